@@ -1,0 +1,118 @@
+"""What happens to which layer, and what it costs. Plain values only: JSON in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What was decided for one weight.
+
+    Attributes:
+        name: Runtime name of the module, as in `model.get_submodule(name)`.
+        shape: (out_features, in_features).
+        compressed: Whether the layer is replaced; a dense one says why in `reason`.
+        rank: Number of signal directions stored as factors.
+        noise: Noise store: `drop`, `ternary`, `int4`, `int8` or `keep`.
+        phase: Verdict on the spectrum, see `hf_rmt.spectra.Phase`.
+        n_spikes: Signal directions found; `rank` where nothing limits it.
+        upper_edge: Largest eigenvalue that still counts as noise.
+        signal_energy: Fraction of the squared Frobenius norm in the stored factors.
+        dropped_energy: Fraction of the squared Frobenius norm that is lost.
+        bits: Stored bits of the weight: factors, noise codes and scales.
+        dense_bits: Bits of the dense weight.
+        latency: Time of the compressed layer over the dense one, measured here; None if not.
+        reason: Why the layer stays dense, or what is unusual about it; may be empty.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    compressed: bool
+    rank: int = 0
+    noise: str = "keep"
+    phase: str = ""
+    n_spikes: int = 0
+    upper_edge: float | None = None
+    signal_energy: float = 0.0
+    dropped_energy: float = 0.0
+    bits: int = 0
+    dense_bits: int = 0
+    latency: float | None = None
+    reason: str = ""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits over the number of entries of the dense weight."""
+        return self.bits / (self.shape[0] * self.shape[1])
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """The layers of a model in their runtime order, and their totals."""
+
+    layers: tuple[LayerPlan, ...]
+
+    def __iter__(self) -> Iterator[LayerPlan]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @property
+    def compressed(self) -> tuple[LayerPlan, ...]:
+        """The layers that are replaced."""
+        return tuple(layer for layer in self.layers if layer.compressed)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight over the compressed layers; 0 when there are none."""
+        weights = sum(layer.shape[0] * layer.shape[1] for layer in self.compressed)
+        return sum(layer.bits for layer in self.compressed) / weights if weights else 0.0
+
+    @property
+    def size_ratio(self) -> float:
+        """Stored over dense bits of the compressed layers; 1 when there are none."""
+        dense = sum(layer.dense_bits for layer in self.compressed)
+        return sum(layer.bits for layer in self.compressed) / dense if dense else 1.0
+
+    @property
+    def dropped_energy(self) -> float:
+        """Mean fraction of the squared Frobenius norm that the compressed layers lose."""
+        losses = [layer.dropped_energy for layer in self.compressed]
+        return sum(losses) / len(losses) if losses else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, layer by layer under its name."""
+        return {layer.name: _without_name(layer) for layer in self.layers}
+
+    @classmethod
+    def from_dict(cls, layers: Mapping[str, Mapping[str, Any]]) -> CompressionPlan:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: If a layer has a field that this version does not know.
+        """
+        known = {entry.name for entry in fields(LayerPlan)}
+        for name, entry in layers.items():
+            if unknown := set(entry) - known:
+                raise ValueError(
+                    f"layer {name!r} has unknown fields {sorted(unknown)}; "
+                    "it was written by a newer hf_rmt, upgrade the package"
+                )
+        return cls(
+            tuple(
+                LayerPlan(**{"name": name, **entry, "shape": tuple(entry["shape"])})
+                for name, entry in layers.items()
+            )
+        )
+
+
+def _without_name(layer: LayerPlan) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in asdict(layer).items() if key != "name"}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,25 @@
+"""Mathematics of one weight matrix: noise laws, their fit to a spectrum, the spikes beyond.
+
+The model, stated once. A weight is oriented as X of shape N x p with N >= p, c = p / N, and
+X = N^{-1/2} Z Sigma^{1/2} with iid entries of mean 0 and variance 1 in Z. Its eigenvalues are
+those of X'X: the squared singular values of the weight. Sigma has K spikes alpha_1..alpha_K,
+the signal, and a bulk, the noise: one variance sigma^2 (unit bulk, the Marchenko-Pastur law) or
+a fraction t of variance sigma_1^2 and the rest sigma_2^2 < sigma_1^2 (double bulk, PDB).
+
+NumPy and SciPy in float64 only; nothing here knows torch.
+"""
+
+from hf_rmt.spectra.double_bulk import DoubleBulk
+from hf_rmt.spectra.fit import Phase, SpectrumFit, fit_double_bulk
+from hf_rmt.spectra.marchenko_pastur import MarchenkoPastur
+from hf_rmt.spectra.tracy_widom import tracy_widom_cdf, tracy_widom_quantile
+
+__all__ = [
+    "DoubleBulk",
+    "MarchenkoPastur",
+    "Phase",
+    "SpectrumFit",
+    "fit_double_bulk",
+    "tracy_widom_cdf",
+    "tracy_widom_quantile",
+]
