@@ -1,0 +1,56 @@
+"""Signal and noise in a network's weights: random matrix theory for transformers models.
+
+A weight is signal plus noise. Random matrix theory says where one ends and the other begins;
+the signal is kept exact, low-rank and trainable, the noise as cheaply as the user asks.
+
+Importing this package registers the quantization method "rmt" with transformers, at once or as
+soon as transformers is imported. Everything else is imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hf_rmt.registration import register_with_transformers
+
+if TYPE_CHECKING:
+    from hf_rmt.integrations.config import RMTConfig
+    from hf_rmt.integrations.model import analyze, compress, export_dense
+    from hf_rmt.nn import SpikedLinear
+    from hf_rmt.plan import CompressionPlan, LayerPlan
+    from hf_rmt.report import CompressionReport, SpectralReport
+    from hf_rmt.spectra import DoubleBulk, MarchenkoPastur, SpectrumFit, fit_double_bulk
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "RMTConfig": "hf_rmt.integrations.config",
+    "analyze": "hf_rmt.integrations.model",
+    "compress": "hf_rmt.integrations.model",
+    "export_dense": "hf_rmt.integrations.model",
+    "SpikedLinear": "hf_rmt.nn",
+    "CompressionPlan": "hf_rmt.plan",
+    "LayerPlan": "hf_rmt.plan",
+    "CompressionReport": "hf_rmt.report",
+    "SpectralReport": "hf_rmt.report",
+    "DoubleBulk": "hf_rmt.spectra",
+    "MarchenkoPastur": "hf_rmt.spectra",
+    "SpectrumFit": "hf_rmt.spectra",
+    "fit_double_bulk": "hf_rmt.spectra",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'hf_rmt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+register_with_transformers()

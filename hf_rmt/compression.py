@@ -1,0 +1,232 @@
+"""Analysing and compressing the linear layers of a loaded torch model.
+
+A tensor's way: one dense weight, its decomposition, the plan of its layer, the factors and the
+noise that is left, a `SpikedLinear`. Only one weight is in flight at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_rmt.decompose import decompose, spectrum
+from hf_rmt.nn import SpikedLinear, latency_ratio, stored_bits
+from hf_rmt.plan import CompressionPlan, LayerPlan
+from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
+from hf_rmt.settings import CompressionSettings
+from hf_rmt.spectra import Phase, SpectrumFit
+
+logger = logging.getLogger(__name__)
+
+NOTABLE_LOSS = 0.05
+"""Dropped energy from which a user is told that fine-tuning is expected."""
+
+
+@dataclass(frozen=True)
+class CompressedWeight:
+    """A weight after the decision.
+
+    Attributes:
+        plan: What was decided.
+        fit: The spectrum; None for a weight too small to look at.
+        left: Factor of shape (out, rank); None for a layer that stays dense.
+        right: Factor of shape (rank, in).
+        filtered: New dense weight, where factors would be larger than it; usually None.
+    """
+
+    plan: LayerPlan
+    fit: SpectrumFit | None = None
+    left: Tensor | None = None
+    right: Tensor | None = None
+    filtered: Tensor | None = None
+
+    def module(self, linear: nn.Linear, weight: Tensor) -> SpikedLinear:
+        """The compressed layer that replaces a linear, which it shares the bias with."""
+        if self.left is None or self.right is None:
+            raise ValueError(f"{self.plan.name} stays dense: {self.plan.reason}")
+        return SpikedLinear.from_factors(
+            self.left, self.right, weight, linear.bias, noise=self.plan.noise
+        )
+
+
+def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
+    """Decide what happens to one weight and factor its signal.
+
+    Args:
+        name: Runtime name of the module.
+        weight: Shape (out, in), on any device; it is not changed.
+        settings: What the user asked for.
+
+    Returns:
+        The plan and, for a compressed layer, factors with left @ right the stored signal.
+    """
+    if min(weight.shape) < settings.min_size:
+        reason = f"smaller side {min(weight.shape)} below min_size={settings.min_size}"
+        return CompressedWeight(_dense_plan(name, weight, reason))
+    try:
+        decomposition = decompose(weight)
+    except torch.linalg.LinAlgError as error:
+        return CompressedWeight(_dense_plan(name, weight, f"no eigenvalues: {error}"))
+    fit = decomposition.fit
+    if fit.phase == Phase.DEGENERATE:
+        return CompressedWeight(_dense_plan(name, weight, fit.reason, phase=fit.phase), fit)
+    kept = _kept_directions(fit, settings)
+    plan = _plan(name, weight, fit, kept, settings)
+    if not plan.compressed and plan.dropped_energy == 0:
+        return CompressedWeight(plan, fit)
+    left, right = decomposition.factors(weight, kept, recover=settings.recovers_spikes)
+    if not plan.compressed:
+        return CompressedWeight(plan, fit, filtered=left @ right)
+    return CompressedWeight(plan, fit, left, right)
+
+
+def compress_layers(
+    model: nn.Module, names: list[str], settings: CompressionSettings, *, dry_run: bool = False
+) -> tuple[CompressionPlan, dict[str, SpectrumFit]]:
+    """Compress linear layers of a loaded model in place, one at a time.
+
+    Args:
+        model: Any module with its weights in memory.
+        names: Linear layers, as `select_linears` gives them.
+        settings: What the user asked for.
+        dry_run: Only plan; the model is not changed.
+
+    Returns:
+        The plan with measured latencies, and the fitted spectra.
+    """
+    decisions = []
+    for name in tqdm(names, desc="Planning" if dry_run else "Compressing", disable=None):
+        linear = model.get_submodule(name)
+        weight = linear.weight.detach()
+        result = compress_weight(name, weight, settings)
+        decisions.append((result.plan, result.fit))
+        if not dry_run:
+            replace_linear(model, result, weight)
+    return compression_report(decisions, next(model.parameters()))
+
+
+def replace_linear(model: nn.Module, result: CompressedWeight, weight: Tensor) -> None:
+    """Put a decision into effect on the linear layer it was made for.
+
+    Args:
+        model: The model that holds the layer.
+        result: The decision.
+        weight: The dense weight it was made from.
+    """
+    name = result.plan.name
+    if result.plan.compressed:
+        module = result.module(model.get_submodule(name), weight)
+        model.set_submodule(name, module.train(model.get_submodule(name).training))
+    elif result.filtered is not None:
+        model.get_submodule(name).weight.data.copy_(result.filtered)
+
+
+def analyze_layers(model: nn.Module, names: list[str]) -> SpectralReport:
+    """Fitted spectra of linear layers; a compressed layer is analysed as it acts."""
+    layers = []
+    for name in tqdm(names, desc="Analysing", disable=None):
+        module = model.get_submodule(name)
+        weight = module.dense() if isinstance(module, SpikedLinear) else module.weight
+        fit = spectrum(weight.detach())
+        layers.append(LayerSpectrum(name, (weight.shape[0], weight.shape[1]), fit))
+    return SpectralReport(tuple(layers))
+
+
+def compression_report(
+    decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], like: Tensor
+) -> CompressionReport:
+    """Report of a model's decisions, with latencies measured on the device and dtype of a tensor."""
+    decisions = list(decisions)
+    spectra = [LayerSpectrum(plan.name, plan.shape, fit) for plan, fit in decisions if fit]
+    plans = _with_latencies([plan for plan, _ in decisions], like)
+    return CompressionReport(CompressionPlan(plans), SpectralReport(tuple(spectra)))
+
+
+def _with_latencies(plans: list[LayerPlan], like: Tensor) -> tuple[LayerPlan, ...]:
+    """The plans with the time of each compressed layer over its dense one, measured now.
+
+    Layers of one shape are measured once, at their largest rank.
+    """
+    ranks: dict[tuple[tuple[int, int], str], int] = {}
+    for plan in plans:
+        if plan.compressed:
+            key = (plan.shape, plan.noise)
+            ranks[key] = max(ranks.get(key, 0), plan.rank)
+    ratios = {
+        (shape, noise): latency_ratio(
+            shape, rank, noise, dtype=like.dtype, device=like.device
+        )
+        for (shape, noise), rank in ranks.items()
+    }
+    return tuple(
+        replace(plan, latency=ratios[plan.shape, plan.noise]) if plan.compressed else plan
+        for plan in plans
+    )
+
+
+def warn_of_loss(plan: CompressionPlan) -> None:
+    """Say once how much energy was dropped, where that is much."""
+    if plan.dropped_energy > NOTABLE_LOSS:
+        logger.warning(
+            "noise='drop' removed %.0f %% of the energy of %d layers: a pretrained model does not "
+            "survive that without fine-tuning; noise='int8' keeps its outputs",
+            100 * plan.dropped_energy,
+            len(plan.layers),
+        )
+
+
+def _dense_plan(name: str, weight: Tensor, reason: str, *, phase: str = "") -> LayerPlan:
+    bits = weight.numel() * weight.element_size() * 8
+    return LayerPlan(
+        name=name,
+        shape=(weight.shape[0], weight.shape[1]),
+        compressed=False,
+        phase=str(phase),
+        bits=bits,
+        dense_bits=bits,
+        reason=reason,
+    )
+
+
+def _kept_directions(fit: SpectrumFit, settings: CompressionSettings) -> Tensor:
+    """Positions of the directions that become factors, ascending, shape (rank,)."""
+    signal = torch.from_numpy(fit.is_signal)
+    kept = torch.nonzero(signal).flatten()[: settings.max_rank]
+    if settings.noise == "drop" and settings.noise_removal < 1:
+        noise = torch.nonzero(~signal).flatten()
+        stays = round((1 - settings.noise_removal) * len(noise))
+        kept = torch.cat([kept, noise[:stays]]).sort().values[: settings.max_rank]
+    return kept
+
+
+def _plan(
+    name: str, weight: Tensor, fit: SpectrumFit, kept: Tensor, settings: CompressionSettings
+) -> LayerPlan:
+    """The layer's plan; it stays dense where factors and codes would not be smaller."""
+    shape, rank = (weight.shape[0], weight.shape[1]), len(kept)
+    energy = float(fit.eigenvalues[kept.numpy()].sum() / fit.eigenvalues.sum())
+    dropped = 1 - energy if settings.noise == "drop" else 0.0
+    dense_bits = weight.numel() * weight.element_size() * 8
+    bits = stored_bits(shape, rank, settings.noise, dtype=weight.dtype)
+    smaller = bits < dense_bits or settings.noise == "keep"
+    too_large = f"rank {rank} takes {bits / weight.numel():.1f} bits a weight, dense is smaller"
+    return LayerPlan(
+        name=name,
+        shape=shape,
+        compressed=smaller,
+        rank=rank if smaller else 0,
+        noise=settings.noise if smaller else "keep",
+        phase=str(fit.phase),
+        n_spikes=fit.n_spikes,
+        upper_edge=fit.upper_edge,
+        signal_energy=energy,
+        dropped_energy=dropped,
+        bits=bits if smaller else dense_bits,
+        dense_bits=dense_bits,
+        reason=fit.reason if smaller else too_large,
+    )

@@ -1,0 +1,160 @@
+"""Loading, saving and undoing compressed models: the half of the quantizer that needs no maths.
+
+A repository that was pushed carries this file, so it must not import the mathematics.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.base import HfQuantizer
+
+from hf_rmt.integrations.config import RMTConfig
+from hf_rmt.nn.spiked import SpikedLinear
+
+ALARM = "import hf_rmt"
+"""Saved as the attention implementation of config.json, which transformers without this package
+does not know: it then raises an error that shows these words. The quantizer takes it out."""
+
+
+class RMTLoader(HfQuantizer):
+    """Rebuilds the compressed layers that a config records, on any device, before they load."""
+
+    quantization_config: RMTConfig
+
+    def __init__(self, quantization_config: RMTConfig, **kwargs: Any) -> None:
+        super().__init__(copy.deepcopy(quantization_config), **kwargs)
+        if self.pre_quantized and self.quantization_config.layers is None:
+            raise ValueError(
+                "this model's config says quant_method 'rmt' but records no layers; it was not "
+                "written by save_pretrained, so remove quantization_config from config.json"
+            )
+
+    @property
+    def is_trainable(self) -> bool:
+        """The signal and all that is not compressed can be trained."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Full training is allowed: the noise is frozen, nothing else is."""
+        return True
+
+    def is_serializable(self) -> bool:
+        """Compressed models are saved as they are."""
+        return True
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Take the alarm out again."""
+        if config._attn_implementation == ALARM:
+            config._attn_implementation = None
+        return config
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            return
+        layers = runtime_names(model, self.quantization_config.layers or {})
+        for name, entry in layers.items():
+            if entry["compressed"]:
+                model.set_submodule(name, _empty_layer(model.get_submodule(name), name, entry))
+        self.quantization_config.layers = layers
+
+    def get_state_dict_and_metadata(
+        self, model: nn.Module
+    ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """The state dict, with factors that bfloat16 holds exactly saved in it."""
+        state = model.state_dict()
+        for name, module in model.named_modules():
+            key = f"{name}.weight"
+            if isinstance(module, SpikedLinear) and key in state:
+                state[key] = _halved_if_exact(state[key])
+        return state, {}
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        return densify(model, dtype=dtype)
+
+
+def runtime_names(
+    model: nn.Module, layers: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Recorded layers under the names they have in a model that may add or drop a head.
+
+    Args:
+        model: A transformers model.
+        layers: Entries by the runtime names of the model that was saved.
+
+    Returns:
+        The entries of the layers that this model has, by its own names.
+
+    Raises:
+        ValueError: If none of them is found.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    found = {}
+    for name, entry in layers.items():
+        for candidate in (name, prefix + name, name.removeprefix(prefix)):
+            if candidate in modules:
+                found[candidate] = entry
+                break
+    if layers and not found:
+        raise ValueError(
+            f"none of the {len(layers)} recorded layers, such as {next(iter(layers))!r}, exists in "
+            f"{type(model).__name__}; load the model with the class it was saved from"
+        )
+    return found
+
+
+def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
+    """Replace every compressed layer by the dense linear it acts as, in place.
+
+    Args:
+        model: A model with compressed layers.
+        dtype: Of the dense weights; None keeps each layer's own.
+
+    Returns:
+        The model.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, SpikedLinear):
+            model.set_submodule(name, _dense_layer(module, dtype))
+    return model
+
+
+def _empty_layer(linear: nn.Module, name: str, entry: Mapping[str, Any]) -> SpikedLinear:
+    """The recorded layer with nothing in it yet, on the device of the linear it replaces."""
+    if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != tuple(entry["shape"]):
+        found = tuple(linear.weight.shape) if isinstance(linear, nn.Linear) else type(linear)
+        raise ValueError(
+            f"layer {name!r} was compressed as a linear of shape {tuple(entry['shape'])}, this "
+            f"model has {found}; its config.json belongs to another model"
+        )
+    return SpikedLinear(
+        linear.in_features,
+        linear.out_features,
+        entry["rank"],
+        noise=entry["noise"],
+        bias=linear.bias is not None,
+        device=linear.weight.device,
+        dtype=linear.weight.dtype,
+    )
+
+
+def _dense_layer(module: SpikedLinear, dtype: torch.dtype | None) -> nn.Linear:
+    weight = module.dense().detach().to(dtype or module.weight.dtype)
+    linear = nn.Linear(1, 1, bias=False, device="meta")
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight)
+    if module.bias is not None:
+        linear.bias = nn.Parameter(module.bias.detach().to(weight.dtype))
+    return linear.train(module.training)
+
+
+def _halved_if_exact(weight: torch.Tensor) -> torch.Tensor:
+    half = weight.to(torch.bfloat16)
+    exact = weight.device.type != "meta" and torch.equal(half.to(weight.dtype), weight)
+    return half if exact else weight

@@ -1,0 +1,176 @@
+"""`analyze`, `compress` and `export_dense`: the same work on models that are loaded already."""
+
+from __future__ import annotations
+
+import copy
+from os import PathLike
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+
+from hf_rmt.compression import analyze_layers, compress_layers, warn_of_loss
+from hf_rmt.integrations.config import RMTConfig
+from hf_rmt.integrations.loader import densify
+from hf_rmt.integrations.quantizer import RMTQuantizer, protected_modules
+from hf_rmt.integrations.saving import install_saving, uninstall_saving
+from hf_rmt.nn import SpikedLinear
+from hf_rmt.report import CompressionReport, SpectralReport
+from hf_rmt.settings import CompressionSettings
+from hf_rmt.targets import select_linears
+
+ModelOrPath = nn.Module | str | PathLike[str]
+
+
+def analyze(
+    model_or_path: ModelOrPath, *, target_modules: list[str] | str | None = None
+) -> SpectralReport:
+    """Fit the double bulk model to every attention and MLP weight of a model.
+
+    Args:
+        model_or_path: A loaded model, a folder or a Hub id.
+        target_modules: Which linear layers, as in `RMTConfig`.
+
+    Returns:
+        The spectra: a table when printed, plots, JSON and CSV.
+
+    Raises:
+        ValueError: If a target matches nothing.
+        OSError: If the path or id cannot be loaded.
+    """
+    model = load_if_path(model_or_path)
+    compressed = [name for name, part in model.named_modules() if isinstance(part, SpikedLinear)]
+    names = compressed or _targets(model, RMTConfig(target_modules=target_modules))
+    return analyze_layers(model, names)
+
+
+def compress(
+    model: nn.Module, config: RMTConfig | None = None, *, dry_run: bool = False
+) -> CompressionReport:
+    """Compress a loaded model in place.
+
+    A transformers model can then be saved, pushed and reloaded like one that was compressed by
+    `from_pretrained`; any other module has its linears replaced.
+
+    Args:
+        model: A model with its weights in memory.
+        config: What to do; the default keeps the outputs.
+        dry_run: Only plan: ranks, energies, bits and latencies. The model is not changed.
+
+    Returns:
+        What was, or would be, done.
+
+    Raises:
+        TypeError: If the model is not a module or the config no `RMTConfig`.
+        ValueError: If the model is quantized already, or nothing can be compressed.
+    """
+    config = copy.deepcopy(config) if config is not None else RMTConfig()
+    _check(model, config)
+    names = _targets(model, config)
+    report = compress_layers(model, names, config, dry_run=dry_run)
+    if not dry_run:
+        warn_of_loss(report.plan)
+        if isinstance(model, PreTrainedModel):
+            _attach(model, config, report)
+    return report
+
+
+def export_dense(model_or_path: ModelOrPath) -> nn.Module:
+    """A plain dense copy of a compressed model, which loads anywhere without this package.
+
+    Args:
+        model_or_path: A compressed model, or where one is saved. A loaded model is not changed.
+
+    Returns:
+        The dense model. Its weights are what the compressed layers act as.
+
+    Raises:
+        ValueError: If the model has no compressed layer.
+    """
+    model = load_if_path(model_or_path)
+    if not any(isinstance(module, SpikedLinear) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has no layer compressed by hf_rmt, so it is dense already; "
+            "save it with save_pretrained"
+        )
+    dense = copy.deepcopy(model) if model is model_or_path else model
+    uninstall_saving(dense)
+    if isinstance(dense, PreTrainedModel):
+        dense.config.__dict__.pop("auto_map", None)
+        return dense.dequantize()
+    return densify(dense)
+
+
+def load_if_path(model_or_path: ModelOrPath) -> Any:
+    """A model as it is; a folder or Hub id loaded with the class it was saved from."""
+    if isinstance(model_or_path, nn.Module):
+        return model_or_path
+    return model_class(model_or_path).from_pretrained(model_or_path, dtype="auto")
+
+
+def model_class(path: str | PathLike[str]) -> Any:
+    """The class that a saved model names as its own, `AutoModel` if it names none."""
+    architectures = AutoConfig.from_pretrained(path).architectures or [""]
+    return getattr(transformers, architectures[0], AutoModel)
+
+
+def _check(model: nn.Module, config: RMTConfig) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"compress needs a loaded model, got {model!r}; load it first")
+    if not isinstance(config, CompressionSettings):
+        raise TypeError(f"config must be an RMTConfig, got {config!r}")
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        raise ValueError(
+            f"{type(model).__name__} is quantized already with "
+            f"{quantizer.quantization_config.quant_method!r}; load the original model, or "
+            "model.dequantize() first"
+        )
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise ValueError(
+            "some weights of the model are offloaded or on the meta device, where there is "
+            "nothing to compress; load the model without offloading"
+        )
+
+
+def _targets(model: nn.Module, config: RMTConfig) -> list[str]:
+    protected = protected_modules(model, config) if isinstance(model, PreTrainedModel) else set()
+    return select_linears(model, config, protected=protected)
+
+
+def _attach(model: PreTrainedModel, config: RMTConfig, report: CompressionReport) -> None:
+    """Give the model the quantizer that `from_pretrained` would have given it."""
+    config.layers = report.plan.to_dict()
+    config.base_model = config.base_model or model.config._name_or_path or None
+    model.hf_quantizer = RMTQuantizer(config, pre_quantized=True)
+    model.hf_quantizer.report = report
+    model.is_quantized = True
+    model.quantization_method = config.quant_method
+    model.config.quantization_config = config
+    install_saving(model)
+
+
+def load_compressed(
+    path: str | PathLike[str], config: RMTConfig
+) -> tuple[Any, CompressionReport]:
+    """Load a model and compress it weight by weight on the way, never holding it dense.
+
+    Args:
+        path: Folder or Hub id.
+        config: What to do.
+
+    Returns:
+        The compressed model and what was done.
+    """
+    model = model_class(path).from_pretrained(path, quantization_config=config, dtype="auto")
+    return model, model.hf_quantizer.report
+
+
+def copy_tokenizer(source: str | PathLike[str], target: str | PathLike[str]) -> None:
+    """Copy the tokenizer or image processor beside a saved model, where there is one."""
+    for processor in (AutoTokenizer, AutoImageProcessor):
+        try:
+            processor.from_pretrained(source).save_pretrained(target)
+        except (OSError, ValueError, ImportError):
+            continue

@@ -1,0 +1,132 @@
+"""The quantizer: one dense weight at a time, while `from_pretrained` reads the checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.core_model_loading import ConversionOps
+
+from hf_rmt.compression import compress_weight, compression_report, replace_linear, warn_of_loss
+from hf_rmt.integrations.loader import RMTLoader
+from hf_rmt.integrations.saving import install_saving
+from hf_rmt.plan import LayerPlan
+from hf_rmt.report import CompressionReport
+from hf_rmt.settings import CompressionSettings
+from hf_rmt.spectra import SpectrumFit
+from hf_rmt.targets import ALL_LINEAR, select_linears
+
+
+class RMTQuantizer(RMTLoader):
+    """Compresses on the fly, reloads what was compressed, and makes both savable.
+
+    Attributes:
+        report: What was decided when the model was compressed; None after a reload.
+    """
+
+    report: CompressionReport | None = None
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """Refuse offloading on the fly: a weight must be at hand to be decomposed."""
+        places = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
+        if not self.pre_quantized and "disk" in places:
+            raise ValueError(
+                f"device_map={device_map} offloads weights to disk, where they cannot be "
+                "compressed while loading; load without offloading, save_pretrained, and offload "
+                "the saved model"
+            )
+        if not self.pre_quantized and "cpu" in places and len(places) > 1:
+            raise ValueError(
+                f"device_map={device_map} offloads weights to the CPU, where they cannot be "
+                "compressed while loading; load without offloading, save_pretrained, and offload "
+                "the saved model"
+            )
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        super()._process_model_before_weight_loading(model, **kwargs)
+        if not self.pre_quantized:
+            names = select_linears(
+                model,
+                self.quantization_config,
+                protected=protected_modules(model, self.quantization_config),
+            )
+            self.pending = {f"{name}.weight": name for name in names}
+            self.decisions: dict[str, tuple[LayerPlan, SpectrumFit | None]] = {}
+
+    def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
+        """Whether a checkpoint tensor is a weight to compress."""
+        return not self.pre_quantized and param_name in self.pending
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """The operation that compresses one weight."""
+        return _CompressWeight(self)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            self._conclude(model)
+        install_saving(model)
+
+    def _conclude(self, model: nn.Module) -> None:
+        """Record what was decided; from now on the model is like one that was reloaded."""
+        ordered = [self.decisions[name] for name in self.pending.values() if name in self.decisions]
+        self.report = compression_report(ordered, next(model.parameters()))
+        self.quantization_config.layers = self.report.plan.to_dict()
+        self.quantization_config.base_model = model.config._name_or_path or None
+        self.pre_quantized = True
+        warn_of_loss(self.report.plan)
+
+
+def protected_modules(model: nn.Module, settings: CompressionSettings) -> set[str]:
+    """Names that stay dense: tied embeddings always, heads unless they are asked for by name."""
+    tied = getattr(model, "all_tied_weights_keys", {})
+    names = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
+    if settings.target_modules in (None, ALL_LINEAR):
+        prefix = getattr(model, "base_model_prefix", "")
+        if isinstance(getattr(model, prefix, None), nn.Module):
+            inside = (prefix, "")
+            names |= {
+                name for name, _ in model.named_modules() if name.split(".")[0] not in inside
+            }
+        embeddings = model.get_output_embeddings()
+        names |= {name for name, module in model.named_modules() if module is embeddings}
+    return names
+
+
+class _CompressWeight(ConversionOps):
+    """Turns a dense weight into a compressed layer of the model, and takes it off the load."""
+
+    def __init__(self, quantizer: RMTQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        *,
+        full_layer_name: str,
+        model: nn.Module,
+        missing_keys: set[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, torch.Tensor]:
+        """Compress the one weight in `input_dict`; returns it only if it stays dense."""
+        (value,) = input_dict.values()
+        weight = value[0] if isinstance(value, list) else value
+        name = self.quantizer.pending[full_layer_name]
+        result = compress_weight(name, weight, self.quantizer.quantization_config)
+        self.quantizer.decisions[name] = (result.plan, result.fit)
+        if not result.plan.compressed:
+            return {full_layer_name: weight if result.filtered is None else result.filtered}
+        replace_linear(model, result, weight)
+        _mark_loaded(model.get_submodule(name))
+        if missing_keys is not None:
+            missing_keys.discard(full_layer_name)
+        return {}
+
+
+def _mark_loaded(module: nn.Module) -> None:
+    """Tell transformers that factors and noise are not to be initialised."""
+    module._is_hf_initialized = True
+    for child in module.modules():
+        for tensor in (*child._parameters.values(), *child._buffers.values()):
+            if tensor is not None and tensor.device.type != "meta":
+                tensor._is_hf_initialized = True

@@ -1,0 +1,145 @@
+"""What a saved or pushed model carries beside its tensors: alarm, remote code, card, picture."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from torch import nn
+
+from hf_rmt.integrations.loader import ALARM
+from hf_rmt.integrations.remote import REMOTE_CONFIG, REMOTE_FILE, remote_code
+from hf_rmt.plan import CompressionPlan
+from hf_rmt.report import CompressionReport, model_card
+
+PICTURE = "spectrum.png"
+PICTURE_DPI = 120
+CARD_TAG = "hf_rmt"
+
+
+def install_saving(model: nn.Module) -> None:
+    """Make `save_pretrained` and `push_to_hub` of one model write what loads everywhere."""
+    model.save_pretrained = MethodType(_save_pretrained, model)
+    model.push_to_hub = MethodType(_push_to_hub, model)
+
+
+def uninstall_saving(model: nn.Module) -> None:
+    """Give a model its class's own saving back."""
+    for name in ("save_pretrained", "push_to_hub"):
+        model.__dict__.pop(name, None)
+
+
+def _save_pretrained(
+    model: Any,
+    save_directory: str | Path,
+    is_main_process: bool = True,
+    push_to_hub: bool = False,
+    **kwargs: Any,
+) -> None:
+    """`PreTrainedModel.save_pretrained`, and the files that make the folder load anywhere."""
+    folder = Path(save_directory)
+    if folder.is_file():
+        raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")
+    repo_id = kwargs.pop("repo_id", folder.name)
+    type(model).save_pretrained(model, save_directory, is_main_process=is_main_process, **kwargs)
+    if is_main_process:
+        _write_companions(model, folder)
+    if push_to_hub:
+        _push_to_hub(model, repo_id, token=kwargs.get("token"))
+
+
+def _push_to_hub(
+    model: Any,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    max_shard_size: int | str = "50GB",
+    tags: list[str] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """`PreTrainedModel.push_to_hub` with the generated card in place of an empty template."""
+    from transformers.utils.hub import hf_api
+
+    repo_id = hf_api().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        card = _foreign_card(repo_id, token) or _card(model, repo_id, token)
+        card.data.tags = sorted({*(card.data.tags or []), *(tags or [])})
+        card.save(Path(folder, "README.md"))
+        return model._upload_modified_files(
+            folder, repo_id, files_timestamps={}, token=token, **kwargs
+        )
+
+
+def _write_companions(model: Any, folder: Path) -> None:
+    """Alarm and remote code into the folder, and a card unless the user has written one."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["auto_map"] = {**(config.get("auto_map") or {}), "AutoConfig": REMOTE_CONFIG}
+    if not config.get("output_attentions"):  # those models refuse any but eager attention
+        config["attn_implementation"] = ALARM
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / REMOTE_FILE).write_text(remote_code(), encoding="utf-8")
+    readme = folder / "README.md"
+    if not readme.exists() or CARD_TAG in (ModelCard.load(readme).data.tags or []):
+        drawn = _draw(model, folder / PICTURE)
+        _card(model, None, None, picture=drawn).save(readme)
+
+
+def _draw(model: Any, path: Path) -> bool:
+    """Spectra if the model was compressed just now, else the plan over depth; needs matplotlib."""
+    report = model.hf_quantizer.report
+    try:
+        if report is not None and report.spectra is not None:
+            figure = report.spectra.plot_grid()
+        else:
+            figure = CompressionReport(_plan(model)).plot_overview()
+    except ImportError:
+        return False
+    figure.savefig(path, dpi=PICTURE_DPI, bbox_inches="tight")
+    return True
+
+
+def _plan(model: Any) -> CompressionPlan:
+    return CompressionPlan.from_dict(model.hf_quantizer.quantization_config.layers)
+
+
+def _card(model: Any, repo_id: str | None, token: Any, *, picture: bool = True) -> ModelCard:
+    config = model.hf_quantizer.quantization_config
+    settings = {key: value for key, value in config.to_dict().items() if key != "layers"}
+    text = model_card(
+        _plan(model),
+        repo_id=repo_id,
+        base_model=config.base_model,
+        license=_license(config.base_model, token) if repo_id else None,
+        config=settings,
+        picture=PICTURE if picture else None,
+    )
+    return ModelCard(text)
+
+
+def _foreign_card(repo_id: str, token: Any) -> ModelCard | None:
+    """The repository's card if a person wrote it."""
+    try:
+        card = ModelCard.load(repo_id, token=token)
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        return None
+    return None if CARD_TAG in (card.data.tags or []) else card
+
+
+def _license(base_model: str | None, token: Any) -> str | None:
+    """Licence that the base model's card states, if it can be read."""
+    if not base_model:
+        return None
+    try:
+        local = Path(base_model, "README.md")
+        path = local if local.is_file() else hf_hub_download(base_model, "README.md", token=token)
+        return ModelCard.load(path).data.license
+    except (OSError, ValueError, HfHubHTTPError):
+        return None

@@ -1,0 +1,3 @@
+from transformers.utils import logging
+
+logging.disable_progress_bar()
