@@ -1,0 +1,191 @@
+"""`hf-rmt analyze | compress | export | demo`: one library call per command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_rmt.settings import METHODS, NOISE_KINDS
+
+EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+"""What bad input ends in; shown as one line unless --traceback asks for more."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; None reads `sys.argv`.
+
+    Returns:
+        The exit status: 0, or 1 after an error.
+    """
+    options = _parser().parse_args(arguments)
+    _quieten(options.quiet)
+    try:
+        options.run(options)
+    except EXPECTED_ERRORS as error:
+        if options.traceback:
+            raise
+        print(f"hf-rmt: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _quieten(quiet: bool) -> None:
+    """Progress bars and warnings go to standard error, and nowhere when asked for quiet."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s")
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def _analyze(options: argparse.Namespace) -> None:
+    from hf_rmt.integrations.model import analyze
+
+    report = analyze(options.model, target_modules=_targets(options))
+    if options.save:
+        report.save(options.save)
+    _show(options, report, report.to_json())
+
+
+def _compress(options: argparse.Namespace) -> None:
+    from hf_rmt.integrations.config import RMTConfig
+    from hf_rmt.integrations.model import compress, copy_tokenizer, load_compressed, load_if_path
+
+    config = RMTConfig(
+        method=options.method,
+        noise=options.noise,
+        noise_removal=options.noise_removal,
+        max_rank=options.max_rank,
+        target_modules=_targets(options),
+    )
+    if options.dry_run:
+        report = compress(load_if_path(options.model), config, dry_run=True)
+        _show(options, report, report.to_json())
+        return
+    if not options.output and not options.push_to_hub:
+        raise ValueError("say where the result goes: OUTPUT, --push-to-hub or --dry-run")
+    _check_writable(options.output)
+    model, report = load_compressed(options.model, config)
+    _deliver(options, model)
+    if options.output:
+        copy_tokenizer(options.model, options.output)
+    _show(options, report, report.to_json())
+
+
+def _export(options: argparse.Namespace) -> None:
+    from hf_rmt.integrations.model import copy_tokenizer, export_dense
+
+    _check_writable(options.output)
+    export_dense(options.model).save_pretrained(options.output)
+    copy_tokenizer(options.model, options.output)
+    _note(options, f"dense model written to {options.output}")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from hf_rmt.demo import run_demo
+
+    result = run_demo(Path(options.output))
+    _show(options, result, result.to_json())
+
+
+def _deliver(options: argparse.Namespace, model: Any) -> None:
+    if options.output:
+        model.save_pretrained(options.output)
+        _note(options, f"compressed model written to {options.output}")
+    if options.push_to_hub:
+        model.push_to_hub(options.push_to_hub, private=options.private)
+        _note(options, f"compressed model pushed to {options.push_to_hub}")
+
+
+def _show(options: argparse.Namespace, result: object, text: str) -> None:
+    """The result on standard output, as JSON if asked for."""
+    print(text if options.json else result)
+
+
+def _note(options: argparse.Namespace, text: str) -> None:
+    if not options.quiet:
+        print(text, file=sys.stderr)
+
+
+def _targets(options: argparse.Namespace) -> list[str] | str | None:
+    """One value is a regular expression or all-linear, several are names."""
+    values = options.target_modules
+    return values if values is None or len(values) > 1 else values[0]
+
+
+def _check_writable(folder: str | None) -> None:
+    """Find out before the long work whether the result can be written."""
+    if folder is None:
+        return
+    path = Path(folder)
+    if path.is_file():
+        raise NotADirectoryError(f"OUTPUT must be a folder, {path} is a file")
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"OUTPUT {path} cannot be written to; choose another folder")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-rmt", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    common.add_argument("--quiet", action="store_true", help="no progress bars, no notes")
+    common.add_argument("--traceback", action="store_true", help="show where an error came from")
+    targets = argparse.ArgumentParser(add_help=False)
+    targets.add_argument(
+        "--target-modules", nargs="+", help="names, one regular expression, or all-linear"
+    )
+    _add_analyze(commands, [common, targets])
+    _add_compress(commands, [common, targets])
+    _add_export(commands, [common])
+    _add_demo(commands, [common])
+    return parser
+
+
+def _add_analyze(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("analyze", parents=parents, help="fit every weight's spectrum")
+    parser.add_argument("model", help="folder or Hub id")
+    parser.add_argument("--save", metavar="FOLDER", help="also write tables, JSON and plots")
+    parser.set_defaults(run=_analyze)
+
+
+def _add_compress(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("compress", parents=parents, help="compress and save or push")
+    parser.add_argument("model", help="folder or Hub id")
+    parser.add_argument("output", nargs="?", help="folder for the compressed model")
+    parser.add_argument("--method", choices=METHODS, default="pdb")
+    parser.add_argument("--noise", choices=NOISE_KINDS, default="int8")
+    parser.add_argument("--noise-removal", type=float, default=1.0, metavar="FRACTION")
+    parser.add_argument("--max-rank", type=int)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, change nothing")
+    parser.add_argument("--push-to-hub", metavar="REPO")
+    parser.add_argument("--private", action="store_true", default=None)
+    parser.set_defaults(run=_compress)
+
+
+def _add_export(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("export", parents=parents, help="write a plain dense model")
+    parser.add_argument("model", help="compressed model: folder or Hub id")
+    parser.add_argument("output", help="folder for the dense model")
+    parser.set_defaults(run=_export)
+
+
+def _add_demo(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("demo", parents=parents, help="all of it on a trained BERT")
+    parser.add_argument("output", nargs="?", default="hf-rmt-demo", help="folder for the results")
+    parser.set_defaults(run=_demo)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
