@@ -74,8 +74,9 @@ class RMTLoader(HfQuantizer):
                 state[key] = _halved_if_exact(state[key])
         return state, {}
 
-    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-        return densify(model, dtype=dtype)
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | str | None = None) -> nn.Module:
+        # save_pretrained leaves the dtype's name, not the dtype, in the model's config
+        return densify(model, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
 
 def runtime_names(

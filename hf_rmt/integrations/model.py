@@ -110,8 +110,18 @@ def load_if_path(model_or_path: ModelOrPath) -> Any:
 
 
 def model_class(path: str | PathLike[str]) -> Any:
-    """The class that a saved model names as its own, `AutoModel` if it names none."""
-    architectures = AutoConfig.from_pretrained(path).architectures or [""]
+    """The class that a saved model names as its own, `AutoModel` if it names none.
+
+    Raises:
+        OSError: If there is no such folder and the Hub does not answer or has no such model.
+    """
+    try:
+        architectures = AutoConfig.from_pretrained(path).architectures or [""]
+    except OSError as error:
+        raise OSError(
+            f"{str(path)!r} is neither a folder with a model nor a Hub id that can be reached; "
+            f"pass a local folder, or connect. {error}"
+        ) from error
     return getattr(transformers, architectures[0], AutoModel)
 
 

@@ -9,13 +9,13 @@ from types import ModuleType
 
 from hf_rmt import settings
 from hf_rmt.integrations import config, loader
-from hf_rmt.nn import noise, spiked
+from hf_rmt.nn import codebooks, noise, spiked
 
 REMOTE_MODULE = "hf_rmt_remote"
 REMOTE_FILE = f"{REMOTE_MODULE}.py"
 REMOTE_CONFIG = f"{REMOTE_MODULE}.RemoteConfig"
 
-BUNDLED: tuple[ModuleType, ...] = (settings, noise, spiked, config, loader)
+BUNDLED: tuple[ModuleType, ...] = (settings, codebooks, noise, spiked, config, loader)
 """In the order in which they import each other."""
 
 EPILOGUE = '''

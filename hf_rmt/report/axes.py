@@ -1,0 +1,211 @@
+"""Drawing one spectrum into axes: histogram, law, edges, spikes and what lies far out."""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_rmt.report.style import SMALL_FONT, Palette, finish, matplotlib_part
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.ticker import Locator
+    from numpy.typing import NDArray
+
+    from hf_rmt.spectra import DoubleBulk, SpectrumFit
+
+LONG_TAIL = 2.5
+"""A spectrum that reaches further than this many times its edge is not drawn whole."""
+BULK_VIEW = 1.5
+"""It is drawn up to this many times its edge."""
+BINS = (20, 60)
+"""Fewest and most bins over the noise."""
+CURVE_POINTS = 200
+REASON_WIDTH = 26
+"""Characters of a reason that fit into a small panel."""
+DENSE_DECADES = 1.5
+"""Logarithmic axes over more decades than this have ticks at powers of ten only."""
+TICK_HEIGHT = 0.035
+"""Where the middle of a spike's tick stands, in heights of the axes."""
+
+
+def abscissa(*, square_root: bool, short: bool = False) -> str:
+    """Label of the axis of singular values, or of eigenvalues."""
+    if short:
+        return r"singular value $\nu$" if square_root else r"eigenvalue $\lambda$"
+    if square_root:
+        return r"singular value $\nu = \sqrt{\lambda}$ of the weight (units of the weight)"
+    return r"eigenvalue $\lambda$ = squared singular value (units of the weight, squared)"
+
+
+def positions(eigenvalues: NDArray[np.float64], *, square_root: bool) -> NDArray[np.float64]:
+    """Where finite eigenvalues are drawn: at their square roots, the singular values, or as is."""
+    finite = np.maximum(eigenvalues[np.isfinite(eigenvalues)], 0.0)
+    return np.sqrt(finite) if square_root else finite
+
+
+def has_long_tail(fit: SpectrumFit, *, square_root: bool) -> bool:
+    """Whether the largest value lies so far out that the bulk would shrink to a line."""
+    if fit.noise_law is None:
+        return False
+    reach = fit.eigenvalues[0] / fit.upper_edge
+    return bool((np.sqrt(reach) if square_root else reach) > LONG_TAIL)
+
+
+def law_curve(
+    law: DoubleBulk, *, square_root: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The law's density over singular values, f(nu^2) 2 nu, or over eigenvalues, f(lambda).
+
+    Args:
+        law: The law of the noise.
+        square_root: Over singular values.
+
+    Returns:
+        Points, dense at the edges, and the density at them; zero between two bulks.
+    """
+    steps = np.cos(np.linspace(0.0, np.pi, CURVE_POINTS))
+    edges = np.sqrt(law.bulk_edges)
+    nu = np.stack([(low + high - (high - low) * steps) / 2 for low, high in edges])
+    nu = np.maximum(nu, 1e-5 * edges[-1, 1])  # over eigenvalues the density has a pole at 0
+    density = law.pdf(nu**2)
+    density[:, 0] *= edges[:, 0] == 0  # exactly at an edge rounding would decide
+    density[:, -1] = 0.0
+    nu, density = nu.ravel(), density.ravel()
+    return (nu, 2 * nu * density) if square_root else (nu**2, density)
+
+
+def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> None:
+    """Draw one spectrum: a histogram of area 1, the law with the area of the noise, the spikes.
+
+    Args:
+        axes: Where to draw.
+        fit: The fitted spectrum; without a law only its histogram and the reason are drawn.
+        colours: The palette.
+        square_root: Draw over singular values, not eigenvalues.
+    """
+    ticker = matplotlib_part("ticker")
+    finish(axes, colours)
+    _plain_ticks(axes.xaxis, ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
+    values = positions(fit.eigenvalues, square_root=square_root)
+    if fit.noise_law is None:
+        _draw_lawless(axes, values, fit.reason, colours)
+        return
+    edge = float(np.sqrt(fit.upper_edge) if square_root else fit.upper_edge)
+    tail = has_long_tail(fit, square_root=square_root)
+    limit = BULK_VIEW * edge if tail else 1.05 * max(edge, float(values[0]))
+    top = _draw_histogram(axes, values, fit.is_signal, (edge, limit), colours)
+    x, density = law_curve(fit.noise_law, square_root=square_root)
+    density = (1 - fit.n_spikes / len(values)) * density
+    axes.plot(x, density, color=colours.law, label="fitted law of the noise")
+    bulk_edges = positions(fit.noise_law.bulk_edges.ravel(), square_root=square_root)
+    for k, bulk_edge in enumerate(bulk_edges):
+        label = "" if k else "edges of the law"
+        axes.axvline(bulk_edge, color=colours.law, lw=0.9, ls=":", label=label)
+    axes.axvline(edge, color=colours.edge, lw=0.9, ls="--", label="edge at this size")
+    draw_ticks(axes, values[fit.is_signal], colours)
+    axes.set_xlim(0.0, limit)
+    axes.set_ylim(0.0, 1.15 * (max(top, float(density.max())) if square_root else top))
+    _note_beyond(axes, values[fit.is_signal], limit)
+
+
+def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> None:
+    """Draw how many values lie at or above each one, on logarithmic axes.
+
+    Args:
+        axes: Where to draw.
+        fit: A fitted spectrum with a law.
+        colours: The palette.
+        square_root: Draw over singular values, not eigenvalues.
+    """
+    ticker = matplotlib_part("ticker")
+    values = positions(fit.eigenvalues, square_root=square_root)
+    counts = np.arange(len(values)) + 1
+    for mask, colour in ((~fit.is_signal, colours.law), (fit.is_signal, colours.spike)):
+        axes.plot(values[mask], counts[mask], ".", color=colour, markersize=4)
+    edge = float(np.sqrt(fit.upper_edge) if square_root else fit.upper_edge)
+    axes.axvline(edge, color=colours.edge, lw=0.9, ls="--")
+    axes.set(xscale="log", yscale="log", xlim=(0.3 * edge, 1.3 * values[0]))
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        subs = (1.0,) if high > low * 10**DENSE_DECADES else (1.0, 2.0, 5.0)
+        _plain_ticks(axis, ticker.LogLocator(subs=subs, numticks=5))
+    axes.set_ylabel("number at or above")
+    axes.set_xlabel(r"$\nu$" if square_root else r"$\lambda$")
+    axes.set_title("the tail", fontsize=SMALL_FONT)
+    finish(axes, colours)
+
+
+def draw_ticks(axes: Axes, spikes: NDArray[np.float64], colours: Palette) -> None:
+    """Mark every spike by a tick at the foot of the axes."""
+    if len(spikes):
+        axes.plot(
+            spikes,
+            np.full(len(spikes), TICK_HEIGHT),
+            ls="",
+            marker="|",
+            markersize=9,
+            markeredgewidth=1.1,
+            color=colours.spike,
+            transform=axes.get_xaxis_transform(),
+            label="spikes",
+        )
+
+
+def _draw_histogram(
+    axes: Axes,
+    values: NDArray[np.float64],
+    is_signal: NDArray[np.bool_],
+    edge_and_limit: tuple[float, float],
+    colours: Palette,
+) -> float:
+    """Stack noise and spikes in bins that meet at the edge; returns the highest bar."""
+    edge, limit = edge_and_limit
+    noise = values[~is_signal]
+    wanted = len(np.histogram_bin_edges(noise, "fd")) - 1
+    width = edge / int(np.clip(wanted * edge / max(np.ptp(noise), 1e-9 * edge), *BINS))
+    bins = np.arange(0.0, limit + width, width)
+    weight = 1 / (len(values) * width)
+    groups = [noise, values[is_signal]]
+    heights, _, _ = axes.hist(
+        groups,
+        bins=bins.tolist(),
+        weights=[np.full(len(group), weight) for group in groups],
+        stacked=True,
+        color=[colours.noise, colours.signal],
+        label=["noise, measured", "signal, measured"],
+    )
+    return float(np.max(heights))
+
+
+def _draw_lawless(axes: Axes, values: NDArray[np.float64], reason: str, colours: Palette) -> None:
+    if len(values) and values[0] > 0:
+        axes.hist(values, bins=BINS[0], density=True, color=colours.faint, label="measured, no law")
+        axes.set(xlim=(0.0, None), ylim=(0.0, 1.35 * axes.get_ylim()[1]))
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    _note(axes, fill(reason, width=REASON_WIDTH))
+
+
+def _note_beyond(axes: Axes, spikes: NDArray[np.float64], limit: float) -> None:
+    beyond = spikes[spikes > limit]
+    if len(beyond):
+        _note(axes, f"{len(beyond)} beyond,\nto {beyond[0]:.2g}")
+
+
+def _note(axes: Axes, text: str) -> None:
+    """Text in the upper right corner, where a spectrum is low."""
+    where = axes.transAxes
+    axes.text(0.98, 0.96, text, ha="right", va="top", transform=where, fontsize=SMALL_FONT - 1)
+
+
+def _plain_ticks(axis: Axis, locator: Locator) -> None:
+    """Numbers written out at few places, without an offset that would cover the label."""
+    ticker = matplotlib_part("ticker")
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())

@@ -1,0 +1,193 @@
+"""The report of a compression: what became of every layer, and what it costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_rmt.plan import CompressionPlan, LayerPlan
+from hf_rmt.report import records, tables
+from hf_rmt.report.folder import save_report
+from hf_rmt.report.spectral import SpectralReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """A plan, done or only considered, in words, tables and figures.
+
+    Args:
+        plan: What happens to which layer.
+        spectra: The spectra behind it; saved along with it where given.
+    """
+
+    plan: CompressionPlan
+    spectra: SpectralReport | None = None
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    @property
+    def latency(self) -> float | None:
+        """Mean time of the measured compressed layers over the dense one, by size of layer.
+
+        The time of a dense layer goes with its number of entries, which is why they weigh.
+        """
+        measured = [layer for layer in self.plan.compressed if layer.latency is not None]
+        weights = [layer.shape[0] * layer.shape[1] for layer in measured]
+        times = [layer.latency or 0.0 for layer in measured]
+        if not measured:
+            return None
+        return sum(w * t for w, t in zip(weights, times, strict=True)) / sum(weights)
+
+    def summary(self) -> str:
+        """Totals in one sentence, then what the user should be told of time and dense layers."""
+        plan = self.plan
+        head = f"{len(plan.compressed)} of {len(plan)} layers compressed"
+        if plan.compressed:
+            head += (
+                f": {plan.bits_per_weight:.3g} bits a weight, {plan.size_ratio:.2f} of the dense "
+                f"size, energy dropped {tables.percent(plan.dropped_energy)}"
+            )
+            if self.latency is not None:
+                head += f", {self.latency:.2g} times the dense time"
+        return "\n".join(filter(None, [head, self._slower(), self._dense()]))
+
+    def _slower(self) -> str:
+        """The warning about layers that take longer than before; empty if none does."""
+        measured = [layer for layer in self.plan.compressed if layer.latency is not None]
+        slower = [layer for layer in measured if (layer.latency or 0.0) > 1.0]
+        if not slower:
+            return ""
+        worst = max(slower, key=lambda layer: layer.latency or 0.0)
+        return (
+            f"Slower than dense: {len(slower)} of {len(measured)} measured layers, up to "
+            f"{worst.latency:.2f} times ({worst.name}). This saves memory, not time, there."
+        )
+
+    def _dense(self) -> str:
+        """Why layers stay dense; empty if none does."""
+        dense = [layer for layer in self.plan if not layer.compressed]
+        if not dense:
+            return ""
+        reasons = Counter(layer.reason or "no reason given" for layer in dense)
+        return "Left dense: " + "; ".join(f"{n} ({why})" for why, n in reasons.most_common())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What the table shows, one mapping per layer."""
+        return [_row(layer) for layer in self.plan]
+
+    def table(self) -> str:
+        """Plain text: one line per layer, then the summary."""
+        return f"{tables.aligned_table(self.rows())}\n\n{self.summary()}".lstrip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: totals, and the plan as `CompressionPlan.from_dict` reads it."""
+        plan = self.plan
+        totals = {
+            "layers": len(plan),
+            "compressed": len(plan.compressed),
+            "bits_per_weight": plan.bits_per_weight,
+            "size_ratio": plan.size_ratio,
+            "dropped_energy": plan.dropped_energy,
+            "latency": self.latency,
+        }
+        return records.plain({"totals": totals, "layers": plan.to_dict()})
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Strict JSON of `to_dict`.
+
+        Args:
+            path: File to write; None writes none.
+
+        Returns:
+            The text.
+        """
+        return records.written(records.json_text(self.to_dict(), indent=2), path)
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """What the table shows, in full precision.
+
+        Args:
+            path: File to write; None writes none.
+
+        Returns:
+            The text.
+        """
+        return records.written(tables.csv_text(self.rows()), path)
+
+    def plot_overview(self, *, dark: bool = False) -> Figure:
+        """Rank, bits, dropped energy and, where measured, time over depth, by kind of layer.
+
+        Args:
+            dark: Draw on a dark ground.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+        """
+        from hf_rmt.report.plots import depth_figure
+
+        plan = self.plan
+        panels = {
+            "rank\n(directions)": [p.rank if p.compressed else NAN for p in plan],
+            "bits per\nweight": [_bits_per_weight(p) for p in plan],
+            "energy dropped\n(fraction)": [p.dropped_energy if p.compressed else NAN for p in plan],
+        }
+        if self.latency is not None:
+            panels["time / dense\ntime"] = [NAN if p.latency is None else p.latency for p in plan]
+        return depth_figure(
+            [layer.name for layer in plan],
+            panels,
+            hollow=[not layer.compressed for layer in plan],
+            hollow_label="hollow: left dense",
+            dark=dark,
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write table.txt, report.json, layers.csv, overview.svg and .png; spectra/ where given.
+
+        The texts come first: they are there even where the figures fail for want of matplotlib.
+
+        Args:
+            folder: Where to; made if it does not exist.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        target = save_report(self, folder)
+        if self.spectra is not None:
+            self.spectra.save(target / "spectra")
+
+
+def _row(layer: LayerPlan) -> dict[str, Any]:
+    kept = layer.compressed
+    return {
+        "name": layer.name,
+        "shape": tables.shape_text(layer.shape),
+        "state": "compressed" if kept else "dense",
+        "phase": layer.phase or None,
+        "rank": layer.rank if kept else None,
+        "noise": layer.noise if kept else None,
+        "bits_per_weight": _bits_per_weight(layer),
+        "of_dense_size": layer.bits / layer.dense_bits if kept and layer.dense_bits else None,
+        "signal_energy": layer.signal_energy,
+        "dropped_energy": layer.dropped_energy if kept else None,
+        "of_dense_time": layer.latency,
+        "notes": layer.reason,
+    }
+
+
+def _bits_per_weight(layer: LayerPlan) -> float:
+    """Stored bits per entry; those of the dense weight where it stays."""
+    if layer.compressed:
+        return layer.bits_per_weight
+    return layer.dense_bits / (layer.shape[0] * layer.shape[1])

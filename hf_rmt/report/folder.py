@@ -1,0 +1,55 @@
+"""What both reports write into a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from hf_rmt.report.records import written
+from hf_rmt.report.style import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Report(Protocol):
+    """A table of layers that can be drawn over depth."""
+
+    def __len__(self) -> int: ...
+
+    def table(self) -> str:
+        """Plain text."""
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Strict JSON."""
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """Comma-separated values."""
+
+    def plot_overview(self) -> Figure:
+        """The layers over depth."""
+
+
+def save_report(report: Report, folder: str | Path) -> Path:
+    """Write table.txt, report.json, layers.csv, overview.svg and overview.png.
+
+    Args:
+        report: What to write; without layers there is no figure.
+        folder: Where to; made if it does not exist.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ImportError: If matplotlib is not installed; the texts are written by then.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    written(report.table(), target / "table.txt")
+    report.to_json(target / "report.json")
+    report.to_csv(target / "layers.csv")
+    if len(report):
+        overview = report.plot_overview()
+        for kind in ("svg", "png"):
+            save_figure(overview, target / f"overview.{kind}")
+    return target

@@ -1,0 +1,227 @@
+"""Figures of spectra and of a model's depth. They take data and return it drawn, never shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_rmt.report.axes import abscissa, draw_spectrum, draw_tail, has_long_tail
+from hf_rmt.report.depth import places
+from hf_rmt.report.style import (
+    MARKERS,
+    SMALL_FONT,
+    Palette,
+    finish,
+    matplotlib_part,
+    new_figure,
+    styled,
+)
+from hf_rmt.report.tables import counted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from hf_rmt.spectra import SpectrumFit
+
+OUTSIDE = "outside\nblocks"
+
+
+def spectrum_figure(
+    fit: SpectrumFit, *, title: str = "", square_root: bool = True, dark: bool = False
+) -> Figure:
+    """One weight: histogram, fitted law times the share of the noise, edges and spikes.
+
+    The histogram has area 1 over the whole spectrum, so that the law has the area 1 - K / p.
+    Where spikes lie far out, a second panel counts them on logarithmic axes.
+
+    Args:
+        fit: The fitted spectrum.
+        title: Text above the figure.
+        square_root: Draw over singular values, where a bulk is readable, not eigenvalues.
+        dark: Draw on a dark ground.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    tail = has_long_tail(fit, square_root=square_root)
+    with styled(dark=dark) as colours:
+        figure = new_figure(7.0 if tail else 5.5, 3.6, dark=dark)
+        ratios = [2.4, 1.0] if tail else [1.0]
+        panels = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
+        draw_spectrum(panels[0], fit, colours, square_root=square_root)
+        panels[0].set_xlabel(abscissa(square_root=square_root))
+        panels[0].set_ylabel(_density(square_root))
+        if tail:
+            draw_tail(panels[1], fit, colours, square_root=square_root)
+        _legend(figure, panels[:1])
+        figure.suptitle(title)
+    return figure
+
+
+def grid_figure(
+    fits: Sequence[tuple[str, SpectrumFit]],
+    *,
+    title: str = "",
+    square_root: bool = True,
+    dark: bool = False,
+    columns: int = 4,
+) -> Figure:
+    """Small multiples: the spectra of several weights side by side.
+
+    Args:
+        fits: Titles of the panels and the fitted spectra.
+        title: Text above the figure.
+        square_root: Draw over singular values, not eigenvalues.
+        dark: Draw on a dark ground.
+        columns: Panels in a row.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there is no spectrum.
+    """
+    if not fits:
+        raise ValueError("a grid needs at least one spectrum, got 0; name some layers")
+    columns = min(columns, len(fits))
+    rows = -(-len(fits) // columns)
+    with styled(dark=dark) as colours:
+        figure = new_figure(max(5.5, 0.6 + 2.1 * columns), 1.2 + 1.65 * rows, dark=dark)
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (heading, fit) in zip(panels, fits, strict=False):
+            draw_spectrum(axes, fit, colours, square_root=square_root)
+            axes.set_title(f"{heading}\n{counted(fit.n_spikes)}, {fit.phase}", fontsize=SMALL_FONT)
+        for axes in panels[max(0, len(fits) - columns) : len(fits)]:
+            axes.set_xlabel(abscissa(square_root=square_root, short=True))
+        for axes in panels[: len(fits) : columns]:
+            axes.set_ylabel(_density(square_root))
+        for axes in panels[len(fits) :]:
+            axes.remove()
+        _legend(figure, panels[: len(fits)])
+        figure.suptitle(title)
+    return figure
+
+
+def depth_figure(
+    names: Sequence[str],
+    panels: Mapping[str, Sequence[float]],
+    *,
+    hollow: Sequence[bool],
+    hollow_label: str,
+    title: str = "",
+    dark: bool = False,
+) -> Figure:
+    """Quantities over the depth of a model, one line for each kind of layer.
+
+    Args:
+        names: Names of the layers.
+        panels: Values by layer under the label of their axis; nan is left out.
+        hollow: Which layers have a hollow marker.
+        hollow_label: What a hollow marker means.
+        title: Text above the figure.
+        dark: Draw on a dark ground.
+
+    Returns:
+        A `matplotlib.figure.Figure`, one panel below the other.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If there is no layer.
+    """
+    if not names:
+        raise ValueError("an overview needs at least one layer, got 0; analyze a model with some")
+    lines = _lines(names)
+    with styled(dark=dark) as colours:
+        figure = new_figure(7.0, 1.2 + 1.7 * len(panels), dark=dark)
+        stack = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (label, values) in zip(stack, panels.items(), strict=True):
+            for style, (kind, members) in enumerate(lines.items()):
+                points = [(x, float(values[j]), hollow[j]) for x, j in members]
+                _draw_line(axes, points, style, kind, colours)
+            _tidy(axes, label, values, colours)
+        _label_depth(stack[-1], names)
+        if any(hollow):
+            stack[0].plot([], [], ls="", color=colours.ink, label=hollow_label, **HOLLOW)
+        _legend(figure, stack[:1])
+        figure.suptitle(title)
+    return figure
+
+
+def _lines(names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    """By kind of layer, the abscissa and the position of its layers, by depth."""
+    spots = places(names)
+    outside = 1 + max((spot.block for spot in spots if spot.block is not None), default=-1)
+    lines: dict[str, list[tuple[int, int]]] = {}
+    for position, spot in enumerate(spots):
+        x = outside if spot.block is None else spot.block
+        lines.setdefault(spot.kind, []).append((x, position))
+    return {kind: sorted(members) for kind, members in lines.items()}
+
+
+HOLLOW = {"marker": "o", "markerfacecolor": "none", "markersize": 5}
+
+
+def _draw_line(
+    axes: Axes,
+    points: Sequence[tuple[int, float, bool]],
+    style: int,
+    kind: str,
+    colours: Palette,
+) -> None:
+    """A line with full markers, and hollow ones over it where asked."""
+    look: dict[str, Any] = {
+        "color": colours.series[style % len(colours.series)],
+        "marker": MARKERS[style % len(MARKERS)],
+        "markersize": 5,
+        "clip_on": False,
+        "in_layout": False,
+    }
+    x, y, hollow = (np.array(column) for column in zip(*points, strict=True))
+    axes.plot(x, y, label=kind, **look)
+    look["markerfacecolor"] = colours.background
+    axes.plot(x[hollow], y[hollow], ls="", **look)
+
+
+def _tidy(axes: Axes, label: str, values: Sequence[float], colours: Palette) -> None:
+    """Name the ordinate, start it at zero, and leave counts whole."""
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0.0)
+    if all(float(value).is_integer() for value in values):
+        locator = matplotlib_part("ticker").MaxNLocator(5, integer=True)
+        axes.yaxis.set_major_locator(locator)
+    axes.grid(axis="y", color=colours.faint, linewidth=0.6)
+    finish(axes, colours)
+
+
+def _label_depth(axes: Axes, names: Sequence[str]) -> None:
+    """Ticks at whole blocks, and one for the layers that belong to none."""
+    ticker = matplotlib_part("ticker")
+    spots = places(names)
+    blocks = [spot.block for spot in spots if spot.block is not None]
+    axes.set_xlabel("depth (index of the block)")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
+    if len(blocks) < len(spots):
+        last = max(blocks, default=-1)
+        ticks = list(range(0, last + 1, 1 + max(last, 0) // 12))
+        axes.set_xticks([*ticks, last + 1], [*map(str, ticks), OUTSIDE])
+
+
+def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend below the panels, each label once."""
+    known = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3)
+
+
+def _density(square_root: bool) -> str:
+    return r"density (per $\nu$)" if square_root else r"density (per $\lambda$)"

@@ -1,0 +1,93 @@
+"""Reports as strict JSON, and fitted spectra back from it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_rmt.spectra import DoubleBulk, Phase, SpectrumFit
+
+
+def plain(value: Any) -> Any:
+    """Values that strict JSON holds: arrays become lists, nan null, infinity a string."""
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return str(value) if isinstance(value, str) else value
+
+
+def json_text(payload: Any, *, indent: int | None = None) -> str:
+    """Strict JSON of `plain` values."""
+    return json.dumps(plain(payload), indent=indent, allow_nan=False)
+
+
+def read(source: str | Path) -> Any:
+    """The content of a JSON text, or of the file at a path.
+
+    Args:
+        source: The text, known by its opening brace, or a path.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        ValueError: If it is no JSON.
+    """
+    if isinstance(source, str) and source.lstrip()[:1] in ("{", "["):
+        return json.loads(source)
+    return json.loads(Path(source).read_text(encoding="utf-8"))
+
+
+def written(text: str, path: str | Path | None) -> str:
+    """The text itself, after writing it to the path, if any, with one newline at its end."""
+    if path is not None:
+        Path(path).write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
+    return text
+
+
+def fit_of(record: Mapping[str, Any]) -> SpectrumFit:
+    """Inverse of `plain` for a fitted spectrum, exact to the last bit.
+
+    Args:
+        record: What `plain` made of the fit.
+
+    Returns:
+        The fit.
+
+    Raises:
+        ValueError: If the record has a field that this version does not know.
+    """
+    if unknown := set(record) - {entry.name for entry in fields(SpectrumFit)}:
+        raise ValueError(
+            f"a fit has unknown fields {sorted(unknown)}; "
+            "it was written by a newer hf_rmt, upgrade the package"
+        )
+    law = record["law"]
+    known: dict[str, Any] = {
+        "shape": tuple(record["shape"]),
+        "law": law and DoubleBulk(**{**law, "variances": tuple(law["variances"])}),
+        "is_signal": np.array(record["is_signal"], dtype=bool),
+        "phase": Phase(record["phase"]),
+    }
+    others = {key: _numbers(value) for key, value in record.items() if key not in known}
+    return SpectrumFit(**known, **others)
+
+
+def _numbers(value: Any) -> Any:
+    """Null becomes nan again, a list an array, the names of the infinities numbers."""
+    if isinstance(value, list):
+        return np.array([_numbers(entry) for entry in value], dtype=float)
+    return float("nan" if value is None else value) if value in (None, "inf", "-inf") else value

@@ -1,0 +1,298 @@
+"""The report of an analysis: the spectrum of every layer, its fit and its verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_rmt.report import records, tables
+from hf_rmt.report.depth import short_names
+from hf_rmt.report.folder import save_report
+from hf_rmt.report.style import save_figure
+from hf_rmt.spectra import Phase, SpectrumFit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MODELLED = (Phase.RANDOM, Phase.SPIKED)
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """The spectrum of one weight.
+
+    Args:
+        name: Runtime name of the module.
+        shape: (out_features, in_features).
+        fit: The fitted spectrum.
+
+    Raises:
+        ValueError: If the fit belongs to a weight of another shape.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    fit: SpectrumFit
+
+    def __post_init__(self) -> None:
+        if sorted(self.shape) != sorted(self.fit.shape):
+            raise ValueError(
+                f"the fit of layer {self.name!r} must have its shape {self.shape}, in any order, "
+                f"got {self.fit.shape}; fit this layer's own eigenvalues"
+            )
+
+    @property
+    def notes(self) -> str:
+        """Why the model does not hold, and what else is unusual about the fit."""
+        fit = self.fit
+        remarks = [fit.reason]
+        if fit.noise_law is not None:
+            gap = fit.noise_law.bulk_edges.ravel()[1:3]
+            inside = fit.is_signal & (fit.eigenvalues > gap[0]) & (fit.eigenvalues < gap[-1])
+            remarks.append(
+                f"{tables.counted(int(inside.sum()))} in the gap of the bulk"
+                if inside.any()
+                else ""
+            )
+            remarks.append("" if fit.converged or fit.reason else "not converged")
+        return "; ".join(filter(None, remarks))
+
+    def to_row(self) -> dict[str, Any]:
+        """What a table shows of this layer."""
+        fit = self.fit
+        variances = (None, None) if fit.law is None else fit.law.variances
+        return {
+            "name": self.name,
+            "shape": tables.shape_text(self.shape),
+            "phase": str(fit.phase),
+            "spikes": fit.n_spikes,
+            "signal_energy": fit.signal_energy,
+            "stable_rank": fit.stable_rank,
+            "edge": fit.upper_edge,
+            "Kolmogorov_distance": fit.distance,
+            "t": None if fit.law is None else fit.law.mixing,
+            "sigma1^2": variances[0],
+            "sigma2^2": variances[1],
+            "notes": self.notes,
+        }
+
+
+@dataclass(frozen=True)
+class SpectralReport:
+    """The spectra of a model's layers, in their runtime order.
+
+    Args:
+        layers: The layers; `report[name]` finds one.
+
+    Raises:
+        ValueError: If two layers have the same name.
+    """
+
+    layers: tuple[LayerSpectrum, ...]
+
+    def __post_init__(self) -> None:
+        names = Counter(layer.name for layer in self.layers)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"names of layers must differ, got {twice} twice; report each once")
+
+    def __iter__(self) -> Iterator[LayerSpectrum]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, name: str) -> LayerSpectrum:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        names = [layer.name for layer in self.layers]
+        close = [known for known in names if str(name) in known][:3]
+        close = close or get_close_matches(str(name), names, cutoff=0.4) or names[:3]
+        raise KeyError(f"no layer is called {name!r}; did you mean one of {close}?")
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def summary(self) -> str:
+        """One line: how many layers look like what, and how much signal they hold."""
+        if not self.layers:
+            return "no layers"
+        phases = Counter(str(layer.fit.phase) for layer in self.layers)
+        counts = ", ".join(f"{count} {phase}" for phase, count in phases.most_common())
+        fitted = [layer.fit for layer in self.layers if layer.fit.law is not None]
+        text = f"{len(self)} layers: {counts}"
+        if not fitted:
+            return text
+        spikes = median(fit.n_spikes for fit in fitted)
+        energy = median(fit.signal_energy for fit in fitted)
+        distance = median(fit.distance for fit in fitted)
+        return (
+            f"{text}; in the median {spikes:g} spikes with {tables.percent(energy)} "
+            f"of the energy, Kolmogorov distance {distance:.3f}"
+        )
+
+    def table(self) -> str:
+        """Plain text: one line per layer, then the summary."""
+        rows = tables.aligned_table([layer.to_row() for layer in self.layers])
+        return f"{rows}\n\n{self.summary()}".lstrip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: per layer what the table shows, and the whole fit."""
+        return {
+            "summary": self.summary(),
+            "layers": [
+                records.plain({**layer.to_row(), "shape": layer.shape, "fit": layer.fit})
+                for layer in self.layers
+            ],
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Strict JSON with all eigenvalues, so that figures can be drawn again; nan is null.
+
+        Args:
+            path: File to write; None writes none.
+
+        Returns:
+            The text.
+        """
+        return records.written(records.json_text(self.to_dict()), path)
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> SpectralReport:
+        """Inverse of `to_json`, exact to the last bit.
+
+        Args:
+            source: The JSON text, or the path of a file that holds it.
+
+        Returns:
+            The report.
+
+        Raises:
+            ValueError: If it is no report, or one that a newer version wrote.
+        """
+        content = records.read(source)
+        try:
+            return cls(
+                tuple(
+                    LayerSpectrum(
+                        entry["name"], tuple(entry["shape"]), records.fit_of(entry["fit"])
+                    )
+                    for entry in content["layers"]
+                )
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"this is no spectral report: {error!r}; write one with SpectralReport.to_json"
+            ) from error
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """What the table shows, in full precision.
+
+        Args:
+            path: File to write; None writes none.
+
+        Returns:
+            The text.
+        """
+        return records.written(tables.csv_text([layer.to_row() for layer in self.layers]), path)
+
+    def plot_layer(self, name: str, *, square_root: bool = True, dark: bool = False) -> Figure:
+        """One layer's spectrum with its law, edges and spikes; see `plots.spectrum_figure`.
+
+        Args:
+            name: Name of the layer.
+            square_root: Draw over singular values, not eigenvalues.
+            dark: Draw on a dark ground.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+
+        Raises:
+            KeyError: If there is no such layer.
+        """
+        from hf_rmt.report.plots import spectrum_figure
+
+        layer = self[name]
+        share = tables.percent(layer.fit.signal_energy)
+        title = f"{name}\n{tables.shape_text(layer.shape)}, {layer.fit.phase}"
+        if layer.fit.n_spikes:
+            title += f", {tables.counted(layer.fit.n_spikes)} with {share} of the energy"
+        return spectrum_figure(layer.fit, title=title, square_root=square_root, dark=dark)
+
+    def plot_overview(self, *, dark: bool = False) -> Figure:
+        """Spikes, signal energy and Kolmogorov distance over depth, by kind of layer.
+
+        Args:
+            dark: Draw on a dark ground.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+        """
+        from hf_rmt.report.plots import depth_figure
+
+        return depth_figure(
+            [layer.name for layer in self.layers],
+            {
+                "spikes\n(count)": [layer.fit.n_spikes for layer in self.layers],
+                "signal energy\n(fraction)": [layer.fit.signal_energy for layer in self.layers],
+                "Kolmogorov\ndistance": [layer.fit.distance for layer in self.layers],
+            },
+            hollow=[layer.fit.phase not in MODELLED for layer in self.layers],
+            hollow_label="hollow: the model does not hold",
+            dark=dark,
+        )
+
+    def plot_grid(
+        self,
+        names: Sequence[str] | None = None,
+        max_layers: int = 12,
+        *,
+        square_root: bool = True,
+        dark: bool = False,
+    ) -> Figure:
+        """The spectra of several layers side by side.
+
+        Args:
+            names: Layers to draw; None takes `max_layers` of them, evenly over the model.
+            max_layers: Most panels that are drawn when no names are given.
+            square_root: Draw over singular values, not eigenvalues.
+            dark: Draw on a dark ground.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+
+        Raises:
+            KeyError: If there is no such layer.
+        """
+        from hf_rmt.report.plots import grid_figure
+
+        chosen = self.layers if names is None else [self[name] for name in names]
+        if names is None and len(chosen) > max_layers:
+            steps = np.linspace(0, len(chosen) - 1, max_layers).round().astype(int)
+            chosen = [chosen[k] for k in steps]
+        titles = short_names([layer.name for layer in chosen])
+        fits = [(title, layer.fit) for title, layer in zip(titles, chosen, strict=True)]
+        title = f"{len(chosen)} of {len(self)} layers" if len(chosen) < len(self) else ""
+        return grid_figure(fits, title=title, square_root=square_root, dark=dark)
+
+    def save(self, folder: str | Path) -> None:
+        """Write table.txt, report.json, layers.csv, overview.svg and .png, and spectra.svg.
+
+        The texts come first: they are there even where the figures fail for want of matplotlib.
+
+        Args:
+            folder: Where to; made if it does not exist.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        target = save_report(self, folder)
+        if self.layers:
+            save_figure(self.plot_grid(), target / "spectra.svg")

@@ -1,0 +1,143 @@
+"""The look of the figures: two palettes for the colour-blind, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FONT, SMALL_FONT = 9, 8
+"""Points; legible when a figure of 7 inches fills the width of a page."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours by role, from the set of Okabe & Ito (2008)."""
+
+    background: str
+    ink: str
+    faint: str
+    noise: str
+    law: str
+    edge: str
+    spike: str
+    signal: str
+    series: tuple[str, ...]
+
+
+LIGHT = Palette(
+    background="#ffffff",
+    ink="#1a1a1a",
+    faint="#d9d9d9",
+    noise="#b7d9ee",
+    law="#0072B2",
+    edge="#1a1a1a",
+    spike="#D55E00",
+    signal="#f2c3a0",
+    series=("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1a1a1a"),
+)
+DARK = Palette(
+    background="#14171a",
+    ink="#ececec",
+    faint="#3a4046",
+    noise="#2f5870",
+    law="#56B4E9",
+    edge="#ececec",
+    spike="#E69F00",
+    signal="#735313",
+    series=("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#ececec"),
+)
+
+
+def palette(*, dark: bool) -> Palette:
+    """The dark palette or the light one."""
+    return DARK if dark else LIGHT
+
+
+def new_figure(width: float, height: float, *, dark: bool) -> Figure:
+    """An empty figure that belongs to no window and no global state.
+
+    Args:
+        width: Inches.
+        height: Inches.
+        dark: Whether its ground is dark.
+
+    Returns:
+        The figure, laid out so that labels do not overlap.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    figure_module = matplotlib_part("figure")
+    size, ground = (width, height), palette(dark=dark).background
+    return figure_module.Figure(figsize=size, facecolor=ground, layout="constrained")
+
+
+@contextmanager
+def styled(*, dark: bool) -> Iterator[Palette]:
+    """Draw in this package's style inside the block; the user's settings return after it."""
+    colours = palette(dark=dark)
+    rules = {
+        "font.size": FONT,
+        "axes.titlesize": FONT,
+        "figure.titlesize": FONT,
+        "axes.facecolor": colours.background,
+        "axes.edgecolor": colours.ink,
+        "axes.labelcolor": colours.ink,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.color": colours.ink,
+        "legend.frameon": False,
+        "legend.fontsize": SMALL_FONT,
+        "lines.linewidth": 1.4,
+    }
+    with matplotlib_part().rc_context(rules):
+        yield colours
+
+
+def finish(axes: Axes, colours: Palette) -> None:
+    """Fix the look of ticks, which are made at drawing time, outside of `styled`."""
+    axes.tick_params(which="both", colors=colours.ink, labelsize=SMALL_FONT, width=0.8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_offset_text().set_color(colours.ink)
+        axis.get_offset_text().set_fontsize(SMALL_FONT)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; equal figures make equal files, and text in an SVG stays text."""
+    rules = {"svg.fonttype": "none", "svg.hashsalt": "hf_rmt"}
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    with matplotlib_part().rc_context(rules):
+        figure.savefig(path, dpi=200, metadata=metadata)
+
+
+def matplotlib_part(submodule: str = "") -> Any:
+    """The library itself or one of its modules, imported only when a figure is drawn.
+
+    Args:
+        submodule: `figure`, `ticker` or nothing.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: If matplotlib is not installed; it names the remedy.
+    """
+    try:
+        import matplotlib
+        import matplotlib.figure
+        import matplotlib.ticker
+    except ImportError as error:
+        raise ImportError(
+            'figures need matplotlib, which is not installed; pip install "hf_rmt[plots]"'
+        ) from error
+    return getattr(matplotlib, submodule) if submodule else matplotlib

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from hf_rmt.plan import CompressionPlan
+from hf_rmt.report import model_card
+from tests.report.samples import dense_plan, layer_plan
+
+CONFIG = {"quant_method": "rmt", "noise": "int8", "max_rank": None, "layers": {"a": {}}}
+
+
+def card(plan, **changes):
+    return model_card(plan, **{"config": CONFIG, "repo_id": "me/small", **changes})
+
+
+def front_matter(text):
+    _, head, _ = text.split("---\n", 2)
+    return yaml.safe_load(head)
+
+
+def section(text, title):
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.M | re.S)[1]
+
+
+def test_front_matter_carries_base_model_and_licence_over(plan):
+    head = front_matter(card(plan, base_model="org/base", license="cc-by-nc-4.0"))
+    assert head == {
+        "library_name": "transformers",
+        "license": "cc-by-nc-4.0",
+        "base_model": "org/base",
+        "base_model_relation": "quantized",
+        "tags": ["hf_rmt", "random-matrix-theory", "compression"],
+    }
+
+
+def test_front_matter_quotes_what_yaml_would_misread(plan):
+    assert front_matter(card(plan, license="no", base_model="1.0"))["license"] == "no"
+    assert front_matter(card(plan, base_model="1.0"))["base_model"] == "1.0"
+
+
+@pytest.mark.parametrize("base", [None, "/home/someone/model", "./model", "a/b/c", ""])
+def test_what_is_no_hub_id_stays_out(plan, base):
+    text = card(plan, base_model=base, config={**CONFIG, "base_model": base})
+    assert "base_model" not in front_matter(text)
+    assert "base_model_relation" not in text
+    assert base is None or base == "" or base not in text
+
+
+def test_what_was_done(plan):
+    text = card(plan, base_model="org/base")
+    assert "2 of 3 linear layers" in text
+    assert "3 to 7 directions" in text
+    assert "is stored as 8-bit integers" in text
+    assert "estimates free of the noise" not in text
+    assert text.count("\n# small\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("recover", "noise", "expected"),
+    [(None, "drop", True), (None, "int8", False), (True, "int8", True), (False, "drop", False)],
+)
+def test_recovered_spikes_are_mentioned(recover, noise, expected):
+    text = card(CompressionPlan((layer_plan(noise=noise),)), config={"recover_spikes": recover})
+    assert ("estimates free of the noise" in text) == expected
+
+
+def test_layers_and_sizes(plan):
+    text = card(plan, sizes={"before": 90_000_000, "after": 30_000_000})
+    assert "| all weights | 90.0 MB | 30.0 MB | 0.333 |" in section(text, "Size")
+    assert "compressed layers | 32 | 10 | 0.312 |" in section(text, "Size")
+    layers = section(text, "Layers")
+    assert "| `blocks.0.mlp` | 100 x 200 | 7 | int8 | 10 | 0.25 | 0 | bulk+spikes |" in layers
+    assert "| `blocks.1.key` | 100 x 200 | - | dense | - | 0 | - |" in layers
+    assert "nothing gained" in layers
+    assert "<details>" not in layers
+
+
+def test_long_tables_are_folded():
+    text = card(CompressionPlan(tuple(layer_plan(f"blocks.{k}.key") for k in range(13))))
+    layers = section(text, "Layers")
+    assert "<summary>All 13 layers</summary>\n\n| layer" in layers
+    assert layers.rstrip().split("</details>")[0].endswith("\n\n")
+
+
+def test_sizes_must_be_before_and_after(plan):
+    with pytest.raises(ValueError, match=r"got \['before'\]"):
+        card(plan, sizes={"before": 1})
+
+
+def test_picture_only_where_there_is_one(plan):
+    assert "](spectrum.png)" in card(plan, picture="spectrum.png")
+    assert "![" not in card(plan)
+
+
+def test_three_ways_of_loading_and_the_warning(plan):
+    loading = section(card(plan), "How to load it")
+    with_package, remote, dense = re.findall(r"```\w+\n(.*?)```", loading, re.S)
+    assert "import hf_rmt" in with_package
+    assert 'from_pretrained("me/small")' in with_package
+    assert "trust_remote_code=True" in remote
+    assert "hf_rmt" not in remote
+    assert dense.startswith("hf-rmt export me/small ")
+    assert "Plain loading fails" in loading
+
+
+@pytest.mark.parametrize(("dropped", "much"), [(0.0, False), (2e-4, False), (0.6, True)])
+def test_fine_tuning_is_expected_where_much_was_lost(dropped, much):
+    plan = CompressionPlan((layer_plan(dropped_energy=dropped), layer_plan("worst")))
+    lost = section(card(plan), "What was lost")
+    assert f"{50 * dropped:.3g} % of" in lost
+    assert f"at most {100 * dropped:.3g} % (`{'blocks.0.key'}`)" in lost
+    assert ("fine-tune" in lost) == much
+
+
+def test_nothing_compressed_is_said_plainly():
+    text = card(CompressionPlan((dense_plan(),)))
+    assert "0 of 1 linear layers" in text
+    assert "What was lost" not in text
+    assert "## Size" not in text
+
+
+def test_settings_leave_the_records_out(plan):
+    settings = section(card(plan), "Settings")
+    assert '"noise": "int8"' in settings
+    assert "layers" not in settings
+    assert "max_rank" not in settings

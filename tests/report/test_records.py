@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from hf_rmt.report import records
+from tests.report.samples import make_degenerate, make_fit
+
+
+def assert_same(fit, other):
+    for entry in fields(fit):
+        ours, theirs = getattr(fit, entry.name), getattr(other, entry.name)
+        assert type(ours) is type(theirs), entry.name
+        np.testing.assert_array_equal(ours, theirs, err_msg=entry.name)
+        if isinstance(ours, np.ndarray):
+            assert ours.dtype == theirs.dtype
+
+
+def round_trip(fit):
+    return records.fit_of(json.loads(records.json_text(fit)))
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        make_fit(spikes=(40.0, 1 / 3 * 100)),
+        make_fit(variances=(4e-12, 1e-13)),
+        make_fit(residual=np.inf, reason="far off"),
+        make_degenerate(),
+        make_degenerate(np.array([np.nan, np.inf] * 50), "the weight holds nan or inf"),
+    ],
+    ids=["spiked", "tiny", "infinite residual", "zero", "nan and inf"],
+)
+def test_fit_survives_json_to_the_last_bit(fit):
+    again = round_trip(fit)
+    assert_same(fit, again)
+    assert again.law == fit.law
+    assert again.n_spikes == fit.n_spikes
+
+
+def test_json_is_strict():
+    text = records.json_text(make_degenerate(np.full(100, np.nan)))
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_field_of_a_newer_version_is_refused():
+    record = {**records.plain(make_fit()), "surprise": 1}
+    with pytest.raises(ValueError, match=r"\['surprise'\].*upgrade"):
+        records.fit_of(record)
+
+
+def test_file_ends_in_one_newline(tmp_path):
+    for text in ("a", "a\n"):
+        assert records.written(text, tmp_path / "file") == text
+        assert (tmp_path / "file").read_bytes() == b"a\n"
