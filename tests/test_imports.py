@@ -1,0 +1,53 @@
+"""What the package and its parts load, and that loading it registers the method."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "transformers", "accelerate", "peft", "huggingface_hub", "matplotlib"}
+
+
+def run(script: str) -> str:
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.parametrize(
+    ("part", "allowed"),
+    [
+        ("hf_rmt", set()),
+        ("hf_rmt.spectra", set()),
+        ("hf_rmt.plan", set()),
+        ("hf_rmt.report", set()),
+        ("hf_rmt.nn", {"torch"}),
+        ("hf_rmt.decompose", {"torch"}),
+    ],
+)
+def test_import_loads_no_heavy_library(part, allowed):
+    loaded = run(f"import sys, {part}; print(*{HEAVY!r} & set(sys.modules))").split()
+    assert set(loaded) <= allowed
+
+
+@pytest.mark.parametrize("order", ["hf_rmt, transformers", "transformers.quantizers.auto, hf_rmt"])
+def test_import_registers_the_method_in_either_order(order):
+    script = f"""
+import {order}
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+print(AUTO_QUANTIZATION_CONFIG_MAPPING["rmt"].__name__, AUTO_QUANTIZER_MAPPING["rmt"].__name__)
+"""
+    assert run(script).split() == ["RMTConfig", "RMTQuantizer"]
+
+
+def test_public_names_are_not_shadowed_by_submodules():
+    script = """
+import pkgutil, types
+import hf_rmt
+for module in pkgutil.walk_packages(hf_rmt.__path__, "hf_rmt."):
+    __import__(module.name)
+print([n for n in hf_rmt.__all__ if isinstance(getattr(hf_rmt, n), types.ModuleType)])
+"""
+    assert run(script).strip() == "[]"
