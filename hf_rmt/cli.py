@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,20 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quieten(options.quiet)
     try:
         options.run(options)
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except EXPECTED_ERRORS as error:
         if options.traceback:
             raise
         print(f"hf-rmt: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def _quieten(quiet: bool) -> None:
     """Progress bars and warnings go to standard error, and nowhere when asked for quiet."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s")
+    logging.getLogger("hf_rmt").setLevel(logging.ERROR if quiet else logging.WARNING)
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -118,9 +119,10 @@ def _note(options: argparse.Namespace, text: str) -> None:
 
 
 def _targets(options: argparse.Namespace) -> list[str] | str | None:
-    """One value is a regular expression or all-linear, several are names."""
+    """Names, unless the one value is all-linear or has the signs of a regular expression."""
     values = options.target_modules
-    return values if values is None or len(values) > 1 else values[0]
+    one = values[0] if values is not None and len(values) == 1 else ""
+    return one if one == "all-linear" or re.search(r"[^\w.]", one) else values
 
 
 def _check_writable(folder: str | None) -> None:

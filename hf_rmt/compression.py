@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_rmt.decompose import decompose, spectrum
@@ -45,13 +46,11 @@ class CompressedWeight:
     right: Tensor | None = None
     filtered: Tensor | None = None
 
-    def module(self, linear: nn.Linear, weight: Tensor) -> SpikedLinear:
-        """The compressed layer that replaces a linear, which it shares the bias with."""
+    def module(self, weight: Tensor, bias: Tensor | None) -> SpikedLinear:
+        """The compressed layer of the weight that was decided on; it shares the bias."""
         if self.left is None or self.right is None:
             raise ValueError(f"{self.plan.name} stays dense: {self.plan.reason}")
-        return SpikedLinear.from_factors(
-            self.left, self.right, weight, linear.bias, noise=self.plan.noise
-        )
+        return SpikedLinear.from_factors(self.left, self.right, weight, bias, noise=self.plan.noise)
 
 
 def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
@@ -86,8 +85,8 @@ def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) ->
 
 
 def compress_layers(
-    model: nn.Module, names: list[str], settings: CompressionSettings, *, dry_run: bool = False
-) -> tuple[CompressionPlan, dict[str, SpectrumFit]]:
+    model: Any, names: list[str], settings: CompressionSettings, *, dry_run: bool = False
+) -> CompressionReport:
     """Compress linear layers of a loaded model in place, one at a time.
 
     Args:
@@ -110,7 +109,7 @@ def compress_layers(
     return compression_report(decisions, next(model.parameters()))
 
 
-def replace_linear(model: nn.Module, result: CompressedWeight, weight: Tensor) -> None:
+def replace_linear(model: Any, result: CompressedWeight, weight: Tensor) -> None:
     """Put a decision into effect on the linear layer it was made for.
 
     Args:
@@ -118,29 +117,29 @@ def replace_linear(model: nn.Module, result: CompressedWeight, weight: Tensor) -
         result: The decision.
         weight: The dense weight it was made from.
     """
-    name = result.plan.name
+    linear = model.get_submodule(result.plan.name)
     if result.plan.compressed:
-        module = result.module(model.get_submodule(name), weight)
-        model.set_submodule(name, module.train(model.get_submodule(name).training))
+        module = result.module(weight, linear.bias)
+        model.set_submodule(result.plan.name, module.train(linear.training))
     elif result.filtered is not None:
-        model.get_submodule(name).weight.data.copy_(result.filtered)
+        linear.weight.data.copy_(result.filtered)
 
 
-def analyze_layers(model: nn.Module, names: list[str]) -> SpectralReport:
+def analyze_layers(model: Any, names: list[str]) -> SpectralReport:
     """Fitted spectra of linear layers; a compressed layer is analysed as it acts."""
     layers = []
     for name in tqdm(names, desc="Analysing", disable=None):
         module = model.get_submodule(name)
         weight = module.dense() if isinstance(module, SpikedLinear) else module.weight
-        fit = spectrum(weight.detach())
-        layers.append(LayerSpectrum(name, (weight.shape[0], weight.shape[1]), fit))
+        shape = (module.out_features, module.in_features)
+        layers.append(LayerSpectrum(name, shape, spectrum(weight.detach())))
     return SpectralReport(tuple(layers))
 
 
 def compression_report(
     decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], like: Tensor
 ) -> CompressionReport:
-    """Report of a model's decisions, with latencies measured on the device and dtype of a tensor."""
+    """Report of a model's decisions, with latencies for the device and dtype of a tensor."""
     decisions = list(decisions)
     spectra = [LayerSpectrum(plan.name, plan.shape, fit) for plan, fit in decisions if fit]
     plans = _with_latencies([plan for plan, _ in decisions], like)
@@ -158,9 +157,7 @@ def _with_latencies(plans: list[LayerPlan], like: Tensor) -> tuple[LayerPlan, ..
             key = (plan.shape, plan.noise)
             ranks[key] = max(ranks.get(key, 0), plan.rank)
     ratios = {
-        (shape, noise): latency_ratio(
-            shape, rank, noise, dtype=like.dtype, device=like.device
-        )
+        (shape, noise): latency_ratio(shape, rank, noise, dtype=like.dtype, device=like.device)
         for (shape, noise), rank in ranks.items()
     }
     return tuple(

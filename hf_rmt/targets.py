@@ -44,8 +44,8 @@ def select_linears(
     ]
     if not left:
         raise ValueError(
-            f"no linear layer of {type(model).__name__} is left to compress: {len(linears)} in all, "
-            f"{len(chosen)} match target_modules={settings.target_modules!r}, none of them remains "
+            f"no linear layer of {type(model).__name__} is left to compress: {len(chosen)} of "
+            f"{len(linears)} match target_modules={settings.target_modules!r}, and none remains "
             f"after modules_to_not_convert={settings.modules_to_not_convert!r} and tied weights; "
             f"choose among {_some(linears)}"
         )
@@ -93,12 +93,10 @@ def _check_targets(
     """Complain about a target that matches nothing, each by itself."""
     if targets is None or targets == ALL_LINEAR:
         return
-    patterns = [targets] if isinstance(targets, str) else targets
-    missing = (
-        [pattern for pattern in patterns if not any(_ends_with(name, [pattern]) for name in linears)]
-        if not isinstance(targets, str)
-        else ([] if chosen else patterns)
-    )
+    if isinstance(targets, str):
+        missing = [] if chosen else [targets]
+    else:
+        missing = [end for end in targets if not any(_ends_with(name, [end]) for name in linears)]
     if missing:
         raise ValueError(
             f"target_modules={missing!r} matches no linear layer; a list holds names or their "

@@ -14,7 +14,7 @@ from hf_rmt.compression import analyze_layers, compress_layers, warn_of_loss
 from hf_rmt.integrations.config import RMTConfig
 from hf_rmt.integrations.loader import densify
 from hf_rmt.integrations.quantizer import RMTQuantizer, protected_modules
-from hf_rmt.integrations.saving import install_saving, uninstall_saving
+from hf_rmt.integrations.saving import hub_id, install_saving, uninstall_saving
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.settings import CompressionSettings
@@ -94,7 +94,7 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
             f"{type(model).__name__} has no layer compressed by hf_rmt, so it is dense already; "
             "save it with save_pretrained"
         )
-    dense = copy.deepcopy(model) if model is model_or_path else model
+    dense: Any = copy.deepcopy(model) if model is model_or_path else model
     uninstall_saving(dense)
     if isinstance(dense, PreTrainedModel):
         dense.config.__dict__.pop("auto_map", None)
@@ -149,10 +149,10 @@ def _targets(model: nn.Module, config: RMTConfig) -> list[str]:
     return select_linears(model, config, protected=protected)
 
 
-def _attach(model: PreTrainedModel, config: RMTConfig, report: CompressionReport) -> None:
+def _attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
     """Give the model the quantizer that `from_pretrained` would have given it."""
     config.layers = report.plan.to_dict()
-    config.base_model = config.base_model or model.config._name_or_path or None
+    config.base_model = hub_id(model.config._name_or_path)
     model.hf_quantizer = RMTQuantizer(config, pre_quantized=True)
     model.hf_quantizer.report = report
     model.is_quantized = True
@@ -161,9 +161,7 @@ def _attach(model: PreTrainedModel, config: RMTConfig, report: CompressionReport
     install_saving(model)
 
 
-def load_compressed(
-    path: str | PathLike[str], config: RMTConfig
-) -> tuple[Any, CompressionReport]:
+def load_compressed(path: str | PathLike[str], config: RMTConfig) -> tuple[Any, CompressionReport]:
     """Load a model and compress it weight by weight on the way, never holding it dense.
 
     Args:

@@ -10,7 +10,7 @@ from transformers.core_model_loading import ConversionOps
 
 from hf_rmt.compression import compress_weight, compression_report, replace_linear, warn_of_loss
 from hf_rmt.integrations.loader import RMTLoader
-from hf_rmt.integrations.saving import install_saving
+from hf_rmt.integrations.saving import hub_id, install_saving
 from hf_rmt.plan import LayerPlan
 from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
@@ -26,6 +26,7 @@ class RMTQuantizer(RMTLoader):
     """
 
     report: CompressionReport | None = None
+    pre_quantized: bool
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Refuse offloading on the fly: a weight must be at hand to be decomposed."""
@@ -67,12 +68,12 @@ class RMTQuantizer(RMTLoader):
             self._conclude(model)
         install_saving(model)
 
-    def _conclude(self, model: nn.Module) -> None:
+    def _conclude(self, model: Any) -> None:
         """Record what was decided; from now on the model is like one that was reloaded."""
         ordered = [self.decisions[name] for name in self.pending.values() if name in self.decisions]
         self.report = compression_report(ordered, next(model.parameters()))
         self.quantization_config.layers = self.report.plan.to_dict()
-        self.quantization_config.base_model = model.config._name_or_path or None
+        self.quantization_config.base_model = hub_id(model.config._name_or_path)
         self.pre_quantized = True
         warn_of_loss(self.report.plan)
 
@@ -85,9 +86,7 @@ def protected_modules(model: nn.Module, settings: CompressionSettings) -> set[st
         prefix = getattr(model, "base_model_prefix", "")
         if isinstance(getattr(model, prefix, None), nn.Module):
             inside = (prefix, "")
-            names |= {
-                name for name, _ in model.named_modules() if name.split(".")[0] not in inside
-            }
+            names |= {name for name, _ in model.named_modules() if name.split(".")[0] not in inside}
         embeddings = model.get_output_embeddings()
         names |= {name for name, module in model.named_modules() if module is embeddings}
     return names
@@ -123,7 +122,7 @@ class _CompressWeight(ConversionOps):
         return {}
 
 
-def _mark_loaded(module: nn.Module) -> None:
+def _mark_loaded(module: Any) -> None:
     """Tell transformers that factors and noise are not to be initialised."""
     module._is_hf_initialized = True
     for child in module.modules():

@@ -10,25 +10,29 @@ from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
-from torch import nn
 
 from hf_rmt.integrations.loader import ALARM
 from hf_rmt.integrations.remote import REMOTE_CONFIG, REMOTE_FILE, remote_code
 from hf_rmt.plan import CompressionPlan
 from hf_rmt.report import CompressionReport, model_card
+from hf_rmt.report.style import save_figure
 
 PICTURE = "spectrum.png"
-PICTURE_DPI = 120
 CARD_TAG = "hf_rmt"
 
 
-def install_saving(model: nn.Module) -> None:
+def install_saving(model: Any) -> None:
     """Make `save_pretrained` and `push_to_hub` of one model write what loads everywhere."""
     model.save_pretrained = MethodType(_save_pretrained, model)
     model.push_to_hub = MethodType(_push_to_hub, model)
 
 
-def uninstall_saving(model: nn.Module) -> None:
+def hub_id(name: str | None) -> str | None:
+    """A model's name if it is a Hub id; a local path is nobody else's business."""
+    return name if name and not Path(name).exists() else None
+
+
+def uninstall_saving(model: Any) -> None:
     """Give a model its class's own saving back."""
     for name in ("save_pretrained", "push_to_hub"):
         model.__dict__.pop(name, None)
@@ -58,7 +62,7 @@ def _push_to_hub(
     repo_id: str,
     *,
     private: bool | None = None,
-    token: bool | str | None = None,
+    token: str | None = None,
     max_shard_size: int | str = "50GB",
     tags: list[str] | None = None,
     **kwargs: Any,
@@ -69,8 +73,9 @@ def _push_to_hub(
     repo_id = hf_api().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        card = _foreign_card(repo_id, token) or _card(model, repo_id, token)
-        card.data.tags = sorted({*(card.data.tags or []), *(tags or [])})
+        card = _foreign_card(repo_id, token)
+        card = card or _card(model, Path(folder), repo_id=repo_id, token=token)
+        card.data["tags"] = sorted({*(card.data.get("tags") or []), *(tags or [])})
         card.save(Path(folder, "README.md"))
         return model._upload_modified_files(
             folder, repo_id, files_timestamps={}, token=token, **kwargs
@@ -87,12 +92,12 @@ def _write_companions(model: Any, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / REMOTE_FILE).write_text(remote_code(), encoding="utf-8")
     readme = folder / "README.md"
-    if not readme.exists() or CARD_TAG in (ModelCard.load(readme).data.tags or []):
-        drawn = _draw(model, folder / PICTURE)
-        _card(model, None, None, picture=drawn).save(readme)
+    if not readme.exists() or CARD_TAG in (ModelCard.load(readme).data.get("tags") or []):
+        _draw(model, folder / PICTURE)
+        _card(model, folder).save(readme)
 
 
-def _draw(model: Any, path: Path) -> bool:
+def _draw(model: Any, path: Path) -> None:
     """Spectra if the model was compressed just now, else the plan over depth; needs matplotlib."""
     report = model.hf_quantizer.report
     try:
@@ -101,45 +106,58 @@ def _draw(model: Any, path: Path) -> bool:
         else:
             figure = CompressionReport(_plan(model)).plot_overview()
     except ImportError:
-        return False
-    figure.savefig(path, dpi=PICTURE_DPI, bbox_inches="tight")
-    return True
+        return
+    save_figure(figure, path)
 
 
 def _plan(model: Any) -> CompressionPlan:
     return CompressionPlan.from_dict(model.hf_quantizer.quantization_config.layers)
 
 
-def _card(model: Any, repo_id: str | None, token: Any, *, picture: bool = True) -> ModelCard:
+def _card(
+    model: Any, folder: Path, *, repo_id: str | None = None, token: str | None = None
+) -> ModelCard:
+    """The generated card of a folder with saved weights; the network is asked only for a push."""
     config = model.hf_quantizer.quantization_config
-    settings = {key: value for key, value in config.to_dict().items() if key != "layers"}
+    source = model.config._name_or_path
     text = model_card(
         _plan(model),
         repo_id=repo_id,
         base_model=config.base_model,
-        license=_license(config.base_model, token) if repo_id else None,
-        config=settings,
-        picture=PICTURE if picture else None,
+        license=_license(source, token, online=repo_id is not None),
+        config={key: value for key, value in config.to_dict().items() if key != "layers"},
+        picture=PICTURE if (folder / PICTURE).exists() else None,
+        sizes=_sizes(_plan(model), folder),
     )
     return ModelCard(text)
 
 
-def _foreign_card(repo_id: str, token: Any) -> ModelCard | None:
+def _sizes(plan: CompressionPlan, folder: Path) -> dict[str, int]:
+    """Bytes of the saved weights, and what they would be with dense layers."""
+    after = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    saved = sum(layer.dense_bits - layer.bits for layer in plan.compressed) // 8
+    return {"before": after + saved, "after": after}
+
+
+def _foreign_card(repo_id: str, token: str | None) -> ModelCard | None:
     """The repository's card if a person wrote it."""
     try:
         card = ModelCard.load(repo_id, token=token)
     except (EntryNotFoundError, RepositoryNotFoundError):
         return None
-    return None if CARD_TAG in (card.data.tags or []) else card
+    return None if CARD_TAG in (card.data.get("tags") or []) else card
 
 
-def _license(base_model: str | None, token: Any) -> str | None:
-    """Licence that the base model's card states, if it can be read."""
-    if not base_model:
+def _license(source: str | None, token: str | None, *, online: bool) -> str | None:
+    """Licence that the card of the model's source states, if it can be read."""
+    if not source:
         return None
     try:
-        local = Path(base_model, "README.md")
-        path = local if local.is_file() else hf_hub_download(base_model, "README.md", token=token)
-        return ModelCard.load(path).data.license
+        path = Path(source, "README.md")
+        if not path.is_file():
+            if not online or Path(source).is_dir():
+                return None
+            path = Path(hf_hub_download(source, "README.md", token=token))
+        return ModelCard.load(path).data.get("license")
     except (OSError, ValueError, HfHubHTTPError):
         return None
