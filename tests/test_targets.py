@@ -62,7 +62,7 @@ def test_skipped_and_protected_layers_stay_dense() -> None:
 
 @pytest.mark.parametrize("targets", ["no.such.layer", ["query", "nowhere"]])
 def test_a_target_that_matches_nothing_is_named_with_a_choice(targets: list[str] | str) -> None:
-    with pytest.raises(ValueError, match="layers.0.query") as caught:
+    with pytest.raises(ValueError, match=r"layers\.0\.query") as caught:
         select(target_modules=targets)
     assert ("nowhere" if isinstance(targets, list) else targets) in str(caught.value)
     assert "'query'" not in str(caught.value)

@@ -38,9 +38,11 @@ def inputs(family: str) -> dict[str, torch.Tensor]:
     if family == "vit":
         return {"pixel_values": torch.randn(2, 3, 32, 32, generator=generator)}
     tokens = torch.randint(3, 50, (2, 7), generator=generator)
-    return {"input_ids": tokens, "decoder_input_ids": tokens} if family == "t5" else {
-        "input_ids": tokens
-    }
+    return (
+        {"input_ids": tokens, "decoder_input_ids": tokens}
+        if family == "t5"
+        else {"input_ids": tokens}
+    )
 
 
 @torch.no_grad()

@@ -84,11 +84,14 @@ def test_every_attention_and_mlp_linear_is_compressed_and_nothing_else(
     dense = {name for name, part in model.named_modules() if type(part) is nn.Linear}
     assert dense <= {"lm_head", "pooler.dense"}
     kinds = {name.rpartition(".")[2] for name in spiked_layers(model)}
-    assert kinds == {
-        "bert": {"query", "key", "value", "dense"},
-        "t5": {"q", "k", "v", "o", "wi", "wo"},
-        "vit": {"q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"},
-    }[family]
+    assert (
+        kinds
+        == {
+            "bert": {"query", "key", "value", "dense"},
+            "t5": {"q", "k", "v", "o", "wi", "wo"},
+            "vit": {"q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"},
+        }[family]
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hf_rmt.compression import compress_layers, compress_weight
+from hf_rmt.nn import SpikedLinear
+from hf_rmt.settings import NOISE_KINDS, CompressionSettings
+from hf_rmt.spectra.ensembles import double_bulk_matrix
+
+SPIKES = (60.0, 40.0, 25.0)
+
+
+@pytest.fixture(scope="module")
+def weight() -> torch.Tensor:
+    matrix = double_bulk_matrix((200, 120), mixing=0.4, variances=(3.0, 1.0), spikes=SPIKES, seed=3)
+    return torch.from_numpy(matrix).float()
+
+
+def decide(weight: torch.Tensor, **settings: object):
+    return compress_weight("layer", weight, CompressionSettings(**settings))
+
+
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+def test_the_plan_counts_the_bits_that_are_stored(weight: torch.Tensor, noise: str) -> None:
+    result = decide(weight, noise=noise)
+    layer = result.module(weight, None)
+    packed = noise in ("ternary", "int4", "int8")
+    factors = layer.weight.numel() * (16 if packed else 32)
+    buffers = sum(buffer.nbytes * 8 for buffer in layer.buffers())
+    assert result.plan.compressed
+    assert result.plan.bits == factors + buffers
+
+
+def test_dropping_keeps_the_recovered_spikes_alone(weight: torch.Tensor) -> None:
+    result = decide(weight, noise="drop")
+    dense = result.module(weight, None).dense()
+    singular = torch.linalg.svdvals(weight.double())
+    kept = torch.linalg.svdvals(dense.double())
+    assert result.plan.rank == 3
+    assert (kept[:3] < singular[:3]).all()
+    assert (kept[3:] < 1e-5 * kept[0]).all()
+    energy = singular**2 / (singular**2).sum()
+    assert result.plan.dropped_energy == pytest.approx(float(energy[3:].sum()), rel=1e-4)
+    assert result.plan.signal_energy == pytest.approx(float(energy[:3].sum()), rel=1e-4)
+
+
+def test_dropping_without_recovery_is_the_truncated_svd(weight: torch.Tensor) -> None:
+    dense = decide(weight, noise="drop", recover_spikes=False).module(weight, None).dense()
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    torch.testing.assert_close(dense, u[:, :3] * s[:3] @ vh[:3], rtol=0, atol=1e-4)
+
+
+def test_a_part_of_the_noise_is_dropped_smallest_first(weight: torch.Tensor) -> None:
+    result = decide(weight, noise="drop", noise_removal=0.9, recover_spikes=False)
+    stays = round(0.1 * (120 - 3))
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    rank = 3 + stays
+    assert result.plan.rank == rank
+    dense = result.module(weight, None).dense()
+    torch.testing.assert_close(dense, u[:, :rank] * s[:rank] @ vh[:rank], rtol=0, atol=1e-4)
+
+
+def test_where_factors_would_be_larger_the_weight_is_filtered_in_place(
+    weight: torch.Tensor,
+) -> None:
+    model = nn.Sequential(nn.Linear(120, 200))
+    model[0].weight.data.copy_(weight)
+    settings = CompressionSettings(noise="drop", noise_removal=0.2, recover_spikes=False)
+    (plan,) = compress_layers(model, ["0"], settings).plan
+    assert not plan.compressed
+    assert plan.dropped_energy > 0
+    rank = int(torch.linalg.matrix_rank(model[0].weight.double(), rtol=1e-5))
+    assert rank == 3 + round(0.8 * (120 - 3))
+
+
+def test_nothing_is_lost_when_noise_is_kept(weight: torch.Tensor) -> None:
+    dense = decide(weight, noise="keep").module(weight, None).dense()
+    torch.testing.assert_close(dense, weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("noise", "worst"), [("int8", 0.01), ("int4", 0.12), ("ternary", 0.6)])
+def test_coarser_noise_is_a_larger_error(weight: torch.Tensor, noise: str, worst: float) -> None:
+    dense = decide(weight, noise=noise).module(weight, None).dense().detach()
+    error = float((dense - weight).norm() / weight.norm())
+    assert worst / 4 < error < worst
+
+
+def test_max_rank_keeps_the_largest_spikes(weight: torch.Tensor) -> None:
+    result = decide(weight, noise="drop", max_rank=1, recover_spikes=False)
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    assert (result.plan.rank, result.plan.n_spikes) == (1, 3)
+    dense = result.module(weight, None).dense()
+    torch.testing.assert_close(dense, u[:, :1] * s[:1] @ vh[:1], rtol=0, atol=1e-4)
+
+
+def test_a_layer_that_would_not_shrink_stays_dense(weight: torch.Tensor) -> None:
+    result = decide(weight.to(torch.bfloat16), noise="drop", noise_removal=0.0)
+    assert not result.plan.compressed
+    assert "dense is smaller" in result.plan.reason
+    assert result.filtered is None
+
+
+def test_a_dense_layer_has_no_module(weight: torch.Tensor) -> None:
+    result = decide(torch.zeros(50, 50))
+    with pytest.raises(ValueError, match="the weight is zero"):
+        result.module(torch.zeros(50, 50), None)
+
+
+def test_bias_and_mode_are_taken_over(weight: torch.Tensor) -> None:
+    model = nn.Sequential(nn.Linear(120, 200)).eval()
+    model[0].weight.data.copy_(weight)
+    bias, x = model[0].bias, torch.randn(4, 120)
+    expected = model(x)
+    compress_layers(model, ["0"], CompressionSettings(noise="keep"))
+    assert isinstance(model[0], SpikedLinear)
+    assert model[0].bias is bias
+    assert not model[0].training
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)

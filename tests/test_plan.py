@@ -1,0 +1,37 @@
+import json
+
+import pytest
+
+from hf_rmt.plan import CompressionPlan, LayerPlan
+
+COMPRESSED = LayerPlan(
+    name="a", shape=(10, 20), compressed=True, rank=2, noise="int8", bits=2000, dense_bits=6400,
+    dropped_energy=0.25, upper_edge=1.5,
+)  # fmt: skip
+DENSE = LayerPlan(name="b", shape=(5, 20), compressed=False, bits=3200, dense_bits=3200, reason="!")
+
+
+def test_totals_are_over_the_compressed_layers() -> None:
+    plan = CompressionPlan((COMPRESSED, DENSE))
+    assert plan.compressed == (COMPRESSED,)
+    assert COMPRESSED.bits_per_weight == plan.bits_per_weight == 10
+    assert plan.size_ratio == 2000 / 6400
+    assert plan.dropped_energy == 0.25
+    assert [layer.name for layer in plan] == ["a", "b"]
+    assert len(plan) == 2
+
+
+def test_a_plan_that_compresses_nothing_has_neutral_totals() -> None:
+    plan = CompressionPlan((DENSE,))
+    assert (plan.bits_per_weight, plan.size_ratio, plan.dropped_energy) == (0.0, 1.0, 0.0)
+
+
+def test_json_and_back() -> None:
+    plan = CompressionPlan((COMPRESSED, DENSE))
+    assert CompressionPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_fields_of_a_newer_version_are_refused() -> None:
+    entry = {**CompressionPlan((DENSE,)).to_dict()["b"], "colour": 3}
+    with pytest.raises(ValueError, match=r"'b' has unknown fields \['colour'\]"):
+        CompressionPlan.from_dict({"b": entry})
