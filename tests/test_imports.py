@@ -51,3 +51,8 @@ for module in pkgutil.walk_packages(hf_rmt.__path__, "hf_rmt."):
 print([n for n in hf_rmt.__all__ if isinstance(getattr(hf_rmt, n), types.ModuleType)])
 """
     assert run(script).strip() == "[]"
+
+
+@pytest.mark.parametrize("first", ["loader", "quantizer"])
+def test_a_module_that_registration_needs_can_be_imported_first(first):
+    assert run(f"import hf_rmt.integrations.{first}; print('loaded')").strip() == "loaded"

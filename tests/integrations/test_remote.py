@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+from hf_rmt.integrations.remote import BUNDLED, remote_code
+
+
+def test_the_code_file_imports_neither_the_package_nor_anything_relative() -> None:
+    for node in ast.walk(ast.parse(remote_code())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            assert not (node.module or "").startswith("hf_rmt")
+        if isinstance(node, ast.Import):
+            assert all(not alias.name.startswith("hf_rmt") for alias in node.names)
+
+
+def test_no_two_bundled_modules_define_the_same_name() -> None:
+    names = Counter(
+        node.name
+        for node in ast.parse(remote_code()).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    )
+    assert len(BUNDLED) > 4
+    assert [name for name, count in names.items() if count > 1] == []
