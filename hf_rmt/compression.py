@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,6 +26,8 @@ from hf_rmt.spectra import Phase, SpectrumFit
 
 logger = logging.getLogger(__name__)
 
+FACTOR_BITS = 16
+"""Of an entry of a factor beside packed noise: it is saved in bfloat16."""
 NOTABLE_LOSS = 0.05
 """Dropped energy from which a user is told that fine-tuning is expected."""
 
@@ -194,11 +198,27 @@ def _kept_directions(fit: SpectrumFit, settings: CompressionSettings) -> Tensor:
     """Positions of the directions that become factors, ascending, shape (rank,)."""
     signal = torch.from_numpy(fit.is_signal)
     kept = torch.nonzero(signal).flatten()[: settings.max_rank]
+    if not settings.stores_all_spikes:
+        return kept[: _paying_rank(fit.eigenvalues, fit.shape)]
     if settings.noise == "drop" and settings.noise_removal < 1:
         noise = torch.nonzero(~signal).flatten()
         stays = round((1 - settings.noise_removal) * len(noise))
         kept = torch.cat([kept, noise[:stays]]).sort().values[: settings.max_rank]
     return kept
+
+
+def _paying_rank(eigenvalues: NDArray[np.float64], shape: tuple[int, int]) -> int:
+    """How many leading directions save more bits than their factors cost.
+
+    Taking a fraction f of the energy out of the noise makes its entries (1 - f)^{1/2} as large,
+    which at equal error is worth -log2(1 - f) / 2 bits on every weight.
+    """
+    tiny = np.finfo(float).tiny
+    rest = np.maximum(np.cumsum(eigenvalues[::-1])[::-1], tiny)
+    left_over = np.append(rest[1:], tiny) / rest
+    gain = -0.5 * np.log2(np.maximum(left_over, tiny))
+    pays = gain > FACTOR_BITS * sum(shape) / (shape[0] * shape[1])
+    return int(np.argmin(pays)) if not pays.all() else len(pays)
 
 
 def _plan(

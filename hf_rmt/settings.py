@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 METHODS = ("pdb",)
 NOISE_KINDS = ("drop", "ternary", "int4", "int8", "keep")
+STORED_SPIKES = ("all", "paying")
 
 
 @dataclass(kw_only=True)
@@ -19,6 +20,9 @@ class CompressionSettings:
         noise_removal: Fraction of the noise directions that `drop` removes, smallest first.
         recover_spikes: Replace each signal eigenvalue by the population spike behind it. None:
             only when noise is dropped.
+        stored_spikes: `all` spikes become factors, or only the `paying` ones, which save more bits
+            of noise than their factors cost. None: paying for `int4` and `ternary`, where more
+            would be the worse use of the bits, all otherwise.
         target_modules: Which linear layers. None: all linears of the repeated blocks, that is
             attention and MLP. A list of names or name endings, a regular expression that matches
             the whole name, or `"all-linear"`.
@@ -36,6 +40,7 @@ class CompressionSettings:
     noise: str = "int8"
     noise_removal: float = 1.0
     recover_spikes: bool | None = None
+    stored_spikes: str | None = None
     target_modules: list[str] | str | None = None
     modules_to_not_convert: list[str] | None = None
     min_size: int = 32
@@ -52,6 +57,13 @@ class CompressionSettings:
                 f"noise={self.noise!r} stores it; set noise='drop' or leave noise_removal at 1.0"
             )
         _optional_bool("recover_spikes", self.recover_spikes)
+        if self.stored_spikes is not None:
+            _choice("stored_spikes", self.stored_spikes, STORED_SPIKES)
+        if self.stored_spikes == "paying" and self.noise in ("drop", "keep"):
+            raise ValueError(
+                f"stored_spikes='paying' weighs factors against packed noise, which "
+                f"noise={self.noise!r} has none of; set noise to int8, int4 or ternary"
+            )
         _integer("min_size", self.min_size, 1)
         if self.max_rank is not None:
             _integer("max_rank", self.max_rank, 0)
@@ -59,6 +71,13 @@ class CompressionSettings:
         _names("modules_to_not_convert", self.modules_to_not_convert)
         if not isinstance(self.target_modules, str):
             _names("target_modules", self.target_modules)
+
+    @property
+    def stores_all_spikes(self) -> bool:
+        """Whether every spike becomes a factor, and not only those that pay for their bits."""
+        if self.stored_spikes is None:
+            return self.noise not in ("int4", "ternary")
+        return self.stored_spikes == "all"
 
     @property
     def recovers_spikes(self) -> bool:

@@ -118,3 +118,30 @@ def test_bias_and_mode_are_taken_over(weight: torch.Tensor) -> None:
     assert model[0].bias is bias
     assert not model[0].training
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_coarse_noise_stores_the_spikes_that_pay_for_their_bits(weight: torch.Tensor) -> None:
+    """Each spike's share of the energy left must be worth more than 16 bits an entry."""
+    dominant = weight.clone()
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    dominant += 20 * s[0] * torch.outer(u[:, 0], vh[0])
+    assert decide(dominant, noise="int4").plan.rank == 1
+    assert decide(weight, noise="int4").plan.rank == 0
+    assert decide(weight, noise="int4", stored_spikes="all").plan.rank == 3
+    assert decide(weight, noise="int8").plan.rank == 3
+    assert decide(weight, noise="int8", stored_spikes="paying").plan.rank == 0
+
+
+def test_a_paying_spike_makes_fewer_bits_at_equal_error(weight: torch.Tensor) -> None:
+    """One bit a weight is worth a factor of 4 in the squared error."""
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    dominant = weight + 20 * s[0] * torch.outer(u[:, 0], vh[0])
+    with_spike, without = (
+        decide(dominant, noise="int4", max_rank=rank, stored_spikes="all") for rank in (1, 0)
+    )
+    errors = [
+        float((r.module(dominant, None).dense().detach() - dominant).square().sum())
+        for r in (with_spike, without)
+    ]
+    extra_bits = with_spike.plan.bits_per_weight - without.plan.bits_per_weight
+    assert errors[0] * 4**extra_bits < errors[1]

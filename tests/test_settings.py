@@ -52,3 +52,18 @@ def test_spikes_are_recovered_by_default_only_when_noise_is_dropped(
     noise: str, asked: bool | None, expected: bool
 ) -> None:
     assert CompressionSettings(noise=noise, recover_spikes=asked).recovers_spikes is expected
+
+
+def test_paying_spikes_contradict_noise_without_codes() -> None:
+    with pytest.raises(ValueError, match="stored_spikes='paying'"):
+        CompressionSettings(noise="drop", stored_spikes="paying")
+
+
+@pytest.mark.parametrize(
+    ("noise", "asked", "expected"),
+    [("int8", None, True), ("int4", None, False), ("ternary", "all", True), ("drop", None, True)],
+)
+def test_coarse_noise_stores_paying_spikes_by_default(
+    noise: str, asked: str | None, expected: bool
+) -> None:
+    assert CompressionSettings(noise=noise, stored_spikes=asked).stores_all_spikes is expected
