@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_rmt.spectra.laws import Array, BulkLaw, check_positive, check_unit
+from hf_rmt.spectra.laws import BulkLaw, check_positive, check_unit
+from hf_rmt.spectra.spike_map import Array
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ class DoubleBulk(BulkLaw):
 
     @property
     def atoms(self) -> Array:
+        """Distinct variances, ascending: one if the other is empty or equal."""
         return self._population[0]
 
     @property
     def weights(self) -> Array:
+        """Their fractions."""
         return self._population[1]
 
     @property

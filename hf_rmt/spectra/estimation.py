@@ -1,34 +1,40 @@
 """Estimating the double bulk of noise eigenvalues: PDBLS on the upper half-plane.
 
 The published estimator solves (SS), z = -1/s + c E[tau / (1 + tau s)], by least squares at real
-points away from the spectrum. Here the points lie on half an ellipse around the bulk, where the
-empirical transform still sees the shape of the density, and every residual is measured in its
-own standard deviation from the central limit theorem of linear spectral statistics. The mixing t
-enters linearly, so all pairs of variances on a grid are tried at once and the best is polished.
+points away from the spectrum. Here the points lie around the singular values of the bulk, where
+the empirical transform still sees the shape of the density, and the law's own s(z) is compared
+with the empirical one, each difference measured in its standard deviation from the central limit
+theorem of linear spectral statistics. To start, (SS) itself is solved: the mixing t enters it
+linearly, so all pairs of variances on a grid are tried at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import least_squares
+from scipy.optimize import leastsq
 from scipy.special import expit, logit
 
 from hf_rmt.spectra.double_bulk import DoubleBulk
-from hf_rmt.spectra.laws import Array
+from hf_rmt.spectra.spike_map import Array, upper_root
 
 CONTOUR_POINTS = 24
 CONTOUR_HEIGHT = 0.2
-"""Half axes of the ellipse: 1.06 times the half width of the bulk, and 0.2 times it. Chosen on
-simulated double bulks, where heights of 0.1 to 0.5 are alike within noise."""
-GRID = 32
+"""The contour of singular values is half an ellipse; its half axes are 1.06 and 0.2 times half the
+width of the bulk. On simulated double bulks heights of 0.1 to 0.3 are alike within noise."""
+STEEPEST = 0.1
+"""Least ratio of real to imaginary part on the contour: z keeps off the negative real axis."""
+GRID = 20
 MIXING_RANGE = (0.05, 0.95)
 """A bulk is at least this fraction of the noise; otherwise a few spikes would pass for one."""
 SMALLEST_VARIANCE = 1e-3
 """Lower bound of a variance in units of the mean eigenvalue."""
 SAME_VARIANCE = 1e-6
 """Relative difference below which the two variances count as one."""
+SMALLEST_DEVIATION = 1e-6
+"""Least standard deviation, in units of the distance to the real axis; a guard against zero."""
+MAX_EVALUATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -37,118 +43,126 @@ class BulkEstimate:
 
     Attributes:
         law: The double bulk.
-        residual: Root mean square of the standardised residuals, relative to the bulk's width.
-        position: Where the search ended, to start a nearby one from.
+        residual: Root mean square of the standardised residuals; about 0.8 where the law holds.
         converged: Whether the least-squares solver says so.
     """
 
     law: DoubleBulk
     residual: float
-    position: Array
     converged: bool
 
 
 def estimate_bulk(
-    noise: Array, rows: int, *, start: Array | None = None, precision: float = 1e-14
+    noise: Array, rows: int, *, start: DoubleBulk | None = None, precision: float = 1e-9
 ) -> BulkEstimate:
     """Fit a double bulk to noise eigenvalues.
 
     Args:
         noise: Eigenvalues without the spikes, descending, shape (n,), n >= 3, not all zero.
         rows: N; where it is less than n, the matrix counts as square.
-        start: Position of a nearby estimate; without it the whole grid is searched.
-        precision: Relative tolerance of the solver.
+        start: A law nearby; without it the whole grid is searched.
+        precision: Relative tolerance of the solver on parameters and residual.
 
     Returns:
         The estimate. Scaling the eigenvalues scales its variances and nothing else.
     """
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
-    solution = least_squares(
-        problem.residual,
-        problem.grid_search() if start is None else start,
-        jac=problem.jacobian,
-        method="lm",
-        ftol=precision,
-        xtol=precision,
-        gtol=precision,
-        max_nfev=200,
-    )
-    residual = float(np.sqrt(np.mean(solution.fun**2)))
-    return BulkEstimate(problem.law(solution.x, scale), residual, solution.x, solution.status > 0)
+    with np.errstate(over="ignore"):  # of a covariance that nobody reads, where t is at its bound
+        position, _, details, _, status = leastsq(
+            problem.residual,
+            problem.grid_search() if start is None else problem.position(start, scale),
+            Dfun=problem.jacobian,
+            full_output=True,
+            ftol=precision,
+            xtol=precision,
+            maxfev=MAX_EVALUATIONS,
+        )
+    residual = rows * float(np.sqrt(np.mean(details["fvec"] ** 2)))
+    return BulkEstimate(problem.law(position, scale), residual, status in (1, 2, 3, 4))
+
+
+def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
+    """The best law on the grid alone; arguments as for `estimate_bulk`."""
+    scale = float(noise.mean())
+    problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
+    return problem.law(problem.grid_search(), scale)
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """The equations t f(sigma_1^2) + (1 - t) f(sigma_2^2) = target, f(v) = v / (1 + v s).
+    """The equations s(z; t, sigma_1^2, sigma_2^2) = s_N(z) on the contour.
 
     Unknowns are logits of (t, log sigma_1^2, log sigma_2^2) within their box, whose two columns
     `lower` and `upper` are.
     """
 
+    points: np.ndarray
     transform: np.ndarray
-    target: Array
+    slope: np.ndarray
     deviation: Array
     lower: Array
     upper: Array
     aspect_ratio: float
+    _last: dict[bytes, tuple[tuple[float, float, float], np.ndarray]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, noise: Array, aspect_ratio: float) -> _Problem:
-        """Empirical transform on the contour, and the deviation the CLT gives each equation.
+        """The empirical transform on the contour, its slope, and the deviation the CLT gives it.
 
-        Var r(z) = |1 / (s - s*)^2 - 1 / (|s'|^2 (z - z*)^2)| up to a constant (Bai & Silverstein
-        2004, eq. 1.20, carried to z by r = -(s_N - s) / s').
+        N^2 Var s_N(z) = |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2| up to a constant of order 1 (Bai &
+        Silverstein 2004, eq. 1.20); the residual carries the N.
         """
-        middle = (noise[0] + noise[-1]) / 2
-        half = max((noise[0] - noise[-1]) / 2, 1e-3 * middle)
-        angle = (np.arange(CONTOUR_POINTS) + 0.5) / CONTOUR_POINTS * np.pi
-        width, height = half * (1 + 0.3 * CONTOUR_HEIGHT), half * CONTOUR_HEIGHT
-        z = middle + width * np.cos(angle) + 1j * height * np.sin(angle)
+        z = _contour(noise)
         resolvent = 1 / (noise - z[:, None])
         s = aspect_ratio * resolvent.mean(1) - (1 - aspect_ratio) / z
         slope = aspect_ratio * (resolvent**2).mean(1) + (1 - aspect_ratio) / z**2
-        variance = 1 / (4 * z.imag**2 * np.abs(slope) ** 2) - 1 / (4 * s.imag**2)
-        deviation = np.sqrt(np.abs(variance))
-        variances = np.log([max(SMALLEST_VARIANCE, noise[-1] / 4), noise[0]])
-        lower, upper = np.transpose([MIXING_RANGE, variances, variances])
-        target = _split((z + 1 / s) / aspect_ratio / deviation)
-        return cls(s, target, deviation, lower, upper, aspect_ratio)
-
-    def features(self, variances: Array, power: int = 1) -> Array:
-        """v / (1 + v s)^power, shape (2 * points, len(variances)); power 2 is v f'(v)."""
-        values = variances / (1 + variances * self.transform[:, None]) ** power
-        return _split(values / self.deviation[:, None])
+        variance = np.abs(1 / z.imag**2 - np.abs(slope) ** 2 / s.imag**2) / 4
+        deviation = np.sqrt(np.maximum(variance, (SMALLEST_DEVIATION / z.imag) ** 2))
+        logs = np.log([max(SMALLEST_VARIANCE, noise[-1] / 4), noise[0]])
+        lower, upper = np.transpose([MIXING_RANGE, logs, logs])
+        return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def residual(self, x: Array) -> Array:
-        mixing, *logs = self._values(x)
-        first, second = self.features(np.exp(logs)).T
-        return mixing * first + (1 - mixing) * second - self.target
+        _, s = self._model(x)
+        return _split((s - self.transform) / self.deviation)
 
     def jacobian(self, x: Array) -> Array:
-        mixing, *logs = self._values(x)
-        first, second = self.features(np.exp(logs)).T
-        rise_first, rise_second = self.features(np.exp(logs), power=2).T
-        slopes = (self.upper - self.lower) * expit(x) * expit(-x)
-        columns = [first - second, mixing * rise_first, (1 - mixing) * rise_second]
-        return np.stack(columns, axis=1) * slopes
+        """Derivatives of s(z) from (SS), ds = -dz / z'(s), times those of the values in x."""
+        (mixing, first, second), s = self._model(x)
+        high, low = first / (1 + first * s), second / (1 + second * s)
+        rise_high, rise_low = mixing * high**2, (1 - mixing) * low**2
+        columns = np.stack([high - low, rise_high / first, rise_low / second], axis=1)
+        steepness = 1 / s**2 - self.aspect_ratio * (rise_high + rise_low)
+        weight = -self.aspect_ratio / (steepness * self.deviation)
+        chain = (self.upper - self.lower) * expit(x) * expit(-x)
+        return _split(columns * weight[:, None]) * chain
 
     def grid_search(self) -> Array:
-        """The best pair of variances on a logarithmic grid, each with its best mixing."""
+        """The pair of variances on a logarithmic grid that solves (SS) best, with its mixing."""
         logs = np.linspace(self.lower[1], self.upper[1], GRID)
-        features = self.features(np.exp(logs))
+        variances = np.exp(logs)
+        weight = np.abs(self.slope) / self.deviation
+        pull = (self.points + 1 / self.transform) / self.aspect_ratio
+        target = _split(pull * weight)
+        features = _split(variances / (1 + variances * self.transform[:, None]) * weight[:, None])
         low, high = np.triu_indices(GRID, 1)
         contrast = features[:, high] - features[:, low]
-        rest = self.target[:, None] - features[:, low]
+        rest = target[:, None] - features[:, low]
         mixing = np.clip(np.sum(contrast * rest, 0) / np.sum(contrast**2, 0), *MIXING_RANGE)
         best = np.argmin(np.sum((rest - mixing * contrast) ** 2, 0))
-        values = np.array([mixing[best], logs[high[best]], logs[low[best]]])
-        inner = (values - self.lower) / (self.upper - self.lower)
+        return self._inside(mixing[best], logs[high[best]], logs[low[best]])
+
+    def position(self, law: DoubleBulk, scale: float) -> Array:
+        """Where a law lies in the search space."""
+        return self._inside(law.mixing, *np.log(np.array(law.variances) / scale))
+
+    def _inside(self, *values: float) -> Array:
+        inner = (np.array(values) - self.lower) / (self.upper - self.lower)
         return logit(np.clip(inner, 0.01, 0.99))
 
     def law(self, x: Array, scale: float) -> DoubleBulk:
-        mixing, *logs = self._values(x)
-        first, second = np.exp(logs)
+        mixing, first, second = self._values(x)
         if first < second:
             mixing, first, second = 1 - mixing, second, first
         if first - second <= SAME_VARIANCE * first:
@@ -156,8 +170,34 @@ class _Problem:
         variances = (float(first * scale), float(second * scale))
         return DoubleBulk(float(mixing), variances, self.aspect_ratio)
 
-    def _values(self, x: Array) -> Array:
-        return self.lower + (self.upper - self.lower) * expit(x)
+    def _model(self, x: Array) -> tuple[tuple[float, float, float], np.ndarray]:
+        """The values at x and the law's s on the contour; the last ones are remembered."""
+        key = x.tobytes()
+        if key not in self._last:
+            self._last.clear()
+            mixing, first, second = values = self._values(x)
+            atoms, weights = np.array([second, first]), np.array([1 - mixing, mixing])
+            order = np.argsort(atoms)
+            root = upper_root(self.points, atoms[order], weights[order], self.aspect_ratio)
+            self._last[key] = values, -1 / root
+        return self._last[key]
+
+    def _values(self, x: Array) -> tuple[float, float, float]:
+        """(t, sigma_1^2, sigma_2^2)."""
+        mixing, *logs = self.lower + (self.upper - self.lower) * expit(x)
+        first, second = np.exp(logs)
+        return float(mixing), float(first), float(second)
+
+
+def _contour(noise: Array) -> np.ndarray:
+    """Points in the upper half-plane around the bulk, shape (CONTOUR_POINTS,)."""
+    first, last = np.sqrt(noise[0]), np.sqrt(noise[-1])
+    middle = (first + last) / 2
+    half = max((first - last) / 2, 1e-3 * middle)
+    angle = (np.arange(CONTOUR_POINTS) + 0.5) / CONTOUR_POINTS * np.pi
+    across = middle + half * (1 + 0.3 * CONTOUR_HEIGHT) * np.cos(angle)
+    above = half * CONTOUR_HEIGHT * np.sin(angle)
+    return (np.maximum(np.abs(across), STEEPEST * above) + 1j * above) ** 2
 
 
 def _split(values: np.ndarray) -> Array:

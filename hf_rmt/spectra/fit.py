@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_rmt.spectra.double_bulk import DoubleBulk
-from hf_rmt.spectra.estimation import BulkEstimate, estimate_bulk
-from hf_rmt.spectra.laws import Array, population_moment
 from hf_rmt.spectra.published import published_bulk
-from hf_rmt.spectra.tracy_widom import tracy_widom_quantile
+from hf_rmt.spectra.separation import finite_size_edges, separate
+from hf_rmt.spectra.spike_map import Array, population_moment
 
-EDGE_CONFIDENCE = 0.999
-"""A noise eigenvalue exceeds its finite-size edge with probability 1 - EDGE_CONFIDENCE."""
 MIN_EIGENVALUES = 24
 """Fewer say nothing about a law."""
-MAX_SPIKE_FRACTION = 1 / 6
-"""More spikes than this are no outliers of a bulk; the iteration is cut there: heavy-tailed."""
 MAX_DISTANCE = 0.12
 """Kolmogorov distance beyond which a bulk does not follow the fitted law."""
-MAX_GAP_FRACTION = 0.02
-"""A gap of the law that holds more of the eigenvalues than this is no gap of the spectrum."""
 MAX_NULL_FRACTION = 0.1
 """More zero eigenvalues than this mean a rank-deficient matrix, which no bulk describes."""
 RELATIVE_ZERO = 1e-14
-START_QUANTILE, START_FACTOR = 0.9, 2.0
-"""The start: a law of the lowest 90 %; all beyond twice its edge is a spike for certain."""
-MAX_ROUNDS = 40
+"""Zero, in units of the largest eigenvalue and for each dimension."""
+MOST_NEGATIVE = 1e-3
+"""What rounding leaves below zero is smaller than this part of the largest eigenvalue."""
 
 
 class Phase(StrEnum):
@@ -48,14 +42,17 @@ class SpectrumFit:
     Attributes:
         shape: (N, p), N >= p.
         eigenvalues: Squared singular values, descending, shape (p,).
-        law: The law of the noise; None for a degenerate spectrum.
+        law: The population: its mixing and variances, c = (p - K) / N; None for a degenerate
+            spectrum. `noise_law` is what it becomes beside K spikes.
         is_signal: Which eigenvalues are signal, shape (p,).
-        upper_edge: Largest edge of the law plus its finite-size fluctuation; nan without a law.
-        residual: Root mean square of the standardised residuals of the least-squares fit.
+        upper_edge: Largest edge of `noise_law` plus its finite-size fluctuation; nan without one.
+        residual: Root mean square of the standardised residuals of the fit: about 0.8 where the
+            law holds, whatever the size. Of a published fit, in units of an eigenvalue.
         distance: Kolmogorov distance between the law and the noise eigenvalues.
         converged: Whether the number of spikes reached a fixed point.
         phase: `random`, `bulk+spikes`, `heavy-tailed` or `degenerate`.
         reason: Why the model does not hold; empty where it does.
+        published: Whether this is the published estimator, which leaves finite sizes alone.
     """
 
     shape: tuple[int, int]
@@ -68,6 +65,23 @@ class SpectrumFit:
     converged: bool
     phase: Phase
     reason: str = ""
+    published: bool = False
+
+    @property
+    def noise_law(self) -> DoubleBulk | None:
+        """The law that the p - K noise eigenvalues follow: N - K rows, variances (1 - K/N) tau.
+
+        A spike far above the bulk adds 1 / (N s) to the right of (SS), z = -1/s + ...: it takes
+        one direction out of both sides of the noise. What K of them leave is the (SS) of a matrix
+        with N - K rows and variances scaled by 1 - K/N. A published fit leaves this out.
+        """
+        if self.law is None or self.published:
+            return self.law
+        rows = self.shape[0]
+        kept = 1 - self.n_spikes / rows
+        first, second = self.law.variances
+        aspect_ratio = min(self.law.aspect_ratio / kept, 1.0)
+        return DoubleBulk(self.law.mixing, (first * kept, second * kept), aspect_ratio)
 
     @property
     def n_spikes(self) -> int:
@@ -76,10 +90,16 @@ class SpectrumFit:
 
     @property
     def spikes(self) -> Array:
-        """Recovered population spikes alpha, descending, shape (K,)."""
-        if self.law is None:
-            return np.zeros(0)
-        return self.law.spike_inverse(self.eigenvalues[self.is_signal])
+        """Recovered population spikes alpha, descending, shape (K,).
+
+        Where the count never settled, a signal eigenvalue may lie inside the bulk: it stands for
+        itself.
+        """
+        law, sample = self.noise_law, self.eigenvalues[self.is_signal]
+        if law is None:
+            return sample
+        alpha = law.spike_inverse(sample)
+        return np.where(np.isnan(alpha), sample, alpha)
 
     @property
     def signal_energy(self) -> float:
@@ -90,8 +110,8 @@ class SpectrumFit:
     @property
     def stable_rank(self) -> float:
         """Squared Frobenius norm over squared spectral norm."""
-        largest = self.eigenvalues[0]
-        return float(self.eigenvalues.sum() / largest) if largest > 0 else 0.0
+        total = self.eigenvalues.sum()
+        return float(total / self.eigenvalues[0]) if total > 0 else 0.0
 
     def moment(self, order: int) -> float:
         """Moment of the fitted whole population, recovered spikes included; nan without a law."""
@@ -99,14 +119,14 @@ class SpectrumFit:
             return float("nan")
         rows, columns = self.shape
         spikes = self.spikes
-        bulk = (columns - len(spikes)) / columns
+        noise = min(self.law.aspect_ratio * rows, columns - len(spikes)) / columns
         atoms = np.concatenate([spikes, self.law.atoms])
-        weights = np.concatenate([np.full(len(spikes), 1 / columns), bulk * self.law.weights])
+        weights = np.concatenate([np.full(len(spikes), 1 / columns), noise * self.law.weights])
         return population_moment(atoms, weights, columns / rows, order)
 
     def empirical_moment(self, order: int) -> float:
         """Mean of the k-th power of the eigenvalues, to hold beside `moment`."""
-        return float(np.mean(self.eigenvalues**order))
+        return float(np.mean(self.eigenvalues**order)) if len(self.eigenvalues) else float("nan")
 
 
 def fit_double_bulk(
@@ -128,7 +148,7 @@ def fit_double_bulk(
         The fit. A spectrum that cannot be fitted is `degenerate`, with a reason.
 
     Raises:
-        ValueError: If the eigenvalues do not fit the shape.
+        ValueError: If the eigenvalues do not fit the shape or are clearly negative.
 
     Source:
         Wu, Zhu & Li, ICML 2025, algorithm 1; the changes are described in `estimation`.
@@ -149,18 +169,19 @@ def fit_double_bulk(
             f"a weight of shape {tuple(shape)} has {columns} eigenvalues, got an array of shape "
             f"{values.shape}; pass the squared singular values"
         )
-    reason = _why_degenerate(values)
-    if reason:
+    if columns and values[-1] < -MOST_NEGATIVE * values[0]:
+        raise ValueError(
+            f"eigenvalues of X'X cannot be negative, got {values[-1]:g} below the largest "
+            f"{values[0]:g}; pass the squared singular values"
+        )
+    rank = int(np.sum(values > RELATIVE_ZERO * len(values) * values[:1]))
+    if reason := _why_degenerate(values, rank):
         return _degenerate((rows, columns), values, reason)
     values = np.maximum(values, 0.0)
-    if published:
-        estimate = published_bulk(values, rows)
-        signal = values > estimate.law.upper_edge
-        return _assemble(rows, values, estimate, signal, converged=estimate.converged)
-    return _self_consistent(rows, values)
+    return _published(rows, values) if published else _self_consistent(rows, values, rank)
 
 
-def _why_degenerate(values: Array) -> str:
+def _why_degenerate(values: Array, rank: int) -> str:
     """Reason for which no law can be fitted; empty if one can."""
     if not np.all(np.isfinite(values)):
         return "the weight holds nan or inf"
@@ -168,7 +189,6 @@ def _why_degenerate(values: Array) -> str:
         return f"{len(values)} eigenvalues, fewer than the {MIN_EIGENVALUES} a law needs"
     if values[0] <= 0:
         return "the weight is zero"
-    rank = int(np.sum(values > RELATIVE_ZERO * len(values) * values[0]))
     if rank < (1 - MAX_NULL_FRACTION) * len(values):
         return f"rank {rank} of {len(values)}: the weight is low-rank already"
     return ""
@@ -177,86 +197,61 @@ def _why_degenerate(values: Array) -> str:
 def _degenerate(shape: tuple[int, int], values: Array, reason: str) -> SpectrumFit:
     nan = float("nan")
     nothing = np.zeros(len(values), dtype=bool)
-    return SpectrumFit(
-        shape, values, None, nothing, nan, nan, nan, False, Phase.DEGENERATE, reason
-    )
+    return SpectrumFit(shape, values, None, nothing, nan, nan, nan, False, Phase.DEGENERATE, reason)
 
 
-def _self_consistent(rows: int, values: Array) -> SpectrumFit:
-    """Iterate fit and count to a fixed point, or report where that runs away."""
-    signal = _certain_spikes(rows, values)
-    estimate = estimate_bulk(values[~signal], rows, precision=1e-6)
-    found = first = _outside(values, estimate.law, rows)
-    first_estimate, seen = estimate, {signal.tobytes()}
-    while found.tobytes() not in seen and len(seen) < MAX_ROUNDS:
-        if found.sum() > MAX_SPIKE_FRACTION * len(values):
-            reason = f"the spikes run away: {int(found.sum())} of {len(values)} and rising"
-            return _assemble(rows, values, first_estimate, first, reason=reason)
-        signal = found
-        seen.add(signal.tobytes())
-        start = estimate.position
-        estimate = estimate_bulk(values[~signal], rows, start=start, precision=1e-6)
-        found = _outside(values, estimate.law, rows)
-    fixed = np.array_equal(found, signal)
-    estimate = estimate_bulk(values[~signal], rows, start=estimate.position)
-    return _assemble(rows, values, estimate, signal, converged=fixed and estimate.converged)
-
-
-def _certain_spikes(rows: int, values: Array) -> NDArray[np.bool_]:
-    """Eigenvalues that no bulk could hold: beyond twice the edge of a law of the lower 90 %."""
-    lower = values[int(np.ceil((1 - START_QUANTILE) * len(values))) :]
-    law = estimate_bulk(lower, rows, precision=1e-6).law
-    return values > START_FACTOR * law.upper_edge
-
-
-def _finite_size_edges(law: DoubleBulk, rows: int) -> Array:
-    """Edges of the law moved outwards by their Tracy-Widom fluctuation, shape (intervals, 2)."""
-    quantile = tracy_widom_quantile(EDGE_CONFIDENCE)
-    points = law.critical_points.reshape(-1, 2)
-    shifts = [
-        [-law.edge_fluctuation(low, rows), law.edge_fluctuation(high, rows)]
-        for low, high in points
-    ]
-    return law.bulk_edges + quantile * np.array(shifts)
-
-
-def _outside(values: Array, law: DoubleBulk, rows: int) -> NDArray[np.bool_]:
-    """Which eigenvalues lie above the bulk or in a true gap of it."""
-    edges = _finite_size_edges(law, rows)
-    above = values > edges[-1, 1]
-    if len(edges) == 2:
-        gap = (values > edges[0, 1]) & (values < edges[1, 0])
-        if gap.sum() <= MAX_GAP_FRACTION * len(values):
-            return above | gap
-    return above
-
-
-def _assemble(
-    rows: int,
-    values: Array,
-    estimate: BulkEstimate,
-    signal: NDArray[np.bool_],
-    *,
-    converged: bool = False,
-    reason: str = "",
-) -> SpectrumFit:
-    """The fit with its verdict."""
-    distance = _kolmogorov_distance(estimate.law, values[~signal])
-    if not reason and distance > MAX_DISTANCE:
-        reason = f"the bulk does not follow the law: Kolmogorov distance {distance:.2f}"
-    phase = Phase.SPIKED if signal.any() else Phase.RANDOM
+def _published(rows: int, values: Array) -> SpectrumFit:
+    """One round, the asymptotic edge, any gap and any null direction ignored."""
+    estimate = published_bulk(values, rows)
+    edge = estimate.law.upper_edge
+    signal = values > edge
     return SpectrumFit(
         shape=(rows, len(values)),
         eigenvalues=values,
         law=estimate.law,
         is_signal=signal,
-        upper_edge=float(_finite_size_edges(estimate.law, rows)[-1, 1]),
+        upper_edge=edge,
         residual=estimate.residual,
-        distance=distance,
-        converged=converged,
-        phase=Phase.HEAVY_TAILED if reason else phase,
-        reason=reason,
+        converged=estimate.converged,
+        published=True,
+        **_verdict(estimate.law, values[~signal], bool(signal.any())),
     )
+
+
+def _self_consistent(rows: int, values: Array, rank: int) -> SpectrumFit:
+    """The separation with its verdict, its law carried from the noise matrix to the population.
+
+    Null directions belong to neither noise nor signal.
+    """
+    live = values[:rank]
+    result = separate(live, rows)
+    law = result.estimate.law
+    left = rows - int(result.signal.sum())
+    first, second = (variance * rows / left for variance in law.variances)
+    noise = live[~result.signal]
+    return SpectrumFit(
+        shape=(rows, len(values)),
+        eigenvalues=values,
+        law=DoubleBulk(law.mixing, (first, second), len(noise) / rows),
+        is_signal=np.concatenate([result.signal, np.zeros(len(values) - rank, dtype=bool)]),
+        upper_edge=float(finite_size_edges(law, left)[-1, 1]),
+        residual=result.estimate.residual,
+        converged=result.converged,
+        **_verdict(law, noise, bool(result.signal.any()), result.reason),
+    )
+
+
+def _verdict(law: DoubleBulk, noise: Array, has_signal: bool, reason: str = "") -> dict[str, Any]:
+    """The fields `distance`, `phase` and `reason`."""
+    distance = _kolmogorov_distance(law, noise)
+    if not reason and distance > MAX_DISTANCE:
+        reason = f"the bulk does not follow the law: Kolmogorov distance {distance:.2f}"
+    phase = Phase.SPIKED if has_signal else Phase.RANDOM
+    return {
+        "distance": distance,
+        "phase": Phase.HEAVY_TAILED if reason else phase,
+        "reason": reason,
+    }
 
 
 def _kolmogorov_distance(law: DoubleBulk, noise: Array) -> float:

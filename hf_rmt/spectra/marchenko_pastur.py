@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_rmt.spectra.laws import Array, BulkLaw, check_positive, check_unit
+from hf_rmt.spectra.laws import BulkLaw, check_positive, check_unit
+from hf_rmt.spectra.spike_map import Array
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ class MarchenkoPastur(BulkLaw):
 
     @property
     def atoms(self) -> Array:
+        """The variance."""
         return np.array([float(self.variance)])
 
     @property
     def weights(self) -> Array:
+        """All of the dimensions."""
         return np.ones(1)

@@ -8,9 +8,11 @@ from scipy.special import logsumexp
 
 from hf_rmt.spectra.double_bulk import DoubleBulk
 from hf_rmt.spectra.estimation import BulkEstimate
-from hf_rmt.spectra.laws import Array
+from hf_rmt.spectra.spike_map import Array
 
 POINTS_PER_RANGE = 20
+SAME = 1e-6
+"""Relative width of a bulk below which nothing is left to fit."""
 
 
 def published_bulk(values: Array, rows: int) -> BulkEstimate:
@@ -30,6 +32,9 @@ def published_bulk(values: Array, rows: int) -> BulkEstimate:
     """
     noise = values[initial_spikes(values, rows) :]
     aspect_ratio = len(noise) / rows
+    low, high = float(noise[-1]), float(noise[0])
+    if high - low <= SAME * high:  # the box is a point
+        return BulkEstimate(DoubleBulk(0.5, (high, high), aspect_ratio), 0.0, False)
     u = _grid(noise, aspect_ratio)
     s = -(1 - aspect_ratio) / u + np.sum(1 / (noise - u[:, None]), axis=1) / rows
 
@@ -37,7 +42,6 @@ def published_bulk(values: Array, rows: int) -> BulkEstimate:
         pull = x[0] * x[1] / (1 + x[1] * s) + (1 - x[0]) * x[2] / (1 + x[2] * s)
         return -1 / s + aspect_ratio * pull - u
 
-    low, high = float(noise[-1]), float(noise[0])
     start = [0.5, low + 0.75 * (high - low), low + 0.25 * (high - low)]
     solution = least_squares(residual, start, bounds=([0, low, low], [1, high, high]))
     mixing, first, second = map(float, solution.x)
@@ -45,7 +49,7 @@ def published_bulk(values: Array, rows: int) -> BulkEstimate:
         mixing, first, second = 1 - mixing, second, first
     law = DoubleBulk(mixing, (first, max(second, np.finfo(float).tiny)), aspect_ratio)
     size = float(np.sqrt(np.mean(solution.fun**2)))
-    return BulkEstimate(law, size, solution.x, solution.status > 0)
+    return BulkEstimate(law, size, solution.status > 0)
 
 
 def initial_spikes(values: Array, rows: int) -> int:
@@ -58,15 +62,21 @@ def initial_spikes(values: Array, rows: int) -> int:
     Returns:
         The initial number of spikes.
     """
+    eda, edb = criteria(values, rows)
+    return 1 + int(max(np.argmin(eda), np.argmin(edb)))
+
+
+def criteria(values: Array, rows: int) -> tuple[Array, Array]:
+    """EDA and EDB for k = 1 .. int(6 N^0.1); arguments as for `initial_spikes`."""
     columns = len(values)
     log_theta = 2 * (values[:-1] - values[1:])
     counts = np.arange(1, min(int(6 * rows**0.1), columns - 2) + 1)
     log_mean = np.array([logsumexp(log_theta[k:]) - np.log(columns - k - 1) for k in counts])
     drop = values[0] - values[counts]
     fit = rows * (columns - counts - 1) * log_mean
-    first = -rows * drop + fit + 2 * columns * counts
-    second = -rows * np.log(columns) * drop + fit + columns * counts * np.log(rows)
-    return int(max(counts[np.argmin(first)], counts[np.argmin(second)]))
+    eda = -rows * drop + fit + 2 * columns * counts
+    edb = -rows * np.log(columns) * drop + fit + columns * counts * np.log(rows)
+    return eda, edb
 
 
 def _grid(noise: Array, aspect_ratio: float) -> Array:

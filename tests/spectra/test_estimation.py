@@ -61,6 +61,17 @@ def test_the_jacobian_is_the_derivative():
         np.testing.assert_allclose(exact, numeric, atol=2e-5 * np.abs(exact).max())
 
 
+def test_the_empirical_transform_and_its_slope_are_those_of_the_law():
+    law = DoubleBulk(**TRUTH, aspect_ratio=0.25)
+    problem = _Problem.of(exact_sample(law, 2000), 0.25)
+    step = 1e-6
+    ahead, behind = (
+        law.stieltjes_transform(problem.points + h, companion=True) for h in (step, -step)
+    )
+    np.testing.assert_allclose(problem.transform, (ahead + behind) / 2, rtol=1e-3)
+    np.testing.assert_allclose(problem.slope, (ahead - behind) / (2 * step), rtol=1e-2)
+
+
 def test_a_start_nearby_leads_to_the_same_law():
     noise = eigenvalues_of(double_bulk_matrix((400, 200), **TRUTH, seed=0))
     cold = estimate_bulk(noise, 400).law

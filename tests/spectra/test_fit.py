@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_the_truth_is_found(fit):
     assert fit.distance < 0.02
     assert fit.law.aspect_ratio == pytest.approx(295 / 600)
     np.testing.assert_array_equal(fit.eigenvalues, EIGENVALUES)
-    np.testing.assert_array_equal(fit.is_signal, EIGENVALUES > fit.upper_edge)
+    np.testing.assert_array_equal(fit.is_signal, fit.upper_edge < EIGENVALUES)
 
 
 def test_the_spikes_are_recovered(fit):
@@ -46,6 +47,12 @@ def test_the_spikes_are_recovered(fit):
     assert fit.spikes == pytest.approx(SPIKES, rel=0.25)
     assert np.all(np.diff(fit.spikes) < 0)
     assert np.all(fit.spikes < fit.eigenvalues[:5])
+
+
+def test_a_signal_eigenvalue_inside_the_bulk_stands_for_itself(fit):
+    other = replace(fit, is_signal=np.arange(300) < 40)
+    assert np.isfinite(other.spikes).all()
+    assert other.spikes[-1] == EIGENVALUES[39]
 
 
 def test_many_spikes_do_not_bias_the_variances():

@@ -91,6 +91,7 @@ def test_a_level_out_of_range_is_refused(law, level):
 
 
 def test_edges_are_where_the_density_begins(law):
+    assert (law.bulk_edges[0, 0] == 0.0) == (law.aspect_ratio == 1.0)
     for lower, upper in law.bulk_edges:
         width = 1e-6 * (upper - lower)
         assert law.pdf(upper - width) > 0
@@ -127,6 +128,7 @@ def test_an_eigenvalue_in_the_gap_has_a_spike_between_the_variances():
     gap = edges[0, 1] + (edges[1, 0] - edges[0, 1]) * np.array([0.2, 0.5, 0.8])
     alpha = DIVIDED.spike_inverse(gap)
     assert np.all((alpha > 1.0) & (alpha < 9.0))
+    assert np.all(DIVIDED.spike_slope(alpha) > 0)
     np.testing.assert_allclose(DIVIDED.spike_forward(alpha), gap, rtol=1e-9)
     assert not DIVIDED.contains(gap).any()
     assert DIVIDED.cdf(gap[1]) == pytest.approx(0.5, abs=1e-8)

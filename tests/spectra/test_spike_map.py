@@ -15,7 +15,9 @@ POPULATIONS = [
 
 
 def spike_map(a, atoms, weights, aspect_ratio):
-    return a * (1 + aspect_ratio * sum(w * t / (a - t) for t, w in zip(atoms, weights)))
+    return a * (
+        1 + aspect_ratio * sum(w * t / (a - t) for t, w in zip(atoms, weights, strict=True))
+    )
 
 
 @pytest.mark.parametrize("population", POPULATIONS)
@@ -49,6 +51,16 @@ def test_small_roots_keep_their_relative_accuracy():
     z = 1e-6 * (0.5 + 1.0j)
     root = upper_root(z, atoms, weights, c)
     assert spike_map(root, atoms, weights, c) == pytest.approx(z, rel=1e-8)
+
+
+def test_cardano_where_its_two_cube_roots_part():
+    """At b^2 = 3 c one of the two is 0, and taking it loses all three roots."""
+    atoms, weights, c = np.array([1.0, 3.0]), np.array([0.6, 0.4]), 0.5
+    shift = c * weights @ atoms - atoms.sum()
+    product = 3 * atoms.prod() * (1 - c)
+    for z in np.roots([1.0, -2 * shift - 3 * atoms.sum(), shift**2 - product]):
+        roots = spike_roots(z, atoms, weights, c)
+        np.testing.assert_allclose(spike_map(roots, atoms, weights, c), z, rtol=1e-10)
 
 
 @pytest.mark.parametrize("population", POPULATIONS[:4])

@@ -1,0 +1,157 @@
+"""Seeded random matrices whose spectra are known, for tests, benchmarks and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hf_rmt.spectra.laws import check_positive, check_unit
+from hf_rmt.spectra.spike_map import Array
+
+Seed = int | np.random.Generator
+"""A generator is advanced by every draw; a number draws the same matrix every time."""
+
+
+def double_bulk_matrix(
+    shape: tuple[int, int],
+    *,
+    mixing: float,
+    variances: tuple[float, float],
+    spikes: Sequence[float] = (),
+    seed: Seed,
+) -> Array:
+    """X = N^{-1/2} Z Sigma^{1/2}, transposed where the shape is wide: a spiked double bulk.
+
+    Z is standard Gaussian and Sigma diagonal: the spikes first, then round(t (p - K)) times
+    sigma_1^2, then sigma_2^2.
+
+    Args:
+        shape: Shape of the matrix; N is the larger side, p the smaller one.
+        mixing: t in [0, 1].
+        variances: (sigma_1^2, sigma_2^2), both positive.
+        spikes: Population spikes alpha, at most p of them.
+        seed: Number or generator.
+
+    Returns:
+        The matrix, float64.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Examples:
+        >>> double_bulk_matrix((2, 3), mixing=0.5, variances=(4.0, 1.0), seed=0).shape
+        (2, 3)
+    """
+    check_unit("mixing", mixing, zero=True, remedy="it is the fraction of sigma_1^2")
+    for variance in (*variances, *spikes):
+        check_positive("variances and spikes", variance)
+    columns = min(shape)
+    bulk = columns - len(spikes)
+    if bulk < 0:
+        raise ValueError(
+            f"a matrix of shape {tuple(shape)} has room for {columns} spikes, got {len(spikes)}; "
+            "pass fewer"
+        )
+    upper = round(mixing * bulk)
+    population = np.repeat(
+        np.array([*spikes, *variances], float), [1] * len(spikes) + [upper, bulk - upper]
+    )
+    noise = np.random.default_rng(seed).standard_normal((max(shape), columns))
+    return _oriented(noise * np.sqrt(population / max(shape)), shape)
+
+
+def marchenko_pastur_matrix(
+    shape: tuple[int, int], *, variance: float = 1.0, spikes: Sequence[float] = (), seed: Seed
+) -> Array:
+    """The unit bulk: `double_bulk_matrix` with sigma_1^2 = sigma_2^2.
+
+    Args:
+        shape: Shape of the matrix.
+        variance: sigma^2 > 0.
+        spikes: Population spikes alpha.
+        seed: Number or generator.
+
+    Returns:
+        The matrix, float64.
+    """
+    return double_bulk_matrix(
+        shape, mixing=0.0, variances=(variance, variance), spikes=spikes, seed=seed
+    )
+
+
+def heavy_tailed_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) -> Array:
+    """N^{-1/2} times iid Student-t entries: P(|entry| > x) falls like x^{-exponent}.
+
+    Below exponent 4 the largest eigenvalues leave every bulk edge; below 2 there is no bulk.
+
+    Args:
+        shape: Shape of the matrix.
+        exponent: Degrees of freedom > 0.
+        seed: Number or generator.
+
+    Returns:
+        The matrix, float64.
+
+    Raises:
+        ValueError: If the exponent is not positive.
+    """
+    check_positive("exponent", exponent)
+    return np.random.default_rng(seed).standard_t(exponent, shape) / np.sqrt(max(shape))
+
+
+def power_law_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) -> Array:
+    """Singular values k^{-exponent}, k = 1 .. p, between random orthogonal frames: no bulk.
+
+    Args:
+        shape: Shape of the matrix.
+        exponent: Decay of the singular values, >= 0.
+        seed: Number or generator.
+
+    Returns:
+        The matrix, float64.
+    """
+    generator = np.random.default_rng(seed)
+    left, right = (_orthonormal(side, min(shape), generator) for side in shape)
+    return left * np.arange(1, min(shape) + 1.0) ** -exponent @ right.T
+
+
+def low_rank_matrix(shape: tuple[int, int], *, rank: int, seed: Seed) -> Array:
+    """Product of two Gaussian factors: `rank` nonzero singular values up to rounding.
+
+    Args:
+        shape: Shape of the matrix.
+        rank: Number of columns of the left factor, in [0, min(shape)].
+        seed: Number or generator.
+
+    Returns:
+        The matrix, float64.
+
+    Raises:
+        ValueError: If the rank lies outside its range.
+    """
+    if not 0 <= rank <= min(shape):
+        raise ValueError(f"rank must lie in [0, {min(shape)}], got {rank}; pass a smaller rank")
+    generator = np.random.default_rng(seed)
+    left = generator.standard_normal((shape[0], rank))
+    return left @ generator.standard_normal((rank, shape[1])) / np.sqrt(max(shape))
+
+
+def eigenvalues_of(weight: Array) -> Array:
+    """Squared singular values, descending, shape (min(shape),), from one SVD.
+
+    Args:
+        weight: A matrix of any shape.
+
+    Returns:
+        The eigenvalues of X'X at full precision, the smallest included.
+    """
+    return np.asarray(np.linalg.svd(weight, compute_uv=False) ** 2, float)
+
+
+def _orthonormal(rows: int, columns: int, generator: np.random.Generator) -> Array:
+    return np.asarray(np.linalg.qr(generator.standard_normal((rows, columns)))[0], float)
+
+
+def _oriented(tall: Array, shape: tuple[int, int]) -> Array:
+    return tall if shape[0] >= shape[1] else tall.T

@@ -1,0 +1,158 @@
+"""The algebra of the spike map g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)) of one or two bulks.
+
+Plain functions of the atoms tau (ascending) and their weights w, which sum to 1; `laws` makes
+spectra of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.polynomial import polynomial
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Complex = NDArray[np.complex128]
+
+ROOTS_OF_UNITY = np.exp(2j * np.pi / 3 * np.arange(3))
+TOUCHING = 1e-9
+"""Relative imaginary part below which a root counts as real."""
+
+
+def population_moment(
+    atoms: ArrayLike, weights: ArrayLike, aspect_ratio: float, order: int
+) -> float:
+    """Moment of a sample spectrum: gamma_k = [u^k] (1 + c sum_j h_j u^j)^{k+1} / (c (k+1)).
+
+    h_j is the j-th moment of the population variances. The formula is the Lagrange inversion of
+    z = g(1/u); it gives gamma_1 = h_1, gamma_2 = h_2 + c h_1^2 and so on.
+
+    Args:
+        atoms: Population variances, shape (m,).
+        weights: Their fractions of the dimensions, shape (m,), summing to 1.
+        aspect_ratio: c = p / N.
+        order: k >= 0.
+
+    Returns:
+        The k-th moment of the p eigenvalues.
+
+    Raises:
+        ValueError: If the order is negative.
+
+    Examples:
+        >>> population_moment([1.0], [1.0], 0.25, 2)
+        1.25
+    """
+    if order < 0:
+        raise ValueError(f"the order of a moment must be at least 0, got {order}; pass 1 or more")
+    if order == 0:
+        return 1.0
+    powers = np.asarray(atoms)[:, None] ** np.arange(1, order + 1)
+    series = np.concatenate(([1.0], aspect_ratio * (np.asarray(weights) @ powers)))
+    expanded = polynomial.polypow(series, order + 1)
+    return float(expanded[order] / (aspect_ratio * (order + 1)))
+
+
+def spike_roots(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) -> Complex:
+    """All roots a of g(a) = z: two for one atom, three for two.
+
+    Args:
+        z: Points, any shape, real or complex.
+        atoms: Population variances, shape (1,) or (2,).
+        weights: Their fractions, same shape.
+        aspect_ratio: c = p / N.
+
+    Returns:
+        The roots, shape z.shape + (m + 1,).
+    """
+    scale = atoms[-1]
+    coefficients = _coefficients(np.asarray(z) / scale, atoms / scale, weights, aspect_ratio)
+    columns = [coefficient[..., None] for coefficient in coefficients]
+    return _polished(_monic_roots(*coefficients), *columns) * scale
+
+
+def upper_root(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) -> Complex:
+    """The root of g(a) = z in the upper half-plane, a = -1/s(z); arguments as for `spike_roots`.
+
+    Args:
+        z: Points of the upper half-plane, or real ones as limits from above, any shape.
+        atoms: Population variances, shape (1,) or (2,).
+        weights: Their fractions, same shape.
+        aspect_ratio: c = p / N.
+
+    Returns:
+        The root, shape of z.
+    """
+    scale = atoms[-1]
+    points = np.ravel(z) / scale
+    coefficients = _coefficients(points, atoms / scale, weights, aspect_ratio)
+    roots = _monic_roots(*coefficients)
+    chosen = roots[np.arange(len(roots)), np.argmax(roots.imag, axis=1)]
+    return (_polished(chosen, *coefficients) * scale).reshape(np.shape(z))
+
+
+def critical_points(atoms: Array, weights: Array, aspect_ratio: float) -> Array:
+    """Real roots of g'(a) = 0, ascending: two for each interval of the spectrum.
+
+    Args:
+        atoms: Population variances, ascending, shape (m,).
+        weights: Their fractions, shape (m,).
+        aspect_ratio: c = p / N.
+
+    Returns:
+        The points, shape (2 * intervals,).
+    """
+    scale = atoms[-1]
+    tau = atoms / scale
+    squares = [np.array([1.0, -2 * t, t**2]) for t in tau]
+    numerator = squares[0] if len(tau) == 1 else np.convolve(squares[0], squares[1])
+    for k, (t, w) in enumerate(zip(tau, weights, strict=True)):
+        others = squares[1 - k] if len(tau) == 2 else np.ones(1)
+        numerator[-len(others) :] -= aspect_ratio * w * t**2 * others
+    roots = np.roots(numerator)
+    real = np.sort(roots.real[np.abs(roots.imag) <= TOUCHING * (1 + np.abs(roots))])
+    if len(real) % 2:  # a gap just closing: drop the touching pair's leftover
+        real = real[[0, -1]]
+    return real * scale
+
+
+def _coefficients(
+    z: NDArray[Any], atoms: Array, weights: Array, aspect_ratio: float
+) -> tuple[Complex, ...]:
+    """Those of the monic polynomial prod (a - tau) (g(a) - z), falling, without the leading 1."""
+    mean = aspect_ratio * float(weights @ atoms)
+    points = z.astype(complex)
+    if len(atoms) == 1:
+        return mean - atoms[0] - points, points * atoms[0]
+    total, product = atoms[0] + atoms[1], atoms[0] * atoms[1]
+    middle = product * (1.0 - aspect_ratio) + points * total
+    return mean - total - points, middle, -points * product
+
+
+def _monic_roots(*coefficients: Complex) -> Complex:
+    """Roots of a quadratic or, by Cardano's formula, of a cubic, along a new last axis."""
+    b, c, *rest = coefficients
+    if not rest:
+        half = b / -2
+        larger = half + _aligned(np.sqrt(half**2 - c), half)
+        return np.stack([larger, c / np.where(larger == 0, 1.0, larger)], axis=-1)
+    third = b / 3
+    p = c / 3 - third**2
+    q = third * (third**2 - c / 2) + rest[0] / 2
+    cube = -q - _aligned(np.sqrt(q**2 + p**3), q)
+    first = cube[..., None] ** (1 / 3) * ROOTS_OF_UNITY
+    return first - p[..., None] / np.where(first == 0, 1.0, first) - third[..., None]
+
+
+def _aligned(root: Complex, reference: Complex) -> Complex:
+    """The square root of the two that does not cancel against the reference."""
+    return np.where((reference.conj() * root).real >= 0, root, -root)
+
+
+def _polished(roots: Complex, *coefficients: Complex) -> Complex:
+    """One Newton step, for the small roots that the shift by b / 3 leaves inexact."""
+    value, slope = np.ones_like(roots), np.zeros_like(roots)
+    for coefficient in coefficients:
+        value, slope = value * roots + coefficient, slope * roots + value
+    return roots - value / np.where(slope == 0, 1.0, slope)
