@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 METHODS = ("pdb",)
 NOISE_KINDS = ("drop", "ternary", "int4", "int8", "keep")
+PACKED_KINDS = ("ternary", "int4", "int8")
 STORED_SPIKES = ("all", "paying")
 
 
@@ -20,9 +21,8 @@ class CompressionSettings:
         noise_removal: Fraction of the noise directions that `drop` removes, smallest first.
         recover_spikes: Replace each signal eigenvalue by the population spike behind it. None:
             only when noise is dropped.
-        stored_spikes: `all` spikes become factors, or only the `paying` ones, which save more bits
-            of noise than their factors cost. None: paying for `int4` and `ternary`, where more
-            would be the worse use of the bits, all otherwise.
+        stored_spikes: `all` spikes become factors, or only the `paying` ones, which return a fair
+            part of the bits they cost. None: paying beside packed noise, all otherwise.
         target_modules: Which linear layers. None: all linears of the repeated blocks, that is
             attention and MLP. A list of names or name endings, a regular expression that matches
             the whole name, or `"all-linear"`.
@@ -59,7 +59,7 @@ class CompressionSettings:
         _optional_bool("recover_spikes", self.recover_spikes)
         if self.stored_spikes is not None:
             _choice("stored_spikes", self.stored_spikes, STORED_SPIKES)
-        if self.stored_spikes == "paying" and self.noise in ("drop", "keep"):
+        if self.stored_spikes == "paying" and self.noise not in PACKED_KINDS:
             raise ValueError(
                 f"stored_spikes='paying' weighs factors against packed noise, which "
                 f"noise={self.noise!r} has none of; set noise to int8, int4 or ternary"
@@ -74,9 +74,9 @@ class CompressionSettings:
 
     @property
     def stores_all_spikes(self) -> bool:
-        """Whether every spike becomes a factor, and not only those that pay for their bits."""
+        """Whether every spike becomes a factor, and not only the paying ones."""
         if self.stored_spikes is None:
-            return self.noise not in ("int4", "ternary")
+            return self.noise not in PACKED_KINDS
         return self.stored_spikes == "all"
 
     @property

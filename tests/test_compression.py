@@ -7,7 +7,7 @@ from torch import nn
 from hf_rmt.compression import compress_layers, compress_weight
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.settings import NOISE_KINDS, CompressionSettings
-from hf_rmt.spectra.ensembles import double_bulk_matrix
+from hf_rmt.spectra.ensembles import double_bulk_matrix, marchenko_pastur_matrix
 
 SPIKES = (60.0, 40.0, 25.0)
 
@@ -120,28 +120,33 @@ def test_bias_and_mode_are_taken_over(weight: torch.Tensor) -> None:
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_coarse_noise_stores_the_spikes_that_pay_for_their_bits(weight: torch.Tensor) -> None:
-    """Each spike's share of the energy left must be worth more than 16 bits an entry."""
-    dominant = weight.clone()
-    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-    dominant += 20 * s[0] * torch.outer(u[:, 0], vh[0])
-    assert decide(dominant, noise="int4").plan.rank == 1
-    assert decide(weight, noise="int4").plan.rank == 0
-    assert decide(weight, noise="int4", stored_spikes="all").plan.rank == 3
-    assert decide(weight, noise="int8").plan.rank == 3
-    assert decide(weight, noise="int8", stored_spikes="paying").plan.rank == 0
+def energy_share(fraction: float) -> torch.Tensor:
+    """A weight of 200 x 200 noise with one direction that holds this fraction of the energy."""
+    noise = torch.from_numpy(marchenko_pastur_matrix((200, 200), variance=1.0, seed=5)).float()
+    u, s, vh = torch.linalg.svd(noise)
+    s[0] = torch.sqrt(s[1:].square().sum() * fraction / (1 - fraction))
+    return u * s @ vh
 
 
-def test_a_paying_spike_makes_fewer_bits_at_equal_error(weight: torch.Tensor) -> None:
-    """One bit a weight is worth a factor of 4 in the squared error."""
-    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-    dominant = weight + 20 * s[0] * torch.outer(u[:, 0], vh[0])
-    with_spike, without = (
-        decide(dominant, noise="int4", max_rank=rank, stored_spikes="all") for rank in (1, 0)
-    )
-    errors = [
-        float((r.module(dominant, None).dense().detach() - dominant).square().sum())
-        for r in (with_spike, without)
-    ]
-    extra_bits = with_spike.plan.bits_per_weight - without.plan.bits_per_weight
-    assert errors[0] * 4**extra_bits < errors[1]
+@pytest.mark.parametrize(("noise", "fair"), [("int8", 0.1), ("int4", 0.25), ("ternary", 0.25)])
+def test_a_spike_is_stored_where_it_returns_its_fair_part(noise: str, fair: float) -> None:
+    """A direction with fraction f of the energy saves -log2(1 - f) / 2 bits on each weight."""
+    border = 1 - 2 ** (-2 * fair * 16 * 400 / 200**2)
+    assert decide(energy_share(1.1 * border), noise=noise).plan.rank == 1
+    assert decide(energy_share(0.9 * border), noise=noise).plan.rank == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "rank"),
+    [
+        ({"noise": "int4"}, 0),
+        ({"noise": "int4", "stored_spikes": "all"}, 1),
+        ({"noise": "keep"}, 1),
+        ({"noise": "drop"}, 1),
+    ],
+)
+def test_all_spikes_are_stored_when_asked_for_or_not_packed(
+    settings: dict[str, object], rank: int
+) -> None:
+    plan = decide(energy_share(0.05), **settings).plan
+    assert (plan.rank, plan.n_spikes) == (rank, 1)

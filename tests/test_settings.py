@@ -61,9 +61,9 @@ def test_paying_spikes_contradict_noise_without_codes() -> None:
 
 @pytest.mark.parametrize(
     ("noise", "asked", "expected"),
-    [("int8", None, True), ("int4", None, False), ("ternary", "all", True), ("drop", None, True)],
+    [("int8", None, False), ("keep", None, True), ("ternary", "all", True), ("drop", None, True)],
 )
-def test_coarse_noise_stores_paying_spikes_by_default(
+def test_packed_noise_stores_paying_spikes_by_default(
     noise: str, asked: str | None, expected: bool
 ) -> None:
     assert CompressionSettings(noise=noise, stored_spikes=asked).stores_all_spikes is expected

@@ -83,7 +83,7 @@ def _front_matter(base_model: str | None, license: str | None) -> str:
 
 
 def _what_was_done(plan: CompressionPlan, base_model: str | None, config: Mapping[str, Any]) -> str:
-    source = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "A model"
+    source = f"`{base_model}`" if base_model else "A model"
     kinds = Counter(layer.noise for layer in plan.compressed)
     stored = " and ".join(NOISE_WORDS.get(kind, f"stored as {kind}") for kind in kinds)
     text = (
