@@ -1,0 +1,10 @@
+"""Compressed layers: a low-rank signal that trains, and noise stored in a few bits.
+
+Knows torch and nothing of transformers.
+"""
+
+from hf_rmt.nn.latency import latency_ratio
+from hf_rmt.nn.noise import NOISE_KINDS, NoiseStore, stored_bits
+from hf_rmt.nn.spiked import SpikedLinear
+
+__all__ = ["NOISE_KINDS", "NoiseStore", "SpikedLinear", "latency_ratio", "stored_bits"]

@@ -1,0 +1,218 @@
+"""Codebooks for Gaussian noise: a byte names a point in one, two or five dimensions.
+
+Noise that follows a bulk law is Gaussian to the eye of a quantiser, so the points are placed
+where the optimal density for a Gaussian wants them, by closed forms that are the same on every
+machine. Groups of neighbouring weights share a scale, in which the points are expressed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+SCALE_STEP = 8
+"""Scale codes to the octave, steps of 9 %. The codes of the weights are chosen after the scale
+was rounded, so that the coarse step costs nearly nothing."""
+FINE_CODES = 16
+"""A group's scale code is that of its run of RUN groups plus a nibble of its own."""
+RUN = 16
+CUBIC = 0.3
+"""Bend of the 8-bit levels c (1 + CUBIC (c / 128)^2): close to best for groups of 8 Gaussians, and
+best for the heavier tails of trained weights."""
+SPIRAL_MASS = 0.85
+"""Part of the Gaussian mass inside the spiral: best for groups of 16, whose scale follows what
+lies outside."""
+LEVEL_CELLS = 2**14
+CELLS = 256
+"""Side of the table that maps a square around the spiral to the nearest point."""
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """How the weights of a group become bytes.
+
+    Attributes:
+        block: Weights to the byte.
+        group: Weights to the scale.
+        largest: Whether the scale is sought near the group's largest entry; else near its root
+            mean square.
+        unit: Scale over that size where the search starts.
+        offsets: Scale codes that are tried, relative to the start.
+        encode: Weights over their scale, shape (n, group), to bytes, shape (n, group / block).
+        decode: The bytes back to weights over their scale, flat float32.
+    """
+
+    block: int
+    group: int
+    largest: bool
+    unit: float
+    offsets: range
+    encode: Callable[[Tensor], Tensor] = field(repr=False)
+    decode: Callable[[Tensor], Tensor] = field(repr=False)
+
+    @property
+    def run(self) -> int:
+        """Weights in a run of groups, the unit of packing."""
+        return RUN * self.group
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of a run's codes."""
+        return self.run // self.block
+
+
+SCALES = tuple(2.0 ** (-code / SCALE_STEP) for code in range(256))
+"""Scale over the largest scale, by scale code."""
+LEVELS = tuple(c * (1 + CUBIC * (c / 128) ** 2) for c in range(-128, 128))
+TRITS = tuple(tuple(code // 3**k % 3 - 1.0 for k in range(5)) for code in range(243))
+"""The five trits of a byte, least significant first."""
+
+
+def _spiral() -> tuple[tuple[float, float], ...]:
+    """256 points at golden angles whose density is the square root of a Gaussian's.
+
+    The first point is the origin, so that zeros stay zeros. Coordinates are rounded to 2^-12 so
+    that no libm shows in them.
+    """
+    golden = math.pi * (3 - math.sqrt(5))
+    points = []
+    for k in range(256):
+        radius = 2 * math.sqrt(-math.log1p(-SPIRAL_MASS * k / 256))
+        x, y = radius * math.cos(k * golden), radius * math.sin(k * golden)
+        points.append((round(x * 4096) / 4096, round(y * 4096) / 4096))
+    return tuple(points)
+
+
+SPIRAL = _spiral()
+HALF_WIDTH = 1.05 * max(abs(x) for point in SPIRAL for x in point)
+
+_TABLES: dict[tuple[int, torch.device], Tensor] = {}
+
+
+def table(values: Sequence[object], device: torch.device) -> Tensor:
+    """A float32 tensor of constants, made once per device.
+
+    Args:
+        values: The constants, nested as the tensor shall be; an object that lives for ever.
+        device: Where they are wanted.
+
+    Returns:
+        The tensor; nobody may change it.
+    """
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, device=device)
+    key = id(values), device
+    if key not in _TABLES:
+        with torch.inference_mode(False):
+            _TABLES[key] = torch.tensor(values, device=device, dtype=torch.float32)
+    return _TABLES[key]
+
+
+@cache
+def _nearest_level() -> Tensor:
+    """Index of the level nearest to the middle of each of LEVEL_CELLS cells between the ends."""
+    levels = table(LEVELS, torch.device("cpu"))
+    cells = torch.arange(LEVEL_CELLS, device="cpu") + 0.5
+    middles = levels[0] + cells * (levels[-1] - levels[0]) / LEVEL_CELLS
+    return torch.bucketize(middles, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+
+
+def _encode_levels(values: Tensor) -> Tensor:
+    # Looking the cell up is fifty times as fast as a binary search among the levels.
+    low, high = LEVELS[0], LEVELS[-1]
+    scaled = (values - low).mul_(LEVEL_CELLS / (high - low))
+    cell = scaled.clamp_(0, LEVEL_CELLS - 1).to(torch.int32)
+    nearest = _nearest_level().to(values.device)
+    return nearest.index_select(0, cell.flatten()).view(cell.shape)
+
+
+@cache
+def _level_pairs() -> tuple[tuple[float, float], ...]:
+    """The levels of two bytes, by the little-endian number that they make together."""
+    return tuple((low, high) for high in LEVELS for low in LEVELS)
+
+
+def _decode_levels(codes: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # which would write the large table into the program
+        return table(LEVELS, codes.device).index_select(0, codes.to(torch.int32))
+    return _gather_pairs(_level_pairs(), codes.view(torch.uint16))
+
+
+def _gather_pairs(values: Sequence[object], index: Tensor) -> Tensor:
+    # A pair travels as one complex number: gathering those is several times as fast as gathering
+    # rows of two, or single numbers twice as often.
+    pairs = torch.view_as_complex(table(values, index.device))
+    return torch.view_as_real(pairs.index_select(0, index.to(torch.int32))).flatten()
+
+
+@cache
+def _nearest() -> Tensor:
+    """Index of the point nearest to the centre of each cell, row by row."""
+    with torch.device("cpu"):
+        axis = ((torch.arange(CELLS) + 0.5) / CELLS * 2 - 1) * HALF_WIDTH
+        points = table(SPIRAL, axis.device)
+        norms = points.square().sum(1)
+        rows = [
+            ((torch.stack([x.expand(CELLS), axis], 1) @ points.T) * 2 - norms).argmax(1)
+            for x in axis
+        ]
+        return torch.stack(rows).to(torch.uint8).flatten()
+
+
+def _encode_spiral(values: Tensor) -> Tensor:
+    scaled = values * (CELLS / 2 / HALF_WIDTH) + CELLS / 2
+    cell = scaled.clamp_(0, CELLS - 1).to(torch.int32).view(len(values), -1, 2)
+    index = cell[..., 0] * CELLS + cell[..., 1]
+    nearest = _nearest().to(values.device)
+    return nearest.index_select(0, index.flatten()).view(index.shape)
+
+
+def _decode_spiral(codes: Tensor) -> Tensor:
+    return _gather_pairs(SPIRAL, codes)
+
+
+def _encode_trits(values: Tensor) -> Tensor:
+    trits = values.round().clamp_(-1, 1).add_(1).to(torch.uint8).view(len(values), -1, 5)
+    powers = torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=values.device)
+    return (trits * powers).sum(-1, dtype=torch.uint8)
+
+
+def _decode_trits(codes: Tensor) -> Tensor:
+    return table(TRITS, codes.device).index_select(0, codes.to(torch.int32)).flatten()
+
+
+CODEBOOKS = {
+    "int8": Codebook(
+        block=1,
+        group=8,
+        largest=True,
+        unit=1 / (127 * (1 + CUBIC)),
+        offsets=range(-2, 2),
+        encode=_encode_levels,
+        decode=_decode_levels,
+    ),
+    "int4": Codebook(
+        block=2,
+        group=16,
+        largest=False,
+        unit=1.0,
+        offsets=range(-4, 5),
+        encode=_encode_spiral,
+        decode=_decode_spiral,
+    ),
+    "ternary": Codebook(
+        block=5,
+        group=40,
+        largest=False,
+        unit=2**0.3,
+        offsets=range(-2, 3),
+        encode=_encode_trits,
+        decode=_decode_trits,
+    ),
+}
+"""Codes take 8, 4 and 1.6 bits a weight; scales 9/16, 9/32 and 9/80."""

@@ -1,0 +1,207 @@
+"""A linear layer as random matrix theory sees it: low-rank signal plus noise."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hf_rmt.nn.codebooks import CODEBOOKS
+from hf_rmt.nn.noise import NoiseStore, rows_at_once
+
+
+class SpikedLinear(nn.Module):
+    """y = x (left right + noise)' + bias, with trainable factors and frozen noise.
+
+    The one parameter `weight` of shape (rank, in + out) holds right beside the transpose of
+    left. Its shape is an alarm: it never equals that of the dense weight, so that loading the
+    layer's state into a plain linear fails.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        rank: Number of directions in the signal, in [0, min(in, out)].
+        noise: How the rest is stored, one of `NOISE_KINDS`.
+        bias: Whether there is a bias.
+        device: Of the tensors, which are empty until a state dict fills them.
+        dtype: Of the factors, the bias and a kept noise.
+
+    Raises:
+        ValueError: If the rank lies outside its range or the kind of noise is unknown.
+
+    Examples:
+        >>> layer = SpikedLinear(8, 4, 2, noise="int8")
+        >>> layer(torch.ones(3, 8)).shape, layer.weight.shape
+        (torch.Size([3, 4]), torch.Size([2, 12]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        *,
+        noise: str = "int8",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= rank <= min(in_features, out_features):
+            raise ValueError(
+                f"rank must lie in [0, {min(in_features, out_features)}], got {rank}; "
+                "lower max_rank"
+            )
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.zeros(rank, in_features + out_features, **factory))
+        self.bias = nn.Parameter(torch.zeros(out_features, **factory)) if bias else None
+        self.noise = NoiseStore(noise, out_features, in_features, **factory)
+
+    @classmethod
+    def from_factors(
+        cls,
+        left: Tensor,
+        right: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *,
+        noise: str = "int8",
+        dtype: torch.dtype | None = None,
+    ) -> SpikedLinear:
+        """Make the layer whose signal is left @ right and whose noise is the rest of a weight.
+
+        Beside a packed store the factors are rounded to bfloat16 first, whatever their dtype, so
+        that they can be saved in 16 bits without loss; the noise takes up what that changes.
+
+        Args:
+            left: Shape (out, rank).
+            right: Shape (rank, in).
+            weight: The dense weight, shape (out, in), from which the signal is subtracted a few
+                rows at a time; None only with `drop`.
+            bias: Shape (out,) or None. A parameter is shared, not copied.
+            noise: One of `NOISE_KINDS`.
+            dtype: Of the layer; None for that of left.
+
+        Returns:
+            The layer, on the device of left.
+
+        Raises:
+            ValueError: If shapes disagree, or the weight is missing though its noise is stored.
+        """
+        if weight is None and noise != "drop":
+            raise ValueError(f"noise={noise!r} stores the rest of the weight; pass the weight")
+        if left.shape[1] != right.shape[0]:
+            raise ValueError(
+                f"left {tuple(left.shape)} and right {tuple(right.shape)} disagree on the rank; "
+                "pass (out, rank) and (rank, in)"
+            )
+        dtype = dtype or left.dtype
+        layer = cls(
+            right.shape[1],
+            left.shape[0],
+            right.shape[0],
+            noise=noise,
+            bias=bias is not None,
+            device=left.device,
+            dtype=dtype,
+        )
+        layer._fill(left, right, weight)
+        if bias is not None:
+            layer.bias = bias if _fits(bias, dtype) else nn.Parameter(bias.detach().to(dtype))
+        return layer
+
+    @torch.no_grad()
+    def _fill(self, left: Tensor, right: Tensor, weight: Tensor | None) -> None:
+        factors = torch.cat([right, left.T], dim=1)
+        packed = self.noise.kind in CODEBOOKS
+        self.weight.copy_(factors.to(torch.bfloat16) if packed else factors)
+        if weight is None:
+            return
+        self.noise.store(weight, self.factors() if self.rank else None)
+        if packed and self.rank:
+            self._refit(weight)
+
+    def _refit(self, weight: Tensor) -> None:
+        """Set left to (weight - noise) right^+, so that inputs along the signal see no rounding.
+
+        Projecting the error of the packed noise off the signal's input directions costs no bits.
+        """
+        inverse = torch.linalg.pinv(self.factors()[1].to(torch.float32))
+        step = rows_at_once(weight.shape)
+        for start in range(0, self.out_features, step):
+            stop = min(start + step, self.out_features)
+            rest = weight[start:stop].to(torch.float32) - self.noise.rows(start, stop)
+            left = (rest @ inverse).to(torch.bfloat16)
+            self.weight[:, self.in_features + start : self.in_features + stop] = left.T
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The signal as (left, right), shapes (out, rank) and (rank, in): views of `weight`."""
+        return self.weight[:, self.in_features :].T, self.weight[:, : self.in_features]
+
+    def dense(self) -> Tensor:
+        """The weight that the layer acts as, signal plus noise, shape (out, in)."""
+        return _merged(self.weight, self.noise, self.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to x of shape (..., in); the result has the dtype of x."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        weight = self.weight.to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self._merges(x):
+            return functional.linear(x, _merged(weight, self.noise, self.in_features), bias)
+        product = functional.linear(x, weight[:, : self.in_features])
+        product = product @ weight[:, self.in_features :]
+        if self.noise.kind != "drop":
+            product = product + _NoiseProduct.apply(x, self.noise)
+        return product if bias is None else product + bias
+
+    def _merges(self, x: Tensor) -> bool:
+        """Whether one product with the merged weight is cheaper than two with the factors."""
+        if self.noise.kind == "drop" or torch.is_grad_enabled():
+            return False
+        tokens = x.numel() // max(1, self.in_features)
+        sides = self.in_features + self.out_features
+        return tokens * sides > self.in_features * self.out_features
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the layer."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"rank={self.rank}, bias={self.bias is not None}"
+        )
+
+
+class _NoiseProduct(torch.autograd.Function):
+    """x noise', which unpacks the noise again for the gradient instead of keeping it."""
+
+    @staticmethod
+    def forward(x: Tensor, noise: NoiseStore) -> Tensor:
+        return functional.linear(x, noise.dense(x.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, NoiseStore], output: Tensor) -> None:
+        ctx.noise = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.noise.dense(gradient.dtype), None
+
+
+def _merged(weight: Tensor, noise: NoiseStore, in_features: int) -> Tensor:
+    """Signal plus noise, shape (out, in), in the dtype of the factors."""
+    left, right = weight[:, in_features:].T, weight[:, :in_features]
+    if noise.kind == "drop":
+        return left @ right
+    dense = noise.dense(weight.dtype)
+    if len(right) == 0:
+        return dense
+    fresh = noise.kind != "keep" and not torch.is_grad_enabled()
+    return dense.addmm_(left, right) if fresh else torch.addmm(dense, left, right)
+
+
+def _fits(bias: Tensor, dtype: torch.dtype) -> TypeGuard[nn.Parameter]:
+    return isinstance(bias, nn.Parameter) and bias.dtype == dtype
