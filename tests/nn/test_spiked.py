@@ -232,3 +232,13 @@ def test_repr_names_the_sizes() -> None:
     text = repr(layer_of("int4"))
     assert "in_features=50, out_features=36, rank=3, bias=True" in text
     assert "NoiseStore(int4)" in text
+
+
+def test_the_cheaper_order_of_products_is_taken() -> None:
+    """Merging costs rank in out, two thin products cost tokens rank (in + out)."""
+    layer = layer_of("int8")
+    even = IN * OUT / (IN + OUT)
+    with torch.no_grad():
+        assert not layer._merges(torch.zeros(int(even), IN))
+        assert layer._merges(torch.zeros(int(even) + 1, IN))
+    assert not layer._merges(torch.zeros(1000, IN))
