@@ -25,11 +25,12 @@ from hf_rmt.spectra import Phase, SpectrumFit
 
 logger = logging.getLogger(__name__)
 
-FAIR_RETURN = {"int8": 0.1, "int4": 0.25, "ternary": 0.25}
-"""A spike is stored if it saves at least this part of the bits that its factors cost. Counting
-errors of the weight alone the fair part would be 1, but a network excites the strong directions
-more than the others; these are where, on the trained BERT and ViT, the similarities of embeddings
-gained most for their bits (`recipes/bench_fidelity.py`)."""
+FAIR_RETURN = {"int8": 1 / 9, "int4": 1 / 4, "ternary": 1 / 4}
+"""A spike is stored if it saves at least this part of the bits that its factors cost; the first
+always is. Errors of the weight alone would ask for a whole return, but inputs excite the strongest
+directions more than the others: on the trained BERT and ViT the similarities of embeddings gained
+by spikes that return a quarter. 8-bit noise can afford more, up to 10.5 bits a weight, and the more
+of a model is in its factors the more of it can be trained (`recipes/bench_fidelity.py`)."""
 FACTOR_BITS = 16
 """Of an entry of a factor beside packed noise: it is saved in bfloat16."""
 NOTABLE_LOSS = 0.05
@@ -45,6 +46,7 @@ class CompressedWeight:
         fit: The spectrum; None for a weight too small to look at.
         left: Factor of shape (out, rank); None for a layer that stays dense.
         right: Factor of shape (rank, in).
+        recovery: What the singular values are multiplied with, shape (rank,); None for nothing.
         filtered: New dense weight, where factors would be larger than it; usually None.
     """
 
@@ -52,13 +54,19 @@ class CompressedWeight:
     fit: SpectrumFit | None = None
     left: Tensor | None = None
     right: Tensor | None = None
+    recovery: Tensor | None = None
     filtered: Tensor | None = None
 
     def module(self, weight: Tensor, bias: Tensor | None) -> SpikedLinear:
         """The compressed layer of the weight that was decided on; it shares the bias."""
         if self.left is None or self.right is None:
             raise ValueError(f"{self.plan.name} stays dense: {self.plan.reason}")
-        return SpikedLinear.from_factors(self.left, self.right, weight, bias, noise=self.plan.noise)
+        layer = SpikedLinear.from_factors(
+            self.left, self.right, weight, bias, noise=self.plan.noise
+        )
+        if self.recovery is not None:
+            layer.scale_signal(self.recovery)
+        return layer
 
 
 def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
@@ -86,10 +94,11 @@ def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) ->
     plan = plan_layer(name, weight, fit, kept, settings)
     if not plan.compressed and plan.dropped_energy == 0:
         return CompressedWeight(plan, fit)
-    left, right = decomposition.factors(weight, kept, recover=settings.recovers_spikes)
+    left, right = decomposition.factors(weight, kept)
+    recovery = decomposition.recovery(kept).to(left) if settings.recovers_spikes else None
     if not plan.compressed:
-        return CompressedWeight(plan, fit, filtered=left @ right)
-    return CompressedWeight(plan, fit, left, right)
+        return CompressedWeight(plan, fit, filtered=_scaled(left, recovery) @ right)
+    return CompressedWeight(plan, fit, left, right, recovery)
 
 
 def compress_layers(
@@ -185,6 +194,10 @@ def warn_of_loss(plan: CompressionPlan) -> None:
         )
 
 
+def _scaled(left: Tensor, recovery: Tensor | None) -> Tensor:
+    return left if recovery is None else left * recovery
+
+
 def _dense_plan(name: str, weight: Tensor, reason: str, *, phase: str = "") -> LayerPlan:
     bits = weight.numel() * weight.element_size() * 8
     return LayerPlan(
@@ -222,7 +235,7 @@ def _paying_rank(fit: SpectrumFit, fair_return: float) -> int:
     left_over = np.append(rest[1:], tiny) / rest
     gain = -0.5 * np.log2(np.maximum(left_over, tiny))
     pays = gain > fair_return * FACTOR_BITS * (rows + columns) / (rows * columns)
-    return int(np.argmin(pays)) if not pays.all() else len(pays)
+    return max(1, int(np.argmin(pays)) if not pays.all() else len(pays))
 
 
 def plan_layer(

@@ -39,15 +39,12 @@ class Decomposition:
     fit: SpectrumFit
     vectors: Tensor | None = field(repr=False)
 
-    def factors(
-        self, weight: Tensor, indices: Tensor, *, recover: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def factors(self, weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Balanced factors of the chosen directions: left @ right = sum of s u v'.
 
         Args:
             weight: The decomposed weight, shape (out, in).
             indices: Directions, ascending positions in the descending eigenvalues, shape (r,).
-            recover: Replace each eigenvalue above the bulk by the population spike behind it.
 
         Returns:
             left of shape (out, r) and right of shape (r, in), in the weight's dtype.
@@ -63,20 +60,25 @@ class Decomposition:
         images = matrix @ vectors
         singular = torch.linalg.vector_norm(images, dim=0)
         safe = singular.clamp_min(torch.finfo(vectors.dtype).tiny)
-        scale = self._recovered_over_sample(indices, vectors) if recover else 1.0
-        root = torch.sqrt(singular * scale)
+        root = torch.sqrt(singular)
         tall_side, short_side = images / safe * root, (vectors * root).T
         left, right = (tall_side, short_side) if tall else (short_side.T, tall_side.T)
         return left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous()
 
-    def _recovered_over_sample(self, indices: Tensor, like: Tensor) -> Tensor:
-        """sqrt(alpha / lambda) for signal directions, 1 for the others."""
+    def recovery(self, indices: Tensor) -> Tensor:
+        """What recovers the spikes: sqrt(alpha / lambda) of signal directions, 1 of others.
+
+        Args:
+            indices: Directions, positions in the descending eigenvalues, shape (r,).
+
+        Returns:
+            Factors of the singular values, float64 on the CPU, shape (r,).
+        """
         ratio = torch.ones(len(self.fit.eigenvalues), dtype=torch.float64)
         signal = torch.from_numpy(self.fit.is_signal)
         alpha = torch.as_tensor(self.fit.spikes, dtype=torch.float64)
-        sample = torch.from_numpy(self.fit.eigenvalues[self.fit.is_signal])
-        ratio[signal] = torch.sqrt(alpha / sample)
-        return ratio.nan_to_num(1.0).to(like)[indices]
+        ratio[signal] = torch.sqrt(alpha / torch.from_numpy(self.fit.eigenvalues)[signal])
+        return ratio[indices]
 
 
 def spectrum(weight: Tensor) -> SpectrumFit:

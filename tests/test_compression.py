@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_rmt.compression import compress_layers, compress_weight
+from hf_rmt.compression import FAIR_RETURN, compress_layers, compress_weight
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.settings import NOISE_KINDS, CompressionSettings
 from hf_rmt.spectra.ensembles import double_bulk_matrix, marchenko_pastur_matrix
@@ -120,33 +120,47 @@ def test_bias_and_mode_are_taken_over(weight: torch.Tensor) -> None:
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
-def energy_share(fraction: float) -> torch.Tensor:
-    """A weight of 200 x 200 noise with one direction that holds this fraction of the energy."""
+def two_spikes(fraction: float) -> torch.Tensor:
+    """200 x 200 noise, a direction with this fraction of the energy, a stronger one above."""
     noise = torch.from_numpy(marchenko_pastur_matrix((200, 200), variance=1.0, seed=5)).float()
     u, s, vh = torch.linalg.svd(noise)
-    s[0] = torch.sqrt(s[1:].square().sum() * fraction / (1 - fraction))
+    s[1] = torch.sqrt(s[2:].square().sum() * fraction / (1 - fraction))
+    s[0] = 3 * s[1]
     return u * s @ vh
 
 
-@pytest.mark.parametrize(("noise", "fair"), [("int8", 0.1), ("int4", 0.25), ("ternary", 0.25)])
+@pytest.mark.parametrize(("noise", "fair"), FAIR_RETURN.items())
 def test_a_spike_is_stored_where_it_returns_its_fair_part(noise: str, fair: float) -> None:
-    """A direction with fraction f of the energy saves -log2(1 - f) / 2 bits on each weight."""
+    """A direction with fraction f of the energy left saves -log2(1 - f) / 2 bits a weight."""
     border = 1 - 2 ** (-2 * fair * 16 * 400 / 200**2)
-    assert decide(energy_share(1.1 * border), noise=noise).plan.rank == 1
-    assert decide(energy_share(0.9 * border), noise=noise).plan.rank == 0
+    assert decide(two_spikes(1.1 * border), noise=noise).plan.rank == 2
+    assert decide(two_spikes(0.9 * border), noise=noise).plan.rank == 1
 
 
 @pytest.mark.parametrize(
     ("settings", "rank"),
     [
-        ({"noise": "int4"}, 0),
-        ({"noise": "int4", "stored_spikes": "all"}, 1),
-        ({"noise": "keep"}, 1),
-        ({"noise": "drop"}, 1),
+        ({"noise": "int4"}, 1),
+        ({"noise": "int4", "stored_spikes": "all"}, 2),
+        ({"noise": "keep"}, 2),
+        ({"noise": "drop"}, 2),
     ],
 )
 def test_all_spikes_are_stored_when_asked_for_or_not_packed(
     settings: dict[str, object], rank: int
 ) -> None:
-    plan = decide(energy_share(0.05), **settings).plan
-    assert (plan.rank, plan.n_spikes) == (rank, 1)
+    plan = decide(two_spikes(0.04), **settings).plan
+    assert (plan.rank, plan.n_spikes) == (rank, 2)
+
+
+@pytest.mark.parametrize(("noise", "tolerance"), [("keep", 1e-4), ("int8", 0.01)])
+def test_spikes_can_be_recovered_beside_stored_noise(
+    weight: torch.Tensor, noise: str, tolerance: float
+) -> None:
+    result = decide(weight, noise=noise, recover_spikes=True)
+    dense = result.module(weight, None).dense().detach()
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    s[:3] = torch.from_numpy(result.fit.spikes**0.5)
+    torch.testing.assert_close(
+        dense, u * s @ vh, rtol=0, atol=tolerance * float(weight.abs().max())
+    )

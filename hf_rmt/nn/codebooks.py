@@ -192,7 +192,7 @@ CODEBOOKS = {
         group=8,
         largest=True,
         unit=1 / (127 * (1 + CUBIC)),
-        offsets=range(-2, 2),
+        offsets=range(-2, 1),
         encode=_encode_levels,
         decode=_decode_levels,
     ),

@@ -16,8 +16,8 @@ from hf_rmt.nn.codebooks import (
     Codebook,
     table,
 )
+from hf_rmt.settings import NOISE_KINDS
 
-NOISE_KINDS = ("drop", "ternary", "int4", "int8", "keep")
 CHUNK = 2**15
 CHUNKS = 64
 """Weights are packed in pieces of this size, or of this part of the matrix if that is more: the

@@ -137,6 +137,18 @@ class SpikedLinear(nn.Module):
             left = (rest @ inverse).to(torch.bfloat16)
             self.weight[:, self.in_features + start : self.in_features + stop] = left.T
 
+    @torch.no_grad()
+    def scale_signal(self, factors: Tensor) -> None:
+        """Multiply each direction of the signal with a number; the noise stays as it is.
+
+        Args:
+            factors: Shape (rank,).
+        """
+        scaled = self.weight[:, self.in_features :] * factors.to(self.weight)[:, None]
+        if self.noise.kind in CODEBOOKS:
+            scaled = scaled.to(torch.bfloat16)
+        self.weight[:, self.in_features :] = scaled
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """The signal as (left, right), shapes (out, rank) and (rank, in): views of `weight`."""
         return self.weight[:, self.in_features :].T, self.weight[:, : self.in_features]
