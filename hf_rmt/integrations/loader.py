@@ -25,6 +25,7 @@ class RMTLoader(HfQuantizer):
     """Rebuilds the compressed layers that a config records, on any device, before they load."""
 
     quantization_config: RMTConfig
+    pre_quantized: bool
 
     def __init__(self, quantization_config: RMTConfig, **kwargs: Any) -> None:
         super().__init__(copy.deepcopy(quantization_config), **kwargs)

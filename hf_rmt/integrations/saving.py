@@ -73,7 +73,7 @@ def _push_to_hub(
     repo_id = hf_api().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        card = _foreign_card(repo_id, token)
+        card: Any = _foreign_card(repo_id, token)
         card = card or _card(model, Path(folder), repo_id=repo_id, token=token)
         card.data["tags"] = sorted({*(card.data.get("tags") or []), *(tags or [])})
         card.save(Path(folder, "README.md"))

@@ -53,11 +53,13 @@ class DoubleBulk(BulkLaw):
 
     @property
     def atoms(self) -> Array:
+        """Population variances, ascending."""
         """Distinct variances, ascending: one if the other is empty or equal."""
         return self._population[0]
 
     @property
     def weights(self) -> Array:
+        """Their fractions of the dimensions."""
         """Their fractions."""
         return self._population[1]
 

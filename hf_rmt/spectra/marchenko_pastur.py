@@ -41,10 +41,12 @@ class MarchenkoPastur(BulkLaw):
 
     @property
     def atoms(self) -> Array:
+        """Population variances, ascending."""
         """The variance."""
         return np.array([float(self.variance)])
 
     @property
     def weights(self) -> Array:
+        """Their fractions of the dimensions."""
         """All of the dimensions."""
         return np.ones(1)
