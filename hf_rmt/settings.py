@@ -21,8 +21,9 @@ class CompressionSettings:
         noise_removal: Fraction of the noise directions that `drop` removes, smallest first.
         recover_spikes: Replace each signal eigenvalue by the population spike behind it. None:
             only when noise is dropped.
-        stored_spikes: `all` spikes become factors, or only the `paying` ones, which return a fair
-            part of the bits they cost. None: paying beside packed noise, all otherwise.
+        stored_spikes: `all` spikes become factors, or only the `paying` ones: beside `int8` up to a
+            ninth of the directions, beside `int4` and `ternary` those that save at least a quarter
+            of the bits they cost. None: paying beside packed noise, all otherwise.
         target_modules: Which linear layers. None: all linears of the repeated blocks, that is
             attention and MLP. A list of names or name endings, a regular expression that matches
             the whole name, or `"all-linear"`.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_rmt.compression import FAIR_RETURN, compress_layers, compress_weight
+from hf_rmt.compression import compress_layers, compress_weight
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.settings import NOISE_KINDS, CompressionSettings
 from hf_rmt.spectra.ensembles import double_bulk_matrix, marchenko_pastur_matrix
@@ -129,7 +129,7 @@ def two_spikes(fraction: float) -> torch.Tensor:
     return u * s @ vh
 
 
-@pytest.mark.parametrize(("noise", "fair"), FAIR_RETURN.items())
+@pytest.mark.parametrize(("noise", "fair"), [("int4", 1 / 4), ("ternary", 1 / 4)])
 def test_a_spike_is_stored_where_it_returns_its_fair_part(noise: str, fair: float) -> None:
     """A direction with fraction f of the energy left saves -log2(1 - f) / 2 bits a weight."""
     border = 1 - 2 ** (-2 * fair * 16 * 400 / 200**2)
@@ -164,3 +164,13 @@ def test_spikes_can_be_recovered_beside_stored_noise(
     torch.testing.assert_close(
         dense, u * s @ vh, rtol=0, atol=tolerance * float(weight.abs().max())
     )
+
+
+def test_eight_bit_noise_stores_spikes_up_to_a_ninth_of_the_directions() -> None:
+    spikes = tuple(float(value) for value in range(40, 20, -1))
+    many = double_bulk_matrix((200, 120), mixing=0.4, variances=(3.0, 1.0), spikes=spikes, seed=0)
+    weight = torch.from_numpy(many).float()
+    result = decide(weight)
+    assert result.plan.n_spikes == 20
+    assert result.plan.rank == 120 // 9
+    assert decide(weight, stored_spikes="all").plan.rank == 20
