@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from hf_rmt.registration import register_with_transformers
 
 if TYPE_CHECKING:
+    from hf_rmt.integrations.callback import RMTCallback
     from hf_rmt.integrations.config import RMTConfig
+    from hf_rmt.integrations.lora_targets import lora_targets
     from hf_rmt.integrations.model import analyze, compress, export_dense
     from hf_rmt.nn import SpikedLinear
     from hf_rmt.plan import CompressionPlan, LayerPlan
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "RMTCallback": "hf_rmt.integrations.callback",
     "RMTConfig": "hf_rmt.integrations.config",
     "analyze": "hf_rmt.integrations.model",
     "compress": "hf_rmt.integrations.model",
     "export_dense": "hf_rmt.integrations.model",
+    "lora_targets": "hf_rmt.integrations.lora_targets",
     "SpikedLinear": "hf_rmt.nn",
     "CompressionPlan": "hf_rmt.plan",
     "LayerPlan": "hf_rmt.plan",

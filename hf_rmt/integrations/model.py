@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from hf_rmt.compression import analyze_layers, compress_layers, warn_of_loss
 from hf_rmt.integrations.config import RMTConfig
+from hf_rmt.integrations.distributed import compress_shared, n_processes
 from hf_rmt.integrations.loader import densify
 from hf_rmt.integrations.quantizer import RMTQuantizer, protected_modules
 from hf_rmt.integrations.saving import hub_id, install_saving, uninstall_saving
@@ -41,7 +42,7 @@ def analyze(
     """
     model = load_if_path(model_or_path)
     compressed = [name for name, part in model.named_modules() if isinstance(part, SpikedLinear)]
-    names = compressed or _targets(model, RMTConfig(target_modules=target_modules))
+    names = compressed or compressible_linears(model, RMTConfig(target_modules=target_modules))
     return analyze_layers(model, names)
 
 
@@ -51,7 +52,8 @@ def compress(
     """Compress a loaded model in place.
 
     A transformers model can then be saved, pushed and reloaded like one that was compressed by
-    `from_pretrained`; any other module has its linears replaced.
+    `from_pretrained`; any other module has its linears replaced. Where torch.distributed runs,
+    every process calls this on its replica: they share the work and end with the same weights.
 
     Args:
         model: A model with its weights in memory.
@@ -66,13 +68,14 @@ def compress(
         ValueError: If the model is quantized already, or nothing can be compressed.
     """
     config = copy.deepcopy(config) if config is not None else RMTConfig()
-    _check(model, config)
-    names = _targets(model, config)
-    report = compress_layers(model, names, config, dry_run=dry_run)
+    check_compressible(model, config)
+    names = compressible_linears(model, config)
+    run = compress_shared if n_processes() > 1 else compress_layers
+    report = run(model, names, config, dry_run=dry_run)
     if not dry_run:
         warn_of_loss(report.plan)
         if isinstance(model, PreTrainedModel):
-            _attach(model, config, report)
+            attach_quantizer(model, config, report)
     return report
 
 
@@ -88,7 +91,7 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
     Raises:
         ValueError: If the model has no compressed layer.
     """
-    model = load_if_path(model_or_path)
+    model: Any = load_if_path(model_or_path)
     if not any(isinstance(module, SpikedLinear) for module in model.modules()):
         raise ValueError(
             f"{type(model).__name__} has no layer compressed by hf_rmt, so it is dense already; "
@@ -125,7 +128,8 @@ def model_class(path: str | PathLike[str]) -> Any:
     return getattr(transformers, architectures[0], AutoModel)
 
 
-def _check(model: nn.Module, config: RMTConfig) -> None:
+def check_compressible(model: nn.Module, config: RMTConfig) -> None:
+    """Refuse what cannot be compressed."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress needs a loaded model, got {model!r}; load it first")
     if not isinstance(config, CompressionSettings):
@@ -144,12 +148,13 @@ def _check(model: nn.Module, config: RMTConfig) -> None:
         )
 
 
-def _targets(model: nn.Module, config: RMTConfig) -> list[str]:
+def compressible_linears(model: nn.Module, config: RMTConfig) -> list[str]:
+    """Names of the linear layers that a config selects, heads and tied embeddings left out."""
     protected = protected_modules(model, config) if isinstance(model, PreTrainedModel) else set()
     return select_linears(model, config, protected=protected)
 
 
-def _attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
+def attach_quantizer(model: Any, config: RMTConfig, report: CompressionReport) -> None:
     """Give the model the quantizer that `from_pretrained` would have given it."""
     config.layers = report.plan.to_dict()
     config.base_model = hub_id(model.config._name_or_path)

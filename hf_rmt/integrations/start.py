@@ -1,0 +1,64 @@
+"""The weights that a training started from, kept beside its checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+START_FILE = "_rmt_start.safetensors"
+"""In the output folder; Trainer pushes no file whose name begins with an underscore."""
+
+
+def save_start(weights: Mapping[str, Tensor], folder: str | PathLike[str]) -> None:
+    """Write weights into the output folder of a training.
+
+    Args:
+        weights: By name, on the CPU.
+        folder: Made if it does not exist.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(dict(weights), Path(folder, START_FILE))
+
+
+def load_start(folder: str | PathLike[str], expected: str | None) -> dict[str, Tensor]:
+    """Read the weights that a training started from.
+
+    Args:
+        folder: Output folder of the training.
+        expected: Their digest, as a checkpoint records it.
+
+    Returns:
+        The weights by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: If the file is gone.
+        ValueError: If it holds other weights.
+    """
+    path = Path(folder, START_FILE)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} must hold the weights that this training started from, and does not exist; "
+            "put it back beside the checkpoints, or start anew"
+        )
+    weights = load_file(path)
+    if digest(weights) != expected:
+        raise ValueError(
+            f"{path} must hold the weights that this training started from, and holds others; "
+            "another training has used the folder: put the file back, or start anew"
+        )
+    return weights
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors on the CPU, with their names."""
+    result = hashlib.sha256()
+    for name in sorted(weights):
+        result.update(name.encode())
+        result.update(weights[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()
