@@ -87,7 +87,7 @@ def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) ->
         reason = f"smaller side {min(weight.shape)} below min_size={settings.min_size}"
         return CompressedWeight(_dense_plan(name, weight, reason))
     try:
-        decomposition = decompose(weight)
+        decomposition = decompose(weight, method=settings.method)
     except torch.linalg.LinAlgError as error:
         return CompressedWeight(_dense_plan(name, weight, f"no eigenvalues: {error}"))
     fit = decomposition.fit

@@ -9,14 +9,20 @@ that small against the largest eigenvalue, and there the Gram matrix is taken in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_rmt.spectra import Phase, SpectrumFit, fit_double_bulk
 
+FITS: dict[str, Callable[[NDArray[np.float64], tuple[int, int]], SpectrumFit]] = {
+    "pdb": fit_double_bulk,
+}
+"""The methods of `settings.METHODS`: eigenvalues and a shape in, signal and noise out."""
 FLOAT32_RANGE = 1e4
 """Largest over median eigenvalue up to which a float32 Gram matrix serves; the edge is then right
 to about 1e-3 of the median, and a trained transformer's weight lies near 1e2."""
@@ -81,38 +87,40 @@ class Decomposition:
         return ratio[indices]
 
 
-def spectrum(weight: Tensor) -> SpectrumFit:
-    """Fit the double bulk model to a weight, eigenvalues only.
+def spectrum(weight: Tensor, *, method: str = "pdb") -> SpectrumFit:
+    """Fit the noise law of a weight, eigenvalues only.
 
     Args:
         weight: Shape (out, in), floating point, any device.
+        method: One of `FITS`.
 
     Returns:
         The fit; a weight that cannot be fitted is `degenerate`, with a reason.
     """
-    return _fit(weight, vectors=False).fit
+    return _fit(weight, method, vectors=False).fit
 
 
-def decompose(weight: Tensor) -> Decomposition:
-    """Fit the double bulk model to a weight and keep the eigenvectors.
+def decompose(weight: Tensor, *, method: str = "pdb") -> Decomposition:
+    """Fit the noise law of a weight and keep the eigenvectors.
 
     Args:
         weight: Shape (out, in), floating point, any device.
+        method: One of `FITS`.
 
     Returns:
         The decomposition.
     """
-    return _fit(weight, vectors=True)
+    return _fit(weight, method, vectors=True)
 
 
-def _fit(weight: Tensor, *, vectors: bool) -> Decomposition:
+def _fit(weight: Tensor, method: str, *, vectors: bool) -> Decomposition:
     shape = (weight.shape[0], weight.shape[1])
     if 0 in shape or not torch.isfinite(weight).all():
-        return Decomposition(fit_double_bulk(np.full(min(shape), np.nan), shape), None)
+        return Decomposition(FITS[method](np.full(min(shape), np.nan), shape), None)
     values, basis = _eigen(weight, _gram_dtype(weight), vectors)
     if values[0] > FLOAT32_RANGE * values[len(values) // 2]:
         values, basis = _eigen(weight, torch.float64, vectors)
-    fit = fit_double_bulk(values.cpu().numpy(), shape)
+    fit = FITS[method](values.cpu().numpy(), shape)
     return Decomposition(fit, None if fit.phase == Phase.DEGENERATE else basis)
 
 

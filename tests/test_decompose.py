@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_rmt.decompose import decompose, spectrum
+from hf_rmt.decompose import FITS, decompose, spectrum
+from hf_rmt.settings import METHODS
 from hf_rmt.spectra import Phase
 from hf_rmt.spectra.ensembles import double_bulk_matrix
 
@@ -101,3 +102,12 @@ def test_the_weight_is_not_changed() -> None:
     before = weight.clone()
     decompose(weight).factors(weight, torch.arange(2))
     assert torch.equal(weight, before)
+
+
+def test_every_method_that_can_be_asked_for_has_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(FITS) == set(METHODS)
+    weight = spiked((150, 100))
+    asked = []
+    monkeypatch.setitem(FITS, "other", lambda *of: asked.append(of) or FITS["pdb"](*of))
+    assert decompose(weight, method="other").fit.n_spikes == spectrum(weight).n_spikes == 3
+    assert len(asked) == 1
