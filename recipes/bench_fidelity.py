@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 import hf_rmt
 from hf_rmt import RMTConfig
 from hf_rmt.demo import SENTENCES, demo_model_path, embed, similarity_spearman
-from hf_rmt.integrations.model import compressible_linears
+from hf_rmt.integrations.quantizer import compressible_linears
 
 OURS = {
     "int8": RMTConfig(),

@@ -23,11 +23,8 @@ from hf_rmt.integrations.filtering import (
     spectral_logs,
     without_layers,
 )
-from hf_rmt.integrations.model import (
-    attach_quantizer,
-    check_compressible,
-    compressible_linears,
-)
+from hf_rmt.integrations.model import attach_quantizer, check_compressible
+from hf_rmt.integrations.quantizer import compressible_linears
 from hf_rmt.integrations.start import digest, load_start, save_start
 from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.settings import CompressionSettings

@@ -14,12 +14,11 @@ from hf_rmt.compression import analyze_layers, compress_layers, warn_of_loss
 from hf_rmt.integrations.config import RMTConfig
 from hf_rmt.integrations.distributed import compress_shared, n_processes
 from hf_rmt.integrations.loader import densify
-from hf_rmt.integrations.quantizer import RMTQuantizer, protected_modules
+from hf_rmt.integrations.quantizer import RMTQuantizer, compressible_linears
 from hf_rmt.integrations.saving import hub_id, install_saving, uninstall_saving
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.settings import CompressionSettings
-from hf_rmt.targets import select_linears
 
 ModelOrPath = nn.Module | str | PathLike[str]
 
@@ -146,12 +145,6 @@ def check_compressible(model: nn.Module, config: RMTConfig) -> None:
             "some weights of the model are offloaded or on the meta device, where there is "
             "nothing to compress; load the model without offloading"
         )
-
-
-def compressible_linears(model: nn.Module, config: RMTConfig) -> list[str]:
-    """Names of the linear layers that a config selects, heads and tied embeddings left out."""
-    protected = protected_modules(model, config) if isinstance(model, PreTrainedModel) else set()
-    return select_linears(model, config, protected=protected)
 
 
 def attach_quantizer(model: Any, config: RMTConfig, report: CompressionReport) -> None:

@@ -31,27 +31,18 @@ class RMTQuantizer(RMTLoader):
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Refuse offloading on the fly: a weight must be at hand to be decomposed."""
         places = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
-        if not self.pre_quantized and "disk" in places:
+        offloads = "disk" in places or ("cpu" in places and len(places) > 1)
+        if offloads and not self.pre_quantized:
             raise ValueError(
-                f"device_map={device_map} offloads weights to disk, where they cannot be "
-                "compressed while loading; load without offloading, save_pretrained, and offload "
-                "the saved model"
-            )
-        if not self.pre_quantized and "cpu" in places and len(places) > 1:
-            raise ValueError(
-                f"device_map={device_map} offloads weights to the CPU, where they cannot be "
-                "compressed while loading; load without offloading, save_pretrained, and offload "
-                "the saved model"
+                f"device_map={device_map} offloads weights, which cannot be compressed while "
+                "loading then; load without offloading, save_pretrained, and offload the saved "
+                "model"
             )
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         super()._process_model_before_weight_loading(model, **kwargs)
         if not self.pre_quantized:
-            names = select_linears(
-                model,
-                self.quantization_config,
-                protected=protected_modules(model, self.quantization_config),
-            )
+            names = compressible_linears(model, self.quantization_config)
             self.pending = {f"{name}.weight": name for name in names}
             self.decisions: dict[str, tuple[LayerPlan, SpectrumFit | None]] = {}
 
@@ -78,12 +69,24 @@ class RMTQuantizer(RMTLoader):
         warn_of_loss(self.report.plan)
 
 
-def protected_modules(model: nn.Module, settings: CompressionSettings) -> set[str]:
-    """Names that stay dense: tied embeddings always, heads unless they are asked for by name."""
-    tied = getattr(model, "all_tied_weights_keys", {})
+def compressible_linears(model: nn.Module, settings: CompressionSettings) -> list[str]:
+    """Names of the linear layers that settings select, in the model's order.
+
+    Tied embeddings of a transformers model stay dense always, its heads unless they are asked for
+    by name.
+
+    Raises:
+        ValueError: If a target matches nothing, or nothing is left.
+    """
+    protected = _protected(model, settings) if hasattr(model, "base_model_prefix") else set()
+    return select_linears(model, settings, protected=protected)
+
+
+def _protected(model: Any, settings: CompressionSettings) -> set[str]:
+    tied = model.all_tied_weights_keys
     names = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
     if settings.target_modules in (None, ALL_LINEAR):
-        prefix = getattr(model, "base_model_prefix", "")
+        prefix = model.base_model_prefix
         if isinstance(getattr(model, prefix, None), nn.Module):
             inside = (prefix, "")
             names |= {name for name, _ in model.named_modules() if name.split(".")[0] not in inside}

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_rmt import RMTConfig, SpikedLinear, compress
 from hf_rmt.integrations.distributed import assign, compress_shared, matrix_cost, share
-from hf_rmt.integrations.model import compressible_linears
+from hf_rmt.integrations.quantizer import compressible_linears
 from tests.integrations import distributed_worker
 from tests.integrations.models import tiny_model
 from tests.integrations.training import sentences
