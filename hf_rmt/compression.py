@@ -36,6 +36,8 @@ MOST_STORED = 1 / 9
 would cost more than what they return. It keeps the trained BERT at 10.5 bits a weight."""
 FACTOR_BITS = 16
 """Of an entry of a factor beside packed noise: it is saved in bfloat16."""
+NOTHING_LEFT = "no signal stands out from the noise, nothing would be left"
+"""Reason for which a layer stays dense though its noise was to be dropped."""
 NOTABLE_LOSS = 0.05
 """Dropped energy from which a user is told that fine-tuning is expected."""
 
@@ -94,6 +96,8 @@ def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) ->
     if fit.phase == Phase.DEGENERATE:
         return CompressedWeight(_dense_plan(name, weight, fit.reason, phase=fit.phase), fit)
     kept = kept_directions(fit, settings)
+    if settings.noise == "drop" and len(kept) == 0:
+        return CompressedWeight(_dense_plan(name, weight, NOTHING_LEFT, phase=fit.phase), fit)
     plan = plan_layer(name, weight, fit, kept, settings)
     if not plan.compressed and plan.dropped_energy == 0:
         return CompressedWeight(plan, fit)
@@ -193,7 +197,7 @@ def warn_of_loss(plan: CompressionPlan) -> None:
             "noise='drop' removed %.0f %% of the energy of %d layers: a pretrained model does not "
             "survive that without fine-tuning; noise='int8' keeps its outputs",
             100 * plan.dropped_energy,
-            len(plan.layers),
+            len(plan.changed),
         )
 
 

@@ -79,9 +79,14 @@ class CompressionPlan:
         return sum(layer.bits for layer in self.compressed) / dense if dense else 1.0
 
     @property
+    def changed(self) -> tuple[LayerPlan, ...]:
+        """The layers that are replaced, or filtered in place where factors would be larger."""
+        return tuple(layer for layer in self.layers if layer.compressed or layer.dropped_energy)
+
+    @property
     def dropped_energy(self) -> float:
-        """Mean fraction of the squared Frobenius norm that the compressed layers lose."""
-        losses = [layer.dropped_energy for layer in self.compressed]
+        """Mean fraction of the squared Frobenius norm that the changed layers lose."""
+        losses = [layer.dropped_energy for layer in self.changed]
         return sum(losses) / len(losses) if losses else 0.0
 
     def to_dict(self) -> dict[str, Any]:

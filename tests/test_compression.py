@@ -174,3 +174,11 @@ def test_eight_bit_noise_stores_spikes_up_to_a_ninth_of_the_directions() -> None
     assert result.plan.n_spikes == 20
     assert result.plan.rank == 120 // 9
     assert decide(weight, stored_spikes="all").plan.rank == 20
+
+
+def test_a_weight_of_pure_noise_is_not_dropped_whole() -> None:
+    noise = torch.from_numpy(marchenko_pastur_matrix((120, 80), variance=1.0, seed=1)).float()
+    result = decide(noise, noise="drop")
+    assert (result.plan.compressed, result.plan.dropped_energy) == (False, 0.0)
+    assert "no signal stands out" in result.plan.reason
+    assert result.filtered is None

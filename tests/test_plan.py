@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,14 @@ def test_totals_are_over_the_compressed_layers() -> None:
     assert plan.dropped_energy == 0.25
     assert [layer.name for layer in plan] == ["a", "b"]
     assert len(plan) == 2
+
+
+def test_a_layer_filtered_in_place_counts_as_a_loss() -> None:
+    filtered = replace(DENSE, name="c", dropped_energy=0.75)
+    plan = CompressionPlan((COMPRESSED, DENSE, filtered))
+    assert plan.changed == (COMPRESSED, filtered)
+    assert plan.dropped_energy == 0.5
+    assert plan.bits_per_weight == 10
 
 
 def test_a_plan_that_compresses_nothing_has_neutral_totals() -> None:

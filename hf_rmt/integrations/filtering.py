@@ -15,7 +15,13 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from hf_rmt.compression import CompressedWeight, compress_weight, kept_directions, plan_layer
+from hf_rmt.compression import (
+    NOTHING_LEFT,
+    CompressedWeight,
+    compress_weight,
+    kept_directions,
+    plan_layer,
+)
 from hf_rmt.decompose import Decomposition
 from hf_rmt.plan import LayerPlan
 from hf_rmt.settings import CompressionSettings
@@ -50,7 +56,8 @@ def filter_weight(
     """
     if first is None:
         result = compress_weight(name, weight, settings)
-        return result if of_update else _dense_if_nothing_is_left(result, settings)
+        nothing = of_update and result.plan.reason == NOTHING_LEFT
+        return replace(result, filtered=torch.zeros_like(weight)) if nothing else result
     once = replace(settings, recover_spikes=False)
     if settings.noise != "drop" or not torch.isfinite(weight).all():
         return compress_weight(name, weight, once)
@@ -114,23 +121,6 @@ def _numbers(fit: SpectrumFit) -> dict[str, float]:
         "phase": float(PHASE_NUMBERS[fit.phase]),
     }
     return {key: value for key, value in numbers.items() if math.isfinite(value)}
-
-
-def _dense_if_nothing_is_left(
-    result: CompressedWeight, settings: CompressionSettings
-) -> CompressedWeight:
-    plan = result.plan
-    if settings.noise != "drop" or not plan.compressed or plan.rank > 0:
-        return result
-    dense = replace(
-        plan,
-        compressed=False,
-        noise="keep",
-        dropped_energy=0.0,
-        bits=plan.dense_bits,
-        reason="no signal stands out from the noise, nothing would be left",
-    )
-    return CompressedWeight(dense, result.fit)
 
 
 def _project(
