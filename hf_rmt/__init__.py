@@ -17,6 +17,7 @@ from hf_rmt.registration import register_with_transformers
 if TYPE_CHECKING:
     from hf_rmt.integrations.callback import RMTCallback
     from hf_rmt.integrations.config import RMTConfig
+    from hf_rmt.integrations.lora import extract_adapter
     from hf_rmt.integrations.lora_targets import lora_targets
     from hf_rmt.integrations.model import analyze, compress, export_dense
     from hf_rmt.nn import SpikedLinear
@@ -32,6 +33,7 @@ _HOMES = {
     "analyze": "hf_rmt.integrations.model",
     "compress": "hf_rmt.integrations.model",
     "export_dense": "hf_rmt.integrations.model",
+    "extract_adapter": "hf_rmt.integrations.lora",
     "lora_targets": "hf_rmt.integrations.lora_targets",
     "SpikedLinear": "hf_rmt.nn",
     "CompressionPlan": "hf_rmt.plan",

@@ -1,4 +1,4 @@
-"""`hf-rmt analyze | compress | export | demo`: one library call per command."""
+"""`hf-rmt analyze | compress | export | extract-lora | demo`: one library call per command."""
 
 from __future__ import annotations
 
@@ -92,6 +92,23 @@ def _export(options: argparse.Namespace) -> None:
     _note(options, f"dense model written to {options.output}")
 
 
+def _extract_lora(options: argparse.Namespace) -> None:
+    from hf_rmt.integrations.lora import extract_adapter
+    from hf_rmt.integrations.model import copy_tokenizer
+
+    _check_writable(options.output)
+    adapter = extract_adapter(
+        options.base, options.tuned, size=options.size, threshold=options.threshold
+    )
+    adapter.save_pretrained(options.output)
+    copy_tokenizer(options.tuned, options.output)
+    _note(options, f"adapter written to {options.output}")
+    if options.push_to_hub:
+        adapter.push_to_hub(options.push_to_hub, private=options.private)
+        _note(options, f"adapter pushed to {options.push_to_hub}")
+    _show(options, adapter, adapter.to_json())
+
+
 def _demo(options: argparse.Namespace) -> None:
     from hf_rmt.demo import run_demo
 
@@ -151,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_analyze(commands, [common, targets])
     _add_compress(commands, [common, targets])
     _add_export(commands, [common])
+    _add_extract_lora(commands, [common])
     _add_demo(commands, [common])
     return parser
 
@@ -181,6 +199,23 @@ def _add_export(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument("model", help="compressed model: folder or Hub id")
     parser.add_argument("output", help="folder for the dense model")
     parser.set_defaults(run=_export)
+
+
+def _add_extract_lora(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "extract-lora", parents=parents, help="fine-tuned minus pretrained as a LoRA adapter"
+    )
+    parser.add_argument("base", help="pretrained model: folder or Hub id")
+    parser.add_argument("tuned", help="fine-tuned model: folder or Hub id")
+    parser.add_argument("output", help="folder for the adapter")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--size", type=float, metavar="FRACTION", help="of the matrices (default 0.03)"
+    )
+    sizes.add_argument("--threshold", type=float, metavar="X", help="importance to keep, up to 1")
+    parser.add_argument("--push-to-hub", metavar="REPO")
+    parser.add_argument("--private", action="store_true", default=None)
+    parser.set_defaults(run=_extract_lora)
 
 
 def _add_demo(commands: Any, parents: list[argparse.ArgumentParser]) -> None:

@@ -1,0 +1,202 @@
+"""What fine-tuning added, as low-rank factors whose ranks are shared out over the whole model.
+
+An update is a sum of outer products g x' of output gradients and inputs, so its own singular
+values tell how strongly inputs and gradients point along its singular vectors. With the second
+moments C of the inputs and G of the gradients, losing a direction u v' of size s costs
+s^2 (u'G u)(v'C v). Without data (Delta Delta')^{1/2} and (Delta' Delta)^{1/2} stand in for G and C,
+which makes it s^4; with calibration batches both are measured.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+INPUT_DAMPING, GRADIENT_DAMPING = 0.02, 0.05
+"""Parts of the mean second moment added to each: a few batches do not excite every direction."""
+
+SMALLEST = 1e-150
+"""Singular value below which a direction is nothing; its inverse is still finite."""
+
+
+@dataclass(frozen=True)
+class Excitation:
+    """Second moments of a layer's inputs and output gradients, gathered from batches.
+
+    Attributes:
+        inputs: Covariance of a linear's inputs, or their second moment where no bias can make up
+            for the mean, shape (in, in); for an embedding its tokens' frequencies, (tokens,).
+        gradients: Second moment of the model's outputs differentiated by the layer's, shape
+            (out, out).
+        mean: Mean input of a linear with a bias, shape (in,).
+    """
+
+    inputs: Tensor = field(repr=False)
+    gradients: Tensor = field(repr=False)
+    mean: Tensor | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """One layer's update as factors: tuned - base = left @ right + what is lost.
+
+    Attributes:
+        name: Runtime name of the module.
+        embedding: Whether it is an embedding, of shape (tokens, width).
+        left: Shape (out, rank).
+        right: Shape (rank, in).
+        energy: Fraction of the update's squared Frobenius norm in the factors.
+    """
+
+    name: str
+    embedding: bool
+    left: Tensor = field(repr=False)
+    right: Tensor = field(repr=False)
+    energy: float
+
+    @property
+    def rank(self) -> int:
+        """Number of directions."""
+        return self.left.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the dense update."""
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def parameters(self) -> int:
+        """Entries of the factors."""
+        return self.left.numel() + self.right.numel()
+
+    @property
+    def dense_parameters(self) -> int:
+        """Entries of the dense update."""
+        return self.shape[0] * self.shape[1]
+
+
+def importance(update: Tensor, excitation: Excitation | None = None) -> Tensor:
+    """What losing each direction of an update costs: s^4, or s^2 of the weighted G^{1/2} D C^{1/2}.
+
+    Args:
+        update: Tuned minus base, shape (out, in), or (tokens, width) for an embedding.
+        excitation: Second moments measured on data; None lets the update stand for them.
+
+    Returns:
+        Descending values, float64, shape (min(out, in),).
+
+    Examples:
+        >>> importance(torch.diag(torch.tensor([1.0, 3.0]))).round().tolist()
+        [81.0, 1.0]
+    """
+    if excitation is None:
+        return _squares(_gram(update.double())).square()
+    return _squares(_gram(_weighted(update, excitation)))
+
+
+def low_rank(
+    update: Tensor, rank: int, excitation: Excitation | None = None
+) -> tuple[Tensor, Tensor]:
+    """Balanced factors of the best approximation of an update under its excitation.
+
+    Args:
+        update: Shape (out, in).
+        rank: Number of directions, at most min(out, in).
+        excitation: Second moments measured on data; None means the plain norm.
+
+    Returns:
+        left of shape (out, rank) and right of shape (rank, in), float32.
+    """
+    matrix = update.double() if excitation is None else _weighted(update, excitation)
+    tall = matrix.shape[0] >= matrix.shape[1]
+    vectors = torch.linalg.eigh(_gram(matrix)).eigenvectors.flip(1)[:, :rank]
+    images = matrix @ vectors if tall else matrix.T @ vectors
+    root = torch.linalg.vector_norm(images, dim=0).clamp_min(SMALLEST).sqrt()
+    long, short = images / root, vectors * root
+    left, right = (long, short.T) if tall else (short, long.T)
+    if excitation is not None:
+        rows, columns = _roots(excitation)
+        left, right = _divided(left, rows), _divided(right.T, columns).T
+    return left.float(), right.float()
+
+
+def choose_ranks(
+    importances: Mapping[str, Tensor],
+    costs: Mapping[str, int],
+    *,
+    budget: int | None = None,
+    threshold: float = 1.0,
+) -> dict[str, int]:
+    """Ranks of all layers: directions are taken by their importance per parameter.
+
+    Args:
+        importances: What losing each direction of a layer costs, descending.
+        costs: Parameters of one direction of each layer.
+        budget: Most parameters in all; None for no limit.
+        threshold: Fraction of all importance at which to stop.
+
+    Returns:
+        The rank of each layer.
+
+    Examples:
+        >>> choose_ranks({"a": torch.tensor([9.0, 1.0]), "b": torch.tensor([4.0, 3.0])},
+        ...              {"a": 10, "b": 10}, budget=30)
+        {'a': 1, 'b': 2}
+    """
+    values = {name: importance.tolist() for name, importance in importances.items()}
+    ranks, rest = dict.fromkeys(values, 0), sum(map(sum, values.values()))
+    lost, left = (1 - threshold) * rest, math.inf if budget is None else budget
+    queue = [(-value[0] / costs[name], name) for name, value in values.items() if value]
+    heapq.heapify(queue)
+    while queue and (rest > lost or threshold == 1):
+        _, name = heapq.heappop(queue)
+        if costs[name] > left:
+            continue
+        rank = ranks[name] = ranks[name] + 1
+        left, rest = left - costs[name], rest - values[name][rank - 1]
+        if rank < len(values[name]):
+            heapq.heappush(queue, (-values[name][rank] / costs[name], name))
+    return ranks
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    """Of the smaller side."""
+    return matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+
+
+def _squares(gram: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+
+
+def _weighted(update: Tensor, excitation: Excitation) -> Tensor:
+    """A'D B with AA' the second moment of the rows' side and BB' that of the columns'."""
+    rows, columns = _roots(excitation)
+    left = rows[:, None] * update.double() if rows.ndim == 1 else rows.T @ update.double()
+    return left @ columns
+
+
+def _roots(excitation: Excitation) -> tuple[Tensor, Tensor]:
+    """Lower triangular roots of the rows' and columns' second moments; a vector for tokens."""
+    inputs, gradients = excitation.inputs.double(), excitation.gradients.double()
+    if inputs.ndim == 1:
+        return (inputs + INPUT_DAMPING * inputs.mean()).sqrt(), _cholesky(
+            gradients, GRADIENT_DAMPING
+        )
+    return _cholesky(gradients, GRADIENT_DAMPING), _cholesky(inputs, INPUT_DAMPING)
+
+
+def _cholesky(moment: Tensor, damping: float) -> Tensor:
+    shift = (damping * moment.diagonal().mean()).clamp_min(SMALLEST)
+    return torch.linalg.cholesky(moment + shift * torch.eye(len(moment)).to(moment))
+
+
+def _divided(vectors: Tensor, root: Tensor) -> Tensor:
+    """Solve root' x = vectors."""
+    if root.ndim == 1:
+        return vectors / root[:, None]
+    return torch.linalg.solve_triangular(root.T, vectors, upper=True)

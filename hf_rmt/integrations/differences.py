@@ -1,0 +1,154 @@
+"""Where a fine-tuned model differs from its base, and what of it is worth low-rank factors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Where a tuned model differs from its base.
+
+    Attributes:
+        matrices: Linears and embeddings whose weight changed and is worth factors.
+        modules: Modules to be carried whole.
+        parameters: Other parameters to be carried, most of them biases of linears.
+    """
+
+    matrices: tuple[str, ...]
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+
+def differences(
+    base: nn.Module,
+    tuned: nn.Module,
+    *,
+    heads: Collection[str] = (),
+    targets: list[str] | str | None = None,
+) -> Differences:
+    """Compare two models of one architecture, parameter by parameter.
+
+    Args:
+        base: The pretrained model; it may lack the tuned model's head.
+        tuned: The fine-tuned model.
+        heads: Modules of the tuned model that are carried whole in any case.
+        targets: Which linears and embeddings get factors: names or their endings, or a regular
+            expression for the whole name; None for all.
+
+    Returns:
+        The modules that differ.
+
+    Raises:
+        ValueError: If a layer exists in one model only, shapes differ, a weight is not finite, or
+            no matrix differs.
+    """
+    originals = paired(base, tuned)
+    matrices, modules, loose = [], list(heads), []
+    for name, module in tuned.named_modules():
+        if not _tensors(module) or _inside(name, modules):
+            continue
+        if name not in originals:
+            modules.append(name)
+            continue
+        changed = _changed(name, originals[name], module)
+        if "weight" in changed and _takes_factors(name, module, targets):
+            matrices.append(name)
+            changed.remove("weight")
+        elif changed not in ([], ["bias"]) and not _holds_matrices(name, module):
+            modules.append(name)
+            changed = []
+        loose += [f"{name}.{key}".lstrip(".") for key in changed]
+    # PEFT takes every module whose name ends like one of its modules_to_save
+    modules = [name for name, _ in tuned.named_modules() if name.endswith(tuple(modules))]
+    matrices = [name for name in matrices if not _inside(name, modules)]
+    if not matrices:
+        raise ValueError(
+            f"no matrix that could take factors differs between base and tuned "
+            f"(target_modules={targets!r}); pass the pretrained and the fine-tuned model"
+        )
+    loose = [key for key in loose if not _inside(key, modules)]
+    return Differences(tuple(matrices), tuple(modules), tuple(loose))
+
+
+def paired(base: nn.Module, tuned: nn.Module) -> dict[str, nn.Module]:
+    """The base's modules under the tuned model's names, which may have a prefix more or less.
+
+    Raises:
+        ValueError: If a numbered block exists in one of the models only.
+    """
+    prefix = getattr(tuned, "base_model_prefix", "") + "."
+    modules, known = dict(base.named_modules()), {name for name, _ in tuned.named_modules()}
+    pairs = {}
+    for name in known:
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if candidate in modules:
+                pairs[name] = modules.pop(candidate)
+                break
+    for where, names in (("tuned", known - set(pairs)), ("base", set(modules))):
+        blocks = [name for name in names if any(part.isdigit() for part in name.split("."))]
+        if blocks:
+            raise ValueError(
+                f"base and tuned differ in architecture: {min(blocks)!r} exists in {where} only; "
+                "pass the model that tuned was fine-tuned from"
+            )
+    return pairs
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters and saved buffers."""
+    buffers = {
+        key: value
+        for key, value in module._buffers.items()
+        if key not in module._non_persistent_buffers_set
+    }
+    own = {**module._parameters, **buffers}
+    return {key: value for key, value in own.items() if value is not None}
+
+
+def _changed(name: str, original: nn.Module, module: nn.Module) -> list[str]:
+    """Names of a module's own tensors that differ."""
+    before, changed = _tensors(original), []
+    for key, after in _tensors(module).items():
+        if key not in before or before[key].shape != after.shape:
+            found = tuple(before[key].shape) if key in before else "missing"
+            raise ValueError(
+                f"'{name}.{key}' has shape {tuple(after.shape)} in tuned and is {found} in base; "
+                "load the base with the same number of labels and tokens"
+            )
+        if not (torch.isfinite(after).all() and torch.isfinite(before[key]).all()):
+            raise ValueError(f"'{name}.{key}' has values that are nan or infinite; repair it first")
+        if not torch.equal(before[key].to(after), after):
+            changed.append(key)
+    return changed
+
+
+def _inside(name: str, modules: Collection[str]) -> bool:
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def _takes_factors(name: str, module: Any, targets: list[str] | str | None) -> bool:
+    """Whether a module is a targeted matrix of which two directions are smaller than itself."""
+    if type(module) not in (nn.Linear, nn.Embedding):
+        return False
+    rows, columns = module.weight.shape
+    if rows * columns <= 2 * (rows + columns):
+        return False
+    if targets is None:
+        return True
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == end or name.endswith(f".{end}") for end in targets)
+
+
+def _holds_matrices(name: str, module: nn.Module) -> bool:
+    """Whether a module is, or has below it, a matrix with factors of its own."""
+    return not name or any(
+        type(part) in (nn.Linear, nn.Embedding) for part in module.modules() if part is not module
+    )
