@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_rmt.settings import METHODS, NOISE_KINDS
+from hf_rmt.settings import METHODS, NOISE_KINDS, STORED_SPIKES
 
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 """What bad input ends in; shown as one line unless --traceback asks for more."""
@@ -66,6 +66,8 @@ def _compress(options: argparse.Namespace) -> None:
         method=options.method,
         noise=options.noise,
         noise_removal=options.noise_removal,
+        recover_spikes=options.recover_spikes,
+        stored_spikes=options.stored_spikes,
         max_rank=options.max_rank,
         target_modules=_targets(options),
     )
@@ -187,6 +189,8 @@ def _add_compress(commands: Any, parents: list[argparse.ArgumentParser]) -> None
     parser.add_argument("--method", choices=METHODS, default="pdb")
     parser.add_argument("--noise", choices=NOISE_KINDS, default="int8")
     parser.add_argument("--noise-removal", type=float, default=1.0, metavar="FRACTION")
+    parser.add_argument("--recover-spikes", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--stored-spikes", choices=STORED_SPIKES)
     parser.add_argument("--max-rank", type=int)
     parser.add_argument("--dry-run", action="store_true", help="print the plan, change nothing")
     parser.add_argument("--push-to-hub", metavar="REPO")

@@ -59,6 +59,19 @@ def test_compress_and_export_write_models_that_load(
     )
 
 
+def test_options_reach_the_config(
+    dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--noise", "int4", "--stored-spikes", "all", "--recover-spikes", "--max-rank", "1"]
+    run(capsys, "compress", dense, str(tmp_path), *options, "--target-modules", "query")
+    config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert config["noise"] == "int4"
+    assert config["stored_spikes"] == "all"
+    assert config["recover_spikes"] is True
+    assert config["max_rank"] == 1
+    assert list(config["layers"]) == ["encoder.layer.0.attention.self.query"]
+
+
 def test_a_dry_run_writes_nothing(
     dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
