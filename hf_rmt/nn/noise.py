@@ -19,7 +19,7 @@ from hf_rmt.nn.codebooks import (
 from hf_rmt.settings import NOISE_KINDS
 
 CHUNK = 2**15
-CHUNKS = 64
+CHUNKS = 24
 """Weights are packed in pieces of this size, or of this part of the matrix if that is more: the
 memory of packing stays a fraction of the matrix."""
 
