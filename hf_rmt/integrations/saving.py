@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download
@@ -23,8 +23,9 @@ CARD_TAG = "hf_rmt"
 
 def install_saving(model: Any) -> None:
     """Make `save_pretrained` and `push_to_hub` of one model write what loads everywhere."""
-    model.save_pretrained = MethodType(_save_pretrained, model)
-    model.push_to_hub = MethodType(_push_to_hub, model)
+    # partials, unlike bound methods of a name that the class lacks, can be copied and pickled
+    model.save_pretrained = partial(_save_pretrained, model)
+    model.push_to_hub = partial(_push_to_hub, model)
 
 
 def hub_id(name: str | None) -> str | None:

@@ -74,6 +74,15 @@ def test_a_copy_saves_itself(dense: Path, tmp_path: Path) -> None:
     assert not torch.equal(outputs(model, "bert"), outputs(twin, "bert"))
 
 
+def test_a_pickled_model_acts_and_saves_as_before(dense: Path, tmp_path: Path) -> None:
+    model, file = compressed(dense), tmp_path / "model.pt"
+    torch.save(model, file)
+    twin = torch.load(file, weights_only=False)
+    twin.save_pretrained(tmp_path / "saved")
+    assert torch.equal(outputs(twin, "bert"), outputs(model, "bert"))
+    assert (tmp_path / "saved" / "hf_rmt_remote.py").exists()
+
+
 def test_a_dense_export_leaves_no_trace(dense: Path, tmp_path: Path) -> None:
     model = compressed(dense)
     before = outputs(model, "bert")
