@@ -9,6 +9,7 @@ that small against the largest eigenvalue, and there the Gram matrix is taken in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -115,20 +116,24 @@ def decompose(weight: Tensor, *, method: str = "pdb") -> Decomposition:
 
 def _fit(weight: Tensor, method: str, *, vectors: bool) -> Decomposition:
     shape = (weight.shape[0], weight.shape[1])
-    if 0 in shape or not torch.isfinite(weight).all():
+    peak = _largest_entry(weight)
+    if not math.isfinite(peak):
         return Decomposition(FITS[method](np.full(min(shape), np.nan), shape), None)
-    values, basis = _eigen(weight, _gram_dtype(weight), vectors)
+    low, high = FLOAT32_SQUARES
+    single = weight.dtype != torch.float64 and low < peak < high
+    values, basis = _eigen(weight, torch.float32 if single else torch.float64, vectors)
     if values[0] > FLOAT32_RANGE * values[len(values) // 2]:
         values, basis = _eigen(weight, torch.float64, vectors)
     fit = FITS[method](values.cpu().numpy(), shape)
     return Decomposition(fit, None if fit.phase == Phase.DEGENERATE else basis)
 
 
-def _gram_dtype(weight: Tensor) -> torch.dtype:
-    """float32 for weights of at most that precision whose squares stay inside its range."""
-    low, high = FLOAT32_SQUARES
-    fits = weight.dtype != torch.float64 and low < float(weight.abs().amax()) < high
-    return torch.float32 if fits else torch.float64
+def _largest_entry(weight: Tensor) -> float:
+    """Largest absolute entry in one pass; nan if there is one, or no entry at all."""
+    if weight.numel() == 0:
+        return math.nan
+    low, high = torch.aminmax(weight)
+    return max(-float(low), float(high))
 
 
 def _eigen(weight: Tensor, dtype: torch.dtype, vectors: bool) -> tuple[Tensor, Tensor | None]:
