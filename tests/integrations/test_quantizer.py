@@ -37,6 +37,20 @@ def spiked_layers(model: nn.Module) -> dict[str, SpikedLinear]:
     return {name: part for name, part in model.named_modules() if isinstance(part, SpikedLinear)}
 
 
+def run(script: str, cases: object) -> dict[str, float]:
+    """What a new process prints as JSON."""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
 RELOAD = """
 import json, sys, torch, hf_rmt
 from tests.integrations.models import outputs
@@ -64,16 +78,38 @@ def test_what_is_saved_reloads_in_a_new_process_without_a_difference(
                 model.save_pretrained(folder)
                 torch.save(outputs(model, family), folder / "expected.pt")
                 cases.append((str(folder), family, dtype))
-    result = subprocess.run(
-        [sys.executable, "-c", RELOAD],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert json.loads(result.stdout.splitlines()[-1]) == {folder: 0.0 for folder, _, _ in cases}
+    assert run(RELOAD, cases) == {folder: 0.0 for folder, _, _ in cases}
+
+
+REMOTE = """
+import json, sys
+sys.modules["hf_rmt"] = None  # as where it is not installed
+import torch, transformers
+from tests.integrations.models import outputs
+differences = {}
+for folder, family in json.load(sys.stdin):
+    config = json.load(open(folder + "/config.json"))
+    model = getattr(transformers, config["architectures"][0])
+    if family == "t5":  # a class of its own, the others by an Auto class
+        transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    else:
+        model = transformers.AutoModel
+    loaded = model.from_pretrained(folder, trust_remote_code=True)
+    expected = torch.load(folder + "/expected.pt")
+    differences[folder] = float((outputs(loaded, family) - expected).abs().max())
+print(json.dumps(differences))
+"""
+
+
+def test_remote_code_reloads_without_the_package(saved: dict[str, Path], tmp_path: Path) -> None:
+    cases = []
+    for family in FAMILIES:
+        folder = tmp_path / family
+        model = load(saved[family], quantization_config=RMTConfig(noise="int4"))
+        model.save_pretrained(folder)
+        torch.save(outputs(model, family), folder / "expected.pt")
+        cases.append((str(folder), family))
+    assert run(REMOTE, cases) == {folder: 0.0 for folder, _ in cases}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
