@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from hf_rmt.decompose import decompose, spectrum
 from hf_rmt.nn import SpikedLinear, latency_ratio, stored_bits
-from hf_rmt.plan import CompressionPlan, LayerPlan
+from hf_rmt.plan import NOTABLE_LOSS, CompressionPlan, LayerPlan
 from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.spectra import Phase, SpectrumFit
@@ -38,8 +38,6 @@ FACTOR_BITS = 16
 """Of an entry of a factor beside packed noise: it is saved in bfloat16."""
 NOTHING_LEFT = "no signal stands out from the noise, nothing would be left"
 """Reason for which a layer stays dense though its noise was to be dropped."""
-NOTABLE_LOSS = 0.05
-"""Dropped energy from which a user is told that fine-tuning is expected."""
 
 
 @dataclass(frozen=True)
@@ -108,31 +106,6 @@ def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) ->
     return CompressedWeight(plan, fit, left, right, recovery)
 
 
-def compress_layers(
-    model: Any, names: list[str], settings: CompressionSettings, *, dry_run: bool = False
-) -> CompressionReport:
-    """Compress linear layers of a loaded model in place, one at a time.
-
-    Args:
-        model: Any module with its weights in memory.
-        names: Linear layers, as `select_linears` gives them.
-        settings: What the user asked for.
-        dry_run: Only plan; the model is not changed.
-
-    Returns:
-        The plan with measured latencies, and the fitted spectra, as a report.
-    """
-    decisions = []
-    for name in tqdm(names, desc="Planning" if dry_run else "Compressing", disable=None):
-        linear = model.get_submodule(name)
-        weight = linear.weight.detach()
-        result = compress_weight(name, weight, settings)
-        decisions.append((result.plan, result.fit))
-        if not dry_run:
-            replace_linear(model, result, weight)
-    return compression_report(decisions, next(model.parameters()))
-
-
 def replace_linear(model: Any, result: CompressedWeight, weight: Tensor) -> None:
     """Put a decision into effect on the linear layer it was made for.
 
@@ -194,8 +167,8 @@ def warn_of_loss(plan: CompressionPlan) -> None:
     """Say once how much energy was dropped, where that is much."""
     if plan.dropped_energy > NOTABLE_LOSS:
         logger.warning(
-            "noise='drop' removed %.0f %% of the energy of %d layers: a pretrained model does not "
-            "survive that without fine-tuning; noise='int8' keeps its outputs",
+            "noise='drop' removed %.0f %% of the energy of %d layers: a pretrained model needs "
+            "fine-tuning after that; noise='int8' keeps its outputs",
             100 * plan.dropped_energy,
             len(plan.changed),
         )

@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+NOTABLE_LOSS = 0.01
+"""Dropped energy from which a user is told to expect fine-tuning: 4-bit noise, whose error is half
+of that on the trained BERT and ViT, moves the outputs visibly already."""
+
 
 @dataclass(frozen=True)
 class LayerPlan:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_rmt.compression import compress_layers, compress_weight
+from hf_rmt.compression import compress_weight
+from hf_rmt.integrations.distributed import compress_shared
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.settings import NOISE_KINDS, CompressionSettings
 from hf_rmt.spectra.ensembles import double_bulk_matrix, marchenko_pastur_matrix
@@ -68,7 +69,7 @@ def test_where_factors_would_be_larger_the_weight_is_filtered_in_place(
     model = nn.Sequential(nn.Linear(120, 200))
     model[0].weight.data.copy_(weight)
     settings = CompressionSettings(noise="drop", noise_removal=0.2, recover_spikes=False)
-    (plan,) = compress_layers(model, ["0"], settings).plan
+    (plan,) = compress_shared(model, ["0"], settings).plan
     assert not plan.compressed
     assert plan.dropped_energy > 0
     rank = int(torch.linalg.matrix_rank(model[0].weight.double(), rtol=1e-5))
@@ -113,7 +114,7 @@ def test_bias_and_mode_are_taken_over(weight: torch.Tensor) -> None:
     model[0].weight.data.copy_(weight)
     bias, x = model[0].bias, torch.randn(4, 120)
     expected = model(x)
-    compress_layers(model, ["0"], CompressionSettings(noise="keep"))
+    compress_shared(model, ["0"], CompressionSettings(noise="keep"))
     assert isinstance(model[0], SpikedLinear)
     assert model[0].bias is bias
     assert not model[0].training

@@ -132,7 +132,7 @@ def compress_shared(
 ) -> CompressionReport:
     """Compress linear layers of a model in place, the layers shared out over the processes.
 
-    On one process this is `compress_layers`: one weight in flight at a time.
+    On one process there is one weight in flight at a time.
 
     Args:
         model: Any module with its weights in memory, the same on every process.

@@ -10,9 +10,9 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 
-from hf_rmt.compression import analyze_layers, compress_layers, warn_of_loss
+from hf_rmt.compression import analyze_layers, warn_of_loss
 from hf_rmt.integrations.config import RMTConfig
-from hf_rmt.integrations.distributed import compress_shared, n_processes
+from hf_rmt.integrations.distributed import compress_shared
 from hf_rmt.integrations.loader import densify
 from hf_rmt.integrations.quantizer import RMTQuantizer, compressible_linears
 from hf_rmt.integrations.saving import hub_id, install_saving, uninstall_saving
@@ -69,8 +69,7 @@ def compress(
     config = copy.deepcopy(config) if config is not None else RMTConfig()
     check_compressible(model, config)
     names = compressible_linears(model, config)
-    run = compress_shared if n_processes() > 1 else compress_layers
-    report = run(model, names, config, dry_run=dry_run)
+    report = compress_shared(model, names, config, dry_run=dry_run)
     if not dry_run:
         warn_of_loss(report.plan)
         if isinstance(model, PreTrainedModel):

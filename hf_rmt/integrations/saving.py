@@ -18,6 +18,7 @@ from hf_rmt.report import CompressionReport, model_card
 from hf_rmt.report.style import save_figure
 
 PICTURE = "spectrum.png"
+PUSH_OPTIONS = ("private", "commit_message", "commit_description", "revision", "create_pr", "tags")
 CARD_TAG = "hf_rmt"
 
 
@@ -51,11 +52,12 @@ def _save_pretrained(
     if folder.is_file():
         raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")
     repo_id = kwargs.pop("repo_id", folder.name)
+    push = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
     type(model).save_pretrained(model, save_directory, is_main_process=is_main_process, **kwargs)
     if is_main_process:
         _write_companions(model, folder)
-    if push_to_hub:
-        _push_to_hub(model, repo_id, token=kwargs.get("token"))
+        if push_to_hub:
+            _push_to_hub(model, repo_id, token=kwargs.get("token"), **push)
 
 
 def _push_to_hub(

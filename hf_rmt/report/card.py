@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hf_rmt.plan import CompressionPlan, LayerPlan
+from hf_rmt.plan import NOTABLE_LOSS, CompressionPlan, LayerPlan
 from hf_rmt.report import tables
 
 TAGS = ["hf_rmt", "random-matrix-theory", "compression"]
@@ -19,9 +19,6 @@ NOISE_WORDS = {
     "int8": "stored as 8-bit integers",
     "keep": "kept as it was",
 }
-MUCH_ENERGY = 0.01
-"""Fraction of dropped energy from which fine-tuning is expected: 4-bit noise, which loses about
-as much, already moves the outputs of a pretrained transformer visibly."""
 RECORDS = ("base_model", "format_version", "layers")
 FOLD = 12
 """Longer tables of layers are folded."""
@@ -114,7 +111,7 @@ def _what_was_lost(plan: CompressionPlan) -> str:
         f"{tables.percent(plan.dropped_energy)} of the squared norm of a compressed layer in the "
         f"mean, at most {tables.percent(worst.dropped_energy)} (`{worst.name}`)."
     )
-    if plan.dropped_energy >= MUCH_ENERGY:
+    if plan.dropped_energy > NOTABLE_LOSS:
         text += (
             " That is much: expect outputs to differ from those of the base model, and fine-tune "
             "before use. The signal factors are trainable."

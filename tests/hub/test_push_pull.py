@@ -20,6 +20,7 @@ with torch.no_grad():
             weight += 0.03 * torch.randn(weight.shape[0], 2) @ torch.randn(2, weight.shape[1])
 hf_rmt.compress(model, hf_rmt.RMTConfig(noise="int8"))
 model.push_to_hub("user/compressed")
+model.save_pretrained("saved", push_to_hub=True, repo_id="user/saved", commit_message="Mine")
 torch.save(model(torch.arange(64)[None]).last_hidden_state, "pushed.pt")
 hf_rmt.export_dense(model).push_to_hub("user/dense")
 hf_rmt.export_dense("user/compressed").push_to_hub("user/dense-of-pulled")
@@ -51,6 +52,12 @@ def pull(source: str, *, option: str = "", tolerance: float = 0.0) -> str:
 def pushed(loopback_hub):
     loopback_hub.run(PUSH)
     return loopback_hub
+
+
+def test_saving_with_a_push_pushes_the_same_files(pushed):
+    assert pushed.repos["user/saved"].keys() == pushed.repos[COMPRESSED].keys()
+    weights = "model.safetensors"
+    assert pushed.repos["user/saved"][weights] == pushed.repos[COMPRESSED][weights]
 
 
 def test_pushed_repository_says_what_it_is(pushed):

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_rmt.nn import NOISE_KINDS, NoiseStore, stored_bits
 from hf_rmt.nn.codebooks import CODEBOOKS, HALF_WIDTH, LEVELS, SPIRAL
 from hf_rmt.nn.noise import CHUNK
+from hf_rmt.settings import PACKED_KINDS
 
 PACKED = tuple(CODEBOOKS)
 GAUSSIAN_ERROR = {"int8": 1.9e-5, "int4": 4.9e-3, "ternary": 0.19}
@@ -269,6 +270,10 @@ def test_bad_weights_are_refused(bad: float) -> None:
     weight[1, 2] = bad
     with pytest.raises(ValueError, match="nan, inf"):
         filled("int8", weight)
+
+
+def test_the_packed_kinds_that_can_be_asked_for_have_codebooks() -> None:
+    assert set(CODEBOOKS) == set(PACKED_KINDS)
 
 
 def test_bad_arguments_are_refused() -> None:
