@@ -52,7 +52,14 @@ def _quieten(quiet: bool) -> None:
 def _analyze(options: argparse.Namespace) -> None:
     from hf_rmt.integrations.model import analyze
 
-    report = analyze(options.model, target_modules=_targets(options))
+    report = analyze(
+        options.model,
+        target_modules=_targets(options),
+        method=options.method,
+        rank=options.rank,
+        energy=options.energy,
+        fraction=options.fraction,
+    )
     if options.save:
         report.save(options.save)
     _show(options, report, report.to_json())
@@ -64,6 +71,9 @@ def _compress(options: argparse.Namespace) -> None:
 
     config = RMTConfig(
         method=options.method,
+        rank=options.rank,
+        energy=options.energy,
+        fraction=options.fraction,
         noise=options.noise,
         noise_removal=options.noise_removal,
         recover_spikes=options.recover_spikes,
@@ -167,11 +177,27 @@ def _parser() -> argparse.ArgumentParser:
     targets.add_argument(
         "--target-modules", nargs="+", help="names, one regular expression, or all-linear"
     )
-    _add_analyze(commands, [common, targets])
-    _add_compress(commands, [common, targets])
+    method = _method_options()
+    _add_analyze(commands, [common, targets, method])
+    _add_compress(commands, [common, targets, method])
     _add_export(commands, [common])
     _add_extract_lora(commands, [common])
     _add_demo(commands, [common])
+    return parser
+
+
+def _method_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("method")
+    group.add_argument("--method", choices=METHODS, default="pdb", help="what tells signal apart")
+    group.add_argument("--rank", type=int, metavar="K", help="directions that svd and slr keep")
+    group.add_argument("--energy", type=float, metavar="SHARE", help="of the norm that svd keeps")
+    group.add_argument(
+        "--fraction",
+        type=float,
+        metavar="SHARE",
+        help="of the directions (svd, slr) or the entries (magnitude, uniform) that stay",
+    )
     return parser
 
 
@@ -186,7 +212,6 @@ def _add_compress(commands: Any, parents: list[argparse.ArgumentParser]) -> None
     parser = commands.add_parser("compress", parents=parents, help="compress and save or push")
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("output", nargs="?", help="folder for the compressed model")
-    parser.add_argument("--method", choices=METHODS, default="pdb")
     parser.add_argument("--noise", choices=NOISE_KINDS, default="int8")
     parser.add_argument("--noise-removal", type=float, default=1.0, metavar="FRACTION")
     parser.add_argument("--recover-spikes", action=argparse.BooleanOptionalAction)

@@ -1,7 +1,7 @@
-"""Analysing and compressing the linear layers of a loaded torch model.
+"""Analysing and compressing the weights of a loaded torch model.
 
-A tensor's way: one dense weight, its decomposition, the plan of its layer, the factors and the
-noise that is left, a `SpikedLinear`. Only one weight is in flight at a time.
+A tensor's way: one dense weight as a matrix, its decomposition, the plan of its layer, the factors
+and the noise that is left, a `SpikedLinear`. Only one weight is in flight at a time.
 """
 
 from __future__ import annotations
@@ -10,34 +10,29 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_rmt.decompose import decompose, spectrum
+from hf_rmt.decompose import Decomposition, decompose, load_code, spectrum, taken
+from hf_rmt.directions import kept_directions
 from hf_rmt.nn import SpikedLinear, latency_ratio, stored_bits
+from hf_rmt.nn.matrices import weight_matrix
+from hf_rmt.nn.spiked_conv import geometry_of
 from hf_rmt.plan import NOTABLE_LOSS, CompressionPlan, LayerPlan
 from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
-from hf_rmt.settings import CompressionSettings
+from hf_rmt.settings import METHOD_TABLE, CompressionSettings
 from hf_rmt.spectra import Phase, SpectrumFit
 
 logger = logging.getLogger(__name__)
 
-FAIR_RETURN = {"int8": 0.0, "int4": 1 / 4, "ternary": 1 / 4}
-"""A spike is stored if it saves at least this part of the bits that its factors cost; the first
-always is. Errors of the weight alone would ask for a whole return, but inputs excite the strongest
-directions more than the others: on the trained BERT and ViT the similarities of embeddings gained
-by spikes that return a quarter, and 8-bit noise, whose own error is so small, gained by them all
-(`recipes/bench_fidelity.py`)."""
-MOST_STORED = 1 / 9
-"""Of a weight's directions beside packed noise; where more stand out the tail is heavy, and factors
-would cost more than what they return. It keeps the trained BERT at 10.5 bits a weight."""
-FACTOR_BITS = 16
-"""Of an entry of a factor beside packed noise: it is saved in bfloat16."""
 NOTHING_LEFT = "no signal stands out from the noise, nothing would be left"
 """Reason for which a layer stays dense though its noise was to be dropped."""
+ZEROS_IN_PLACE = "entries were zeroed in place, and zeros save no memory by themselves"
+"""Reason for which a pruned layer stays dense."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,8 @@ class CompressedWeight:
         right: Factor of shape (rank, in).
         recovery: What the singular values are multiplied with, shape (rank,); None for nothing.
         filtered: New dense weight, where factors would be larger than it; usually None.
+        mean_input: Mean input of a layer with a bias, which is to keep the mean output, shape
+            (in,); None where none was measured.
     """
 
     plan: LayerPlan
@@ -59,6 +56,7 @@ class CompressedWeight:
     right: Tensor | None = None
     recovery: Tensor | None = None
     filtered: Tensor | None = None
+    mean_input: Tensor | None = None
 
     def module(self, weight: Tensor, bias: Tensor | None) -> SpikedLinear:
         """The compressed layer of the weight that was decided on; it shares the bias."""
@@ -83,82 +81,138 @@ def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) ->
     Returns:
         The plan and, for a compressed layer, factors with left @ right the stored signal.
     """
-    if min(weight.shape) < settings.min_size:
-        reason = f"smaller side {min(weight.shape)} below min_size={settings.min_size}"
-        return CompressedWeight(_dense_plan(name, weight, reason))
+    if reason := _why_untouched(name, weight, settings):
+        return CompressedWeight(dense_plan(name, weight, reason))
     try:
-        decomposition = decompose(weight, method=settings.method)
+        decomposition = decompose(weight, settings)
     except torch.linalg.LinAlgError as error:
-        return CompressedWeight(_dense_plan(name, weight, f"no eigenvalues: {error}"))
+        return CompressedWeight(dense_plan(name, weight, f"no eigenvalues: {error}"))
     fit = decomposition.fit
     if fit.phase == Phase.DEGENERATE:
-        return CompressedWeight(_dense_plan(name, weight, fit.reason, phase=fit.phase), fit)
-    kept = kept_directions(fit, settings)
+        return CompressedWeight(dense_plan(name, weight, fit.reason, phase=fit.phase), fit)
+    if METHOD_TABLE[settings.method].prune:
+        return _pruned(name, weight, fit, settings)
+    kept = kept_directions(fit, settings, name)
     if settings.noise == "drop" and len(kept) == 0:
-        return CompressedWeight(_dense_plan(name, weight, NOTHING_LEFT, phase=fit.phase), fit)
+        return CompressedWeight(dense_plan(name, weight, NOTHING_LEFT, phase=fit.phase), fit)
+    return keep_directions(name, weight, decomposition, kept, settings)
+
+
+def keep_directions(
+    name: str,
+    weight: Tensor,
+    decomposition: Decomposition,
+    kept: Tensor,
+    settings: CompressionSettings,
+) -> CompressedWeight:
+    """Factor the chosen directions of a weight.
+
+    Args:
+        name: Runtime name of the module.
+        weight: Shape (out, in).
+        decomposition: Of this weight.
+        kept: Positions of the directions, ascending, shape (rank,).
+        settings: What the user asked for.
+
+    Returns:
+        The plan with the factors, or with the weight that they make where that is smaller.
+    """
+    fit, row = decomposition.fit, METHOD_TABLE[settings.method]
     plan = plan_layer(name, weight, fit, kept, settings)
-    if not plan.compressed and plan.dropped_energy == 0:
+    if not plan.compressed and plan.dropped_energy == 0 and not row.refine:
         return CompressedWeight(plan, fit)
     left, right = decomposition.factors(weight, kept)
+    if row.refine:
+        left, right = load_code(row.refine)(left, right, weight)
+        plan = _with_zeros(plan, weight, left @ right, (left, right))
     recovery = decomposition.recovery(kept).to(left) if settings.recovers_spikes else None
     if not plan.compressed:
         return CompressedWeight(plan, fit, filtered=_scaled(left, recovery) @ right)
     return CompressedWeight(plan, fit, left, right, recovery)
 
 
-def replace_linear(model: Any, result: CompressedWeight, weight: Tensor) -> None:
-    """Put a decision into effect on the linear layer it was made for.
-
-    Args:
-        model: The model that holds the layer.
-        result: The decision.
-        weight: The dense weight it was made from.
-    """
-    linear = model.get_submodule(result.plan.name)
-    if result.plan.compressed:
-        module = result.module(weight, linear.bias)
-        model.set_submodule(result.plan.name, module.train(linear.training))
-    elif result.filtered is not None:
-        linear.weight.data.copy_(result.filtered)
+def _why_untouched(name: str, weight: Tensor, settings: CompressionSettings) -> str:
+    """Reason for which a layer is not looked at; empty if it is."""
+    if min(weight.shape) < settings.min_size:
+        return f"smaller side {min(weight.shape)} below min_size={settings.min_size}"
+    return "" if settings.removal(name) is not None else "noise_removal names other layers"
 
 
-def analyze_layers(model: Any, names: list[str]) -> SpectralReport:
-    """Fitted spectra of linear layers; a compressed layer is analysed as it acts."""
+def _pruned(
+    name: str, weight: Tensor, fit: SpectrumFit, settings: CompressionSettings
+) -> CompressedWeight:
+    """A weight that loses entries, not directions; any process draws the same for one layer."""
+    generator = np.random.default_rng([settings.seed, crc32(name.encode())])
+    prune = load_code(METHOD_TABLE[settings.method].prune)
+    pruned = prune(weight, **taken(settings), generator=generator)
+    plan = dense_plan(name, weight, ZEROS_IN_PLACE, phase=fit.phase)
+    return CompressedWeight(_with_zeros(plan, weight, pruned, (pruned,)), fit, filtered=pruned)
+
+
+def _with_zeros(
+    plan: LayerPlan, weight: Tensor, new: Tensor, stored: tuple[Tensor, ...]
+) -> LayerPlan:
+    """The plan with what a weight keeps that is not cut along its singular directions."""
+    total, kept, lost = (
+        float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2
+        for part in (weight, new, weight - new)
+    )
+    tensors = stored if plan.compressed else (new,)
+    return replace(
+        plan,
+        signal_energy=kept / total,
+        dropped_energy=lost / total,
+        nonzero=sum(int(tensor.count_nonzero()) for tensor in tensors),
+    )
+
+
+def analyze_layers(
+    model: Any, names: list[str], settings: CompressionSettings | None = None
+) -> SpectralReport:
+    """Fitted spectra of weights; a compressed layer is analysed as it acts."""
     layers = []
     for name in tqdm(names, desc="Analysing", disable=None):
-        module: Any = model.get_submodule(name)
-        weight = module.dense() if isinstance(module, SpikedLinear) else module.weight
-        shape = (module.out_features, module.in_features)
-        layers.append(LayerSpectrum(name, shape, spectrum(weight.detach())))
+        weight = weight_matrix(model.get_submodule(name))
+        shape = (weight.shape[0], weight.shape[1])
+        layers.append(LayerSpectrum(name, shape, spectrum(weight, settings)))
     return SpectralReport(tuple(layers))
 
 
 def compression_report(
-    decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], like: Tensor
+    decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], model: Any
 ) -> CompressionReport:
-    """Report of a model's decisions, with latencies for the device and dtype of a tensor."""
+    """Report of the decisions on a model's layers, with latencies for its device and dtype."""
     decisions = list(decisions)
     spectra = [LayerSpectrum(plan.name, plan.shape, fit) for plan, fit in decisions if fit]
-    plans = _with_latencies([plan for plan, _ in decisions], like)
+    plans = _with_latencies([plan for plan, _ in decisions], model)
     return CompressionReport(CompressionPlan(plans), SpectralReport(tuple(spectra)))
 
 
-def _with_latencies(plans: list[LayerPlan], like: Tensor) -> tuple[LayerPlan, ...]:
+def _with_latencies(plans: list[LayerPlan], model: Any) -> tuple[LayerPlan, ...]:
     """The plans with the time of each compressed layer over its dense one, measured now.
 
-    Layers of one shape are measured once, at their largest rank.
+    Layers of one shape and geometry are measured once, at their largest rank.
     """
-    ranks: dict[tuple[tuple[int, int], str], int] = {}
-    for plan in plans:
-        if plan.compressed:
-            key = (plan.shape, plan.noise)
-            ranks[key] = max(ranks.get(key, 0), plan.rank)
+    like = next(model.parameters())
+    geometries = {plan.name: geometry_of(model.get_submodule(plan.name)) for plan in plans}
+    compressed = [plan for plan in plans if plan.compressed]
+    keys = {
+        plan.name: (plan.shape, plan.noise, *geometries[plan.name].values()) for plan in compressed
+    }
+    widest = {keys[plan.name]: plan for plan in sorted(compressed, key=lambda plan: plan.rank)}
     ratios = {
-        (shape, noise): latency_ratio(shape, rank, noise, dtype=like.dtype, device=like.device)
-        for (shape, noise), rank in ranks.items()
+        key: latency_ratio(
+            plan.shape,
+            plan.rank,
+            plan.noise,
+            geometry=geometries[plan.name],
+            dtype=like.dtype,
+            device=like.device,
+        )
+        for key, plan in widest.items()
     }
     return tuple(
-        replace(plan, latency=ratios[plan.shape, plan.noise]) if plan.compressed else plan
+        replace(plan, latency=ratios[keys[plan.name]]) if plan.compressed else plan
         for plan in plans
     )
 
@@ -178,7 +232,8 @@ def _scaled(left: Tensor, recovery: Tensor | None) -> Tensor:
     return left if recovery is None else left * recovery
 
 
-def _dense_plan(name: str, weight: Tensor, reason: str, *, phase: str = "") -> LayerPlan:
+def dense_plan(name: str, weight: Tensor, reason: str, *, phase: str = "") -> LayerPlan:
+    """The plan of a layer that stays dense, and why."""
     bits = weight.numel() * weight.element_size() * 8
     return LayerPlan(
         name=name,
@@ -189,34 +244,6 @@ def _dense_plan(name: str, weight: Tensor, reason: str, *, phase: str = "") -> L
         dense_bits=bits,
         reason=reason,
     )
-
-
-def kept_directions(fit: SpectrumFit, settings: CompressionSettings) -> Tensor:
-    """Positions of the directions that become factors, ascending, shape (rank,)."""
-    signal = torch.from_numpy(fit.is_signal)
-    kept = torch.nonzero(signal).flatten()[: settings.max_rank]
-    if not settings.stores_all_spikes:
-        most = int(MOST_STORED * len(fit.eigenvalues))
-        return kept[: min(most, _paying_rank(fit, FAIR_RETURN[settings.noise]))]
-    if settings.noise == "drop" and settings.noise_removal < 1:
-        noise = torch.nonzero(~signal).flatten()
-        stays = round((1 - settings.noise_removal) * len(noise))
-        kept = torch.cat([kept, noise[:stays]]).sort().values[: settings.max_rank]
-    return kept
-
-
-def _paying_rank(fit: SpectrumFit, fair_return: float) -> int:
-    """How many leading directions save that part of the bits that their factors cost.
-
-    Taking a fraction f of the energy out of the noise makes its entries (1 - f)^{1/2} as large,
-    which at equal error is worth -log2(1 - f) / 2 bits on every weight.
-    """
-    tiny, (rows, columns) = np.finfo(float).tiny, fit.shape
-    rest = np.maximum(np.cumsum(fit.eigenvalues[::-1])[::-1], tiny)
-    left_over = np.append(rest[1:], tiny) / rest
-    gain = -0.5 * np.log2(np.maximum(left_over, tiny))
-    pays = gain > fair_return * FACTOR_BITS * (rows + columns) / (rows * columns)
-    return max(1, int(np.argmin(pays)) if not pays.all() else len(pays))
 
 
 def plan_layer(
@@ -238,7 +265,7 @@ def plan_layer(
         noise=settings.noise if smaller else "keep",
         phase=str(fit.phase),
         n_spikes=fit.n_spikes,
-        upper_edge=fit.upper_edge,
+        upper_edge=fit.upper_edge if fit.law is not None else None,
         signal_energy=energy,
         dropped_energy=dropped,
         bits=bits if smaller else dense_bits,

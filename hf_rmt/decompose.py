@@ -10,20 +10,16 @@ that small against the largest eigenvalue, and there the Gram matrix is taken in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_rmt.spectra import Phase, SpectrumFit, fit_double_bulk
+from hf_rmt.settings import METHOD_TABLE, CompressionSettings
+from hf_rmt.spectra import Phase, SpectrumFit
 
-FITS: dict[str, Callable[[NDArray[np.float64], tuple[int, int]], SpectrumFit]] = {
-    "pdb": fit_double_bulk,
-}
-"""The methods of `settings.METHODS`: eigenvalues and a shape in, signal and noise out."""
 FLOAT32_RANGE = 1e4
 """Largest over median eigenvalue up to which a float32 Gram matrix serves; the edge is then right
 to about 1e-3 of the median, and a trained transformer's weight lies near 1e2."""
@@ -88,43 +84,73 @@ class Decomposition:
         return ratio[indices]
 
 
-def spectrum(weight: Tensor, *, method: str = "pdb") -> SpectrumFit:
-    """Fit the noise law of a weight, eigenvalues only.
+def spectrum(weight: Tensor, settings: CompressionSettings | None = None) -> SpectrumFit:
+    """Split the spectrum of a weight into signal and noise, eigenvalues only.
 
     Args:
         weight: Shape (out, in), floating point, any device.
-        method: One of `FITS`.
+        settings: The method and what it takes; None for the double bulk.
 
     Returns:
         The fit; a weight that cannot be fitted is `degenerate`, with a reason.
     """
-    return _fit(weight, method, vectors=False).fit
+    return _fit(weight, settings or CompressionSettings(), vectors=False).fit
 
 
-def decompose(weight: Tensor, *, method: str = "pdb") -> Decomposition:
-    """Fit the noise law of a weight and keep the eigenvectors.
+def decompose(weight: Tensor, settings: CompressionSettings | None = None) -> Decomposition:
+    """Split the spectrum of a weight into signal and noise and keep the eigenvectors.
 
     Args:
         weight: Shape (out, in), floating point, any device.
-        method: One of `FITS`.
+        settings: The method and what it takes; None for the double bulk.
 
     Returns:
         The decomposition.
     """
-    return _fit(weight, method, vectors=True)
+    return _fit(weight, settings or CompressionSettings(), vectors=True)
 
 
-def _fit(weight: Tensor, method: str, *, vectors: bool) -> Decomposition:
+def fit_spectrum(
+    values: Tensor, shape: tuple[int, int], settings: CompressionSettings
+) -> SpectrumFit:
+    """What the settings' method makes of eigenvalues.
+
+    Args:
+        values: Eigenvalues of X'X, shape (min(shape),).
+        shape: Shape of the weight.
+        settings: The method and what it takes.
+
+    Returns:
+        The fit.
+    """
+    row = METHOD_TABLE[settings.method]
+    options = {} if row.prune else taken(settings)
+    return load_code(row.fit)(values.cpu().numpy(), shape, **options)
+
+
+def taken(settings: CompressionSettings) -> dict[str, Any]:
+    """The settings that the method takes, as keywords."""
+    return {key: getattr(settings, key) for key in METHOD_TABLE[settings.method].takes}
+
+
+def load_code(path: str) -> Any:
+    """The function that a row of `METHOD_TABLE` names as `module:function`."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Decomposition:
     shape = (weight.shape[0], weight.shape[1])
     peak = _largest_entry(weight)
     if not math.isfinite(peak):
-        return Decomposition(FITS[method](np.full(min(shape), np.nan), shape), None)
+        nothing = torch.full((min(shape),), math.nan)
+        return Decomposition(fit_spectrum(nothing, shape, settings), None)
     low, high = FLOAT32_SQUARES
     single = weight.dtype != torch.float64 and low < peak < high
     values, basis = _eigen(weight, torch.float32 if single else torch.float64, vectors)
     if values[0] > FLOAT32_RANGE * values[len(values) // 2]:
         values, basis = _eigen(weight, torch.float64, vectors)
-    fit = FITS[method](values.cpu().numpy(), shape)
+    fit = fit_spectrum(values, shape, settings)
     return Decomposition(fit, None if fit.phase == Phase.DEGENERATE else basis)
 
 

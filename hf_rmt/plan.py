@@ -17,7 +17,7 @@ class LayerPlan:
 
     Attributes:
         name: Runtime name of the module, as in `model.get_submodule(name)`.
-        shape: (out_features, in_features).
+        shape: (out_features, in_features), of a convolution (out, in k_h k_w).
         compressed: Whether the layer is replaced; a dense one says why in `reason`.
         rank: Number of signal directions stored as factors.
         noise: Noise store: `drop`, `ternary`, `int4`, `int8` or `keep`.
@@ -28,6 +28,7 @@ class LayerPlan:
         dropped_energy: Fraction of the squared Frobenius norm that is lost.
         bits: Stored bits of the weight: factors, noise codes and scales.
         dense_bits: Bits of the dense weight.
+        nonzero: Stored parameters that are not zero, where a method zeroes some; None elsewhere.
         latency: Time of the compressed layer over the dense one, measured here; None if not.
         reason: Why the layer stays dense, or what is unusual about it; may be empty.
     """
@@ -44,6 +45,7 @@ class LayerPlan:
     dropped_energy: float = 0.0
     bits: int = 0
     dense_bits: int = 0
+    nonzero: int | None = None
     latency: float | None = None
     reason: str = ""
 
@@ -51,6 +53,23 @@ class LayerPlan:
     def bits_per_weight(self) -> float:
         """Stored bits over the number of entries of the dense weight."""
         return self.bits / (self.shape[0] * self.shape[1])
+
+    @property
+    def parameters(self) -> int:
+        """Parameters that are not zero: entries of factors, of a dense weight, of stored noise.
+
+        It counts what methods keep, whether or not a format turns their zeros into memory.
+        """
+        if self.nonzero is not None:
+            return self.nonzero
+        entries = self.shape[0] * self.shape[1]
+        factors = self.rank * (self.shape[0] + self.shape[1])
+        return factors + (self.noise != "drop") * entries if self.compressed else entries
+
+    @property
+    def parameter_share(self) -> float:
+        """Parameters over the number of entries of the dense weight."""
+        return self.parameters / (self.shape[0] * self.shape[1])
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,12 @@ class CompressionPlan:
         """Stored over dense bits of the compressed layers; 1 when there are none."""
         dense = sum(layer.dense_bits for layer in self.compressed)
         return sum(layer.bits for layer in self.compressed) / dense if dense else 1.0
+
+    @property
+    def parameter_share(self) -> float:
+        """Parameters over those of the dense weights, layers that stay dense included."""
+        dense = sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
+        return sum(layer.parameters for layer in self.layers) / dense if dense else 1.0
 
     @property
     def changed(self) -> tuple[LayerPlan, ...]:

@@ -2,9 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-METHODS = ("pdb",)
+
+@dataclass(frozen=True)
+class Method:
+    """One row of `METHOD_TABLE`: the code of a method, and the settings that it needs.
+
+    Code is given as `module:function` and imported on first use: settings load no torch.
+
+    Attributes:
+        fit: Eigenvalues and a shape in, a `SpectrumFit` out.
+        takes: The settings that say what is kept, handed on as keywords, to `prune` where there
+            is one and else to `fit`. A method that takes none finds a law of the noise.
+        refine: Factors and their weight in, the factors that are stored out; empty for none.
+        prune: For a method that zeroes entries: the weight in, the new weight out.
+    """
+
+    fit: str
+    takes: tuple[str, ...] = ()
+    refine: str = ""
+    prune: str = ""
+
+    @property
+    def drops(self) -> bool:
+        """Whether what is not kept is lost, so that no noise can be stored beside it."""
+        return bool(self.refine or self.prune)
+
+
+METHOD_TABLE = {
+    "pdb": Method("hf_rmt.spectra.fit:fit_double_bulk"),
+    "bema": Method("hf_rmt.spectra.unit_bulk:fit_bema"),
+    "kernel": Method("hf_rmt.spectra.unit_bulk:fit_kernel"),
+    "svd": Method("hf_rmt.spectra.truncation:truncate", ("rank", "energy", "fraction")),
+    "slr": Method(
+        "hf_rmt.spectra.truncation:truncate",
+        ("rank", "fraction"),
+        refine="hf_rmt.pruning:sparse_factors",
+    ),
+    "magnitude": Method(
+        "hf_rmt.spectra.truncation:unsplit", ("fraction",), prune="hf_rmt.pruning:largest_entries"
+    ),
+    "uniform": Method(
+        "hf_rmt.spectra.truncation:unsplit", ("fraction",), prune="hf_rmt.pruning:random_entries"
+    ),
+}
+METHODS = tuple(METHOD_TABLE)
 NOISE_KINDS = ("drop", "ternary", "int4", "int8", "keep")
 PACKED_KINDS = ("ternary", "int4", "int8")
 STORED_SPIKES = ("all", "paying")
@@ -15,22 +59,38 @@ class CompressionSettings:
     """How to split weights into signal and noise, and how to store the noise.
 
     Args:
-        method: How the edge between noise and signal is found: `pdb`, the population double bulk.
+        method: How signal and noise are told apart: `pdb`, the population double bulk; `bema` and
+            `kernel`, two fits of the unit bulk. Without a law: `svd` keeps the largest directions,
+            `slr` as well, and zeroes part of the factors for weak rows and columns; `magnitude`
+            keeps the largest entries, `uniform` random ones. Zeros are stored and count as bits;
+            `LayerPlan.parameters` leaves them out.
+        rank: For `svd`, `slr`: how many directions are kept, of a smaller layer all. One of rank,
+            energy and fraction must be given where a method takes it, and none elsewhere.
+        energy: For `svd`: the least directions with this share of the squared Frobenius norm are
+            kept, in (0, 1].
+        fraction: For `svd`, `slr`: the share of a layer's directions that is kept, in (0, 1]; for
+            `magnitude`, `uniform` the share of its entries.
         noise: How the noise is stored: `int8` (the default; outputs stay as they are), `int4`,
             `ternary`, `keep` (exact, no saving) or `drop` (the noise filter; fine-tune after it).
-        noise_removal: Fraction of the noise directions that `drop` removes, smallest first.
+        noise_removal: Fraction of the noise directions that `drop` removes, smallest first. A
+            dict gives each layer, by runtime name, its own; a layer it does not name stays dense.
         recover_spikes: Replace each signal eigenvalue by the population spike behind it. None:
             only when noise is dropped.
         stored_spikes: `all` spikes become factors, or only the `paying` ones: beside `int8` up to a
             ninth of the directions, beside `int4` and `ternary` those that save at least a quarter
-            of the bits they cost. None: paying beside packed noise, all otherwise.
-        target_modules: Which linear layers. None: all linears of the repeated blocks, that is
-            attention and MLP. A list of names or name endings, a regular expression that matches
-            the whole name, or `"all-linear"`.
+            of the bits they cost. None: paying beside packed noise where a law found the spikes,
+            all otherwise.
+        target_modules: Which layers. None: all linears of the repeated blocks, that is attention
+            and MLP; the convolutions of the blocks where those hold no linear (ResNet's stages);
+            where nothing repeats, every linear and convolution but the last, which is the head,
+            and a convolution that comes first and reads the input. A list of names or name
+            endings, a regular expression that matches the whole name, or `"all-linear"`; names
+            choose convolutions anywhere. Grouped and transposed ones stay dense.
         modules_to_not_convert: Names or name endings that stay dense whatever else says.
-        min_size: Layers whose smaller side is below this stay dense.
+        min_size: Layers whose smaller side is below this stay dense; the sides of a convolution
+            are out and in k_h k_w.
         max_rank: Upper bound on the signal directions of a layer; the largest stay. None: no bound.
-        seed: For methods that draw random numbers; `pdb` draws none.
+        seed: For methods that draw random numbers, which `uniform` alone does.
 
     Raises:
         ValueError: If a value is unknown or two contradict each other.
@@ -38,8 +98,11 @@ class CompressionSettings:
     """
 
     method: str = "pdb"
+    rank: int | None = None
+    energy: float | None = None
+    fraction: float | None = None
     noise: str = "int8"
-    noise_removal: float = 1.0
+    noise_removal: float | dict[str, float] = 1.0
     recover_spikes: bool | None = None
     stored_spikes: str | None = None
     target_modules: list[str] | str | None = None
@@ -49,14 +112,10 @@ class CompressionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _choice("method", self.method, METHODS)
+        _choice("method", self.method, tuple(METHOD_TABLE))
         _choice("noise", self.noise, NOISE_KINDS)
-        _number("noise_removal", self.noise_removal, 0.0, 1.0)
-        if self.noise != "drop" and self.noise_removal != 1.0:
-            raise ValueError(
-                f"noise_removal={self.noise_removal} says how much noise to drop, but "
-                f"noise={self.noise!r} stores it; set noise='drop' or leave noise_removal at 1.0"
-            )
+        self._check_kept()
+        self._check_removal()
         _optional_bool("recover_spikes", self.recover_spikes)
         if self.stored_spikes is not None:
             _choice("stored_spikes", self.stored_spikes, STORED_SPIKES)
@@ -73,16 +132,85 @@ class CompressionSettings:
         if not isinstance(self.target_modules, str):
             _names("target_modules", self.target_modules)
 
+    def _check_kept(self) -> None:
+        """What is kept must be said as the method takes it, once."""
+        row = METHOD_TABLE[self.method]
+        given = [key for key in ("rank", "energy", "fraction") if getattr(self, key) is not None]
+        for key in given:
+            if key == "rank":
+                _integer(key, self.rank, 1)
+            else:
+                _number(key, getattr(self, key), 0.0, 1.0, zero=False)
+        if stray := [key for key in given if key not in row.takes]:
+            users = ", ".join(key for key, other in METHOD_TABLE.items() if stray[0] in other.takes)
+            raise ValueError(
+                f"{stray[0]}={getattr(self, stray[0])} is not for method={self.method!r}, which "
+                f"takes {', '.join(row.takes) or 'none of rank, energy, fraction'}; leave it at "
+                f"None or choose among {users}"
+            )
+        if row.takes and len(given) != 1:
+            raise ValueError(
+                f"method={self.method!r} needs {' or '.join(row.takes)}, exactly one, to say what "
+                f"is kept, got {' and '.join(given) or 'none'}; set one"
+            )
+        if row.drops and self.noise != "drop":
+            raise ValueError(
+                f"method={self.method!r} throws away what it does not keep, but noise="
+                f"{self.noise!r} would store it; set noise='drop'"
+            )
+        if row.takes and self.recover_spikes:
+            raise ValueError(
+                f"recover_spikes=True needs a law of the noise, and method={self.method!r} fits "
+                "none; leave it at None"
+            )
+
+    def _check_removal(self) -> None:
+        removal = self.noise_removal
+        by_layer = removal if isinstance(removal, Mapping) else {"": removal}
+        for name, value in by_layer.items():
+            _number(f"noise_removal[{name!r}]" if name else "noise_removal", value, 0.0, 1.0)
+        if not by_layer:
+            raise ValueError(
+                "noise_removal={} names no layer, so nothing would be compressed; leave it at 1.0"
+            )
+        if removal == 1.0:
+            return
+        if self.noise != "drop":
+            raise ValueError(
+                f"noise_removal={removal} says how much noise to drop, but "
+                f"noise={self.noise!r} stores it; set noise='drop' or leave noise_removal at 1.0"
+            )
+        if METHOD_TABLE[self.method].drops and set(by_layer.values()) != {1.0}:
+            raise ValueError(
+                f"noise_removal={removal} grades directions, but method={self.method!r} drops all "
+                "that it does not keep; use rank or fraction, and leave noise_removal at 1.0"
+            )
+
+    def removal(self, name: str) -> float | None:
+        """Fraction of a layer's noise to remove; None for a layer that is to stay as it is."""
+        if isinstance(self.noise_removal, Mapping):
+            return self.noise_removal.get(name)
+        return self.noise_removal
+
+    def layers_named(self) -> set[str]:
+        """Layers whose noise removal is given one by one; none where it is one number for all."""
+        return set(self.noise_removal) if isinstance(self.noise_removal, Mapping) else set()
+
     @property
     def stores_all_spikes(self) -> bool:
-        """Whether every spike becomes a factor, and not only the paying ones."""
+        """Whether every spike becomes a factor, and not only the paying ones.
+
+        The directions of a method that is told what to keep are all stored unless asked otherwise.
+        """
         if self.stored_spikes is None:
-            return self.noise not in PACKED_KINDS
+            return self.noise not in PACKED_KINDS or bool(METHOD_TABLE[self.method].takes)
         return self.stored_spikes == "all"
 
     @property
     def recovers_spikes(self) -> bool:
         """Whether signal eigenvalues are replaced by their population spikes."""
+        if METHOD_TABLE[self.method].takes:
+            return False
         return self.noise == "drop" if self.recover_spikes is None else self.recover_spikes
 
 
@@ -91,11 +219,13 @@ def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def _number(name: str, value: object, low: float, high: float) -> None:
+def _number(name: str, value: object, low: float, high: float, *, zero: bool = True) -> None:
+    """Check a range; with zero=False its lower end is left out."""
+    interval = f"{'[' if zero else '('}{low:g}, {high:g}]"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number in [{low:g}, {high:g}], got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value!r}")
+        raise TypeError(f"{name} must be a number in {interval}, got {value!r}")
+    if not low <= value <= high or (value == low and not zero):
+        raise ValueError(f"{name} must lie in {interval}, got {value!r}")
 
 
 def _integer(name: str, value: object, low: int) -> None:

@@ -1,23 +1,24 @@
-"""Which linear layers of a model are compressed."""
+"""Which layers of a model are compressed."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
+from hf_rmt.nn.matrices import has_matrix, is_convolution, why_no_matrix
 from hf_rmt.settings import CompressionSettings
 
 ALL_LINEAR = "all-linear"
 SHOWN_NAMES = 5
 
 
-def select_linears(
+def select_layers(
     model: nn.Module, settings: CompressionSettings, *, protected: Collection[str] = ()
 ) -> list[str]:
-    """Names of the linear layers that the settings select, in the model's order.
+    """Names of the layers with a matrix that the settings select, in the model's order.
 
     Args:
         model: Any module; its tensors may be on the meta device.
@@ -25,45 +26,71 @@ def select_linears(
         protected: Names that stay dense, such as tied or output embeddings.
 
     Returns:
-        Names for `model.get_submodule`. Linears that share their weight are left out.
+        Names for `model.get_submodule`. Layers that share their weight are left out.
 
     Raises:
-        ValueError: If a target matches no linear layer, or nothing is left to compress.
+        ValueError: If a target matches no such layer, or nothing is left to compress.
     """
-    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    chosen = [name for name in linears if _is_target(name, settings.target_modules, model)]
-    _check_targets(settings.target_modules, linears, chosen)
+    layers = {name: module for name, module in model.named_modules() if has_matrix(module)}
+    chosen = _chosen(layers, settings.target_modules, model)
+    _check_targets(settings.target_modules, layers, model)
     shared = _shared_weights(model)
     skipped = settings.modules_to_not_convert or []
     left = [
         name
         for name in chosen
         if name not in protected
-        and id(linears[name].weight) not in shared
+        and id(layers[name].weight) not in shared
         and not _ends_with(name, skipped)
     ]
     if not left:
         raise ValueError(
-            f"no linear layer of {type(model).__name__} is left to compress: {len(chosen)} of "
-            f"{len(linears)} match target_modules={settings.target_modules!r}, and none remains "
-            f"after modules_to_not_convert={settings.modules_to_not_convert!r} and tied weights; "
-            f"choose among {_some(linears)}"
+            f"no layer of {type(model).__name__} is left to compress: {len(chosen)} linear layers "
+            f"and convolutions of {len(layers)} match target_modules={settings.target_modules!r}, "
+            "and none remains after "
+            f"modules_to_not_convert={settings.modules_to_not_convert!r} and tied weights; "
+            f"choose among {_some(layers)}"
+        )
+    if unknown := settings.layers_named() - set(left):
+        raise ValueError(
+            f"noise_removal names {', '.join(sorted(unknown))}, which are not among the layers to "
+            f"compress; choose among {_some(left)}"
         )
     return left
 
 
-def _is_target(name: str, targets: list[str] | str | None, model: nn.Module) -> bool:
+def _chosen(
+    layers: Mapping[str, nn.Module], targets: list[str] | str | None, model: nn.Module
+) -> list[str]:
     if targets is None:
-        return _in_repeated_block(name, model)
+        return _default(layers, model)
     if targets == ALL_LINEAR:
-        return True
+        return _linears(layers)
+    return [name for name in layers if _is_target(name, targets)]
+
+
+def _default(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
+    """The rule of `CompressionSettings` for models of which no layer was named."""
+    repeated = {name: part for name, part in layers.items() if _in_repeated_block(name, model)}
+    if repeated:
+        return _linears(repeated) or list(repeated)
+    *hidden, _ = layers or [""]
+    reads_the_input = bool(hidden) and is_convolution(layers[hidden[0]])
+    return hidden[reads_the_input:]
+
+
+def _linears(layers: Mapping[str, nn.Module]) -> list[str]:
+    return [name for name, module in layers.items() if not is_convolution(module)]
+
+
+def _is_target(name: str, targets: list[str] | str) -> bool:
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return _ends_with(name, targets)
 
 
 def _in_repeated_block(name: str, model: nn.Module) -> bool:
-    """Whether an ancestor is a list or sequence of numbered blocks inside the model."""
+    """Whether an ancestor is one of a list of numbered blocks inside the model."""
     parts = name.split(".")
     return any(
         part.isdigit() and isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList)
@@ -88,20 +115,26 @@ def _shared_weights(model: nn.Module) -> set[int]:
 
 
 def _check_targets(
-    targets: list[str] | str | None, linears: Collection[str], chosen: Collection[str]
+    targets: list[str] | str | None, layers: Collection[str], model: nn.Module
 ) -> None:
     """Complain about a target that matches nothing, each by itself."""
     if targets is None or targets == ALL_LINEAR:
         return
-    if isinstance(targets, str):
-        missing = [] if chosen else [targets]
-    else:
-        missing = [end for end in targets if not any(_ends_with(name, [end]) for name in linears)]
+    each = [targets] if isinstance(targets, str) else [[end] for end in targets]
+    missing = [one for one in each if not any(_is_target(name, one) for name in layers)]
+    for name, module in model.named_modules():
+        reason = why_no_matrix(module)
+        if reason and any(_is_target(name, one) for one in missing):
+            raise ValueError(
+                f"target_modules={targets!r} asks for {name!r}, which is {reason}; "
+                f"leave it out, it stays dense, and choose among {_some(layers)}"
+            )
     if missing:
+        names = [one if isinstance(one, str) else one[0] for one in missing]
         raise ValueError(
-            f"target_modules={missing!r} matches no linear layer; a list holds names or their "
-            f"endings, a string is a regular expression for the whole name; choose among "
-            f"{_some(linears)}"
+            f"target_modules={names!r} matches no linear layer or convolution; a list holds names "
+            "or their endings, a string is a regular expression for the whole name; choose among "
+            f"{_some(layers)}"
         )
 
 

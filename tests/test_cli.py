@@ -72,6 +72,25 @@ def test_options_reach_the_config(
     assert list(config["layers"]) == ["encoder.layer.0.attention.self.query"]
 
 
+@pytest.mark.parametrize(
+    "options", [["svd", "--rank", "3"], ["svd", "--energy", "0.5"], ["slr", "--fraction", "0.25"]]
+)
+def test_a_method_and_what_it_keeps_are_options_of_both_commands(
+    dense: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = ["--method", *options, "--json"]
+    analysed = json.loads(run(capsys, "analyze", dense, *method))["layers"]
+    planned = json.loads(run(capsys, "compress", dense, "--dry-run", "--noise", "drop", *method))
+    assert {layer["phase"] for layer in analysed} == {"no law"}
+    found = {layer["name"]: layer["spikes"] for layer in analysed}
+    ranks = {name: layer["n_spikes"] for name, layer in planned["layers"].items()}
+    assert found == ranks
+    if "--rank" in options:
+        assert set(ranks.values()) == {3}
+    if "--fraction" in options:
+        assert set(ranks.values()) == {12}
+
+
 def test_a_dry_run_writes_nothing(
     dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +113,7 @@ def test_quiet_is_quiet(dense: str, tmp_path: Path, capfd: pytest.CaptureFixture
         (["compress", "{dense}", "{dense}/config.json"], "is a file"),
         (["compress", "{dense}", "--dry-run", "--noise-removal", "0.5"], "noise='drop'"),
         (["analyze", "{dense}", "--target-modules", "wq"], "matches no linear layer"),
+        (["analyze", "{dense}", "--method", "svd"], "exactly one"),
         (["export", "{dense}", "{dense}/out"], "dense already"),
     ],
 )

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from hf_rmt.decompose import FITS, decompose, spectrum
-from hf_rmt.settings import METHODS
-from hf_rmt.spectra import Phase
+from hf_rmt.decompose import decompose, load_code, spectrum
+from hf_rmt.settings import METHOD_TABLE, METHODS, CompressionSettings, Method
+from hf_rmt.spectra import Phase, SpectrumFit
 from hf_rmt.spectra.ensembles import double_bulk_matrix
+from hf_rmt.spectra.fit import sorted_eigenvalues, without_law
 
 
 def spiked(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -104,10 +105,31 @@ def test_the_weight_is_not_changed() -> None:
     assert torch.equal(weight, before)
 
 
-def test_every_method_that_can_be_asked_for_has_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(FITS) == set(METHODS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_row_of_the_table_names_code_that_is_there(method: str) -> None:
+    row = METHOD_TABLE[method]
+    assert all(callable(load_code(path)) for path in (row.fit, row.refine, row.prune) if path)
+
+
+def keep_two(eigenvalues: np.ndarray, shape: tuple[int, int], *, rank: int) -> SpectrumFit:
+    """A method of the file that a contributor writes."""
+    assert shape == (150, 100)
+    values = sorted_eigenvalues(eigenvalues, shape)
+    return without_law(shape, values, n_signal=rank + 2, phase=Phase.LAWLESS)
+
+
+def test_a_method_is_one_function_and_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHOD_TABLE, "other", Method(f"{__name__}:keep_two", ("rank",)))
+    settings = CompressionSettings(method="other", rank=3, noise="drop")
     weight = spiked((150, 100))
-    asked = []
-    monkeypatch.setitem(FITS, "other", lambda *of: asked.append(of) or FITS["pdb"](*of))
-    assert decompose(weight, method="other").fit.n_spikes == spectrum(weight).n_spikes == 3
-    assert len(asked) == 1
+    found = decompose(weight, settings)
+    assert found.fit.n_spikes == spectrum(weight, settings).n_spikes == 5
+    assert found.recovery(torch.arange(7)).tolist() == [1.0] * 7
+    assert spectrum(weight).n_spikes == 3
+
+
+def test_a_weight_that_no_law_fits_can_be_cut() -> None:
+    weight = torch.ones(60, 1) @ torch.randn(1, 40) + torch.randn(60, 1) @ torch.randn(1, 40)
+    settings = CompressionSettings(method="svd", rank=2)
+    left, right = decompose(weight, settings).factors(weight, torch.arange(2))
+    torch.testing.assert_close(left @ right, weight, rtol=0, atol=1e-4)

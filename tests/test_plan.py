@@ -44,3 +44,14 @@ def test_fields_of_a_newer_version_are_refused() -> None:
     entry = {**CompressionPlan((DENSE,)).to_dict()["b"], "colour": 3}
     with pytest.raises(ValueError, match=r"'b' has unknown fields \['colour'\]"):
         CompressionPlan.from_dict({"b": entry})
+
+
+def test_parameters_count_what_is_not_zero():
+    """100 x 200: factors of rank 3 have 900 entries, stored noise has 20,000 more."""
+    plain = LayerPlan("a", (100, 200), compressed=True, rank=3, noise="drop")
+    packed, dense = replace(plain, noise="int8"), LayerPlan("b", (100, 200), compressed=False)
+    thinned = replace(plain, nonzero=700)
+    assert [p.parameters for p in (plain, packed, dense, thinned)] == [900, 20_900, 20_000, 700]
+    assert thinned.parameter_share == 700 / 20_000
+    assert CompressionPlan((thinned, dense)).parameter_share == 20_700 / 40_000
+    assert CompressionPlan(()).parameter_share == 1.0

@@ -13,6 +13,10 @@ from hf_rmt.settings import CompressionSettings
         ("max_rank", -1, ["max_rank", "0", "-1"]),
         ("seed", -3, ["seed", "-3"]),
         ("target_modules", [], ["target_modules", "empty"]),
+        ("rank", 4, ["rank=4", "'pdb'", "None", "svd, slr"]),
+        ("energy", 0.5, ["energy=0.5", "'pdb'", "svd"]),
+        ("noise_removal", {}, ["noise_removal", "no layer", "1.0"]),
+        ("noise_removal", {"a.b": 2.0}, ["noise_removal['a.b']", "[0, 1]", "2.0"]),
     ],
 )
 def test_bad_value_is_named_with_its_rule(field: str, value: object, words: list[str]) -> None:
@@ -27,6 +31,10 @@ def test_bad_value_is_named_with_its_rule(field: str, value: object, words: list
         ("noise_removal", "all"),
         ("noise_removal", True),
         ("max_rank", 2.5),
+        ("rank", 0.5),
+        ("energy", "all"),
+        ("fraction", True),
+        ("noise_removal", {"a.b": "all"}),
         ("min_size", True),
         ("recover_spikes", 1),
         ("target_modules", 7),
@@ -67,3 +75,59 @@ def test_packed_noise_stores_paying_spikes_by_default(
     noise: str, asked: str | None, expected: bool
 ) -> None:
     assert CompressionSettings(noise=noise, stored_spikes=asked).stores_all_spikes is expected
+
+
+KEEPING = {"svd": {"rank": 3}, "slr": {"rank": 3}, "magnitude": {"fraction": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("method", "kept", "words"),
+    [
+        ("svd", {}, ["rank or energy or fraction", "exactly one", "got none", "set one"]),
+        ("svd", {"rank": 3, "energy": 0.5}, ["exactly one", "rank and energy"]),
+        ("svd", {"rank": 0}, ["rank", "at least 1", "got 0"]),
+        ("svd", {"energy": 0.0}, ["energy", "(0, 1]", "got 0.0"]),
+        ("svd", {"fraction": 1.1}, ["fraction", "(0, 1]", "got 1.1"]),
+        ("slr", {"energy": 0.5}, ["energy=0.5", "rank, fraction", "choose among svd"]),
+        ("magnitude", {"rank": 3}, ["rank=3", "takes fraction", "svd, slr"]),
+        ("uniform", {}, ["fraction", "got none"]),
+    ],
+)
+def test_what_is_kept_is_said_as_the_method_takes_it(
+    method: str, kept: dict[str, float], words: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=next(iter(kept), "fraction")) as caught:
+        CompressionSettings(method=method, noise="drop", **kept)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("method", ["slr", "magnitude"])
+def test_methods_that_drop_the_rest_store_no_noise(method: str) -> None:
+    with pytest.raises(ValueError, match="set noise='drop'"):
+        CompressionSettings(method=method, **KEEPING[method])
+    settings = CompressionSettings(method=method, noise="drop", **KEEPING[method])
+    assert not settings.recovers_spikes
+    for removal in (0.5, {"a": 0.5}):
+        with pytest.raises(ValueError, match="use rank or fraction"):
+            CompressionSettings(
+                method=method, noise="drop", noise_removal=removal, **KEEPING[method]
+            )
+    CompressionSettings(method=method, noise="drop", noise_removal={"a": 1.0}, **KEEPING[method])
+
+
+def test_directions_that_were_asked_for_are_all_stored_and_none_is_recovered() -> None:
+    settings = CompressionSettings(method="svd", rank=3)
+    assert (settings.noise, settings.stores_all_spikes) == ("int8", True)
+    assert not CompressionSettings(method="svd", rank=3, stored_spikes="paying").stores_all_spikes
+    assert not CompressionSettings(method="svd", rank=3, noise="drop").recovers_spikes
+    with pytest.raises(ValueError, match="needs a law"):
+        CompressionSettings(method="svd", rank=3, recover_spikes=True)
+    assert CompressionSettings(method="bema", noise="drop").recovers_spikes
+
+
+def test_each_layer_may_have_a_removal_of_its_own() -> None:
+    settings = CompressionSettings(noise="drop", noise_removal={"a": 0.5, "b": 1})
+    assert [settings.removal(name) for name in ("a", "b", "c")] == [0.5, 1, None]
+    assert CompressionSettings(noise="drop", noise_removal=0.3).removal("any") == 0.3
+    with pytest.raises(ValueError, match="noise='drop'"):
+        CompressionSettings(noise_removal={"a": 0.5})

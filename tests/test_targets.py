@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from hf_rmt.settings import CompressionSettings
-from hf_rmt.targets import select_linears
+from hf_rmt.targets import select_layers
 
 
 class Block(nn.Module):
@@ -24,7 +25,7 @@ class Model(nn.Module):
 
 
 def select(**settings: object) -> list[str]:
-    return select_linears(Model(), CompressionSettings(**settings))
+    return select_layers(Model(), CompressionSettings(**settings))
 
 
 BLOCKS = ["layers.0.query", "layers.0.mlp", "layers.1.query", "layers.1.mlp"]
@@ -57,7 +58,7 @@ def test_an_ending_is_a_whole_part_of_a_name() -> None:
 
 def test_skipped_and_protected_layers_stay_dense() -> None:
     settings = CompressionSettings(modules_to_not_convert=["mlp"])
-    assert select_linears(Model(), settings, protected={"layers.0.query"}) == ["layers.1.query"]
+    assert select_layers(Model(), settings, protected={"layers.0.query"}) == ["layers.1.query"]
 
 
 @pytest.mark.parametrize("targets", ["no.such.layer", ["query", "nowhere"]])
@@ -69,10 +70,97 @@ def test_a_target_that_matches_nothing_is_named_with_a_choice(targets: list[str]
 
 
 def test_nothing_left_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no linear layer of Model is left"):
+    with pytest.raises(ValueError, match="no layer of Model is left"):
         select(modules_to_not_convert=["query", "mlp"])
 
 
 def test_a_model_without_blocks_says_so() -> None:
     with torch.device("meta"), pytest.raises(ValueError, match="left to compress"):
-        select_linears(nn.Sequential(nn.Linear(4, 4)), CompressionSettings())
+        select_layers(nn.Sequential(nn.Linear(4, 4)), CompressionSettings())
+
+
+class Stage(nn.Module):
+    """One of every kind of convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(8, 8, 3)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.up = nn.ConvTranspose2d(8, 8, 2)
+        self.line = nn.Conv1d(8, 8, 3)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 7)
+        self.stages = nn.ModuleList([Stage()])
+        self.head = nn.Linear(8, 10)
+
+
+class Decoder(Model):
+    """Transposed weights in the blocks, and a patch embedding before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.layers.append(nn.ModuleDict({"c_attn": Conv1D(24, 8)}))
+
+
+def vgg() -> nn.Sequential:
+    features = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)]
+    return nn.Sequential(*features, nn.Flatten(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def select_from(model: nn.Module, **settings: object) -> list[str]:
+    return select_layers(model, CompressionSettings(**settings))
+
+
+def test_default_is_the_convolutions_of_blocks_without_linears() -> None:
+    assert select_from(Residual()) == ["stages.0.wide", "stages.0.point"]
+
+
+def test_default_of_a_plain_network_is_what_lies_between_input_and_head() -> None:
+    assert select_from(vgg()) == ["2", "5"]
+    dense = nn.Sequential(nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 3))
+    assert select_from(dense) == ["0", "2"]
+
+
+def test_blocks_with_linears_keep_their_convolutions_dense() -> None:
+    model = Decoder()
+    model.layers[0].local = nn.Conv2d(8, 8, 3)
+    assert select_from(model) == [*BLOCKS, "layers.2.c_attn"]
+    assert select_from(model, target_modules="all-linear") == [
+        *BLOCKS,
+        "layers.2.c_attn",
+        "pooler",
+    ]
+
+
+@pytest.mark.parametrize("targets", [["patches", "query"], r"patches|.*\.query"])
+def test_names_and_expressions_choose_convolutions_anywhere(targets: list[str] | str) -> None:
+    chosen = select_from(Decoder(), target_modules=targets)
+    assert chosen == ["layers.0.query", "layers.1.query", "patches"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("depthwise", "in 8 groups"), ("up", "transposed"), ("line", "a Conv1d, and only nn.Conv2d")],
+)
+def test_a_convolution_without_a_matrix_is_refused_by_name(name: str, reason: str) -> None:
+    for targets in ([name], rf".*\.{name}", ["wide", f"stages.0.{name}"]):
+        with pytest.raises(ValueError, match=f"asks for 'stages.0.{name}', which is .*{reason}"):
+            select_from(Residual(), target_modules=targets)
+
+
+def test_an_expression_leaves_convolutions_without_a_matrix_dense() -> None:
+    chosen = select_from(Residual(), target_modules=r"stages\..*")
+    assert chosen == ["stages.0.wide", "stages.0.point"]
+
+
+def test_a_noise_removal_for_a_layer_that_is_not_compressed_is_refused() -> None:
+    removal = {BLOCKS[0]: 0.5, "layers.7.query": 0.5}
+    with pytest.raises(ValueError, match="noise_removal names layers.7.query, which are not"):
+        select_from(Decoder(), noise="drop", noise_removal=removal)
+    assert BLOCKS[0] in select_from(Decoder(), noise="drop", noise_removal={BLOCKS[0]: 0.5})

@@ -6,7 +6,7 @@ import copy
 import sys
 from collections.abc import Mapping
 from types import FrameType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -24,8 +24,9 @@ from hf_rmt.integrations.filtering import (
     without_layers,
 )
 from hf_rmt.integrations.model import attach_quantizer, check_compressible
-from hf_rmt.integrations.quantizer import compressible_linears
+from hf_rmt.integrations.quantizer import compressible_layers
 from hf_rmt.integrations.start import digest, load_start, save_start
+from hf_rmt.nn.matrices import set_matrix, weight_matrix
 from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.settings import CompressionSettings
 
@@ -111,7 +112,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         """Find the layers; keep the start, or pick up what a checkpoint kept."""
         _refuse(args, model)
         check_compressible(model, self.config)
-        self._names = compressible_linears(model, self.config)
+        self._names = compressible_layers(model, self.config)
         self._filtered_at = self._logged_at = -1
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         saved = saved[-1] if isinstance(saved, list) else saved
@@ -168,7 +169,9 @@ class RMTCallback(TrainerCallback, ExportableState):
             self._start = load_start(args.output_dir, self.start_digest)
             return
         weights = {name: _weight(model, name) for name in self._names}
-        self._start = {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
+        self._start = {
+            name: weight.to("cpu", copy=True).contiguous() for name, weight in weights.items()
+        }
         self.start_digest = digest(self._start)
         if args.should_save and args.save_strategy != "no":
             save_start(self._start, args.output_dir)
@@ -201,7 +204,11 @@ class RMTCallback(TrainerCallback, ExportableState):
 
     def _observe(self, state: Any, control: Any, model: nn.Module) -> None:
         """Log the spectra as they are."""
-        outcomes = self._shared(model, lambda name: (spectrum(self._matrix(model, name)), {}))
+
+        def work(name: str) -> Outcome:
+            return spectrum(self._matrix(model, name), self.config), {}
+
+        outcomes = self._shared(model, work)
         fits = {name: fit for name, (fit, _) in zip(self._names, outcomes, strict=True)}
         self._log(state, control, spectral_logs(fits))
 
@@ -225,8 +232,8 @@ class RMTCallback(TrainerCallback, ExportableState):
         return weight if self.of == "weights" else weight - self._start[name].to(weight)
 
     def _replace(self, model: nn.Module, name: str, matrix: Tensor) -> None:
-        weight = _weight(model, name)
-        weight.copy_(matrix if self.of == "weights" else self._start[name].to(weight) + matrix)
+        whole = matrix if self.of == "weights" else self._start[name].to(matrix) + matrix
+        set_matrix(model.get_submodule(name), whole)
 
     def _shared(self, model: nn.Module, work: Any) -> Any:
         weights = [_weight(model, name) for name in self._names]
@@ -281,8 +288,8 @@ def _refuse(args: Any, model: nn.Module) -> None:
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
-    """The weight of a linear layer, to read and to write without a gradient."""
-    return cast(Tensor, model.get_submodule(name).weight).detach()
+    """The weight of a layer as a matrix, without a gradient."""
+    return weight_matrix(model.get_submodule(name))
 
 
 def _calling_trainer(frame: FrameType | None) -> Trainer | None:

@@ -2,7 +2,8 @@
 
 The first filter of a weight fits its spectrum, recovers the spikes and decides the rank. After
 that the noise is gone, or what little of it training has added: no law fits the rest, and
-recovering a spike twice would shrink it twice. So from then on the rank stands.
+recovering a spike twice would shrink it twice. So from then on the rank stands. A method that
+zeroes entries, not directions, chooses them anew each time.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from hf_rmt.compression import (
     NOTHING_LEFT,
     CompressedWeight,
     compress_weight,
-    kept_directions,
-    plan_layer,
+    keep_directions,
 )
-from hf_rmt.decompose import Decomposition
+from hf_rmt.decompose import Decomposition, fit_spectrum
+from hf_rmt.directions import kept_directions
 from hf_rmt.plan import LayerPlan
-from hf_rmt.settings import CompressionSettings
-from hf_rmt.spectra import Phase, SpectrumFit, fit_double_bulk
+from hf_rmt.settings import METHOD_TABLE, CompressionSettings
+from hf_rmt.spectra import Phase, SpectrumFit
 
 PREFIX = "rmt/"
 PHASE_NUMBERS = {Phase.RANDOM: 0, Phase.SPIKED: 1, Phase.HEAVY_TAILED: 2, Phase.DEGENERATE: 3}
@@ -54,7 +55,7 @@ def filter_weight(
     Returns:
         The decision. A whole weight without spikes stays as it is: nothing would be left of it.
     """
-    if first is None:
+    if first is None or METHOD_TABLE[settings.method].prune:
         result = compress_weight(name, weight, settings)
         nothing = of_update and result.plan.reason == NOTHING_LEFT
         return replace(result, filtered=torch.zeros_like(weight)) if nothing else result
@@ -69,7 +70,7 @@ def first_plan(result: CompressedWeight, settings: CompressionSettings) -> Layer
     changed = result.plan.compressed or result.filtered is not None
     if result.fit is None or not changed:
         return None
-    return replace(result.plan, rank=len(kept_directions(result.fit, settings)))
+    return replace(result.plan, rank=len(kept_directions(result.fit, settings, result.plan.name)))
 
 
 def dense_weight(result: CompressedWeight, weight: Tensor) -> Tensor | None:
@@ -87,7 +88,8 @@ def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
 
     Returns:
         spikes, upper_edge, signal_energy, stable_rank and phase, which counts 0 random,
-        1 bulk+spikes, 2 heavy-tailed, 3 degenerate. What is not finite is left out.
+        1 bulk+spikes, 2 heavy-tailed, 3 degenerate. What is not finite is left out, and what a
+        method without a law does not say: edge and phase.
     """
     layers = {name: _numbers(fit) for name, fit in fits.items() if fit is not None}
     quantities = dict.fromkeys(key for numbers in layers.values() for key in numbers)
@@ -118,7 +120,7 @@ def _numbers(fit: SpectrumFit) -> dict[str, float]:
         "upper_edge": float(fit.upper_edge),
         "signal_energy": fit.signal_energy,
         "stable_rank": fit.stable_rank,
-        "phase": float(PHASE_NUMBERS[fit.phase]),
+        "phase": float(PHASE_NUMBERS.get(fit.phase, math.nan)),
     }
     return {key: value for key, value in numbers.items() if math.isfinite(value)}
 
@@ -133,19 +135,18 @@ def _project(
     matrix = (weight if weight.shape[0] >= weight.shape[1] else weight.T).to(torch.float64)
     values, vectors = torch.linalg.eigh(matrix.T @ matrix)
     values = torch.where(values > RELATIVE_NULL * values[-1], values, 0.0).flip(0)
-    fit = fit_double_bulk(values.cpu().numpy(), (weight.shape[0], weight.shape[1]))
+    fit = fit_spectrum(values, (weight.shape[0], weight.shape[1]), settings)
     rank = first.rank
     if of_update and fit.phase != Phase.DEGENERATE:
-        rank = max(rank, len(kept_directions(fit, settings)))
-    kept = torch.arange(rank)
-    left, right = Decomposition(fit, vectors).factors(weight, kept)
+        rank = max(rank, len(kept_directions(fit, settings, name)))
+    result = keep_directions(
+        name, weight, Decomposition(fit, vectors), torch.arange(rank), settings
+    )
     plan = replace(
-        plan_layer(name, weight, fit, kept, settings),
+        result.plan,
         phase=first.phase,
         n_spikes=first.n_spikes,
         upper_edge=first.upper_edge,
         reason=first.reason,
     )
-    if not plan.compressed:
-        return CompressedWeight(plan, fit, filtered=left @ right)
-    return CompressedWeight(plan, fit, left, right)
+    return replace(result, plan=plan)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
 from hf_rmt.integrations.config import RMTConfig
+from hf_rmt.nn.matrices import dense_like, has_matrix, matrix_shape, spiked_like
 from hf_rmt.nn.spiked import SpikedLinear
 
 ALARM = "import hf_rmt"
@@ -112,7 +113,7 @@ def runtime_names(
 
 
 def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
-    """Replace every compressed layer by the dense linear it acts as, in place.
+    """Replace every compressed layer by the dense one it acts as, in place.
 
     Args:
         model: A model with compressed layers.
@@ -123,37 +124,20 @@ def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, SpikedLinear):
-            model.set_submodule(name, _dense_layer(module, dtype))
+            model.set_submodule(name, dense_like(module, dtype=dtype))
     return model
 
 
-def _empty_layer(linear: nn.Module, name: str, entry: Mapping[str, Any]) -> SpikedLinear:
-    """The recorded layer with nothing in it yet, on the device of the linear it replaces."""
-    if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != tuple(entry["shape"]):
-        found = tuple(linear.weight.shape) if isinstance(linear, nn.Linear) else type(linear)
+def _empty_layer(dense: nn.Module, name: str, entry: Mapping[str, Any]) -> SpikedLinear:
+    """The recorded layer with nothing in it yet, on the device of the one it replaces."""
+    shape = tuple(entry["shape"])
+    if not has_matrix(dense) or matrix_shape(dense) != shape:
+        found = matrix_shape(dense) if has_matrix(dense) else type(dense)
         raise ValueError(
-            f"layer {name!r} was compressed as a linear of shape {tuple(entry['shape'])}, this "
-            f"model has {found}; its config.json belongs to another model"
+            f"layer {name!r} was compressed as a matrix of shape {shape}, this model has {found}; "
+            "its config.json belongs to another model"
         )
-    return SpikedLinear(
-        linear.in_features,
-        linear.out_features,
-        entry["rank"],
-        noise=entry["noise"],
-        bias=linear.bias is not None,
-        device=linear.weight.device,
-        dtype=linear.weight.dtype,
-    )
-
-
-def _dense_layer(module: SpikedLinear, dtype: torch.dtype | None) -> nn.Linear:
-    weight = module.dense().detach().to(dtype or module.weight.dtype)
-    linear = nn.Linear(1, 1, bias=False, device="meta")
-    linear.out_features, linear.in_features = weight.shape
-    linear.weight = nn.Parameter(weight)
-    if module.bias is not None:
-        linear.bias = nn.Parameter(module.bias.detach().to(weight.dtype))
-    return linear.train(module.training)
+    return spiked_like(dense, entry["rank"], entry["noise"])
 
 
 def _halved_if_exact(weight: torch.Tensor) -> torch.Tensor:

@@ -8,14 +8,16 @@ import torch
 from torch import nn
 from transformers.core_model_loading import ConversionOps
 
-from hf_rmt.compression import compress_weight, compression_report, replace_linear, warn_of_loss
+from hf_rmt.compression import compress_weight, compression_report, warn_of_loss
+from hf_rmt.integrations.distributed import replace_layer, stored_tensors
 from hf_rmt.integrations.loader import RMTLoader
 from hf_rmt.integrations.saving import hub_id, install_saving
+from hf_rmt.nn.matrices import to_matrix, to_weight
 from hf_rmt.plan import LayerPlan
 from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.spectra import SpectrumFit
-from hf_rmt.targets import ALL_LINEAR, select_linears
+from hf_rmt.targets import ALL_LINEAR, select_layers
 
 
 class RMTQuantizer(RMTLoader):
@@ -42,7 +44,7 @@ class RMTQuantizer(RMTLoader):
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         super()._process_model_before_weight_loading(model, **kwargs)
         if not self.pre_quantized:
-            names = compressible_linears(model, self.quantization_config)
+            names = compressible_layers(model, self.quantization_config)
             self.pending = {f"{name}.weight": name for name in names}
             self.decisions: dict[str, tuple[LayerPlan, SpectrumFit | None]] = {}
 
@@ -62,15 +64,15 @@ class RMTQuantizer(RMTLoader):
     def _conclude(self, model: Any) -> None:
         """Record what was decided; from now on the model is like one that was reloaded."""
         ordered = [self.decisions[name] for name in self.pending.values() if name in self.decisions]
-        self.report = compression_report(ordered, next(model.parameters()))
+        self.report = compression_report(ordered, model)
         self.quantization_config.layers = self.report.plan.to_dict()
         self.quantization_config.base_model = hub_id(model.config._name_or_path)
         self.pre_quantized = True
         warn_of_loss(self.report.plan)
 
 
-def compressible_linears(model: nn.Module, settings: CompressionSettings) -> list[str]:
-    """Names of the linear layers that settings select, in the model's order.
+def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list[str]:
+    """Names of the linear layers and convolutions that settings select, in the model's order.
 
     Tied embeddings of a transformers model stay dense always, its heads unless they are asked for
     by name.
@@ -79,7 +81,7 @@ def compressible_linears(model: nn.Module, settings: CompressionSettings) -> lis
         ValueError: If a target matches nothing, or nothing is left.
     """
     protected = _protected(model, settings) if hasattr(model, "base_model_prefix") else set()
-    return select_linears(model, settings, protected=protected)
+    return select_layers(model, settings, protected=protected)
 
 
 def _protected(model: Any, settings: CompressionSettings) -> set[str]:
@@ -114,11 +116,15 @@ class _CompressWeight(ConversionOps):
         (value,) = input_dict.values()
         weight = value[0] if isinstance(value, list) else value
         name = self.quantizer.pending[full_layer_name]
-        result = compress_weight(name, weight, self.quantizer.quantization_config)
+        dense = model.get_submodule(name)
+        matrix = to_matrix(dense, weight)
+        result = compress_weight(name, matrix, self.quantizer.quantization_config)
         self.quantizer.decisions[name] = (result.plan, result.fit)
+        if result.filtered is not None:
+            return {full_layer_name: to_weight(dense, result.filtered)}
         if not result.plan.compressed:
-            return {full_layer_name: weight if result.filtered is None else result.filtered}
-        replace_linear(model, result, weight)
+            return {full_layer_name: weight}
+        replace_layer(model, result.plan, stored_tensors(result, matrix))
         _mark_loaded(model.get_submodule(name))
         if missing_keys is not None:
             missing_keys.discard(full_layer_name)

@@ -9,13 +9,22 @@ from types import ModuleType
 
 from hf_rmt import settings
 from hf_rmt.integrations import config, loader
-from hf_rmt.nn import codebooks, noise, spiked
+from hf_rmt.nn import codebooks, matrices, noise, spiked, spiked_conv
 
 REMOTE_MODULE = "hf_rmt_remote"
 REMOTE_FILE = f"{REMOTE_MODULE}.py"
 REMOTE_CONFIG = f"{REMOTE_MODULE}.RemoteConfig"
 
-BUNDLED: tuple[ModuleType, ...] = (settings, codebooks, noise, spiked, config, loader)
+BUNDLED: tuple[ModuleType, ...] = (
+    settings,
+    codebooks,
+    noise,
+    spiked,
+    spiked_conv,
+    matrices,
+    config,
+    loader,
+)
 """In the order in which they import each other."""
 
 EPILOGUE = '''

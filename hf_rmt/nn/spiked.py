@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ class SpikedLinear(nn.Module):
         (torch.Size([3, 4]), torch.Size([2, 12]))
     """
 
+    dense_class: type[nn.Module] = nn.Linear
+    """Class of the layer whose place this one takes."""
+
     def __init__(
         self,
         in_features: int,
@@ -70,7 +73,8 @@ class SpikedLinear(nn.Module):
         *,
         noise: str = "int8",
         dtype: torch.dtype | None = None,
-    ) -> SpikedLinear:
+        **geometry: Any,
+    ) -> Self:
         """Make the layer whose signal is left @ right and whose noise is the rest of a weight.
 
         Beside a packed store the factors are rounded to bfloat16 first, whatever their dtype, so
@@ -84,6 +88,7 @@ class SpikedLinear(nn.Module):
             bias: Shape (out,) or None. A parameter is shared, not copied.
             noise: One of `NOISE_KINDS`.
             dtype: Of the layer; None for that of left.
+            **geometry: Of a convolution, as its class takes it; none of a linear layer.
 
         Returns:
             The layer, on the device of left.
@@ -100,18 +105,24 @@ class SpikedLinear(nn.Module):
             )
         dtype = dtype or left.dtype
         layer = cls(
-            right.shape[1],
+            cls._inputs(right.shape[1], **geometry),
             left.shape[0],
             right.shape[0],
             noise=noise,
             bias=bias is not None,
             device=left.device,
             dtype=dtype,
+            **geometry,
         )
         layer._fill(left, right, weight)
         if bias is not None:
             layer.bias = bias if _fits(bias, dtype) else nn.Parameter(bias.detach().to(dtype))
         return layer
+
+    @classmethod
+    def _inputs(cls, columns: int) -> int:
+        """First argument of the class for a matrix of so many columns."""
+        return columns
 
     @torch.no_grad()
     def _fill(self, left: Tensor, right: Tensor, weight: Tensor | None) -> None:
@@ -151,7 +162,7 @@ class SpikedLinear(nn.Module):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The signal as (left, right), shapes (out, rank) and (rank, in): views of `weight`."""
-        return self.weight[:, self.in_features :].T, self.weight[:, : self.in_features]
+        return split_factors(self.weight, self.in_features)
 
     def dense(self) -> Tensor:
         """The weight that the layer acts as, signal plus noise, shape (out, in)."""
@@ -164,20 +175,32 @@ class SpikedLinear(nn.Module):
         weight = self.weight.to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self._merges(x):
-            return functional.linear(x, _merged(weight, self.noise, self.in_features), bias)
-        product = functional.linear(x, weight[:, : self.in_features])
-        product = product @ weight[:, self.in_features :]
-        if self.noise.kind != "drop":
-            product = product + _NoiseProduct.apply(x, self.noise)
-        return product if bias is None else product + bias
+            return self._act(x, _merged(weight, self.noise, self.in_features), bias)
+        product = self._signal(x, weight, bias)
+        return product if self.noise.kind == "drop" else product + _NoiseProduct.apply(x, self)
+
+    def _act(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What a dense layer does whose weight is the matrix, of shape (any, in)."""
+        return functional.linear(x, matrix, bias)
+
+    def _gradient(self, gradient: Tensor, matrix: Tensor, like: torch.Size) -> Tensor:
+        """Gradient of x, whose shape is given, for that of `_act`."""
+        return gradient @ matrix
+
+    def _signal(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        left, right = split_factors(weight, self.in_features)
+        return functional.linear(self._act(x, right), left, bias)
+
+    def _positions(self, x: Tensor) -> int:
+        """How often the matrix is applied to x."""
+        return x.numel() // max(1, self.in_features)
 
     def _merges(self, x: Tensor) -> bool:
         """Whether one product with the merged weight is cheaper than two with the factors."""
         if self.noise.kind == "drop" or torch.is_grad_enabled():
             return False
-        tokens = x.numel() // max(1, self.in_features)
         sides = self.in_features + self.out_features
-        return tokens * sides > self.in_features * self.out_features
+        return self._positions(x) * sides > self.in_features * self.out_features
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
@@ -188,24 +211,30 @@ class SpikedLinear(nn.Module):
 
 
 class _NoiseProduct(torch.autograd.Function):
-    """x noise', which unpacks the noise again for the gradient instead of keeping it."""
+    """The noise acting on x, unpacked again for the gradient instead of kept."""
 
     @staticmethod
-    def forward(x: Tensor, noise: NoiseStore) -> Tensor:
-        return functional.linear(x, noise.dense(x.dtype))
+    def forward(x: Tensor, layer: SpikedLinear) -> Tensor:
+        return layer._act(x, layer.noise.dense(x.dtype))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, NoiseStore], output: Tensor) -> None:
-        ctx.noise = inputs[1]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, SpikedLinear], output: Tensor) -> None:
+        ctx.layer, ctx.shape = inputs[1], inputs[0].shape
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.noise.dense(gradient.dtype), None
+        noise = ctx.layer.noise.dense(gradient.dtype)
+        return ctx.layer._gradient(gradient, noise, ctx.shape), None
+
+
+def split_factors(weight: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
+    """The factors (left, right) as views of the parameter that holds them."""
+    return weight[:, in_features:].T, weight[:, :in_features]
 
 
 def _merged(weight: Tensor, noise: NoiseStore, in_features: int) -> Tensor:
     """Signal plus noise, shape (out, in), in the dtype of the factors."""
-    left, right = weight[:, in_features:].T, weight[:, :in_features]
+    left, right = split_factors(weight, in_features)
     if noise.kind == "drop":
         return left @ right
     dense = noise.dense(weight.dtype)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.ticker import Locator
     from numpy.typing import NDArray
 
-    from hf_rmt.spectra import DoubleBulk, SpectrumFit
+    from hf_rmt.spectra import SpectrumFit
+    from hf_rmt.spectra.laws import BulkLaw
 
 LONG_TAIL = 2.5
 """A spectrum that reaches further than this many times its edge is not drawn whole."""
@@ -56,7 +57,7 @@ def has_long_tail(fit: SpectrumFit, *, square_root: bool) -> bool:
 
 
 def law_curve(
-    law: DoubleBulk, *, square_root: bool
+    law: BulkLaw, *, square_root: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The law's density over singular values, f(nu^2) 2 nu, or over eigenvalues, f(lambda).
 
@@ -83,7 +84,8 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
 
     Args:
         axes: Where to draw.
-        fit: The fitted spectrum; without a law only its histogram and the reason are drawn.
+        fit: The fitted spectrum; without a law only its histogram and the reason are drawn, what
+            is kept set off.
         colours: The palette.
         square_root: Draw over singular values, not eigenvalues.
     """
@@ -92,7 +94,8 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
     _plain_ticks(axes.xaxis, ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
     values = positions(fit.eigenvalues, square_root=square_root)
     if fit.noise_law is None:
-        _draw_lawless(axes, values, fit.reason, colours)
+        signal = fit.is_signal[np.isfinite(fit.eigenvalues)]
+        _draw_lawless(axes, [values[~signal], values[signal]], fit.reason, colours)
         return
     edge = float(np.sqrt(fit.upper_edge) if square_root else fit.upper_edge)
     tail = has_long_tail(fit, square_root=square_root)
@@ -181,9 +184,21 @@ def _draw_histogram(
     return float(np.max(heights))
 
 
-def _draw_lawless(axes: Axes, values: NDArray[np.float64], reason: str, colours: Palette) -> None:
-    if len(values) and values[0] > 0:
-        axes.hist(values, bins=BINS[0], density=True, color=colours.faint, label="measured, no law")
+def _draw_lawless(
+    axes: Axes, groups: list[NDArray[np.float64]], reason: str, colours: Palette
+) -> None:
+    """Stack what is not signal and what is, in bins over all of it."""
+    if any(group.any() for group in groups):
+        looks = [(colours.faint, "measured, no law"), (colours.signal, "signal, measured")]
+        shown = slice(2 if len(groups[1]) else 1)
+        axes.hist(
+            groups[shown],
+            bins=BINS[0] * (2 if len(groups[1]) else 1),
+            density=True,
+            stacked=True,
+            color=[colour for colour, _ in looks[shown]],
+            label=[label for _, label in looks[shown]],
+        )
         axes.set(xlim=(0.0, None), ylim=(0.0, 1.35 * axes.get_ylim()[1]))
     else:
         axes.set_xticks([])

@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_rmt.plan import NOTABLE_LOSS, CompressionPlan, LayerPlan
 from hf_rmt.report import tables
+from hf_rmt.spectra import Phase
 
 TAGS = ["hf_rmt", "random-matrix-theory", "compression"]
 NOISE_WORDS = {
@@ -19,6 +20,11 @@ NOISE_WORDS = {
     "int8": "stored as 8-bit integers",
     "keep": "kept as it was",
 }
+LAW_WORDS = (
+    "Random matrix theory says which singular directions of a weight stand out of the spectrum "
+    "that pure noise would have."
+)
+LAWLESS_WORDS = "Of every weight the largest singular directions were kept, as many as asked for."
 RECORDS = ("base_model", "format_version", "layers")
 FOLD = 12
 """Longer tables of layers are folded."""
@@ -84,31 +90,33 @@ def _what_was_done(plan: CompressionPlan, base_model: str | None, config: Mappin
     kinds = Counter(layer.noise for layer in plan.compressed)
     stored = " and ".join(NOISE_WORDS.get(kind, f"stored as {kind}") for kind in kinds)
     text = (
-        f"{source}, compressed with hf_rmt: {len(plan.compressed)} of {len(plan)} linear layers "
+        f"{source}, compressed with hf_rmt: {len(plan.compressed)} of {len(plan)} layers "
         "were replaced."
     )
+    if in_place := len(plan.changed) - len(plan.compressed):
+        text += f" {in_place} stay dense, filtered in place, which saves no memory."
     if not plan.compressed:
         return text
+    lawless = any(layer.phase == Phase.LAWLESS for layer in plan.compressed)
     ranks = sorted(layer.rank for layer in plan.compressed)
     text += (
-        " Random matrix theory says which singular directions of a weight stand out of the "
-        "spectrum that pure noise would have. These directions, the signal, are stored as "
+        f" {LAWLESS_WORDS if lawless else LAW_WORDS} These directions, the signal, are stored as "
         f"low-rank factors ({ranks[0]} to {ranks[-1]} directions a layer). The rest, the noise, "
         f"is {stored}."
     )
     recovered = config.get("recover_spikes")
-    if "drop" in kinds if recovered is None else recovered:
+    if not lawless and ("drop" in kinds if recovered is None else recovered):
         text += " Signal singular values are replaced by estimates free of the noise."
     return text
 
 
 def _what_was_lost(plan: CompressionPlan) -> str:
-    if not plan.compressed:
+    if not plan.changed:
         return ""
-    worst = max(plan.compressed, key=lambda layer: layer.dropped_energy)
+    worst = max(plan.changed, key=lambda layer: layer.dropped_energy)
     text = (
         "## What was lost\n\n"
-        f"{tables.percent(plan.dropped_energy)} of the squared norm of a compressed layer in the "
+        f"{tables.percent(plan.dropped_energy)} of the squared norm of a changed layer in the "
         f"mean, at most {tables.percent(worst.dropped_energy)} (`{worst.name}`)."
     )
     if plan.dropped_energy > NOTABLE_LOSS:
@@ -193,7 +201,7 @@ def _row(layer: LayerPlan) -> dict[str, Any]:
         "noise": layer.noise if kept else "dense",
         "bits_per_weight": layer.bits_per_weight if kept else None,
         "signal_energy": layer.signal_energy,
-        "dropped_energy": layer.dropped_energy if kept else None,
+        "dropped_energy": layer.dropped_energy if kept or layer.dropped_energy else None,
         "notes": "; ".join(filter(None, [layer.phase, layer.reason])),
     }
 

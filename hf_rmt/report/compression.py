@@ -53,11 +53,17 @@ class CompressionReport:
         """Totals in one sentence, then what the user should be told of time and dense layers."""
         plan = self.plan
         head = f"{len(plan.compressed)} of {len(plan)} layers compressed"
+        if in_place := len(plan.changed) - len(plan.compressed):
+            head += f", {in_place} filtered in place"
         if plan.compressed:
             head += (
                 f": {plan.bits_per_weight:.3g} bits a weight, {plan.size_ratio:.2f} of the dense "
-                f"size, energy dropped {tables.percent(plan.dropped_energy)}"
+                "size"
             )
+        if plan.changed:
+            head += f", energy dropped {tables.percent(plan.dropped_energy)}"
+            if plan.parameter_share < 1:
+                head += f", {tables.percent(plan.parameter_share)} of the layers' parameters left"
             if self.latency is not None:
                 head += f", {self.latency:.2g} times the dense time"
         return "\n".join(filter(None, [head, self._slower(), self._dense()]))
@@ -99,6 +105,7 @@ class CompressionReport:
             "bits_per_weight": plan.bits_per_weight,
             "size_ratio": plan.size_ratio,
             "dropped_energy": plan.dropped_energy,
+            "parameter_share": plan.parameter_share,
             "latency": self.latency,
         }
         return records.plain({"totals": totals, "layers": plan.to_dict()})
@@ -140,8 +147,10 @@ class CompressionReport:
         panels = {
             "rank\n(directions)": [p.rank if p.compressed else NAN for p in plan],
             "bits per\nweight": [_bits_per_weight(p) for p in plan],
-            "energy dropped\n(fraction)": [p.dropped_energy if p.compressed else NAN for p in plan],
+            "energy dropped\n(fraction)": [_dropped_energy(p) for p in plan],
         }
+        if plan.changed and not plan.compressed:
+            del panels["rank\n(directions)"]
         if self.latency is not None:
             panels["time / dense\ntime"] = [NAN if p.latency is None else p.latency for p in plan]
         return depth_figure(
@@ -180,10 +189,16 @@ def _row(layer: LayerPlan) -> dict[str, Any]:
         "bits_per_weight": _bits_per_weight(layer),
         "of_dense_size": layer.bits / layer.dense_bits if kept and layer.dense_bits else None,
         "signal_energy": layer.signal_energy,
-        "dropped_energy": layer.dropped_energy if kept else None,
+        "dropped_energy": _dropped_energy(layer),
+        "of_dense_parameters": layer.parameter_share if layer.parameter_share < 1 else None,
         "of_dense_time": layer.latency,
         "notes": layer.reason,
     }
+
+
+def _dropped_energy(layer: LayerPlan) -> float:
+    """The lost fraction; nan for a layer that stays as it is."""
+    return layer.dropped_energy if layer.compressed or layer.dropped_energy else NAN
 
 
 def _bits_per_weight(layer: LayerPlan) -> float:

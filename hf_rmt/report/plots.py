@@ -18,7 +18,7 @@ from hf_rmt.report.style import (
     new_figure,
     styled,
 )
-from hf_rmt.report.tables import counted
+from hf_rmt.report.tables import counted_signal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +97,7 @@ def grid_figure(
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (heading, fit) in zip(panels, fits, strict=False):
             draw_spectrum(axes, fit, colours, square_root=square_root)
-            axes.set_title(f"{heading}\n{counted(fit.n_spikes)}, {fit.phase}", fontsize=SMALL_FONT)
+            axes.set_title(f"{heading}\n{counted_signal(fit)}, {fit.phase}", fontsize=SMALL_FONT)
         for axes in panels[max(0, len(fits) - columns) : len(fits)]:
             axes.set_xlabel(abscissa(square_root=square_root, short=True))
         for axes in panels[: len(fits) : columns]:

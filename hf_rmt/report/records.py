@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_rmt.spectra import DoubleBulk, Phase, SpectrumFit
+from hf_rmt.spectra import DoubleBulk, MarchenkoPastur, Phase, SpectrumFit
+from hf_rmt.spectra.laws import BulkLaw
 
 
 def plain(value: Any) -> Any:
@@ -75,15 +76,28 @@ def fit_of(record: Mapping[str, Any]) -> SpectrumFit:
             f"a fit has unknown fields {sorted(unknown)}; "
             "it was written by a newer hf_rmt, upgrade the package"
         )
-    law = record["law"]
     known: dict[str, Any] = {
         "shape": tuple(record["shape"]),
-        "law": law and DoubleBulk(**{**law, "variances": tuple(law["variances"])}),
+        "law": record["law"] and _law_of(record["law"]),
         "is_signal": np.array(record["is_signal"], dtype=bool),
         "phase": Phase(record["phase"]),
     }
     others = {key: _numbers(value) for key, value in record.items() if key not in known}
     return SpectrumFit(**known, **others)
+
+
+def parameters_of(law: BulkLaw | None) -> tuple[float | None, float | None, float | None]:
+    """t, sigma_1^2 and sigma_2^2 of a law; of a unit bulk its one variance."""
+    if isinstance(law, DoubleBulk):
+        return law.mixing, *law.variances
+    return None, None if law is None else float(law.atoms[0]), None
+
+
+def _law_of(law: Mapping[str, Any]) -> DoubleBulk | MarchenkoPastur:
+    """A law, known by its parameters."""
+    if "mixing" in law:
+        return DoubleBulk(**{**law, "variances": tuple(law["variances"])})
+    return MarchenkoPastur(**law)
 
 
 def _numbers(value: Any) -> Any:

@@ -21,7 +21,7 @@ from hf_rmt.spectra import Phase, SpectrumFit
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MODELLED = (Phase.RANDOM, Phase.SPIKED)
+MISFITS = (Phase.HEAVY_TAILED, Phase.DEGENERATE)
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,15 @@ class LayerSpectrum:
         if fit.noise_law is not None:
             gap = fit.noise_law.bulk_edges.ravel()[1:3]
             inside = fit.is_signal & (fit.eigenvalues > gap[0]) & (fit.eigenvalues < gap[-1])
-            remarks.append(
-                f"{tables.counted(int(inside.sum()))} in the gap of the bulk"
-                if inside.any()
-                else ""
-            )
+            in_gap = f"{tables.counted(int(inside.sum()))} in the gap of the bulk"
+            remarks.append(in_gap if inside.any() else "")
             remarks.append("" if fit.converged or fit.reason else "not converged")
         return "; ".join(filter(None, remarks))
 
     def to_row(self) -> dict[str, Any]:
         """What a table shows of this layer."""
         fit = self.fit
-        variances = (None, None) if fit.law is None else fit.law.variances
+        mixing, first, second = records.parameters_of(fit.law)
         return {
             "name": self.name,
             "shape": tables.shape_text(self.shape),
@@ -77,9 +74,9 @@ class LayerSpectrum:
             "stable_rank": fit.stable_rank,
             "edge": fit.upper_edge,
             "Kolmogorov_distance": fit.distance,
-            "t": None if fit.law is None else fit.law.mixing,
-            "sigma1^2": variances[0],
-            "sigma2^2": variances[1],
+            "t": mixing,
+            "sigma1^2": first,
+            "sigma2^2": second,
             "notes": self.notes,
         }
 
@@ -126,17 +123,17 @@ class SpectralReport:
             return "no layers"
         phases = Counter(str(layer.fit.phase) for layer in self.layers)
         counts = ", ".join(f"{count} {phase}" for phase, count in phases.most_common())
-        fitted = [layer.fit for layer in self.layers if layer.fit.law is not None]
+        fitted = [layer.fit for layer in self.layers if layer.fit.phase != Phase.DEGENERATE]
         text = f"{len(self)} layers: {counts}"
         if not fitted:
             return text
         spikes = median(fit.n_spikes for fit in fitted)
         energy = median(fit.signal_energy for fit in fitted)
-        distance = median(fit.distance for fit in fitted)
-        return (
-            f"{text}; in the median {spikes:g} spikes with {tables.percent(energy)} "
-            f"of the energy, Kolmogorov distance {distance:.3f}"
-        )
+        text += f"; in the median {spikes:g} {{}} with {tables.percent(energy)} of the energy"
+        distances = [fit.distance for fit in fitted if fit.law is not None]
+        if not distances:
+            return text.format("directions")
+        return f"{text.format('spikes')}, Kolmogorov distance {median(distances):.3f}"
 
     def table(self) -> str:
         """Plain text: one line per layer, then the summary."""
@@ -223,7 +220,7 @@ class SpectralReport:
         share = tables.percent(layer.fit.signal_energy)
         title = f"{name}\n{tables.shape_text(layer.shape)}, {layer.fit.phase}"
         if layer.fit.n_spikes:
-            title += f", {tables.counted(layer.fit.n_spikes)} with {share} of the energy"
+            title += f", {tables.counted_signal(layer.fit)} with {share} of the energy"
         return spectrum_figure(layer.fit, title=title, square_root=square_root, dark=dark)
 
     def plot_overview(self, *, dark: bool = False) -> Figure:
@@ -237,14 +234,18 @@ class SpectralReport:
         """
         from hf_rmt.report.plots import depth_figure
 
+        fits = [layer.fit for layer in self.layers]
+        lawless = all(fit.phase == Phase.LAWLESS for fit in fits)
+        panels: dict[str, list[float]] = {
+            f"{'directions' if lawless else 'spikes'}\n(count)": [fit.n_spikes for fit in fits],
+            "signal energy\n(fraction)": [fit.signal_energy for fit in fits],
+        }
+        if not lawless:
+            panels["Kolmogorov\ndistance"] = [fit.distance for fit in fits]
         return depth_figure(
             [layer.name for layer in self.layers],
-            {
-                "spikes\n(count)": [layer.fit.n_spikes for layer in self.layers],
-                "signal energy\n(fraction)": [layer.fit.signal_energy for layer in self.layers],
-                "Kolmogorov\ndistance": [layer.fit.distance for layer in self.layers],
-            },
-            hollow=[layer.fit.phase not in MODELLED for layer in self.layers],
+            panels,
+            hollow=[layer.fit.phase in MISFITS for layer in self.layers],
             hollow_label="hollow: the model does not hold",
             dark=dark,
         )

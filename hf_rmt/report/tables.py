@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_rmt.spectra import Phase, SpectrumFit
+
 Row = Mapping[str, Any]
 """Values under the names of their columns; every row of a table has the same ones."""
 MISSING = "-"
@@ -85,9 +87,14 @@ def percent(fraction: float) -> str:
     return "under 0.01 %" if 0 < fraction < 1e-4 else f"{100 * fraction:.3g} %"
 
 
-def counted(spikes: int) -> str:
-    """A number of spikes in words."""
-    return f"{spikes} spike" if spikes == 1 else f"{spikes} spikes"
+def counted(number: int, noun: str = "spike") -> str:
+    """A number of spikes, or of something else, in words."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def counted_signal(fit: SpectrumFit) -> str:
+    """How many directions are signal: spikes where a law says so."""
+    return counted(fit.n_spikes, "direction" if fit.phase == Phase.LAWLESS else "spike")
 
 
 def shape_text(shape: tuple[int, int]) -> str:

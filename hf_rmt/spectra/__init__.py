@@ -13,6 +13,8 @@ from hf_rmt.spectra.double_bulk import DoubleBulk
 from hf_rmt.spectra.fit import Phase, SpectrumFit, fit_double_bulk
 from hf_rmt.spectra.marchenko_pastur import MarchenkoPastur
 from hf_rmt.spectra.tracy_widom import tracy_widom_cdf, tracy_widom_quantile
+from hf_rmt.spectra.truncation import truncate
+from hf_rmt.spectra.unit_bulk import fit_unit_bulk
 
 __all__ = [
     "DoubleBulk",
@@ -20,6 +22,8 @@ __all__ = [
     "Phase",
     "SpectrumFit",
     "fit_double_bulk",
+    "fit_unit_bulk",
     "tracy_widom_cdf",
     "tracy_widom_quantile",
+    "truncate",
 ]

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hf_rmt.spectra.agreement import kolmogorov_distance
 from hf_rmt.spectra.double_bulk import DoubleBulk
+from hf_rmt.spectra.laws import BulkLaw
 from hf_rmt.spectra.published import published_bulk
 from hf_rmt.spectra.separation import finite_size_edges, separate
 from hf_rmt.spectra.spike_map import Array, population_moment
@@ -33,6 +35,7 @@ class Phase(StrEnum):
     SPIKED = "bulk+spikes"
     HEAVY_TAILED = "heavy-tailed"
     DEGENERATE = "degenerate"
+    LAWLESS = "no law"
 
 
 @dataclass(frozen=True)
@@ -42,22 +45,26 @@ class SpectrumFit:
     Attributes:
         shape: (N, p), N >= p.
         eigenvalues: Squared singular values, descending, shape (p,).
-        law: The population: its mixing and variances, c = (p - K) / N; None for a degenerate
-            spectrum. `noise_law` is what it becomes beside K spikes.
+        law: The population: of a double bulk its mixing and variances, c = (p - K) / N; None for
+            a degenerate spectrum and where none was fitted. `noise_law` is what it becomes beside
+            K spikes.
         is_signal: Which eigenvalues are signal, shape (p,).
         upper_edge: Largest edge of `noise_law` plus its finite-size fluctuation; nan without one.
         residual: Root mean square of the standardised residuals of the fit: about 0.8 where the
-            law holds, whatever the size. Of a published fit, in units of an eigenvalue.
+            law holds, whatever the size. Of a published fit, in units of an eigenvalue; of the
+            kernel estimator, of a density.
         distance: Kolmogorov distance between the law and the noise eigenvalues.
         converged: Whether the number of spikes reached a fixed point.
-        phase: `random`, `bulk+spikes`, `heavy-tailed` or `degenerate`.
+        phase: `random`, `bulk+spikes`, `heavy-tailed` or `degenerate`; `no law` where none was
+            fitted.
         reason: Why the model does not hold; empty where it does.
-        published: Whether this is the published estimator, which leaves finite sizes alone.
+        published: Whether the law is taken as its paper has it, which lets the spikes take no
+            direction out of the noise.
     """
 
     shape: tuple[int, int]
     eigenvalues: Array = field(repr=False)
-    law: DoubleBulk | None
+    law: BulkLaw | None
     is_signal: NDArray[np.bool_] = field(repr=False)
     upper_edge: float
     residual: float
@@ -68,14 +75,14 @@ class SpectrumFit:
     published: bool = False
 
     @property
-    def noise_law(self) -> DoubleBulk | None:
+    def noise_law(self) -> BulkLaw | None:
         """The law that the p - K noise eigenvalues follow: N - K rows, variances (1 - K/N) tau.
 
         A spike far above the bulk adds 1 / (N s) to the right of (SS), z = -1/s + ...: it takes
         one direction out of both sides of the noise. What K of them leave is the (SS) of a matrix
         with N - K rows and variances scaled by 1 - K/N. A published fit leaves this out.
         """
-        if self.law is None or self.published:
+        if self.published or not isinstance(self.law, DoubleBulk):
             return self.law
         rows = self.shape[0]
         kept = 1 - self.n_spikes / rows
@@ -113,10 +120,21 @@ class SpectrumFit:
         total = self.eigenvalues.sum()
         return float(total / self.eigenvalues[0]) if total > 0 else 0.0
 
-    def moment(self, order: int) -> float:
-        """Moment of the fitted whole population, recovered spikes included; nan without a law."""
-        if self.law is None:
+    @property
+    def noise(self) -> Array:
+        """Noise eigenvalues, descending: neither signal nor null, shape (n,)."""
+        rank = _live(self.eigenvalues)
+        return self.eigenvalues[:rank][~self.is_signal[:rank]]
+
+    def moment(self, order: int, *, bulk: bool = False) -> float:
+        """Moment of the fitted population, recovered spikes included, or of the bulk's law alone.
+
+        It is nan without a law.
+        """
+        if self.law is None or self.noise_law is None:
             return float("nan")
+        if bulk:
+            return self.noise_law.moment(order)
         rows, columns = self.shape
         spikes = self.spikes
         noise = min(self.law.aspect_ratio * rows, columns - len(spikes)) / columns
@@ -124,9 +142,10 @@ class SpectrumFit:
         weights = np.concatenate([np.full(len(spikes), 1 / columns), noise * self.law.weights])
         return population_moment(atoms, weights, columns / rows, order)
 
-    def empirical_moment(self, order: int) -> float:
-        """Mean of the k-th power of the eigenvalues, to hold beside `moment`."""
-        return float(np.mean(self.eigenvalues**order)) if len(self.eigenvalues) else float("nan")
+    def empirical_moment(self, order: int, *, bulk: bool = False) -> float:
+        """Mean k-th power of the eigenvalues, or of `noise`, to hold beside `moment`."""
+        values = self.noise if bulk else self.eigenvalues
+        return float(np.mean(values**order)) if len(values) else float("nan")
 
 
 def fit_double_bulk(
@@ -162,8 +181,22 @@ def fit_double_bulk(
         >>> fit.n_spikes, str(fit.phase)
         (2, 'bulk+spikes')
     """
-    rows, columns = max(shape), min(shape)
-    values = np.sort(np.asarray(eigenvalues, dtype=float))[::-1]
+    values = sorted_eigenvalues(eigenvalues, shape)
+    if reason := why_degenerate(values):
+        return without_law(shape, values, reason)
+    rows, rank = max(shape), _live(values)
+    values = np.maximum(values, 0.0)
+    return _published(rows, values) if published else _self_consistent(rows, values, rank)
+
+
+def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
+    """The eigenvalues of a weight of this shape, descending.
+
+    Raises:
+        ValueError: If they do not fit the shape or are clearly negative.
+    """
+    columns = min(shape)
+    values = np.sort(np.asarray(eigenvalues, dtype=float))[::-1].copy()  # torch takes no view of it
     if values.shape != (columns,):
         raise ValueError(
             f"a weight of shape {tuple(shape)} has {columns} eigenvalues, got an array of shape "
@@ -174,15 +207,12 @@ def fit_double_bulk(
             f"eigenvalues of X'X cannot be negative, got {values[-1]:g} below the largest "
             f"{values[0]:g}; pass the squared singular values"
         )
-    rank = int(np.sum(values > RELATIVE_ZERO * len(values) * values[:1]))
-    if reason := _why_degenerate(values, rank):
-        return _degenerate((rows, columns), values, reason)
-    values = np.maximum(values, 0.0)
-    return _published(rows, values) if published else _self_consistent(rows, values, rank)
+    return values
 
 
-def _why_degenerate(values: Array, rank: int) -> str:
-    """Reason for which no law can be fitted; empty if one can."""
+def why_degenerate(values: Array) -> str:
+    """Reason for which no law can be fitted to descending eigenvalues; empty if one can."""
+    rank = _live(values)
     if not np.all(np.isfinite(values)):
         return "the weight holds nan or inf"
     if len(values) < MIN_EIGENVALUES:
@@ -194,10 +224,23 @@ def _why_degenerate(values: Array, rank: int) -> str:
     return ""
 
 
-def _degenerate(shape: tuple[int, int], values: Array, reason: str) -> SpectrumFit:
+def _live(values: Array) -> int:
+    """How many eigenvalues are more than rounding errors."""
+    return int(np.sum(values > RELATIVE_ZERO * len(values) * values[:1]))
+
+
+def without_law(
+    shape: tuple[int, int],
+    values: Array,
+    reason: str = "",
+    *,
+    n_signal: int = 0,
+    phase: Phase = Phase.DEGENERATE,
+) -> SpectrumFit:
+    """A spectrum that no law was fitted to, its largest eigenvalues called signal."""
     nan = float("nan")
-    nothing = np.zeros(len(values), dtype=bool)
-    return SpectrumFit(shape, values, None, nothing, nan, nan, nan, False, Phase.DEGENERATE, reason)
+    signal, oriented = np.arange(len(values)) < n_signal, (max(shape), min(shape))
+    return SpectrumFit(oriented, values, None, signal, nan, nan, nan, False, phase, reason)
 
 
 def _published(rows: int, values: Array) -> SpectrumFit:
@@ -214,7 +257,7 @@ def _published(rows: int, values: Array) -> SpectrumFit:
         residual=estimate.residual,
         converged=estimate.converged,
         published=True,
-        **_verdict(estimate.law, values[~signal], bool(signal.any())),
+        **verdict(estimate.law, values[~signal], bool(signal.any())),
     )
 
 
@@ -237,13 +280,13 @@ def _self_consistent(rows: int, values: Array, rank: int) -> SpectrumFit:
         upper_edge=float(finite_size_edges(law, left)[-1, 1]),
         residual=result.estimate.residual,
         converged=result.converged,
-        **_verdict(law, noise, bool(result.signal.any()), result.reason),
+        **verdict(law, noise, bool(result.signal.any()), result.reason),
     )
 
 
-def _verdict(law: DoubleBulk, noise: Array, has_signal: bool, reason: str = "") -> dict[str, Any]:
-    """The fields `distance`, `phase` and `reason`."""
-    distance = _kolmogorov_distance(law, noise)
+def verdict(law: BulkLaw, noise: Array, has_signal: bool, reason: str = "") -> dict[str, Any]:
+    """The fields `distance`, `phase` and `reason` of a fit, from its law and its noise."""
+    distance = kolmogorov_distance(law, noise)
     if not reason and distance > MAX_DISTANCE:
         reason = f"the bulk does not follow the law: Kolmogorov distance {distance:.2f}"
     phase = Phase.SPIKED if has_signal else Phase.RANDOM
@@ -252,10 +295,3 @@ def _verdict(law: DoubleBulk, noise: Array, has_signal: bool, reason: str = "") 
         "phase": Phase.HEAVY_TAILED if reason else phase,
         "reason": reason,
     }
-
-
-def _kolmogorov_distance(law: DoubleBulk, noise: Array) -> float:
-    """Largest distance between the law's cdf and the empirical one of descending noise."""
-    steps = np.arange(len(noise) + 1) / len(noise)
-    theory = law.cdf(noise[::-1])
-    return float(max(np.max(steps[1:] - theory), np.max(theory - steps[:-1])))

@@ -6,7 +6,7 @@ import numpy as np
 
 from hf_rmt.plan import LayerPlan
 from hf_rmt.report import LayerSpectrum, SpectralReport
-from hf_rmt.spectra import DoubleBulk, Phase, SpectrumFit
+from hf_rmt.spectra import DoubleBulk, MarchenkoPastur, Phase, SpectrumFit
 
 ROWS, COLUMNS = 200, 100
 
@@ -29,18 +29,38 @@ def make_fit(*, spikes=(), variances=(4.0, 1.0), phase=Phase.SPIKED, **changes) 
     return SpectrumFit(**{**fields, **changes})
 
 
-def make_degenerate(eigenvalues=None, reason="the weight is zero") -> SpectrumFit:
+def make_degenerate(eigenvalues=None, reason="the weight is zero", **changes) -> SpectrumFit:
     nan = float("nan")
-    return make_fit(
-        eigenvalues=np.zeros(COLUMNS) if eigenvalues is None else eigenvalues,
-        law=None,
-        is_signal=np.zeros(COLUMNS, dtype=bool),
-        upper_edge=nan,
-        residual=nan,
-        distance=nan,
-        converged=False,
-        phase=Phase.DEGENERATE,
-        reason=reason,
+    fields = {
+        "eigenvalues": np.zeros(COLUMNS) if eigenvalues is None else eigenvalues,
+        "law": None,
+        "is_signal": np.zeros(COLUMNS, dtype=bool),
+        "upper_edge": nan,
+        "residual": nan,
+        "distance": nan,
+        "converged": False,
+        "phase": Phase.DEGENERATE,
+        "reason": reason,
+    }
+    return make_fit(**{**fields, **changes})
+
+
+def make_unit(spikes=(40.0,)) -> SpectrumFit:
+    """A unit bulk of variance 2, as a baseline fits it."""
+    law = MarchenkoPastur(2.0, COLUMNS / ROWS)
+    n_noise = COLUMNS - len(spikes)
+    noise = law.quantile((np.arange(n_noise) + 0.5) / n_noise)[::-1]
+    values = np.concatenate([np.sort(spikes)[::-1], noise])
+    return make_fit(spikes=spikes, eigenvalues=values, law=law, published=True)
+
+
+def make_cut(count=30) -> SpectrumFit:
+    """A spectrum cut after so many directions, by no law."""
+    return make_degenerate(
+        make_fit(spikes=(40.0,)).eigenvalues,
+        reason="",
+        is_signal=np.arange(COLUMNS) < count,
+        phase=Phase.LAWLESS,
     )
 
 
@@ -71,7 +91,13 @@ def layer_plan(name="blocks.0.key", **changes) -> LayerPlan:
     return LayerPlan(**{**fields, **changes})
 
 
-def dense_plan(name="blocks.1.key", reason="nothing gained") -> LayerPlan:
-    return layer_plan(
-        name, compressed=False, rank=0, noise="keep", bits=0, signal_energy=0.0, reason=reason
-    )
+def dense_plan(name="blocks.1.key", reason="nothing gained", **changes) -> LayerPlan:
+    fields = {
+        "compressed": False,
+        "rank": 0,
+        "noise": "keep",
+        "bits": 0,
+        "signal_energy": 0.0,
+        "reason": reason,
+    }
+    return layer_plan(name, **{**fields, **changes})

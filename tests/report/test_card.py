@@ -51,7 +51,7 @@ def test_what_is_no_hub_id_stays_out(plan, base):
 
 def test_what_was_done(plan):
     text = card(plan, base_model="org/base")
-    assert "2 of 3 linear layers" in text
+    assert "2 of 3 layers" in text
     assert "3 to 7 directions" in text
     assert "is stored as 8-bit integers" in text
     assert "estimates free of the noise" not in text
@@ -117,7 +117,7 @@ def test_fine_tuning_is_expected_where_much_was_lost(dropped, much):
 
 def test_nothing_compressed_is_said_plainly():
     text = card(CompressionPlan((dense_plan(),)))
-    assert "0 of 1 linear layers" in text
+    assert "0 of 1 layers" in text
     assert "What was lost" not in text
     assert "## Size" not in text
 
@@ -127,3 +127,21 @@ def test_settings_leave_the_records_out(plan):
     assert '"noise": "int8"' in settings
     assert "layers" not in settings
     assert "max_rank" not in settings
+
+
+def test_a_cut_without_a_law_is_not_called_random_matrix_theory(plan):
+    cut = CompressionPlan(
+        (layer_plan(phase="no law", noise="drop", dropped_energy=0.2, rank=4), dense_plan())
+    )
+    text = model_card(cut, config={"method": "svd", "rank": 4})
+    assert "Random matrix theory says" not in text
+    assert "largest singular directions" in text
+    assert "free of the noise" not in text
+    assert "Random matrix theory says" in model_card(plan, config={})
+
+
+def test_weights_filtered_in_place_are_told_of():
+    pruned = CompressionPlan((dense_plan(dropped_energy=0.25, nonzero=5_000),))
+    text = model_card(pruned, config={"method": "magnitude"})
+    assert "1 stay dense, filtered in place" in text
+    assert "25 % of the squared norm" in text

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import numpy as np
 import pytest
 
 from hf_rmt.plan import CompressionPlan
@@ -65,7 +66,7 @@ def test_table_of_a_compressed_layer(plan):
     ]
     assert line.split() == [
         *("blocks.0.mlp", "100", "x", "200", "compressed", "bulk+spikes"),
-        *("7", "int8", "10", "0.312", "0.25", "0", "1.5"),
+        *("7", "int8", "10", "0.312", "0.25", "0", "-", "1.5"),
     ]
 
 
@@ -123,3 +124,21 @@ def test_save_puts_the_spectra_into_a_folder_of_their_own(plan, report, tmp_path
     assert (tmp_path / "spectra" / "spectra.svg").is_file()
     CompressionReport(CompressionPlan(())).save(tmp_path / "empty")
     assert {path.name for path in (tmp_path / "empty").iterdir()} == texts
+
+
+def test_weights_that_lost_entries_are_told_of():
+    pruned = dense_plan(
+        "blocks.0.key", "zeros", dropped_energy=0.2, signal_energy=0.8, nonzero=5_000
+    )
+    report = CompressionReport(CompressionPlan((pruned, dense_plan("blocks.1.key"))))
+    assert report.summary().splitlines()[0] == (
+        "0 of 2 layers compressed, 1 filtered in place, energy dropped 20 %, "
+        "62.5 % of the layers' parameters left"
+    )
+    first, second = report.rows()
+    assert (first["dropped_energy"], first["of_dense_parameters"]) == (0.2, 0.25)
+    assert second["of_dense_parameters"] is None
+    assert np.isnan(second["dropped_energy"])
+    assert report.to_dict()["totals"]["parameter_share"] == 0.625
+    labels = [axes.get_ylabel() for axes in report.plot_overview().axes]
+    assert labels == ["bits per\nweight", "energy dropped\n(fraction)"]

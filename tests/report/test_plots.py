@@ -10,7 +10,7 @@ from hf_rmt.report.axes import law_curve
 from hf_rmt.report.plots import depth_figure, grid_figure, spectrum_figure
 from hf_rmt.report.style import DARK, save_figure
 from hf_rmt.spectra import DoubleBulk
-from tests.report.samples import make_degenerate, make_fit, spectral_report
+from tests.report.samples import make_cut, make_degenerate, make_fit, make_unit, spectral_report
 
 
 def line(axes, label):
@@ -202,3 +202,19 @@ def test_no_text_overlaps_another(report):
             for other in bounds[:k]:
                 shared = box.intersection(box, other)
                 assert shared is None or min(shared.width, shared.height) < 2  # pixels
+
+
+def test_a_cut_spectrum_sets_off_what_is_kept():
+    figure = spectrum_figure(make_cut(30))
+    (axes,) = figure.axes
+    assert axes.get_legend_handles_labels()[1] == ["measured, no law", "signal, measured"]
+    areas = [sum(bar.get_height() * bar.get_width() for bar in bars) for bars in axes.containers]
+    assert areas == pytest.approx([0.7, 0.3])
+
+
+def test_a_unit_bulk_is_drawn_like_any_law():
+    figure = spectrum_figure(make_unit())
+    axes = figure.axes[0]
+    (curve,) = [line for line in axes.lines if line.get_label() == "fitted law of the noise"]
+    x, y = curve.get_data()
+    assert trapezoid(y, x) == pytest.approx(0.99, abs=0.01)

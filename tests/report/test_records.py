@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_rmt.report import records
-from tests.report.samples import make_degenerate, make_fit
+from tests.report.samples import make_cut, make_degenerate, make_fit, make_unit
 
 
 def assert_same(fit, other):
@@ -30,9 +30,11 @@ def round_trip(fit):
         make_fit(variances=(4e-12, 1e-13)),
         make_fit(residual=np.inf, reason="far off"),
         make_degenerate(),
+        make_unit(),
+        make_cut(),
         make_degenerate(np.array([np.nan, np.inf] * 50), "the weight holds nan or inf"),
     ],
-    ids=["spiked", "tiny", "infinite residual", "zero", "nan and inf"],
+    ids=["spiked", "tiny", "infinite residual", "zero", "unit bulk", "cut", "nan and inf"],
 )
 def test_fit_survives_json_to_the_last_bit(fit):
     again = round_trip(fit)

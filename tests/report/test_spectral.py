@@ -13,7 +13,15 @@ import pytest
 
 from hf_rmt.report import LayerSpectrum, SpectralReport
 from hf_rmt.spectra import DoubleBulk, fit_double_bulk
-from tests.report.samples import COLUMNS, ROWS, make_degenerate, make_fit, spectral_report
+from tests.report.samples import (
+    COLUMNS,
+    ROWS,
+    make_cut,
+    make_degenerate,
+    make_fit,
+    make_unit,
+    spectral_report,
+)
 
 
 def line_of(report, name):
@@ -171,3 +179,31 @@ def test_trained_bert(trained_bert):
     assert SpectralReport.from_json(report.to_json()).table() == report.table()
     axes = report.plot_overview().axes[0]
     assert list(axes.lines[0].get_ydata()) == [layer.fit.n_spikes for layer in report]
+
+
+def test_a_unit_bulk_has_one_variance_in_the_table():
+    report = spectral_report({"a": make_unit()})
+    row = report["a"].to_row()
+    assert (row["t"], row["sigma1^2"], row["sigma2^2"]) == (None, 2.0, None)
+    assert report["a"].notes == ""
+    assert "Kolmogorov distance 0.020" in report.summary()
+
+
+def test_a_cut_is_shown_without_a_law():
+    report = spectral_report({"a": make_cut(30), "b": make_cut(20), "c": make_degenerate()})
+    row = report["a"].to_row()
+    assert (row["phase"], row["spikes"], row["t"], row["sigma1^2"]) == ("no law", 30, None, None)
+    assert report["a"].notes == ""
+    energy = np.median([report[name].fit.signal_energy for name in "ab"])
+    expected = f"in the median 25 directions with {100 * energy:.3g} % of the energy"
+    assert report.summary().endswith(expected)
+
+
+def test_overview_of_cuts_leaves_the_distance_out_and_no_marker_hollow():
+    figure = spectral_report({"a.0.x": make_cut(30), "a.1.x": make_cut(20)}).plot_overview()
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["directions\n(count)", "signal energy\n(fraction)"]
+    (legend,) = figure.legends
+    assert all("hollow" not in text.get_text() for text in legend.get_texts())
+    mixed = spectral_report({"a.0.x": make_cut(), "a.1.x": make_unit()}).plot_overview()
+    assert [axes.get_ylabel() for axes in mixed.axes][-1] == "Kolmogorov\ndistance"

@@ -1,0 +1,135 @@
+"""Which layers have a matrix, how their weight becomes one, and which layer stands for which.
+
+A matrix has shape (out, in): the weight of a linear layer, that of transformers' `Conv1D`
+transposed, the kernel of a convolution with each filter a row, (out, in k_h k_w).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.spiked_conv import SpikedConv2d, geometry_of
+
+
+def has_matrix(module: nn.Module) -> bool:
+    """Whether a dense layer is one matrix; a subclass may do anything with its weight."""
+    return type(module) is nn.Linear or _is_conv1d(module) or _is_plain_convolution(module)
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a layer is a convolution of torch, of whatever kind."""
+    return isinstance(module, nn.modules.conv._ConvNd)
+
+
+def why_no_matrix(module: nn.Module) -> str:
+    """Why a convolution is left dense; empty for one that is not."""
+    if not is_convolution(module) or has_matrix(module):
+        return ""
+    if getattr(module, "transposed", False):
+        return "a transposed convolution, whose matrix would map channels to patches"
+    groups = getattr(module, "groups", 1)
+    if groups != 1:
+        return f"a convolution in {groups} groups, so many small matrices in place of one"
+    return f"a {type(module).__name__}, and only nn.Conv2d has a compressed counterpart"
+
+
+def to_matrix(module: nn.Module, weight: Tensor) -> Tensor:
+    """The matrix of a weight that has the shape of a dense layer's, a view where it can be."""
+    return weight.T if _is_conv1d(module) else weight.flatten(1)
+
+
+def to_weight(module: Any, matrix: Tensor) -> Tensor:
+    """Inverse of `to_matrix`, with its own memory laid out row by row."""
+    weight = matrix.T if _is_conv1d(module) else matrix.reshape(module.weight.shape)
+    return weight.contiguous()
+
+
+def weight_matrix(module: Any) -> Tensor:
+    """The matrix of a layer, dense or compressed, without a gradient: as it acts."""
+    if isinstance(module, SpikedLinear):
+        return module.dense().detach()
+    return to_matrix(module, module.weight.detach())
+
+
+def matrix_shape(module: Any) -> tuple[int, int]:
+    """Shape (out, in) of the matrix of a layer, dense or compressed."""
+    if isinstance(module, SpikedLinear):
+        return module.out_features, module.in_features
+    rows, columns = to_matrix(module, module.weight.detach().to("meta")).shape
+    return rows, columns
+
+
+@torch.no_grad()
+def set_matrix(module: Any, matrix: Tensor) -> None:
+    """Overwrite the weight of a dense layer, in place."""
+    module.weight.copy_(to_weight(module, matrix))
+
+
+def spiked_like(
+    module: Any, rank: int, noise: str, *, device: torch.device | str | None = None
+) -> SpikedLinear:
+    """The compressed layer, with nothing in it yet, that takes the place of a dense one.
+
+    Args:
+        module: A layer that has a matrix.
+        rank: Number of directions in the signal.
+        noise: One of `NOISE_KINDS`.
+        device: Of the tensors; None for that of the dense layer.
+
+    Returns:
+        The layer, with a bias of its own where the dense one has any.
+    """
+    options: dict[str, Any] = {
+        "noise": noise,
+        "bias": module.bias is not None,
+        "device": device or module.weight.device,
+        "dtype": module.weight.dtype,
+    }
+    if isinstance(module, nn.Conv2d):
+        options |= geometry_of(module)
+        layer: SpikedLinear = SpikedConv2d(module.in_channels, module.out_channels, rank, **options)
+    else:
+        rows, columns = matrix_shape(module)
+        layer = SpikedLinear(columns, rows, rank, **options)
+    layer.dense_class = type(module)
+    return layer.train(module.training)
+
+
+def dense_like(layer: SpikedLinear, *, dtype: torch.dtype | None = None) -> nn.Module:
+    """The dense layer that acts as a compressed one, of the class that was compressed.
+
+    Args:
+        layer: A compressed layer.
+        dtype: Of the weight; None for that of the factors.
+
+    Returns:
+        The layer with tensors of its own.
+    """
+    with torch.device("meta"):
+        dense: Any = _empty_dense(layer)
+    matrix = layer.dense().detach().to(dtype or layer.weight.dtype)
+    dense.weight = nn.Parameter(to_weight(dense, matrix))
+    dense.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(matrix.dtype))
+    return dense.train(layer.training)
+
+
+def _empty_dense(layer: SpikedLinear) -> nn.Module:
+    if isinstance(layer, SpikedConv2d):
+        return nn.Conv2d(layer.in_channels, layer.out_channels, **geometry_of(layer))
+    if layer.dense_class is nn.Linear:
+        return nn.Linear(layer.in_features, layer.out_features)
+    return layer.dense_class(layer.out_features, layer.in_features)  # Conv1D's order
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether a layer is transformers' `Conv1D`, a linear layer with its weight transposed."""
+    kind = type(module)
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def _is_plain_convolution(module: nn.Module) -> bool:
+    return type(module) is nn.Conv2d and module.groups == 1

@@ -1,0 +1,153 @@
+"""A convolution as random matrix theory sees it: a matrix on patches, low rank plus noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.grad import conv2d_input
+
+from hf_rmt.nn.spiked import SpikedLinear, split_factors
+
+GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+
+
+class SpikedConv2d(SpikedLinear):
+    """y = x * (left right + noise) + bias over patches, the signal as two convolutions.
+
+    The kernel is a matrix of shape (out, in k_h k_w). Its signal, of rank r, is a convolution of
+    the kernel's size to r channels and one of size 1 x 1 from there; the noise is unpacked into
+    a dense kernel. All else is that of a `SpikedLinear` with `in_features` = in k_h k_w.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        rank: Number of directions in the signal, in [0, min(out, in k_h k_w)].
+        kernel_size: Height and width of the kernel, or one number for both.
+        stride: As in `torch.nn.Conv2d`.
+        padding: As in `torch.nn.Conv2d`, `same` and `valid` included.
+        dilation: As in `torch.nn.Conv2d`.
+        padding_mode: As in `torch.nn.Conv2d`.
+        noise: How the rest is stored, one of `NOISE_KINDS`.
+        bias: Whether there is a bias.
+        device: Of the tensors, which are empty until a state dict fills them.
+        dtype: Of the factors, the bias and a kept noise.
+
+    Raises:
+        ValueError: If the rank lies outside its range, the kind of noise is unknown, or the
+            geometry is none of a convolution.
+
+    Examples:
+        >>> layer = SpikedConv2d(3, 8, 2, kernel_size=3, stride=2, padding=1)
+        >>> layer(torch.ones(1, 3, 6, 6)).shape, layer.weight.shape
+        (torch.Size([1, 8, 3, 3]), torch.Size([2, 35]))
+    """
+
+    dense_class = nn.Conv2d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        rank: int,
+        *,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        padding_mode: str = "zeros",
+        noise: str = "int8",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        dense = nn.Conv2d(  # which checks the geometry and says it in pairs
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            padding_mode=padding_mode,  # type: ignore[arg-type]
+            device="meta",
+        )
+        super().__init__(
+            in_channels * math.prod(dense.kernel_size),
+            out_channels,
+            rank,
+            noise=noise,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, 1
+        self.kernel_size, self.stride = dense.kernel_size, dense.stride
+        self.padding, self.dilation = dense.padding, dense.dilation
+        self.padding_mode = dense.padding_mode
+
+    @classmethod
+    def _inputs(cls, columns: int, **geometry: Any) -> int:
+        size = geometry["kernel_size"]
+        return columns // (size * size if isinstance(size, int) else math.prod(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to x of shape (..., in, height, width), with at most one leading side."""
+        if x.dim() == 3:
+            return self.forward(x[None])[0]
+        if not self._pads_inside():
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = functional.pad(x, self._edges(), mode)
+        return super().forward(x)
+
+    def _edges(self) -> list[int]:
+        """Padding left, right, above and below."""
+        if self.padding == "valid":
+            return [0, 0, 0, 0]
+        if isinstance(self.padding, str):
+            spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return [side for span in reversed(spans) for side in (span // 2, span - span // 2)]
+        return [side for padding in reversed(self.padding) for side in (padding, padding)]
+
+    def _pads_inside(self) -> bool:
+        """Whether the convolution itself can pad: with as many zeros on either side."""
+        left, right, above, below = self._edges()
+        return self.padding_mode == "zeros" and (left, above) == (right, below)
+
+    def _options(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Stride, padding and dilation of the convolution once x is padded."""
+        left, _, above, _ = self._edges() if self._pads_inside() else [0, 0, 0, 0]
+        return self.stride, (above, left), self.dilation
+
+    def _kernel(self, matrix: Tensor) -> Tensor:
+        return matrix.unflatten(1, (self.in_channels, *self.kernel_size))
+
+    def _act(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+        return functional.conv2d(x, self._kernel(matrix), bias, *self._options())
+
+    def _gradient(self, gradient: Tensor, matrix: Tensor, like: torch.Size) -> Tensor:
+        return conv2d_input(like, self._kernel(matrix), gradient, *self._options())
+
+    def _signal(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.rank:  # torch has no convolution to no channel
+            weight = functional.pad(weight, (0, 0, 0, 1))
+        left, right = split_factors(weight, self.in_features)
+        return functional.conv2d(self._act(x, right), left[:, :, None, None], bias)
+
+    def _positions(self, x: Tensor) -> int:
+        return len(x) * math.prod(x.shape[2:]) // math.prod(self.stride)
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the layer."""
+        sizes = f"{self.in_channels}, {self.out_channels}, rank={self.rank}"
+        geometry = ", ".join(f"{name}={value!r}" for name, value in geometry_of(self).items())
+        return f"{sizes}, {geometry}, bias={self.bias is not None}"
+
+
+def geometry_of(layer: nn.Module) -> dict[str, Any]:
+    """What a convolution, dense or compressed, is made with beside its channels; else nothing."""
+    if not isinstance(layer, nn.Conv2d | SpikedConv2d):
+        return {}
+    return {name: getattr(layer, name) for name in GEOMETRY}

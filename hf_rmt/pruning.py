@@ -1,0 +1,97 @@
+"""Zeroing entries: of a weight, or of the factors of its truncated decomposition.
+
+Zeros are stored like any other number, so none of this saves memory by itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SPARSITY_RATE = 0.5
+"""Share of the rows, and of the columns, of a weight that count as unimportant in SLR."""
+REDUCTION_RATE = 0.5
+"""Share of the rank that SLR leaves to them; with both at a half a quarter of the factors is 0."""
+
+
+def largest_entries(weight: Tensor, *, fraction: float, generator: np.random.Generator) -> Tensor:
+    """Magnitude pruning: the largest |w_ij| stay, the others become zero.
+
+    Args:
+        weight: Any shape; it is not changed.
+        fraction: Share of the entries that stays, rounded, in (0, 1].
+        generator: Not drawn from; `random_entries` is called the same way.
+
+    Returns:
+        The new weight.
+
+    Source:
+        Han, Pool, Tran & Dally, NeurIPS 2015.
+
+    Examples:
+        >>> weight = torch.tensor([[3.0, -4.0], [1.0, -2.0]])
+        >>> largest_entries(weight, fraction=0.5, generator=np.random.default_rng(0))
+        tensor([[ 3., -4.],
+                [ 0.,  0.]])
+    """
+    sizes = weight.abs().flatten()
+    return _keep(weight, torch.topk(sizes, _count(weight, fraction), sorted=False).indices)
+
+
+def random_entries(weight: Tensor, *, fraction: float, generator: np.random.Generator) -> Tensor:
+    """Uniform pruning: a random share of the entries stays, the others become zero.
+
+    Args:
+        weight: Any shape; it is not changed.
+        fraction: Share of the entries that stays, rounded, in (0, 1].
+        generator: Chooses them.
+
+    Returns:
+        The new weight.
+
+    Examples:
+        >>> generator = np.random.default_rng(0)
+        >>> int(random_entries(torch.ones(10, 10), fraction=0.3, generator=generator).sum())
+        30
+    """
+    chosen = generator.permutation(weight.numel())[: _count(weight, fraction)]
+    return _keep(weight, torch.from_numpy(chosen).to(weight.device))
+
+
+def sparse_factors(left: Tensor, right: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Sparse low rank (SLR): factors whose unimportant rows and columns have a lower rank.
+
+    A row (an output) or a column (an input) of the weight is as important as the sum of its
+    absolute values, the paper's strategy that needs no data. Of the `SPARSITY_RATE` least
+    important ones only the first `REDUCTION_RATE` of the rank stays, the rest becomes zero.
+
+    Args:
+        left: Shape (out, k), by descending singular value.
+        right: Shape (k, in).
+        weight: The weight that they approximate, shape (out, in).
+
+    Returns:
+        New factors of the same shapes, with zeros.
+
+    Source:
+        Swaminathan, Garg, Kannan & Andres, Neurocomputing 398 (2020).
+    """
+    kept = round(REDUCTION_RATE * left.shape[1])
+    left, right = left.clone(), right.clone()
+    left[_least(weight.abs().sum(1)), kept:] = 0
+    right[kept:, _least(weight.abs().sum(0))] = 0
+    return left, right
+
+
+def _least(importance: Tensor) -> Tensor:
+    return importance.argsort(stable=True)[: round(SPARSITY_RATE * len(importance))]
+
+
+def _count(weight: Tensor, fraction: float) -> int:
+    return max(1, round(fraction * weight.numel()))
+
+
+def _keep(weight: Tensor, positions: Tensor) -> Tensor:
+    entries = weight.flatten()
+    return torch.zeros_like(entries).index_copy(0, positions, entries[positions]).view_as(weight)

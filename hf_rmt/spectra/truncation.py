@@ -1,0 +1,80 @@
+"""Spectra cut without a law: how many directions are kept is said, not found."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hf_rmt.spectra.fit import Phase, SpectrumFit, sorted_eigenvalues, without_law
+
+
+def truncate(
+    eigenvalues: ArrayLike,
+    shape: tuple[int, int],
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    fraction: float | None = None,
+) -> SpectrumFit:
+    """Call the largest directions signal: the truncated singular value decomposition.
+
+    Args:
+        eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
+        shape: Shape of the weight; its orientation does not matter.
+        rank: How many are kept; where there are fewer, all.
+        energy: Keep the fewest that hold this share of the squared Frobenius norm, in (0, 1].
+        fraction: Keep this share of the p directions, rounded, at least one, in (0, 1].
+
+    Returns:
+        A fit without a law, whose phase is `no law`; `degenerate` where there is nothing to cut.
+
+    Raises:
+        ValueError: If not exactly one of rank, energy and fraction is given, or the eigenvalues
+            do not fit the shape.
+
+    Source:
+        Eckart & Young, Psychometrika 1 (1936).
+
+    Examples:
+        >>> truncate([4.0, 3.0, 2.0, 1.0], (6, 4), energy=0.7).n_spikes
+        2
+    """
+    if sum(option is not None for option in (rank, energy, fraction)) != 1:
+        raise ValueError(
+            f"exactly one of rank, energy and fraction says what is kept, got rank={rank}, "
+            f"energy={energy}, fraction={fraction}; set one"
+        )
+    fit = unsplit(eigenvalues, shape)
+    if fit.phase == Phase.DEGENERATE:
+        return fit
+    values, count = fit.eigenvalues, rank or 0
+    if fraction is not None:
+        count = max(1, round(fraction * len(values)))
+    if energy is not None:
+        count = 1 + int(np.searchsorted(np.cumsum(values) / values.sum(), energy))
+    return without_law(shape, values, n_signal=count, phase=fit.phase)
+
+
+def unsplit(eigenvalues: ArrayLike, shape: tuple[int, int]) -> SpectrumFit:
+    """A spectrum of which no direction is called signal, for methods that look at entries.
+
+    Args:
+        eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
+        shape: Shape of the weight; its orientation does not matter.
+
+    Returns:
+        A fit without a law and without signal.
+
+    Raises:
+        ValueError: If the eigenvalues do not fit the shape.
+
+    Examples:
+        >>> str(unsplit([2.0, 1.0], (3, 2)).phase)
+        'no law'
+    """
+    values = sorted_eigenvalues(eigenvalues, shape)
+    if not np.all(np.isfinite(values)):
+        return without_law(shape, values, "the weight holds nan or inf")
+    if not values.any():
+        return without_law(shape, values, "the weight is zero")
+    return without_law(shape, np.maximum(values, 0.0), phase=Phase.LAWLESS)
