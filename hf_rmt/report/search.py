@@ -1,0 +1,246 @@
+"""What a search for removable noise found: a table, a curve, and JSON in and out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Self
+
+from hf_rmt.plan import CompressionPlan
+from hf_rmt.report import records, tables
+from hf_rmt.report.style import finish, new_figure, save_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from hf_rmt.report.style import Palette
+
+ROUNDING = 1e-9
+"""Of metrics that are compared, relative: 0.51 - 0.1 is more than 0.41 in floating point."""
+
+
+def within(metric: float, baseline: float, tolerance: float) -> bool:
+    """Whether a metric, higher being better, is at most the tolerance below the baseline.
+
+    Examples:
+        >>> within(0.8, 0.9, 0.1), within(0.79, 0.9, 0.1), within(float("nan"), 0.9, 0.1)
+        (True, False, False)
+    """
+    floor = baseline - tolerance
+    return metric >= floor or math.isclose(metric, floor, rel_tol=ROUNDING)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One call of the metric.
+
+    Attributes:
+        removal: Fraction of its noise that each layer lost; the others were as they are.
+        metric: What it gave.
+    """
+
+    removal: dict[str, float]
+    metric: float
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """The most noise that can be removed while a metric holds, layer by layer.
+
+    Attributes:
+        baseline: Metric of the unfiltered model.
+        tolerance: How far below it the metric may lie.
+        metric: Metric of what was found.
+        removal: Fraction of the noise directions to remove, by layer; layers that are to stay as
+            they are do not appear.
+        curve: Fraction removed from every layer, and the metric, ascending. Layers without spikes
+            stay as they are where all of their noise is to go.
+        evaluations: All calls of the metric in their order.
+        layers: Shape of each layer that was searched.
+        plan: What becomes of the layers in `removal`.
+        settings: The other settings of the compression, plain values.
+    """
+
+    baseline: float
+    tolerance: float
+    metric: float
+    removal: dict[str, float]
+    curve: tuple[tuple[float, float], ...]
+    evaluations: tuple[Evaluation, ...]
+    layers: dict[str, tuple[int, int]]
+    plan: CompressionPlan
+    settings: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    @property
+    def mean_removal(self) -> float:
+        """Mean over the searched layers of the fraction of noise directions removed."""
+        return fmean(self.removal.get(name, 0.0) for name in self.layers)
+
+    @property
+    def uniform_removal(self) -> float:
+        """Largest fraction that can be removed from every layer alike; 0 if none can."""
+        held = [
+            fraction
+            for fraction, metric in self.curve
+            if within(metric, self.baseline, self.tolerance)
+        ]
+        return max(held, default=0.0)
+
+    @property
+    def size_ratio(self) -> float:
+        """Stored over dense bits of the searched layers."""
+        entries = {name: rows * columns for name, (rows, columns) in self.layers.items()}
+        stored = {layer.name: layer.bits / layer.dense_bits for layer in self.plan.compressed}
+        kept = sum(count * stored.get(name, 1.0) for name, count in entries.items())
+        return kept / sum(entries.values())
+
+    def summary(self) -> str:
+        """What was found, in one sentence."""
+        return (
+            f"metric {self.metric:.4g}, unfiltered {self.baseline:.4g}, tolerance "
+            f"{self.tolerance:.3g}: {len(self.removal)} of {len(self)} layers lose noise, "
+            f"{tables.percent(self.mean_removal)} of all on average (all layers alike: "
+            f"{tables.percent(self.uniform_removal)}); {self.size_ratio:.2f} of the dense size; "
+            f"{len(self.evaluations)} evaluations"
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What the table shows of each layer."""
+        plans = {layer.name: layer for layer in self.plan}
+        rows = []
+        for name, shape in self.layers.items():
+            plan = plans.get(name)
+            stored = plan is not None and plan.compressed
+            rows.append(
+                {
+                    "name": name,
+                    "shape": tables.shape_text(shape),
+                    "noise_removed": self.removal.get(name, 0.0),
+                    "energy_dropped": plan.dropped_energy if plan else 0.0,
+                    "rank": plan.rank if plan and stored else None,
+                    "of_dense_size": plan.bits / plan.dense_bits if plan and stored else 1.0,
+                }
+            )
+        return rows
+
+    def table(self) -> str:
+        """Plain text: one line per layer, the curve, then the summary."""
+        points = [(0.0, self.baseline), *self.curve]
+        curve = [{"noise_removed_everywhere": f, "metric": f"{m:.4g}"} for f, m in points]
+        parts = [tables.aligned_table(self.rows()), tables.aligned_table(curve), self.summary()]
+        return "\n\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as `from_json` reads them."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return records.plain({**values, "plan": self.plan.to_dict()})
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Strict JSON of `to_dict`.
+
+        Args:
+            path: File to write; None writes none.
+
+        Returns:
+            The text.
+        """
+        return records.written(records.json_text(self.to_dict(), indent=2), path)
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> Self:
+        """Inverse of `to_json`.
+
+        Args:
+            source: The text, or the path of a file.
+
+        Returns:
+            What was found.
+
+        Raises:
+            ValueError: If it is no JSON of a search.
+        """
+        record = records.read(source)
+        known = {entry.name for entry in fields(cls)}
+        if not isinstance(record, dict) or set(record) != known:
+            raise ValueError(
+                f"a search has the fields {sorted(known)}, got "
+                f"{sorted(record) if isinstance(record, dict) else type(record).__name__}; pass "
+                "what to_json wrote, with the same version of hf_rmt"
+            )
+        changed: dict[str, Any] = {
+            "curve": tuple((fraction, number(metric)) for fraction, metric in record["curve"]),
+            "evaluations": evaluations_of(record["evaluations"]),
+            "layers": {name: (shape[0], shape[1]) for name, shape in record["layers"].items()},
+            "plan": CompressionPlan.from_dict(record["plan"]),
+        }
+        return cls(**{**record, **changed})
+
+    def plot_curve(self, *, dark: bool = False) -> Figure:
+        """Metric against the fraction of noise removed from every layer, and what was found.
+
+        Args:
+            dark: Draw on a dark ground.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        with styled(dark=dark) as colours:
+            figure = new_figure(5.5, 3.6, dark=dark)
+            axes = figure.subplots()
+            self._draw(axes, colours)
+            axes.set_xlabel("noise directions removed (%)")
+            axes.set_ylabel("metric")
+            finish(axes, colours)
+            figure.legend(loc="outside lower center", ncols=2)
+        return figure
+
+    def _draw(self, axes: Axes, colours: Palette) -> None:
+        floor = self.baseline - self.tolerance
+        x, y = zip((0.0, self.baseline), *self.curve, strict=True)
+        line, found = colours.series[:2]
+        axes.axhline(self.baseline, color=colours.edge, linewidth=0.8, label="unfiltered")
+        axes.axhline(floor, color=colours.edge, ls="--", linewidth=0.8, label="tolerance")
+        percents = [100 * fraction for fraction in x]
+        axes.plot(percents, y, color=line, marker="o", label="the same in every layer")
+        spot: dict[str, Any] = {"color": found, "marker": "D", "ls": "", "zorder": 3}
+        axes.plot([100 * self.mean_removal], [self.metric], label="layer by layer (mean)", **spot)
+
+    def save(self, folder: str | Path) -> None:
+        """Write search.json, table.txt, curve.svg and curve.png.
+
+        Args:
+            folder: Where to; made if it does not exist.
+
+        Raises:
+            ImportError: If matplotlib is not installed; the texts are written by then.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        self.to_json(target / "search.json")
+        records.written(self.table(), target / "table.txt")
+        curve = self.plot_curve()
+        for kind in ("svg", "png"):
+            save_figure(curve, target / f"curve.{kind}")
+
+
+def evaluations_of(entries: list[Mapping[str, Any]]) -> tuple[Evaluation, ...]:
+    """Evaluations from plain JSON values."""
+    return tuple(Evaluation(dict(entry["removal"]), number(entry["metric"])) for entry in entries)
+
+
+def number(value: Any) -> float:
+    """A number from a plain JSON value: nan is null there, infinity a string."""
+    return math.nan if value is None else float(value)
