@@ -32,12 +32,12 @@ class Excitation:
         inputs: Covariance of a linear's inputs, or their second moment where no bias can make up
             for the mean, shape (in, in); for an embedding its tokens' frequencies, (tokens,).
         gradients: Second moment of the model's outputs differentiated by the layer's, shape
-            (out, out).
+            (out, out); None where the layer's outputs all count alike.
         mean: Mean input of a linear with a bias, shape (in,).
     """
 
     inputs: Tensor = field(repr=False)
-    gradients: Tensor = field(repr=False)
+    gradients: Tensor | None = field(default=None, repr=False)
     mean: Tensor | None = field(default=None, repr=False)
 
 
@@ -176,27 +176,44 @@ def _squares(gram: Tensor) -> Tensor:
 def _weighted(update: Tensor, excitation: Excitation) -> Tensor:
     """A'D B with AA' the second moment of the rows' side and BB' that of the columns'."""
     rows, columns = _roots(excitation)
-    left = rows[:, None] * update.double() if rows.ndim == 1 else rows.T @ update.double()
-    return left @ columns
+    matrix = update.double()
+    if rows is not None:
+        matrix = rows[:, None] * matrix if rows.ndim == 1 else rows.T @ matrix
+    return matrix if columns is None else matrix @ columns
 
 
-def _roots(excitation: Excitation) -> tuple[Tensor, Tensor]:
+def _roots(excitation: Excitation) -> tuple[Tensor | None, Tensor | None]:
     """Lower triangular roots of the rows' and columns' second moments; a vector for tokens."""
-    inputs, gradients = excitation.inputs.double(), excitation.gradients.double()
+    slopes, inputs = excitation.gradients, excitation.inputs.double()
+    gradients = None if slopes is None else torch.linalg.cholesky(damped(slopes, GRADIENT_DAMPING))
     if inputs.ndim == 1:
-        return (inputs + INPUT_DAMPING * inputs.mean()).sqrt(), _cholesky(
-            gradients, GRADIENT_DAMPING
-        )
-    return _cholesky(gradients, GRADIENT_DAMPING), _cholesky(inputs, INPUT_DAMPING)
+        return (inputs + INPUT_DAMPING * inputs.mean()).sqrt(), gradients
+    return gradients, torch.linalg.cholesky(damped(inputs, INPUT_DAMPING))
 
 
-def _cholesky(moment: Tensor, damping: float) -> Tensor:
+def damped(moment: Tensor, damping: float) -> Tensor:
+    """A second moment plus a part of its mean diagonal, in float64: C + damping tr(C)/d I.
+
+    Args:
+        moment: Shape (d, d).
+        damping: The part; a few tokens do not excite every direction.
+
+    Returns:
+        A positive definite matrix, shape (d, d).
+
+    Examples:
+        >>> damped(torch.diag(torch.tensor([2.0, 0.0])), 0.5).diagonal().tolist()
+        [2.5, 0.5]
+    """
+    moment = moment.double()
     shift = (damping * moment.diagonal().mean()).clamp_min(SMALLEST)
-    return torch.linalg.cholesky(moment + shift * torch.eye(len(moment)).to(moment))
+    return moment + shift * torch.eye(len(moment)).to(moment)
 
 
-def _divided(vectors: Tensor, root: Tensor) -> Tensor:
-    """Solve root' x = vectors."""
+def _divided(vectors: Tensor, root: Tensor | None) -> Tensor:
+    """Solve root' x = vectors; no root is the identity."""
+    if root is None:
+        return vectors
     if root.ndim == 1:
         return vectors / root[:, None]
     return torch.linalg.solve_triangular(root.T, vectors, upper=True)

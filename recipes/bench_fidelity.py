@@ -6,6 +6,7 @@ Fidelity is the Spearman correlation of all pairwise similarities of embeddings 
 original model. Every attention and MLP linear is compressed. Models: the BERT of the extra `demo`
 (mean-pooled sentences of SST-2) and, where HF_RMT_DATA names a folder with data/ and models/, a
 DINOv2 (class tokens of CIFAR-10 images). Without HF_RMT_DATA the BERT reads built-in sentences.
+Calibrated schemes see training sentences and images, never those that are judged.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer
 import hf_rmt
 from hf_rmt import RMTConfig
 from hf_rmt.demo import SENTENCES, demo_model_path, embed, similarity_spearman
-from hf_rmt.integrations.quantizer import compressible_linears
+from hf_rmt.integrations.quantizer import compressible_layers
 
 OURS = {
     "int8": RMTConfig(),
@@ -38,33 +39,46 @@ OURS = {
     "keep, spikes recovered": RMTConfig(noise="keep", recover_spikes=True),
     "drop": RMTConfig(noise="drop"),
 }
+CALIBRATED = {
+    "int4, calibrated": RMTConfig(noise="int4"),
+    "ternary, calibrated": RMTConfig(noise="ternary"),
+    "svd p/4, calibrated": RMTConfig(method="svd", fraction=0.25, noise="drop"),
+    "size 3/8, calibrated": RMTConfig(noise="drop"),
+}
+SIZES = {"size 3/8, calibrated": 3 / 8}
+"""Share of the parameters that is kept: that of svd p/4 on the BERT."""
 PLAIN = {f"plain{bits}": bits for bits in (8, 6, 5, 4)}
 SVD = {"svd p/2": 2, "svd p/4": 4}
 PLAIN_GROUP = 32
 """Group of the plain quantisers; a scale counts 8 bits, as in ours."""
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-Subject = tuple[str, nn.Module, Callable[[nn.Module], Tensor]]
+Batches = list[dict[str, Tensor]]
+Subject = tuple[str, nn.Module, Callable[[nn.Module], Tensor], Batches]
 
 
 def main() -> None:
     options = parse()
     print(f"{'model':6}{'scheme':24}{'bits':>7}{'spearman':>11}{'1 - rho':>11}")
-    for name, model, embeddings in subjects(options):
+    for name, model, embeddings, calibration in subjects(options):
         reference = embeddings(model)
         for scheme in options.schemes:
+            if scheme in CALIBRATED and not calibration:
+                print(f"{name:6}{scheme:24}skipped: set HF_RMT_DATA to a folder with data/")
+                continue
             changed = copy.deepcopy(model)
-            bits = apply_scheme(scheme, changed)
+            bits = apply_scheme(scheme, changed, calibration)
             rho = similarity_spearman(embeddings(changed), reference)
             print(f"{name:6}{scheme:24}{bits:7.2f}{rho:11.6f}{1 - rho:11.2e}", flush=True)
 
 
 def parse() -> argparse.Namespace:
-    schemes = [*OURS, *PLAIN, *SVD]
+    schemes = [*OURS, *PLAIN, *SVD, *CALIBRATED]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("bert", "vit", "both"), default="both")
     parser.add_argument("--sentences", type=int, default=300)
     parser.add_argument("--images", type=int, default=150)
+    parser.add_argument("--calibration", type=int, default=512, help="sentences, or half as images")
     parser.add_argument("--schemes", nargs="+", default=schemes, choices=schemes, metavar="SCHEME")
     return parser.parse_args()
 
@@ -72,22 +86,23 @@ def parse() -> argparse.Namespace:
 def subjects(options: argparse.Namespace) -> Iterator[Subject]:
     data = os.environ.get("HF_RMT_DATA")
     if options.model in ("bert", "both"):
-        yield bert(sentences(data, options.sentences))
+        others = sentences(data, options.calibration, "train") if data else []
+        yield bert(sentences(data, options.sentences), others)
     if options.model in ("vit", "both"):
         if data:
-            yield vit(Path(data), options.images)
+            yield vit(Path(data), options.images, options.calibration // 2)
         else:
             print("vit   skipped: set HF_RMT_DATA to a folder with data/ and models/")
 
 
-def sentences(data: str | None, count: int) -> list[str]:
+def sentences(data: str | None, count: int, split: str = "dev") -> list[str]:
     if data is None:
         return list(SENTENCES)
-    lines = (Path(data) / "data/sst2/dev.tsv").read_text(encoding="utf-8").splitlines()
+    lines = (Path(data) / f"data/sst2/{split}.tsv").read_text(encoding="utf-8").splitlines()
     return [line.split("\t")[0] for line in lines[1 : count + 1]]
 
 
-def bert(texts: list[str]) -> Subject:
+def bert(texts: list[str], others: list[str]) -> Subject:
     path = demo_model_path()
     tokenizer = AutoTokenizer.from_pretrained(path)
     batches = [texts[start : start + 50] for start in range(0, len(texts), 50)]
@@ -95,29 +110,45 @@ def bert(texts: list[str]) -> Subject:
     def embeddings(model: nn.Module) -> Tensor:
         return torch.cat([embed(model, tokenizer, batch) for batch in batches])
 
-    return "bert", AutoModel.from_pretrained(path), embeddings
+    calibration = [
+        dict(tokenizer(others[start : start + 32], padding=True, return_tensors="pt"))
+        for start in range(0, len(others), 32)
+    ]
+    return "bert", AutoModel.from_pretrained(path), embeddings, calibration
 
 
-def vit(data: Path, count: int) -> Subject:
-    raw = np.load(data / "data/cifar10/cifar10_subset.npz")["test_x"][:count]
-    images = torch.from_numpy(raw).permute(0, 3, 1, 2) / 255
-    images = nn.functional.interpolate(images, size=(224, 224), mode="bicubic", antialias=True)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
-    batches = ((images - mean) / std).split(25)
+def vit(data: Path, count: int, others: int) -> Subject:
+    raw = np.load(data / "data/cifar10/cifar10_subset.npz")
+    batches = pixels(raw["test_x"][:count])
+    calibration = [{"pixel_values": batch} for batch in pixels(raw["train_x"][:others])]
 
     @torch.inference_mode()
     def embeddings(model: nn.Module) -> Tensor:
         return torch.cat([model(pixel_values=b).last_hidden_state[:, 0] for b in batches])
 
     path = data / "models/dinov2-small"
-    return "vit", AutoModel.from_pretrained(path, dtype=torch.float32), embeddings
+    model = AutoModel.from_pretrained(path, dtype=torch.float32)
+    return "vit", model, embeddings, calibration
 
 
-def apply_scheme(scheme: str, model: nn.Module) -> float:
+def pixels(raw: np.ndarray) -> tuple[Tensor, ...]:
+    images = torch.from_numpy(raw).permute(0, 3, 1, 2) / 255
+    images = nn.functional.interpolate(images, size=(224, 224), mode="bicubic", antialias=True)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
+    return ((images - mean) / std).split(25)
+
+
+def apply_scheme(scheme: str, model: nn.Module, calibration: Batches) -> float:
     """Change the model's weights; returns bits per weight over the changed layers."""
+    if scheme in CALIBRATED:
+        size = SIZES.get(scheme)
+        config = CALIBRATED[scheme]
+        return hf_rmt.compress(
+            model, config, calibration=calibration, size=size
+        ).plan.bits_per_weight
     if scheme in OURS:
         return hf_rmt.compress(model, OURS[scheme]).plan.bits_per_weight
-    names = compressible_linears(model, RMTConfig())
+    names = compressible_layers(model, RMTConfig())
     weights = [model.get_submodule(name).weight for name in names]
     bits = 0.0
     for weight in weights:

@@ -16,16 +16,19 @@ from torch import Tensor, distributed
 from tqdm.auto import tqdm
 
 from hf_rmt.compression import CompressedWeight, compress_weight, compression_report
-from hf_rmt.nn import SpikedLinear
+from hf_rmt.nn.matrices import matrix_shape, set_matrix, spiked_like, weight_matrix
 from hf_rmt.plan import LayerPlan
 from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
+from hf_rmt.spectra import SpectrumFit
 
 Item = TypeVar("Item")
 Outcome = tuple[Any, dict[str, Tensor]]
 """What work on one item gives: anything that can be pickled, and tensors by name."""
 Decide = Callable[[str, Tensor, CompressionSettings], CompressedWeight]
 
+SHIFT = "bias_shift"
+"""Name of what a layer's bias gains, among the tensors of a decision."""
 EIGEN_COST = 8
 """Time of an eigendecomposition over p^3 in units of that of a Gram matrix over N p^2."""
 
@@ -130,71 +133,116 @@ def compress_shared(
     dry_run: bool = False,
     decide: Decide = compress_weight,
 ) -> CompressionReport:
-    """Compress linear layers of a model in place, the layers shared out over the processes.
+    """Compress layers of a model in place, and report; see `decide_shared`."""
+    decisions = decide_shared(model, names, settings, dry_run=dry_run, decide=decide)
+    return compression_report(decisions, model)
+
+
+def decide_shared(
+    model: Any,
+    names: Sequence[str],
+    settings: CompressionSettings,
+    *,
+    dry_run: bool = False,
+    decide: Decide = compress_weight,
+) -> list[tuple[LayerPlan, SpectrumFit | None]]:
+    """Compress layers of a model in place, the layers shared out over the processes.
 
     On one process there is one weight in flight at a time.
 
     Args:
         model: Any module with its weights in memory, the same on every process.
-        names: Linear layers, as `select_linears` gives them.
+        names: Layers with a matrix, as `select_layers` gives them.
         settings: What the user asked for.
         dry_run: Only plan; the model is not changed.
         decide: What happens to one weight.
 
     Returns:
-        The plan with latencies measured on this process, and the fitted spectra.
+        The plan of each layer, with its fitted spectrum.
 
     Raises:
         RuntimeError: On every process, if one of them failed.
     """
 
     def work(name: str) -> Outcome:
-        weight = model.get_submodule(name).weight.detach()
+        weight = weight_matrix(model.get_submodule(name))
         result = decide(name, weight, settings)
-        return (result.plan, result.fit), {} if dry_run else _stored(result, weight)
+        return (result.plan, result.fit), {} if dry_run else stored_tensors(result, weight)
 
-    weights = [model.get_submodule(name).weight for name in names]
-    costs = [matrix_cost(weight.shape) for weight in weights]
-    device = weights[0].device if weights else "cpu"
+    layers = [model.get_submodule(name) for name in names]
+    costs = [matrix_cost(matrix_shape(layer)) for layer in layers]
+    device = layers[0].weight.device if layers else "cpu"
     decisions = []
     outcomes = share(work, names, costs, device=device)
     title = "Planning" if dry_run else "Compressing"
-    for decision, tensors in tqdm(outcomes, title, len(names), disable=_is_silent()):
+    for decision, tensors in tqdm(outcomes, title, len(names), disable=is_silent()):
         decisions.append(decision)
         if not dry_run:
-            _put(model, decision[0], tensors)
-    return compression_report(decisions, next(model.parameters()))
+            replace_layer(model, decision[0], tensors)
+    return decisions
 
 
-def _stored(result: CompressedWeight, weight: Tensor) -> dict[str, Tensor]:
-    """Tensors of the layer that was decided on; none for one that stays as it is."""
+def stored_tensors(result: CompressedWeight, weight: Tensor) -> dict[str, Tensor]:
+    """Tensors of the layer that was decided on for a matrix; none for one that stays as it is."""
     if result.plan.compressed:
-        return dict(result.module(weight, None).state_dict())
-    return {} if result.filtered is None else {"weight": result.filtered}
+        layer = result.module(weight, None)
+        return dict(layer.state_dict()) | _bias_shift(result, weight, layer.dense)
+    if result.filtered is None:
+        return {}
+    return {"weight": result.filtered} | _bias_shift(result, weight, result.filtered.clone)
 
 
-def _put(model: Any, plan: LayerPlan, tensors: dict[str, Tensor]) -> None:
-    """Replace a linear, or its weight, by the tensors of a decision."""
-    linear = model.get_submodule(plan.name)
+def _bias_shift(
+    result: CompressedWeight, weight: Tensor, new: Callable[[], Tensor]
+) -> dict[str, Tensor]:
+    """What the bias gains so that the mean output stays, (W - W') E[x], where E[x] is known."""
+    if result.mean_input is None:
+        return {}
+    return {SHIFT: (weight.float() - new().float()) @ result.mean_input.float()}
+
+
+def replace_layer(model: Any, plan: LayerPlan, tensors: dict[str, Tensor]) -> None:
+    """Replace a dense layer, or its weight, by the tensors of a decision; its bias stays."""
+    dense = model.get_submodule(plan.name)
+    if (shift := tensors.pop(SHIFT, None)) is not None:
+        dense.bias.data.add_(shift)
     if not plan.compressed:
         if tensors:
-            linear.weight.data.copy_(tensors["weight"])
+            set_matrix(dense, tensors["weight"])
         return
-    layer = SpikedLinear(
-        linear.in_features,
-        linear.out_features,
-        plan.rank,
-        noise=plan.noise,
-        bias=False,
-        device="meta",
-        dtype=linear.weight.dtype,
-    )
+    layer = spiked_like(dense, plan.rank, plan.noise, device="meta")
+    layer.bias = None
     layer.load_state_dict(tensors, assign=True)
-    layer.bias = linear.bias
-    model.set_submodule(plan.name, layer.train(linear.training))
+    layer.bias = dense.bias
+    model.set_submodule(plan.name, layer)
 
 
-def _is_silent() -> bool | None:
+def together(work: Callable[[], Outcome]) -> tuple[list[Any], dict[str, Tensor]]:
+    """Do the same on every process with its own data, and have the sums of the tensors on all.
+
+    Args:
+        work: Gives tensors of the same names and shapes on every process.
+
+    Returns:
+        What is plain of every process, and the sums, equal on every process bit for bit.
+
+    Raises:
+        RuntimeError: On every process, if the work failed on one; its message says where.
+    """
+    if n_processes() == 1:
+        plain, tensors = work()
+        return [plain], tensors
+    own, failure = _own_outcomes(lambda _: work(), ["all processes"])
+    header = (_message(failure), own[0][0] if own else None)
+    headers: list[Any] = [None] * n_processes()
+    distributed.all_gather_object(headers, header)
+    _raise_for_all([message for message, _ in headers], failure)
+    for tensor in own[0][1].values():
+        distributed.all_reduce(tensor)
+    return [plain for _, plain in headers], own[0][1]
+
+
+def is_silent() -> bool | None:
     """Whether to hide the progress bar: on all processes but the first, or as tqdm thinks."""
     return True if n_processes() > 1 and distributed.get_rank() > 0 else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 
 from hf_rmt.compression import analyze_layers, warn_of_loss
+from hf_rmt.integrations.calibrated import compress_calibrated
 from hf_rmt.integrations.config import RMTConfig
 from hf_rmt.integrations.distributed import compress_shared
 from hf_rmt.integrations.loader import densify
-from hf_rmt.integrations.quantizer import RMTQuantizer, compressible_linears
+from hf_rmt.integrations.quantizer import RMTQuantizer, compressible_layers
 from hf_rmt.integrations.saving import hub_id, install_saving, uninstall_saving
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.report import CompressionReport, SpectralReport
@@ -24,29 +26,53 @@ ModelOrPath = nn.Module | str | PathLike[str]
 
 
 def analyze(
-    model_or_path: ModelOrPath, *, target_modules: list[str] | str | None = None
+    model_or_path: ModelOrPath,
+    *,
+    target_modules: list[str] | str | None = None,
+    method: str = "pdb",
+    rank: int | None = None,
+    energy: float | None = None,
+    fraction: float | None = None,
 ) -> SpectralReport:
-    """Fit the double bulk model to every attention and MLP weight of a model.
+    """Fit the double bulk model, or another, to every attention and MLP weight of a model.
 
     Args:
         model_or_path: A loaded model, a folder or a Hub id.
-        target_modules: Which linear layers, as in `RMTConfig`.
+        target_modules: Which layers, as in `RMTConfig`.
+        method: How signal and noise are told apart, as in `RMTConfig`.
+        rank: What `svd` and `slr` keep, as in `RMTConfig`.
+        energy: The same by energy.
+        fraction: The same by the number of directions, or of entries.
 
     Returns:
         The spectra: a table when printed, plots, JSON and CSV.
 
     Raises:
-        ValueError: If a target matches nothing.
+        ValueError: If a target matches nothing, or the method is unknown or told too much or too
+            little.
         OSError: If the path or id cannot be loaded.
     """
+    settings = RMTConfig(
+        method=method,
+        rank=rank,
+        energy=energy,
+        fraction=fraction,
+        noise="drop",
+        target_modules=target_modules,
+    )
     model = load_if_path(model_or_path)
     compressed = [name for name, part in model.named_modules() if isinstance(part, SpikedLinear)]
-    names = compressed or compressible_linears(model, RMTConfig(target_modules=target_modules))
-    return analyze_layers(model, names)
+    names = compressed or compressible_layers(model, settings)
+    return analyze_layers(model, names, settings)
 
 
 def compress(
-    model: nn.Module, config: RMTConfig | None = None, *, dry_run: bool = False
+    model: nn.Module,
+    config: RMTConfig | None = None,
+    *,
+    dry_run: bool = False,
+    calibration: Iterable[Mapping[str, Any]] | None = None,
+    size: float | None = None,
 ) -> CompressionReport:
     """Compress a loaded model in place.
 
@@ -58,18 +84,31 @@ def compress(
         model: A model with its weights in memory.
         config: What to do; the default keeps the outputs.
         dry_run: Only plan: ranks, energies, bits and latencies. The model is not changed.
+        calibration: Batches of the model's arguments, such as a few hundred tokenized sentences,
+            gone through several times; an iterator is read into memory. Signal and noise are then
+            split to lessen the error of the layers' outputs on them, and biases keep the mean
+            outputs. Labels are not needed, padding is left out.
+        size: Only with calibration and `noise="drop"`: the share of the layers' parameters to
+            keep, in (0, 1]. Ranks are shared out over the layers by what each direction is worth
+            to the model's outputs, in place of what the method finds.
 
     Returns:
         What was, or would be, done.
 
     Raises:
-        TypeError: If the model is not a module or the config no `RMTConfig`.
-        ValueError: If the model is quantized already, or nothing can be compressed.
+        TypeError: If the model is not a module, the config no `RMTConfig` or a batch no mapping.
+        ValueError: If the model is quantized already, nothing can be compressed, calibration
+            holds no batch or is not finite, or options contradict each other.
     """
     config = copy.deepcopy(config) if config is not None else RMTConfig()
     check_compressible(model, config)
-    names = compressible_linears(model, config)
-    report = compress_shared(model, names, config, dry_run=dry_run)
+    names = compressible_layers(model, config)
+    if calibration is not None:
+        report = compress_calibrated(model, names, config, calibration, size=size, dry_run=dry_run)
+    elif size is None:
+        report = compress_shared(model, names, config, dry_run=dry_run)
+    else:
+        raise ValueError(f"size={size} shares ranks out by calibration; pass calibration=batches")
     if not dry_run:
         warn_of_loss(report.plan)
         if isinstance(model, PreTrainedModel):

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_rmt import RMTConfig, SpikedLinear, compress
 from hf_rmt.integrations.distributed import assign, compress_shared, matrix_cost, share
-from hf_rmt.integrations.quantizer import compressible_linears
+from hf_rmt.integrations.quantizer import compressible_layers
 from tests.integrations import distributed_worker
 from tests.integrations.models import tiny_model
 from tests.integrations.training import sentences
@@ -96,7 +96,7 @@ def test_compressing_shared_is_compressing(noise: str) -> None:
     alone, shared = tiny_model("bert"), tiny_model("bert")
     config = RMTConfig(noise=noise, modules_to_not_convert=["key"])
     expected = compress(alone, config).plan.to_dict()
-    found = compress_shared(shared, compressible_linears(shared, config), config).plan.to_dict()
+    found = compress_shared(shared, compressible_layers(shared, config), config).plan.to_dict()
     for name, entry in expected.items():
         assert found[name] | {"latency": 0} == entry | {"latency": 0}
     states = alone.state_dict(), shared.state_dict()
@@ -108,7 +108,7 @@ def test_a_layer_whose_factors_would_be_larger_stays_dense_and_loses_its_noise()
     alone, shared = tiny_model("bert"), tiny_model("bert")
     config = RMTConfig(noise="drop", noise_removal=0.1)
     compress(alone, config)
-    compress_shared(shared, compressible_linears(shared, config), config)
+    compress_shared(shared, compressible_layers(shared, config), config)
     name = "encoder.layer.0.attention.self.query"
     assert type(shared.get_submodule(name)) is nn.Linear
     assert torch.equal(alone.get_submodule(name).weight, shared.get_submodule(name).weight)
@@ -120,7 +120,7 @@ def test_a_layer_whose_factors_would_be_larger_stays_dense_and_loses_its_noise()
 def test_a_shared_layer_keeps_the_bias_parameter_and_the_mode() -> None:
     model, config = tiny_model("bert").eval(), RMTConfig()
     bias = model.encoder.layer[0].output.dense.bias
-    compress_shared(model, compressible_linears(model, config), config)
+    compress_shared(model, compressible_layers(model, config), config)
     layer = model.encoder.layer[0].output.dense
     assert isinstance(layer, SpikedLinear)
     assert layer.bias is bias
@@ -130,7 +130,7 @@ def test_a_shared_layer_keeps_the_bias_parameter_and_the_mode() -> None:
 
 def test_planning_changes_nothing() -> None:
     model, config = tiny_model("bert"), RMTConfig(noise="drop")
-    report = compress_shared(model, compressible_linears(model, config), config, dry_run=True)
+    report = compress_shared(model, compressible_layers(model, config), config, dry_run=True)
     state = tiny_model("bert").state_dict()
     assert len(report.plan.compressed) == 6
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -142,7 +142,7 @@ def test_two_processes_end_with_what_one_computes_bit_for_bit(processes: Any) ->
         model, config = tiny_model("t5"), RMTConfig(noise=noise)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        compress_shared(model, compressible_linears(model, config), config)
+        compress_shared(model, compressible_layers(model, config), config)
         torch.set_num_threads(threads)
         for key, value in model.state_dict().items():
             assert all(torch.equal(part[f"{noise}.{key}"], value) for part in tensors), key
