@@ -20,10 +20,24 @@ if TYPE_CHECKING:
     from hf_rmt.integrations.lora import extract_adapter
     from hf_rmt.integrations.lora_targets import lora_targets
     from hf_rmt.integrations.model import analyze, compress, export_dense
-    from hf_rmt.nn import SpikedLinear
+    from hf_rmt.integrations.search import SearchResult, search
+    from hf_rmt.integrations.updates import filter_update
+    from hf_rmt.nn import (
+        LatentTernaryLinear,
+        SpikedConv2d,
+        SpikedLinear,
+        StepActivation,
+        TernaryLinear,
+    )
     from hf_rmt.plan import CompressionPlan, LayerPlan
     from hf_rmt.report import CompressionReport, SpectralReport
-    from hf_rmt.spectra import DoubleBulk, MarchenkoPastur, SpectrumFit, fit_double_bulk
+    from hf_rmt.spectra import (
+        DoubleBulk,
+        MarchenkoPastur,
+        SpectrumFit,
+        fit_double_bulk,
+        fit_unit_bulk,
+    )
 
 __version__ = "0.1.0"
 
@@ -34,8 +48,15 @@ _HOMES = {
     "compress": "hf_rmt.integrations.model",
     "export_dense": "hf_rmt.integrations.model",
     "extract_adapter": "hf_rmt.integrations.lora",
+    "filter_update": "hf_rmt.integrations.updates",
     "lora_targets": "hf_rmt.integrations.lora_targets",
+    "SearchResult": "hf_rmt.integrations.search",
+    "search": "hf_rmt.integrations.search",
+    "LatentTernaryLinear": "hf_rmt.nn",
+    "SpikedConv2d": "hf_rmt.nn",
     "SpikedLinear": "hf_rmt.nn",
+    "StepActivation": "hf_rmt.nn",
+    "TernaryLinear": "hf_rmt.nn",
     "CompressionPlan": "hf_rmt.plan",
     "LayerPlan": "hf_rmt.plan",
     "CompressionReport": "hf_rmt.report",
@@ -44,6 +65,7 @@ _HOMES = {
     "MarchenkoPastur": "hf_rmt.spectra",
     "SpectrumFit": "hf_rmt.spectra",
     "fit_double_bulk": "hf_rmt.spectra",
+    "fit_unit_bulk": "hf_rmt.spectra",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -94,22 +94,25 @@ HALF_WIDTH = 1.05 * max(abs(x) for point in SPIRAL for x in point)
 _TABLES: dict[tuple[int, torch.device], Tensor] = {}
 
 
-def table(values: Sequence[object], device: torch.device) -> Tensor:
-    """A float32 tensor of constants, made once per device.
+def table(
+    values: Sequence[object], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A tensor of constants, made once per device.
 
     Args:
         values: The constants, nested as the tensor shall be; an object that lives for ever.
         device: Where they are wanted.
+        dtype: Always the same for the same object.
 
     Returns:
         The tensor; nobody may change it.
     """
     if torch.compiler.is_compiling():
-        return torch.tensor(values, device=device)
+        return torch.tensor(values, device=device, dtype=dtype)
     key = id(values), device
     if key not in _TABLES:
         with torch.inference_mode(False):
-            _TABLES[key] = torch.tensor(values, device=device, dtype=torch.float32)
+            _TABLES[key] = torch.tensor(values, device=device, dtype=dtype)
     return _TABLES[key]
 
 

@@ -1,0 +1,113 @@
+"""Activations that take a few values only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class StepActivation(nn.Module):
+    """s(x) = h_j - mean for t_j < x <= t_(j+1), with t_0 = -inf and t_(k+1) = inf.
+
+    One level b outside of [s_1, s_2] has heights (b, 0, b); two levels, b_1 outside of [r_1, r_4]
+    and b_2 inside of [r_2, r_3], have (b_1, 0, b_2, 0, b_1). At a threshold the value is that of
+    the piece on its left, as with `numpy.searchsorted`. The thresholds are compared and the mean
+    subtracted in the wider of x's dtype and the buffers'.
+
+    The gradient passes straight through to a surrogate: that of a smooth activation, such as the
+    one which the steps match; or, without one, of the steps smoothed by triangles of half width
+    `width`, sum_j (h_j - h_(j-1)) max(0, 1 - |x - t_j| / width) / width.
+
+    Args:
+        thresholds: t_1 < ... < t_k, finite.
+        heights: h_0 .. h_k, one more than thresholds.
+        mean: What is subtracted, E h under the distribution of the inputs.
+        surrogate: A differentiable function of a tensor, used for its gradient only; or None.
+        width: Half width of the triangles, > 0, in units of x.
+        device: Of the buffers.
+        dtype: Of the buffers.
+
+    Raises:
+        ValueError: If numbers are missing, not finite or out of order.
+
+    Examples:
+        >>> StepActivation([-1.0, 1.0], [2.0, 0.0, 2.0], mean=0.5)(torch.tensor([-3.0, 0.0, 1.0]))
+        tensor([ 1.5000, -0.5000, -0.5000])
+    """
+
+    thresholds: Tensor
+    heights: Tensor
+    mean: Tensor
+
+    def __init__(
+        self,
+        thresholds: Sequence[float],
+        heights: Sequence[float],
+        *,
+        mean: float = 0.0,
+        surrogate: Callable[[Tensor], Tensor] | None = None,
+        width: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check(thresholds, heights, mean, width)
+        for name, value in (("thresholds", thresholds), ("heights", heights), ("mean", mean)):
+            self.register_buffer(name, torch.tensor(value, device=device, dtype=_dtype(dtype)))
+        self.surrogate, self.width = surrogate, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The steps of x, any shape; the result has the dtype of x."""
+        steps = self._steps(x.detach())
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return steps
+        smooth = self._smoothed(x) if self.surrogate is None else self.surrogate(x)
+        # A zero that carries the gradient, not smooth + (steps - smooth), which would round.
+        return steps + (smooth - smooth.detach()).to(steps.dtype)
+
+    def _steps(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, self.heights.dtype)
+        wide, values = x.to(dtype), self.heights.to(dtype) - self.mean.to(dtype)
+        steps = values[0].expand_as(wide)
+        for threshold, value in zip(self.thresholds.to(dtype), values[1:], strict=True):
+            steps = torch.where(wide > threshold, value, steps)
+        return steps.to(x.dtype)
+
+    def _smoothed(self, x: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for threshold, jump in zip(self.thresholds, self.heights.diff(), strict=True):
+            u = ((x - threshold) / self.width).clamp(-1, 1)
+            total = total + jump * (u - u * u.abs() / 2)
+        return total
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the activation."""
+        thresholds, heights = self.thresholds.tolist(), self.heights.tolist()
+        return f"thresholds={thresholds}, heights={heights}, mean={self.mean.item():g}"
+
+
+def _dtype(dtype: torch.dtype | None) -> torch.dtype:
+    return torch.get_default_dtype() if dtype is None else dtype
+
+
+def _check(
+    thresholds: Sequence[float], heights: Sequence[float], mean: float, width: float
+) -> None:
+    if len(heights) != len(thresholds) + 1:
+        raise ValueError(
+            f"{len(thresholds)} thresholds bound {len(thresholds) + 1} pieces, got "
+            f"{len(heights)} heights"
+        )
+    if not all(math.isfinite(value) for value in (*thresholds, *heights, mean)):
+        raise ValueError(
+            f"thresholds, heights and mean must be finite, got {list(thresholds)}, "
+            f"{list(heights)} and {mean}"
+        )
+    if any(low >= high for low, high in pairwise(thresholds)):
+        raise ValueError(f"thresholds must increase, got {list(thresholds)}")
+    if not width > 0:
+        raise ValueError(f"width must be positive, got {width}")

@@ -1,0 +1,270 @@
+"""A linear layer with weights in {-1, 0, 1}, packed and frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hf_rmt.nn.integer import integer_linear, runs_on_integers
+from hf_rmt.nn.trits import (
+    SCALES,
+    check_choice,
+    from_fifths,
+    pack_trits,
+    ternarize,
+    to_fifths,
+    unpack_trits,
+)
+
+LAYOUTS = ("packed", "int8")
+FEW_TOKENS = 64
+"""Up to so many, unpacking to int8 and three products of digits beat unpacking to float."""
+
+
+class TernaryLinear(nn.Module):
+    """y = x (s T)' + bias, T in {-1, 0, 1} packed and frozen, s a scale.
+
+    The buffer `weight` holds T as int8, which no cast of the model touches, in a shape which no
+    plain linear loads: five entries a byte, shape (ceil(out in / 5),), in the state dict and until
+    the first use; from then on four, shape (1, ceil(out in / 4)), which unpack faster. Only the
+    bias trains; to train the weight see `LatentTernaryLinear`.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Whether there is a bias.
+        scale: One scale a `row`, or one for the `tensor`.
+        layout: `packed` unpacks in every forward; outputs are those of the dense layer up to the
+            rounding of its dtype. `int8` keeps an unpacked copy for speed: a byte a weight and, on
+            a CPU with integer dot products (VNNI), inputs rounded to 16 bits of the largest entry
+            of their row, which moves outputs by some 1e-4 of their spread at most; elsewhere and
+            for the smallest layers a copy in the dtype of the scales. Not part of the state.
+        device: Of the tensors, which are empty until a state dict fills them.
+        dtype: Of the scales and the bias.
+
+    Raises:
+        ValueError: If scale or layout is unknown.
+
+    Examples:
+        >>> layer = TernaryLinear.from_linear(nn.Linear(6, 2))
+        >>> layer.dense().shape, layer.weight.shape
+        (torch.Size([2, 6]), torch.Size([1, 3]))
+    """
+
+    weight: Tensor
+    scale: Tensor
+    unpacked: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        scale: str = "row",
+        layout: str = "packed",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("scale", scale, SCALES)
+        self.in_features, self.out_features = in_features, out_features
+        codes = torch.zeros(-(-self._size // 5), dtype=torch.int8, device=device)
+        self.register_buffer("weight", codes)
+        rows = out_features if scale == "row" else 1
+        self.register_buffer("scale", torch.zeros(rows, device=device, dtype=dtype))
+        self.register_buffer("unpacked", None, persistent=False)
+        zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
+        self.bias = None if zeros is None else nn.Parameter(zeros)
+        self.layout = layout
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        sparsity: float | None = None,
+        scale: str = "row",
+        layout: str = "packed",
+    ) -> TernaryLinear:
+        """The ternary layer nearest to a dense one.
+
+        Args:
+            linear: The layer; it is not changed. Its bias is shared, not copied.
+            sparsity: Share of zeros, in [0, 1]; None for that of least squared error.
+            scale: One scale a `row`, or one for the `tensor`.
+            layout: As in the constructor.
+
+        Returns:
+            The layer, on the device and in the dtype of the linear.
+
+        Raises:
+            ValueError: If an option is out of range, or a weight is nan or infinite.
+        """
+        weight = linear.weight.detach()
+        signs, scales = ternarize(weight, sparsity=sparsity, scale=scale)
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            scale=scale,
+            layout=layout,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        layer.weight = pack_trits(signs)
+        layer.scale.copy_(scales)
+        layer.bias = linear.bias
+        return layer.train(linear.training)
+
+    @classmethod
+    def random(
+        cls,
+        in_features: int,
+        out_features: int,
+        sparsity: float,
+        seed: int,
+        *,
+        layout: str = "packed",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> TernaryLinear:
+        """A layer of iid weights, P(0) = e and P(+-1 / sqrt(1 - e)) = (1 - e) / 2.
+
+        They have mean 0 and variance 1, as the theory of wide networks wants them, and no bias.
+
+        Args:
+            in_features: Width of the input.
+            out_features: Width of the output.
+            sparsity: e, in [0, 1).
+            seed: Of the weights, which are the same on every device.
+            layout: As in the constructor.
+            device: Of the layer.
+            dtype: Of the scale.
+
+        Returns:
+            The layer.
+
+        Raises:
+            ValueError: If an option is out of range.
+        """
+        if not 0 <= sparsity < 1:
+            raise ValueError(f"sparsity must lie in [0, 1) for random weights, got {sparsity}")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        layer = cls(in_features, out_features, bias=False, scale="tensor", layout=layout, **factory)
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(layer._size, generator=generator, dtype=torch.float64, device="cpu")
+        signs = (uniform >= (1 + sparsity) / 2).char() - (uniform < (1 - sparsity) / 2).char()
+        layer.weight = pack_trits(signs).to(layer.weight.device)
+        layer.scale.fill_(1 / math.sqrt(1 - sparsity))
+        return layer
+
+    @property
+    def layout(self) -> str:
+        """How the weight lies in memory, one of `LAYOUTS`; may be set at any time."""
+        return self._layout
+
+    @layout.setter
+    def layout(self, layout: str) -> None:
+        check_choice("layout", layout, LAYOUTS)
+        self._layout = layout
+        self.unpacked = None
+
+    @property
+    def _size(self) -> int:
+        return self.in_features * self.out_features
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight s T as a tensor of shape (out, in).
+
+        Args:
+            dtype: Of the result; None for that of the scales.
+        """
+        dtype = dtype or self.scale.dtype
+        return self._signs().to(dtype).mul_(self.scale.to(dtype)[:, None])
+
+    def to_linear(self) -> nn.Linear:
+        """The plain linear layer that computes the same; the bias is shared."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
+        linear.weight = nn.Parameter(self.dense())
+        linear.register_parameter("bias", self.bias)
+        return linear.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to x of shape (..., in); the result has the dtype of x."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return self._product(x, bias)
+        product = _TernaryProduct.apply(x, self)
+        return product if bias is None else product + bias
+
+    def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        shape = self.out_features, self.in_features
+        fast = self._layout == "int8"
+        tokens = x.numel() // max(1, self.in_features)
+        if (fast or 0 < tokens <= FEW_TOKENS) and runs_on_integers(x, shape):
+            signs = self._kept(torch.int8) if fast else self._signs()
+            digits = 3 if x.dtype == torch.float32 and not fast else 2
+            rows = x.reshape(tokens, self.in_features)
+            product = integer_linear(rows, signs, self.scale, bias, digits=digits)
+            return product.view(*x.shape[:-1], self.out_features)
+        weight = self._kept(self.scale.dtype).to(x.dtype) if fast else self.dense(x.dtype)
+        return functional.linear(x, weight, bias)
+
+    def _signs(self) -> Tensor:
+        shape = self.out_features, self.in_features
+        if self.weight.dim() == 1:
+            with torch.inference_mode(False):  # or the buffer could never be written again
+                self.weight = pack_trits(from_fifths(self.weight, shape))
+        return unpack_trits(self.weight, shape)
+
+    def _kept(self, dtype: torch.dtype) -> Tensor:
+        """The unpacked copy: T itself in int8, the dense weight in a floating dtype."""
+        kept = self.unpacked
+        if kept is None or kept.dtype != dtype:
+            kept = self.unpacked = self._signs() if dtype == torch.int8 else self.dense()
+        return kept
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight.dim() == 2:
+            destination[f"{prefix}weight"] = to_fifths(self._signs())
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}weight" in state_dict:
+            self.weight = self.weight.new_empty(-(-self._size // 5))
+        self.unpacked = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the layer."""
+        scale = "row" if len(self.scale) == self.out_features else "tensor"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, scale={scale!r}, layout={self._layout!r}"
+        )
+
+
+class _TernaryProduct(torch.autograd.Function):
+    """x (s T)', which unpacks the weight again for the gradient instead of keeping it."""
+
+    @staticmethod
+    def forward(x: Tensor, layer: TernaryLinear) -> Tensor:
+        return layer._product(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, TernaryLinear], output: Tensor) -> None:
+        ctx.layer = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.layer.dense(gradient.dtype), None
