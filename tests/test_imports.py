@@ -21,6 +21,7 @@ def run(script: str) -> str:
     [
         ("hf_rmt", set()),
         ("hf_rmt.spectra", set()),
+        ("hf_rmt.kernels", set()),
         ("hf_rmt.plan", set()),
         ("hf_rmt.report", set()),
         ("hf_rmt.nn", {"torch"}),

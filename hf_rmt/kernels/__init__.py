@@ -1,0 +1,54 @@
+"""Mathematics of wide random networks: their kernels, and activations that leave them alone.
+
+The model, stated once. A layer maps x to s(W x) / sqrt d: W is d wide with iid entries of mean 0
+and variance 1, and s is centred, E s(tau xi) = 0, xi standard normal; the functions here subtract
+the mean themselves. The inputs are the rows of `data`, shape (samples, features), as they meet W:
+divided by sqrt p, so that x_i = (mu_a + C_a^{1/2} z_i) / sqrt p is one draw of a Gaussian mixture
+and tau_0^2 = mean tr C_a / p is the mean of |x|^2; X is the transpose of `data`. The scales climb
+as tau_l^2 = E s_l(tau_{l-1} xi)^2. The conjugate kernel (CK) is the expected Gram matrix of the
+last hidden layer, the neural tangent kernel (NTK) that of the gradients. As n and p grow together
+both depend on s through a few Gaussian moments only, and on W not at all.
+
+NumPy and SciPy in float64 only; nothing here knows torch.
+"""
+
+from hf_rmt.kernels.activations import ACTIVATIONS, resolve_activation
+from hf_rmt.kernels.equivalents import (
+    KernelCoefficients,
+    conjugate_kernel_equivalent,
+    kernel_coefficients,
+    ntk_equivalent,
+    single_layer_equivalent,
+)
+from hf_rmt.kernels.exact import Kernels, exact_kernels
+from hf_rmt.kernels.gaussian_moments import GaussianMoments, gaussian_moments
+from hf_rmt.kernels.matching import (
+    match_network,
+    match_step_activation,
+    match_ternary_activation,
+)
+from hf_rmt.kernels.problem import MatchedStep, NoMatchError
+from hf_rmt.kernels.statistics import MixtureStatistics, mixture_statistics
+from hf_rmt.kernels.steps import StepActivation
+
+__all__ = [
+    "ACTIVATIONS",
+    "GaussianMoments",
+    "KernelCoefficients",
+    "Kernels",
+    "MatchedStep",
+    "MixtureStatistics",
+    "NoMatchError",
+    "StepActivation",
+    "conjugate_kernel_equivalent",
+    "exact_kernels",
+    "gaussian_moments",
+    "kernel_coefficients",
+    "match_network",
+    "match_step_activation",
+    "match_ternary_activation",
+    "mixture_statistics",
+    "ntk_equivalent",
+    "resolve_activation",
+    "single_layer_equivalent",
+]

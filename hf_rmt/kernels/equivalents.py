@@ -1,0 +1,224 @@
+"""Deterministic equivalents of the kernels of wide networks, to leading and to next order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hf_rmt.kernels.activations import Activation, Array
+from hf_rmt.kernels.gaussian_moments import GaussianMoments, gaussian_moments
+from hf_rmt.kernels.next_order import evaluate, kernel_polynomials
+from hf_rmt.kernels.statistics import MixtureStatistics, check_data, mixture_statistics
+
+
+@dataclass(frozen=True)
+class KernelCoefficients:
+    """What the kernels of one layer keep of all activations up to it.
+
+    Args:
+        tau: tau_l, scale of the layer's outputs.
+        alpha: alpha_1 .. alpha_4 of the conjugate kernel.
+        beta: beta_1 .. beta_3 of the neural tangent kernel.
+        kappa: kappa_l, the square root of the NTK's diagonal; infinite after a jump.
+    """
+
+    tau: float
+    alpha: tuple[float, float, float, float]
+    beta: tuple[float, float, float]
+    kappa: float
+
+
+def kernel_coefficients(
+    activations: Sequence[Activation], *, tau: float
+) -> tuple[KernelCoefficients, ...]:
+    """alpha_1..4, beta_1..3, tau and kappa of the layers 0 .. L.
+
+    a1' = m1^2 a1, a2' = m1^2 a2 + m2^2 a4^2 / 4, a3' = m1^2 a3 + m2^2 a1^2 / 2, a4' = m3 a4;
+    b1' = a1' + m1^2 b1, b2' = a2' + m1^2 b2, b3' = a3' + m1^2 b3 + m2^2 a1 b1;
+    kappa'^2 = tau'^2 + kappa^2 E s'^2.
+
+    Args:
+        activations: One for each hidden layer.
+        tau: tau_0, root mean square norm of the inputs.
+
+    Returns:
+        L + 1 sets of coefficients, the first those of the inputs.
+
+    Source:
+        Gu et al., NeurIPS 2022, theorems 1 and 2.
+
+    Examples:
+        >>> round(kernel_coefficients(["relu"], tau=1.0)[-1].alpha[0], 12)
+        0.25
+    """
+    layers = [KernelCoefficients(tau, (1.0, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0), tau)]
+    for moments in layer_moments(activations, tau=tau):
+        layers.append(_next_layer(layers[-1], moments))
+    return tuple(layers)
+
+
+def layer_moments(activations: Sequence[Activation], *, tau: float) -> tuple[GaussianMoments, ...]:
+    """Moments of each layer's activation at the scale tau_{l-1} that the layers below give it.
+
+    Args:
+        activations: One for each hidden layer, at least one.
+        tau: tau_0, root mean square norm of the inputs.
+
+    Returns:
+        One set of moments for each layer.
+
+    Raises:
+        ValueError: If `activations` is a single name or empty.
+    """
+    if isinstance(activations, str) or not len(activations):
+        raise ValueError(
+            f"activations must be one for each hidden layer, got {activations!r}; pass a list"
+        )
+    layers: list[GaussianMoments] = []
+    for activation in activations:
+        layers.append(gaussian_moments(activation, tau=tau))
+        tau = layers[-1].tau_out
+    return tuple(layers)
+
+
+def _next_layer(below: KernelCoefficients, moments: GaussianMoments) -> KernelCoefficients:
+    m1, m2 = moments.m1**2, moments.m2**2
+    a1, a2, a3, a4 = below.alpha
+    b1, b2, b3 = below.beta
+    alpha = (m1 * a1, m1 * a2 + m2 * a4**2 / 4, m1 * a3 + m2 * a1**2 / 2, moments.m3 * a4)
+    beta = (alpha[0] + m1 * b1, alpha[1] + m1 * b2, alpha[2] + m1 * b3 + m2 * a1 * b1)
+    kappa = np.sqrt(moments.tau_out**2 + below.kappa**2 * moments.slope_second_moment)
+    return KernelCoefficients(moments.tau_out, alpha, beta, float(kappa))
+
+
+def conjugate_kernel_equivalent(
+    data: ArrayLike,
+    activations: Sequence[Activation],
+    *,
+    statistics: MixtureStatistics | None = None,
+    order: int = 1,
+    published: bool = False,
+) -> Array:
+    """K~_CK = a1 X'X + V A V' + (tau_L^2 - tau_0^2 a1) I of L wide layers.
+
+    V A V' = a2 v v' + a3 J T J' / p with v = J t / sqrt p + psi = |x|^2 - tau_0^2. The published
+    identity has - tau_0^4 a3 too: it belongs to X'X o X'X, whose diagonal V A V' does not have,
+    and with it the distance to the kernel tends to a3 tau_0^4, not to 0.
+
+    Args:
+        data: Inputs divided by sqrt p, shape (samples, features): the rows are the x_i.
+        activations: One for each hidden layer, centred here.
+        statistics: Of the mixture; None estimates them from the data as one class.
+        order: 1, the theorem, with an error of order sqrt(log p / p) in operator norm; 2 keeps
+            X'X o X'X, the diagonal and every term of the third degree: an error of order 1 / p.
+        published: The identity as published, order 1 only.
+
+    Returns:
+        The kernel, shape (samples, samples).
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Source:
+        Gu et al., NeurIPS 2022, theorem 1; order 2 is this package's.
+    """
+    return _equivalent(data, activations, statistics, order, published, tangent=False)
+
+
+def ntk_equivalent(
+    data: ArrayLike,
+    activations: Sequence[Activation],
+    *,
+    statistics: MixtureStatistics | None = None,
+    order: int = 1,
+    published: bool = False,
+) -> Array:
+    """K~_NTK = b1 X'X + V B V' + (kappa_L^2 - tau_0^2 b1) I of L wide layers.
+
+    Args:
+        data: Inputs divided by sqrt p, shape (samples, features).
+        activations: One for each hidden layer, without jumps.
+        statistics: Of the mixture; None estimates them from the data as one class.
+        order: 1 or 2, as for `conjugate_kernel_equivalent`.
+        published: The identity as published, with - tau_0^4 b3.
+
+    Returns:
+        The kernel, shape (samples, samples).
+
+    Raises:
+        ValueError: If an activation jumps (E s'^2 is infinite), or an argument is out of range.
+
+    Source:
+        Gu et al., NeurIPS 2022, theorem 2; order 2 is this package's.
+    """
+    return _equivalent(data, activations, statistics, order, published, tangent=True)
+
+
+def single_layer_equivalent(
+    data: ArrayLike, activation: Activation, *, statistics: MixtureStatistics | None = None
+) -> Array:
+    """K~ = d1 X'X + d2 V A V' + d0 I of one wide layer, A = [[t t' + 2 T, t], [t', 1]].
+
+    Args:
+        data: Inputs divided by sqrt p, shape (samples, features).
+        activation: Of the hidden layer.
+        statistics: Of the mixture; None estimates them from the data as one class.
+
+    Returns:
+        The kernel, shape (samples, samples).
+
+    Source:
+        Tiomoko Ali, Liao & Couillet, ICLR 2022, theorem 1.
+    """
+    inputs = check_data(data)
+    known = statistics or mixture_statistics(inputs)
+    moments = gaussian_moments(activation, tau=known.tau)
+    low_rank = _low_rank(known, moments.d2, 2 * moments.d2, inputs.shape[1])
+    return moments.d1 * inputs @ inputs.T + low_rank + moments.d0 * np.eye(len(inputs))
+
+
+def _equivalent(
+    data: ArrayLike,
+    activations: Sequence[Activation],
+    statistics: MixtureStatistics | None,
+    order: int,
+    published: bool,
+    *,
+    tangent: bool,
+) -> Array:
+    inputs = check_data(data)
+    known = statistics or mixture_statistics(inputs)
+    _check_options(order, published, len(inputs), len(known.psi))
+    layers = layer_moments(activations, tau=known.tau)
+    if tangent and not np.isfinite([layer.slope_second_moment for layer in layers]).all():
+        raise ValueError("an activation that jumps has no NTK: E s'^2 is infinite; take the CK")
+    gram = inputs @ inputs.T
+    if order == 2:
+        deviations = np.diag(gram) - known.tau**2
+        return evaluate(*kernel_polynomials(layers, tangent=tangent), gram, deviations)
+    top = kernel_coefficients(activations, tau=known.tau)[-1]
+    first, second, third = top.beta if tangent else top.alpha[:3]
+    identity = (top.kappa if tangent else top.tau) ** 2 - known.tau**2 * first
+    identity -= known.tau**4 * third if published else 0.0
+    low_rank = _low_rank(known, second, third, inputs.shape[1])
+    return first * gram + low_rank + identity * np.eye(len(gram))
+
+
+def _low_rank(known: MixtureStatistics, second: float, third: float, features: int) -> Array:
+    """V A V' with A = [[second t t' + third T, second t], [second t', second]]."""
+    deviations = known.classes @ known.traces / np.sqrt(features) + known.psi
+    classes = known.classes @ known.products @ known.classes.T / features
+    return second * np.outer(deviations, deviations) + third * classes
+
+
+def _check_options(order: int, published: bool, inputs: int, described: int) -> None:
+    if order not in (1, 2) or (published and order != 1):
+        raise ValueError(f"order must be 1 or 2, and 1 as published, got {order}")
+    if inputs != described:
+        raise ValueError(
+            f"statistics must describe the data's {inputs} inputs, got {described}; compute them "
+            "from the same data"
+        )

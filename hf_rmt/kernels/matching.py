@@ -1,0 +1,170 @@
+"""Step activations with the Gaussian moments of a given one, so that wide kernels agree."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from hf_rmt.kernels.activations import Activation, Array
+from hf_rmt.kernels.families import (
+    one_level_patterns,
+    published_patterns,
+    quantized_patterns,
+    sign_pattern,
+    ternary_patterns,
+)
+from hf_rmt.kernels.problem import (
+    ALL,
+    LINEAR,
+    MAX_LEVELS,
+    TOLERANCE,
+    WITHOUT_M3,
+    WITHOUT_TAU,
+    MatchedStep,
+    MatchingProblem,
+    matching_problem,
+)
+from hf_rmt.kernels.quantizer import quantized
+
+COARSE = 16
+"""Beyond as many levels the count goes up by 1/16 at a time."""
+NEAR = 1e-3
+"""Weight of what shall be near beside what shall be exact."""
+
+
+def match_step_activation(
+    activation: Activation,
+    *,
+    tau: float,
+    levels: int | None = 1,
+    step_tau: float | None = None,
+    published: bool = False,
+) -> MatchedStep:
+    """The step with the m1, m2, m3 of another activation and, from two levels on, its tau_out.
+
+    One level is b 1{x < s1 or x > s2} - mean. An activation with m2 = 0, such as tanh, needs
+    b 1{x > 0} - mean only: its m3 does not enter. More levels follow the activation and its
+    quadratic part, so that tau_out agrees too and the kernels do without a ridge.
+
+    Args:
+        activation: A name, a function on arrays, or a step.
+        tau: Scale of the activation's argument in its network, > 0.
+        levels: Distinct values less one; None takes the fewest that meet tau_out exactly.
+        step_tau: Scale of the step's argument in its own network; None for the same.
+        published: With levels=2, the last layer of the published code,
+            b 1{x < r1 or r2 < x <= r3 or x > r4} - mean, r4 = r3 + r2 - r1. It has no solution
+            unless at most 0.66 of the activation's variance is linear and quadratic.
+
+    Returns:
+        The step, its moments and its residual.
+
+    Raises:
+        NoMatchError: If no step of the family has the moments.
+        ValueError: If an argument lies outside its range.
+
+    Source:
+        Gu et al., NeurIPS 2022, algorithm 1; the match of tau with k levels is this package's.
+
+    Examples:
+        >>> step = match_step_activation("tanh", tau=1.0)
+        >>> step.thresholds, step.residual < 1e-8
+        ((0.0,), True)
+        >>> match_step_activation("relu", tau=1.0, levels=None).levels
+        7
+    """
+    problem = matching_problem(activation, tau, tau if step_tau is None else step_tau)
+    if levels is not None and not 1 <= levels <= MAX_LEVELS:
+        raise ValueError(f"levels must lie in [1, {MAX_LEVELS}] or be None, got {levels}")
+    if published:
+        if levels != 2:
+            raise ValueError(f"the published family has two levels, got {levels}; pass levels=2")
+        return problem.accept(problem.search(published_patterns(problem), WITHOUT_M3), levels)
+    if levels is None:
+        return _fewest(problem)
+    if levels > 1:
+        return problem.accept(
+            problem.search(quantized_patterns(problem, levels), _chosen(problem)), levels
+        )
+    if problem.is_odd:
+        return problem.accept(problem.search([sign_pattern(problem)], LINEAR), levels)
+    return problem.accept(problem.search(one_level_patterns(problem), WITHOUT_TAU), levels)
+
+
+def match_network(
+    activations: Sequence[Activation], *, tau: float, levels: int | None = 1
+) -> tuple[MatchedStep, ...]:
+    """Steps for every layer, each matched at the scale that the steps below it give.
+
+    With levels=1 the kernels agree up to a multiple of the identity. With None they agree
+    without it; that takes every layer, for above one-level steps of relu, gelu, silu or tanh no
+    step has the next tau_out. Steps for an activation with m2 = 0 do not carry its m3, which the
+    norms' part of the kernel (a2) needs if a later activation has m2 != 0.
+
+    Args:
+        activations: One for each hidden layer.
+        tau: tau_0, scale of the inputs, the same for both networks.
+        levels: As for `match_step_activation`.
+
+    Returns:
+        One step for each layer.
+
+    Raises:
+        NoMatchError: If an activation has no match.
+    """
+    steps: list[MatchedStep] = []
+    step_tau = tau
+    for activation in activations:
+        step = match_step_activation(activation, tau=tau, levels=levels, step_tau=step_tau)
+        steps.append(step)
+        tau, step_tau = step.target.tau_out, step.moments.tau_out
+    return tuple(steps)
+
+
+def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedStep:
+    """The b (1{x > s2} - 1{x <= s1}) - mean with d1, d2 and, where one exists, d0 of another.
+
+    d0 is a multiple of the identity, a ridge. Three values hold at most 0.83 of a variance in the
+    linear and quadratic part; where the activation has more there, as relu has, d0 comes out too
+    large by `identity_shift`, the least that the other two allow.
+
+    Args:
+        activation: A name, a function on arrays, or a step.
+        tau: Scale of its argument, > 0.
+
+    Returns:
+        The step; `residual` is that of d1 and d2, and of d0 where it matches.
+
+    Raises:
+        NoMatchError: If d1 and d2 have no match.
+
+    Source:
+        Tiomoko Ali, Liao & Couillet, ICLR 2022.
+    """
+    problem = matching_problem(activation, tau, tau)
+    starts = list(ternary_patterns(problem))
+    exact = problem.search(starts, WITHOUT_M3)
+    if exact[1] < TOLERANCE:
+        return problem.accept(exact, 2)
+    near = problem.search(starts, LINEAR + NEAR * (WITHOUT_M3 - LINEAR))[0]
+    return problem.accept(problem.search([near], LINEAR), 2)
+
+
+def _fewest(problem: MatchingProblem) -> MatchedStep:
+    """The fewest levels that meet every moment, counted up from the bound of the best quantiser."""
+    candidates = range(2, MAX_LEVELS + 1)
+
+    def share(levels: int) -> float:
+        return quantized(problem.quadratic, levels).share
+
+    bound = bisect_left(candidates, problem.needed_share, key=share)
+    levels = candidates[min(bound, len(candidates) - 1)]
+    while problem.needed_share < 1:
+        found = problem.search(quantized_patterns(problem, levels), _chosen(problem))
+        if found[1] < TOLERANCE or levels == MAX_LEVELS:
+            return problem.accept(found, levels)
+        levels = min(levels + 1 + levels // COARSE, MAX_LEVELS)
+    return problem.accept(problem.search(quantized_patterns(problem, 2), _chosen(problem)), 2)
+
+
+def _chosen(problem: MatchingProblem) -> Array:
+    return WITHOUT_M3 if problem.is_odd else ALL

@@ -1,0 +1,116 @@
+"""The next order: kernels as polynomials of degree 3 in the entries that are small.
+
+Off the diagonal K(i, j) is a function of g = x_i'x_j and of psi_i = |x_i|^2 - tau_0^2, psi_j, all
+of order p^{-1/2}. Dropping terms of degree 4 leaves an error of order 1/p in operator norm; the
+theorem keeps the terms of degree 2 or less that do not vanish in operator norm, and of the
+diagonal only its mean, with an error of order sqrt(log p / p).
+"""
+
+from __future__ import annotations
+
+from math import factorial
+
+import numpy as np
+
+from hf_rmt.kernels.activations import Array
+from hf_rmt.kernels.gaussian_moments import GaussianMoments
+
+DEGREE = 3
+Polynomial = dict[tuple[int, int, int], float]
+"""Coefficients by exponents of (g, psi_i, psi_j), total degree at most 3."""
+
+
+def kernel_polynomials(
+    layers: tuple[GaussianMoments, ...], *, tangent: bool
+) -> tuple[Polynomial, Polynomial]:
+    """The kernel off and on the diagonal, after the given layers.
+
+    A layer maps g to sum_k g^k / k! E s^(k)(u) E s^(k)(v), u of variance tau^2 + its deviation.
+
+    Args:
+        layers: Moments of each activation at its own scale.
+        tangent: The NTK instead of the CK.
+
+    Returns:
+        The polynomial off the diagonal, and the one on it, in psi_i only, constant included.
+
+    Examples:
+        >>> from hf_rmt.kernels import gaussian_moments
+        >>> off, on = kernel_polynomials((gaussian_moments("relu", tau=1.0),), tangent=False)
+        >>> round(off[1, 0, 0], 12), round(on[0, 0, 0] + 1 / (2 * np.pi), 12)
+        (0.25, 0.5)
+    """
+    cross: Polynomial = {(1, 0, 0): 1.0}
+    deviation: Polynomial = {(0, 1, 0): 1.0}
+    variance = layers[0].tau ** 2
+    tangent_cross, tangent_diagonal = cross, {(0, 0, 0): variance, **deviation}
+    for moments in layers:
+        slopes = _lifted(cross, deviation, moments, order=1)
+        slope_diagonal = _composed(moments.slope_slopes, deviation)
+        cross = _lifted(cross, deviation, moments, order=0)
+        deviation = _composed((0.0, *moments.variance_slopes[1:]), deviation)
+        variance = moments.tau_out**2
+        if tangent:
+            tangent_cross = _sum(cross, _product(tangent_cross, slopes))
+            tangent_diagonal = _sum(
+                _sum({(0, 0, 0): variance}, deviation), _product(tangent_diagonal, slope_diagonal)
+            )
+    if tangent:
+        return tangent_cross, tangent_diagonal
+    return cross, _sum({(0, 0, 0): variance}, deviation)
+
+
+def evaluate(cross: Polynomial, diagonal: Polynomial, gram: Array, psi: Array) -> Array:
+    """The n x n kernel of the two polynomials at g = gram and psi."""
+    kernel = np.zeros_like(gram)
+    for power in range(DEGREE, -1, -1):
+        kernel *= gram
+        for (g, left, right), coefficient in cross.items():
+            if g == power:
+                kernel += coefficient * np.outer(psi**left, psi**right)
+    values = sum(value * psi**left for (_, left, _), value in diagonal.items())
+    np.fill_diagonal(kernel, values)
+    return kernel
+
+
+def _lifted(
+    cross: Polynomial, deviation: Polynomial, moments: GaussianMoments, *, order: int
+) -> Polynomial:
+    """sum_k cross^k / k! M_{k+order}(i) M_{k+order}(j), M_k the mean of s^(k)."""
+    means = (0.0, *moments.derivative_means[1:])
+    total: Polynomial = {}
+    power: Polynomial = {(0, 0, 0): 1.0}
+    for k in range(DEGREE + 1):
+        even = means[k + order :: 2]
+        slopes = tuple(mean / 2**r for r, mean in enumerate(even))
+        left = _composed(slopes, deviation)
+        pair = _product(left, {(g, j, i): value for (g, i, j), value in left.items()})
+        term = _product(power, pair)
+        total = _sum(total, {key: value / factorial(k) for key, value in term.items()})
+        power = _product(power, cross)
+    return total
+
+
+def _composed(slopes: tuple[float, ...], deviation: Polynomial) -> Polynomial:
+    """The Taylor series with these derivatives at the deviation."""
+    total: Polynomial = {}
+    power: Polynomial = {(0, 0, 0): 1.0}
+    for r, slope in enumerate(slopes):
+        total = _sum(total, {key: slope * v / factorial(r) for key, v in power.items()})
+        power = _product(power, deviation)
+    return total
+
+
+def _sum(first: Polynomial, second: Polynomial) -> Polynomial:
+    keys = first.keys() | second.keys()
+    return {key: first.get(key, 0.0) + second.get(key, 0.0) for key in keys}
+
+
+def _product(first: Polynomial, second: Polynomial) -> Polynomial:
+    total: Polynomial = {}
+    for a, x in first.items():
+        for b, y in second.items():
+            key = (a[0] + b[0], a[1] + b[1], a[2] + b[2])
+            if sum(key) <= DEGREE:
+                total[key] = total.get(key, 0.0) + x * y
+    return total

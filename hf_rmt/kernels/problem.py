@@ -1,0 +1,141 @@
+"""A matching problem, its solutions and its failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_rmt.kernels.activations import Activation, Array
+from hf_rmt.kernels.gaussian_moments import GaussianMoments, check_scale, gaussian_moments
+from hf_rmt.kernels.quantizer import quantized
+from hf_rmt.kernels.solver import Pattern, solve
+from hf_rmt.kernels.steps import StepActivation, cell_masses
+
+TOLERANCE = 1e-10
+MAX_LEVELS = 63
+ALL = np.array([1.0, 1.0, 1.0, 1.0])
+"""Which of m1, m2, m3 and tau_out^2 count."""
+WITHOUT_TAU = np.array([1.0, 1.0, 1.0, 0.0])
+WITHOUT_M3 = np.array([1.0, 1.0, 0.0, 1.0])
+LINEAR = np.array([1.0, 1.0, 0.0, 0.0])
+
+
+class NoMatchError(ValueError):
+    """No step of the family has the moments; `residual` is the least distance found."""
+
+    def __init__(self, message: str, residual: float) -> None:
+        super().__init__(message)
+        self.residual = residual
+
+
+@dataclass(frozen=True)
+class MatchedStep(StepActivation):
+    """A step activation, mean 0 at its own scale, that stands for another activation.
+
+    Args:
+        thresholds: Ascending.
+        heights: Values between them, the mean subtracted.
+        moments: Of the step, at the scale of its own network.
+        target: Of the activation it stands for, at the scale of that network.
+        residual: Euclidean norm of the differences in what was matched: m1 tau / tau_out,
+            m2 tau^2 / tau_out, m3 tau^2 / tau_out^2 and tau_out^2 / tau_out^2 of the target.
+    """
+
+    moments: GaussianMoments
+    target: GaussianMoments
+    residual: float
+
+    @property
+    def identity_shift(self) -> float:
+        """tau_out^2 of the step less the target's: the multiple of I the kernel gains (a ridge)."""
+        return self.moments.variance_slopes[0] - self.target.variance_slopes[0]
+
+
+@dataclass(frozen=True)
+class MatchingProblem:
+    """What to match, in units of the step's scale and of the target's tau_out.
+
+    Args:
+        activation: What is matched.
+        target: Its moments in its network.
+        step_tau: Scale of the step's argument.
+        goal: (m1, m2, m3, 1) of a step of an argument and an output of variance 1.
+    """
+
+    activation: Activation
+    target: GaussianMoments
+    step_tau: float
+    goal: Array
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether m2 = 0, so that m3 enters no kernel."""
+        return abs(self.goal[1]) < 1e-9
+
+    @property
+    def needed_share(self) -> float:
+        """Fraction of the step's variance that must lie in its linear and quadratic part."""
+        return float(self.goal[0] ** 2 + self.goal[1] ** 2 / 2)
+
+    def quadratic(self, xi: Array) -> Array:
+        """The linear and quadratic part, a function of the normalised argument."""
+        return self.goal[0] * xi + self.goal[1] * (xi**2 - 1) / 2
+
+    def search(self, starts: Iterable[Pattern], chosen: Array) -> tuple[Pattern, float]:
+        """The first exact member of the families, else the nearest, and its residual."""
+        found = []
+        for start in starts:
+            found.append(solve(start, self.goal, chosen))
+            if found[-1][1] < TOLERANCE:
+                break
+        return min(found, key=lambda pair: pair[1])
+
+    def accept(self, found: tuple[Pattern, float], levels: int) -> MatchedStep:
+        """The step of an exact member.
+
+        Raises:
+            NoMatchError: If the member is not exact.
+        """
+        pattern, residual = found
+        if residual > TOLERANCE:
+            raise NoMatchError(self._failure(levels, residual), residual)
+        centred = pattern.heights - cell_masses(pattern.points) @ pattern.heights
+        step = StepActivation(
+            tuple((self.step_tau * pattern.points).tolist()),
+            tuple((self.target.tau_out * centred).tolist()),
+        )
+        moments = step.moments_at(self.step_tau)
+        return MatchedStep(step.thresholds, step.heights, moments, self.target, residual)
+
+    def _failure(self, levels: int, residual: float) -> str:
+        reach = quantized(self.quadratic, levels).share
+        remedy = f"pass levels=None for the fewest that do, up to {MAX_LEVELS}"
+        if self.needed_share >= 1:
+            remedy = "no number does: meet tau_out in the layers below too, so that step_tau = tau"
+        return (
+            f"{self.activation!r} at tau={self.target.tau} has no step with its moments in the "
+            f"family of levels={levels}: the residual stays at {residual:.2g}. To meet tau_out, "
+            f"{self.needed_share:.3f} of a step's variance must be linear and quadratic, and "
+            f"levels={levels} reaches {reach:.3f}; {remedy}; levels=1 leaves tau_out free"
+        )
+
+
+def matching_problem(activation: Activation, tau: float, step_tau: float) -> MatchingProblem:
+    """The moments to match, and that there is something to match.
+
+    Raises:
+        ValueError: If a scale is not positive, or m1 and m2 both vanish.
+    """
+    check_scale(step_tau)
+    target = gaussian_moments(activation, tau=tau)
+    first, second = step_tau / target.tau_out, step_tau**2 / target.tau_out
+    third = (step_tau / target.tau_out) ** 2
+    goal = np.array([target.m1 * first, target.m2 * second, target.m3 * third, 1.0])
+    if np.abs(goal[:2]).max() < 1e-9:
+        raise ValueError(
+            f"{activation!r} has m1 = m2 = 0 at tau={tau}, so that its kernel is a multiple of the "
+            "identity; there is nothing to match"
+        )
+    return MatchingProblem(activation, target, step_tau, goal)

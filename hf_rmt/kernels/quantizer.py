@@ -1,0 +1,78 @@
+"""The best quantiser of a function of a normal variable, where matched steps start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_rmt.kernels.activations import Array, Function
+from hf_rmt.kernels.steps import normal_density
+
+GRID = (np.arange(20_001) + 0.5) / 20_001 * 16 - 8
+MASSES = normal_density(GRID) / normal_density(GRID).sum()
+SWEEPS = 60
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """A quantiser of f(xi), xi standard normal.
+
+    Args:
+        points: Where the value changes along xi, ascending.
+        cells: Index into the values of each cell between the points.
+        values: The levels + 1 values, ascending.
+        share: Fraction of the variance of f(xi) that the quantised variable has.
+    """
+
+    points: Array
+    cells: Array
+    values: Array
+    share: float
+
+
+def quantized(function: Function, levels: int) -> Quantizer:
+    """Lloyd's algorithm on f(xi): values are the means of their cells, bounds lie halfway.
+
+    No step with as many levels has a larger correlation with f: its share bounds what matches.
+
+    Args:
+        function: f on arrays.
+        levels: Values less one.
+
+    Returns:
+        The quantiser, as a step along xi.
+
+    Source:
+        Lloyd 1982; the start is that of Panter & Dite 1951.
+
+    Examples:
+        >>> best = quantized(lambda xi: xi, 1)
+        >>> round(best.share, 4), round(2 / np.pi, 4)
+        (0.6366, 0.6366)
+    """
+    images = np.asarray(function(GRID), float)
+    order = np.argsort(images, kind="stable")
+    ordered = images[order]
+    mass = np.concatenate([[0.0], np.cumsum(MASSES[order])])
+    moment = np.concatenate([[0.0], np.cumsum(MASSES[order] * ordered)])
+    # Points as dense as the cube root of the density, the best for many levels.
+    gaps = np.maximum(np.gradient(ordered), 1e-12)
+    spread = np.cumsum(np.cbrt(MASSES[order] * gaps**2))
+    quotas = np.arange(1, levels + 1) / (levels + 1)
+    bounds = np.interp(quotas, spread / spread[-1], ordered)
+    for _ in range(SWEEPS):
+        cuts = np.concatenate([[0], np.searchsorted(ordered, bounds), [len(ordered)]])
+        masses = np.maximum(np.diff(mass[cuts]), 1e-300)
+        values = np.diff(moment[cuts]) / masses
+        bounds = (values[1:] + values[:-1]) / 2
+    cells = np.searchsorted(bounds, images)
+    changes = np.flatnonzero(np.diff(cells))
+    variance = MASSES @ images**2 - (MASSES @ images) ** 2
+    explained = masses @ values**2 - (masses @ values) ** 2
+    return Quantizer(
+        (GRID[changes] + GRID[changes + 1]) / 2,
+        np.concatenate([cells[changes], cells[-1:]]),
+        values,
+        float(explained / variance),
+    )

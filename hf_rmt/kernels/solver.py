@@ -1,0 +1,108 @@
+"""Least squares for the moments of a step of a given pattern."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from hf_rmt.kernels.activations import Array
+from hf_rmt.kernels.steps import matched_quantities
+
+EVALUATIONS = 150
+LEAST_GAP = 1e-7
+LOG_GAPS = (-20.0, 3.0)
+FAR = 30.0
+"""What a failing search may not leave: the normal density is 0 there."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A family of steps and one of its members, where the search starts.
+
+    Args:
+        points: Thresholds, ascending, for an argument of variance 1.
+        basis: heights = basis @ values, shape (cells, values).
+        values: Values of the start.
+        gaps: Which gaps between points are equal, an index for each; None for none.
+        fixed: Whether the values stay as they are.
+    """
+
+    points: Array
+    basis: Array
+    values: Array
+    gaps: NDArray[np.intp] | None = None
+    fixed: bool = False
+
+    @property
+    def heights(self) -> Array:
+        """Values of the cells."""
+        return self.basis @ self.values
+
+
+def solve(pattern: Pattern, goal: Array, weights: Array) -> tuple[Pattern, float]:
+    """The member of the pattern's family whose moments are nearest to the goal.
+
+    Args:
+        pattern: Family and start.
+        goal: (m1, m2, m3, variance) at tau = 1.
+        weights: Of the four differences.
+
+    Returns:
+        The member and the Euclidean norm of its weighted differences.
+    """
+    family = _Family(pattern)
+
+    def difference(z: Array) -> Array:
+        at = family.member(z)
+        return weights * (matched_quantities(at.points, at.heights)[0] - goal)
+
+    found = least_squares(
+        difference,
+        family.start,
+        lambda z: weights[:, None] * family.derivative(z),
+        xtol=1e-15,
+        ftol=1e-15,
+        gtol=1e-15,
+        max_nfev=EVALUATIONS,
+    )
+    best = family.member(found.x)
+    if (np.diff(best.points) < LEAST_GAP).any():
+        return pattern, np.inf
+    return best, float(np.sqrt(2 * found.cost))
+
+
+class _Family:
+    """Coordinates of a family: the first point, the logarithms of the gaps, the values."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+        count = len(pattern.points)
+        index = np.arange(count - 1) if pattern.gaps is None else pattern.gaps
+        self._pick = np.eye(index.max(initial=-1) + 1)[index]  # (gaps, distinct gaps)
+        self._later = np.tri(count, count - 1, -1)
+        self._values = 1 + self._pick.shape[1]
+
+    @property
+    def start(self) -> Array:
+        gaps = self._pick.T @ np.diff(self.pattern.points) / self._pick.sum(0)
+        values = self.pattern.values[: 0 if self.pattern.fixed else None]
+        return np.concatenate([self.pattern.points[:1], np.log(gaps), values])
+
+    def member(self, z: Array) -> Pattern:
+        points = np.clip(z[0] + self._later @ self._gaps(z), -FAR, FAR)
+        values = self.pattern.values if self.pattern.fixed else z[self._values :]
+        return replace(self.pattern, points=points, values=values)
+
+    def derivative(self, z: Array) -> Array:
+        """Of the matched quantities by z, shape (4, len(z))."""
+        at = self.member(z)
+        _, by_points, by_heights = matched_quantities(at.points, at.heights)
+        gaps = by_points @ (self._later * self._gaps(z)) @ self._pick
+        values = by_heights @ at.basis[:, : 0 if at.fixed else None]
+        return np.hstack([by_points.sum(1, keepdims=True), gaps, values])
+
+    def _gaps(self, z: Array) -> Array:
+        return np.exp(np.clip(self._pick @ z[1 : self._values], *LOG_GAPS))

@@ -1,0 +1,116 @@
+"""What the equivalents need of the data: a Gaussian mixture's second-order statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hf_rmt.kernels.activations import Array
+
+
+@dataclass(frozen=True)
+class MixtureStatistics:
+    """Second-order statistics of sqrt(p) x ~ N(mu_a, C_a), a = 1 .. K, n inputs.
+
+    Args:
+        tau: tau_0, the square root of the mean of tr C_a / p.
+        classes: J, the indicators of the classes, shape (n, K).
+        traces: t, tr(C_a - C) / sqrt p with C the mean covariance, shape (K,).
+        products: T, tr(C_a C_b) / p, shape (K, K).
+        psi: |x_i|^2 less its mean in the class of i, shape (n,).
+    """
+
+    tau: float
+    classes: Array
+    traces: Array
+    products: Array
+    psi: Array
+
+
+def mixture_statistics(
+    data: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    covariances: Sequence[ArrayLike] | None = None,
+) -> MixtureStatistics:
+    """Statistics of a mixture from its covariances or, without them, from the data.
+
+    From the data, tr C_a / p is the mean of |x_i|^2 and tr(C_a C_b) / p that of p (x_i'x_j)^2,
+    i != j: both are off by the means' share, of order 1/p.
+
+    Args:
+        data: Inputs divided by sqrt p, shape (samples, features).
+        labels: Class of each input; None for one class.
+        covariances: C_a in the order of the sorted labels; None estimates from the data.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        ValueError: If the shapes do not fit, or a class has fewer than two inputs.
+
+    Examples:
+        >>> x = np.random.default_rng(0).standard_normal((50, 2000)) / 2000**0.5
+        >>> mixture_statistics(x, covariances=[np.eye(2000)]).products
+        array([[1.]])
+    """
+    inputs = check_data(data)
+    n, p = inputs.shape
+    members = np.zeros(n, int)
+    if labels is not None:
+        members = np.unique(np.asarray(labels), return_inverse=True)[1]
+    if members.shape != (n,):
+        raise ValueError(f"labels must have shape ({n},), got {members.shape}; one for each input")
+    counts = np.bincount(members)
+    if counts.min() < 2:
+        raise ValueError("every class must have at least 2 inputs; merge the smallest classes")
+    classes = np.eye(len(counts))[members]
+    norms = (inputs**2).sum(1)
+    if covariances is None:
+        means, products = classes.T @ norms / counts, _products(inputs, classes)
+    else:
+        means, products = _from_covariances(covariances, len(counts), p)
+    total = float(counts @ means / n)
+    return MixtureStatistics(
+        np.sqrt(total), classes, (means - total) * np.sqrt(p), products, norms - classes @ means
+    )
+
+
+def _products(inputs: Array, classes: Array) -> Array:
+    squares = (inputs @ inputs.T) ** 2
+    np.fill_diagonal(squares, 0.0)
+    counts = classes.sum(0)
+    pairs = np.outer(counts, counts) - np.diag(counts)
+    return np.asarray(inputs.shape[1] * (classes.T @ squares @ classes) / pairs)
+
+
+def _from_covariances(
+    covariances: Sequence[ArrayLike], count: int, features: int
+) -> tuple[Array, Array]:
+    stacked = np.asarray(covariances, float)
+    if stacked.shape != (count, features, features):
+        raise ValueError(
+            f"covariances must have shape {(count, features, features)}, got {stacked.shape}; pass "
+            "one for each class"
+        )
+    means = np.trace(stacked, axis1=1, axis2=2) / features
+    return means, np.einsum("aij,bji->ab", stacked, stacked) / features
+
+
+def root_mean_square(inputs: Array) -> float:
+    """Sqrt of the mean of |x|^2: tau_0, from the data."""
+    return float(np.sqrt((inputs**2).sum(1).mean()))
+
+
+def check_data(data: ArrayLike) -> Array:
+    """The inputs as float64, or an error that says what they must be."""
+    inputs = np.asarray(data, float)
+    if inputs.ndim != 2 or not np.isfinite(inputs).all():
+        raise ValueError(
+            f"data must be a finite matrix (samples, features), got shape {inputs.shape}; reshape "
+            "it and remove what is not finite"
+        )
+    return inputs

@@ -1,0 +1,130 @@
+"""Step activations: piecewise constant functions and their Gaussian moments in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtr
+
+from hf_rmt.kernels.activations import Array
+from hf_rmt.kernels.gaussian_moments import (
+    DEGREE,
+    GaussianMoments,
+    check_scale,
+    hermite_polynomials,
+)
+
+
+@dataclass(frozen=True)
+class StepActivation:
+    """s(x) = heights[j] where thresholds[j-1] < x <= thresholds[j].
+
+    Args:
+        thresholds: Ascending, at least one.
+        heights: Values between them, one more than thresholds.
+
+    Raises:
+        ValueError: If the thresholds do not ascend or the numbers do not fit.
+
+    Examples:
+        >>> StepActivation((0.0,), (-1.0, 1.0))([-2.0, 0.5])
+        array([-1.,  1.])
+    """
+
+    thresholds: tuple[float, ...]
+    heights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.thresholds or len(self.heights) != len(self.thresholds) + 1:
+            raise ValueError(
+                f"a step activation must have one height more than its thresholds, at least one, "
+                f"got {len(self.heights)} and {len(self.thresholds)}"
+            )
+        if not (np.diff(self.thresholds) > 0).all():
+            raise ValueError(f"thresholds must ascend, got {self.thresholds}; sort them")
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """The values at x, any shape."""
+        return np.asarray(self.heights)[np.searchsorted(self.thresholds, np.asarray(x))]
+
+    @property
+    def levels(self) -> int:
+        """Distinct values less one: log2(levels + 1) bits hold an output."""
+        return len(set(self.heights)) - 1
+
+    def moments_at(self, tau: float, *, degree: int = DEGREE) -> GaussianMoments:
+        """E s^(k)(tau xi) = sum of jumps times He_{k-1}(u) phi(u) / tau^k, u = thresholds / tau.
+
+        Args:
+            tau: Standard deviation of the argument, > 0.
+            degree: Largest k.
+
+        Returns:
+            The moments; those of s'^2 are infinite.
+        """
+        check_scale(tau)
+        points = np.asarray(self.thresholds) / tau
+        heights = np.asarray(self.heights)
+        masses = cell_masses(points)
+        mean = float(masses @ heights)
+        density = hermite_polynomials(points, max(degree, DEGREE)) * normal_density(points)
+        powers = tau ** -np.arange(1.0, degree + 1)
+        means = [mean, *(powers * (density[:degree] @ np.diff(heights)))]
+        squares = (heights - mean) ** 2
+        slopes = density[1:6:2] @ np.diff(squares) / (2 * tau**2) ** np.arange(1, 4)
+        variances = [float(masses @ squares), *slopes]
+        return GaussianMoments(tau, _floats(means), _floats(variances), (np.inf,) * 3)
+
+
+def cell_masses(points: Array) -> Array:
+    """P of the cells between ascending points under the standard normal law."""
+    return np.diff(ndtr(np.concatenate([[-np.inf], points, [np.inf]])))
+
+
+def normal_density(x: Array) -> Array:
+    """phi(x)."""
+    return np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+
+
+def matched_quantities(points: Array, heights: Array) -> tuple[Array, Array, Array]:
+    """(m1, m2, m3, variance) at tau = 1 of a step, and how they change.
+
+    Args:
+        points: Thresholds, shape (k,).
+        heights: Values of the cells, shape (k + 1,); their mean need not be 0.
+
+    Returns:
+        The four quantities, their derivatives by the points, (4, k), and by the heights,
+        (4, k + 1).
+    """
+    masses, density = cell_masses(points), normal_density(points)
+    first, slope = points * density, (1 - points**2) * density
+    jumps, squares = np.diff(heights), np.diff(heights**2)
+    mean, m2 = masses @ heights, first @ jumps
+    values = [density @ jumps, m2, first @ squares / 2 - mean * m2, masses @ heights**2 - mean**2]
+    mean_by_points = -jumps * density
+    by_points = [
+        -first * jumps,
+        slope * jumps,
+        slope * squares / 2 - mean * slope * jumps - m2 * mean_by_points,
+        -squares * density - 2 * mean * mean_by_points,
+    ]
+    by_density, by_first = _by_heights(density), _by_heights(first)
+    by_heights = [
+        by_density,
+        by_first,
+        (heights - mean) * by_first - m2 * masses,
+        2 * masses * (heights - mean),
+    ]
+    return np.array(values), np.array(by_points), np.array(by_heights)
+
+
+def _by_heights(weights: Array) -> Array:
+    """Derivative of sum_j weights_j (h_{j+1} - h_j) by h."""
+    return np.concatenate([[0.0], weights]) - np.concatenate([weights, [0.0]])
+
+
+def _floats(values: list[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)

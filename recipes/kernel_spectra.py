@@ -1,0 +1,280 @@
+"""Kernels of wide networks against their theory: errors, and eigenvalues overlaid.
+
+Prints four tables for a two-class Gaussian mixture with p = n: the exact kernels of one relu layer
+against K~, as published and as derived here; deeper and smoother networks against exact kernels
+and against networks drawn at random; step activations matched to others; and ternary networks
+with matched steps against the dense one. With --figure, it draws the eigenvalues of drawn
+networks over those of the theory.
+
+    python recipes/kernel_spectra.py --sizes 128 256 512 1024 --figure kernel_spectra.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_rmt.kernels import (
+    Kernels,
+    NoMatchError,
+    conjugate_kernel_equivalent,
+    exact_kernels,
+    match_step_activation,
+    match_ternary_activation,
+    mixture_statistics,
+    ntk_equivalent,
+)
+from hf_rmt.kernels.simulation import gaussian_mixture, simulated_kernels
+from hf_rmt.report.style import finish, new_figure, save_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NETWORKS = (
+    ("relu",),
+    ("gelu",),
+    ("tanh",),
+    ("relu",) * 2,
+    ("relu",) * 3,
+    ("gelu",) * 3,
+)
+MATCHED = ("relu", "gelu", "silu", "tanh", "sigmoid")
+TAU = 1.0
+
+
+def main() -> None:
+    """Print the tables and draw the figure."""
+    arguments = _arguments()
+    if "exact" in arguments.tables:
+        exact_table(arguments.sizes, arguments.seeds)
+    if "networks" in arguments.tables:
+        networks_table(arguments.sizes, arguments.width)
+    if "steps" in arguments.tables:
+        steps_table()
+    if "ternary" in arguments.tables:
+        ternary_table(arguments.samples, arguments.features, arguments.sparsity)
+    if arguments.figure:
+        save_figure(spectra_figure(arguments.samples, arguments.width), arguments.figure)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_KeepLines)
+    names = ("exact", "networks", "steps", "ternary")
+    parser.add_argument("--tables", nargs="*", choices=names, default=names)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512, 1024], help="p = n")
+    parser.add_argument("--seeds", type=int, default=3, help="mixtures for each size")
+    parser.add_argument(
+        "--width", type=int, default=256, help="of drawn networks, times n; 0 draws none"
+    )
+    parser.add_argument("--samples", type=int, default=300, help="p = n of ternary and figure")
+    parser.add_argument("--features", type=int, default=120_000, help="width of ternary networks")
+    parser.add_argument("--sparsity", type=float, default=0.9, help="of ternary weights")
+    parser.add_argument("--figure", type=Path, help="file for the figure, .svg, .pdf or .png")
+    return parser.parse_args()
+
+
+class _KeepLines(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keep the lines of the description and show the defaults."""
+
+
+def exact_table(sizes: Sequence[int], seeds: int) -> None:
+    """One relu layer: distance of the exact kernels from the equivalents."""
+    print(f"one relu layer, exact kernel against K~, mean of {seeds} mixtures")
+    print(f"{'':6}{'published':>18}{'order 1':>18}{'order 2':>20}")
+    print(f"{'p = n':6}" + f"{'CK':>10}{'NTK':>8}" * 2 + f"{'CK':>11}{'NTK':>9}")
+    for size in sizes:
+        rows = []
+        for seed in range(seeds):
+            data, _ = gaussian_mixture((size, size), seed=seed)
+            exact = exact_kernels(data, ["relu"])
+            rows.append(
+                distances(exact, data, ["relu"], published=True)
+                + distances(exact, data, ["relu"])
+                + distances(exact, data, ["relu"], order=2)
+            )
+        cells = np.mean(rows, axis=0)
+        print(
+            f"{size:<6}"
+            + "".join(f"{a:10.4f}{b:8.4f}" for a, b in cells[:4].reshape(2, 2))
+            + f"{cells[4]:11.5f}{cells[5]:9.5f}",
+            flush=True,
+        )
+
+
+def networks_table(sizes: Sequence[int], width: int) -> None:
+    """Deeper and smoother networks: distances from exact kernels and from drawn networks."""
+    print("\nCK and NTK against K~, exact" + (f" and drawn, {width} n wide" if width else ""))
+    print(f"{'':24}{'exact kernels':^38}" + f"{'drawn network':^54}" * bool(width))
+    header = f"{'network':18}{'p = n':>6}{'order 1':>18}{'order 2':>18}"
+    print(header + f"{'order 1':>18}{'order 2':>18}{'exact':>18}" * bool(width))
+    for activations in NETWORKS:
+        for size in sizes:
+            data, _ = gaussian_mixture((size, size), seed=0)
+            exact = exact_kernels(data, activations)
+            cells = [distances(exact, data, activations, order=order) for order in (1, 2)]
+            if width:
+                options = {"width": width * size, "tangent": True, "seed": 1}
+                drawn = simulated_kernels(data, activations, **options)
+                cells += [distances(drawn, data, activations, order=order) for order in (1, 2)]
+                cells.append(both(exact, drawn))
+            print(
+                f"{' '.join(activations):18}{size:6}"
+                + "".join(f"{a:10.4f}{b:8.4f}" for a, b in cells),
+                flush=True,
+            )
+
+
+def distances(
+    kernels: Kernels,
+    data: np.ndarray,
+    activations: Sequence[str],
+    *,
+    order: int = 1,
+    published: bool = False,
+) -> tuple[float, float]:
+    """Relative distances of CK and NTK from their equivalents, in operator norm."""
+    options = {"order": order, "published": published}
+    theory = Kernels(
+        conjugate_kernel_equivalent(data, activations, **options),
+        ntk_equivalent(data, activations, **options),
+    )
+    return both(theory, kernels)
+
+
+def both(kernels: Kernels, references: Kernels) -> tuple[float, float]:
+    """Relative distances of CK and NTK."""
+    return (
+        relative(kernels.conjugate, references.conjugate),
+        relative(kernels.tangent, references.tangent),
+    )
+
+
+def relative(kernel: np.ndarray, reference: np.ndarray) -> float:
+    """Operator norm of the difference over that of the reference."""
+    return float(norm(kernel - reference) / norm(reference))
+
+
+def norm(symmetric: np.ndarray) -> float:
+    """Operator norm of a symmetric matrix."""
+    return float(np.abs(np.linalg.eigvalsh(symmetric)[[0, -1]]).max())
+
+
+def steps_table() -> None:
+    """Steps that match: residual, levels for an exact tau, and what the ridge would be."""
+    print(
+        f"\n{'activation':12}{'residual':>12}{'ridge':>8}{'levels':>8}{'residual':>12}   published"
+    )
+    for name in MATCHED:
+        one = match_step_activation(name, tau=TAU)
+        many = match_step_activation(name, tau=TAU, levels=None)
+        print(
+            f"{name:12}{one.residual:12.1e}{one.identity_shift:8.3f}{many.levels:8}"
+            f"{many.residual:12.1e}   {_published(name)}"
+        )
+
+
+def _published(name: str) -> str:
+    try:
+        return f"{match_step_activation(name, tau=TAU, levels=2, published=True).residual:.1e}"
+    except NoMatchError as error:
+        return f"none, residual {error.residual:.2g}"
+
+
+def ternary_table(samples: int, features: int, sparsity: float) -> None:
+    """Ternary networks against the dense relu network: centred kernels, modulo the identity."""
+    data, _ = gaussian_mixture((samples, samples), seed=1)
+    tau = mixture_statistics(data).tau
+    exact = exact_kernels(data, ["relu"]).conjugate
+    dense = simulated_kernels(data, ["relu"], width=features, seed=2).conjugate
+    steps = {
+        "relu": "relu",
+        "one level": match_step_activation("relu", tau=tau),
+        "three values": match_ternary_activation("relu", tau=tau),
+    }
+    for levels in (7, 15):
+        steps[f"{levels} levels"] = match_step_activation("relu", tau=tau, levels=levels)
+    steps["1{|x| > 1}"] = lambda x: np.where(np.abs(x) > 1, 1.0, 0.0)
+    print(
+        f"\np = n = {samples}, {features} features, sparsity {sparsity}; centred CK against a "
+        "drawn dense relu network and against its exact kernel"
+    )
+    print(f"{'activation':14}{'modulo identity':>24}{'as it is':>24}")
+    print(f"{'':14}" + f"{'drawn':>12}{'exact':>12}" * 2)
+    print(
+        f"{'dense relu':14}{'':>12}{modulo(dense, exact):12.4f}{'':>12}{plain(dense, exact):12.4f}"
+    )
+    for name, step in steps.items():
+        kernel = simulated_kernels(
+            data, [step], width=features, sparsity=sparsity, seed=3
+        ).conjugate
+        cells = [error(kernel, to) for error in (modulo, plain) for to in (dense, exact)]
+        print(f"{name:14}" + "".join(f"{cell:12.4f}" for cell in cells), flush=True)
+
+
+def centred(kernel: np.ndarray) -> np.ndarray:
+    """P K P with P = I - 11'/n."""
+    return kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
+
+
+def plain(kernel: np.ndarray, reference: np.ndarray) -> float:
+    """Relative distance of the centred kernels."""
+    return relative(centred(kernel), centred(reference))
+
+
+def modulo(kernel: np.ndarray, reference: np.ndarray) -> float:
+    """Relative distance of the centred kernels, the nearest multiple of P taken off."""
+    difference = centred(kernel - reference)
+    eigenvalues = np.linalg.eigvalsh(difference)
+    others = np.delete(eigenvalues, np.abs(eigenvalues).argmin())  # the constant vector's is 0
+    return float((others[-1] - others[0]) / 2 / norm(centred(reference)))
+
+
+def spectra_figure(samples: int, width: int, *, dark: bool = False) -> Figure:
+    """Eigenvalues of the CK and the NTK: drawn networks as bars, the theory as an outline.
+
+    Args:
+        samples: p = n.
+        width: Width of the networks over n.
+        dark: Whether the ground is dark.
+
+    Returns:
+        The figure: one row for a relu layer, one for three gelu layers.
+    """
+    data, _ = gaussian_mixture((samples, samples), seed=0)
+    figure = new_figure(7.0, 4.6, dark=dark)
+    with styled(dark=dark) as colours:
+        grid = figure.subplots(2, 2)
+        for row, activations in zip(grid, (("relu",), ("gelu",) * 3), strict=True):
+            drawn = simulated_kernels(
+                data, activations, width=width * samples, tangent=True, seed=1
+            )
+            theory = Kernels(
+                conjugate_kernel_equivalent(data, activations, order=2),
+                ntk_equivalent(data, activations, order=2),
+            )
+            label = f"{len(activations)} x {activations[0]}"
+            _draw(row[0], f"CK, {label}", drawn.conjugate, theory.conjugate, colours)
+            _draw(row[1], f"NTK, {label}", drawn.tangent, theory.tangent, colours)
+        grid[0, 0].legend()
+        for axes in grid.flat:
+            finish(axes, colours)
+    return figure
+
+
+def _draw(axes: Axes, title: str, drawn: np.ndarray, theory: np.ndarray, colours) -> None:
+    simulated, predicted = (np.linalg.eigvalsh(kernel) for kernel in (drawn, theory))
+    bins = np.linspace(0, max(simulated[-1], predicted[-1]) * 1.05, 61)
+    axes.hist(simulated, bins, color=colours.noise, label="network of random weights")
+    axes.hist(predicted, bins, histtype="step", color=colours.law, label="theory")
+    marks = {"color": colours.spike, "linestyle": "", "marker": "v", "markersize": 4}
+    axes.plot(predicted[-2:], [0, 0], clip_on=False, label="its two largest", **marks)
+    axes.set(title=title, xlabel="eigenvalue", ylabel="count", yscale="symlog")
+
+
+if __name__ == "__main__":
+    main()
