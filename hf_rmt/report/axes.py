@@ -36,10 +36,16 @@ TICK_HEIGHT = 0.035
 def abscissa(*, square_root: bool, short: bool = False) -> str:
     """Label of the axis of singular values, or of eigenvalues."""
     if short:
-        return r"singular value $\nu$" if square_root else r"eigenvalue $\lambda$"
+        name = r"singular value $\nu$" if square_root else r"eigenvalue $\lambda$"
+        return f"{name}\n(units of the weight{'' if square_root else ', squared'})"
     if square_root:
         return r"singular value $\nu = \sqrt{\lambda}$ of the weight (units of the weight)"
     return r"eigenvalue $\lambda$ = squared singular value (units of the weight, squared)"
+
+
+def ordinate(*, square_root: bool) -> str:
+    """Label of the axis of a density over singular values, or over eigenvalues."""
+    return r"density (per $\nu$)" if square_root else r"density (per $\lambda$)"
 
 
 def positions(eigenvalues: NDArray[np.float64], *, square_root: bool) -> NDArray[np.float64]:
@@ -137,7 +143,7 @@ def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bo
         subs = (1.0,) if high > low * 10**DENSE_DECADES else (1.0, 2.0, 5.0)
         _plain_ticks(axis, ticker.LogLocator(subs=subs, numticks=5))
     axes.set_ylabel("number at or above")
-    axes.set_xlabel(r"$\nu$" if square_root else r"$\lambda$")
+    axes.set_xlabel(abscissa(square_root=square_root, short=True))
     axes.set_title("the tail", fontsize=SMALL_FONT)
     finish(axes, colours)
 
@@ -209,7 +215,8 @@ def _draw_lawless(
 def _note_beyond(axes: Axes, spikes: NDArray[np.float64], limit: float) -> None:
     beyond = spikes[spikes > limit]
     if len(beyond):
-        _note(axes, f"{len(beyond)} beyond,\nto {beyond[0]:.2g}")
+        farthest = np.format_float_positional(beyond[0], 3, fractional=False, trim="-")
+        _note(axes, f"{len(beyond)} beyond,\nto {farthest}")
 
 
 def _note(axes: Axes, text: str) -> None:

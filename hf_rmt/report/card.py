@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from hf_rmt.plan import NOTABLE_LOSS, CompressionPlan, LayerPlan
+from hf_rmt.plan import NOTABLE_LOSS, TERNARY, CompressionPlan, LayerPlan
 from hf_rmt.report import tables
 from hf_rmt.spectra import Phase
 
@@ -97,6 +97,8 @@ def _what_was_done(plan: CompressionPlan, base_model: str | None, config: Mappin
         text += f" {in_place} stay dense, filtered in place, which saves no memory."
     if not plan.compressed:
         return text
+    if _is_ternary(plan):
+        return f"{text} {_ternary_words(plan)}"
     lawless = any(layer.phase == Phase.LAWLESS for layer in plan.compressed)
     ranks = sorted(layer.rank for layer in plan.compressed)
     text += (
@@ -110,8 +112,23 @@ def _what_was_done(plan: CompressionPlan, base_model: str | None, config: Mappin
     return text
 
 
+def _is_ternary(plan: CompressionPlan) -> bool:
+    return all(layer.kind == TERNARY for layer in plan.compressed) and bool(plan.compressed)
+
+
+def _ternary_words(plan: CompressionPlan) -> str:
+    steps = sum(layer.step is not None for layer in plan.compressed)
+    text = "Their weights are -1, 0 and 1, five of them in a byte, with a scale for each row."
+    if steps:
+        text += (
+            f" The activations after {steps} of them are steps with the Gaussian moments of the "
+            "activations that they replace, so that wide layers keep their kernels."
+        )
+    return text
+
+
 def _what_was_lost(plan: CompressionPlan) -> str:
-    if not plan.changed:
+    if not plan.changed or _is_ternary(plan):
         return ""
     worst = max(plan.changed, key=lambda layer: layer.dropped_energy)
     text = (

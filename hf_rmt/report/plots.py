@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_rmt.report.axes import abscissa, draw_spectrum, draw_tail, has_long_tail
+from hf_rmt.report.axes import abscissa, draw_spectrum, draw_tail, has_long_tail, ordinate
 from hf_rmt.report.depth import places
 from hf_rmt.report.style import (
     MARKERS,
     SMALL_FONT,
     Palette,
     finish,
+    legend_below,
     matplotlib_part,
     new_figure,
     styled,
@@ -56,10 +57,10 @@ def spectrum_figure(
         panels = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
         draw_spectrum(panels[0], fit, colours, square_root=square_root)
         panels[0].set_xlabel(abscissa(square_root=square_root))
-        panels[0].set_ylabel(_density(square_root))
+        panels[0].set_ylabel(ordinate(square_root=square_root))
         if tail:
             draw_tail(panels[1], fit, colours, square_root=square_root)
-        _legend(figure, panels[:1])
+        legend_below(figure, panels[:1])
         figure.suptitle(title)
     return figure
 
@@ -101,10 +102,10 @@ def grid_figure(
         for axes in panels[max(0, len(fits) - columns) : len(fits)]:
             axes.set_xlabel(abscissa(square_root=square_root, short=True))
         for axes in panels[: len(fits) : columns]:
-            axes.set_ylabel(_density(square_root))
+            axes.set_ylabel(ordinate(square_root=square_root))
         for axes in panels[len(fits) :]:
             axes.remove()
-        _legend(figure, panels[: len(fits)])
+        legend_below(figure, panels[: len(fits)])
         figure.suptitle(title)
     return figure
 
@@ -149,7 +150,7 @@ def depth_figure(
         _label_depth(stack[-1], names)
         if any(hollow):
             stack[0].plot([], [], ls="", color=colours.ink, label=hollow_label, **HOLLOW)
-        _legend(figure, stack[:1])
+        legend_below(figure, stack[:1])
         figure.suptitle(title)
     return figure
 
@@ -211,17 +212,3 @@ def _label_depth(axes: Axes, names: Sequence[str]) -> None:
         last = max(blocks, default=-1)
         ticks = list(range(0, last + 1, 1 + max(last, 0) // 12))
         axes.set_xticks([*ticks, last + 1], [*map(str, ticks), OUTSIDE])
-
-
-def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
-    """One legend below the panels, each label once."""
-    known = {
-        label: handle
-        for axes in panels
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=3)
-
-
-def _density(square_root: bool) -> str:
-    return r"density (per $\nu$)" if square_root else r"density (per $\lambda$)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 FONT, SMALL_FONT = 9, 8
 """Points; legible when a figure of 7 inches fills the width of a page."""
+LEGEND_TEXT, LEGEND_KEY = 13, 7
+"""Characters of a legend that fit into an inch, and as how many a line with its margins counts."""
+DATES = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+"""What leaves the time of writing out of a file."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 
 
@@ -112,10 +116,23 @@ def finish(axes: Axes, colours: Palette) -> None:
         axis.get_offset_text().set_fontsize(SMALL_FONT)
 
 
+def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend below the panels, each label once; in a single row where that fits."""
+    known = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    one_row = sum(map(len, known)) + LEGEND_KEY * len(known) < figure.get_figwidth() * LEGEND_TEXT
+    columns = len(known) if one_row else 3
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=columns)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure; equal figures make equal files, and text in an SVG stays text."""
-    rules = {"svg.fonttype": "none", "svg.hashsalt": "hf_rmt"}
-    metadata = {"Date": None} if path.suffix == ".svg" else None
+    """Write a figure; equal figures make equal files, and text in an SVG or PDF stays text."""
+    # 42 is TrueType: journals refuse the Type 3 fonts that matplotlib embeds by default
+    rules = {"svg.fonttype": "none", "svg.hashsalt": "hf_rmt", "pdf.fonttype": 42}
+    metadata = DATES.get(path.suffix)
     with matplotlib_part().rc_context(rules):
         figure.savefig(path, dpi=200, metadata=metadata)
 

@@ -88,6 +88,29 @@ def test_moments_of_the_whole_population(fit):
     assert fit.moment(0) == 1.0
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_moments_of_the_bulk_are_those_of_its_law_and_its_noise(published):
+    fit = fit_double_bulk(EIGENVALUES, SHAPE, published=published)
+    for order in (1, 2, 3):
+        assert fit.moment(order, bulk=True) == fit.noise_law.moment(order)
+        measured = np.mean(EIGENVALUES[~fit.is_signal] ** order)
+        assert fit.empirical_moment(order, bulk=True) == pytest.approx(measured)
+
+
+def test_moments_of_the_bulk_agree_where_the_law_holds(fit):
+    """Relative errors are of order 1 / N = 0.002 times the order squared."""
+    for order in (1, 2, 3):
+        measured = fit.empirical_moment(order, bulk=True)
+        assert fit.moment(order, bulk=True) == pytest.approx(measured, rel=0.005 * order**2)
+
+
+def test_null_directions_are_no_noise():
+    values = np.concatenate([EIGENVALUES[:-10], np.zeros(10)])
+    noise = fit_double_bulk(values, SHAPE).noise
+    assert len(noise) == 300 - 5 - 10
+    assert noise[-1] > 0
+
+
 def test_energies(fit):
     assert fit.signal_energy == pytest.approx(EIGENVALUES[:5].sum() / EIGENVALUES.sum())
     assert fit.stable_rank == pytest.approx(EIGENVALUES.sum() / EIGENVALUES[0])

@@ -1,0 +1,187 @@
+"""Which law the noise of a model follows: the double bulk beside the unit bulk, layer by layer.
+
+Fits PDB, PDB as published, and PUB by BEMA and by a kernel density to every weight, and writes a
+folder: `results.md` with the tables, `layers.csv` and `results.json` with all numbers, and the
+figures `laws` (the fitted curves over the histogram of the eigenvalues; `laws-roots` over that of
+the singular values), `distances` and `moments`, each as .svg and .pdf, on a light ground and, as
+`*-dark`, on a dark one.
+
+    python recipes/spectra.py --embedded
+    python recipes/spectra.py --model bert-base-uncased --layers encoder.layer.0.output.dense
+    python recipes/spectra.py --model FOLDER --target_modules query value
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import needs_hub
+from spectra_tables import (
+    BULKS,
+    FINDERS,
+    METHODS,
+    ORDERS,
+    POPULATIONS,
+    distances,
+    errors,
+    markdown,
+    summary,
+)
+from transformers import AutoModel, HfArgumentParser
+
+import hf_rmt
+from hf_rmt.demo import demo_model_path
+from hf_rmt.report.comparison import distribution_figure, laws_figure, ranges_figure
+from hf_rmt.report.depth import short_names
+from hf_rmt.report.records import json_text
+from hf_rmt.report.style import save_figure
+from hf_rmt.report.tables import csv_text, shape_text
+from hf_rmt.spectra import SpectrumFit, fit_double_bulk, fit_unit_bulk
+from hf_rmt.spectra.agreement import kolmogorov_distance
+
+FITS = dict(
+    zip(
+        METHODS,
+        (
+            fit_double_bulk,
+            partial(fit_double_bulk, published=True),
+            partial(fit_unit_bulk, estimator="bema"),
+            partial(fit_unit_bulk, estimator="kernel"),
+        ),
+        strict=True,
+    )
+)
+MOMENTS = {"with spikes, all eigenvalues": "whole", "the bulk, own noise": "own noise"}
+"""Panels of the figure, and the population of each."""
+Laws = Mapping[str, SpectrumFit]
+"""The fits of one weight by method."""
+
+
+@dataclass
+class Arguments:
+    """What the recipe is told."""
+
+    model: str = field(default="bert-base-uncased", metadata={"help": "folder or Hub id"})
+    embedded: bool = field(default=False, metadata={"help": "the demo BERT, no Hub"})
+    output_dir: str = field(default="results/spectra", metadata={"help": "where everything goes"})
+    layers: list[str] = field(
+        default_factory=list, metadata={"help": "layers to draw; default: evenly over the model"}
+    )
+    max_layers: int = field(default=6, metadata={"help": "how many are drawn without --layers"})
+    target_modules: list[str] = field(
+        default_factory=list, metadata={"help": "layers to fit; default: attention and MLP"}
+    )
+
+
+def main() -> None:
+    arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
+    model = load(arguments)
+    report = hf_rmt.analyze(model, target_modules=arguments.target_modules or None)
+    left_out = {layer.name: layer.fit.reason for layer in report if layer.fit.law is None}
+    spectra = {layer.name: compared(layer.fit) for layer in report if layer.fit.law is not None}
+    shown = chosen(arguments, spectra)
+    rows = [row for layer, fits in spectra.items() for row in judged(layer, fits)]
+    title = "the demo BERT" if arguments.embedded else Path(arguments.model).name
+    text = markdown(
+        rows, title=title, kind=model.config.model_type, shown=list(shown), left_out=left_out
+    )
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.md").write_text(text)
+    (folder / "layers.csv").write_text(csv_text(rows))
+    payload = {"model": title, "left_out": left_out, "summary": summary(rows), "layers": rows}
+    (folder / "results.json").write_text(json_text(payload, indent=2) + "\n")
+    for dark in (False, True):
+        for name, figure in figures(shown, rows, title=title, dark=dark).items():
+            for kind in ("svg", "pdf"):
+                save_figure(figure, folder / f"{name}{'-dark' if dark else ''}.{kind}")
+    print(f"{text}\nTables and figures are in {folder}")
+
+
+def load(arguments: Arguments) -> Any:
+    """The model, from this machine or the Hub; in float64, which sees the foot of a spectrum."""
+    if arguments.embedded:
+        return AutoModel.from_pretrained(demo_model_path(), dtype=torch.float64)
+    with needs_hub(arguments.model, "--model FOLDER (a model on this machine)"):
+        return AutoModel.from_pretrained(arguments.model, dtype=torch.float64)
+
+
+def compared(fit: SpectrumFit) -> Laws:
+    """What every method makes of the eigenvalues that were fitted."""
+    others = {
+        method: refit(fit.eigenvalues, fit.shape)
+        for method, refit in FITS.items()
+        if method != "PDB"
+    }
+    return {"PDB": fit, **others}
+
+
+def judged(layer: str, fits: Laws) -> list[dict[str, Any]]:
+    """Of each method and population the moments, predicted and measured, and the distance.
+
+    A law of the bulk is held against the method's own noise eigenvalues, and, as no method should
+    choose its judges, against those that PDB and BEMA find.
+    """
+    rows = []
+    for method, fit in fits.items():
+        for population in POPULATIONS:
+            bulk = population in BULKS
+            values = fits[FINDERS.get(population, method)].noise if bulk else fit.eigenvalues
+            row: dict[str, Any] = {
+                "layer": layer,
+                "shape": shape_text(fit.shape),
+                "method": method,
+                "population": population,
+                "spikes": fit.n_spikes,
+                "aspect_ratio": fit.noise_law.aspect_ratio,
+                "distance": kolmogorov_distance(fit.noise_law, values) if bulk else None,
+            }
+            for k in ORDERS:
+                row[f"gamma{k}"] = fit.moment(k, bulk=population != "whole")
+                row[f"gamma{k}_measured"] = float(np.mean(values**k))
+            rows.append(row)
+    return rows
+
+
+def chosen(arguments: Arguments, spectra: Mapping[str, Laws]) -> dict[str, Laws]:
+    """The layers to draw: those that are named, or some evenly over the model."""
+    if not spectra:
+        raise SystemExit("no layer has a spectrum that every method can fit")
+    names = list(spectra)
+    if unknown := set(arguments.layers) - set(names):
+        raise SystemExit(f"--layers must name layers such as {names[:3]}, got {sorted(unknown)}")
+    count = min(arguments.max_layers, len(names))
+    steps = np.linspace(0, len(names) - 1, count).round().astype(int)
+    return {name: spectra[name] for name in arguments.layers or [names[k] for k in steps]}
+
+
+def figures(
+    shown: Mapping[str, Laws], rows: Sequence[Mapping[str, Any]], **look: Any
+) -> dict[str, Any]:
+    """The figures by name; `look` is their title and whether they are dark."""
+    panels = [
+        (f"{short}\n{shape_text(fits['PDB'].shape)}", fits)
+        for short, fits in zip(short_names(list(shown)), shown.values(), strict=True)
+    ]
+    percents = {
+        heading: {name: 100 * np.abs(each) for name, each in errors(rows, population).items()}
+        for heading, population in MOMENTS.items()
+    }
+    groups = [rf"$\gamma_{k}$" for k in ORDERS]
+    found, label = distances(rows, "own noise"), "Kolmogorov distance of law and noise"
+    return {
+        "laws": laws_figure(panels, square_root=False, **look),
+        "laws-roots": laws_figure(panels, **look),
+        "distances": distribution_figure(found, label=label, **look),
+        "moments": ranges_figure(percents, groups, label="error of a moment (%)", **look),
+    }
+
+
+if __name__ == "__main__":
+    main()
