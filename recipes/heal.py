@@ -1,0 +1,264 @@
+"""Compress a fine-tuned classifier hard and win its accuracy back by distillation from itself.
+
+The noise of its linear layers is dropped, calibrated on training texts, to the share of parameters
+asked for (`hf_rmt.compress(..., calibration=, size=)`). The compressed model then learns the soft
+targets and hidden states of the original for a few hundred steps; labels are only used to judge.
+
+    python recipes/heal.py --embedded
+    python recipes/heal.py --model FOLDER --task sst2 --data_dir FOLDER --size 0.35
+    python recipes/heal.py --model textattack/bert-base-uncased-SST-2 --task sst2
+
+FOLDER of the data holds train and dev (or validation) as .tsv, .csv, .json or .jsonl; without it
+the Hub is asked. The healed model is saved compact, with results.json and healing.png beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import torch
+from common import needs_hub, paired_bootstrap
+from datasets import Dataset
+from glue_data import DataArguments, by_length, length_of, splits_of, tokenized
+from matplotlib import pyplot as plt
+from torch.nn import functional
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+import hf_rmt
+from hf_rmt import RMTConfig
+from hf_rmt.demo import demo_model_path
+
+STAGES = ("original", "compressed", "healed")
+
+
+@dataclass
+class Arguments(DataArguments):
+    """What the recipe is told."""
+
+    task: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "one task"})
+    model: str = field(
+        default="textattack/bert-base-uncased-SST-2",
+        metadata={"help": "fine-tuned classifier, folder or Hub id"},
+    )
+    embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
+    output_dir: str = field(default="results/heal", metadata={"help": "where everything goes"})
+    size: float = field(default=0.35, metadata={"help": "share of the parameters to keep"})
+    calibration_samples: int = field(default=512, metadata={"help": "training texts"})
+    steps: int = field(default=300, metadata={"help": "of distillation; 0 for none"})
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    temperature: float = 2.0
+    hidden_weight: float = field(default=1.0, metadata={"help": "of hidden states in the loss"})
+    tuning_steps: int = field(default=150, metadata={"help": "of the demo BERT with --embedded"})
+    seed: int = 0
+    use_cpu: bool = False
+
+
+class DistillationTrainer(Trainer):
+    """Trains on the soft targets of a teacher, KL at a temperature, and on its hidden states."""
+
+    def __init__(self, *, teacher: Any, temperature: float, hidden_weight: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.teacher = teacher.eval().to(self.args.device)
+        self.temperature, self.hidden_weight = temperature, hidden_weight
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        outputs = model(**inputs, output_hidden_states=True)
+        with torch.no_grad():
+            wanted = self.teacher(**inputs, output_hidden_states=True)
+        loss = self.temperature**2 * functional.kl_div(
+            (outputs.logits / self.temperature).log_softmax(-1),
+            (wanted.logits / self.temperature).log_softmax(-1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        tokens = inputs["attention_mask"].bool()
+        pairs = list(zip(outputs.hidden_states[1:], wanted.hidden_states[1:], strict=True))
+        for ours, theirs in pairs:
+            ours, theirs = ours[tokens], theirs[tokens]
+            distance = functional.mse_loss(ours, theirs) / theirs.var()
+            loss = loss + self.hidden_weight / len(pairs) * distance
+        return (loss, outputs) if return_outputs else loss
+
+
+def main() -> None:
+    arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
+    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is what is asked for
+    set_seed(arguments.seed)
+    task = "embedded" if arguments.embedded else arguments.task[0]
+    splits, labels = splits_of(arguments, task, arguments.seed)
+    teacher, tokenizer = original(arguments, len(labels))
+    rows = {
+        name: tokenized(part, tokenizer, length_of(arguments, task))
+        for name, part in splits.items()
+    }
+    if arguments.embedded:
+        tune(arguments, teacher, tokenizer, rows["train"])
+    judged = {name: by_length(part) for name, part in rows.items() if name in ("dev", "test")}
+    results = heal(arguments, teacher, tokenizer, rows["train"], judged)
+    print(json.dumps({key: value for key, value in results.items() if key != "log"}, indent=2))
+
+
+def original(arguments: Arguments, classes: int) -> tuple[Any, Any]:
+    """The model to compress, and its tokenizer."""
+    path = str(demo_model_path()) if arguments.embedded else arguments.model
+    with needs_hub(path):
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=classes)
+        return model.eval(), AutoTokenizer.from_pretrained(path)
+
+
+def tune(arguments: Arguments, model: Any, tokenizer: Any, rows: Dataset) -> None:
+    """Fine-tune the demo BERT on the built-in data, which then is the original."""
+    settings = settings_of(arguments, arguments.tuning_steps)
+    collator = DataCollatorWithPadding(tokenizer)
+    Trainer(model, settings, train_dataset=rows, data_collator=collator).train()
+    model.eval()
+
+
+def heal(
+    arguments: Arguments, teacher: Any, tokenizer: Any, train: Dataset, judged: dict[str, Dataset]
+) -> dict[str, Any]:
+    """Compress, distil, save; returns what was measured."""
+    collator, folder = DataCollatorWithPadding(tokenizer), Path(arguments.output_dir)
+    student = type(teacher)(teacher.config)
+    student.load_state_dict(teacher.state_dict())
+
+    def correct(model: Any) -> dict[str, np.ndarray]:
+        plain = Trainer(model, settings_of(arguments, 1), data_collator=collator)
+        found = {name: plain.predict(rows) for name, rows in judged.items()}
+        return {name: it.predictions.argmax(-1) == it.label_ids for name, it in found.items()}
+
+    stages = {"original": correct(teacher)}
+    texts = train.select(range(min(arguments.calibration_samples, len(train))))
+    report = hf_rmt.compress(
+        student,
+        RMTConfig(noise="drop"),
+        calibration=batches(texts, collator, student),
+        size=arguments.size,
+    )
+    stages["compressed"] = correct(student)
+    log = distil(arguments, student, teacher, collator, train)
+    stages["healed"] = correct(student)
+    student.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    results = {
+        "model": "demo BERT" if arguments.embedded else arguments.model,
+        "parameters_kept": report.plan.parameter_share,
+        "layers": {plan.name: plan.rank or "dense" for plan in report.plan},
+        "splits": {name: scores(stages, name) for name in judged},
+        "reload_difference": difference(student, folder, collator, judged),
+        "settings": vars(arguments),
+        "log": log,
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    plot(results, folder / "healing.png")
+    return results
+
+
+def distil(
+    arguments: Arguments, student: Any, teacher: Any, collator: Any, train: Dataset
+) -> list[dict[str, float]]:
+    """Train the student on the teacher's targets; returns the losses by step."""
+    if not arguments.steps:
+        return []
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # the teacher's targets are without it
+    trainer = DistillationTrainer(
+        model=student,
+        args=settings_of(arguments, arguments.steps),
+        train_dataset=train,
+        data_collator=collator,
+        teacher=teacher,
+        temperature=arguments.temperature,
+        hidden_weight=arguments.hidden_weight,
+    )
+    trainer.train()
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def scores(stages: dict[str, dict[str, np.ndarray]], split: str) -> dict[str, Any]:
+    """Accuracy of each stage, its share of the original's, and a paired interval of the loss."""
+    base = stages["original"][split]
+    return {
+        stage: {
+            "accuracy": float(correct[split].mean()),
+            "of_original": float(correct[split].mean() / base.mean()),
+            "difference": paired_bootstrap(correct[split], base)._asdict(),
+        }
+        for stage, correct in stages.items()
+    }
+
+
+def batches(rows: Dataset, collator: Any, model: Any) -> list[Any]:
+    """Batches of the model's arguments, labels left out."""
+    rows = by_length(rows).remove_columns("labels")
+    groups = [
+        rows.select(range(start, min(start + 32, len(rows)))) for start in range(0, len(rows), 32)
+    ]
+    return [collator(list(group)).to(model.device) for group in groups]
+
+
+@torch.inference_mode()
+def difference(model: Any, folder: Path, collator: Any, judged: dict[str, Dataset]) -> float:
+    """Largest difference of a logit to the saved model's on the first rows of a split."""
+    again = AutoModelForSequenceClassification.from_pretrained(folder).to(model.device)
+    rows = next(iter(judged.values()))
+    (batch,) = batches(rows.select(range(min(32, len(rows)))), collator, model)
+    return float((model.eval()(**batch).logits - again(**batch).logits).abs().max())
+
+
+def settings_of(arguments: Arguments, steps: int) -> TrainingArguments:
+    return TrainingArguments(
+        arguments.output_dir,
+        max_steps=steps,
+        learning_rate=arguments.learning_rate,
+        warmup_steps=0.06,
+        per_device_train_batch_size=arguments.batch_size,
+        per_device_eval_batch_size=64,
+        seed=arguments.seed,
+        save_strategy="no",
+        logging_steps=10,
+        report_to=[],
+        use_cpu=arguments.use_cpu,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Loss of the distillation, and the accuracies before and after it."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    log = results["log"]
+    left.plot([entry["step"] for entry in log], [entry["loss"] for entry in log])
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="distillation")
+    for split, stages in results["splits"].items():
+        accuracies = [stages[stage]["accuracy"] for stage in STAGES]
+        right.plot(STAGES, accuracies, marker="o", label=split)
+    kept = results["parameters_kept"]
+    right.set(ylabel="accuracy", title=f"{kept:.0%} of the linears' parameters kept")
+    right.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""The rows of a results table: one tuned model, its noise removed by every method.
+
+How much is removed is chosen on the split `selection`, and only the choice is tried on the others.
+What is finished stands in a file and is not done again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from common import LEVEL, paired_bootstrap
+
+import hf_rmt
+from hf_rmt import RMTConfig
+from hf_rmt.report import Result, ResultsTable, curve_figure
+from hf_rmt.report.style import save_figure
+
+BASE, UPDATE, RANKS = "base", "update", "ranks"
+TITLES = {
+    BASE: "base (fine-tuned)",
+    UPDATE: "filtered update, PDB",
+    RANKS: "filtered update, shared ranks",
+    "pdb": "PDB",
+    "bema": "PUB, BEMA",
+    "kernel": "PUB, kernel",
+    "slr": "SLR",
+    "svd": "SVD",
+}
+METHODS = [name for name in TITLES if name != BASE]
+FRACTIONS = [0.1, 0.4, 0.6, 0.8, 1.0]
+"""The deck removes 40 to 100 % of the noise directions; a tenth is there for the cautious."""
+RANK_FRACTIONS = [0.8, 0.9, 0.95, 0.98, 0.99]
+"""Of the update's parameters: most of an update is noise, and its spectrum has no clear edge."""
+BLOCKS = r".*\.\d+\..*"
+"""Names of what lies in a numbered block, as the other methods have it."""
+Evaluate = Callable[[Any, str], Any]
+"""A model and the name of a split in, the correctness of every example out."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A task (and split) of the table: its rows by seed, and what was published for it."""
+
+    name: str
+    split: str
+    seeds: Sequence[Mapping[str, Any]]
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+def filtered(tuned: Any, base: Any, method: str, removed: float) -> tuple[Any, float]:
+    """A filtered copy of the tuned model, and the share of the filtered parameters that is left."""
+    model = copy.deepcopy(tuned)
+    if method == RANKS:
+        adapter = hf_rmt.extract_adapter(base, tuned, size=1 - removed, target_modules=BLOCKS)
+        for part in adapter.updates:
+            start = base.get_submodule(part.name).weight.detach()
+            model.get_submodule(part.name).weight.data = start + part.left @ part.right
+        return model, adapter.size
+    if method in ("svd", "slr"):
+        kept: dict[str, Any] = {"fraction": 1 - removed} if removed < 1 else {"rank": 1}
+        config = RMTConfig(method=method, noise="drop", **kept)
+    else:
+        law = "pdb" if method == UPDATE else method
+        config = RMTConfig(method=law, noise="drop", noise_removal=removed)
+    if method == UPDATE:
+        report = hf_rmt.filter_update(base, model, config)
+    else:
+        report = hf_rmt.compress(model, config)
+    return model, report.plan.size_ratio
+
+
+def method_rows(
+    file: Path,
+    tuned: Any,
+    base: Any,
+    evaluate: Evaluate,
+    *,
+    splits: Sequence[str],
+    methods: Sequence[str] = METHODS,
+    fractions: Sequence[float] = FRACTIONS,
+) -> dict[str, Any]:
+    """All rows of one tuned model.
+
+    Args:
+        file: JSON of the rows; those that stand there are not done again.
+        tuned: The fine-tuned model, not changed.
+        base: The model that its training began with.
+        evaluate: Correctness of every example of a split.
+        splits: What the chosen filter is tried on; `selection` is looked at besides.
+        methods: Which rows, beside the base.
+        fractions: Shares of the noise to try; for svd and slr of all directions, of which one
+            stays. Shared ranks have their own, of parameters.
+
+    Returns:
+        By row: `removed` (what was chosen), `kept` (share of parameters), `curve` (removed and
+        selection accuracy), and for each split the correctness of the examples as 0 and 1.
+    """
+    rows = json.loads(file.read_text()) if file.exists() else {}
+    for method in (BASE, *methods):
+        if method in rows:
+            continue
+        if method == BASE:
+            curve, removed, (model, kept) = [], 0.0, (tuned, 1.0)
+            curve = [[0.0, float(np.mean(evaluate(tuned, "selection")))]]
+        else:
+            tried = RANK_FRACTIONS if method == RANKS else fractions
+            curve = sweep(tuned, base, method, evaluate, tried)
+            removed = choice(curve)
+            model, kept = filtered(tuned, base, method, removed)
+        correct = {name: np.asarray(evaluate(model, name), int).tolist() for name in splits}
+        rows[method] = {"removed": removed, "kept": kept, "curve": curve, "splits": correct}
+        shown = ", ".join(f"{name} {np.mean(values):.4f}" for name, values in correct.items())
+        if PartialState().is_main_process:
+            file.write_text(json.dumps(rows) + "\n")
+            print(f"{file.parent}: {TITLES[method]}, {removed:.0%} removed: {shown}", flush=True)
+    return rows
+
+
+def sweep(
+    tuned: Any, base: Any, method: str, evaluate: Evaluate, fractions: Sequence[float]
+) -> list[list[float]]:
+    """Accuracy on the selection split against the share removed."""
+    curve = []
+    for removed in fractions:
+        model, _ = filtered(tuned, base, method, removed)
+        curve.append([removed, float(np.mean(evaluate(model, "selection")))])
+    return curve
+
+
+def choice(curve: Sequence[Sequence[float]]) -> float:
+    """The share removed that is best on the selection split, of equals the largest."""
+    return max(curve, key=lambda point: (point[1], point[0]))[0]
+
+
+def column_of(
+    task: str, split: str, seeds: Sequence[Mapping[str, Any]], published: Mapping[str, float]
+) -> Column:
+    """The column of a split; what was published belongs to dev alone."""
+    return Column(f"{task} {split}", split, seeds, published if split == "dev" else {})
+
+
+def results_table(columns: Sequence[Column], methods: Sequence[str], **about: Any) -> ResultsTable:
+    """The table of all tasks, every row against the base by the paired bootstrap."""
+    results = []
+    for method in (BASE, *methods):
+        for column in columns:
+            correct = [np.array(rows[method]["splits"][column.split]) for rows in column.seeds]
+            base = [np.array(rows[BASE]["splits"][column.split]) for rows in column.seeds]
+            about_it: dict[str, Any] = {}
+            if method != BASE:
+                interval = paired_bootstrap(correct, base)
+                about_it = {"difference": interval.mean, "interval": interval[1:]}
+                about_it["note"] = _note([rows[method] for rows in column.seeds])
+            values = tuple(float(seed.mean()) for seed in correct)
+            published = column.published.get(method)
+            results.append(
+                Result(TITLES[method], column.name, values, published=published, **about_it)
+            )
+    return ResultsTable(tuple(results), level=LEVEL, **about)
+
+
+def save_results(folder: Path, table: ResultsTable, columns: Sequence[Column]) -> None:
+    """Tables, figures, and for each task the curves of the selection split."""
+    if not PartialState().is_main_process:
+        return
+    table.save(folder)
+    print(table)
+    tasks = {column.name.removesuffix(f" {column.split}"): column.seeds for column in columns}
+    for task, seeds in tasks.items():
+        done = [method for method in seeds[0] if all(method in rows for rows in seeds)]
+        curves = {TITLES[method]: mean_curve(seeds, method) for method in done}
+        (_, level), *_ = curves.pop(TITLES[BASE])
+        figure = curve_figure(
+            curves,
+            base=level,
+            title=f"{task}, selection split (shared ranks: of the parameters)",
+        )
+        for kind in ("svg", "png"):
+            save_figure(figure, folder / f"curve-{task}.{kind}")
+
+
+def mean_curve(seeds: Sequence[Mapping[str, Any]], method: str) -> list[tuple[float, float]]:
+    """Mean selection accuracy over the seeds, where all have the share removed."""
+    curves = [dict(map(tuple, rows[method]["curve"])) for rows in seeds]
+    return [
+        (removed, float(np.mean([curve[removed] for curve in curves])))
+        for removed in curves[0]
+        if all(removed in curve for curve in curves)
+    ]
+
+
+def save_best(
+    folder: Path, seeds: Sequence[Mapping[str, Any]], models: Callable[[int], tuple[Any, Any]]
+) -> str:
+    """Save the filtered model that is best on the selection split.
+
+    Args:
+        folder: Where to.
+        seeds: The rows by seed.
+        models: The tuned model and its base, given the position of the seed.
+
+    Returns:
+        What it is, in words.
+    """
+    candidates = [
+        (dict(map(tuple, row["curve"]))[row["removed"]], -place, method)
+        for place, rows in enumerate(seeds)
+        for method, row in rows.items()
+        if method != BASE
+    ]
+    accuracy, place, method = max(candidates)
+    removed = seeds[-place][method]["removed"]
+    model, kept = filtered(*models(-place), method, removed)
+    if PartialState().is_main_process:
+        model.save_pretrained(folder)
+    what = (
+        f"{TITLES[method]}: {removed:.0%} removed, {kept:.1%} of the parameters left in what was "
+        f"filtered; accuracy {accuracy:.4f} on the selection split"
+    )
+    return what
+
+
+def write_card(folder: Path, table: ResultsTable, what: str, base_model: str) -> None:
+    """The README.md of the saved model: what it is, and the table of all methods."""
+    known = "" if Path(base_model).exists() else f"base_model: {base_model}\n"
+    front = f"---\nlibrary_name: transformers\n{known}tags: [hf_rmt, random-matrix-theory]\n---\n"
+    text = (
+        f"# {table.title}\n\nThis model is the best of the table on the selection split.\n\n"
+        f"{what}.\n\n{table.to_markdown()}\n"
+    )
+    if PartialState().is_main_process:
+        (folder / "README.md").write_text(f"{front}\n{text}", encoding="utf-8")
+
+
+def _note(rows: Sequence[Mapping[str, Any]]) -> str:
+    removed = ", ".join(f"{row['removed']:.0%}" for row in rows)
+    kept = ", ".join(f"{row['kept']:.1%}" for row in rows)
+    return f"removed by seed: {removed}; parameters left: {kept}"
