@@ -15,11 +15,14 @@ from common import check_settings, shuffled_labels
 from method_rows import Column, method_rows, results_table, save_results
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 LAWS = ("pdb", "bema", "kernel")
 """The methods that find the noise themselves, so that all of it can be removed."""
 EVALUATION_BATCH = 500
+NORM_IMAGES = 2000
+"""Training images on which batch normalisation is measured anew in a filtered network."""
 
 
 class Images(NamedTuple):
@@ -119,6 +122,8 @@ def _seed(
         torch.save(net.state_dict(), file)
 
     def evaluate(model: nn.Module, split: str) -> np.ndarray:
+        if model is not net:  # a filtered layer has another mean and variance
+            update_bn(splits["train"][0][:NORM_IMAGES].split(EVALUATION_BATCH), model, device)
         return correct(model, *splits[split])
 
     about = {"splits": ["test"]}
@@ -207,5 +212,7 @@ def _notes(arguments: Arguments, images: Images) -> tuple[str, ...]:
         f"{arguments.epochs} epochs of SGD, learning rate {arguments.learning_rate:g}, weight "
         f"decay {arguments.weight_decay:g}, batches of {arguments.batch_size}",
         "the share removed was chosen for each seed on images kept back from the training images",
+        f"batch normalisation, where there is any, was measured anew on {NORM_IMAGES} training images "
+        "after each filter",
         "intervals: paired bootstrap over the test images, all seeds of an image together",
     )
