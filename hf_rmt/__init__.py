@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hf_rmt.integrations.model import analyze, compress, export_dense
     from hf_rmt.integrations.search import SearchResult, search
     from hf_rmt.integrations.updates import filter_update
+    from hf_rmt.kernels.random_features import TernaryRandomFeatures
     from hf_rmt.nn import (
         LatentTernaryLinear,
         SpikedConv2d,
@@ -52,6 +53,7 @@ _HOMES = {
     "lora_targets": "hf_rmt.integrations.lora_targets",
     "SearchResult": "hf_rmt.integrations.search",
     "search": "hf_rmt.integrations.search",
+    "TernaryRandomFeatures": "hf_rmt.kernels.random_features",
     "LatentTernaryLinear": "hf_rmt.nn",
     "SpikedConv2d": "hf_rmt.nn",
     "SpikedLinear": "hf_rmt.nn",

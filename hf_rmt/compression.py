@@ -22,7 +22,7 @@ from hf_rmt.directions import kept_directions
 from hf_rmt.nn import SpikedLinear, latency_ratio, stored_bits
 from hf_rmt.nn.matrices import weight_matrix
 from hf_rmt.nn.spiked_conv import geometry_of
-from hf_rmt.plan import NOTABLE_LOSS, CompressionPlan, LayerPlan
+from hf_rmt.plan import NOTABLE_LOSS, SPIKED, CompressionPlan, LayerPlan
 from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
 from hf_rmt.settings import METHOD_TABLE, CompressionSettings
 from hf_rmt.spectra import Phase, SpectrumFit
@@ -48,6 +48,7 @@ class CompressedWeight:
         filtered: New dense weight, where factors would be larger than it; usually None.
         mean_input: Mean input of a layer with a bias, which is to keep the mean output, shape
             (in,); None where none was measured.
+        bias_shift: What the bias gains where that was worked out already, shape (out,).
     """
 
     plan: LayerPlan
@@ -57,6 +58,7 @@ class CompressedWeight:
     recovery: Tensor | None = None
     filtered: Tensor | None = None
     mean_input: Tensor | None = None
+    bias_shift: Tensor | None = None
 
     def module(self, weight: Tensor, bias: Tensor | None) -> SpikedLinear:
         """The compressed layer of the weight that was decided on; it shares the bias."""
@@ -81,6 +83,8 @@ def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) ->
     Returns:
         The plan and, for a compressed layer, factors with left @ right the stored signal.
     """
+    if decide := METHOD_TABLE[settings.method].decide:
+        return load_code(decide)(name, weight, settings)
     if reason := _why_untouched(name, weight, settings):
         return CompressedWeight(dense_plan(name, weight, reason))
     try:
@@ -185,7 +189,8 @@ def compression_report(
     decisions = list(decisions)
     spectra = [LayerSpectrum(plan.name, plan.shape, fit) for plan, fit in decisions if fit]
     plans = _with_latencies([plan for plan, _ in decisions], model)
-    return CompressionReport(CompressionPlan(plans), SpectralReport(tuple(spectra)))
+    seen = SpectralReport(tuple(spectra)) if spectra else None
+    return CompressionReport(CompressionPlan(plans), seen)
 
 
 def _with_latencies(plans: list[LayerPlan], model: Any) -> tuple[LayerPlan, ...]:
@@ -195,7 +200,7 @@ def _with_latencies(plans: list[LayerPlan], model: Any) -> tuple[LayerPlan, ...]
     """
     like = next(model.parameters())
     geometries = {plan.name: geometry_of(model.get_submodule(plan.name)) for plan in plans}
-    compressed = [plan for plan in plans if plan.compressed]
+    compressed = [plan for plan in plans if plan.compressed and plan.kind == SPIKED]
     keys = {
         plan.name: (plan.shape, plan.noise, *geometries[plan.name].values()) for plan in compressed
     }
@@ -212,7 +217,7 @@ def _with_latencies(plans: list[LayerPlan], model: Any) -> tuple[LayerPlan, ...]
         for key, plan in widest.items()
     }
     return tuple(
-        replace(plan, latency=ratios[keys[plan.name]]) if plan.compressed else plan
+        replace(plan, latency=ratios[keys[plan.name]]) if plan.name in keys else plan
         for plan in plans
     )
 

@@ -10,6 +10,9 @@ NOTABLE_LOSS = 0.01
 """Dropped energy from which a user is told to expect fine-tuning: 4-bit noise, whose error is half
 of that on the trained BERT and ViT, moves the outputs visibly already."""
 
+SPIKED, TERNARY = "spiked", "ternary"
+"""Kinds of compressed layers: a low-rank signal with noise, and one ternary matrix."""
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -31,6 +34,9 @@ class LayerPlan:
         nonzero: Stored parameters that are not zero, where a method zeroes some; None elsewhere.
         latency: Time of the compressed layer over the dense one, measured here; None if not.
         reason: Why the layer stays dense, or what is unusual about it; may be empty.
+        kind: What replaces it: `spiked`, a signal and noise; `ternary`, one ternary matrix.
+        step: Of a layer whose activation became a step, its `module`, `thresholds` and `heights`;
+            None elsewhere.
     """
 
     name: str
@@ -48,6 +54,8 @@ class LayerPlan:
     nonzero: int | None = None
     latency: float | None = None
     reason: str = ""
+    kind: str = SPIKED
+    step: dict[str, Any] | None = None
 
     @property
     def bits_per_weight(self) -> float:

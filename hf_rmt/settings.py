@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,17 @@ class Method:
             is one and else to `fit`. A method that takes none finds a law of the noise.
         refine: Factors and their weight in, the factors that are stored out; empty for none.
         prune: For a method that zeroes entries: the weight in, the new weight out.
+        decide: For a method that looks at no spectrum: name, weight and settings in, a
+            `CompressedWeight` out.
+        only: The settings that no other method takes.
     """
 
     fit: str
     takes: tuple[str, ...] = ()
     refine: str = ""
     prune: str = ""
+    decide: str = ""
+    only: tuple[str, ...] = ()
 
     @property
     def drops(self) -> bool:
@@ -47,11 +52,21 @@ METHOD_TABLE = {
     "uniform": Method(
         "hf_rmt.spectra.truncation:unsplit", ("fraction",), prune="hf_rmt.pruning:random_entries"
     ),
+    "ntk": Method(
+        "hf_rmt.spectra.truncation:unsplit",
+        decide="hf_rmt.ternarize:ternarize_weight",
+        only=("sparsity", "weights", "activation"),
+    ),
 }
-METHODS = tuple(METHOD_TABLE)
+METHODS = tuple(key for key, row in METHOD_TABLE.items() if not row.decide)
+"""The methods that look at a spectrum."""
 NOISE_KINDS = ("drop", "ternary", "int4", "int8", "keep")
 PACKED_KINDS = ("ternary", "int4", "int8")
 STORED_SPIKES = ("all", "paying")
+SPECTRAL = ("noise", "noise_removal", "recover_spikes", "stored_spikes", "max_rank")
+"""Settings of what is told apart by a spectrum, which other methods do not look at."""
+WEIGHTS = ("trained", "random")
+ACTIVATIONS = ("matched", "keep")
 
 
 @dataclass(kw_only=True)
@@ -63,13 +78,21 @@ class CompressionSettings:
             `kernel`, two fits of the unit bulk. Without a law: `svd` keeps the largest directions,
             `slr` as well, and zeroes part of the factors for weak rows and columns; `magnitude`
             keeps the largest entries, `uniform` random ones. Zeros are stored and count as bits;
-            `LayerPlan.parameters` leaves them out.
+            `LayerPlan.parameters` leaves them out. `ntk` makes the linears of a head ternary and
+            their activations steps, with the kernel of the dense head in the limit of large widths.
         rank: For `svd`, `slr`: how many directions are kept, of a smaller layer all. One of rank,
             energy and fraction must be given where a method takes it, and none elsewhere.
         energy: For `svd`: the least directions with this share of the squared Frobenius norm are
             kept, in (0, 1].
         fraction: For `svd`, `slr`: the share of a layer's directions that is kept, in (0, 1]; for
             `magnitude`, `uniform` the share of its entries.
+        sparsity: For `ntk`: share of zeros in each row of a ternary weight, in [0, 1); None for
+            that of least error, or of 1/3 where weights are random.
+        weights: For `ntk`: `trained` ones made ternary, or `random` ones of their scale in the
+            hidden layers; those keep nothing of the training, which calibration must then put
+            into the last layer.
+        activation: For `ntk`: `matched` by a step of the same Gaussian moments where it is a
+            module beside its linear, or `keep`.
         noise: How the noise is stored: `int8` (the default; outputs stay as they are), `int4`,
             `ternary`, `keep` (exact, no saving) or `drop` (the noise filter; fine-tune after it).
         noise_removal: Fraction of the noise directions that `drop` removes, smallest first. A
@@ -85,10 +108,11 @@ class CompressionSettings:
             where nothing repeats, every linear and convolution but the last, which is the head,
             and a convolution that comes first and reads the input. A list of names or name
             endings, a regular expression that matches the whole name, or `"all-linear"`; names
-            choose convolutions anywhere. Grouped and transposed ones stay dense.
+            choose convolutions anywhere. Grouped and transposed ones stay dense. None means the
+            head for `ntk`: the linears after the blocks but for the output embedding.
         modules_to_not_convert: Names or name endings that stay dense whatever else says.
         min_size: Layers whose smaller side is below this stay dense; the sides of a convolution
-            are out and in k_h k_w.
+            are out and in k_h k_w. `ntk` takes layers of any size.
         max_rank: Upper bound on the signal directions of a layer; the largest stay. None: no bound.
         seed: For methods that draw random numbers, which `uniform` alone does.
 
@@ -101,6 +125,9 @@ class CompressionSettings:
     rank: int | None = None
     energy: float | None = None
     fraction: float | None = None
+    sparsity: float | None = None
+    weights: str = "trained"
+    activation: str = "matched"
     noise: str = "int8"
     noise_removal: float | dict[str, float] = 1.0
     recover_spikes: bool | None = None
@@ -115,6 +142,7 @@ class CompressionSettings:
         _choice("method", self.method, tuple(METHOD_TABLE))
         _choice("noise", self.noise, NOISE_KINDS)
         self._check_kept()
+        self._check_ternary()
         self._check_removal()
         _optional_bool("recover_spikes", self.recover_spikes)
         if self.stored_spikes is not None:
@@ -163,6 +191,25 @@ class CompressionSettings:
                 f"recover_spikes=True needs a law of the noise, and method={self.method!r} fits "
                 "none; leave it at None"
             )
+
+    def _check_ternary(self) -> None:
+        """What belongs to ternary heads goes with them alone, and the other way round."""
+        _choice("weights", self.weights, WEIGHTS)
+        _choice("activation", self.activation, ACTIVATIONS)
+        if self.sparsity is not None:
+            _number("sparsity", self.sparsity, 0.0, 1.0)
+            if self.sparsity == 1:
+                raise ValueError("sparsity must lie in [0, 1), got 1, which leaves no weight")
+        defaults = {entry.name: entry.default for entry in fields(CompressionSettings)}
+        row = METHOD_TABLE[self.method]
+        owned = {key for other in METHOD_TABLE.values() for key in other.only}
+        foreign = set(SPECTRAL) if row.decide else owned - set(row.only)
+        for key in sorted(foreign):
+            if getattr(self, key) != defaults[key]:
+                raise ValueError(
+                    f"{key}={getattr(self, key)!r} means nothing to method={self.method!r}; leave "
+                    f"it at {defaults[key]!r}"
+                )
 
     def _check_removal(self) -> None:
         removal = self.noise_removal

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 
 from torch import nn
 
-from hf_rmt.nn.matrices import has_matrix, is_convolution, why_no_matrix
-from hf_rmt.settings import CompressionSettings
+from hf_rmt.nn.matrices import has_matrix, is_convolution, is_linear, why_no_matrix
+from hf_rmt.settings import METHOD_TABLE, CompressionSettings
 
 ALL_LINEAR = "all-linear"
 SHOWN_NAMES = 5
@@ -31,8 +31,9 @@ def select_layers(
     Raises:
         ValueError: If a target matches no such layer, or nothing is left to compress.
     """
-    layers = {name: module for name, module in model.named_modules() if has_matrix(module)}
-    chosen = _chosen(layers, settings.target_modules, model)
+    suits = is_linear if METHOD_TABLE[settings.method].decide else has_matrix
+    layers = {name: module for name, module in model.named_modules() if suits(module)}
+    chosen = _chosen(layers, settings, model)
     _check_targets(settings.target_modules, layers, model)
     shared = _shared_weights(model)
     skipped = settings.modules_to_not_convert or []
@@ -60,8 +61,11 @@ def select_layers(
 
 
 def _chosen(
-    layers: Mapping[str, nn.Module], targets: list[str] | str | None, model: nn.Module
+    layers: Mapping[str, nn.Module], settings: CompressionSettings, model: nn.Module
 ) -> list[str]:
+    targets = settings.target_modules
+    if targets is None and METHOD_TABLE[settings.method].decide:
+        return _after_blocks(list(layers), model)
     if targets is None:
         return _default(layers, model)
     if targets == ALL_LINEAR:
@@ -77,6 +81,12 @@ def _default(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
     *hidden, _ = layers or [""]
     reads_the_input = bool(hidden) and is_convolution(layers[hidden[0]])
     return hidden[reads_the_input:]
+
+
+def _after_blocks(names: list[str], model: nn.Module) -> list[str]:
+    """The head: what comes after the repeated blocks, or all where nothing repeats."""
+    blocks = [i for i, name in enumerate(names) if _in_repeated_block(name, model)]
+    return names[max(blocks, default=-1) + 1 :]
 
 
 def _linears(layers: Mapping[str, nn.Module]) -> list[str]:

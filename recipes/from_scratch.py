@@ -212,7 +212,7 @@ def _notes(arguments: Arguments, images: Images) -> tuple[str, ...]:
         f"{arguments.epochs} epochs of SGD, learning rate {arguments.learning_rate:g}, weight "
         f"decay {arguments.weight_decay:g}, batches of {arguments.batch_size}",
         "the share removed was chosen for each seed on images kept back from the training images",
-        f"batch normalisation, where there is any, was measured anew on {NORM_IMAGES} training images "
-        "after each filter",
+        f"batch normalisation, if there is any, was measured anew on {NORM_IMAGES} training "
+        "images after each filter",
         "intervals: paired bootstrap over the test images, all seeds of an image together",
     )

@@ -18,6 +18,7 @@ from hf_rmt.integrations.config import RMTConfig
 from hf_rmt.integrations.distributed import Outcome, compress_shared, matrix_cost, share
 from hf_rmt.integrations.filtering import (
     dense_weight,
+    filter_config,
     filter_weight,
     first_plan,
     spectral_logs,
@@ -73,9 +74,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         log: bool = True,
     ) -> None:
         _check_arguments(config, schedule, of)
-        self.config: Any = RMTConfig(noise="drop") if config is None else config
-        if isinstance(config, Mapping):  # as a checkpoint's state gives it
-            self.config = RMTConfig.from_dict(config)
+        self.config = filter_config(config)
         self.schedule, self.of, self.log = schedule, of, log
         self.first_filter: int | None = None
         self.first_plans: dict[str, dict[str, Any]] = {}

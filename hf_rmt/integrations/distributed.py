@@ -16,7 +16,8 @@ from torch import Tensor, distributed
 from tqdm.auto import tqdm
 
 from hf_rmt.compression import CompressedWeight, compress_weight, compression_report
-from hf_rmt.nn.matrices import matrix_shape, set_matrix, spiked_like, weight_matrix
+from hf_rmt.integrations.loader import place_step
+from hf_rmt.nn.matrices import compressed_like, matrix_shape, set_matrix, weight_matrix
 from hf_rmt.plan import LayerPlan
 from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
@@ -196,8 +197,8 @@ def _bias_shift(
     result: CompressedWeight, weight: Tensor, new: Callable[[], Tensor]
 ) -> dict[str, Tensor]:
     """What the bias gains so that the mean output stays, (W - W') E[x], where E[x] is known."""
-    if result.mean_input is None:
-        return {}
+    if result.mean_input is None or result.bias_shift is not None:
+        return {} if result.bias_shift is None else {SHIFT: result.bias_shift}
     return {SHIFT: (weight.float() - new().float()) @ result.mean_input.float()}
 
 
@@ -210,11 +211,13 @@ def replace_layer(model: Any, plan: LayerPlan, tensors: dict[str, Tensor]) -> No
         if tensors:
             set_matrix(dense, tensors["weight"])
         return
-    layer = spiked_like(dense, plan.rank, plan.noise, device="meta")
+    layer = compressed_like(dense, plan.kind, plan.rank, plan.noise, device="meta")
     layer.bias = None
     layer.load_state_dict(tensors, assign=True)
     layer.bias = dense.bias
     model.set_submodule(plan.name, layer)
+    if plan.step is not None:
+        place_step(model, plan.name, plan.step)
 
 
 def together(work: Callable[[], Outcome]) -> tuple[list[Any], dict[str, Tensor]]:

@@ -64,7 +64,7 @@ class Moments:
         """Run the model on batches, in evaluation mode."""
         generator, graph = torch.Generator().manual_seed(0), bool(self.slopes)
         heard = self._keep if graph else self._add_inputs
-        with _listening(self.model, self.leaders if graph else self.inputs, heard, graph=graph):
+        with listening(self.model, self.leaders if graph else self.inputs, heard, graph=graph):
             for batch in batches:
                 self._mask = batch.get("attention_mask")
                 output = _first_tensor(self.model(**batch))
@@ -178,7 +178,7 @@ def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:
             known = alive[id(entry)] = (ref(entry), entry._version, next(numbers))
         given[name].append(known[2])
 
-    with _listening(model, names, heard, graph=False):
+    with listening(model, names, heard, graph=False):
         model(**batch)
     groups = defaultdict[tuple[int, ...], list[str]](list)
     for name, tokens in given.items():
@@ -197,7 +197,7 @@ def _slopes(model: nn.Module, name: str) -> Tensor:
 
 
 @contextmanager
-def _listening(
+def listening(
     model: nn.Module,
     names: Iterable[str],
     heard: Callable[[str, Tensor, Tensor], None],

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from hf_rmt.compression import (
 )
 from hf_rmt.decompose import Decomposition, fit_spectrum
 from hf_rmt.directions import kept_directions
+from hf_rmt.integrations.config import RMTConfig
 from hf_rmt.plan import LayerPlan
 from hf_rmt.settings import METHOD_TABLE, CompressionSettings
 from hf_rmt.spectra import Phase, SpectrumFit
@@ -32,6 +34,24 @@ PREFIX = "rmt/"
 PHASE_NUMBERS = {Phase.RANDOM: 0, Phase.SPIKED: 1, Phase.HEAVY_TAILED: 2, Phase.DEGENERATE: 3}
 RELATIVE_NULL = 1e-14
 """Rounding errors of a float64 Gram matrix, in units of its largest eigenvalue."""
+
+
+def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:
+    """The config of a filter: a mapping is one that a checkpoint's state kept.
+
+    Raises:
+        ValueError: If its method looks at no spectrum.
+    """
+    if config is None:
+        return RMTConfig(noise="drop")
+    made: Any = RMTConfig.from_dict(config) if isinstance(config, Mapping) else config
+    if METHOD_TABLE[made.method].decide:
+        raise ValueError(
+            f"RMTCallback filters spectra, and method={made.method!r} looks at none; train "
+            "with hf_rmt.nn.LatentTernaryLinear in the place of the head's linears, or call "
+            "hf_rmt.compress(model, config, calibration=batches) after training"
+        )
+    return made
 
 
 def filter_weight(

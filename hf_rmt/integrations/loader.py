@@ -14,8 +14,10 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
 from hf_rmt.integrations.config import RMTConfig
-from hf_rmt.nn.matrices import dense_like, has_matrix, matrix_shape, spiked_like
+from hf_rmt.nn.matrices import COMPRESSED, compressed_like, dense_like, has_matrix, matrix_shape
 from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.steps import StepActivation
+from hf_rmt.nn.ternary import TernaryLinear
 
 ALARM = "import hf_rmt"
 """Saved as the attention implementation of config.json, which transformers without this package
@@ -63,6 +65,8 @@ class RMTLoader(HfQuantizer):
         for name, entry in layers.items():
             if entry["compressed"]:
                 model.set_submodule(name, _empty_layer(model.get_submodule(name), name, entry))
+            if step := entry.get("step"):
+                place_step(model, name, step)
         self.quantization_config.layers = layers
 
     def get_state_dict_and_metadata(
@@ -121,14 +125,42 @@ def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
 
     Returns:
         The model.
+
+    Raises:
+        ValueError: If it has step activations, which have no dense counterpart.
     """
+    steps = [name for name, part in model.named_modules() if isinstance(part, StepActivation)]
+    if steps:
+        raise ValueError(
+            f"{steps[0]!r} is a step activation, which only this package has, so no plain model "
+            "computes the same; compress with activation='keep' for one that can be exported"
+        )
     for name, module in list(model.named_modules()):
-        if isinstance(module, SpikedLinear):
+        if isinstance(module, COMPRESSED):
             model.set_submodule(name, dense_like(module, dtype=dtype))
     return model
 
 
-def _empty_layer(dense: nn.Module, name: str, entry: Mapping[str, Any]) -> SpikedLinear:
+def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
+    """Put a recorded step in the place of the activation that stands beside a linear.
+
+    Args:
+        model: The model.
+        linear: Runtime name of the linear, dense or compressed.
+        step: `module`, the name of the activation in the linear's parent, `thresholds`, `heights`.
+    """
+    layer: Any = model.get_submodule(linear)
+    parent = model.get_submodule(linear.rpartition(".")[0])
+    like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
+    activation = StepActivation(
+        step["thresholds"], step["heights"], device=like.device, dtype=like.dtype
+    )
+    setattr(parent, step["module"], activation.train(layer.training))
+
+
+def _empty_layer(
+    dense: nn.Module, name: str, entry: Mapping[str, Any]
+) -> SpikedLinear | TernaryLinear:
     """The recorded layer with nothing in it yet, on the device of the one it replaces."""
     shape = tuple(entry["shape"])
     if not has_matrix(dense) or matrix_shape(dense) != shape:
@@ -137,7 +169,8 @@ def _empty_layer(dense: nn.Module, name: str, entry: Mapping[str, Any]) -> Spike
             f"layer {name!r} was compressed as a matrix of shape {shape}, this model has {found}; "
             "its config.json belongs to another model"
         )
-    return spiked_like(dense, entry["rank"], entry["noise"])
+    kind = entry.get("kind", "spiked")
+    return compressed_like(dense, kind, entry["rank"], entry["noise"])
 
 
 def _halved_if_exact(weight: torch.Tensor) -> torch.Tensor:

@@ -15,12 +15,13 @@ from hf_rmt.compression import analyze_layers, warn_of_loss
 from hf_rmt.integrations.calibrated import compress_calibrated
 from hf_rmt.integrations.config import RMTConfig
 from hf_rmt.integrations.distributed import compress_shared
+from hf_rmt.integrations.heads import compress_head
 from hf_rmt.integrations.loader import densify
 from hf_rmt.integrations.quantizer import RMTQuantizer, compressible_layers
 from hf_rmt.integrations.saving import hub_id, install_saving, uninstall_saving
-from hf_rmt.nn import SpikedLinear
+from hf_rmt.nn.matrices import COMPRESSED
 from hf_rmt.report import CompressionReport, SpectralReport
-from hf_rmt.settings import CompressionSettings
+from hf_rmt.settings import METHOD_TABLE, CompressionSettings
 
 ModelOrPath = nn.Module | str | PathLike[str]
 
@@ -61,7 +62,7 @@ def analyze(
         target_modules=target_modules,
     )
     model = load_if_path(model_or_path)
-    compressed = [name for name, part in model.named_modules() if isinstance(part, SpikedLinear)]
+    compressed = [name for name, part in model.named_modules() if isinstance(part, COMPRESSED)]
     names = compressed or compressible_layers(model, settings)
     return analyze_layers(model, names, settings)
 
@@ -87,7 +88,8 @@ def compress(
         calibration: Batches of the model's arguments, such as a few hundred tokenized sentences,
             gone through several times; an iterator is read into memory. Signal and noise are then
             split to lessen the error of the layers' outputs on them, and biases keep the mean
-            outputs. Labels are not needed, padding is left out.
+            outputs. Labels are not needed, padding is left out. `method="ntk"` matches activations
+            at the scale they have on them, and refits the last layer to its old outputs.
         size: Only with calibration and `noise="drop"`: the share of the layers' parameters to
             keep, in (0, 1]. Ranks are shared out over the layers by what each direction is worth
             to the model's outputs, in place of what the method finds.
@@ -103,7 +105,10 @@ def compress(
     config = copy.deepcopy(config) if config is not None else RMTConfig()
     check_compressible(model, config)
     names = compressible_layers(model, config)
-    if calibration is not None:
+    if METHOD_TABLE[config.method].decide:
+        _check_no_size(size, config)
+        report = compress_head(model, names, config, calibration, dry_run=dry_run)
+    elif calibration is not None:
         report = compress_calibrated(model, names, config, calibration, size=size, dry_run=dry_run)
     elif size is None:
         report = compress_shared(model, names, config, dry_run=dry_run)
@@ -116,6 +121,13 @@ def compress(
     return report
 
 
+def _check_no_size(size: float | None, config: RMTConfig) -> None:
+    if size is not None:
+        raise ValueError(
+            f"size={size} shares ranks out, and method={config.method!r} has none; leave it out"
+        )
+
+
 def export_dense(model_or_path: ModelOrPath) -> nn.Module:
     """A plain dense copy of a compressed model, which loads anywhere without this package.
 
@@ -126,10 +138,11 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
         The dense model. Its weights are what the compressed layers act as.
 
     Raises:
-        ValueError: If the model has no compressed layer.
+        ValueError: If the model has no compressed layer, or activations became steps, which no
+            plain model has.
     """
     model: Any = load_if_path(model_or_path)
-    if not any(isinstance(module, SpikedLinear) for module in model.modules()):
+    if not any(isinstance(module, COMPRESSED) for module in model.modules()):
         raise ValueError(
             f"{type(model).__name__} has no layer compressed by hf_rmt, so it is dense already; "
             "save it with save_pretrained"

@@ -15,7 +15,7 @@ from hf_rmt.integrations.saving import hub_id, install_saving
 from hf_rmt.nn.matrices import to_matrix, to_weight
 from hf_rmt.plan import LayerPlan
 from hf_rmt.report import CompressionReport
-from hf_rmt.settings import CompressionSettings
+from hf_rmt.settings import METHOD_TABLE, CompressionSettings
 from hf_rmt.spectra import SpectrumFit
 from hf_rmt.targets import ALL_LINEAR, select_layers
 
@@ -44,6 +44,7 @@ class RMTQuantizer(RMTLoader):
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         super()._process_model_before_weight_loading(model, **kwargs)
         if not self.pre_quantized:
+            _check_on_the_fly(self.quantization_config)
             names = compressible_layers(model, self.quantization_config)
             self.pending = {f"{name}.weight": name for name in names}
             self.decisions: dict[str, tuple[LayerPlan, SpectrumFit | None]] = {}
@@ -71,6 +72,20 @@ class RMTQuantizer(RMTLoader):
         warn_of_loss(self.report.plan)
 
 
+def _check_on_the_fly(config: CompressionSettings) -> None:
+    """Refuse what takes activations, which nothing has while weights load."""
+    if METHOD_TABLE[config.method].decide and (config.activation, config.weights) != (
+        "keep",
+        "trained",
+    ):
+        raise ValueError(
+            f"method={config.method!r} with activation={config.activation!r} and "
+            f"weights={config.weights!r} takes what the layers are given, which is not known while "
+            "a model loads; set activation='keep' and weights='trained', or load the model and "
+            "call hf_rmt.compress(model, config, calibration=batches)"
+        )
+
+
 def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list[str]:
     """Names of the linear layers and convolutions that settings select, in the model's order.
 
@@ -87,9 +102,10 @@ def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list
 def _protected(model: Any, settings: CompressionSettings) -> set[str]:
     tied = model.all_tied_weights_keys
     names = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
+    of_head = settings.target_modules is None and bool(METHOD_TABLE[settings.method].decide)
     if settings.target_modules in (None, ALL_LINEAR):
         prefix = model.base_model_prefix
-        if isinstance(getattr(model, prefix, None), nn.Module):
+        if not of_head and isinstance(getattr(model, prefix, None), nn.Module):
             inside = (prefix, "")
             names |= {name for name, _ in model.named_modules() if name.split(".")[0] not in inside}
         embeddings = model.get_output_embeddings()

@@ -9,7 +9,17 @@ from types import ModuleType
 
 from hf_rmt import settings
 from hf_rmt.integrations import config, loader
-from hf_rmt.nn import codebooks, matrices, noise, spiked, spiked_conv
+from hf_rmt.nn import (
+    codebooks,
+    integer,
+    matrices,
+    noise,
+    spiked,
+    spiked_conv,
+    steps,
+    ternary,
+    trits,
+)
 
 REMOTE_MODULE = "hf_rmt_remote"
 REMOTE_FILE = f"{REMOTE_MODULE}.py"
@@ -21,6 +31,10 @@ BUNDLED: tuple[ModuleType, ...] = (
     noise,
     spiked,
     spiked_conv,
+    trits,
+    integer,
+    ternary,
+    steps,
     matrices,
     config,
     loader,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 BASE = 254
 """Of the digits -127 .. 127 that an input is written in."""
-CHUNK = 2**18
+ENTRIES_AT_ONCE = 2**18
 """Entries of the input or output that are worked on at once, to stay in the cache."""
 SMALLEST = 1e-30
 """A row whose largest entry is below this loses digits."""
@@ -55,7 +55,7 @@ def integer_linear(
     out = x.new_empty(len(x), len(signs))
     scale = scale.to(torch.float32)
     bias = scale.new_zeros(1) if bias is None else bias.to(torch.float32)
-    step = max(32, CHUNK // max(signs.shape))
+    step = max(32, ENTRIES_AT_ONCE // max(signs.shape))
     for start in range(0, len(x), step):
         rows = x[start : start + step].to(torch.float32)
         largest = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST)

@@ -13,11 +13,20 @@ from torch import Tensor, nn
 
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d, geometry_of
+from hf_rmt.nn.ternary import TernaryLinear
+
+COMPRESSED = (SpikedLinear, TernaryLinear)
+"""What takes the place of dense layers."""
 
 
 def has_matrix(module: nn.Module) -> bool:
     """Whether a dense layer is one matrix; a subclass may do anything with its weight."""
     return type(module) is nn.Linear or _is_conv1d(module) or _is_plain_convolution(module)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a layer is torch's own linear one, and no subclass."""
+    return type(module) is nn.Linear
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -50,14 +59,14 @@ def to_weight(module: Any, matrix: Tensor) -> Tensor:
 
 def weight_matrix(module: Any) -> Tensor:
     """The matrix of a layer, dense or compressed, without a gradient: as it acts."""
-    if isinstance(module, SpikedLinear):
+    if isinstance(module, COMPRESSED):
         return module.dense().detach()
     return to_matrix(module, module.weight.detach())
 
 
 def matrix_shape(module: Any) -> tuple[int, int]:
     """Shape (out, in) of the matrix of a layer, dense or compressed."""
-    if isinstance(module, SpikedLinear):
+    if isinstance(module, COMPRESSED):
         return module.out_features, module.in_features
     rows, columns = to_matrix(module, module.weight.detach().to("meta")).shape
     return rows, columns
@@ -99,7 +108,44 @@ def spiked_like(
     return layer.train(module.training)
 
 
-def dense_like(layer: SpikedLinear, *, dtype: torch.dtype | None = None) -> nn.Module:
+def compressed_like(
+    module: Any, kind: str, rank: int, noise: str, *, device: torch.device | str | None = None
+) -> SpikedLinear | TernaryLinear:
+    """The layer of a kind, with nothing in it yet, that takes the place of a dense one.
+
+    Args:
+        module: A layer that has a matrix.
+        kind: `spiked` or `ternary`.
+        rank: As for `spiked_like`.
+        noise: As for `spiked_like`.
+        device: Of the tensors; None for that of the dense layer.
+
+    Returns:
+        The layer, with a bias of its own where the dense one has any.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+    if kind == "spiked":
+        return spiked_like(module, rank, noise, device=device)
+    if kind != "ternary":
+        raise ValueError(
+            f"kind must be spiked or ternary, got {kind!r}; a newer hf_rmt wrote it, upgrade"
+        )
+    rows, columns = matrix_shape(module)
+    layer = TernaryLinear(
+        columns,
+        rows,
+        bias=module.bias is not None,
+        device=device or module.weight.device,
+        dtype=module.weight.dtype,
+    )
+    return layer.train(module.training)
+
+
+def dense_like(
+    layer: SpikedLinear | TernaryLinear, *, dtype: torch.dtype | None = None
+) -> nn.Module:
     """The dense layer that acts as a compressed one, of the class that was compressed.
 
     Args:
@@ -111,16 +157,17 @@ def dense_like(layer: SpikedLinear, *, dtype: torch.dtype | None = None) -> nn.M
     """
     with torch.device("meta"):
         dense: Any = _empty_dense(layer)
-    matrix = layer.dense().detach().to(dtype or layer.weight.dtype)
+    matrix = layer.dense().detach()
+    matrix = matrix if dtype is None else matrix.to(dtype)
     dense.weight = nn.Parameter(to_weight(dense, matrix))
     dense.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(matrix.dtype))
     return dense.train(layer.training)
 
 
-def _empty_dense(layer: SpikedLinear) -> nn.Module:
+def _empty_dense(layer: SpikedLinear | TernaryLinear) -> nn.Module:
     if isinstance(layer, SpikedConv2d):
         return nn.Conv2d(layer.in_channels, layer.out_channels, **geometry_of(layer))
-    if layer.dense_class is nn.Linear:
+    if isinstance(layer, TernaryLinear) or layer.dense_class is nn.Linear:
         return nn.Linear(layer.in_features, layer.out_features)
     return layer.dense_class(layer.out_features, layer.in_features)  # Conv1D's order
 

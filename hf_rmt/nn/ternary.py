@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from hf_rmt.nn.integer import integer_linear, runs_on_integers
 from hf_rmt.nn.trits import (
-    SCALES,
+    SCALE_OPTIONS,
     check_choice,
     from_fifths,
     pack_trits,
@@ -72,7 +72,7 @@ class TernaryLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_choice("scale", scale, SCALES)
+        check_choice("scale", scale, SCALE_OPTIONS)
         self.in_features, self.out_features = in_features, out_features
         codes = torch.zeros(-(-self._size // 5), dtype=torch.int8, device=device)
         self.register_buffer("weight", codes)

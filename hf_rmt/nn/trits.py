@@ -9,7 +9,7 @@ from torch.nn import functional
 from hf_rmt.nn.codebooks import CODEBOOKS, table
 from hf_rmt.nn.noise import rows_at_once
 
-SCALES = ("row", "tensor")
+SCALE_OPTIONS = ("row", "tensor")
 LIFTS = (64, 16, 4, 1)
 
 
@@ -111,7 +111,7 @@ def check_options(sparsity: float | None, scale: str) -> None:
     """
     if sparsity is not None and not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must lie in [0, 1] or be None, got {sparsity}")
-    check_choice("scale", scale, SCALES)
+    check_choice("scale", scale, SCALE_OPTIONS)
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

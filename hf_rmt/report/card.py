@@ -66,7 +66,7 @@ def model_card(
         f"![Spectra of the weights with their fitted noise laws]({picture})" if picture else "",
         _what_was_lost(plan),
         _size_section(plan, sizes),
-        _loading(repo),
+        _loading(repo, exports=not any(layer.step for layer in plan)),
         _layers(plan),
         _settings(config),
     ]
@@ -169,7 +169,14 @@ def _size_section(plan: CompressionPlan, sizes: Mapping[str, int] | None) -> str
     return f"## Size\n\n{tables.markdown_table(rows)}" if rows else ""
 
 
-def _loading(repo: str) -> str:
+def _loading(repo: str, *, exports: bool) -> str:
+    export = f"""Anywhere, after turning it into dense weights once:
+
+```bash
+hf-rmt export {repo} dense
+```
+
+"""
     return f"""## How to load it
 
 With the package (`pip install hf_rmt`):
@@ -189,13 +196,7 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("{repo}", trust_remote_code=True)
 ```
 
-Anywhere, after turning it into dense weights once:
-
-```bash
-hf-rmt export {repo} dense
-```
-
-Use the Auto class of your task in place of `AutoModel`.
+{export if exports else ""}Use the Auto class of your task in place of `AutoModel`.
 
 > **Plain loading fails, by design.** Without the package and without `trust_remote_code=True`,
 > transformers raises an error instead of starting from random weights. Do not

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_rmt.nn.integer import CHUNK, integer_linear, runs_on_integers
+from hf_rmt.nn.integer import ENTRIES_AT_ONCE, integer_linear, runs_on_integers
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -23,7 +23,7 @@ def rounding(x: torch.Tensor, digits: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("digits", [1, 2, 3])
-@pytest.mark.parametrize("tokens", [1, 33, CHUNK // 384 + 5])
+@pytest.mark.parametrize("tokens", [1, 33, ENTRIES_AT_ONCE // 384 + 5])
 @pytest.mark.parametrize("biased", [True, False])
 def test_error_is_that_of_the_digits(digits: int, tokens: int, biased: bool) -> None:
     x, signs, scales, bias = setup(tokens, 384, 40)

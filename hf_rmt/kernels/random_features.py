@@ -1,0 +1,216 @@
+"""Random features of ternary weights and few-valued activations, as a scikit-learn transformer.
+
+The only module of `hf_rmt.kernels` that needs scikit-learn, an extra; the package does not import
+it.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hf_rmt.kernels.activations import Activation, Array
+from hf_rmt.kernels.matching import match_step_activation, match_ternary_activation
+from hf_rmt.kernels.problem import MatchedStep
+from hf_rmt.kernels.simulation import ternary_weights
+
+try:
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        "TernaryRandomFeatures needs scikit-learn; pip install 'hf_rmt[sklearn]'"
+    ) from error
+
+GAUSSIAN_KERNEL = "rbf"
+TERNARY = 2
+DTYPES = ("float64", "float32")
+BLOCK = 2048
+
+
+class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Features s(W x / sqrt p) / sqrt N: W sparse and ternary, s a step that stands for another.
+
+    W has iid entries of mean 0 and variance 1, P(0) = sparsity. In high dimension the kernel of
+    the features depends on the activation through d0, d1 and d2 alone (see `GaussianMoments`),
+    and on W not at all, so a ternary s with the same three does the same work. The scale tau at
+    which they are matched is estimated from the data. Each row of W should keep several entries:
+    (1 - sparsity) p well above 1.
+
+    Args:
+        n_components: N, the number of features.
+        sparsity: P(weight = 0), in [0, 1). Weights take 2 bits whatever it is.
+        activation: What the step stands for: `rbf`, the Gaussian kernel of gamma; a name in
+            `ACTIVATIONS`; or a function on arrays, of the argument W x / sqrt p.
+        levels: Distinct values of s less one. 2 is the ternary b (1{x > s2} - 1{x <= s1}), whose
+            d0 comes out too large, a ridge, where the activation has too much in d1 and d2. Other
+            numbers are those of `match_step_activation`; None, the fewest that meet all three,
+            follows the activation more closely and is the choice for accuracy.
+        gamma: Of the Gaussian kernel exp(-gamma |x - y|^2), > 0; `scale` is 1 over the number of
+            columns times their mean variance. No other activation uses it.
+        random_state: Seed of the weights, a number, a RandomState or None.
+
+    Attributes:
+        packed_weights_: Where W is not 0 and where it is negative, one bit each, shape
+            (2, n_components, ceil(n_features / 8)).
+        mean_: Means of the columns, subtracted from x, shape (n_features,).
+        tau_: Root of the mean of |x - mean_|^2 / p.
+        activation_: The step, a `MatchedStep`.
+        memory_bits_: Bits that the fitted arrays take.
+        feature_bits_: Bits that would hold the features of one sample.
+        n_features_in_: p.
+
+    Source:
+        Tiomoko Ali, Liao & Couillet, ICLR 2022.
+
+    Examples:
+        >>> x = np.random.default_rng(0).standard_normal((300, 64))
+        >>> features = TernaryRandomFeatures(500, random_state=0).fit(x)
+        >>> len(np.unique(features.transform(x))), features.feature_bits_
+        (3, 1000)
+    """
+
+    def __init__(
+        self,
+        n_components: int = 100,
+        *,
+        sparsity: float = 0.5,
+        activation: Activation = GAUSSIAN_KERNEL,
+        levels: int | None = TERNARY,
+        gamma: float | str = "scale",
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_components = n_components
+        self.sparsity = sparsity
+        self.activation = activation
+        self.levels = levels
+        self.gamma = gamma
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Estimate mean and scale, match the step, draw the weights.
+
+        Args:
+            X: Training data, shape (n_samples, n_features), at least two rows that differ.
+            y: Ignored.
+
+        Returns:
+            The transformer itself.
+
+        Raises:
+            ValueError: If a parameter is out of range or the rows do not differ.
+            NoMatchError: If no step of so many levels matches the activation.
+        """
+        self._check_parameters()
+        data = validate_data(self, X, dtype=DTYPES, ensure_min_samples=2)
+        self.mean_ = data.mean(0)
+        norms = np.square(data - self.mean_, dtype=float).mean(1)
+        self.tau_ = float(np.sqrt(norms.mean()))
+        if not self.tau_ > 0:
+            raise ValueError("the rows of X must differ, got equal ones; there is no scale to fit")
+        self.activation_ = self._matched(data.shape[1])
+        self.packed_weights_ = self._draw(data.shape[1])
+        self._scale = 1 / math.sqrt((1 - self.sparsity) * data.shape[1])
+        return self
+
+    def transform(self, X: ArrayLike) -> NDArray[Any]:
+        """The features of new data.
+
+        Args:
+            X: Shape (n_samples, n_features).
+
+        Returns:
+            Features in the dtype of X, float32 or float64, shape (n_samples, n_components).
+        """
+        check_is_fitted(self)
+        data = validate_data(self, X, dtype=DTYPES, reset=False)
+        centred = (data - self.mean_) * self._scale
+        count = self._n_features_out
+        features = np.empty((len(data), count), data.dtype)
+        for start in range(0, count, BLOCK):
+            rows = slice(start, start + BLOCK)
+            arguments = centred @ self._signs(rows).astype(data.dtype).T
+            features[:, rows] = self.activation_(arguments) / np.sqrt(count)
+        return features
+
+    @property
+    def memory_bits_(self) -> int:
+        """Bits of the packed weights, the means, and the step's thresholds and heights."""
+        check_is_fitted(self)
+        step = 64 * (len(self.activation_.thresholds) + len(self.activation_.heights))
+        return 8 * int(self.packed_weights_.nbytes + self.mean_.nbytes) + step
+
+    @property
+    def feature_bits_(self) -> int:
+        """Bits of one sample's features, the value of each as a number of levels + 1."""
+        check_is_fitted(self)
+        return self._n_features_out * self.activation_.levels.bit_length()
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.packed_weights_.shape[1])
+
+    def _matched(self, width: int) -> MatchedStep:
+        activation = self.activation
+        if isinstance(activation, str) and activation == GAUSSIAN_KERNEL:
+            gamma = self.gamma
+            if isinstance(gamma, str):
+                gamma = 1 / (width * self.tau_**2)
+            activation = partial(gaussian_kernel_activation, frequency=np.sqrt(2 * gamma * width))
+        if self.levels == TERNARY:
+            return match_ternary_activation(activation, tau=self.tau_)
+        return match_step_activation(activation, tau=self.tau_, levels=self.levels)
+
+    def _draw(self, width: int) -> NDArray[np.uint8]:
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        generator = np.random.default_rng(seed)
+        planes = []
+        for start in range(0, self.n_components, BLOCK):
+            shape = min(BLOCK, self.n_components - start), width
+            weights = ternary_weights(shape, sparsity=self.sparsity, seed=generator)
+            planes.append(np.packbits([weights != 0, weights < 0], axis=2))
+        return np.concatenate(planes, axis=1)
+
+    def _signs(self, rows: slice) -> NDArray[np.int8]:
+        """sqrt(1 - sparsity) W, its entries -1, 0 and 1."""
+        bits = np.unpackbits(self.packed_weights_[:, rows], axis=2, count=self.n_features_in_)
+        nonzero, negative = bits.view(np.int8)
+        return nonzero - 2 * negative
+
+    def _check_parameters(self) -> None:
+        # any type may come here, from a grid that was searched
+        given: dict[str, Any] = self.get_params(deep=False)
+        count, sparsity, gamma = (given[name] for name in ("n_components", "sparsity", "gamma"))
+        if not isinstance(count, Integral) or count < 1:
+            raise ValueError(f"n_components must be a whole number of at least 1, got {count!r}")
+        if not isinstance(sparsity, Real) or not 0 <= float(sparsity) < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), got {sparsity!r}; it is P(weight = 0)")
+        if gamma != "scale" and not (isinstance(gamma, Real) and 0 < float(gamma) < np.inf):
+            raise ValueError(f"gamma must be positive or 'scale', got {gamma!r}")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = list(DTYPES)
+        return tags
+
+
+def gaussian_kernel_activation(x: Array, *, frequency: float) -> Array:
+    """cos(f x) + sin(f x), whose d0, d1, d2 are those of the Fourier pair (cos(f x), sin(f x)).
+
+    The pair's kernel under Gaussian weights is exp(-f^2 |x - y|^2 / 2). With t = f tau the sum and
+    the pair have both d1 = f^2 e^(-t^2), d2 = f^4 e^(-t^2) / 4 and d0 = 1 - (1 + t^2) e^(-t^2).
+
+    Args:
+        x: Argument.
+        frequency: f > 0.
+
+    Returns:
+        The values.
+    """
+    return np.asarray(np.cos(frequency * x) + np.sin(frequency * x))
