@@ -150,7 +150,7 @@ def read_images(arguments: Arguments) -> Images:
     else:
         file = np.load(arguments.data_dir)
         arrays = [file[key] for key in ("train_x", "train_y", "test_x", "test_y")]
-    train_x, train_y, test_x, test_y = (torch.from_numpy(np.asarray(array)) for array in arrays)
+    train_x, train_y, test_x, test_y = (torch.from_numpy(np.array(array)) for array in arrays)
     train_x, test_x = (part.permute(0, 3, 1, 2).float() for part in (train_x, test_x))
     mean = train_x.mean((0, 2, 3), keepdim=True)
     deviation = train_x.std((0, 2, 3), keepdim=True)

@@ -94,7 +94,7 @@ def read_images(arguments: Arguments) -> Images:
             for part in ("train", "t10k")
             for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
         ]
-    train_x, train_y, test_x, test_y = (torch.from_numpy(np.asarray(array)) for array in arrays)
+    train_x, train_y, test_x, test_y = (torch.from_numpy(np.array(array)) for array in arrays)
     train_x, test_x = train_x[:, None].float(), test_x[:, None].float()
     mean, deviation = train_x.mean(), train_x.std()
     train_x, test_x = (train_x - mean) / deviation, (test_x - mean) / deviation

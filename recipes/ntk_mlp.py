@@ -1,0 +1,233 @@
+"""The deck's figure: accuracy against memory of compressed fully connected networks.
+
+    python recipes/ntk_mlp.py --embedded
+    python recipes/ntk_mlp.py --data_dir FOLDER
+    python recipes/ntk_mlp.py --data_dir cifar10.npz --features MODEL --image_size 70
+
+FOLDER holds MNIST's idx files, the .npz CIFAR10 (train_x, train_y, test_x, test_y); without
+--data_dir the Hub is asked. --features takes the class token of a ViT-like model for the pixels.
+
+What is compared: three hidden layers of random weights, the theorem's own case, each
+x -> s(W x) / sqrt d with a centred s, and a readout fitted by ridge regression. The images are
+centred and have norm 1. Our layers have ternary weights and steps with the Gaussian moments of
+relu: `exact` ones have m1, m2, m3 and tau, with as many levels as that takes. `1 bit` leaves tau;
+above two such layers no one-level step has relu's moments, so each is matched at the dense
+network's scale and its output scaled to the dense layer's. The heuristics start from the dense
+network's Gaussian weights, are scaled to variance 1 again, and have their readout fitted too.
+Nothing is trained by gradients.
+
+With --trained a dense network of each width is trained by SGD instead, without hidden biases, and
+every method starts from its weights: ours makes them ternary, a scale for each row, and matches
+the steps at the scale of each layer's arguments. All readouts are fitted again. The theorem does
+not speak of this case.
+
+Memory is what hidden weights, readout, mean image and the activations of one image take: 32 bits a
+number in the dense network; in all others the readout in 16 bits, the rest as the tables say.
+`packed`: 2 bits a ternary weight as `TernaryLinear` holds it; a bit mask and 32 bits for each kept
+weight of a pruned one. `coded`: the mask Huffman coded by zlib, a bit for each sign of a ternary
+weight: what a file takes. (Random weights could be drawn again from their seed; that would
+help every method alike and is not counted.)
+
+What is finished in the output folder is not done again, and the tables show all of it: further
+calls with other --widths for single --methods fill the table at equal memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import paired_bootstrap
+from memory_study import MEGABIT, Finished, draw_curves, save_curves
+from mlp_data import Split, read_splits
+from mlp_layers import DENSE, DEPTH, FLOAT, METHODS, Method, hidden_layers, value_bits, weight_bits
+from mlp_trained import trained_layers, trained_network
+from ridge import Rows, fit_ridge
+from torch import nn
+
+from hf_rmt.report.results import Result, ResultsTable
+from hf_rmt.report.tables import markdown_table
+
+HALF = 16
+BATCH = 2000
+
+
+def main() -> None:
+    arguments = parse()
+    split = read_splits(arguments)
+    own = ("output_dir", "widths", "seeds", "methods")
+    setting = {key: value for key, value in vars(arguments).items() if key not in own}
+    finished = Finished(arguments.output_dir, setting)
+    for method, width, seed in product(arguments.methods, arguments.widths, arguments.seeds):
+        key = f"{method}, width {width}, seed {seed}"
+        if key not in finished.rows:
+            row = {"method": method, "width": width, "seed": seed}
+            finished.add(key, row | run(arguments, split, METHODS[method], width, seed))
+            print(f"{key}: {finished.rows[key]['accuracy']:.4f}", flush=True)
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in sorted(finished.rows.values(), key=order_of):
+        runs.setdefault((row["method"], row["width"]), []).append(row)
+    kind = "trained" if arguments.trained else "random"
+    report(finished.folder, runs, split, f"{DEPTH} {kind} hidden layers on {split.name}")
+
+
+def order_of(row: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Where a run stands in the tables."""
+    return list(METHODS).index(row["method"]), row["width"], row["seed"]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_dir", help="local files; default: the Hub")
+    parser.add_argument("--task", choices=("mnist", "cifar10"), default="mnist")
+    parser.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
+    parser.add_argument("--features", help="model whose class tokens are classified")
+    parser.add_argument("--image_size", type=int, default=70, help="for that model")
+    parser.add_argument("--trained", action="store_true", help="hidden layers trained by SGD")
+    parser.add_argument("--epochs", type=int, default=20, help="of that training")
+    parser.add_argument("--output_dir", default="results/ntk-mlp")
+    parser.add_argument("--widths", type=int, nargs="+", default=[250, 500, 1000, 2000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--selection_samples", type=int, default=1000, help="to choose the ridge")
+    return parser.parse_args()
+
+
+def run(
+    arguments: argparse.Namespace, split: Split, method: Method, width: int, seed: int
+) -> dict[str, Any]:
+    """One network: its accuracy and the bits it takes."""
+    inputs = split.train.features.shape[1]
+    if arguments.trained:
+        folder = Path(arguments.output_dir)
+        net = trained_network(split, width, seed, epochs=arguments.epochs, folder=folder)
+        rows = torch.from_numpy(split.train.features[:BATCH])
+        layers = trained_layers(method, net, rows, seed)
+    else:
+        layers = hidden_layers(method, (inputs, *[width] * DEPTH), seed)
+    parts = (split.train, split.kept, split.test)
+    train, kept, test = (Rows(features(layers, part.features), part.targets) for part in parts)
+    readout = fit_ridge(train, kept, lambda found, wanted: -correct(found, wanted).mean())
+    number = FLOAT if method == METHODS[DENSE] else HALF
+    if number == HALF:
+        readout = readout._replace(weights=readout.weights.astype(np.float16).astype("f4"))
+    right = correct(readout(test.features), test.targets)
+    packed, coded = np.sum([weight_bits(layer.linear) for layer in layers], axis=0)
+    return {
+        "accuracy": float(right.mean()),
+        "correct": np.packbits(right).tobytes().hex(),
+        "strength": readout.strength,
+        "packed": int(packed),
+        "coded": int(coded),
+        "activations": sum(width * value_bits(layer.activation) for layer in layers),
+        "readout": number * readout.weights.size + FLOAT * len(readout.offset) + number * inputs,
+    }
+
+
+@torch.no_grad()
+def features(layers: nn.Module, inputs: np.ndarray) -> np.ndarray:
+    """What the last hidden layer gives."""
+    batches = torch.from_numpy(inputs).split(BATCH)
+    return torch.cat([layers(batch) for batch in batches]).numpy()
+
+
+def correct(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Whether the largest output is that of the class."""
+    return found.argmax(1) == wanted.argmax(1)
+
+
+def total(row: Mapping[str, Any], kind: str = "coded") -> float:
+    """Megabits of weights, packed or coded, readout, mean and activations."""
+    return (row[kind] + row["readout"] + row["activations"]) / MEGABIT
+
+
+def report(folder: Path, runs: Mapping[tuple[str, int], Any], split: Split, title: str) -> None:
+    """The table by width, that at equal memory, and the figure."""
+    images = len(split.test.targets)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for (method, _), rows in runs.items():
+        point = total(rows[0]), float(np.mean([row["accuracy"] for row in rows]))
+        curves.setdefault(method, []).append(point)
+    count = len(split.train.targets) + len(split.kept.targets)
+    notes = (
+        *memory_lines(runs),
+        f"{count} images, {len(split.kept.targets)} of them to choose the ridge; {images} to test",
+        "intervals: paired bootstrap over the test images, all seeds of an image together",
+    )
+    table = ResultsTable(results_of(runs, images), title=title, notes=notes)
+    table.save(folder)
+    print(table)
+    text = markdown_table(equal_memory(runs))
+    (folder / "equal-memory.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\nThe widest of ours with no more memory (coded) than the others:\n\n{text}")
+    panels = {"memory (Mbit, coded)": curves}
+    save_curves(folder, "memory", draw_curves(panels, metric="test accuracy", title=title))
+
+
+def results_of(runs: Mapping[tuple[str, int], Any], images: int) -> tuple[Result, ...]:
+    """Accuracies at the widths of the dense networks, or at all if there is no dense one."""
+    compared = {width for method, width in runs if method == DENSE}
+    results = []
+    for (method, width), rows in runs.items():
+        if compared and width not in compared:
+            continue
+        right = [unpacked(row["correct"], images) for row in rows]
+        dense = runs.get((DENSE, width), [])
+        about: dict[str, Any] = {}
+        if method != DENSE and [row["seed"] for row in dense] == [row["seed"] for row in rows]:
+            base = [unpacked(row["correct"], images) for row in dense]
+            interval = paired_bootstrap(right, base)
+            about = {"difference": interval.mean, "interval": interval[1:]}
+        values = tuple(row["accuracy"] for row in rows)
+        results.append(Result(method, f"width {width}", values, **about))
+    return tuple(results)
+
+
+def unpacked(code: str, count: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(code), np.uint8), count=count)
+
+
+def memory_lines(runs: Mapping[tuple[str, int], Any]) -> list[str]:
+    """The memory of every network and its ratio to the dense one of the same width."""
+    lines = []
+    for (method, width), (row, *_) in runs.items():
+        sizes = {kind: f"{total(row, kind):.3g} Mbit {kind}" for kind in ("packed", "coded")}
+        if (DENSE, width) in runs:
+            dense = runs[DENSE, width][0]
+            for kind in sizes:
+                sizes[kind] += f" (1/{total(dense, kind) / total(row, kind):.1f})"
+        bits = row["activations"] // (DEPTH * width)
+        lines.append(f"{method}, {width}: {', '.join(sizes.values())}, {bits}-bit activations")
+    return lines
+
+
+def equal_memory(runs: Mapping[tuple[str, int], Any]) -> list[dict[str, Any]]:
+    """Accuracies of the dense networks and the heuristics, and ours of at most their memory."""
+    lines = []
+    widths: dict[str, list[int]] = {}
+    for method, width in runs:
+        if METHODS[method].is_ours:
+            widths.setdefault(method, []).append(width)
+    means = {key: np.mean([row["accuracy"] for row in rows]) for key, rows in runs.items()}
+    for (method, width), (row, *_) in runs.items():
+        if METHODS[method].weights == "ternary":
+            continue
+        line = {"compared": f"{method}, {width}", "Mbit": f"{total(row):.3g}"}
+        line["accuracy"] = f"{means[method, width]:.4f}"
+        for ours, tried in widths.items():
+            fitting = [other for other in tried if total(runs[ours, other][0]) <= total(row)]
+            best = max(fitting, default=None)
+            line[ours] = None if best is None else f"{means[ours, best]:.4f} ({best})"
+        lines.append(line)
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Ridge regression on random features: test error against their number and their memory.
+
+Ternary features, and those of ternary weights with as many levels as an exact match takes (exact
+steps), against random Fourier features, low-precision Fourier features (weights and features
+rounded to a few bits) and Nystrom's. Bandwidth and ridge are chosen for each on rows that
+are kept back from the training rows.
+
+    python recipes/random_features.py --embedded
+    python recipes/random_features.py --data_dir FILE.csv --target COLUMN
+    python recipes/random_features.py
+
+Without --embedded (scikit-learn's digits) or --data_dir the Hub is asked for a census. Columns of
+words are split into indicators and all columns are standardised. The memory is that of the map,
+the ridge weights in 32 bits, and the features of one batch. A folder gets the tables, the figure
+and all numbers; what is finished there is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from memory_study import MEGABIT, Finished, draw_curves, save_curves
+from ridge import Array, Rows, fit_ridge
+from scipy.optimize import minimize_scalar
+from sklearn.datasets import load_digits
+from sklearn.kernel_approximation import Nystroem, RBFSampler
+from sklearn.preprocessing import StandardScaler
+
+from hf_rmt import TernaryRandomFeatures
+from hf_rmt.kernels import NoMatchError
+from hf_rmt.report.results import Result, ResultsTable
+
+HUB, HUB_TARGET = "scikit-learn/adult-census-income", "income"
+FLOAT = 32
+BASE = "Fourier"
+LEVELS = {"ternary": 2, "exact steps": None}
+OWN = ("features", "seeds", "bits", "sparsity", "batch_size", "output_dir")
+"""Options that do not change a single run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One regression: its error on targets of variance 1, what was chosen, the bits it takes.
+
+    Bandwidths (gamma) are times the number of columns; `feature_bits` are those of one row.
+    """
+
+    method: str
+    components: int
+    seed: int
+    error: float
+    gamma: float
+    strength: float
+    map_bits: int
+    feature_bits: int
+    readout_bits: int
+
+    def memory(self, batch: int) -> float:
+        """Megabits of map, readout and the features of a batch."""
+        return (self.map_bits + self.readout_bits + batch * self.feature_bits) / MEGABIT
+
+
+class LowPrecisionFourier(RBFSampler):
+    """Random Fourier features whose weights and values are rounded to a few bits."""
+
+    def __init__(
+        self,
+        *,
+        bits: int = 8,
+        gamma: float = 1.0,
+        n_components: int = 100,
+        random_state: int | None = None,
+    ) -> None:
+        super().__init__(gamma=gamma, n_components=n_components, random_state=random_state)
+        self.bits = bits
+
+    def fit(self, X: Array, y: None = None) -> Self:  # noqa: N803 - scikit-learn's name
+        super().fit(X)
+        weights, spread = self.random_weights_, self.random_weights_.std()
+        best = minimize_scalar(
+            lambda step: np.square(rounded(weights, step, self.bits) - weights).mean(),
+            bounds=(0, 4 * spread),
+            method="bounded",
+        )
+        self.random_weights_ = rounded(weights, best.x, self.bits)
+        return self
+
+    def transform(self, X: Array) -> Array:  # noqa: N803 - scikit-learn's name
+        features = super().transform(X)
+        largest = np.sqrt(2 / self.n_components)
+        return rounded(features, largest / 2 ** (self.bits - 1), self.bits).astype(features.dtype)
+
+
+def rounded(values: Array, step: float, bits: int) -> Array:
+    """The nearest of the 2^bits numbers ..., -step / 2, step / 2, 3 step / 2, ..."""
+    half = 2 ** (bits - 1)
+    return (np.clip(np.floor(values / step), -half, half - 1) + 0.5) * step
+
+
+def main() -> None:
+    arguments = parse()
+    inputs, targets, name = read_table(arguments)
+    splits = split(inputs, targets, arguments)
+    setting = {key: value for key, value in vars(arguments).items() if key not in OWN}
+    finished = Finished(arguments.output_dir, setting)
+    runs = []
+    for method, count, seed in product(methods(arguments), arguments.features, arguments.seeds):
+        if method == "Nystrom" and count > len(splits[0].features):
+            continue  # it has one feature for each training row at most
+        key = f"{method}, {count}, seed {seed}"
+        if key not in finished.rows:
+            run = regression(arguments, splits, method, count, seed)
+            finished.add(key, asdict(run))
+            print(f"{key}: error {run.error:.4f}", flush=True)
+        runs.append(Run(**finished.rows[key]))
+    save(
+        finished.folder, runs, arguments.batch_size, f"{name}, {' x '.join(map(str, inputs.shape))}"
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_dir", help="CSV file; default: the Hub")
+    parser.add_argument("--target", help="column to predict; default: the last")
+    parser.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
+    parser.add_argument("--output_dir", default="results/random-features")
+    parser.add_argument("--features", type=int, nargs="+", default=[100, 300, 1000, 3000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 2], help="of low precision")
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.9])
+    parser.add_argument(
+        "--gammas",
+        type=float,
+        nargs="+",
+        default=[0.1, 0.3, 1.0],
+        help="bandwidths to choose from, times the number of columns",
+    )
+    parser.add_argument("--train_rows", type=int, default=16_000, help="at most, the deck's")
+    parser.add_argument("--test_rows", type=int, default=2000, help="at most, the deck's")
+    parser.add_argument("--batch_size", type=int, default=250, help="rows whose features are held")
+    return parser.parse_args()
+
+
+def methods(arguments: argparse.Namespace) -> list[str]:
+    """The names of the rows."""
+    low = [f"Fourier, {bits} bits" for bits in arguments.bits]
+    ours = [f"{kind}, sparsity {share:g}" for kind in LEVELS for share in arguments.sparsity]
+    return [BASE, *low, "Nystrom", *ours]
+
+
+def read_table(arguments: argparse.Namespace) -> tuple[Array, Array, str]:
+    """Inputs, targets (indicators where they are words) and the name of the data."""
+    if arguments.embedded:
+        inputs, labels = load_digits(return_X_y=True)
+        return inputs, np.eye(10)[labels], "digits"
+    if arguments.data_dir is None:
+        from common import load_hub  # needs the libraries of the Hub, which nothing else does
+
+        table, target, name = load_hub(HUB, split="train").to_pandas(), HUB_TARGET, HUB
+    else:
+        table, target = pd.read_csv(arguments.data_dir), arguments.target
+        name = Path(arguments.data_dir).stem
+    target = target or table.columns[-1]
+    if target not in table:
+        raise SystemExit(f"--target must be one of {', '.join(table.columns)}, got {target!r}")
+    inputs = pd.get_dummies(table.drop(columns=target), dtype=float)
+    targets = pd.get_dummies(table[[target]], dtype=float)
+    return inputs.to_numpy(float), targets.to_numpy(float), name
+
+
+def split(inputs: Array, targets: Array, arguments: argparse.Namespace) -> tuple[Rows, Rows, Rows]:
+    """Training rows, rows to choose on, a tenth of them, and test rows, all standardised."""
+    order = np.random.default_rng(0).permutation(len(inputs))
+    test = min(arguments.test_rows, len(order) // 4)
+    train = order[test : test + arguments.train_rows]
+    kept, train = np.split(train, [len(train) // 10])
+    scaler = StandardScaler().fit(inputs[train])
+    # one scale for all outputs, so that rare classes do not count for more
+    mean, scale = targets[train].mean(0), np.sqrt(targets[train].var(0).mean())
+    return tuple(
+        Rows(scaler.transform(inputs[rows]).astype("f4"), (targets[rows] - mean) / scale)
+        for rows in (train, kept, order[:test])
+    )
+
+
+def regression(
+    arguments: argparse.Namespace, splits: tuple[Rows, ...], method: str, count: int, seed: int
+) -> Run:
+    """Bandwidth and ridge chosen on the rows kept back, the error on the test rows."""
+    best: tuple[float, Run] | None = None
+    width = splits[0].features.shape[1]
+    for gamma in arguments.gammas:
+        options = {"n_components": count, "gamma": gamma / width, "random_state": seed}
+        try:
+            features = feature_map(method, options).fit(splits[0].features)
+        except NoMatchError:
+            continue  # next to linear: no step of few levels has so little beside
+        train, kept, test = (
+            Rows(features.transform(rows.features), rows.targets) for rows in splits
+        )
+        readout = fit_ridge(train, kept, squared_error)
+        chosen = squared_error(readout(kept.features), kept.targets)
+        if best is None or chosen < best[0]:
+            error = squared_error(readout(test.features), test.targets)
+            bits = (*map_and_feature_bits(features, width), FLOAT * readout.weights.size)
+            best = chosen, Run(method, count, seed, error, gamma, readout.strength, *bits)
+    if best is None:
+        raise SystemExit(f"{method}: no step matches; add a larger bandwidth to --gammas")
+    return best[1]
+
+
+def feature_map(method: str, options: dict[str, Any]) -> Any:
+    """The transformer of a method's name."""
+    kind, _, detail = method.partition(", ")
+    if kind == "Nystrom":
+        return Nystroem(kernel="rbf", **options)
+    if kind in LEVELS:
+        sparsity = float(detail.split()[-1])
+        return TernaryRandomFeatures(sparsity=sparsity, levels=LEVELS[kind], **options)
+    return (
+        LowPrecisionFourier(bits=int(detail.split()[0]), **options)
+        if detail
+        else (RBFSampler(**options))
+    )
+
+
+def map_and_feature_bits(features: Any, width: int) -> tuple[int, int]:
+    """Bits of a fitted transformer, floats in 32, and of the features of one row."""
+    if isinstance(features, TernaryRandomFeatures):
+        return features.memory_bits_, features.feature_bits_
+    count = features.n_components
+    if isinstance(features, Nystroem):
+        return FLOAT * count * (width + count), FLOAT * count
+    bits = features.bits if isinstance(features, LowPrecisionFourier) else FLOAT
+    return count * (bits * width + FLOAT), bits * count
+
+
+def squared_error(predictions: Array, targets: Array) -> float:
+    """Mean over rows and outputs."""
+    return float(np.square(predictions - targets).mean())
+
+
+def save(folder: Path, runs: Sequence[Run], batch: int, name: str) -> None:
+    """The tables of errors and memory, and the figure."""
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.method, run.components), []).append(run)
+    errors = {key: fmean(run.error for run in group) for key, group in groups.items()}
+    memory = {key: group[0].memory(batch) for key, group in groups.items()}
+    results = []
+    for (method, count), group in groups.items():
+        error = errors[method, count]
+        difference = None if method == BASE else error - errors[BASE, count]
+        values = tuple(run.error for run in group)
+        results.append(Result(method, f"{count} features", values, difference))
+    table = ResultsTable(
+        tuple(results),
+        title=f"Ridge regression on random features: {name}",
+        metric="test mean squared error, targets of variance 1",
+        notes=(
+            *memory_notes(memory),
+            f"memory: map, ridge weights in {FLOAT} bits, and features of {batch} rows",
+            "bandwidth and ridge were chosen in every run on rows kept back",
+        ),
+    )
+    table.save(folder)
+    print(table)
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {"features": {}, "memory (Mbit)": {}}
+    for (method, count), error in errors.items():
+        for panel, x in zip(panels.values(), (count, memory[method, count]), strict=True):
+            panel.setdefault(method, []).append((x, error))
+    figure = draw_curves(panels, metric="test mean squared error", title=table.title)
+    save_curves(folder, "errors", figure)
+
+
+def memory_notes(memory: Mapping[tuple[str, int], float]) -> list[str]:
+    """The memory of every method, a line for each."""
+    lines: dict[str, list[str]] = {}
+    for (method, count), size in memory.items():
+        lines.setdefault(method, []).append(f"{size:.3g} ({count})")
+    return [f"{method}: {', '.join(sizes)} Mbit (features)" for method, sizes in lines.items()]
+
+
+if __name__ == "__main__":
+    main()
