@@ -222,7 +222,7 @@ def _identity(
     }
     return {
         "model": type(model).__name__,
-        "weights": digest(tensors),
+        "weights_digest": digest(tensors),
         "tolerance": tolerance,
         "fractions": grid,
         **_settings(config),

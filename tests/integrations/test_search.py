@@ -262,7 +262,7 @@ def test_a_resumed_search_may_be_given_more_evaluations(tmp_path: Path) -> None:
         ({"tolerance": 0.2}, r"tolerance \(0\.1, now 0\.2\)"),
         ({"fractions": (0.5, 1.0)}, "fractions"),
         ({"config": replace(CONFIG, max_rank=9)}, r"max_rank \(None, now 9\)"),
-        ({"model": "other"}, "weights"),
+        ({"model": "other"}, "weights_digest"),
     ],
 )
 def test_the_file_of_another_search_is_refused(
