@@ -194,7 +194,13 @@ def differences(arguments: T5Arguments) -> tuple[str, ...]:
 def tokenizer_of(arguments: T5Arguments, texts: Sequence[str]) -> Any:
     """The model's tokenizer, or one that is made from the texts."""
     if arguments.from_scratch:
-        return T5Tokenizer(extra_ids=0).train_new_from_iterator(texts, VOCABULARY)
+        made = T5Tokenizer(extra_ids=0).train_new_from_iterator(texts, VOCABULARY)
+        found = json.loads(made.backend_tokenizer.to_str())["model"]["vocab"]
+        special = [piece for piece in found if piece[0] in made.all_special_tokens]
+        others = [piece for piece in found if piece not in special]
+        # equal scores come in any order, and each process would number its words otherwise
+        others.sort(key=lambda piece: (-round(piece[1], 6), piece[0]))
+        return T5Tokenizer(vocab=[tuple(piece) for piece in special + others], extra_ids=0)
     with needs_hub(arguments.model):
         return AutoTokenizer.from_pretrained(arguments.model)
 
