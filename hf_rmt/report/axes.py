@@ -12,6 +12,7 @@ from hf_rmt.report.style import SMALL_FONT, Palette, finish, matplotlib_part
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
     from matplotlib.ticker import Locator
     from numpy.typing import NDArray
 
@@ -46,6 +47,29 @@ def abscissa(*, square_root: bool, short: bool = False) -> str:
 def ordinate(*, square_root: bool) -> str:
     """Label of the axis of a density over singular values, or over eigenvalues."""
     return r"density (per $\nu$)" if square_root else r"density (per $\lambda$)"
+
+
+def spectrum_panels(figure: Figure, count: int, columns: int, *, square_root: bool) -> list[Axes]:
+    """So many panels for spectra in rows, only the outer ones labelled.
+
+    Args:
+        figure: Where to.
+        count: Panels, at least one.
+        columns: Panels in a row.
+        square_root: Over singular values, not eigenvalues.
+
+    Returns:
+        The panels, row by row.
+    """
+    rows = -(-count // columns)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axes in panels[count:]:
+        axes.remove()
+    for axes in panels[max(0, count - columns) : count]:
+        axes.set_xlabel(abscissa(square_root=square_root, short=True))
+    for axes in panels[:count:columns]:
+        axes.set_ylabel(ordinate(square_root=square_root))
+    return panels[:count]
 
 
 def positions(eigenvalues: NDArray[np.float64], *, square_root: bool) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_rmt.report.axes import BINS, TICK_HEIGHT, abscissa, law_curve, ordinate, positions
+from hf_rmt.report.axes import BINS, TICK_HEIGHT, law_curve, positions, spectrum_panels
 from hf_rmt.report.style import (
     MARKERS,
     SMALL_FONT,
@@ -80,18 +80,12 @@ def laws_figure(
     rows = -(-len(layers) // columns)
     with styled(dark=dark) as colours:
         figure = new_figure(max(4.5, 0.4 + 2.3 * columns), 1.1 + 2.0 * rows, dark=dark)
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (heading, fits) in zip(panels, layers, strict=False):
+        panels = spectrum_panels(figure, len(layers), columns, square_root=square_root)
+        for axes, (heading, fits) in zip(panels, layers, strict=True):
             _draw_laws(axes, fits, colours, square_root=square_root)
             axes.set_title(heading, fontsize=SMALL_FONT)
-        for axes in panels[max(0, len(layers) - columns) : len(layers)]:
-            axes.set_xlabel(abscissa(square_root=square_root, short=True))
-        for axes in panels[: len(layers) : columns]:
-            axes.set_ylabel(ordinate(square_root=square_root))
-        for axes in panels[len(layers) :]:
-            axes.remove()
         panels[0].plot([], [], color=colours.ink, label="edges", **EDGE)
-        legend_below(figure, panels[: len(layers)])
+        legend_below(figure, panels)
         figure.suptitle(title)
     return figure
 

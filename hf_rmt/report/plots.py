@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_rmt.report.axes import abscissa, draw_spectrum, draw_tail, has_long_tail, ordinate
+from hf_rmt.report.axes import (
+    abscissa,
+    draw_spectrum,
+    draw_tail,
+    has_long_tail,
+    ordinate,
+    spectrum_panels,
+)
 from hf_rmt.report.depth import places
 from hf_rmt.report.style import (
     MARKERS,
@@ -95,17 +102,11 @@ def grid_figure(
     rows = -(-len(fits) // columns)
     with styled(dark=dark) as colours:
         figure = new_figure(max(5.5, 0.6 + 2.1 * columns), 1.2 + 1.65 * rows, dark=dark)
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (heading, fit) in zip(panels, fits, strict=False):
+        panels = spectrum_panels(figure, len(fits), columns, square_root=square_root)
+        for axes, (heading, fit) in zip(panels, fits, strict=True):
             draw_spectrum(axes, fit, colours, square_root=square_root)
             axes.set_title(f"{heading}\n{counted_signal(fit)}, {fit.phase}", fontsize=SMALL_FONT)
-        for axes in panels[max(0, len(fits) - columns) : len(fits)]:
-            axes.set_xlabel(abscissa(square_root=square_root, short=True))
-        for axes in panels[: len(fits) : columns]:
-            axes.set_ylabel(ordinate(square_root=square_root))
-        for axes in panels[len(fits) :]:
-            axes.remove()
-        legend_below(figure, panels[: len(fits)])
+        legend_below(figure, panels)
         figure.suptitle(title)
     return figure
 
