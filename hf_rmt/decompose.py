@@ -23,6 +23,9 @@ from hf_rmt.spectra import Phase, SpectrumFit
 FLOAT32_RANGE = 1e4
 """Largest over median eigenvalue up to which a float32 Gram matrix serves; the edge is then right
 to about 1e-3 of the median, and a trained transformer's weight lies near 1e2."""
+FLOAT32_FOOT = 1 / 20
+"""Share of the eigenvalues that it may lose to rounding; of a weight of full rank that loses more,
+such as two of a trained ViT's, nobody could tell that it is none of low rank."""
 FLOAT32_SQUARES = (1e-12, 1e12)
 """Range of the largest entry in which squares and their sums stay normal float32 numbers."""
 RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
@@ -148,10 +151,16 @@ def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Dec
     low, high = FLOAT32_SQUARES
     single = weight.dtype != torch.float64 and low < peak < high
     values, basis = _eigen(weight, torch.float32 if single else torch.float64, vectors)
-    if values[0] > FLOAT32_RANGE * values[len(values) // 2]:
+    if single and not _float32_serves(values):
         values, basis = _eigen(weight, torch.float64, vectors)
     fit = fit_spectrum(values, shape, settings)
     return Decomposition(fit, None if fit.phase == Phase.DEGENERATE else basis)
+
+
+def _float32_serves(values: Tensor) -> bool:
+    """Whether descending eigenvalues have no range in which float32 rounding would decide."""
+    lost = float((values == 0).double().mean())
+    return lost <= FLOAT32_FOOT and bool(values[0] <= FLOAT32_RANGE * values[len(values) // 2])
 
 
 def _largest_entry(weight: Tensor) -> float:

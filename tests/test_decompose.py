@@ -80,6 +80,16 @@ def test_a_dominant_direction_does_not_drown_the_noise() -> None:
     )
 
 
+def test_a_small_part_of_the_noise_is_not_taken_for_low_rank() -> None:
+    """A fifth of the eigenvalues is 1e-7 of the largest, which float32 squares do not resolve."""
+    left, _, right = torch.linalg.svd(spiked((150, 100), torch.float64), full_matrices=False)
+    sizes = torch.cat([torch.linspace(1.0, 0.1, 80), torch.full((20,), 1e-7**0.5)]).double()
+    weight = (left * sizes @ right).float()
+    found = spectrum(weight)
+    np.testing.assert_allclose(found.eigenvalues, sizes**2, rtol=1e-2)
+    assert "rank" not in found.reason
+
+
 @pytest.mark.parametrize(
     ("weight", "words"),
     [
