@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_rmt.integrations.lora_targets import lora_targets
     from hf_rmt.integrations.model import analyze, compress, export_dense
     from hf_rmt.integrations.search import SearchResult, search
+    from hf_rmt.integrations.ternary_callback import TernaryCallback
     from hf_rmt.integrations.updates import filter_update
     from hf_rmt.kernels.random_features import TernaryRandomFeatures
     from hf_rmt.nn import (
@@ -53,6 +54,7 @@ _HOMES = {
     "lora_targets": "hf_rmt.integrations.lora_targets",
     "SearchResult": "hf_rmt.integrations.search",
     "search": "hf_rmt.integrations.search",
+    "TernaryCallback": "hf_rmt.integrations.ternary_callback",
     "TernaryRandomFeatures": "hf_rmt.kernels.random_features",
     "LatentTernaryLinear": "hf_rmt.nn",
     "SpikedConv2d": "hf_rmt.nn",

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from hf_rmt.compression import CompressedWeight, warn_of_loss
@@ -27,6 +25,7 @@ from hf_rmt.integrations.filtering import (
 from hf_rmt.integrations.model import attach_quantizer, check_compressible
 from hf_rmt.integrations.quantizer import compressible_layers
 from hf_rmt.integrations.start import digest, load_start, save_start
+from hf_rmt.integrations.trainer import calling_trainer, check_whole_weights
 from hf_rmt.nn.matrices import set_matrix, weight_matrix
 from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.settings import CompressionSettings
@@ -103,13 +102,15 @@ class RMTCallback(TrainerCallback, ExportableState):
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Refuse what cannot work before anything is spent on it."""
-        _refuse(args, model)
+        check_whole_weights(self, args, model)
+        _refuse_adapter(model)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Find the layers; keep the start, or pick up what a checkpoint kept."""
-        _refuse(args, model)
+        check_whole_weights(self, args, model)
+        _refuse_adapter(model)
         check_compressible(model, self.config)
         self._names = compressible_layers(model, self.config)
         self._filtered_at = self._logged_at = -1
@@ -242,7 +243,7 @@ class RMTCallback(TrainerCallback, ExportableState):
     def _log(self, state: Any, control: Any, logs: dict[str, float]) -> None:
         """Log as the Trainer does, which hands the numbers to every report."""
         self._logged_at = state.global_step
-        trainer = _calling_trainer(sys._getframe())
+        trainer = calling_trainer()
         if trainer is None:
             state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
             return
@@ -265,19 +266,7 @@ def _check_arguments(config: Any, schedule: Any, of: Any) -> None:
         raise ValueError(f"of must be 'weights' or 'update', got {of!r}")
 
 
-def _refuse(args: Any, model: nn.Module) -> None:
-    trainer = _calling_trainer(sys._getframe())
-    kinds = {
-        "FSDP": args.fsdp or getattr(trainer, "is_fsdp_enabled", False),
-        "DeepSpeed": args.deepspeed or getattr(trainer, "is_deepspeed_enabled", False),
-        "tensor parallelism": any(hasattr(weight, "device_mesh") for weight in model.parameters()),
-    }
-    for kind in (kind for kind, used in kinds.items() if used):
-        raise ValueError(
-            f"RMTCallback needs whole weights on every process, and {kind} shards them or keeps "
-            "a copy of its own, which would undo each filter; train with DDP, or without the "
-            "callback and call hf_rmt.compress on the saved model"
-        )
+def _refuse_adapter(model: nn.Module) -> None:
     if hasattr(model, "peft_config"):
         raise ValueError(
             f"RMTCallback filters weights that are trained, and those of this "
@@ -289,10 +278,3 @@ def _refuse(args: Any, model: nn.Module) -> None:
 def _weight(model: nn.Module, name: str) -> Tensor:
     """The weight of a layer as a matrix, without a gradient."""
     return weight_matrix(model.get_submodule(name))
-
-
-def _calling_trainer(frame: FrameType | None) -> Trainer | None:
-    """The Trainer whose event this is: events pass no reference, and only it reaches reports."""
-    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
-        frame = frame.f_back
-    return None if frame is None else frame.f_locals["self"]

@@ -47,9 +47,9 @@ def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:
     made: Any = RMTConfig.from_dict(config) if isinstance(config, Mapping) else config
     if METHOD_TABLE[made.method].decide:
         raise ValueError(
-            f"RMTCallback filters spectra, and method={made.method!r} looks at none; train "
-            "with hf_rmt.nn.LatentTernaryLinear in the place of the head's linears, or call "
-            "hf_rmt.compress(model, config, calibration=batches) after training"
+            f"RMTCallback filters spectra, and method={made.method!r} looks at none; call "
+            "hf_rmt.compress(model, config, calibration=batches), and train what it made with "
+            "hf_rmt.TernaryCallback() in RMTCallback's place"
         )
     return made
 

@@ -72,12 +72,31 @@ class LatentTernaryLinear(nn.Linear):
         latent.weight, latent.bias = linear.weight, linear.bias
         return latent.train(linear.training)
 
+    @classmethod
+    def from_ternary(cls, layer: TernaryLinear) -> LatentTernaryLinear:
+        """A layer of equal outputs whose weight trains.
+
+        Args:
+            layer: A ternary layer; it is not changed. The bias is shared.
+
+        Returns:
+            The layer; its latent weight is s T, in float32 at least. It finds the sparsity of
+            least error anew at each step.
+        """
+        linear = layer.to_linear()
+        wide = torch.promote_types(layer.scale.dtype, torch.float32)
+        linear.weight = nn.Parameter(linear.weight.detach().to(wide))
+        scale = "row" if len(layer.scale) == layer.out_features else "tensor"
+        return cls.from_linear(linear, scale=scale)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the ternary layer to x of shape (..., in)."""
+        """Apply the ternary layer to x of shape (..., in); the result has the dtype of x."""
         signs, scales = ternarize(self.weight.detach(), sparsity=self.sparsity, scale=self.scale)
         ternary = signs * scales[:, None]
         # A zero that carries the gradient, not weight + (ternary - weight), which would round.
-        return functional.linear(x, ternary + (self.weight - self.weight.detach()), self.bias)
+        weight = ternary + (self.weight - self.weight.detach())
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return functional.linear(x, weight.to(x.dtype), bias)
 
     def freeze(self, *, layout: str = "packed") -> TernaryLinear:
         """The packed layer of equal outputs; the bias is shared.

@@ -257,7 +257,7 @@ def test_a_projection_before_the_blocks_is_no_head() -> None:
 
 
 def test_what_does_not_apply_is_refused() -> None:
-    with pytest.raises(ValueError, match="LatentTernaryLinear"):
+    with pytest.raises(ValueError, match="TernaryCallback"):
         RMTCallback(RMTConfig(method="ntk"))
     with pytest.raises(ValueError, match=r"size=0\.5"):
         compress(trained(), RMTConfig(method="ntk"), calibration=batches(), size=0.5)

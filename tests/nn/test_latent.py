@@ -49,6 +49,25 @@ def test_parameters_and_state_are_those_of_the_linear() -> None:
     assert LatentTernaryLinear.from_linear(nn.Linear(4, 2, bias=False)).bias is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", ["row", "tensor"])
+def test_a_ternary_layer_begins_to_train_where_it_was(scale: str, dtype: torch.dtype) -> None:
+    ternary = TernaryLinear.from_linear(linear().to(dtype), sparsity=0.7, scale=scale)
+    ternary.scale.mul_(torch.linspace(0.5, 2.0, len(ternary.scale)))
+    latent = LatentTernaryLinear.from_ternary(ternary.eval())
+    x = torch.randn(7, 40, dtype=dtype)
+    expected = nn.functional.linear(x, ternary.dense(), ternary.bias)
+    assert torch.equal(latent(x), expected)
+    assert latent(x).dtype == dtype
+    assert latent.bias is ternary.bias
+    assert latent.weight.requires_grad
+    assert latent.weight.dtype == torch.float32
+    assert not latent.training
+    again = latent.freeze()
+    assert torch.equal(again.dense(dtype), ternary.dense())
+    assert torch.equal(again.scale.to(dtype), ternary.scale)
+
+
 def test_copies() -> None:
     latent = LatentTernaryLinear.from_linear(linear(), sparsity=0.7, scale="tensor")
     x = torch.randn(2, 40)

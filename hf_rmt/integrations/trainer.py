@@ -1,0 +1,38 @@
+"""What callbacks ask of the Trainer that calls them."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+from torch import nn
+from transformers import Trainer, TrainerCallback
+
+
+def calling_trainer() -> Trainer | None:
+    """The Trainer whose event this is: events pass no reference, and only it reaches reports."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
+
+
+def check_whole_weights(callback: TrainerCallback, args: Any, model: nn.Module) -> None:
+    """Refuse training that shards the weights, or keeps a copy of its own.
+
+    Raises:
+        ValueError: For FSDP, DeepSpeed and tensor parallelism.
+    """
+    trainer = calling_trainer()
+    kinds = {
+        "FSDP": args.fsdp or getattr(trainer, "is_fsdp_enabled", False),
+        "DeepSpeed": args.deepspeed or getattr(trainer, "is_deepspeed_enabled", False),
+        "tensor parallelism": any(hasattr(weight, "device_mesh") for weight in model.parameters()),
+    }
+    for kind in (kind for kind, used in kinds.items() if used):
+        raise ValueError(
+            f"{type(callback).__name__} needs whole weights on every process, and {kind} shards "
+            "them or keeps a copy of its own, which would undo each change; train with DDP, or "
+            "without the callback and call hf_rmt.compress on the saved model"
+        )
