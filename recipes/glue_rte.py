@@ -17,28 +17,20 @@ see the batches of one: with --dropout 0 they end with its weights up to roundin
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fine_tuning
 import torch
 from accelerate import PartialState
 from common import check_settings, metric, needs_hub
 from datasets import Dataset
+from fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
 from glue_data import DataArguments, by_length, length_of, name_of, spec_of, splits_of, tokenized
-from huggingface_hub import create_repo, upload_folder
-from method_rows import (
-    FRACTIONS,
-    METHODS,
-    column_of,
-    method_rows,
-    results_table,
-    save_best,
-    save_results,
-    write_card,
-)
+from method_rows import FRACTIONS, HEAD, METHODS, column_of, method_rows
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -52,7 +44,6 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from hf_rmt import RMTCallback, RMTConfig
 from hf_rmt.demo import demo_model_path
 
 
@@ -67,7 +58,8 @@ class Arguments(DataArguments):
     output_dir: str = field(default="results/glue", metadata={"help": "where everything goes"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     methods: list[str] = field(
-        default_factory=lambda: list(METHODS), metadata={"help": ", ".join(METHODS)}
+        default_factory=lambda: [*METHODS, HEAD],
+        metadata={"help": ", ".join((*METHODS, HEAD))},
     )
     fractions: list[float] = field(
         default_factory=lambda: list(FRACTIONS),
@@ -103,9 +95,9 @@ def run(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
     tuned = folder / "tuned"
     if not (folder / "training.json").exists():
         train(arguments, task, splits, labels, seed, tuned)
-        PartialState().wait_for_everyone()
     tokenizer = AutoTokenizer.from_pretrained(tuned)
     length = length_of(arguments, task)
+    collator = DataCollatorWithPadding(tokenizer)
     rows = {
         name: by_length(tokenized(splits[name], tokenizer, length))
         for name in sorted(splits.keys() - {"train"})
@@ -113,7 +105,6 @@ def run(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
 
     def evaluate(model: Any, split: str) -> Any:
         settings = training_arguments(arguments, task, seed, tuned)
-        collator = DataCollatorWithPadding(tokenizer)
         trainer = Trainer(model, settings, data_collator=collator, eval_dataset=rows[split])
         result = trainer.predict(rows[split])
         return result.predictions.argmax(-1) == result.label_ids
@@ -126,31 +117,30 @@ def run(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
         splits=[name for name in rows if name != "selection"],
         methods=arguments.methods,
         fractions=arguments.fractions,
+        calibration=batches(tokenized(few(splits["train"]), tokenizer, length), collator),
     )
 
 
 def report(arguments: Arguments, tasks: dict[str, list[dict[str, Any]]]) -> None:
-    """The table of all tasks; for each the best filtered model, with its card."""
+    """The table of all tasks, and the best models."""
     columns = [
         column_of(name_of(arguments, task), split, seeds, spec_of(task).deck)
         for task, seeds in tasks.items()
         for split in seeds[0]["base"]["splits"]
     ]
-    table = results_table(
+    fine_tuning.report(
+        arguments,
+        Path(arguments.output_dir) / "results",
         columns,
-        arguments.methods,
+        [
+            Tuned(folder_of(arguments, task), seeds, partial(pair, arguments, task))
+            for task, seeds in tasks.items()
+        ],
+        base_model=arguments.model,
+        differences=differences(arguments),
         title="Noise removed after fine-tuning: " + ", ".join(tasks),
-        differences=differences(arguments) if any(column.published for column in columns) else (),
         notes=notes(arguments),
     )
-    save_results(Path(arguments.output_dir) / "results", table, columns)
-    for task, seeds in tasks.items():
-        best = folder_of(arguments, task) / "best"
-        what = save_best(best, seeds, lambda place, task=task: pair(arguments, task, place))
-        write_card(best, table, what, arguments.model)
-        if arguments.push_to_hub and PartialState().is_main_process:
-            repository = create_repo(arguments.push_to_hub, exist_ok=True).repo_id
-            upload_folder(repo_id=repository, folder_path=best)
 
 
 def pair(arguments: Arguments, task: str, place: int) -> tuple[Any, Any]:
@@ -158,8 +148,6 @@ def pair(arguments: Arguments, task: str, place: int) -> tuple[Any, Any]:
     seed = arguments.seeds[place]
     tuned = folder_of(arguments, task) / f"seed-{seed}" / "tuned"
     model = AutoModelForSequenceClassification.from_pretrained(tuned).eval()
-    if PartialState().is_main_process:
-        AutoTokenizer.from_pretrained(tuned).save_pretrained(folder_of(arguments, task) / "best")
     return model, model_of(arguments, list(model.config.id2label.values()), seed)
 
 
@@ -247,42 +235,18 @@ def train(
         eval_dataset=rows["dev"],
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute,
-        callbacks=[RMTCallback(RMTConfig(noise="keep"), of="update")],  # keeps all, logs spectra
+        callbacks=[spectra_log()],
     )
-    trainer.args.dataloader_drop_last = True  # several processes would fill up the last batch
-    trainer.train()
-    trainer.args.dataloader_drop_last = False
-    trainer.evaluate()
-    logs = trainer.state.log_history
-    trainer.save_model(str(target))
-    if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(target)
-        (target.parent / "training.json").write_text(json.dumps(logs, indent=2) + "\n")
+    train_and_save(trainer, tokenizer, target)
 
 
 def training_arguments(
     arguments: Arguments, task: str, seed: int, target: Path
 ) -> TrainingArguments:
-    settings = TrainingArguments(
-        str(target),
-        num_train_epochs=arguments.epochs or spec_of(task).epochs,
-        max_steps=arguments.max_steps,
-        learning_rate=arguments.learning_rate,
-        warmup_steps=0.06,
-        seed=seed,
-        save_strategy="no",
-        logging_steps=50,
-        average_tokens_across_devices=False,  # losses are means here, not sums over tokens
-        report_to=[],
-        use_cpu=arguments.use_cpu,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        per_device_eval_batch_size=64,
-    )
-    processes = settings.world_size
-    if arguments.batch_size % processes:
-        raise SystemExit(f"--batch_size must be a multiple of {processes} processes")
-    settings.per_device_train_batch_size = arguments.batch_size // processes
-    return settings
+    epochs = arguments.epochs or spec_of(task).epochs
+    # losses are means here, not sums over tokens
+    further = {"average_tokens_across_devices": False}
+    return settings_of(TrainingArguments, arguments, target, seed=seed, epochs=epochs, **further)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ targets and hidden states of the original for a few hundred steps; labels are on
 
 FOLDER of the data holds train and dev (or validation) as .tsv, .csv, .json or .jsonl; without it
 the Hub is asked. The healed model is saved compact, with results.json and healing.png beside it.
+--method ntk makes the head ternary instead, and trains it as such.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ import numpy as np
 import torch
 from common import needs_hub, paired_bootstrap
 from datasets import Dataset
+from fine_tuning import batches, few
 from glue_data import DataArguments, by_length, length_of, splits_of, tokenized
 from matplotlib import pyplot as plt
 from torch.nn import functional
@@ -41,7 +44,7 @@ from transformers import (
 )
 
 import hf_rmt
-from hf_rmt import RMTConfig
+from hf_rmt import CompressionPlan, RMTConfig, TernaryCallback
 from hf_rmt.demo import demo_model_path
 
 STAGES = ("original", "compressed", "healed")
@@ -58,6 +61,9 @@ class Arguments(DataArguments):
     )
     embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
     output_dir: str = field(default="results/heal", metadata={"help": "where everything goes"})
+    method: str = field(
+        default="pdb", metadata={"help": "whose noise is dropped; ntk makes the head ternary"}
+    )
     size: float = field(default=0.35, metadata={"help": "share of the parameters to keep"})
     calibration_samples: int = field(default=512, metadata={"help": "training texts"})
     steps: int = field(default=300, metadata={"help": "of distillation; 0 for none"})
@@ -139,8 +145,6 @@ def heal(
 ) -> dict[str, Any]:
     """Compress, distil, save; returns what was measured."""
     collator, folder = DataCollatorWithPadding(tokenizer), Path(arguments.output_dir)
-    student = type(teacher)(teacher.config)
-    student.load_state_dict(teacher.state_dict())
 
     def correct(model: Any) -> dict[str, np.ndarray]:
         plain = Trainer(model, settings_of(arguments, 1), data_collator=collator)
@@ -148,25 +152,24 @@ def heal(
         return {name: it.predictions.argmax(-1) == it.label_ids for name, it in found.items()}
 
     stages = {"original": correct(teacher)}
-    texts = train.select(range(min(arguments.calibration_samples, len(train))))
-    report = hf_rmt.compress(
-        student,
-        RMTConfig(noise="drop"),
-        calibration=batches(texts, collator, student),
-        size=arguments.size,
-    )
+    texts = by_length(few(train, arguments.calibration_samples))
+    calibration = batches(texts, collator, teacher.device)
+    student, plan = compressed(arguments, teacher, calibration)
     stages["compressed"] = correct(student)
-    log = distil(arguments, student, teacher, collator, train)
+    ternary = [TernaryCallback()] if arguments.method == "ntk" else []
+    log = distil(arguments, student, teacher, collator, train, ternary)
     stages["healed"] = correct(student)
     student.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     results = {
         "model": "demo BERT" if arguments.embedded else arguments.model,
-        "parameters_kept": report.plan.parameter_share,
-        "layers": {plan.name: plan.rank or "dense" for plan in report.plan},
+        "parameters_kept": plan.parameter_share,
+        "bits_per_weight": plan.bits_per_weight,
+        "layers": {layer.name: layer.rank or layer.reason for layer in plan},
         "splits": {name: scores(stages, name) for name in judged},
         "reload_difference": difference(student, folder, collator, judged),
         "settings": vars(arguments),
+        "flipped": {name: share for it in ternary for name, share in it.flipped.items()},
         "log": log,
     }
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -174,8 +177,23 @@ def heal(
     return results
 
 
+def compressed(arguments: Arguments, teacher: Any, calibration: Any) -> tuple[Any, CompressionPlan]:
+    """A compressed copy of the teacher, and what was done to it."""
+    student = copy.deepcopy(teacher)
+    if arguments.method == "ntk":
+        config, size = RMTConfig(method="ntk"), None
+    else:
+        config, size = RMTConfig(method=arguments.method, noise="drop"), arguments.size
+    return student, hf_rmt.compress(student, config, calibration=calibration, size=size).plan
+
+
 def distil(
-    arguments: Arguments, student: Any, teacher: Any, collator: Any, train: Dataset
+    arguments: Arguments,
+    student: Any,
+    teacher: Any,
+    collator: Any,
+    train: Dataset,
+    callbacks: list[TernaryCallback],
 ) -> list[dict[str, float]]:
     """Train the student on the teacher's targets; returns the losses by step."""
     if not arguments.steps:
@@ -191,6 +209,7 @@ def distil(
         teacher=teacher,
         temperature=arguments.temperature,
         hidden_weight=arguments.hidden_weight,
+        callbacks=callbacks,
     )
     trainer.train()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -209,21 +228,12 @@ def scores(stages: dict[str, dict[str, np.ndarray]], split: str) -> dict[str, An
     }
 
 
-def batches(rows: Dataset, collator: Any, model: Any) -> list[Any]:
-    """Batches of the model's arguments, labels left out."""
-    rows = by_length(rows).remove_columns("labels")
-    groups = [
-        rows.select(range(start, min(start + 32, len(rows)))) for start in range(0, len(rows), 32)
-    ]
-    return [collator(list(group)).to(model.device) for group in groups]
-
-
 @torch.inference_mode()
 def difference(model: Any, folder: Path, collator: Any, judged: dict[str, Dataset]) -> float:
     """Largest difference of a logit to the saved model's on the first rows of a split."""
     again = AutoModelForSequenceClassification.from_pretrained(folder).to(model.device)
     rows = next(iter(judged.values()))
-    (batch,) = batches(rows.select(range(min(32, len(rows)))), collator, model)
+    (batch,) = batches(few(rows, 32), collator, model.device)
     return float((model.eval()(**batch).logits - again(**batch).logits).abs().max())
 
 

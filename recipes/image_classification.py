@@ -17,28 +17,19 @@ again, so single seeds can run side by side; a last call with all of them makes 
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fine_tuning
 import torch
 from accelerate import PartialState
 from common import check_settings, metric, needs_hub
 from datasets import DatasetDict
-from huggingface_hub import create_repo, upload_folder
+from fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
 from image_data import DataArguments, collator_of, pixels, splits_of
-from method_rows import (
-    FRACTIONS,
-    METHODS,
-    Column,
-    method_rows,
-    results_table,
-    save_best,
-    save_results,
-    write_card,
-)
+from method_rows import FRACTIONS, HEAD, METHODS, Column, method_rows
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -51,8 +42,6 @@ from transformers import (
     ViTImageProcessorPil,
     set_seed,
 )
-
-from hf_rmt import RMTCallback, RMTConfig
 
 SMALL = {
     "hidden_size": 64,
@@ -80,7 +69,8 @@ class Arguments(DataArguments):
     output_dir: str = field(default="results/images", metadata={"help": "where everything goes"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     methods: list[str] = field(
-        default_factory=lambda: list(METHODS), metadata={"help": ", ".join(METHODS)}
+        default_factory=lambda: [*METHODS, HEAD],
+        metadata={"help": ", ".join((*METHODS, HEAD))},
     )
     fractions: list[float] = field(
         default_factory=lambda: list(FRACTIONS),
@@ -117,7 +107,6 @@ def run(arguments: Arguments, splits: DatasetDict, seed: int) -> dict[str, Any]:
     tuned = folder / "tuned"
     if not (folder / "training.json").exists():
         train(arguments, splits, seed, tuned)
-        PartialState().wait_for_everyone()
     processor = AutoImageProcessor.from_pretrained(tuned)
 
     def evaluate(model: Any, split: str) -> Any:
@@ -126,13 +115,16 @@ def run(arguments: Arguments, splits: DatasetDict, seed: int) -> dict[str, Any]:
         result = trainer.predict(pixels(splits[split], processor))
         return result.predictions.argmax(-1) == result.label_ids
 
+    tuned_model, base = pair(arguments, splits, seed)
     return method_rows(
         folder / "rows.json",
-        *pair(arguments, splits, seed),
+        tuned_model,
+        base,
         evaluate,
         splits=["test"],
         methods=arguments.methods,
         fractions=arguments.fractions,
+        calibration=batches(pixels(few(splits["train"]), processor), collator_of(tuned_model)),
     )
 
 
@@ -144,27 +136,22 @@ def pair(arguments: Arguments, splits: DatasetDict, seed: int) -> tuple[Any, Any
 
 
 def report(arguments: Arguments, splits: DatasetDict, seeds: list[dict[str, Any]]) -> None:
-    """The table, and the best filtered model with its card."""
+    """The table, and the best filtered model."""
     folder, name = folder_of(arguments), task_of(arguments)
-    deck = DECK.get(name, {})
-    columns = [Column(name, "test", seeds, deck)]
-    table = results_table(
-        columns,
-        arguments.methods,
+
+    def models(place: int) -> tuple[Any, Any]:
+        return pair(arguments, splits, arguments.seeds[place])
+
+    fine_tuning.report(
+        arguments,
+        folder / "results",
+        [Column(name, "test", seeds, DECK.get(name, {}))],
+        [Tuned(folder, seeds, models)],
+        base_model="." if arguments.embedded else arguments.model,
+        differences=differences(arguments),
         title=f"Noise removed after fine-tuning: {name}",
-        differences=differences(arguments) if deck else (),
         notes=notes(arguments, splits),
     )
-    save_results(folder / "results", table, columns)
-    best = folder / "best"
-    what = save_best(best, seeds, lambda place: pair(arguments, splits, arguments.seeds[place]))
-    write_card(best, table, what, "." if arguments.embedded else arguments.model)
-    if PartialState().is_main_process:
-        tuned = folder / f"seed-{arguments.seeds[0]}" / "tuned"
-        AutoImageProcessor.from_pretrained(tuned).save_pretrained(best)
-        if arguments.push_to_hub:
-            repository = create_repo(arguments.push_to_hub, exist_ok=True).repo_id
-            upload_folder(repo_id=repository, folder_path=best)
 
 
 def task_of(arguments: Arguments) -> str:
@@ -244,40 +231,21 @@ def train(arguments: Arguments, splits: DatasetDict, seed: int, target: Path) ->
         eval_dataset=pixels(splits["selection"], processor),
         data_collator=collator_of(model),
         compute_metrics=compute,
-        callbacks=[RMTCallback(RMTConfig(noise="keep"), of="update")],  # keeps all, logs spectra
+        callbacks=[spectra_log()],
     )
-    trainer.args.dataloader_drop_last = True  # several processes would fill up the last batch
-    trainer.train()
-    trainer.args.dataloader_drop_last = False
-    trainer.evaluate()
-    logs = trainer.state.log_history
-    trainer.save_model(str(target))
-    if trainer.is_world_process_zero():
-        processor.save_pretrained(target)
-        (target.parent / "training.json").write_text(json.dumps(logs, indent=2) + "\n")
+    train_and_save(trainer, processor, target)
 
 
 def training_arguments(arguments: Arguments, seed: int, target: Path) -> TrainingArguments:
-    settings = TrainingArguments(
-        str(target),
-        num_train_epochs=arguments.epochs,
-        max_steps=arguments.max_steps,
-        learning_rate=arguments.learning_rate,
-        warmup_steps=0.06,
+    return settings_of(
+        TrainingArguments,
+        arguments,
+        target,
         seed=seed,
-        save_strategy="no",
-        logging_steps=50,
-        report_to=[],
-        use_cpu=arguments.use_cpu,
+        epochs=arguments.epochs,
+        average_tokens_across_devices=False,  # losses are means here, not sums over tokens
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        per_device_eval_batch_size=64,
     )
-    processes = settings.world_size
-    if arguments.batch_size % processes:
-        raise SystemExit(f"--batch_size must be a multiple of {processes} processes")
-    settings.per_device_train_batch_size = arguments.batch_size // processes
-    return settings
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import send_to_device
 from common import LEVEL, paired_bootstrap
 
 import hf_rmt
@@ -22,7 +23,7 @@ from hf_rmt import RMTConfig
 from hf_rmt.report import Result, ResultsTable, curve_figure
 from hf_rmt.report.style import save_figure
 
-BASE, UPDATE, RANKS = "base", "update", "ranks"
+BASE, UPDATE, RANKS, HEAD = "base", "update", "ranks", "ntk"
 TITLES = {
     BASE: "base (fine-tuned)",
     UPDATE: "filtered update, PDB",
@@ -32,8 +33,9 @@ TITLES = {
     "kernel": "PUB, kernel",
     "slr": "SLR",
     "svd": "SVD",
+    HEAD: "ternary head",
 }
-METHODS = [name for name in TITLES if name != BASE]
+METHODS = [name for name in TITLES if name not in (BASE, HEAD)]
 FRACTIONS = [0.1, 0.4, 0.6, 0.8, 1.0]
 """The deck removes 40 to 100 % of the noise directions; a tenth is there for the cautious."""
 RANK_FRACTIONS = [0.8, 0.9, 0.95, 0.98, 0.99]
@@ -54,9 +56,18 @@ class Column:
     published: Mapping[str, float] = field(default_factory=dict)
 
 
-def filtered(tuned: Any, base: Any, method: str, removed: float) -> tuple[Any, float]:
-    """A filtered copy of the tuned model, and the share of the filtered parameters that is left."""
+def filtered(
+    tuned: Any, base: Any, method: str, removed: float, calibration: Sequence[Any] = ()
+) -> tuple[Any, float]:
+    """A filtered copy of the tuned model, and the share that is left of what was filtered.
+
+    The share is one of parameters, of a ternary head one of bits.
+    """
     model = copy.deepcopy(tuned)
+    if method == HEAD:
+        batches = send_to_device(list(calibration), model.device)
+        report = hf_rmt.compress(model, RMTConfig(method=HEAD), calibration=batches)
+        return model, report.plan.size_ratio
     if method == RANKS:
         adapter = hf_rmt.extract_adapter(base, tuned, size=1 - removed, target_modules=BLOCKS)
         for part in adapter.updates:
@@ -85,6 +96,7 @@ def method_rows(
     splits: Sequence[str],
     methods: Sequence[str] = METHODS,
     fractions: Sequence[float] = FRACTIONS,
+    calibration: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """All rows of one tuned model.
 
@@ -96,10 +108,11 @@ def method_rows(
         splits: What the chosen filter is tried on; `selection` is looked at besides.
         methods: Which rows, beside the base.
         fractions: Shares of the noise to try; for svd and slr of all directions, of which one
-            stays. Shared ranks have their own, of parameters.
+            stays. Shared ranks have their own, of parameters; a ternary head has none to choose.
+        calibration: Batches of the model's arguments, for a ternary head.
 
     Returns:
-        By row: `removed` (what was chosen), `kept` (share of parameters), `curve` (removed and
+        By row: `removed` (what was chosen), `kept` (share that is left), `curve` (removed and
         selection accuracy), and for each split the correctness of the examples as 0 and 1.
     """
     rows = json.loads(file.read_text()) if file.exists() else {}
@@ -110,10 +123,10 @@ def method_rows(
             curve, removed, (model, kept) = [], 0.0, (tuned, 1.0)
             curve = [[0.0, float(np.mean(evaluate(tuned, "selection")))]]
         else:
-            tried = RANK_FRACTIONS if method == RANKS else fractions
-            curve = sweep(tuned, base, method, evaluate, tried)
+            tried = {RANKS: RANK_FRACTIONS, HEAD: [0.0]}.get(method, fractions)
+            curve = sweep(tuned, base, method, evaluate, tried, calibration)
             removed = choice(curve)
-            model, kept = filtered(tuned, base, method, removed)
+            model, kept = filtered(tuned, base, method, removed, calibration)
         correct = {name: np.asarray(evaluate(model, name), int).tolist() for name in splits}
         rows[method] = {"removed": removed, "kept": kept, "curve": curve, "splits": correct}
         shown = ", ".join(f"{name} {np.mean(values):.4f}" for name, values in correct.items())
@@ -124,12 +137,17 @@ def method_rows(
 
 
 def sweep(
-    tuned: Any, base: Any, method: str, evaluate: Evaluate, fractions: Sequence[float]
+    tuned: Any,
+    base: Any,
+    method: str,
+    evaluate: Evaluate,
+    fractions: Sequence[float],
+    calibration: Sequence[Any] = (),
 ) -> list[list[float]]:
     """Accuracy on the selection split against the share removed."""
     curve = []
     for removed in fractions:
-        model, _ = filtered(tuned, base, method, removed)
+        model, _ = filtered(tuned, base, method, removed, calibration)
         curve.append([removed, float(np.mean(evaluate(model, "selection")))])
     return curve
 
@@ -213,7 +231,7 @@ def save_best(
         (dict(map(tuple, row["curve"]))[row["removed"]], -place, method)
         for place, rows in enumerate(seeds)
         for method, row in rows.items()
-        if method != BASE
+        if method not in (BASE, HEAD)
     ]
     accuracy, place, method = max(candidates)
     removed = seeds[-place][method]["removed"]
@@ -242,4 +260,4 @@ def write_card(folder: Path, table: ResultsTable, what: str, base_model: str) ->
 def _note(rows: Sequence[Mapping[str, Any]]) -> str:
     removed = ", ".join(f"{row['removed']:.0%}" for row in rows)
     kept = ", ".join(f"{row['kept']:.1%}" for row in rows)
-    return f"removed by seed: {removed}; parameters left: {kept}"
+    return f"removed by seed: {removed}; left: {kept}"

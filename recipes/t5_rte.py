@@ -15,22 +15,23 @@ what is finished in the output folder is not done again.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fine_tuning
 import torch
 from accelerate import PartialState
 from common import check_settings, metric, needs_hub
 from datasets import Dataset
+from fine_tuning import Tuned, settings_of, spectra_log, train_and_save
 from glue_data import by_length, length_of, spec_of, splits_of
 from glue_rte import Arguments, OneOrderTrainer, folder_of, name_of, notes
-from huggingface_hub import create_repo, upload_folder
-from method_rows import column_of, method_rows, results_table, save_best, save_results, write_card
-from text_to_text import classes, prompts, text_to_text, token_loss, words_of
+from method_rows import column_of, method_rows
+from text_to_text import classes, made_tokenizer, prompts, text_to_text, token_loss, words_of
 from transformers import (
     Adafactor,
     AutoModelForSeq2SeqLM,
@@ -41,19 +42,16 @@ from transformers import (
     Seq2SeqTrainingArguments,
     T5Config,
     T5ForConditionalGeneration,
-    T5Tokenizer,
     set_seed,
 )
-
-from hf_rmt import RMTCallback, RMTConfig
 
 DECK = {
     "rte": (0.7174, 0.7536, 0.7319, 0.7319, 0.7174, 0.7174),
     "scitail": (0.9025, 0.9243, 0.9167, 0.9167, 0.9182, 0.9196),
 }
 """T5-base: base, PDB, PUB (one number, beside both), SLR, SVD."""
-LONGEST, VOCABULARY = 12, 4000
-"""Tokens of what is written, and that a tokenizer made here knows."""
+LONGEST = 12
+"""Tokens of what is written, at the most."""
 SMALL = {
     "d_model": 128,
     "d_kv": 32,
@@ -110,7 +108,6 @@ def run(arguments: T5Arguments, task: str, seed: int) -> dict[str, Any]:
     tuned = folder / "tuned"
     if not (folder / "training.json").exists():
         train(arguments, task, splits, words, seed, tuned)
-        PartialState().wait_for_everyone()
     tokenizer = AutoTokenizer.from_pretrained(tuned)
     length = length_of(arguments, task)
     rows = {
@@ -140,38 +137,33 @@ def run(arguments: T5Arguments, task: str, seed: int) -> dict[str, Any]:
 
 
 def report(arguments: T5Arguments, tasks: dict[str, list[dict[str, Any]]]) -> None:
-    """The table of all tasks; for each the best filtered model, with its card."""
+    """The table of all tasks, and the best models."""
     columns = [
         column_of(name_of(arguments, task), split, seeds, published(task))
         for task, seeds in tasks.items()
         for split in seeds[0]["base"]["splits"]
     ]
-    table = results_table(
+    fine_tuning.report(
+        arguments,
+        Path(arguments.output_dir) / "results",
         columns,
-        arguments.methods,
+        [
+            Tuned(folder_of(arguments, task), seeds, partial(pair, arguments, task))
+            for task, seeds in tasks.items()
+        ],
+        base_model="." if arguments.from_scratch else arguments.model,
+        differences=differences(arguments),
         title="Noise removed after fine-tuning, text to text: " + ", ".join(tasks),
-        differences=differences(arguments) if any(column.published for column in columns) else (),
         notes=notes(arguments),
     )
-    save_results(Path(arguments.output_dir) / "results", table, columns)
-    for task, seeds in tasks.items():
-        best = folder_of(arguments, task) / "best"
-        what = save_best(best, seeds, lambda place, task=task: pair(arguments, task, place))
-        write_card(best, table, what, "." if arguments.from_scratch else arguments.model)
-        if arguments.push_to_hub and PartialState().is_main_process:
-            repository = create_repo(arguments.push_to_hub, exist_ok=True).repo_id
-            upload_folder(repo_id=repository, folder_path=best)
 
 
 def pair(arguments: T5Arguments, task: str, place: int) -> tuple[Any, Any]:
     """The tuned model of a seed, and what its training began with."""
     seed = arguments.seeds[place]
     tuned = folder_of(arguments, task) / f"seed-{seed}" / "tuned"
-    tokenizer = AutoTokenizer.from_pretrained(tuned)
-    if PartialState().is_main_process:
-        tokenizer.save_pretrained(folder_of(arguments, task) / "best")
     model = AutoModelForSeq2SeqLM.from_pretrained(tuned).eval()
-    return model, model_of(arguments, tokenizer, seed)
+    return model, model_of(arguments, AutoTokenizer.from_pretrained(tuned), seed)
 
 
 def published(task: str) -> dict[str, float]:
@@ -194,13 +186,7 @@ def differences(arguments: T5Arguments) -> tuple[str, ...]:
 def tokenizer_of(arguments: T5Arguments, texts: Sequence[str]) -> Any:
     """The model's tokenizer, or one that is made from the texts."""
     if arguments.from_scratch:
-        made = T5Tokenizer(extra_ids=0).train_new_from_iterator(texts, VOCABULARY)
-        found = json.loads(made.backend_tokenizer.to_str())["model"]["vocab"]
-        special = [piece for piece in found if piece[0] in made.all_special_tokens]
-        others = [piece for piece in found if piece not in special]
-        # equal scores come in any order, and each process would number its words otherwise
-        others.sort(key=lambda piece: (-round(piece[1], 6), piece[0]))
-        return T5Tokenizer(vocab=[tuple(piece) for piece in special + others], extra_ids=0)
+        return made_tokenizer(texts)
     with needs_hub(arguments.model):
         return AutoTokenizer.from_pretrained(arguments.model)
 
@@ -247,17 +233,9 @@ def train(
         compute_metrics=compute,
         compute_loss_func=token_loss,
         optimizers=(optimizer_of(arguments, model), None),
-        callbacks=[RMTCallback(RMTConfig(noise="keep"), of="update")],  # keeps all, logs spectra
+        callbacks=[spectra_log()],
     )
-    trainer.args.dataloader_drop_last = True  # several processes would fill up the last batch
-    trainer.train()
-    trainer.args.dataloader_drop_last = False
-    trainer.evaluate()
-    logs = trainer.state.log_history
-    trainer.save_model(str(target))
-    if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(target)
-        (target.parent / "training.json").write_text(json.dumps(logs, indent=2) + "\n")
+    train_and_save(trainer, tokenizer, target)
 
 
 def optimizer_of(arguments: T5Arguments, model: Any) -> Any:
@@ -278,27 +256,15 @@ def optimizer_of(arguments: T5Arguments, model: Any) -> Any:
 def training_arguments(
     arguments: T5Arguments, task: str, seed: int, target: Path
 ) -> Seq2SeqTrainingArguments:
-    settings = Seq2SeqTrainingArguments(
-        str(target),
-        num_train_epochs=arguments.epochs or spec_of(task).epochs,
-        max_steps=arguments.max_steps,
-        learning_rate=arguments.learning_rate,
-        warmup_steps=0.06,
+    return settings_of(
+        Seq2SeqTrainingArguments,
+        arguments,
+        target,
         seed=seed,
-        save_strategy="no",
-        logging_steps=50,
-        report_to=[],
-        use_cpu=arguments.use_cpu,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        per_device_eval_batch_size=64,
+        epochs=arguments.epochs or spec_of(task).epochs,
         predict_with_generate=True,
         generation_max_length=LONGEST,
     )
-    processes = settings.world_size
-    if arguments.batch_size % processes:
-        raise SystemExit(f"--batch_size must be a multiple of {processes} processes")
-    settings.per_device_train_batch_size = arguments.batch_size // processes
-    return settings
 
 
 if __name__ == "__main__":

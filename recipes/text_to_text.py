@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 from glue_data import spec_of
 from torch import Tensor, nn
+from transformers import T5Tokenizer
 
 WORDS = {
     "rte": ("entailment", "not_entailment"),
@@ -16,6 +18,8 @@ WORDS = {
     "mrpc": ("not_equivalent", "equivalent"),
 }
 """What the model writes where a label is a number."""
+VOCABULARY = 4000
+"""Pieces that a tokenizer made here knows, at the most."""
 
 
 def words_of(task: str, labels: Sequence[str]) -> list[str]:
@@ -53,3 +57,14 @@ def token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -
     logits = outputs.logits.flatten(0, 1)
     total = nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")
     return total / num_items_in_batch
+
+
+def made_tokenizer(texts: Sequence[str]) -> T5Tokenizer:
+    """A tokenizer made from texts, the same in every process."""
+    made = T5Tokenizer(extra_ids=0).train_new_from_iterator(texts, VOCABULARY)
+    found = json.loads(made.backend_tokenizer.to_str())["model"]["vocab"]
+    special = [piece for piece in found if piece[0] in made.all_special_tokens]
+    others = [piece for piece in found if piece not in special]
+    # equal scores come in any order, and each process would number its words otherwise
+    others.sort(key=lambda piece: (-round(piece[1], 6), piece[0]))
+    return T5Tokenizer(vocab=[tuple(piece) for piece in special + others], extra_ids=0)
