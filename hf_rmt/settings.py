@@ -97,6 +97,7 @@ class CompressionSettings:
             `ternary`, `keep` (exact, no saving) or `drop` (the noise filter; fine-tune after it).
         noise_removal: Fraction of the noise directions that `drop` removes, smallest first. A
             dict gives each layer, by runtime name, its own; a layer it does not name stays dense.
+            At 1 a layer without spikes stays dense too: nothing would be left of it.
         recover_spikes: Replace each signal eigenvalue by the population spike behind it. None:
             only when noise is dropped.
         stored_spikes: `all` spikes become factors, or only the `paying` ones: beside `int8` up to a
@@ -114,7 +115,7 @@ class CompressionSettings:
         min_size: Layers whose smaller side is below this stay dense; the sides of a convolution
             are out and in k_h k_w. `ntk` takes layers of any size.
         max_rank: Upper bound on the signal directions of a layer; the largest stay. None: no bound.
-        seed: For methods that draw random numbers, which `uniform` alone does.
+        seed: For methods that draw random numbers: `uniform`, and `ntk` with random weights.
 
     Raises:
         ValueError: If a value is unknown or two contradict each other.
