@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from hf_rmt.adapters import damped
 from hf_rmt.kernels import NoMatchError
+from hf_rmt.nn.descent import descend
 from hf_rmt.nn.trits import ternarize
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.ternarize import RIDGE, Regression, matched_step, refit_weight, ternarize_weight
@@ -41,14 +43,27 @@ def test_the_plan_counts_codes_and_scales() -> None:
     assert plan.dropped_energy == 0
 
 
-def test_scales_of_least_output_error() -> None:
+@pytest.mark.parametrize("sparsity", [None, 0.7])
+def test_scales_of_least_output_error(sparsity: float | None) -> None:
     x, weight = samples()
     moment = x.T @ x / len(x)
-    layer = ternarize_weight("head", weight, SETTINGS, moment=moment).layer
-    signs = ternarize(weight)[0].float()
+    settings = CompressionSettings(method="ntk", sparsity=sparsity)
+    layer = ternarize_weight("head", weight, settings, moment=moment).layer
+    signs = layer.dense().sign()
     y, z = (x @ weight.T).numpy(), (x @ signs.T).numpy()
     best = [np.linalg.lstsq(z[:, [i]], y[:, i], rcond=None)[0][0] for i in range(3)]
     np.testing.assert_allclose(layer.scale.numpy(), best, rtol=1e-4)
+    if sparsity is not None:
+        assert torch.equal(signs.char(), ternarize(weight, sparsity=sparsity)[0])
+
+
+def test_entries_are_chosen_for_the_outputs_where_sparsity_is_free() -> None:
+    x, weight = samples()
+    moment = x.T @ x / len(x)
+    layer = ternarize_weight("head", weight, SETTINGS, moment=moment).layer
+    expected, _ = descend(*ternarize(weight), weight, damped(moment, RIDGE))
+    assert torch.equal(layer.dense().sign().char(), expected)
+    assert not torch.equal(expected, ternarize(weight)[0])
 
 
 def test_random_weights_are_drawn_by_name_and_seed() -> None:
@@ -73,12 +88,15 @@ def test_random_weights_are_drawn_by_name_and_seed() -> None:
 def test_ridge_by_normal_equations(bias: bool) -> None:
     x, weight = samples()
     y = x @ weight.T + torch.randn(len(x), 3) + 5
-    fitted = sums(x.double(), y.double()).solve(bias=bias)[0]
+    prior = torch.randn(3, 30, generator=torch.Generator().manual_seed(2))
+    fitted = sums(x.double(), y.double()).solve(prior, bias=bias)[0]
     a, b = x.double().numpy(), y.double().numpy()
     if bias:
         a, b = a - a.mean(0), b - b.mean(0)
     gram = a.T @ a / len(a)
-    naive = np.linalg.solve(gram + RIDGE * np.trace(gram) / 30 * np.eye(30), a.T @ b / len(a)).T
+    ridge = RIDGE * np.trace(gram) / 30
+    right = a.T @ b / len(a) + ridge * prior.T.double().numpy()
+    naive = np.linalg.solve(gram + ridge * np.eye(30), right).T
     np.testing.assert_allclose(fitted.numpy(), naive, rtol=1e-6)
 
 
@@ -97,7 +115,7 @@ def test_a_refit_has_least_error_in_scales_and_bias() -> None:
     assert (output - y).var(dim=0).sum() < (unfitted - y).var(dim=0).sum()
 
 
-@pytest.mark.parametrize("bad", [float("nan"), 0.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0])
 def test_a_weight_without_numbers_stays_dense(bad: float) -> None:
     weight = torch.full((3, 4), bad)
     result = ternarize_weight("head", weight, SETTINGS)
@@ -159,3 +177,51 @@ def test_no_step_for_a_parabola() -> None:
 def test_settings_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CompressionSettings(**{"method": "ntk", **changes})
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, 32), (torch.bfloat16, 16)])
+@pytest.mark.parametrize("random", [False, True])
+def test_codes_are_whole_bytes_and_scales_as_wide_as_the_weight(
+    dtype: torch.dtype, bits: int, random: bool
+) -> None:
+    weight = torch.randn(3, 31).to(dtype)
+    result = ternarize_weight("head", weight, SETTINGS, random=random)
+    assert result.layer.scale.dtype == dtype
+    assert result.plan.bits == 8 * 19 + 3 * bits
+
+
+def test_random_weights_have_the_sparsity_that_is_asked_for() -> None:
+    weight, settings = torch.randn(200, 100) * 0.3, CompressionSettings(method="ntk", sparsity=0.8)
+    dense = ternarize_weight("a", weight, settings, random=True).layer.dense()
+    assert float((dense == 0).float().mean()) == pytest.approx(0.8, abs=0.02)
+    # relative fluctuation of the mean square over 20,000 entries: sqrt(4 / 20,000) = 0.014
+    assert float(dense.square().mean() / weight.square().mean()) == pytest.approx(1, abs=0.06)
+
+
+def test_a_ternary_layer_shares_the_bias() -> None:
+    weight, bias = torch.randn(3, 5), torch.zeros(3)
+    layer = ternarize_weight("head", weight, SETTINGS).module(weight, bias)
+    bias += 1
+    assert torch.equal(layer(torch.zeros(1, 5))[0], torch.ones(3))
+
+
+def test_a_refit_without_a_bias_is_to_the_outputs_themselves() -> None:
+    x, weight = samples()
+    y = x @ weight.T + 5
+    result = refit_weight("head", weight, None, SETTINGS, sums(x.double(), y.double()))
+    assert result.bias_shift is None
+    z = (x @ result.layer.dense().T).double()
+    slope = (z * y).sum(0) / z.square().sum(0)
+    np.testing.assert_allclose(slope.numpy(), 1, rtol=1e-3)
+
+
+def test_an_odd_activation_has_a_step_of_its_own_width_in_the_ternary_model() -> None:
+    step = matched_step(np.tanh, mean=0.3, tau=0.4, step_tau=1.2)
+    same = matched_step(np.tanh, mean=0.0, tau=0.5, step_tau=(1.2**2 + 0.3**2) ** 0.5)
+    assert step["heights"] == pytest.approx(same["heights"], rel=1e-9)
+
+
+@pytest.mark.parametrize("tau", [1e-4, 1e4])
+def test_an_odd_activation_is_known_at_any_scale(tau: float) -> None:
+    step = matched_step(np.arctan, mean=0.0, tau=tau, step_tau=tau)
+    assert step["thresholds"] == [0.0]

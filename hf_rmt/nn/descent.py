@@ -1,0 +1,71 @@
+"""Ternary weights chosen for the outputs of a layer, not for the weights themselves.
+
+With E = s T - W and C the second moment of the inputs, the outputs err by tr(E C E'). Each entry
+of T is chosen anew among -1, 0, 1 while the others stand, then each scale is fitted again, and
+so on: no step makes the error larger.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SWEEPS = 20
+"""Most passes over the entries; few change after the fifth."""
+COLUMNS = 64
+"""Columns whose changes reach the rest of the matrix in one product."""
+
+
+@torch.no_grad()
+def descend(signs: Tensor, scales: Tensor, target: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinate descent of tr((s T - W) C (s T - W)') over T and s.
+
+    Args:
+        signs: T to begin with, in {-1, 0, 1}, shape (out, in); not changed.
+        scales: s to begin with, > 0, shape (out,).
+        target: W, shape (out, in).
+        moment: C, positive definite, shape (in, in), in the dtype to compute in.
+
+    Returns:
+        T, int8, and s in the dtype of the scales. A row that would lose all its entries stays.
+    """
+    ternary, current, weight = signs.to(moment), scales.to(moment), target.to(moment)
+    for _ in range(SWEEPS):
+        before = ternary.clone()
+        _sweep(ternary, current, (current[:, None] * ternary - weight) @ moment, moment)
+        empty = ~ternary.any(1)
+        ternary[empty] = before[empty]
+        current = fitted_scales(ternary, current, weight @ moment, moment)
+        if torch.equal(ternary, before):
+            break
+    return ternary.to(torch.int8), current.to(scales)
+
+
+def fitted_scales(ternary: Tensor, scales: Tensor, cross: Tensor, moment: Tensor) -> Tensor:
+    """Scales of least squares, s = t' b / t' C t, where they are positive; elsewhere the old ones.
+
+    Args:
+        ternary: T, shape (out, in).
+        scales: The old ones, shape (out,).
+        cross: b in rows, the second moment of outputs with inputs: W C for outputs W x.
+        moment: C, shape (in, in).
+    """
+    energy = ((ternary @ moment) * ternary).sum(1).clamp_min(torch.finfo(moment.dtype).tiny)
+    best = (ternary * cross).sum(1) / energy
+    return torch.where(best > 0, best, scales)
+
+
+def _sweep(ternary: Tensor, scales: Tensor, slope: Tensor, moment: Tensor) -> None:
+    """One pass over the entries, in place; slope is (s T - W) C as they begin."""
+    diagonal = moment.diagonal()
+    for start in range(0, ternary.shape[1], COLUMNS):
+        block = slice(start, min(start + COLUMNS, ternary.shape[1]))
+        here, steps = slope[:, block].clone(), torch.zeros_like(slope[:, block])
+        for column in range(block.start, block.stop):
+            local = column - start
+            best = ternary[:, column] - here[:, local] / (diagonal[column] * scales)
+            chosen = best.round().clamp_(-1, 1)
+            steps[:, local] = (chosen - ternary[:, column]) * scales
+            ternary[:, column] = chosen
+            here += torch.outer(steps[:, local], moment[column, block])
+        slope += steps @ moment[block]
