@@ -220,7 +220,7 @@ def _approximate(
     """Choose the entries for the outputs, where their sparsity was left to us."""
     if settings.sparsity is None:
         signs, scales = layer.dense().sign(), layer.scale
-        signs, layer.scale = descend(signs, scales, weight, damped(moment, RIDGE))
+        signs, layer.scale = descend(signs, scales, weight, damped(moment, RIDGE).float())
         layer.weight = pack_trits(signs)
 
 

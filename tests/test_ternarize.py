@@ -61,7 +61,7 @@ def test_entries_are_chosen_for_the_outputs_where_sparsity_is_free() -> None:
     x, weight = samples()
     moment = x.T @ x / len(x)
     layer = ternarize_weight("head", weight, SETTINGS, moment=moment).layer
-    expected, _ = descend(*ternarize(weight), weight, damped(moment, RIDGE))
+    expected, _ = descend(*ternarize(weight), weight, damped(moment, RIDGE).float())
     assert torch.equal(layer.dense().sign().char(), expected)
     assert not torch.equal(expected, ternarize(weight)[0])
 
