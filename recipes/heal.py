@@ -10,7 +10,7 @@ targets and hidden states of the original for a few hundred steps; labels are on
 
 FOLDER of the data holds train and dev (or validation) as .tsv, .csv, .json or .jsonl; without it
 the Hub is asked. The healed model is saved compact, with results.json and healing.png beside it.
---method ntk makes the head ternary instead, and trains it as such.
+--method ntk makes the head ternary instead, and trains it as such, alone.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Arguments(DataArguments):
     calibration_samples: int = field(default=512, metadata={"help": "training texts"})
     steps: int = field(default=300, metadata={"help": "of distillation; 0 for none"})
     batch_size: int = 32
-    learning_rate: float = 5e-5
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "default: 5e-5, of a ternary head 1e-3"}
+    )
     temperature: float = 2.0
     hidden_weight: float = field(default=1.0, metadata={"help": "of hidden states in the loss"})
     tuning_steps: int = field(default=150, metadata={"help": "of the demo BERT with --embedded"})
@@ -110,6 +112,8 @@ def main() -> None:
     arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
     logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is what is asked for
     set_seed(arguments.seed)
+    ternary = arguments.method == "ntk"
+    arguments.learning_rate = arguments.learning_rate or (1e-3 if ternary else 5e-5)
     task = "embedded" if arguments.embedded else arguments.task[0]
     splits, labels = splits_of(arguments, task, arguments.seed)
     teacher, tokenizer = original(arguments, len(labels))
@@ -182,6 +186,7 @@ def compressed(arguments: Arguments, teacher: Any, calibration: Any) -> tuple[An
     student = copy.deepcopy(teacher)
     if arguments.method == "ntk":
         config, size = RMTConfig(method="ntk"), None
+        student.requires_grad_(False)  # but for the ternary weights, when they train
     else:
         config, size = RMTConfig(method=arguments.method, noise="drop"), arguments.size
     return student, hf_rmt.compress(student, config, calibration=calibration, size=size).plan

@@ -26,6 +26,13 @@ def samples(count: int = 500, width: int = 30) -> tuple[torch.Tensor, torch.Tens
     return x, torch.randn(3, width, generator=generator)
 
 
+def ridged(x: torch.Tensor) -> torch.Tensor:
+    """The samples, and more of them that have the second moment of the ridge."""
+    count, width = x.shape
+    ridge = RIDGE * float(x.square().sum()) / count / width
+    return torch.cat([x, (count * ridge) ** 0.5 * torch.eye(width).to(x)])
+
+
 def sums(x: torch.Tensor, y: torch.Tensor) -> Regression:
     count = torch.tensor(float(len(x)))
     return Regression(count, x.sum(0), y.sum(0), x.T @ x, x.T @ y)
@@ -50,6 +57,7 @@ def test_scales_of_least_output_error(sparsity: float | None) -> None:
     settings = CompressionSettings(method="ntk", sparsity=sparsity)
     layer = ternarize_weight("head", weight, settings, moment=moment).layer
     signs = layer.dense().sign()
+    x = ridged(x)
     y, z = (x @ weight.T).numpy(), (x @ signs.T).numpy()
     best = [np.linalg.lstsq(z[:, [i]], y[:, i], rcond=None)[0][0] for i in range(3)]
     np.testing.assert_allclose(layer.scale.numpy(), best, rtol=1e-4)
@@ -108,8 +116,9 @@ def test_a_refit_has_least_error_in_scales_and_bias() -> None:
     layer = result.layer
     output = x @ layer.dense().T + bias + result.bias_shift
     np.testing.assert_allclose(output.mean(0).numpy(), y.mean(0).numpy(), rtol=1e-4, atol=1e-3)
-    z = (output - output.mean(0)).double()
-    slope = (z * (y - y.mean(0))).sum(0) / z.square().sum(0)
+    centred = ridged((x - x.mean(0)).double())
+    z, wanted = centred @ layer.dense().double().T, centred @ weight.double().T
+    slope = (z * wanted).sum(0) / z.square().sum(0)
     np.testing.assert_allclose(slope.numpy(), 1, rtol=1e-3)
     unfitted = x @ ternarize_weight("head", weight, SETTINGS).layer.dense().T
     assert (output - y).var(dim=0).sum() < (unfitted - y).var(dim=0).sum()
@@ -205,23 +214,59 @@ def test_a_ternary_layer_shares_the_bias() -> None:
     assert torch.equal(layer(torch.zeros(1, 5))[0], torch.ones(3))
 
 
-def test_a_refit_without_a_bias_is_to_the_outputs_themselves() -> None:
+def test_a_refit_without_a_bias_has_the_means_of_the_outputs_to_fit_too() -> None:
     x, weight = samples()
     y = x @ weight.T + 5
-    result = refit_weight("head", weight, None, SETTINGS, sums(x.double(), y.double()))
-    assert result.bias_shift is None
-    z = (x @ result.layer.dense().T).double()
-    slope = (z * y).sum(0) / z.square().sum(0)
-    np.testing.assert_allclose(slope.numpy(), 1, rtol=1e-3)
+    seen, errors = sums(x.double(), y.double()), []
+    for bias in (None, torch.zeros(3)):
+        result = refit_weight("head", weight, bias, SETTINGS, seen)
+        assert (result.bias_shift is None) == (bias is None)
+        errors.append(float((x @ result.layer.dense().T - y).square().mean()))
+    assert errors[0] < 0.9 * errors[1]
 
 
-def test_an_odd_activation_has_a_step_of_its_own_width_in_the_ternary_model() -> None:
+@pytest.mark.parametrize(("weights", "near"), [("trained", True), ("random", False)])
+def test_where_samples_are_few_a_refit_stays_near_what_the_head_has_learnt(
+    weights: str, near: bool
+) -> None:
+    x, weight = samples(count=4)
+    y = x @ torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).T
+    settings, seen = (
+        CompressionSettings(method="ntk", weights=weights),
+        sums(x.double(), y.double()),
+    )
+    dense = refit_weight("head", weight, torch.zeros(3), settings, seen).layer.dense()
+    cosine = float((dense * weight).sum() / dense.norm() / weight.norm())
+    assert (cosine > 0.5) == near
+
+
+def test_entries_of_a_refit_are_chosen_for_the_outputs() -> None:
+    x, weight = samples()
+    y, bias = x @ weight.T, torch.zeros(3)
+    seen = sums(x.double(), y.double())
+    fitted = seen.solve(weight, bias=True)[0].float()
+    layers = (
+        refit_weight("head", weight, bias, SETTINGS, seen).layer,
+        ternarize_weight("head", fitted, SETTINGS).layer,
+    )
+    errors = [float((x @ layer.dense().T - y).var(dim=0).sum()) for layer in layers]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_an_odd_activation_keeps_its_slope_at_the_width_of_the_ternary_model() -> None:
     step = matched_step(np.tanh, mean=0.3, tau=0.4, step_tau=1.2)
-    same = matched_step(np.tanh, mean=0.0, tau=0.5, step_tau=(1.2**2 + 0.3**2) ** 0.5)
-    assert step["heights"] == pytest.approx(same["heights"], rel=1e-9)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    size, step_size = 0.5, (1.2**2 + 0.3**2) ** 0.5
+    slope = (weights * nodes * np.tanh(size * nodes)).sum() / weights.sum() / size
+    low, high = step["heights"]
+    assert (high - low) / ((2 * np.pi) ** 0.5 * step_size) == pytest.approx(slope, rel=1e-6)
 
 
-@pytest.mark.parametrize("tau", [1e-4, 1e4])
-def test_an_odd_activation_is_known_at_any_scale(tau: float) -> None:
-    step = matched_step(np.arctan, mean=0.0, tau=tau, step_tau=tau)
-    assert step["thresholds"] == [0.0]
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_steps_for_a_homogeneous_activation_scale_with_it(scale: float) -> None:
+    one, other = (
+        matched_step(lambda x: np.maximum(x, 0), mean=size / 4, tau=size, step_tau=size)
+        for size in (1.0, scale)
+    )
+    for key in ("thresholds", "heights"):
+        assert other[key] == pytest.approx([scale * value for value in one[key]], rel=1e-6)

@@ -20,7 +20,7 @@ from hf_rmt.compression import CompressedWeight, compression_report
 from hf_rmt.integrations.calibrated import measured, repeatable
 from hf_rmt.integrations.distributed import decide_shared, together
 from hf_rmt.integrations.excitation import Batch
-from hf_rmt.integrations.places import UNREACHED, Place, dummy_batch, places
+from hf_rmt.integrations.places import UNREACHED, Place, places, places_unfed
 from hf_rmt.integrations.regression import outputs_of, regression
 from hf_rmt.kernels import NoMatchError
 from hf_rmt.nn import TernaryLinear
@@ -29,6 +29,7 @@ from hf_rmt.settings import CompressionSettings
 from hf_rmt.ternarize import (
     Regression,
     TernarizedWeight,
+    check_varied,
     matched_step,
     refit_weight,
     spread,
@@ -37,6 +38,8 @@ from hf_rmt.ternarize import (
 
 logger = logging.getLogger(__name__)
 
+FEW = 64
+"""Samples below which a fit is no better than none."""
 REFITTED = "refitted to the outputs it had"
 
 
@@ -79,15 +82,28 @@ def compress_head(
 
     Raises:
         ValueError: If an activation is to be matched, or weights are random, without the data that
-            it takes; or if no step matches.
+            it takes; if no step matches, the samples are all alike, or the sparsity is too high.
         RuntimeError: On every process, if one of several failed.
     """
+    _check_sparsity(model, names, settings)
     if batches is None:
         decisions = _without_data(model, names, settings, dry_run)
     else:
         # in memory, for a loader that shuffles would pair inputs with other outputs
         decisions = _with_data(model, names, settings, list(repeatable(batches)), dry_run)
     return compression_report([decisions[name] for name in names], model)
+
+
+def _check_sparsity(model: Any, names: Sequence[str], settings: CompressionSettings) -> None:
+    """Refuse a sparsity that would leave rows of zeros."""
+    for name in names:
+        width = model.get_submodule(name).in_features
+        if round((1 - (settings.sparsity or 0.0)) * width) < 1:
+            raise ValueError(
+                f"sparsity={settings.sparsity} leaves none of the {width} weights in a row of "
+                f"{name!r}; set it to {1 - 1 / width:.3g} at most, or to None for that of least "
+                "error"
+            )
 
 
 def check_without_data(settings: CompressionSettings) -> None:
@@ -109,7 +125,7 @@ def _without_data(
     check_without_data(settings)
     found: Mapping[str, Place] = {}
     if settings.activation == "matched":
-        found = places(model, names, dummy_batch(model))
+        found = places_unfed(model, names)
 
     def decide(name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
         result = ternarize_weight(name, weight, settings)
@@ -147,7 +163,10 @@ def _with_data(
         made = decide_shared(model, group, settings, dry_run=dry_run, decide=decide)
         decisions |= _by_name(made)
     if last is not None:
-        decide = _last_decision(model, last, regression(model, last, batches, outputs))
+        seen = regression(model, last, batches, outputs)
+        if seen.count < FEW:
+            logger.warning("%s is fitted to %d samples; pass a few hundred", last, seen.count)
+        decide = _last_decision(model, last, seen)
         made = decide_shared(model, [last], settings, dry_run=dry_run, decide=decide)
         decisions |= _by_name(made)
     return decisions
@@ -166,6 +185,7 @@ def _hidden_decision(
         random, seen = settings.weights == "random", excited.get(name)
         if seen is None:
             return _noted(ternarize_weight(name, weight, settings, random=random), UNREACHED)
+        check_varied(name, seen.inputs, seen.mean)
         result = ternarize_weight(name, weight, settings, random=random, moment=seen.inputs)
         layer = result.layer
         if layer is None:

@@ -78,6 +78,22 @@ def places(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Pl
     return found
 
 
+def places_unfed(model: nn.Module, names: Sequence[str]) -> dict[str, Place]:
+    """Where linears stand, seen on inputs of no meaning.
+
+    Raises:
+        ValueError: If the model does not run on any that are known.
+    """
+    try:
+        return places(model, names, dummy_batch(model))
+    except Exception as error:  # whatever a forward pass raises on them
+        raise ValueError(
+            f"{type(model).__name__} does not run on made-up inputs, on which to see its "
+            f"activations ({error}); pass calibration=batches to hf_rmt.compress, or set "
+            "activation='keep'"
+        ) from error
+
+
 def dummy_batch(model: Any) -> Batch:
     """Arguments that a transformers model runs on, of no meaning.
 
@@ -91,12 +107,10 @@ def dummy_batch(model: Any) -> Batch:
         device, dtype = model.device, model.dtype
         images = torch.zeros(1, config.num_channels, *sides, device=device, dtype=dtype)
         return {"pixel_values": images}
-    if hasattr(model, "dummy_inputs"):
+    reads_tokens = getattr(model, "main_input_name", "input_ids") == "input_ids"
+    if hasattr(model, "dummy_inputs") and reads_tokens:
         return {key: value.to(model.device) for key, value in model.dummy_inputs.items()}
-    raise ValueError(
-        f"nothing is known of the inputs of {type(model).__name__}, on which to see its "
-        "activations; pass calibration=batches to hf_rmt.compress, or set activation='keep'"
-    )
+    raise ValueError(f"nothing is known of the inputs of {type(model).__name__}")
 
 
 def _why_kept(name: str, activation: str, called: Counter[str]) -> str:
