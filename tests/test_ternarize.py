@@ -250,7 +250,7 @@ def test_entries_of_a_refit_are_chosen_for_the_outputs() -> None:
         ternarize_weight("head", fitted, SETTINGS).layer,
     )
     errors = [float((x @ layer.dense().T - y).var(dim=0).sum()) for layer in layers]
-    assert errors[0] < 0.5 * errors[1]
+    assert errors[0] < 0.75 * errors[1]
 
 
 def test_an_odd_activation_keeps_its_slope_at_the_width_of_the_ternary_model() -> None:
