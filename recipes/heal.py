@@ -221,12 +221,13 @@ def distil(
 
 
 def scores(stages: dict[str, dict[str, np.ndarray]], split: str) -> dict[str, Any]:
-    """Accuracy of each stage, its share of the original's, and a paired interval of the loss."""
+    """Accuracy of each stage beside the original's, rows judged alike, an interval of the loss."""
     base = stages["original"][split]
     return {
         stage: {
             "accuracy": float(correct[split].mean()),
             "of_original": float(correct[split].mean() / base.mean()),
+            "alike": float((correct[split] == base).mean()),
             "difference": paired_bootstrap(correct[split], base)._asdict(),
         }
         for stage, correct in stages.items()
