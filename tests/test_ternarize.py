@@ -253,6 +253,12 @@ def test_entries_of_a_refit_are_chosen_for_the_outputs() -> None:
     assert errors[0] < 0.75 * errors[1]
 
 
+def test_a_last_layer_of_zeros_stays_dense() -> None:
+    x, zero = samples()[0].double(), torch.zeros(3, 30)
+    result = refit_weight("head", zero, torch.zeros(3), SETTINGS, sums(x, x @ zero.double().T))
+    assert (result.layer, result.plan.reason) == (None, "all weights are zero")
+
+
 def test_an_odd_activation_keeps_its_slope_at_the_width_of_the_ternary_model() -> None:
     step = matched_step(np.tanh, mean=0.3, tau=0.4, step_tau=1.2)
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)

@@ -22,6 +22,9 @@ from transformers.pytorch_utils import Conv1D
 FAMILIES = ("bert", "t5", "vit")
 OTHER_WEIGHTS = ("resnet", "gpt2")
 """Families whose weights are convolutions, or lie transposed."""
+SHORTCUT = "encoder.stages.1.layers.0.shortcut.convolution"
+STRIDED = "encoder.stages.1.layers.0.layer.0.convolution"
+"""Convolutions of the tiny ResNet."""
 WIDTH = 48
 
 
@@ -67,6 +70,14 @@ def outputs(model: nn.Module, family: str) -> torch.Tensor:
     }
     result = model(**batch)
     return result.logits if family == "t5" else result.last_hidden_state
+
+
+def pictures(count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(((found - expected).norm() / expected.norm()).detach())
 
 
 @torch.no_grad()

@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,8 @@ from hf_rmt.integrations.quantizer import compressible_layers
 from tests.integrations import calibrated_worker
 from tests.integrations.calibrated_worker import CONFIGS, batches
 from tests.integrations.models import tiny_model
+from tests.processes import succeed
 
-REPOSITORY = Path(__file__).parents[2]
 SELF = "encoder.layer.0.attention.self"
 DROP = RMTConfig(method="svd", fraction=0.25, noise="drop")
 
@@ -256,22 +252,7 @@ def test_sizes_that_cannot_be_are_refused(options: dict[str, Any], words: str) -
 
 
 def test_processes_with_batches_of_their_own_end_with_the_same_weights(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    worker = [f"--master_port={port}", calibrated_worker.__file__, str(tmp_path)]
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    result = subprocess.run(
-        [sys.executable, *launch, *worker],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    succeed(calibrated_worker.__file__, tmp_path, processes=2)
     parts = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     assert all(torch.equal(parts[0][key], parts[1][key]) for key in parts[0])
     for label, config in CONFIGS.items():

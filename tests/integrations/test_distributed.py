@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +17,14 @@ from hf_rmt.integrations.quantizer import compressible_layers
 from tests.integrations import distributed_worker
 from tests.integrations.models import tiny_model
 from tests.integrations.training import sentences
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.processes import succeed
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any], list[Any]]:
     """Folder, tensors and texts of two processes that ran the worker."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    worker = [f"--master_port={port}", distributed_worker.__file__, str(folder)]
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    result = subprocess.run(
-        [sys.executable, *launch, *worker],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    succeed(distributed_worker.__file__, folder, processes=2)
     tensors = [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
     texts = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     return folder, tensors, texts

@@ -24,6 +24,13 @@ def test_samples_that_are_all_alike_are_refused(family: str, copies: int) -> Non
     assert torch.equal(logits(model, batch), before)
 
 
+def test_a_last_layer_of_zeros_says_why_it_stays_dense() -> None:
+    model = trained()
+    torch.nn.init.zeros_(model.classifier.weight)
+    plan = compress(model, RMTConfig(method="ntk"), calibration=batches()).plan
+    assert [layer.reason for layer in plan if not layer.compressed] == ["all weights are zero"]
+
+
 def test_few_samples_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         compress(trained(), RMTConfig(method="ntk"), calibration=batches(1, 20))

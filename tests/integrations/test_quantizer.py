@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,13 @@ print(json.dumps(differences))
 """
 
 
+def save_with_outputs(model: Any, family: str, folder: Path) -> str:
+    """Save a model with what it gives, for a process that reloads it."""
+    model.save_pretrained(folder)
+    torch.save(outputs(model, family), folder / "expected.pt")
+    return str(folder)
+
+
 def test_what_is_saved_reloads_in_a_new_process_without_a_difference(
     saved: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -75,9 +83,7 @@ def test_what_is_saved_reloads_in_a_new_process_without_a_difference(
                 config = RMTConfig(noise=noise)
                 model = load(saved[family], quantization_config=config, dtype=DTYPES[dtype])
                 assert spiked_layers(model)
-                model.save_pretrained(folder)
-                torch.save(outputs(model, family), folder / "expected.pt")
-                cases.append((str(folder), family, dtype))
+                cases.append((save_with_outputs(model, family, folder), family, dtype))
     assert run(RELOAD, cases) == {folder: 0.0 for folder, _, _ in cases}
 
 
@@ -104,11 +110,8 @@ print(json.dumps(differences))
 def test_remote_code_reloads_without_the_package(saved: dict[str, Path], tmp_path: Path) -> None:
     cases = []
     for family in FAMILIES:
-        folder = tmp_path / family
         model = load(saved[family], quantization_config=RMTConfig(noise="int4"))
-        model.save_pretrained(folder)
-        torch.save(outputs(model, family), folder / "expected.pt")
-        cases.append((str(folder), family))
+        cases.append((save_with_outputs(model, family, tmp_path / family), family))
     assert run(REMOTE, cases) == {folder: 0.0 for folder, _ in cases}
 
 

@@ -1,77 +1,18 @@
+"""What `search` finds, within how many evaluations."""
+
 from __future__ import annotations
 
-import copy
-import json
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
-from hf_rmt import RMTConfig, SearchResult, SpikedLinear, compress, search
+from hf_rmt import SearchResult, compress, search
+from hf_rmt.decompose import decompose as decompose_all
 from hf_rmt.report.search import within
-from tests.integrations.models import outputs, tiny_model
-
-SIZE, LAYERS = 64, 4
-GRID = (0.5, 0.75, 1.0)
-CONFIG = RMTConfig(noise="drop", method="svd", rank=1)
-"""A method whose fit takes no time; the noise is what lies beyond the largest direction."""
-TOLERANCES = {"bert": 0.001, "t5": 0.3}
-"""By which the outputs of a tiny model may move: some of its layers can lose noise, not all."""
-
-
-class Blocks(nn.Module):
-    """Linear layers with spikes, the last of noise only, of different strength."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(SIZE, 2 * SIZE)) for _ in range(LAYERS))
-        for index, block in enumerate(self.blocks):
-            weight = torch.randn(2 * SIZE, SIZE, generator=generator) / SIZE**0.5
-            spike = torch.outer(
-                torch.randn(2 * SIZE, generator=generator), torch.randn(SIZE, generator=generator)
-            )
-            strength = (4.0 + 2 * index) if index < LAYERS - 1 else 0.0
-            block[0].weight.data = weight + strength * spike / spike.norm()
-
-
-class Metric:
-    """Minus the weighted sum of what the weights of the layers lost; it counts its calls."""
-
-    def __init__(self, model: nn.Module, prices: tuple[float, ...] = (1.0,) * LAYERS) -> None:
-        self.prices, self.calls = prices, 0
-        self.start = [weight.clone() for weight in weights(model)]
-
-    def __call__(self, model: nn.Module) -> float:
-        self.calls += 1
-        pairs = zip(self.prices, weights(model), self.start, strict=True)
-        return 1.0 - sum(price * float((new - old).norm()) for price, new, old in pairs)
-
-
-def weights(model: nn.Module) -> list[torch.Tensor]:
-    layers = [block[0] for block in model.blocks]
-    return [
-        (layer.dense() if isinstance(layer, SpikedLinear) else layer.weight).detach()
-        for layer in layers
-    ]
-
-
-@cache
-def losses() -> dict[float, list[float]]:
-    """What each layer loses at each fraction, by compress itself."""
-    start = weights(Blocks())
-    result = {}
-    for fraction in GRID:
-        other = Blocks()
-        compress(other, replace(CONFIG, noise_removal=fraction))
-        pairs = zip(weights(other), start, strict=True)
-        result[fraction] = [float((new - old).norm()) for new, old in pairs]
-    return result
+from tests.integrations.search_blocks import CONFIG, GRID, LAYERS, SIZE, Blocks, Metric, losses
 
 
 def test_each_layer_loses_the_most_that_holds_given_those_before() -> None:
@@ -90,6 +31,47 @@ def test_each_layer_loses_the_most_that_holds_given_those_before() -> None:
             raised = next(layer for layer in plan if layer.name == name)
             nothing = not raised.compressed and not raised.dropped_energy
             assert nothing or metric(other) < 1.0 - tolerance
+
+
+def test_layers_are_raised_by_bisection_those_with_the_least_noise_first() -> None:
+    model, grid = Blocks(), (0.3, 0.4, 0.5, 0.75, 0.85, 0.95, 1.0)
+    costly = "blocks.1.0"
+    metric = Metric(model, (0.0, 1.0, 0.0, 0.0))
+    tolerance = 1.0001 * losses()[0.5][1]
+    result = search(model, metric, tolerance=tolerance, config=CONFIG, fractions=grid)
+    state, expected = dict.fromkeys(result.layers, 0.5), []
+    for name in ("blocks.2.0", costly, "blocks.0.0", "blocks.3.0"):
+        for fraction in (0.95, 0.85, 0.75) if name == costly else (0.95, 1.0):
+            expected.append(state | {name: fraction})
+        state[name] = 0.5 if name == costly else 1.0
+    tried = [entry.removal for entry in result.evaluations]
+    assert tried[1 + len(grid) :] == [*expected, state]
+    assert result.removal == state
+
+
+def test_the_largest_fraction_that_holds_everywhere_is_the_start() -> None:
+    model = Blocks()
+    options: dict[str, Any] = {"config": CONFIG, "fractions": GRID, "max_evaluations": 5}
+    tolerance = 1.0001 * sum(losses()[0.75])
+    result = search(model, Metric(model), tolerance=tolerance, **options)
+    assert result.removal == dict.fromkeys(result.layers, 0.75)
+
+
+def test_fractions_may_come_in_any_order_and_twice() -> None:
+    model, tolerance = Blocks(), 1.2 * sum(losses()[0.5])
+    options: dict[str, Any] = {"tolerance": tolerance, "config": CONFIG}
+    expected = search(model, Metric(model), fractions=GRID, **options)
+    assert search(model, Metric(model), fractions=(1.0, 0.5, 0.75, 0.5), **options) == expected
+
+
+def test_a_config_that_served_before_is_told_by_what_the_user_chose() -> None:
+    model = Blocks()
+    options: dict[str, Any] = {"tolerance": 0.1, "fractions": GRID}
+    served = replace(CONFIG, layers={"blocks.0.0": {"rank": 1}}, base_model="someone/model")
+    results = [
+        search(model, Metric(model), config=config, **options) for config in (CONFIG, served)
+    ]
+    assert results[0] == results[1]
 
 
 def test_the_curve_removes_the_same_everywhere() -> None:
@@ -117,57 +99,6 @@ def test_a_layer_without_spikes_keeps_some_of_its_noise() -> None:
     assert result.removal == {f"blocks.{k}.0": 1.0 for k in range(3)} | {"blocks.3.0": 0.75}
 
 
-@pytest.mark.parametrize("family", ["bert", "t5"])
-def test_compressing_with_the_config_makes_the_state_that_was_evaluated(family: str) -> None:
-    model = tiny_model(family)
-    start = outputs(model, family)
-    seen: list[torch.Tensor] = []
-
-    def metric(model: nn.Module) -> float:
-        seen.append(outputs(model, family))
-        return -float((seen[-1] - start).norm() / start.norm())
-
-    result = search(model, metric, tolerance=TOLERANCES[family], fractions=GRID)
-    compress(model, result.config)
-    assert 0 < len(result.removal) < len(result.layers)
-    assert torch.equal(outputs(model, family), seen[-1])
-    assert result.metric == -float((seen[-1] - start).norm() / start.norm())
-    plans = {layer.name: layer.rank for layer in model.hf_quantizer.report.plan}
-    assert {layer.name: layer.rank for layer in result.plan} == {
-        name: plans[name] for name in result.removal
-    }
-
-
-class BrokenError(Exception):
-    pass
-
-
-@pytest.mark.parametrize("stops", [None, 1, 4, 7, BrokenError, KeyboardInterrupt])
-def test_the_model_is_left_as_it_was(stops: Any) -> None:
-    model = tiny_model("bert").train()
-    model.encoder.layer[0].attention.eval()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    modules = {name: (module, module.training) for name, module in model.named_modules()}
-    calls = []
-
-    def metric(model: nn.Module) -> float:
-        model.eval()
-        calls.append(None)
-        if len(calls) == stops or (len(calls) == 6 and not isinstance(stops, int) and stops):
-            raise BrokenError if isinstance(stops, int) else stops
-        return 1.0
-
-    if stops is None:
-        search(model, metric, tolerance=0.0, config=CONFIG, fractions=GRID)
-    else:
-        with pytest.raises(KeyboardInterrupt if stops is KeyboardInterrupt else BrokenError):
-            search(model, metric, tolerance=0.0, fractions=(0.2, 0.4, 0.6, 0.8, 0.9, 1.0))
-    after = model.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[key], before[key]) for key in before)
-    assert {name: (part, part.training) for name, part in model.named_modules()} == modules
-
-
 @pytest.mark.parametrize("most", [5, 6, 9])
 def test_evaluations_are_bounded_and_the_rest_keeps_what_held_everywhere(most: int) -> None:
     model = Blocks()
@@ -184,23 +115,28 @@ def test_evaluations_are_bounded_and_the_rest_keeps_what_held_everywhere(most: i
     assert result.evaluations[-1].removal == result.removal
 
 
-def test_what_does_not_hold_a_second_time_is_taken_back() -> None:
+@pytest.mark.parametrize("room", [True, False])
+def test_what_does_not_hold_a_second_time_is_taken_back_by_halves(room: bool) -> None:
     model = Blocks()
-    metric, seen = Metric(model), []
+    metric, moody = Metric(model), []
 
-    def moody(model: nn.Module) -> float:
-        """Better than it is, when a state is new."""
-        value = metric(model)
-        seen.append(value)
-        return value if seen.count(value) > 1 else value + 0.5
+    def flattered(model: nn.Module) -> float:
+        """Nothing is lost, it says of each new state beyond the curve."""
+        moody.append(metric(model))
+        new = moody.count(moody[-1]) == 1 and len(moody) > 1 + len(GRID)
+        return 1.0 if new else moody[-1]
 
-    lost = losses()
-    tolerance = sum(lost[0.5]) * 1.2 + 0.5
-    result = search(model, moody, tolerance=tolerance, config=CONFIG, fractions=GRID)
-    assert within(result.metric, result.baseline, tolerance)
-    assert result.removal
-    tried = [entry.removal for entry in result.evaluations]
-    assert tried.count(result.removal) == 2
+    lost, first = losses(), 2  # the layer with the strongest spike
+    gain = lost[1.0][first] - lost[0.5][first]
+    tolerance = 1.0001 * (sum(lost[0.5]) + (gain if room else 0.0))
+    result = search(model, flattered, tolerance=tolerance, config=CONFIG, fractions=GRID)
+    start = dict.fromkeys(result.layers, 0.5)
+    one = start | {f"blocks.{first}.0": 1.0}
+    last = dict.fromkeys(result.layers, 1.0) | {"blocks.3.0": 0.75}
+    again = [last, one] if room else [last, one, start]
+    assert [entry.removal for entry in result.evaluations[-len(again) :]] == again
+    assert result.removal == again[-1]
+    assert result.metric == pytest.approx(1.0 - sum(lost[0.5]) - (gain if room else 0.0))
 
 
 def test_nothing_removable_is_said() -> None:
@@ -217,110 +153,6 @@ def test_nothing_removable_is_said() -> None:
         _ = result.config
 
 
-def test_a_search_that_was_cut_off_is_picked_up(tmp_path: Path) -> None:
-    model, path = Blocks(), tmp_path / "search.json"
-    tolerance = sum(losses()[0.5]) * 1.2
-    whole = Metric(model)
-    expected = search(model, whole, tolerance=tolerance, config=CONFIG, fractions=GRID)
-    metric = Metric(model)
-
-    def cut(model: nn.Module) -> float:
-        if metric.calls == 6:
-            raise KeyboardInterrupt
-        return metric(model)
-
-    with pytest.raises(KeyboardInterrupt):
-        search(model, cut, tolerance=tolerance, config=CONFIG, fractions=GRID, resume_from=path)
-    assert len(json.loads(path.read_text())["evaluations"]) == 6
-    result = search(
-        model, metric, tolerance=tolerance, config=CONFIG, fractions=GRID, resume_from=path
-    )
-    assert metric.calls == whole.calls
-    assert result == expected
-    again = search(
-        model, metric, tolerance=tolerance, config=CONFIG, fractions=GRID, resume_from=path
-    )
-    assert (again, metric.calls) == (expected, whole.calls)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["search.json"]
-
-
-def test_a_resumed_search_may_be_given_more_evaluations(tmp_path: Path) -> None:
-    model, path = Blocks(), tmp_path / "search.json"
-    tolerance, metric = sum(losses()[0.5]) * 1.2, Metric(model)
-    options: dict[str, Any] = {"tolerance": tolerance, "fractions": GRID, "config": CONFIG}
-    first = search(model, metric, max_evaluations=6, resume_from=path, **options)
-    more = search(model, metric, resume_from=path, **options)
-    whole = search(model, Metric(model), **options)
-    assert more.evaluations[:6] == first.evaluations
-    assert more.removal == whole.removal
-    assert len(more.evaluations) == metric.calls <= len(whole.evaluations) + 1
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"tolerance": 0.2}, r"tolerance \(0\.1, now 0\.2\)"),
-        ({"fractions": (0.5, 1.0)}, "fractions"),
-        ({"config": replace(CONFIG, max_rank=9)}, r"max_rank \(None, now 9\)"),
-        ({"model": "other"}, "weights_digest"),
-    ],
-)
-def test_the_file_of_another_search_is_refused(
-    tmp_path: Path, change: dict[str, Any], named: str
-) -> None:
-    model, path = Blocks(), tmp_path / "search.json"
-    options: dict[str, Any] = {
-        "tolerance": 0.1,
-        "fractions": GRID,
-        "config": CONFIG,
-        "resume_from": path,
-    }
-    search(model, lambda model: 0.0, **options)
-    if change.pop("model", None):
-        model.blocks[0][0].bias.data[0] += 1
-    with pytest.raises(ValueError, match=f"belongs to another search, which differs in {named}"):
-        search(model, lambda model: 0.0, **(options | change))
-
-
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    path.write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="holds no search"):
-        search(Blocks(), lambda model: 0.0, tolerance=0.1, resume_from=path)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "match"),
-    [
-        ({"tolerance": -0.1}, ValueError, "tolerance must be at least 0 and finite, got -0.1"),
-        ({"fractions": (0.0, 1.0)}, ValueError, r"fractions must lie in \(0, 1\]"),
-        ({"fractions": ()}, ValueError, r"at least one, got \[\]"),
-        ({"max_evaluations": 8}, ValueError, "max_evaluations must be at least 9, got 8"),
-        ({"config": RMTConfig()}, ValueError, "noise='int8'.* set noise='drop'"),
-        ({"config": RMTConfig(noise="drop", method="magnitude", fraction=0.5)}, ValueError, "magn"),
-        (
-            {"config": RMTConfig(noise="drop", noise_removal=0.5)},
-            ValueError,
-            "noise_removal=0.5 is what search finds",
-        ),
-        ({"evaluate": lambda model: {"accuracy": 1}}, TypeError, "must return a number"),
-        ({"evaluate": lambda model: float("nan")}, ValueError, "must be finite, got nan"),
-    ],
-)
-def test_bad_input_is_refused(options: dict[str, Any], error: type, match: str) -> None:
-    options = {"evaluate": lambda model: 0.0, "tolerance": 0.1, **options}
-    with pytest.raises(error, match=match):
-        search(Blocks(), options.pop("evaluate"), **options)
-
-
-def test_a_model_without_noise_is_refused() -> None:
-    model = Blocks()
-    for block in model.blocks:
-        block[0].weight.data.zero_()
-    with pytest.raises(ValueError, match="none of 4 layers has noise to remove"):
-        search(model, lambda model: 0.0, tolerance=0.1)
-
-
 def test_layers_below_the_smallest_size_are_not_searched_in() -> None:
     model = Blocks()
     small = nn.Sequential(nn.Linear(16, 16))
@@ -330,21 +162,50 @@ def test_layers_below_the_smallest_size_are_not_searched_in() -> None:
     assert "blocks.4.0" in result.layers
 
 
-@pytest.mark.parametrize("fraction", [0.3, 1.0])
-def test_a_layer_whose_forward_is_hooked_is_measured_as_it_would_be(fraction: float) -> None:
+def test_a_layer_of_just_the_smallest_size_is_searched_in() -> None:
+    config = replace(CONFIG, min_size=SIZE)
+    result = search(Blocks(), lambda model: 0.0, tolerance=0.1, config=config, fractions=GRID)
+    assert result.removal == dict.fromkeys(result.layers, 1.0)
+
+
+def test_the_config_says_which_layers_are_searched_in() -> None:
+    config = replace(CONFIG, modules_to_not_convert=["1.0"])
+    result = search(Blocks(), lambda model: 0.0, tolerance=0.1, config=config, fractions=GRID)
+    assert list(result.layers) == ["blocks.0.0", "blocks.2.0", "blocks.3.0"]
+
+
+def test_a_fraction_that_takes_no_direction_is_not_tried() -> None:
+    """Of 63 noise directions 0.005 are none."""
     model = Blocks()
-    plain = copy.deepcopy(model)
-    for block in model.blocks:
-        add_hook_to_module(block[0], ModelHook())
-    inputs = torch.randn(3, SIZE, generator=torch.Generator().manual_seed(1))
-    compress(plain, replace(CONFIG, noise_removal=fraction))
+    metric = Metric(model)
+    result = search(model, metric, tolerance=1e-6, config=CONFIG, fractions=(0.005, 0.5))
+    assert result.curve[0] == (0.005, 1.0)
+    assert result.removal == {}
+    assert all(0.005 not in entry.removal.values() for entry in result.evaluations)
 
-    @torch.no_grad()
-    def metric(model: nn.Module) -> float:
-        return float(sum(block(inputs).norm() for block in model.blocks))
 
-    result = search(model, metric, tolerance=0.0, config=CONFIG, fractions=(fraction,))
-    assert result.curve == ((fraction, metric(plain)),)
+def test_a_layer_that_has_nothing_to_lose_is_not_named() -> None:
+    """Its noise directions have no energy, and factors would be larger than the weight."""
+    model = Blocks()
+    weight = model.blocks[3][0].weight.data
+    weight.copy_(torch.outer(weight[:, 0], weight[0]))
+    options: dict[str, Any] = {"tolerance": 0.1, "config": CONFIG, "fractions": (0.25,)}
+    result = search(model, lambda model: 0.0, **options)
+    assert result.removal == {f"blocks.{k}.0": 0.25 for k in range(3)}
+
+
+def test_a_layer_without_eigenvalues_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Blocks()
+    odd = model.blocks[1][0].weight
+
+    def decompose(weight: torch.Tensor, settings: Any) -> Any:
+        if torch.equal(weight, odd):
+            raise torch.linalg.LinAlgError("no convergence")
+        return decompose_all(weight, settings)
+
+    monkeypatch.setattr("hf_rmt.integrations.trials.decompose", decompose)
+    result = search(model, lambda model: 0.0, tolerance=0.1, config=CONFIG, fractions=GRID)
+    assert result.removal == {f"blocks.{k}.0": 1.0 for k in (0, 2, 3)}
 
 
 def test_a_result_survives_json() -> None:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,29 +12,14 @@ from safetensors.torch import load_file
 from hf_rmt import compress, filter_update, search
 from tests.integrations import search_worker
 from tests.integrations.models import tiny_model
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.processes import succeed
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Any]]:
     """Tensors and texts of two processes that ran the worker."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    worker = [f"--master_port={port}", search_worker.__file__, str(folder)]
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    result = subprocess.run(
-        [sys.executable, *launch, *worker],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    succeed(search_worker.__file__, folder, processes=2)
     tensors = [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
     return tensors, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 

@@ -33,7 +33,7 @@ def blocks() -> nn.Module:
 def tuned_blocks(base: nn.Module) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """A copy whose first update is of low rank with noise, whose second is noise only."""
     tuned = copy.deepcopy(base)
-    first, second = (part.weight.data for part in tuned.modules() if isinstance(part, nn.Linear))
+    first, second = (tuned[index][0].weight.data for index in range(2))
     left = torch.linalg.qr(torch.randn(ROWS, RANK)).Q
     right = torch.linalg.qr(torch.randn(COLUMNS, RANK)).Q
     signal = left @ torch.diag(torch.tensor([3.0, 2.0, 1.5])) @ right.T
@@ -88,8 +88,23 @@ def test_an_update_without_signal_is_dropped() -> None:
     report = filter_update(base, tuned)
     dropped = report.plan.layers[1]
     assert torch.equal(tuned[1][0].weight, base[1][0].weight)
-    assert (dropped.dropped_energy, dropped.reason) == (1.0, UPDATE_DROPPED)
+    assert (dropped.noise, dropped.dropped_energy) == ("drop", 1.0)
+    assert dropped.reason == UPDATE_DROPPED
     assert UPDATE_DROPPED in str(report)
+
+
+def test_spectra_are_those_of_the_updates_and_of_layers_large_enough() -> None:
+    base = blocks()
+    base.append(nn.Sequential(nn.Linear(8, 8)))
+    tuned, _, _ = tuned_blocks(base)
+    tuned[2][0].weight.data += 1
+    before = tuned[2][0].weight.clone()
+    report = filter_update(base, tuned)
+    assert torch.equal(tuned[2][0].weight, before)
+    assert [layer.name for layer in report.plan] == ["0.0", "1.0", "2.0"]
+    shapes = [("0.0", (ROWS, COLUMNS)), ("1.0", (COLUMNS, ROWS))]
+    assert [(layer.name, layer.shape) for layer in report.spectra] == shapes
+    assert report.spectra["0.0"].fit.n_spikes == RANK
 
 
 def test_layers_that_are_not_selected_stay_as_tuned() -> None:
@@ -129,3 +144,36 @@ def test_a_compressed_base_is_refused() -> None:
     compress(base)
     with pytest.raises(ValueError, match="quantized already"):
         filter_update(base, classifier())
+
+
+def test_a_compressed_tuned_model_and_a_path_to_one_are_refused() -> None:
+    tuned = classifier()
+    compress(tuned)
+    with pytest.raises(ValueError, match="quantized already"):
+        filter_update(classifier(), tuned)
+    with pytest.raises(TypeError, match="needs a loaded model, got 'folder'"):
+        filter_update(classifier(), "folder")
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_one_layer_that_training_changed_is_enough(changed: int) -> None:
+    base = blocks()
+    tuned, _, _ = tuned_blocks(base)
+    other = 1 - changed
+    tuned[other].load_state_dict(base[other].state_dict())
+    filter_update(base, tuned)
+    assert torch.equal(tuned[other][0].weight, base[other][0].weight)
+
+
+def test_the_base_is_read_in_the_dtype_of_the_tuned_model() -> None:
+    base = blocks()
+    tuned, _, _ = tuned_blocks(base)
+    tuned.bfloat16()
+    expected = copy.deepcopy(tuned)
+    filter_update(copy.deepcopy(base).bfloat16(), expected)
+    filter_update(base, tuned)
+    assert all(part.dtype == torch.bfloat16 for part in tuned.parameters())
+    states = tuned.state_dict(), expected.state_dict()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    with pytest.raises(ValueError, match="equal in all 2 selected layers"):
+        filter_update(base, copy.deepcopy(base).bfloat16())

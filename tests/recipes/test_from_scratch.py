@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ import torch
 
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.targets import select_layers
+from tests.processes import RECIPES, run_python
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = ["--embedded", "--use_cpu", "--seeds", "0", "--selection_samples", "50"]
 FCNN = ["--epochs", "4", "--methods", "pdb", "svd", "--fractions", "0.5", "1.0"]
 CNN = ["--epochs", "1", "--methods", "svd", "--fractions", "0.5", "--max_train_samples", "64"]
@@ -31,14 +29,7 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def run(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(RECIPES / name), *TINY, *options, "--output_dir", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_python(RECIPES / name, *TINY, *options, "--output_dir", folder)
 
 
 def test_one_command_trains_filters_and_reports_and_does_nothing_twice(tmp_path: Path) -> None:

@@ -3,9 +3,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +15,8 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.integrations.training import classifier
+from tests.processes import RECIPES, run_python
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 OPTIONS = ["--embedded", "--use_cpu", "--seeds", "0", "--fractions", "0.5", "--max_steps", "2"]
 
 
@@ -38,25 +36,21 @@ def rows_module(recipe: Any) -> Any:
 def results(tmp_path_factory: pytest.TempPathFactory, trained_bert: Path) -> Path:
     """Folder of the recipe's results, run in a process of its own."""
     folder = tmp_path_factory.mktemp("glue")
-    process = run(folder, "--methods", "update")
+    process = run(folder, "--methods", "update", "ntk")
     assert process.returncode == 0, process.stderr[-3000:]
     return folder
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(RECIPES / "glue_rte.py"), *OPTIONS, *options, "--output_dir", folder],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    script = RECIPES / "glue_rte.py"
+    return run_python(script, *OPTIONS, *options, "--output_dir", folder)
 
 
 def test_one_command_trains_filters_and_reports(results: Path) -> None:
     rows = json.loads((results / "embedded" / "seed-0" / "rows.json").read_text())
-    assert list(rows) == ["base", "update"]
+    assert list(rows) == ["base", "update", "ntk"]
+    assert rows["ntk"]["curve"][0][0] == rows["ntk"]["removed"] == 0.0
+    assert 1.6 / 32 < rows["ntk"]["kept"] < 1.7 / 32
     assert {tuple(row["splits"]) for row in rows.values()} == {("dev",)}
     table = json.loads((results / "results" / "results.json").read_text())
     reached = {cell["method"]: cell["values"] for cell in table["results"]}
@@ -86,7 +80,7 @@ def test_what_is_finished_is_not_done_again(results: Path, trained_bert: Path) -
     assert "filtered update, PDB, 50%" not in process.stdout
     again = json.loads((seed / "rows.json").read_text())
     assert again.items() >= rows.items()
-    assert list(again) == ["base", "update", "svd"]
+    assert list(again) == ["base", "update", "ntk", "svd"]
 
 
 def test_a_folder_of_another_setting_is_refused(recipe: Any, tmp_path: Path) -> None:

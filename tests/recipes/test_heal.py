@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +12,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 import hf_rmt  # noqa: F401 - the healed model is a compressed one
+from tests.processes import RECIPES, succeed
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 OPTIONS = [
     *("--embedded", "--use_cpu", "--calibration_samples", "32", "--size", "0.3"),
     *("--tuning_steps", "4", "--steps", "3", "--batch_size", "8"),
@@ -27,17 +24,7 @@ OPTIONS = [
 def healed(tmp_path_factory: pytest.TempPathFactory, trained_bert: Path) -> tuple[Path, Any]:
     """Folder and results of the recipe, run in a process of its own."""
     folder = tmp_path_factory.mktemp("healed")
-    paths = [str(RECIPES.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    result = subprocess.run(
-        [sys.executable, str(RECIPES / "heal.py"), *OPTIONS, "--output_dir", str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    succeed(RECIPES / "heal.py", *OPTIONS, "--output_dir", folder)
     return folder, json.loads((folder / "results.json").read_text())
 
 
@@ -45,11 +32,25 @@ def test_one_command_compresses_heals_and_saves(healed: tuple[Path, Any]) -> Non
     folder, results = healed
     assert 0.29 < results["parameters_kept"] <= 0.3
     assert list(results["splits"]["dev"]) == ["original", "compressed", "healed"]
-    assert results["splits"]["dev"]["original"]["of_original"] == 1
+    original = results["splits"]["dev"]["original"]
+    assert original["of_original"] == original["alike"] == 1
     assert results["reload_difference"] == 0
     assert (folder / "healing.png").stat().st_size > 1000
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert type(model.bert.encoder.layer[0].attention.self.query).__name__ == "SpikedLinear"
+
+
+def test_a_ternary_head_is_trained_as_such(tmp_path: Path, trained_bert: Path) -> None:
+    options = ["--method", "ntk", "--learning_rate", "1e-2", "--output_dir", tmp_path]
+    succeed(RECIPES / "heal.py", *OPTIONS, *options)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["layers"]) == {"bert.pooler.dense", "classifier"}
+    assert 1.6 < results["bits_per_weight"] < 1.7
+    assert results["reload_difference"] == 0
+    assert set(results["flipped"]) == set(results["layers"])
+    assert results["flipped"]["bert.pooler.dense"] > 0
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert type(model.classifier).__name__ == "TernaryLinear"
 
 
 def test_the_loss_is_that_of_the_soft_targets_and_the_hidden_states(

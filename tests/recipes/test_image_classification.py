@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,8 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import hf_rmt  # noqa: F401 - the best model may be a compressed one
+from tests.processes import RECIPES, succeed
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 OPTIONS = [
     "--embedded",
     "--use_cpu",
@@ -45,28 +42,17 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("image_data")
 
 
-def launch(folder: Path, *, launcher: list[str], methods: list[str]) -> dict[str, Any]:
+def launch(folder: Path, *methods: str, processes: int = 1) -> dict[str, Any]:
     """Run the recipe in processes of its own; its rows."""
-    script = str(RECIPES / "image_classification.py")
-    options = [*OPTIONS, "--methods", *methods, "--output_dir", str(folder)]
-    paths = [str(RECIPES.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    result = subprocess.run(
-        [sys.executable, *launcher, script, *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    options = [*OPTIONS, "--methods", *methods, "--output_dir", folder]
+    succeed(RECIPES / "image_classification.py", *options, processes=processes)
     return json.loads((folder / "digits" / "seed-0" / "rows.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("images")
-    return folder, launch(folder, launcher=[], methods=["update", "pdb", "svd"])
+    return folder, launch(folder, "update", "pdb", "svd")
 
 
 def test_one_command_fills_every_row_and_saves_everything(one_process: Any) -> None:
@@ -102,11 +88,7 @@ def test_the_best_filtered_model_reloads_with_its_accuracy(one_process: Any, dat
 
 def test_two_processes_end_with_what_one_finds(one_process: Any, tmp_path: Path) -> None:
     _, alone = one_process
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    rows = launch(tmp_path, launcher=[*torchrun, f"--master_port={port}"], methods=["update"])
+    rows = launch(tmp_path, "update", processes=2)
     # gradients are averaged in another order, which rounds otherwise
     for method in ("base", "update"):
         first, second = (np.array(part[method]["splits"]["test"]) for part in (alone, rows))

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "kernel_spectra.py"
+from tests.processes import RECIPES, succeed
 
 
 def test_tables_and_figure_come_from_one_command(tmp_path: Path) -> None:
     figure = tmp_path / "kernels.svg"
     options = ["--sizes", "32", "64", "--seeds", "1", "--width", "0", "--samples", "32"]
     options += ["--features", "500", "--tables", "exact", "steps", "--figure", str(figure)]
-    process = subprocess.run(
-        [sys.executable, str(RECIPE), *options], capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
+    process = succeed(RECIPES / "kernel_spectra.py", *options)
     assert "relu" in process.stdout
     assert figure.read_text(encoding="utf-8").count("<svg") == 1

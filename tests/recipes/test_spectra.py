@@ -3,16 +3,14 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+from tests.processes import RECIPES, succeed
+
 LAYER = "encoder.layer.{}.attention.self.query"
 METHODS = ["PDB", "PDB, published", "PUB, BEMA", "PUB, kernel"]
 
@@ -22,17 +20,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, trained_bert: Path) -> Pat
     """Folder of the recipe on the queries of two blocks, run in a process of its own."""
     folder = tmp_path_factory.mktemp("spectra")
     options = ["--layers", LAYER.format(1), "--target_modules", LAYER.format(0), LAYER.format(1)]
-    paths = [str(RECIPES.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    options += ["--output_dir", str(folder)]
-    result = subprocess.run(
-        [sys.executable, str(RECIPES / "spectra.py"), "--embedded", *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    succeed(RECIPES / "spectra.py", "--embedded", *options, "--output_dir", folder)
     return folder
 
 

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +15,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Tokenizer
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 import hf_rmt  # noqa: F401 - the best model may be a compressed one
+from tests.processes import RECIPES, succeed
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 OPTIONS = ["--embedded", "--use_cpu", "--seeds", "0", "--max_steps", "25", "--dropout", "0"]
 
 
@@ -29,28 +26,17 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module
 
 
-def launch(folder: Path, *, launcher: list[str], methods: list[str]) -> dict[str, Any]:
+def launch(folder: Path, *methods: str, processes: int = 1) -> dict[str, Any]:
     """Run the recipe in processes of its own; its rows."""
-    script = str(RECIPES / "t5_rte.py")
-    rows = ["--fractions", "0.4", "--methods", *methods, "--output_dir", str(folder)]
-    paths = [str(RECIPES.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    result = subprocess.run(
-        [sys.executable, *launcher, script, *OPTIONS, *rows],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    options = [*OPTIONS, "--fractions", "0.4", "--methods", *methods, "--output_dir", folder]
+    succeed(RECIPES / "t5_rte.py", *options, processes=processes)
     return json.loads((folder / "embedded" / "seed-0" / "rows.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("t5")
-    return folder, launch(folder, launcher=[], methods=["update", "pdb"])
+    return folder, launch(folder, "update", "pdb")
 
 
 def test_one_command_fills_every_row_and_saves_everything(run: Any) -> None:
@@ -91,11 +77,7 @@ def test_the_best_filtered_model_reloads_and_writes_what_was_counted(run: Any, m
 
 def test_two_processes_end_with_what_one_finds(run: Any, tmp_path: Path) -> None:
     folder, alone = run
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    rows = launch(tmp_path, launcher=[*torchrun, f"--master_port={port}"], methods=["update"])
+    rows = launch(tmp_path, "update", processes=2)
     for method in ("base", "update"):
         first, second = (part[method]["splits"]["dev"] for part in (alone, rows))
         assert len(first) == len(second)
