@@ -207,7 +207,8 @@ def _last_decision(
     bias = model.get_submodule(last).bias
 
     def decide(name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
-        return _noted(refit_weight(name, weight, bias, settings, seen), REFITTED)
+        result = refit_weight(name, weight, bias, settings, seen)
+        return result if result.layer is None else _noted(result, REFITTED)
 
     return decide
 
