@@ -30,7 +30,7 @@ from datasets import Dataset
 from fine_tuning import Tuned, settings_of, spectra_log, train_and_save
 from glue_data import by_length, length_of, spec_of, splits_of
 from glue_rte import Arguments, OneOrderTrainer, folder_of, name_of, notes
-from method_rows import column_of, method_rows
+from method_rows import METHODS, column_of, method_rows
 from text_to_text import classes, made_tokenizer, prompts, text_to_text, token_loss, words_of
 from transformers import (
     Adafactor,
@@ -71,6 +71,9 @@ class T5Arguments(Arguments):
     model: str = field(default="google-t5/t5-base", metadata={"help": "folder or Hub id"})
     from_scratch: bool = field(default=False, metadata={"help": "a small T5 that knows nothing"})
     output_dir: str = field(default="results/t5", metadata={"help": "where everything goes"})
+    methods: list[str] = field(
+        default_factory=lambda: list(METHODS), metadata={"help": ", ".join(METHODS)}
+    )
     learning_rate: float | None = field(
         default=None, metadata={"help": "default: 3e-4; 1e-2 in units of each weight from scratch"}
     )
@@ -90,6 +93,7 @@ def main() -> None:
     logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is what is asked for
     if arguments.embedded:
         arguments.task, arguments.from_scratch = ["embedded"], True
+        arguments.epochs = arguments.epochs or 20  # it begins with nothing
     default = 1e-2 if arguments.from_scratch else 3e-4
     arguments.learning_rate = arguments.learning_rate or default
     tasks = {
