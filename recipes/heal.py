@@ -64,6 +64,9 @@ class Arguments(DataArguments):
     method: str = field(
         default="pdb", metadata={"help": "whose noise is dropped; ntk makes the head ternary"}
     )
+    sparsity: float | None = field(
+        default=None, metadata={"help": "of a ternary head; default: that of least error"}
+    )
     size: float = field(default=0.35, metadata={"help": "share of the parameters to keep"})
     calibration_samples: int = field(default=512, metadata={"help": "training texts"})
     steps: int = field(default=300, metadata={"help": "of distillation; 0 for none"})
@@ -185,7 +188,7 @@ def compressed(arguments: Arguments, teacher: Any, calibration: Any) -> tuple[An
     """A compressed copy of the teacher, and what was done to it."""
     student = copy.deepcopy(teacher)
     if arguments.method == "ntk":
-        config, size = RMTConfig(method="ntk"), None
+        config, size = RMTConfig(method="ntk", sparsity=arguments.sparsity), None
         student.requires_grad_(False)  # but for the ternary weights, when they train
     else:
         config, size = RMTConfig(method=arguments.method, noise="drop"), arguments.size

@@ -80,14 +80,16 @@ class LatentTernaryLinear(nn.Linear):
             layer: A ternary layer; it is not changed. The bias is shared.
 
         Returns:
-            The layer; its latent weight is s T, in float32 at least. It finds the sparsity of
-            least error anew at each step.
+            The layer; its latent weight is s T, in float32 at least. Where all rows have as many
+            zeros, they keep them; else each finds the sparsity of least error at each step.
         """
+        zeros = (layer.dense() == 0).sum(1)
+        sparsity = float(zeros[0]) / layer.in_features if (zeros == zeros[0]).all() else None
         linear = layer.to_linear()
         wide = torch.promote_types(layer.scale.dtype, torch.float32)
         linear.weight = nn.Parameter(linear.weight.detach().to(wide))
         scale = "row" if len(layer.scale) == layer.out_features else "tensor"
-        return cls.from_linear(linear, scale=scale)
+        return cls.from_linear(linear, sparsity=sparsity, scale=scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the ternary layer to x of shape (..., in); the result has the dtype of x."""

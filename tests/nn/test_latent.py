@@ -68,6 +68,17 @@ def test_a_ternary_layer_begins_to_train_where_it_was(scale: str, dtype: torch.d
     assert torch.equal(again.scale.to(dtype), ternary.scale)
 
 
+def test_a_sparsity_that_was_asked_for_is_kept() -> None:
+    sparse = TernaryLinear.from_linear(linear(), sparsity=0.9)
+    free = TernaryLinear.from_linear(linear())
+    for ternary, counts in ((sparse, {36}), (free, None)):
+        latent = LatentTernaryLinear.from_ternary(ternary)
+        with torch.no_grad():
+            latent.weight.add_(torch.randn(3, 40))
+        zeros = set((latent.freeze().dense() == 0).sum(1).tolist())
+        assert zeros == counts if counts else len(zeros) > 1
+
+
 def test_copies() -> None:
     latent = LatentTernaryLinear.from_linear(linear(), sparsity=0.7, scale="tensor")
     x = torch.randn(2, 40)
