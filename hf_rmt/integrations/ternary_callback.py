@@ -19,6 +19,8 @@ class TernaryCallback(TrainerCallback):
     the best model was loaded, they are packed again: `trainer.save_model()` writes the compact
     model. Checkpoints hold the latent weights; they resume the training, and load no other way.
 
+    To heal a head alone, freeze the rest by `model.requires_grad_(False)` before the Trainer is
+    made, and take larger steps than for a body: 1e-3 rather than 5e-5, which flips few entries.
     Whoever only wants the body to adapt to a ternary head needs no callback.
 
     Attributes:
