@@ -93,7 +93,7 @@ def main() -> None:
     logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is what is asked for
     if arguments.embedded:
         arguments.task, arguments.from_scratch = ["embedded"], True
-        arguments.epochs = arguments.epochs or 20  # it begins with nothing
+        arguments.epochs = arguments.epochs or 30  # it begins with nothing
     default = 1e-2 if arguments.from_scratch else 3e-4
     arguments.learning_rate = arguments.learning_rate or default
     tasks = {
