@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from statistics import median
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +12,19 @@ from torch import Tensor, nn
 
 from hf_rmt.nn.matrices import matrix_shape, spiked_like
 
-REPEATS = 5
+FEWEST, ENOUGH, MOST = 4, 32, 100
+"""Pairs of calls, one of either layer: made even beyond the budget, made before the halves are
+held against each other, made at most. One pair more comes first, to warm up."""
+AGREEMENT = 1.1
+"""Once the ratio by one half of the pairs is that by the other up to this factor, it stands."""
+TRUSTED = 2.0
+"""If after all pairs it is not even up to this, the machine is too busy for a measurement. The
+ratio by all pairs is closer than that by either half."""
 LARGEST_SIDE = 1024
 """Longer sides are measured at this length: the ratio hardly changes, time and memory do. Of a
 convolution it bounds channels times the longer side of the kernel."""
 BUDGET = 0.5
-"""Seconds after which no further repeat is begun."""
+"""Seconds after which no further pair is begun."""
 
 
 @torch.no_grad()
@@ -31,11 +37,11 @@ def latency_ratio(
     tokens: int = 512,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> float:
+) -> float | None:
     """Time of a compressed forward over that of the dense layer, measured now.
 
-    Both run in turn, so that whatever else the machine does slows both. Sides longer than
-    LARGEST_SIDE are measured at that length.
+    Both run in turn, and the shortest times of each count: what else the machine does only adds
+    to them. Sides longer than LARGEST_SIDE are measured at that length.
 
     Args:
         shape: (out_features, in_features), for a convolution (out, in k_h k_w).
@@ -47,7 +53,9 @@ def latency_ratio(
         device: Where to measure.
 
     Returns:
-        The ratio of the median times; below 1 the compressed layer is the faster one.
+        The ratio of the shortest times; below 1 the compressed layer is the faster one. None if
+        every other pair of calls tells another ratio, as where a busy machine leaves no call
+        undisturbed.
 
     Raises:
         ValueError: If the rank or the kind of noise is out of range.
@@ -57,16 +65,30 @@ def latency_ratio(
     if rank <= min(shape):  # else the layer below complains
         rank = min(rank, *matrix_shape(dense))
     spiked = spiked_like(dense, rank, noise)
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[tuple[float, float]] = []
     end = time.perf_counter() + BUDGET
-    for repeat in range(REPEATS + 1):
-        for kept, layer in zip(times, (spiked, dense), strict=True):
-            elapsed = _seconds(lambda layer=layer: layer(x), x.device)  # type: ignore[misc]
-            if repeat:  # the first warms up
-                kept.append(elapsed)
-        if times[0] and time.perf_counter() > end:
+    for pair in range(MOST + 1):
+        times.append((_seconds(spiked, x), _seconds(dense, x)))
+        if pair == 0:
+            times.clear()  # it warmed up
+        elif pair >= FEWEST and (time.perf_counter() > end or _settled(times)):
             break
-    return median(times[0]) / median(times[1])
+    return _ratio(times) if _disagreement(times) <= TRUSTED else None
+
+
+def _settled(times: Sequence[tuple[float, float]]) -> bool:
+    return len(times) >= ENOUGH and _disagreement(times) <= AGREEMENT
+
+
+def _disagreement(times: Sequence[tuple[float, float]]) -> float:
+    """How much larger the ratio is by every other pair than by those between, or smaller."""
+    even, odd = _ratio(times[::2]), _ratio(times[1::2])
+    return max(even / odd, odd / even)
+
+
+def _ratio(times: Sequence[tuple[float, float]]) -> float:
+    spiked, dense = (min(column) for column in zip(*times, strict=True))
+    return spiked / dense
 
 
 def _measured(
@@ -85,11 +107,11 @@ def _measured(
     return dense, torch.randn(-(-tokens // 64), inputs, *sides)
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _seconds(layer: nn.Module, x: Tensor) -> float:
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
     start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    layer(x)
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
     return time.perf_counter() - start
