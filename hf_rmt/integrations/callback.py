@@ -25,7 +25,7 @@ from hf_rmt.integrations.filtering import (
 from hf_rmt.integrations.model import attach_quantizer, check_compressible
 from hf_rmt.integrations.quantizer import compressible_layers
 from hf_rmt.integrations.start import digest, load_start, save_start
-from hf_rmt.integrations.trainer import calling_trainer, check_whole_weights
+from hf_rmt.integrations.trainer import calling_trainer, check_alone, check_whole_weights
 from hf_rmt.nn.matrices import set_matrix, weight_matrix
 from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.settings import CompressionSettings
@@ -55,7 +55,8 @@ class RMTCallback(TrainerCallback, ExportableState):
     Raises:
         TypeError: If the config is no `RMTConfig` or the schedule no name or number.
         ValueError: If `schedule` or `of` is unknown; when training begins, if the model is
-            compressed, an adapter, or sharded (FSDP, DeepSpeed).
+            compressed, an adapter, or sharded (FSDP, DeepSpeed), the Trainer has another
+            `RMTCallback`, or a run is resumed with another `of` or config.
         RuntimeError: On every process, if filtering failed on one.
 
     Examples:
@@ -102,6 +103,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Refuse what cannot work before anything is spent on it."""
+        check_alone(self)
         check_whole_weights(self, args, model)
         _refuse_adapter(model)
 
@@ -109,6 +111,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Find the layers; keep the start, or pick up what a checkpoint kept."""
+        check_alone(self)
         check_whole_weights(self, args, model)
         _refuse_adapter(model)
         check_compressible(model, self.config)
@@ -116,6 +119,8 @@ class RMTCallback(TrainerCallback, ExportableState):
         self._filtered_at = self._logged_at = -1
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         saved = saved[-1] if isinstance(saved, list) else saved
+        if saved:
+            self._check_same(saved["args"])
         blank: dict[str, Any] = {"first_filter": None, "first_plans": {}, "start_digest": None}
         self.__dict__.update(saved["attributes"] if saved else blank)
         if self.of == "update":
@@ -162,6 +167,16 @@ class RMTCallback(TrainerCallback, ExportableState):
         """Spare the progress bar, which comes after the reports, the single layers."""
         for key in set(logs) - set(without_layers(logs)):
             del logs[key]
+
+    def _check_same(self, saved: Mapping[str, Any]) -> None:
+        """Refuse to go on with other settings than those under which the checkpoint was made."""
+        found = {"of": saved["of"], **filter_config(saved["config"]).to_dict()}
+        own = {"of": self.of, **self.config.to_dict()}
+        for key in (key for key in own if own[key] != found[key]):
+            raise ValueError(
+                f"{key} must stay {found[key]!r}, which the run that is resumed began with, got "
+                f"{own[key]!r}; pass that, or start anew"
+            )
 
     def _keep_start(self, args: Any, model: nn.Module, *, resumed: bool) -> None:
         """Hold the weights at the start: the model's, or those beside the checkpoint."""

@@ -18,6 +18,21 @@ def calling_trainer() -> Trainer | None:
     return None if frame is None else frame.f_locals["self"]
 
 
+def check_alone(callback: TrainerCallback) -> None:
+    """Refuse a second callback of the same class: both would compress the same layers.
+
+    Raises:
+        ValueError: If the Trainer has one.
+    """
+    trainer, kind = calling_trainer(), type(callback)
+    others = trainer.callback_handler.callbacks if trainer is not None else []
+    if sum(isinstance(other, kind) for other in others) > 1:
+        raise ValueError(
+            f"a Trainer takes one {kind.__name__}, got several, which would undo each other's "
+            "work; keep one, or train twice"
+        )
+
+
 def check_whole_weights(callback: TrainerCallback, args: Any, model: nn.Module) -> None:
     """Refuse training that shards the weights, or keeps a copy of its own.
 
