@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from hf_rmt.checks import (
+    check_choice,
+    check_expression,
+    check_integer,
+    check_names,
+    check_number,
+)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -13,7 +21,7 @@ class Method:
     Code is given as `module:function` and imported on first use: settings load no torch.
 
     Attributes:
-        fit: Eigenvalues and a shape in, a `SpectrumFit` out.
+        fit: Eigenvalues and a shape in, a `SpectrumFit` out; by default it calls nothing signal.
         takes: The settings that say what is kept, handed on as keywords, to `prune` where there
             is one and else to `fit`. A method that takes none finds a law of the noise.
         refine: Factors and their weight in, the factors that are stored out; empty for none.
@@ -23,7 +31,7 @@ class Method:
         only: The settings that no other method takes.
     """
 
-    fit: str
+    fit: str = "hf_rmt.spectra.truncation:unsplit"
     takes: tuple[str, ...] = ()
     refine: str = ""
     prune: str = ""
@@ -46,14 +54,9 @@ METHOD_TABLE = {
         ("rank", "fraction"),
         refine="hf_rmt.pruning:sparse_factors",
     ),
-    "magnitude": Method(
-        "hf_rmt.spectra.truncation:unsplit", ("fraction",), prune="hf_rmt.pruning:largest_entries"
-    ),
-    "uniform": Method(
-        "hf_rmt.spectra.truncation:unsplit", ("fraction",), prune="hf_rmt.pruning:random_entries"
-    ),
+    "magnitude": Method(takes=("fraction",), prune="hf_rmt.pruning:largest_entries"),
+    "uniform": Method(takes=("fraction",), prune="hf_rmt.pruning:random_entries"),
     "ntk": Method(
-        "hf_rmt.spectra.truncation:unsplit",
         decide="hf_rmt.ternarize:ternarize_weight",
         only=("sparsity", "weights", "activation"),
     ),
@@ -140,36 +143,41 @@ class CompressionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _choice("method", self.method, tuple(METHOD_TABLE))
-        _choice("noise", self.noise, NOISE_KINDS)
+        check_choice("method", self.method, tuple(METHOD_TABLE))
+        check_choice("noise", self.noise, NOISE_KINDS)
         self._check_kept()
         self._check_ternary()
         self._check_removal()
-        _optional_bool("recover_spikes", self.recover_spikes)
+        if not isinstance(self.recover_spikes, bool | None):
+            raise TypeError(f"recover_spikes must be a bool or None, got {self.recover_spikes!r}")
         if self.stored_spikes is not None:
-            _choice("stored_spikes", self.stored_spikes, STORED_SPIKES)
+            check_choice("stored_spikes", self.stored_spikes, STORED_SPIKES)
         if self.stored_spikes == "paying" and self.noise not in PACKED_KINDS:
             raise ValueError(
                 f"stored_spikes='paying' weighs factors against packed noise, which "
                 f"noise={self.noise!r} has none of; set noise to int8, int4 or ternary"
             )
-        _integer("min_size", self.min_size, 1)
+        self.min_size = check_integer("min_size", self.min_size, 1)
         if self.max_rank is not None:
-            _integer("max_rank", self.max_rank, 0)
-        _integer("seed", self.seed, 0)
-        _names("modules_to_not_convert", self.modules_to_not_convert)
-        if not isinstance(self.target_modules, str):
-            _names("target_modules", self.target_modules)
+            self.max_rank = check_integer("max_rank", self.max_rank, 0)
+        self.seed = check_integer("seed", self.seed, 0)
+        self.modules_to_not_convert = check_names(
+            "modules_to_not_convert", self.modules_to_not_convert
+        )
+        if isinstance(self.target_modules, str):
+            check_expression("target_modules", self.target_modules)
+        else:
+            self.target_modules = check_names("target_modules", self.target_modules)
 
     def _check_kept(self) -> None:
         """What is kept must be said as the method takes it, once."""
         row = METHOD_TABLE[self.method]
         given = [key for key in ("rank", "energy", "fraction") if getattr(self, key) is not None]
         for key in given:
-            if key == "rank":
-                _integer(key, self.rank, 1)
-            else:
-                _number(key, getattr(self, key), 0.0, 1.0, zero=False)
+            value = getattr(self, key)
+            whole = key == "rank"
+            number = check_integer(key, value, 1) if whole else check_number(key, value, "(0")
+            setattr(self, key, number)
         if stray := [key for key in given if key not in row.takes]:
             users = ", ".join(key for key, other in METHOD_TABLE.items() if stray[0] in other.takes)
             raise ValueError(
@@ -195,12 +203,10 @@ class CompressionSettings:
 
     def _check_ternary(self) -> None:
         """What belongs to ternary heads goes with them alone, and the other way round."""
-        _choice("weights", self.weights, WEIGHTS)
-        _choice("activation", self.activation, ACTIVATIONS)
+        check_choice("weights", self.weights, WEIGHTS)
+        check_choice("activation", self.activation, ACTIVATIONS)
         if self.sparsity is not None:
-            _number("sparsity", self.sparsity, 0.0, 1.0)
-            if self.sparsity == 1:
-                raise ValueError("sparsity must lie in [0, 1), got 1, which leaves no weight")
+            self.sparsity = check_number("sparsity", self.sparsity, high="1)")
         defaults = {entry.name: entry.default for entry in fields(CompressionSettings)}
         row = METHOD_TABLE[self.method]
         owned = {key for other in METHOD_TABLE.values() for key in other.only}
@@ -214,9 +220,13 @@ class CompressionSettings:
 
     def _check_removal(self) -> None:
         removal = self.noise_removal
-        by_layer = removal if isinstance(removal, Mapping) else {"": removal}
+        by_layer = dict(removal) if isinstance(removal, Mapping) else {"": removal}
         for name, value in by_layer.items():
-            _number(f"noise_removal[{name!r}]" if name else "noise_removal", value, 0.0, 1.0)
+            if not isinstance(name, str):
+                raise TypeError(f"noise_removal must have layer names as keys, got {name!r}")
+            key = f"noise_removal[{name!r}]" if name else "noise_removal"
+            by_layer[name] = check_number(key, value)
+        removal = self.noise_removal = by_layer if isinstance(removal, Mapping) else by_layer[""]
         if not by_layer:
             raise ValueError(
                 "noise_removal={} names no layer, so nothing would be compressed; leave it at 1.0"
@@ -260,38 +270,3 @@ class CompressionSettings:
         if METHOD_TABLE[self.method].takes:
             return False
         return self.noise == "drop" if self.recover_spikes is None else self.recover_spikes
-
-
-def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _number(name: str, value: object, low: float, high: float, *, zero: bool = True) -> None:
-    """Check a range; with zero=False its lower end is left out."""
-    interval = f"{'[' if zero else '('}{low:g}, {high:g}]"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number in {interval}, got {value!r}")
-    if not low <= value <= high or (value == low and not zero):
-        raise ValueError(f"{name} must lie in {interval}, got {value!r}")
-
-
-def _integer(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer of at least {low}, got {value!r}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
-
-
-def _optional_bool(name: str, value: object) -> None:
-    if value is not None and not isinstance(value, bool):
-        raise TypeError(f"{name} must be True, False or None, got {value!r}")
-
-
-def _names(name: str, value: object) -> None:
-    if value is None:
-        return
-    if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
-        raise TypeError(f"{name} must be a list of module names, got {value!r}")
-    if not value:
-        raise ValueError(f"{name} is an empty list, which selects nothing; leave it at None")

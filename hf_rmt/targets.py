@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -31,33 +32,78 @@ def select_layers(
     Raises:
         ValueError: If a target matches no such layer, or nothing is left to compress.
     """
-    suits = is_linear if METHOD_TABLE[settings.method].decide else has_matrix
-    layers = {name: module for name, module in model.named_modules() if suits(module)}
-    chosen = _chosen(layers, settings, model)
-    _check_targets(settings.target_modules, layers, model)
-    shared = _shared_weights(model)
-    skipped = settings.modules_to_not_convert or []
-    left = [
-        name
-        for name in chosen
-        if name not in protected
-        and id(layers[name].weight) not in shared
-        and not _ends_with(name, skipped)
-    ]
-    if not left:
+    layers = {name: module for name, module in model.named_modules() if _suits(settings)(module)}
+    if "" in layers:
         raise ValueError(
-            f"no layer of {type(model).__name__} is left to compress: {len(chosen)} linear layers "
-            f"and convolutions of {len(layers)} match target_modules={settings.target_modules!r}, "
-            "and none remains after "
-            f"modules_to_not_convert={settings.modules_to_not_convert!r} and tied weights; "
-            f"choose among {_some(layers)}"
+            f"a {type(model).__name__} on its own has no layer inside that could be replaced; wrap "
+            'it: nn.Sequential(layer), with target_modules=["0"]'
         )
+    chosen = _chosen(layers, settings, model)
+    _check_targets(settings, layers, model)
+    dense = _kept_dense(chosen, layers, settings, _shared_weights(model), protected)
+    left = [name for name in chosen if name not in dense]
+    if not left:
+        why = _why_none(settings, layers, dense)
+        raise ValueError(f"no layer of {type(model).__name__} is left to compress: {why}")
     if unknown := settings.layers_named() - set(left):
         raise ValueError(
             f"noise_removal names {', '.join(sorted(unknown))}, which are not among the layers to "
             f"compress; choose among {_some(left)}"
         )
     return left
+
+
+def _suits(settings: CompressionSettings) -> Callable[[nn.Module], bool]:
+    """Which modules the method takes."""
+    return is_linear if METHOD_TABLE[settings.method].decide else has_matrix
+
+
+def _kinds(settings: CompressionSettings) -> str:
+    """What `_suits` lets through, in words."""
+    if METHOD_TABLE[settings.method].decide:
+        return f"linear layer, which is all that method={settings.method!r} takes"
+    return "linear layer or convolution"
+
+
+def _kept_dense(
+    chosen: Collection[str],
+    layers: Mapping[str, Any],
+    settings: CompressionSettings,
+    shared: Collection[int],
+    protected: Collection[str],
+) -> dict[str, str]:
+    """Why layers that are chosen stay dense, by name."""
+    by_name = settings.target_modules not in (None, ALL_LINEAR)
+    reasons = {}
+    for name in chosen:
+        if _ends_with(name, settings.modules_to_not_convert or []):
+            reasons[name] = "is named in modules_to_not_convert; take it out"
+        elif id(layers[name].weight) in shared or (name in protected and by_name):
+            reasons[name] = "is tied to another layer; choose others"
+        elif name in protected:
+            reasons[name] = (
+                "is a head or an output embedding; name it in target_modules, if it is not tied"
+            )
+    return reasons
+
+
+def _why_none(
+    settings: CompressionSettings, layers: Collection[str], dense: Mapping[str, str]
+) -> str:
+    """Why nothing is left to compress, and what to do."""
+    if not layers:
+        return f"it has no {_kinds(settings)}; choose another model or method"
+    if dense:
+        groups = {why: [name for name in dense if dense[name] == why] for why in dense.values()}
+        kept = ". ".join(f"{_some(names)} {why}" for why, names in groups.items())
+        return f"target_modules={settings.target_modules!r} means {_some(dense)}. {kept}"
+    if settings.target_modules == ALL_LINEAR:
+        rule = "it has no linear layer"
+    elif METHOD_TABLE[settings.method].decide:
+        rule = "no linear layer comes after its blocks"
+    else:
+        rule = "its last layer is taken for the head, a convolution that comes first for the input"
+    return f"{rule}; name layers in target_modules, among {_some(layers)}"
 
 
 def _chosen(
@@ -125,9 +171,10 @@ def _shared_weights(model: nn.Module) -> set[int]:
 
 
 def _check_targets(
-    targets: list[str] | str | None, layers: Collection[str], model: nn.Module
+    settings: CompressionSettings, layers: Collection[str], model: nn.Module
 ) -> None:
     """Complain about a target that matches nothing, each by itself."""
+    targets = settings.target_modules
     if targets is None or targets == ALL_LINEAR:
         return
     each = [targets] if isinstance(targets, str) else [[end] for end in targets]
@@ -142,9 +189,9 @@ def _check_targets(
     if missing:
         names = [one if isinstance(one, str) else one[0] for one in missing]
         raise ValueError(
-            f"target_modules={names!r} matches no linear layer or convolution; a list holds names "
-            "or their endings, a string is a regular expression for the whole name; choose among "
-            f"{_some(layers)}"
+            f"target_modules={names!r} matches no {_kinds(settings)}; a list holds names or their "
+            "endings, a string is a regular expression for the whole name; "
+            + (f"choose among {_some(layers)}" if layers else "the model has none")
         )
 
 

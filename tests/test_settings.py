@@ -1,3 +1,8 @@
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
 import pytest
 
 from hf_rmt.settings import CompressionSettings
@@ -15,6 +20,10 @@ from hf_rmt.settings import CompressionSettings
         ("target_modules", [], ["target_modules", "empty"]),
         ("rank", 4, ["rank=4", "'pdb'", "None", "svd, slr"]),
         ("energy", 0.5, ["energy=0.5", "'pdb'", "svd"]),
+        ("sparsity", -1, ["sparsity", "[0, 1)", "-1"]),
+        ("sparsity", 1, ["sparsity", "[0, 1)", "1"]),
+        ("energy", 0, ["energy", "(0, 1]", "0"]),
+        ("noise_removal", float("nan"), ["noise_removal", "[0, 1]", "nan"]),
         ("noise_removal", {}, ["noise_removal", "no layer", "1.0"]),
         ("noise_removal", {"a.b": 2.0}, ["noise_removal['a.b']", "[0, 1]", "2.0"]),
     ],
@@ -37,6 +46,8 @@ def test_bad_value_is_named_with_its_rule(field: str, value: object, words: list
         ("noise_removal", {"a.b": "all"}),
         ("min_size", True),
         ("recover_spikes", 1),
+        ("noise_removal", {1: 0.2}),
+        ("rank", np.float64(4)),
         ("target_modules", 7),
         ("modules_to_not_convert", "classifier"),
     ],
@@ -131,3 +142,22 @@ def test_each_layer_may_have_a_removal_of_its_own() -> None:
     assert CompressionSettings(noise="drop", noise_removal=0.3).removal("any") == 0.3
     with pytest.raises(ValueError, match="noise='drop'"):
         CompressionSettings(noise_removal={"a": 0.5})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": "svd", "rank": np.int64(4), "min_size": np.int32(8), "seed": np.uint8(3)},
+        {"method": "svd", "energy": np.float32(0.5), "max_rank": np.int64(4)},
+        {"noise": "drop", "noise_removal": np.float32(0.5)},
+        {"noise": "drop", "noise_removal": {"a": np.float32(0.5)}},
+        {"method": "ntk", "sparsity": np.float32(0.5)},
+        {"target_modules": ("query", "key"), "modules_to_not_convert": ("key",)},
+    ],
+)
+def test_numbers_of_numpy_are_taken_and_kept_as_plain_ones(given: dict[str, Any]) -> None:
+    kept = asdict(CompressionSettings(**given))
+    assert CompressionSettings(**json.loads(json.dumps(kept))) == CompressionSettings(**given)
+    for key, value in given.items():
+        plain = {int: np.integer, float: np.floating, list: tuple}.get(type(kept[key]))
+        assert plain is None or isinstance(value, plain)

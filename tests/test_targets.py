@@ -1,5 +1,7 @@
+from collections.abc import Collection
+from typing import Any
+
 import pytest
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -74,9 +76,57 @@ def test_nothing_left_is_an_error() -> None:
         select(modules_to_not_convert=["query", "mlp"])
 
 
-def test_a_model_without_blocks_says_so() -> None:
-    with torch.device("meta"), pytest.raises(ValueError, match="left to compress"):
-        select_layers(nn.Sequential(nn.Linear(4, 4)), CompressionSettings())
+class Headed(Model):
+    """A head of its own after the blocks, whose weights lie elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.pooler
+        self.head = nn.Linear(8, 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "protected", "words"),
+    [
+        (nn.Sequential(nn.Linear(4, 4)), {}, (), "last layer is taken for the head.* among 0$"),
+        (nn.Linear(4, 4), {}, (), "a Linear on its own .* wrap it: nn.Sequential"),
+        (nn.Linear(4, 4), {"method": "ntk"}, (), "a Linear on its own"),
+        (nn.Sequential(nn.Conv2d(3, 3, 2)), {"target_modules": "all-linear"}, (), "no linear"),
+        (nn.Sequential(nn.Conv2d(3, 3, 2)), {"method": "ntk"}, (), "no linear layer, which is all"),
+        (nn.ModuleList([Model().layers]), {"method": "ntk"}, (), "after its blocks; name layers"),
+        (Headed(), {"method": "ntk"}, ["head"], "means head. head is a head or .*; name it"),
+        (nn.Sequential(nn.Linear(4, 4)), {"target_modules": "all-linear"}, ["0"], "0 is a head or"),
+        (Headed(), {"target_modules": ["head"]}, ["head"], "head is tied to another layer"),
+        (Model(), {"target_modules": ["head"]}, (), "head is tied to another layer"),
+        (
+            Headed(),
+            {"method": "ntk", "modules_to_not_convert": ["head"]},
+            (),
+            "head is named in modules_to_not_convert; take it out",
+        ),
+    ],
+)
+def test_nothing_left_says_why_and_nothing_else(
+    model: nn.Module, settings: dict[str, Any], protected: Collection[str], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        select_layers(model, CompressionSettings(**settings), protected=protected)
+    told = str(caught.value)
+    assert ("tied" in told.replace("not tied", "")) == ("tied" in words)
+    assert ("modules_to_not_convert" in told) == ("modules_to_not_convert" in words)
+
+
+def test_a_method_that_takes_linears_says_so_of_a_convolution() -> None:
+    with pytest.raises(ValueError, match="no linear layer, which is all that method='ntk' takes"):
+        select_from(Residual(), method="ntk", target_modules=["wide"])
+    with pytest.raises(ValueError, match=r"matches no linear layer or convolution; .* among stem"):
+        select_from(Residual(), target_modules=["narrow"])
+
+
+@pytest.mark.parametrize("targets", ["((", ""])
+def test_a_string_that_is_no_expression_is_refused(targets: str) -> None:
+    with pytest.raises(ValueError, match="target_modules"):
+        select(target_modules=targets)
 
 
 class Stage(nn.Module):

@@ -26,7 +26,7 @@ from hf_rmt.integrations.distributed import (
     share,
     together,
 )
-from hf_rmt.integrations.excitation import Batch, Moments, Sites, sites
+from hf_rmt.integrations.excitation import Batch, Moments, Sites, mappings, sites
 from hf_rmt.nn.matrices import is_convolution, matrix_shape, weight_matrix
 from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
@@ -82,15 +82,10 @@ def repeatable(batches: Iterable[Batch]) -> Sequence[Batch] | Iterable[Batch]:
     Raises:
         TypeError: If a batch is no mapping, or the batches are one.
     """
-    if isinstance(batches, Mapping):
-        raise TypeError("calibration must be several batches, got one mapping; pass [batch]")
     kept = list(batches) if isinstance(batches, Iterator) else batches
-    for batch in islice(kept, 1):
-        if not isinstance(batch, Mapping):
-            raise TypeError(
-                f"a calibration batch must be a mapping of the model's arguments, got a "
-                f"{type(batch).__name__}; pass tokenizer(texts, return_tensors='pt')"
-            )
+    checked = mappings(kept)
+    for _ in checked if isinstance(kept, Sequence) else islice(checked, 1):
+        pass
     return kept
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from inspect import getdoc
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hf_rmt.checks import check_integer
 from hf_rmt.settings import CompressionSettings
 
 QUANT_METHOD = "rmt"
@@ -21,7 +23,7 @@ class RMTConfig(CompressionSettings, QuantizationConfigMixin):
 
     `AutoModel.from_pretrained(name, quantization_config=RMTConfig())` splits the weight of every
     attention and MLP layer into its signal, kept as trainable low-rank factors, and its noise,
-    kept in 8 bits. All settings are keywords; `CompressionSettings` describes them.
+    kept in 8 bits. All settings are keywords.
 
     Args:
         layers: What was decided per layer, by runtime name. Filled in by the library.
@@ -52,10 +54,15 @@ class RMTConfig(CompressionSettings, QuantizationConfigMixin):
                 f"quant_method must be {QUANT_METHOD!r} for an RMTConfig, got "
                 f"{self.quant_method!r}; use the config class of that method"
             )
-        if self.format_version > FORMAT_VERSION:
+        if check_integer("format_version", self.format_version, 1) > FORMAT_VERSION:
             raise ValueError(
                 f"this config has format_version {self.format_version}, this hf_rmt reads up to "
                 f"{FORMAT_VERSION}; upgrade hf_rmt"
+            )
+        if not isinstance(self.layers, dict | None):
+            raise TypeError(
+                f"layers must be a dict that the library filled in, or None, got {self.layers!r}; "
+                "target_modules says which layers are compressed"
             )
         super().__post_init__()
 
@@ -86,3 +93,12 @@ class RMTConfig(CompressionSettings, QuantizationConfigMixin):
         config = cls(**{**config_dict, **overrides})
         unused = {key: value for key, value in kwargs.items() if key not in known}
         return (config, unused) if return_unused_kwargs else config
+
+
+def _with_settings(own: str, inherited: str) -> str:
+    """A docstring whose arguments begin with those of another."""
+    settings = inherited.partition("Args:\n")[2].partition("\n\nRaises:")[0]
+    return own.replace("Args:\n", f"Args:\n{settings}\n", 1)
+
+
+RMTConfig.__doc__ = _with_settings(getdoc(RMTConfig) or "", getdoc(CompressionSettings) or "")

@@ -20,6 +20,26 @@ Sites = dict[str, list[str]]
 """Layers that are always given the same tensor, under the name of the first of them."""
 
 
+def mappings(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches one after the other, each held to be the arguments of a model.
+
+    Raises:
+        TypeError: If they are no batches.
+    """
+    if isinstance(batches, Mapping) or not hasattr(batches, "__iter__"):
+        raise TypeError(
+            f"calibration must be several batches, got one {type(batches).__name__}; pass [batch]"
+        )
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"a calibration batch must be a mapping of the model's arguments, got "
+                f"{type(batch).__name__} as number {number}; pass tokenizer(texts, "
+                "return_tensors='pt')"
+            )
+        yield batch
+
+
 def excitations(
     model: nn.Module, names: Iterable[str], batches: Iterable[Batch]
 ) -> dict[str, Excitation]:
@@ -34,6 +54,7 @@ def excitations(
         The excitation of each layer that was used.
 
     Raises:
+        TypeError: If a batch is no mapping, or the batches are one.
         ValueError: If there is no batch.
     """
     moments = Moments(model, {name: [name] for name in names}, gradients=True)
@@ -65,7 +86,7 @@ class Moments:
         generator, graph = torch.Generator().manual_seed(0), bool(self.slopes)
         heard = self._keep if graph else self._add_inputs
         with listening(self.model, self.leaders if graph else self.inputs, heard, graph=graph):
-            for batch in batches:
+            for batch in mappings(batches):
                 self._mask = batch.get("attention_mask")
                 output = _first_tensor(self.model(**batch))
                 if graph:

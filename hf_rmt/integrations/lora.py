@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from hf_rmt.adapters import Excitation, LowRankUpdate, choose_ranks, importance, low_rank
+from hf_rmt.checks import check_integer, check_number
 from hf_rmt.integrations.differences import Differences, differences, paired
 from hf_rmt.integrations.excitation import excitations
 from hf_rmt.integrations.lora_files import PREFIX, ExtractedAdapter
@@ -72,6 +73,7 @@ def extract_adapter(
         The adapter, with `save_pretrained` and `push_to_hub`. PEFT alone loads it.
 
     Raises:
+        TypeError: If size or threshold is no number, rank no whole one, or a batch no mapping.
         ValueError: If the architectures differ, nothing was changed, values are not finite, the
             size is too small for a single direction, or options contradict each other.
         OSError: If a path or id cannot be loaded.
@@ -221,7 +223,7 @@ def _check_options(size: float | None, threshold: float | None, rank: int | None
             f"size={size}, threshold={threshold} and rank={rank} exclude each other; pass one"
         )
     for name, value in (("size", size), ("threshold", threshold)):
-        if value is not None and not 0 < value <= 1:
-            raise ValueError(f"{name} must lie in (0, 1], got {value}; it is a fraction")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}; an adapter needs a direction")
+        if value is not None:
+            check_number(name, value, "(0")
+    if rank is not None:
+        check_integer("rank", rank, 1)

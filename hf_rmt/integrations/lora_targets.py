@@ -21,8 +21,11 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
         `target_modules` and `target_parameters`.
 
     Raises:
+        TypeError: If the model is none.
         ValueError: If the model has no compressed layer with a signal.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"lora_targets needs a loaded model, got {model!r}; load it first")
     spiked = {name: part for name, part in model.named_modules() if isinstance(part, SpikedLinear)}
     factors = [f"{name}.weight" for name, part in spiked.items() if part.rank]
     if not factors:

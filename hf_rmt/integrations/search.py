@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
 
+from hf_rmt.checks import check_integer
 from hf_rmt.integrations.config import RMTConfig
 from hf_rmt.integrations.model import check_compressible
 from hf_rmt.integrations.quantizer import compressible_layers
@@ -88,7 +90,7 @@ def search(
         RuntimeError: On every process, if one of them failed.
     """
     config = RMTConfig(noise="drop") if config is None else config
-    grid = sorted({float(fraction) for fraction in fractions})
+    grid = _check_types(model, evaluate, tolerance, fractions, max_evaluations)
     check_compressible(model, config)
     _check(config, tolerance, grid, max_evaluations)
     names = compressible_layers(model, config)
@@ -184,6 +186,24 @@ class _Search:
         """Metric of a state for which an evaluation is left in any case."""
         metric = self.log.metric(removal)
         return math.nan if metric is None else metric
+
+
+def _check_types(
+    model: object, evaluate: object, tolerance: object, fractions: object, most: object
+) -> list[float]:
+    """Refuse what is of the wrong type; the fractions come back ascending, each once."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"search needs a loaded model, got {model!r}; load it first")
+    if not callable(evaluate):
+        raise TypeError(f"evaluate must be a function of the model, got {evaluate!r}")
+    if not isinstance(fractions, Iterable):
+        raise TypeError(f"fractions must be several numbers in (0, 1], got {fractions!r}")
+    check_integer("max_evaluations", most, 1)
+    grid: list[Any] = list(fractions)
+    for name, value in [("tolerance", tolerance), *(("a fraction", entry) for entry in grid)]:
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+    return sorted({float(fraction) for fraction in grid})
 
 
 def _check(config: RMTConfig, tolerance: float, grid: list[float], most: int) -> None:

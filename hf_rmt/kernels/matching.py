@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+import numpy as np
+
 from hf_rmt.kernels.activations import Activation, Array
 from hf_rmt.kernels.families import (
     one_level_patterns,
@@ -60,6 +62,7 @@ def match_step_activation(
 
     Raises:
         NoMatchError: If no step of the family has the moments.
+        TypeError: If the activation takes no arrays, as those of torch do not.
         ValueError: If an argument lies outside its range.
 
     Source:
@@ -72,6 +75,7 @@ def match_step_activation(
         >>> match_step_activation("relu", tau=1.0, levels=None).levels
         7
     """
+    _check_takes_arrays(activation)
     problem = matching_problem(activation, tau, tau if step_tau is None else step_tau)
     if levels is not None and not 1 <= levels <= MAX_LEVELS:
         raise ValueError(f"levels must lie in [1, {MAX_LEVELS}] or be None, got {levels}")
@@ -140,6 +144,7 @@ def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedSt
     Source:
         Tiomoko Ali, Liao & Couillet, ICLR 2022.
     """
+    _check_takes_arrays(activation)
     problem = matching_problem(activation, tau, tau)
     starts = list(ternary_patterns(problem))
     exact = problem.search(starts, WITHOUT_M3)
@@ -147,6 +152,21 @@ def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedSt
         return problem.accept(exact, 2)
     near = problem.search(starts, LINEAR + NEAR * (WITHOUT_M3 - LINEAR))[0]
     return problem.accept(problem.search([near], LINEAR), 2)
+
+
+def _check_takes_arrays(activation: Activation) -> None:
+    """Refuse functions of tensors, which this package knows nothing of."""
+    if not callable(activation):
+        return
+    try:
+        with np.errstate(all="ignore"):
+            activation(np.array([0.5, 1.0]))
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            f"activation must be a name or a function of float64 arrays, got {activation!r}, which "
+            f"takes none ({error}); wrap one of torch: lambda x: "
+            "activation(torch.from_numpy(x)).detach().numpy()"
+        ) from error
 
 
 def _fewest(problem: MatchingProblem) -> MatchedStep:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hf_rmt.checks import check_choice, check_integer, check_number
 from hf_rmt.nn.integer import integer_linear, runs_on_integers
 from hf_rmt.nn.trits import (
     SCALE_OPTIONS,
-    check_choice,
     from_fifths,
     pack_trits,
     ternarize,
@@ -48,7 +48,8 @@ class TernaryLinear(nn.Module):
         dtype: Of the scales and the bias.
 
     Raises:
-        ValueError: If scale or layout is unknown.
+        TypeError: If a width is no whole number.
+        ValueError: If a width is negative, or scale or layout unknown.
 
     Examples:
         >>> layer = TernaryLinear.from_linear(nn.Linear(6, 2))
@@ -73,10 +74,11 @@ class TernaryLinear(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("scale", scale, SCALE_OPTIONS)
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features = check_integer("in_features", in_features, 0)
+        self.out_features = check_integer("out_features", out_features, 0)
         codes = torch.zeros(-(-self._size // 5), dtype=torch.int8, device=device)
         self.register_buffer("weight", codes)
-        rows = out_features if scale == "row" else 1
+        rows = self.out_features if scale == "row" else 1
         self.register_buffer("scale", torch.zeros(rows, device=device, dtype=dtype))
         self.register_buffer("unpacked", None, persistent=False)
         zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
@@ -104,8 +106,14 @@ class TernaryLinear(nn.Module):
             The layer, on the device and in the dtype of the linear.
 
         Raises:
+            TypeError: If it is no linear layer.
             ValueError: If an option is out of range, or a weight is nan or infinite.
         """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(
+                f"from_linear takes an nn.Linear, got {linear!r}; convolutions have no ternary "
+                "counterpart"
+            )
         weight = linear.weight.detach()
         signs, scales = ternarize(weight, sparsity=sparsity, scale=scale)
         layer = cls(
@@ -151,10 +159,10 @@ class TernaryLinear(nn.Module):
             The layer.
 
         Raises:
+            TypeError: If a width is no whole number, or the sparsity no number.
             ValueError: If an option is out of range.
         """
-        if not 0 <= sparsity < 1:
-            raise ValueError(f"sparsity must lie in [0, 1) for random weights, got {sparsity}")
+        sparsity = check_number("sparsity", sparsity, high="1)")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         layer = cls(in_features, out_features, bias=False, scale="tensor", layout=layout, **factory)
         generator = torch.Generator().manual_seed(seed)

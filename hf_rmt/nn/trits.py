@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hf_rmt.checks import check_choice
 from hf_rmt.nn.codebooks import CODEBOOKS, table
 from hf_rmt.nn.noise import rows_at_once
 
@@ -112,13 +113,3 @@ def check_options(sparsity: float | None, scale: str) -> None:
     if sparsity is not None and not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must lie in [0, 1] or be None, got {sparsity}")
     check_choice("scale", scale, SCALE_OPTIONS)
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the allowed.
-
-    Raises:
-        ValueError: If it is none of them.
-    """
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -193,15 +194,19 @@ def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
     """The eigenvalues of a weight of this shape, descending.
 
     Raises:
+        TypeError: If the shape is no pair of whole numbers.
         ValueError: If they do not fit the shape or are clearly negative.
     """
-    columns = min(shape)
-    values = np.sort(np.asarray(eigenvalues, dtype=float))[::-1].copy()  # torch takes no view of it
+    sides = shape if isinstance(shape, tuple | list) else ()
+    if len(sides) != 2 or not all(isinstance(side, Integral) for side in sides):
+        raise TypeError(f"shape must be the two sides of the weight, whole numbers, got {shape!r}")
+    columns, values = min(shape), np.asarray(eigenvalues, dtype=float)
     if values.shape != (columns,):
         raise ValueError(
             f"a weight of shape {tuple(shape)} has {columns} eigenvalues, got an array of shape "
             f"{values.shape}; pass the squared singular values"
         )
+    values = np.sort(values)[::-1].copy()  # torch takes no view of it
     if columns and values[-1] < -MOST_NEGATIVE * values[0]:
         raise ValueError(
             f"eigenvalues of X'X cannot be negative, got {values[-1]:g} below the largest "
@@ -289,9 +294,5 @@ def verdict(law: BulkLaw, noise: Array, has_signal: bool, reason: str = "") -> d
     distance = kolmogorov_distance(law, noise)
     if not reason and distance > MAX_DISTANCE:
         reason = f"the bulk does not follow the law: Kolmogorov distance {distance:.2f}"
-    phase = Phase.SPIKED if has_signal else Phase.RANDOM
-    return {
-        "distance": distance,
-        "phase": Phase.HEAVY_TAILED if reason else phase,
-        "reason": reason,
-    }
+    phase = Phase.HEAVY_TAILED if reason else Phase.SPIKED if has_signal else Phase.RANDOM
+    return {"distance": distance, "phase": phase, "reason": reason}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -37,3 +39,30 @@ def test_keyword_arguments_override_and_are_checked() -> None:
 def test_what_cannot_be_read_is_refused(fields: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RMTConfig.from_dict(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"target_modules": "(("}, ValueError, r"regular expression .* got '\(\(': .*; mend it"),
+        ({"target_modules": ""}, ValueError, "target_modules='' selects nothing"),
+        ({"layers": []}, TypeError, r"layers must be a dict .* got \[\]"),
+        ({"format_version": "x"}, TypeError, "format_version must be an integer .* got 'x'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_at_once(
+    fields: dict[str, Any], error: type, words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        RMTConfig(**fields)
+
+
+def test_help_tells_every_setting_once() -> None:
+    lines = (RMTConfig.__doc__ or "").splitlines()
+    for entry in dataclasses.fields(RMTConfig):
+        assert sum(line.startswith(f"    {entry.name}: ") for line in lines) == 1
+    assert [line for line in lines if line.endswith(":") and not line.startswith(" ")] == [
+        "Args:",
+        "Raises:",
+        "Examples:",
+    ]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from hf_rmt.kernels import (
     NoMatchError,
@@ -228,3 +229,12 @@ def test_the_best_quantisers_of_a_normal_variable_are_those_of_the_literature(le
 def test_arguments_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("match", [match_step_activation, match_ternary_activation])
+@pytest.mark.parametrize("activation", [torch.nn.ReLU(), torch.relu, lambda x: x.clamp(min=0)])
+def test_functions_of_tensors_are_refused_with_what_to_wrap_them_in(match, activation):
+    with pytest.raises(TypeError, match=r"of float64 arrays, got .* activation\(torch.from_numpy"):
+        match(activation, tau=1.0)
+    wrapped = match(lambda x: activation(torch.from_numpy(x)).detach().numpy(), tau=1.0)
+    np.testing.assert_allclose(wrapped.heights, match("relu", tau=1.0).heights)

@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -250,8 +251,23 @@ def test_options_are_checked() -> None:
         TernaryLinear(4, 2, scale="group")
     with pytest.raises(ValueError, match="layout must be one of packed, int8, got 'int4'"):
         TernaryLinear(4, 2, layout="int4")
-    with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\) for random weights"):
+    with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\), got 1.0"):
         TernaryLinear.random(4, 2, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: TernaryLinear(-1, 3), ValueError, "in_features must be at least 0, got -1"),
+        (lambda: TernaryLinear(3, 2.5), TypeError, "out_features must be an integer .* got 2.5"),
+        (lambda: TernaryLinear.random(4, 3, "a", 0), TypeError, "sparsity must be a number"),
+        (lambda: TernaryLinear.from_linear(nn.Conv2d(3, 8, 3)), TypeError, "takes an nn.Linear"),
+        (lambda: TernaryLinear.from_linear(None), TypeError, "takes an nn.Linear, got None"),
+    ],
+)
+def test_what_is_no_layer_is_refused(make: Callable[[], object], error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        make()
 
 
 def test_repr_and_export() -> None:

@@ -263,11 +263,18 @@ def test_the_input_is_left_alone():
         (np.ones(5), r"shape \(600, 300\) has 300 eigenvalues, got an array of shape \(5,\)"),
         (np.ones((300, 1)), "pass the squared singular values"),
         (np.r_[-1.0, np.ones(299)], "cannot be negative, got -1"),
+        (None, r"300 eigenvalues, got an array of shape \(\)"),
     ],
 )
 def test_eigenvalues_that_cannot_be_are_refused(eigenvalues, message):
     with pytest.raises(ValueError, match=message):
         fit_double_bulk(eigenvalues, SHAPE)
+
+
+@pytest.mark.parametrize("shape", [None, 300, (300,), (600.0, 300), (2, 600, 300), "ab"])
+def test_a_shape_that_is_none_is_refused(shape):
+    with pytest.raises(TypeError, match="shape must be the two sides of the weight"):
+        fit_double_bulk(np.ones(300), shape)
 
 
 def layers(folder):

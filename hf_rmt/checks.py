@@ -1,0 +1,63 @@
+"""What a value must be; an error names the value, the rule and the remedy.
+
+Each raises a TypeError for a wrong type and a ValueError for a wrong value, and may return the
+value as a plain one.
+"""
+
+from __future__ import annotations
+
+import re
+from numbers import Integral, Real
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_number(name: str, value: object, low: str = "[0", high: str = "1]") -> float:
+    """A number as a plain float, held to an interval whose ends are given as they are written."""
+    rule = f"{low}, {high}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number in {rule}, got {value!r}")
+    number, least, most = float(value), float(low[1:]), float(high[:-1])
+    at_end = (number == least and low[0] == "(") or (number == most and high[-1] == ")")
+    if at_end or not least <= number <= most:
+        raise ValueError(f"{name} must lie in {rule}, got {value!r}")
+    return number
+
+
+def check_integer(name: str, value: object, low: int) -> int:
+    """A whole number as a plain int, held to a lower bound."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer of at least {low}, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+    return int(value)
+
+
+def check_names(name: str, value: object) -> list[str] | None:
+    """Names as a list, which must not be empty, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
+        raise TypeError(f"{name} must be a list of module names, got {value!r}")
+    if not value:
+        raise ValueError(f"{name} is an empty list, which selects nothing; leave it at None")
+    return list(value)
+
+
+def check_expression(name: str, value: object) -> None:
+    """Refuse a string that is no regular expression, or an empty one; what is no string passes."""
+    if not isinstance(value, str):
+        return
+    if not value:
+        raise ValueError(f"{name}='' selects nothing; leave it at None, or name layers")
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(
+            f"{name} must be a regular expression where it is a string, got {value!r}: {error}; "
+            "mend it, or pass a list of names"
+        ) from error
