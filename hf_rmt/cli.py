@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_rmt import __version__
 from hf_rmt.settings import METHODS, NOISE_KINDS, STORED_SPIKES
 
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
@@ -67,7 +68,7 @@ def _analyze(options: argparse.Namespace) -> None:
 
 def _compress(options: argparse.Namespace) -> None:
     from hf_rmt.integrations.config import RMTConfig
-    from hf_rmt.integrations.model import compress, copy_tokenizer, load_compressed, load_if_path
+    from hf_rmt.integrations.model import compress, load_compressed, load_if_path
 
     config = RMTConfig(
         method=options.method,
@@ -80,6 +81,8 @@ def _compress(options: argparse.Namespace) -> None:
         stored_spikes=options.stored_spikes,
         max_rank=options.max_rank,
         target_modules=_targets(options),
+        modules_to_not_convert=options.modules_to_not_convert,
+        min_size=options.min_size,
     )
     if options.dry_run:
         report = compress(load_if_path(options.model), config, dry_run=True)
@@ -89,35 +92,25 @@ def _compress(options: argparse.Namespace) -> None:
         raise ValueError("say where the result goes: OUTPUT, --push-to-hub or --dry-run")
     _check_writable(options.output)
     model, report = load_compressed(options.model, config)
-    _deliver(options, model)
-    if options.output:
-        copy_tokenizer(options.model, options.output)
+    _deliver(options, model, options.model)
     _show(options, report, report.to_json())
 
 
 def _export(options: argparse.Namespace) -> None:
-    from hf_rmt.integrations.model import copy_tokenizer, export_dense
+    from hf_rmt.integrations.model import export_dense
 
     _check_writable(options.output)
-    export_dense(options.model).save_pretrained(options.output)
-    copy_tokenizer(options.model, options.output)
-    _note(options, f"dense model written to {options.output}")
+    _deliver(options, export_dense(options.model), options.model)
 
 
 def _extract_lora(options: argparse.Namespace) -> None:
     from hf_rmt.integrations.lora import extract_adapter
-    from hf_rmt.integrations.model import copy_tokenizer
 
     _check_writable(options.output)
     adapter = extract_adapter(
         options.base, options.tuned, size=options.size, threshold=options.threshold
     )
-    adapter.save_pretrained(options.output)
-    copy_tokenizer(options.tuned, options.output)
-    _note(options, f"adapter written to {options.output}")
-    if options.push_to_hub:
-        adapter.push_to_hub(options.push_to_hub, private=options.private)
-        _note(options, f"adapter pushed to {options.push_to_hub}")
+    _deliver(options, adapter, options.tuned)
     _show(options, adapter, adapter.to_json())
 
 
@@ -128,13 +121,19 @@ def _demo(options: argparse.Namespace) -> None:
     _show(options, result, result.to_json())
 
 
-def _deliver(options: argparse.Namespace, model: Any) -> None:
+def _deliver(options: argparse.Namespace, result: Any, source: str) -> None:
+    """A model or an adapter, with the source's tokenizer, to OUTPUT, to the Hub, or to both."""
+    from hf_rmt.integrations.model import processors
+
+    parts = (result, *processors(source))
     if options.output:
-        model.save_pretrained(options.output)
-        _note(options, f"compressed model written to {options.output}")
-    if options.push_to_hub:
-        model.push_to_hub(options.push_to_hub, private=options.private)
-        _note(options, f"compressed model pushed to {options.push_to_hub}")
+        for part in parts:
+            part.save_pretrained(options.output)
+        _note(options, f"written to {options.output}")
+    if repo := getattr(options, "push_to_hub", None):
+        for part in parts:
+            part.push_to_hub(repo, private=options.private)
+        _note(options, f"pushed to {repo}")
 
 
 def _show(options: argparse.Namespace, result: object, text: str) -> None:
@@ -159,15 +158,16 @@ def _check_writable(folder: str | None) -> None:
     if folder is None:
         return
     path = Path(folder)
-    if path.is_file():
-        raise NotADirectoryError(f"OUTPUT must be a folder, {path} is a file")
-    path.mkdir(parents=True, exist_ok=True)
-    if not os.access(path, os.W_OK):
+    there = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"OUTPUT must be a folder, {there} is a file")
+    if not os.access(there, os.W_OK):
         raise PermissionError(f"OUTPUT {path} cannot be written to; choose another folder")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-rmt", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -188,8 +188,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _method_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("method")
-    group.add_argument("--method", choices=METHODS, default="pdb", help="what tells signal apart")
+    group = parser.add_argument_group(
+        "method", "Ternary heads (method ntk) take calibration data: use hf_rmt.compress in Python."
+    )
+    group.add_argument(
+        "--method", choices=METHODS, default="pdb", help="what tells signal apart (default pdb)"
+    )
     group.add_argument("--rank", type=int, metavar="K", help="directions that svd and slr keep")
     group.add_argument("--energy", type=float, metavar="SHARE", help="of the norm that svd keeps")
     group.add_argument(
@@ -212,15 +216,41 @@ def _add_compress(commands: Any, parents: list[argparse.ArgumentParser]) -> None
     parser = commands.add_parser("compress", parents=parents, help="compress and save or push")
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("output", nargs="?", help="folder for the compressed model")
-    parser.add_argument("--noise", choices=NOISE_KINDS, default="int8")
-    parser.add_argument("--noise-removal", type=float, default=1.0, metavar="FRACTION")
-    parser.add_argument("--recover-spikes", action=argparse.BooleanOptionalAction)
-    parser.add_argument("--stored-spikes", choices=STORED_SPIKES)
-    parser.add_argument("--max-rank", type=int)
+    parser.add_argument(
+        "--noise", choices=NOISE_KINDS, default="int8", help="how noise is stored (default int8)"
+    )
+    parser.add_argument(
+        "--noise-removal",
+        type=float,
+        default=1.0,
+        metavar="FRACTION",
+        help="of the noise that --noise drop removes, smallest first (default 1)",
+    )
+    parser.add_argument(
+        "--recover-spikes",
+        action=argparse.BooleanOptionalAction,
+        help="rid signal singular values of the noise in them (default: where noise is dropped)",
+    )
+    parser.add_argument(
+        "--stored-spikes", choices=STORED_SPIKES, help="signal directions that become factors"
+    )
+    parser.add_argument("--max-rank", type=int, metavar="K", help="most directions of a layer")
+    parser.add_argument(
+        "--min-size", type=int, default=32, metavar="N", help="narrower layers stay (default 32)"
+    )
+    parser.add_argument(
+        "--modules-to-not-convert", nargs="+", metavar="NAME", help="names that stay dense"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, change nothing")
-    parser.add_argument("--push-to-hub", metavar="REPO")
-    parser.add_argument("--private", action="store_true", default=None)
+    _add_push(parser)
     parser.set_defaults(run=_compress)
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--push-to-hub", metavar="REPO", help="push there: owner/name, or name")
+    parser.add_argument(
+        "--private", action="store_true", default=None, help="make a new REPO private"
+    )
 
 
 def _add_export(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -242,8 +272,7 @@ def _add_extract_lora(commands: Any, parents: list[argparse.ArgumentParser]) -> 
         "--size", type=float, metavar="FRACTION", help="of the matrices (default 0.03)"
     )
     sizes.add_argument("--threshold", type=float, metavar="X", help="importance to keep, up to 1")
-    parser.add_argument("--push-to-hub", metavar="REPO")
-    parser.add_argument("--private", action="store_true", default=None)
+    _add_push(parser)
     parser.set_defaults(run=_extract_lora)
 
 

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer, BertTokenizer
 
+import hf_rmt
 from hf_rmt import SpikedLinear
 from hf_rmt.cli import main
 from tests.integrations.models import outputs, tiny_model
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "signal", "noise")
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,86 @@ def test_a_method_and_what_it_keeps_are_options_of_both_commands(
         assert set(ranks.values()) == {12}
 
 
+def test_layers_are_left_out_by_size_and_by_name(
+    dense: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--min-size", "48", "--modules-to-not-convert", "query", "key"]
+    plan = json.loads(run(capsys, "compress", dense, "--dry-run", "--json", *options))["layers"]
+    assert {name.rpartition(".")[2] for name in plan} == {"value", "dense"}
+    assert any(layer["compressed"] for layer in plan.values())
+    none = run(capsys, "compress", dense, "--dry-run", "--json", "--min-size", "49")
+    assert not any(layer["compressed"] for layer in json.loads(none)["layers"].values())
+
+
+def test_only_a_tokenizer_that_was_saved_is_copied(
+    dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worded = tmp_path / "worded"
+    tiny_model("bert").save_pretrained(worded)
+    tokenizer = BertTokenizer(vocab={word: place for place, word in enumerate(WORDS)})
+    tokenizer.save_pretrained(worded)
+    for source, size in ((dense, 0), (str(worded), len(WORDS))):
+        small, plain = tmp_path / f"small{size}", tmp_path / f"plain{size}"
+        run(capsys, "compress", source, str(small))
+        run(capsys, "export", str(small), str(plain))
+        for folder in (small, plain):
+            assert (folder / "tokenizer.json").exists() == (size > 0)
+            if size:
+                copied = AutoTokenizer.from_pretrained(folder)
+                assert copied("noise signal") == tokenizer("noise signal")
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"hf-rmt {hf_rmt.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["analyze", "compress", "export", "extract-lora", "demo"])
+def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    options = text[text.index("options:") :].splitlines()
+    unexplained = [
+        line
+        for line, after in zip(options, [*options[1:], ""], strict=True)
+        if line.startswith("  -") and not re.search(r"\S  +\S", line) and after[:8].strip()
+    ]
+    assert unexplained == []
+    assert ("method ntk" in text) == (command in ("analyze", "compress"))
+
+
+@pytest.mark.parametrize("source", ["{dense}", "{tmp}/nowhere"])
+def test_a_failed_export_leaves_no_folder(
+    dense: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "out"
+    assert main(["export", source.format(dense=dense, tmp=tmp_path), str(out)]) == 1
+    assert not out.parent.exists()
+    assert "hf-rmt: " in capsys.readouterr().err
+
+
+def test_a_compressed_model_is_refused_before_anything_is_written(
+    dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, again = str(tmp_path / "small"), tmp_path / "again"
+    run(capsys, "compress", dense, small)
+    assert main(["compress", small, str(again), "--noise", "ternary"]) == 1
+    captured = capsys.readouterr()
+    assert f"{small} is quantized already with 'rmt'" in captured.err
+    assert not again.exists()
+
+
+def test_a_model_that_stays_plain_is_written_as_one(
+    dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = json.loads(run(capsys, "compress", dense, str(tmp_path), "--min-size", "49", "--json"))
+    assert report["totals"]["compressed"] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
 def test_a_dry_run_writes_nothing(
     dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +195,7 @@ def test_quiet_is_quiet(dense: str, tmp_path: Path, capfd: pytest.CaptureFixture
     [
         (["compress", "{dense}"], "--dry-run"),
         (["compress", "{dense}", "{dense}/config.json"], "is a file"),
+        (["compress", "{dense}", "{dense}/config.json/deeper"], "is a file"),
         (["compress", "{dense}", "--dry-run", "--noise-removal", "0.5"], "noise='drop'"),
         (["analyze", "{dense}", "--target-modules", "wq"], "matches no linear layer"),
         (["analyze", "{dense}", "--method", "svd"], "exactly one"),

@@ -82,7 +82,16 @@ class RMTLoader(HfQuantizer):
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | str | None = None) -> nn.Module:
         # save_pretrained leaves the dtype's name, not the dtype, in the model's config
-        return densify(model, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        densify(model, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        uninstall_saving(model)
+        return model
+
+
+def uninstall_saving(model: Any) -> None:
+    """Give a model its class's own saving back, and a config that names no code."""
+    for name in ("save_pretrained", "push_to_hub"):
+        model.__dict__.pop(name, None)
+    model.config.__dict__.pop("auto_map", None)
 
 
 def runtime_names(

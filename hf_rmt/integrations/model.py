@@ -10,6 +10,12 @@ from typing import Any
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import (
+    FULL_TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import has_file
 
 from hf_rmt.compression import analyze_layers, warn_of_loss
 from hf_rmt.integrations.calibrated import compress_calibrated
@@ -17,11 +23,18 @@ from hf_rmt.integrations.config import RMTConfig
 from hf_rmt.integrations.distributed import compress_shared
 from hf_rmt.integrations.heads import compress_head
 from hf_rmt.integrations.loader import densify
-from hf_rmt.integrations.quantizer import RMTQuantizer, compressible_layers
-from hf_rmt.integrations.saving import hub_id, install_saving, uninstall_saving
+from hf_rmt.integrations.quantizer import (
+    RMTQuantizer,
+    both_reports,
+    compressible_layers,
+    layers_left,
+    quantized_already,
+    stays_plain,
+)
+from hf_rmt.integrations.saving import hub_id, install_saving
 from hf_rmt.nn.matrices import COMPRESSED
 from hf_rmt.report import CompressionReport, SpectralReport
-from hf_rmt.settings import METHOD_TABLE, CompressionSettings
+from hf_rmt.settings import METHOD_TABLE, METHODS, CompressionSettings
 
 ModelOrPath = nn.Module | str | PathLike[str]
 
@@ -53,6 +66,11 @@ def analyze(
             little.
         OSError: If the path or id cannot be loaded.
     """
+    if method in METHOD_TABLE and METHOD_TABLE[method].decide:
+        raise ValueError(
+            f"method={method!r} looks at no spectrum, so there is nothing to analyze; choose among "
+            f"{', '.join(METHODS)}"
+        )
     settings = RMTConfig(
         method=method,
         rank=rank,
@@ -78,8 +96,10 @@ def compress(
     """Compress a loaded model in place.
 
     A transformers model can then be saved, pushed and reloaded like one that was compressed by
-    `from_pretrained`; any other module has its linears replaced. Where torch.distributed runs,
-    every process calls this on its replica: they share the work and end with the same weights.
+    `from_pretrained`, and like any other if nothing was replaced; any other module has its linears
+    replaced. A second call may compress other layers of a transformers model in another way. Where
+    torch.distributed runs, every process calls this on its replica: they share the work and end
+    with the same weights.
 
     Args:
         model: A model with its weights in memory.
@@ -99,12 +119,13 @@ def compress(
 
     Raises:
         TypeError: If the model is not a module, the config no `RMTConfig` or a batch no mapping.
-        ValueError: If the model is quantized already, nothing can be compressed, calibration
-            holds no batch or is not finite, or options contradict each other.
+        ValueError: If the model, or here one of the layers, is quantized already, nothing can be
+            compressed, calibration holds no batch or is not finite, or options contradict each
+            other.
     """
     config = copy.deepcopy(config) if config is not None else RMTConfig()
-    check_compressible(model, config)
-    names = compressible_layers(model, config)
+    check_compressible(model, config, again=True)
+    names = layers_left(model, config)
     if METHOD_TABLE[config.method].decide:
         _check_no_size(size, config)
         report = compress_head(model, names, config, calibration, dry_run=dry_run)
@@ -140,6 +161,7 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
     Raises:
         ValueError: If the model has no compressed layer, or activations became steps, which no
             plain model has.
+        TypeError: If it is neither a model nor a path.
     """
     model: Any = load_if_path(model_or_path)
     if not any(isinstance(module, COMPRESSED) for module in model.modules()):
@@ -148,11 +170,7 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
             "save it with save_pretrained"
         )
     dense: Any = copy.deepcopy(model) if model is model_or_path else model
-    uninstall_saving(dense)
-    if isinstance(dense, PreTrainedModel):
-        dense.config.__dict__.pop("auto_map", None)
-        return dense.dequantize()
-    return densify(dense)
+    return dense.dequantize() if isinstance(dense, PreTrainedModel) else densify(dense)
 
 
 def load_if_path(model_or_path: ModelOrPath) -> Any:
@@ -167,31 +185,40 @@ def model_class(path: str | PathLike[str]) -> Any:
 
     Raises:
         OSError: If there is no such folder and the Hub does not answer or has no such model.
+        TypeError: If it is no path.
     """
+    return _class_of(_saved_config(path))
+
+
+def _saved_config(path: str | PathLike[str]) -> Any:
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"expected a loaded model, a folder or a Hub id, got {path!r}")
     try:
-        architectures = AutoConfig.from_pretrained(path).architectures or [""]
+        return AutoConfig.from_pretrained(path)
     except OSError as error:
         raise OSError(
             f"{str(path)!r} is neither a folder with a model nor a Hub id that can be reached; "
             f"pass a local folder, or connect. {error}"
         ) from error
-    return getattr(transformers, architectures[0], AutoModel)
 
 
-def check_compressible(model: nn.Module, config: RMTConfig) -> None:
-    """Refuse what cannot be compressed."""
+def _class_of(saved: Any) -> Any:
+    return getattr(transformers, (saved.architectures or [""])[0], AutoModel)
+
+
+def check_compressible(model: nn.Module, config: RMTConfig, *, again: bool = False) -> None:
+    """Refuse what cannot be compressed; with `again`, a model of which we compressed a part can."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress needs a loaded model, got {model!r}; load it first")
     if not isinstance(config, CompressionSettings):
         raise TypeError(f"config must be an RMTConfig, got {config!r}")
+    offloaded = any(parameter.device.type == "meta" for parameter in model.parameters())
     quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None:
-        raise ValueError(
-            f"{type(model).__name__} is quantized already with "
-            f"{quantizer.quantization_config.quant_method!r}; load the original model, or "
-            "model.dequantize() first"
-        )
-    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+    ours = isinstance(quantizer, RMTQuantizer) and not offloaded
+    if quantizer is not None and not (again and ours):
+        method = quantizer.quantization_config.quant_method
+        raise quantized_already(type(model).__name__, method, "model.dequantize() first")
+    if offloaded:
         raise ValueError(
             "some weights of the model are offloaded or on the meta device, where there is "
             "nothing to compress; load the model without offloading"
@@ -199,9 +226,15 @@ def check_compressible(model: nn.Module, config: RMTConfig) -> None:
 
 
 def attach_quantizer(model: Any, config: RMTConfig, report: CompressionReport) -> None:
-    """Give the model the quantizer that `from_pretrained` would have given it."""
+    """Give the model the quantizer that `from_pretrained` would have given it, if any."""
     config.layers = report.plan.to_dict()
     config.base_model = hub_id(model.config._name_or_path)
+    if before := getattr(model, "hf_quantizer", None):
+        report = both_reports(model, before, report)
+        config.layers = report.plan.to_dict()
+        config.base_model = before.quantization_config.base_model
+    if stays_plain(config.layers):
+        return
     model.hf_quantizer = RMTQuantizer(config, pre_quantized=True)
     model.hf_quantizer.report = report
     model.is_quantized = True
@@ -219,15 +252,38 @@ def load_compressed(path: str | PathLike[str], config: RMTConfig) -> tuple[Any, 
 
     Returns:
         The compressed model and what was done.
+
+    Raises:
+        ValueError: If the model is quantized already.
     """
-    model = model_class(path).from_pretrained(path, quantization_config=config, dtype="auto")
-    return model, model.hf_quantizer.report
+    saved = _saved_config(path)
+    if quantized := getattr(saved, "quantization_config", None):
+        raise quantized_already(str(path), quantized.get("quant_method"), "export it dense first")
+    loaded = _class_of(saved).from_pretrained(path, quantization_config=config, dtype="auto")
+    plain = getattr(loaded, "compression_report", None)
+    return loaded, plain or loaded.hf_quantizer.report
 
 
 def copy_tokenizer(source: str | PathLike[str], target: str | PathLike[str]) -> None:
     """Copy the tokenizer or image processor beside a saved model, where there is one."""
+    for part in processors(source):
+        part.save_pretrained(target)
+
+
+def processors(source: str | PathLike[str]) -> list[Any]:
+    """The tokenizer and the image processor of a folder or Hub id, those that it has."""
+    found = []
     for processor in (AutoTokenizer, AutoImageProcessor):
         try:
-            processor.from_pretrained(source).save_pretrained(target)
+            found.append(processor.from_pretrained(source))
         except (OSError, ValueError, ImportError):
             continue
+    return [part for part in found if not _is_made_up(part, source)]
+
+
+def _is_made_up(part: Any, source: str | PathLike[str]) -> bool:
+    """Whether this is the tokenizer without words that stands for one that nobody saved."""
+    if not isinstance(part, PreTrainedTokenizerBase) or not part.vocab_files_names:
+        return False  # those of bytes or characters need no file
+    files = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, *part.vocab_files_names.values())
+    return not any(has_file(source, file) for file in files)

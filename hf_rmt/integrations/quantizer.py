@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,19 +13,25 @@ from torch import nn
 from transformers.core_model_loading import ConversionOps
 
 from hf_rmt.compression import compress_weight, compression_report, warn_of_loss
+from hf_rmt.integrations.config import RMTConfig
 from hf_rmt.integrations.distributed import replace_layer, stored_tensors
-from hf_rmt.integrations.loader import RMTLoader
+from hf_rmt.integrations.loader import RMTLoader, uninstall_saving
 from hf_rmt.integrations.saving import hub_id, install_saving
-from hf_rmt.nn.matrices import to_matrix, to_weight
-from hf_rmt.plan import LayerPlan
-from hf_rmt.report import CompressionReport
+from hf_rmt.nn.matrices import COMPRESSED, dense_like, to_matrix, to_weight
+from hf_rmt.plan import CompressionPlan, LayerPlan
+from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.settings import METHOD_TABLE, CompressionSettings
 from hf_rmt.spectra import SpectrumFit
 from hf_rmt.targets import ALL_LINEAR, select_layers
 
+logger = logging.getLogger(__name__)
+
 
 class RMTQuantizer(RMTLoader):
     """Compresses on the fly, reloads what was compressed, and makes both savable.
+
+    A model in which nothing was replaced stays a plain one, without a quantizer: it has the report
+    as `model.compression_report`.
 
     Attributes:
         report: What was decided when the model was compressed; None after a reload.
@@ -57,10 +67,15 @@ class RMTQuantizer(RMTLoader):
         """The operation that compresses one weight."""
         return _CompressWeight(self)
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if not self.pre_quantized:
             self._conclude(model)
-        install_saving(model)
+        if stays_plain(self.quantization_config.layers or {}):
+            self.remove_quantization_config(model)
+            uninstall_saving(model)
+            model.compression_report = self.report
+        else:
+            install_saving(model)
 
     def _conclude(self, model: Any) -> None:
         """Record what was decided; from now on the model is like one that was reloaded."""
@@ -70,6 +85,21 @@ class RMTQuantizer(RMTLoader):
         self.quantization_config.base_model = hub_id(model.config._name_or_path)
         self.pre_quantized = True
         warn_of_loss(self.report.plan)
+
+
+def stays_plain(layers: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether nothing was replaced, which is said with the reasons: any transformers loads it."""
+    if any(entry["compressed"] or entry.get("step") for entry in layers.values()):
+        return False
+    reasons = Counter(entry.get("reason", "") for entry in layers.values())
+    shown = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common(3))
+    logger.warning(
+        "none of the %d layers was replaced (%s). The model stays a plain one, to be saved and "
+        "loaded without hf_rmt",
+        len(layers),
+        shown,
+    )
+    return True
 
 
 def _check_on_the_fly(config: CompressionSettings) -> None:
@@ -97,6 +127,46 @@ def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list
     """
     protected = _protected(model, settings) if hasattr(model, "base_model_prefix") else set()
     return select_layers(model, settings, protected=protected)
+
+
+def layers_left(model: Any, config: RMTConfig) -> list[str]:
+    """Names as of `compressible_layers`, of a model in which others may be compressed already.
+
+    Raises:
+        ValueError: If one of them is compressed already, or as `compressible_layers` does.
+    """
+    if getattr(model, "hf_quantizer", None) is None:
+        return compressible_layers(model, config)
+    before = {name: part for name, part in model.named_modules() if isinstance(part, COMPRESSED)}
+    try:  # to select as on the first time, compressed layers must look like what they were
+        for name, part in before.items():
+            model.set_submodule(name, dense_like(part).to("meta"))
+        names = compressible_layers(model, config)
+    finally:
+        for name, part in before.items():
+            model.set_submodule(name, part)
+    if both := [name for name in names if name in before]:
+        remedy = "model.dequantize() first, or name other layers in target_modules"
+        raise quantized_already(f"layer {both[0]!r}", config.quant_method, remedy)
+    return names
+
+
+def quantized_already(name: str, method: object, remedy: str) -> ValueError:
+    """The error that says so."""
+    return ValueError(
+        f"{name} is quantized already with {method!r}; load the original model, or {remedy}"
+    )
+
+
+def both_reports(model: Any, before: RMTQuantizer, report: CompressionReport) -> CompressionReport:
+    """What two compressions did, in the model's order, with the spectra that are known."""
+    layers = (before.quantization_config.layers or {}) | report.plan.to_dict()
+    named = {name: layers[name] for name, _ in model.named_modules() if name in layers}
+    plan = CompressionPlan.from_dict(named)
+    spectra = [one.spectra for one in (before.report, report) if one and one.spectra]
+    seen = {part.name: part for part in chain.from_iterable(spectra)}
+    known = tuple(seen[layer.name] for layer in plan if layer.name in seen)
+    return CompressionReport(plan, SpectralReport(known) if known else None)
 
 
 def _protected(model: Any, settings: CompressionSettings) -> set[str]:

@@ -7,7 +7,7 @@ import inspect
 from functools import cache
 from types import ModuleType
 
-from hf_rmt import settings
+from hf_rmt import checks, settings
 from hf_rmt.integrations import config, loader
 from hf_rmt.nn import (
     codebooks,
@@ -26,6 +26,7 @@ REMOTE_FILE = f"{REMOTE_MODULE}.py"
 REMOTE_CONFIG = f"{REMOTE_MODULE}.RemoteConfig"
 
 BUNDLED: tuple[ModuleType, ...] = (
+    checks,
     settings,
     codebooks,
     noise,

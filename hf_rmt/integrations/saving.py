@@ -10,12 +10,14 @@ from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from transformers.models.auto import modeling_auto
 
 from hf_rmt.integrations.loader import ALARM
 from hf_rmt.integrations.remote import REMOTE_CONFIG, REMOTE_FILE, remote_code
-from hf_rmt.plan import CompressionPlan
+from hf_rmt.plan import TERNARY, CompressionPlan
 from hf_rmt.report import CompressionReport, model_card
 from hf_rmt.report.style import save_figure
+from hf_rmt.settings import METHOD_TABLE, SPECTRAL
 
 PICTURE = "spectrum.png"
 PUSH_OPTIONS = ("private", "commit_message", "commit_description", "revision", "create_pr", "tags")
@@ -32,12 +34,6 @@ def install_saving(model: Any) -> None:
 def hub_id(name: str | None) -> str | None:
     """A model's name if it is a Hub id; a local path is nobody else's business."""
     return name if name and not Path(name).exists() else None
-
-
-def uninstall_saving(model: Any) -> None:
-    """Give a model its class's own saving back."""
-    for name in ("save_pretrained", "push_to_hub"):
-        model.__dict__.pop(name, None)
 
 
 def _save_pretrained(
@@ -101,7 +97,13 @@ def _write_companions(model: Any, folder: Path) -> None:
 
 
 def _draw(model: Any, path: Path) -> None:
-    """Spectra if the model was compressed just now, else the plan over depth; needs matplotlib."""
+    """Spectra if the model was compressed just now, else the plan over depth; needs matplotlib.
+
+    Ternary layers alone have nothing to draw.
+    """
+    path.unlink(missing_ok=True)
+    if all(layer.kind == TERNARY for layer in _plan(model).compressed):
+        return
     report = model.hf_quantizer.report
     try:
         if report is not None and report.spectra is not None:
@@ -128,11 +130,37 @@ def _card(
         repo_id=repo_id,
         base_model=config.base_model,
         license=_license(source, token, online=repo_id is not None),
-        config={key: value for key, value in config.to_dict().items() if key != "layers"},
+        config=_told(config.to_dict()),
         picture=PICTURE if (folder / PICTURE).exists() else None,
         sizes=_sizes(_plan(model), folder),
+        auto_class=auto_class(model),
     )
     return ModelCard(text)
+
+
+def _told(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the method reads."""
+    row = METHOD_TABLE[config["method"]]
+    owned = {key for other in METHOD_TABLE.values() for key in other.only}
+    silent = {*SPECTRAL, "min_size"} if row.decide else owned - set(row.only)
+    return {key: value for key, value in config.items() if key not in {*silent, "layers"}}
+
+
+def auto_class(model: Any) -> str:
+    """The Auto class that loads a model with the head it has; `AutoModel` for want of one."""
+    found = [
+        name
+        for name in modeling_auto.__all__
+        if name.startswith("AutoModel") and _loads(getattr(modeling_auto, name), model)
+    ]
+    # a model is in the list of pretraining beside that of its task
+    found.sort(key=lambda name: (name != "AutoModel", name == "AutoModelForPreTraining"))
+    return found[0] if found else "AutoModel"
+
+
+def _loads(auto: Any, model: Any) -> bool:
+    classes = auto._model_mapping.get(type(model.config), ())
+    return type(model) in (classes if isinstance(classes, tuple) else (classes,))
 
 
 def _sizes(plan: CompressionPlan, folder: Path) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_rmt.plan import NOTABLE_LOSS, TERNARY, CompressionPlan, LayerPlan
@@ -39,6 +39,7 @@ def model_card(
     config: Mapping[str, Any],
     picture: str | None = None,
     sizes: Mapping[str, int] | None = None,
+    auto_class: str = "AutoModel",
 ) -> str:
     """Text of the README.md of a pushed model: YAML front matter, then Markdown.
 
@@ -47,9 +48,10 @@ def model_card(
         repo_id: Where the model goes, `owner/name`; None for a local folder.
         base_model: Hub id of the model that was compressed; a local path is left out.
         license: The licence of the base model, carried over as the Hub names it.
-        config: The settings, as `RMTConfig.to_dict()` has them.
+        config: The settings, as `RMTConfig.to_dict()` has them; those that the method reads.
         picture: Path of a picture of the spectra, relative to the README.md.
         sizes: Bytes of all weights, `{"before": ..., "after": ...}`.
+        auto_class: The Auto class of transformers that loads the model with its head.
 
     Returns:
         The text, ready to be written.
@@ -63,12 +65,12 @@ def model_card(
         _front_matter(base_model, license),
         f"# {repo_id.split('/')[-1] if repo_id else 'Compressed model'}",
         _what_was_done(plan, base_model, config),
-        f"![Spectra of the weights with their fitted noise laws]({picture})" if picture else "",
-        _what_was_lost(plan),
+        f"![Signal and noise of the weights]({picture})" if picture else "",
+        _what_was_lost(CompressionPlan(tuple(layer for layer in plan if layer.kind != TERNARY))),
         _size_section(plan, sizes),
-        _loading(repo, exports=not any(layer.step for layer in plan)),
+        _loading(repo, auto_class, exports=not any(layer.step for layer in plan)),
         _layers(plan),
-        _settings(config),
+        _settings(plan, config),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -87,22 +89,25 @@ def _front_matter(base_model: str | None, license: str | None) -> str:
 
 def _what_was_done(plan: CompressionPlan, base_model: str | None, config: Mapping[str, Any]) -> str:
     source = f"`{base_model}`" if base_model else "A model"
-    kinds = Counter(layer.noise for layer in plan.compressed)
-    stored = " and ".join(NOISE_WORDS.get(kind, f"stored as {kind}") for kind in kinds)
     text = (
         f"{source}, compressed with hf_rmt: {len(plan.compressed)} of {len(plan)} layers "
         "were replaced."
     )
     if in_place := len(plan.changed) - len(plan.compressed):
         text += f" {in_place} stay dense, filtered in place, which saves no memory."
-    if not plan.compressed:
-        return text
-    if _is_ternary(plan):
-        return f"{text} {_ternary_words(plan)}"
-    lawless = any(layer.phase == Phase.LAWLESS for layer in plan.compressed)
-    ranks = sorted(layer.rank for layer in plan.compressed)
-    text += (
-        f" {LAWLESS_WORDS if lawless else LAW_WORDS} These directions, the signal, are stored as "
+    ternary = [layer for layer in plan.compressed if layer.kind == TERNARY]
+    spiked = [layer for layer in plan.compressed if layer.kind != TERNARY]
+    words = [text, _spiked_words(spiked, config) if spiked else "", _ternary_words(ternary)]
+    return " ".join(filter(None, words))
+
+
+def _spiked_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
+    kinds = Counter(layer.noise for layer in layers)
+    stored = " and ".join(NOISE_WORDS.get(kind, f"stored as {kind}") for kind in kinds)
+    lawless = any(layer.phase == Phase.LAWLESS for layer in layers)
+    ranks = sorted(layer.rank for layer in layers)
+    text = (
+        f"{LAWLESS_WORDS if lawless else LAW_WORDS} These directions, the signal, are stored as "
         f"low-rank factors ({ranks[0]} to {ranks[-1]} directions a layer). The rest, the noise, "
         f"is {stored}."
     )
@@ -112,13 +117,14 @@ def _what_was_done(plan: CompressionPlan, base_model: str | None, config: Mappin
     return text
 
 
-def _is_ternary(plan: CompressionPlan) -> bool:
-    return all(layer.kind == TERNARY for layer in plan.compressed) and bool(plan.compressed)
-
-
-def _ternary_words(plan: CompressionPlan) -> str:
-    steps = sum(layer.step is not None for layer in plan.compressed)
-    text = "Their weights are -1, 0 and 1, five of them in a byte, with a scale for each row."
+def _ternary_words(layers: Sequence[LayerPlan]) -> str:
+    if not layers:
+        return ""
+    steps = sum(layer.step is not None for layer in layers)
+    text = (
+        f"The weights of {tables.counted(len(layers), 'layer')} are -1, 0 and 1, five of them in a "
+        "byte, with a scale for each row."
+    )
     if steps:
         text += (
             f" The activations after {steps} of them are steps with the Gaussian moments of the "
@@ -128,7 +134,7 @@ def _ternary_words(plan: CompressionPlan) -> str:
 
 
 def _what_was_lost(plan: CompressionPlan) -> str:
-    if not plan.changed or _is_ternary(plan):
+    if not plan.changed:
         return ""
     worst = max(plan.changed, key=lambda layer: layer.dropped_energy)
     text = (
@@ -169,7 +175,10 @@ def _size_section(plan: CompressionPlan, sizes: Mapping[str, int] | None) -> str
     return f"## Size\n\n{tables.markdown_table(rows)}" if rows else ""
 
 
-def _loading(repo: str, *, exports: bool) -> str:
+def _loading(repo: str, auto_class: str, *, exports: bool) -> str:
+    task = ""
+    if auto_class == "AutoModel":
+        task = "Use the Auto class of your task in place of `AutoModel`.\n\n"
     export = f"""Anywhere, after turning it into dense weights once:
 
 ```bash
@@ -183,24 +192,23 @@ With the package (`pip install hf_rmt`):
 
 ```python
 import hf_rmt  # registers the quantization method "rmt"
-from transformers import AutoModel
+from transformers import {auto_class}
 
-model = AutoModel.from_pretrained("{repo}")
+model = {auto_class}.from_pretrained("{repo}")
 ```
 
 Without it, through the code in this repository, after reading that code:
 
 ```python
-from transformers import AutoModel
+from transformers import {auto_class}
 
-model = AutoModel.from_pretrained("{repo}", trust_remote_code=True)
+model = {auto_class}.from_pretrained("{repo}", trust_remote_code=True)
 ```
 
-{export if exports else ""}Use the Auto class of your task in place of `AutoModel`.
-
-> **Plain loading fails, by design.** Without the package and without `trust_remote_code=True`,
-> transformers raises an error instead of starting from random weights. Do not
-> silence it with `ignore_mismatched_sizes=True`: the layers would then be random."""
+{export if exports else ""}{task}> **Plain loading fails, by design.** Without the package
+> and without `trust_remote_code=True`, transformers raises an error instead of starting from
+> random weights. Do not silence it with `ignore_mismatched_sizes=True`: the layers would then
+> be random."""
 
 
 def _layers(plan: CompressionPlan) -> str:
@@ -224,14 +232,18 @@ def _row(layer: LayerPlan) -> dict[str, Any]:
     }
 
 
-def _settings(config: Mapping[str, Any]) -> str:
+def _settings(plan: CompressionPlan, config: Mapping[str, Any]) -> str:
     """The settings as the user gave them, without the library's own records."""
     given = {
         key: value
         for key, value in config.items()
         if value is not None and key not in RECORDS and not isinstance(value, Mapping)
     }
-    return f"## Settings\n\n```json\n{json.dumps(given, indent=2)}\n```" if given else ""
+    if not given:
+        return ""
+    several = len({(layer.kind, layer.noise) for layer in plan.compressed}) > 1
+    last = "Of the last of several compressions, each of other layers.\n\n" if several else ""
+    return f"## Settings\n\n{last}```json\n{json.dumps(given, indent=2)}\n```"
 
 
 def _is_hub_id(name: str) -> bool:

@@ -7,13 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
+)
 
 import hf_rmt
 from hf_rmt import RMTConfig
 from hf_rmt.integrations.loader import ALARM
-from hf_rmt.integrations.saving import PICTURE
-from tests.integrations.models import outputs, tiny_model
+from hf_rmt.integrations.saving import PICTURE, auto_class
+from tests.integrations.models import WIDTH, outputs, tiny_model
 
 
 @pytest.fixture
@@ -93,3 +100,94 @@ def test_a_dense_export_leaves_no_trace(dense: Path, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert not {"quantization_config", "auto_map", "attn_implementation"} & set(config)
     assert torch.equal(outputs(model, "bert"), before)
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_a_model_made_dense_saves_as_a_plain_one(
+    dense: Path, tmp_path: Path, reloaded: bool
+) -> None:
+    model = compressed(dense)
+    if reloaded:
+        model.save_pretrained(tmp_path / "small")
+        model = AutoModel.from_pretrained(tmp_path / "small")
+    model.dequantize()
+    model.save_pretrained(tmp_path / "plain")
+    names = {path.name for path in (tmp_path / "plain").iterdir()}
+    assert names == {"config.json", "model.safetensors"}
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert not {"quantization_config", "auto_map", "attn_implementation"} & set(config)
+    assert torch.equal(
+        outputs(AutoModel.from_pretrained(tmp_path / "plain"), "bert"), outputs(model, "bert")
+    )
+
+
+def test_a_model_that_cannot_be_made_dense_saves_as_before(tmp_path: Path) -> None:
+    model = ternary_classifier("matched")
+    with pytest.raises(ValueError, match="step activation"):
+        model.dequantize()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "hf_rmt_remote.py").exists()
+
+
+TINY = BertConfig(
+    hidden_size=WIDTH,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    intermediate_size=100,
+    vocab_size=50,
+)
+
+
+def ternary_classifier(activation: str) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(TINY).eval()
+    batches = [{"input_ids": torch.randint(50, (8, 7))} for _ in range(2)]
+    hf_rmt.compress(model, RMTConfig(method="ntk", activation=activation), calibration=batches)
+    return model
+
+
+def test_the_card_of_a_ternary_head_tells_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / PICTURE).write_text("of the model that was here before")
+    ternary_classifier("keep").save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    settings = json.loads(text.split("```json\n")[1].split("```")[0])
+    expected = {"quant_method": "rmt", "method": "ntk", "weights": "trained", "activation": "keep"}
+    assert settings == {**expected, "seed": 0}
+    assert not (tmp_path / PICTURE).exists()
+    assert PICTURE not in text
+    assert text.count("AutoModelForSequenceClassification.from_pretrained") == 2
+    assert "AutoModel.from_pretrained" not in text
+    assert "What was lost" not in text
+
+
+def test_the_card_of_a_spectral_method_leaves_ternary_settings_out(
+    dense: Path, tmp_path: Path
+) -> None:
+    compressed(dense).save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    settings = json.loads(text.split("```json\n")[1].split("```")[0])
+    assert {"noise", "noise_removal", "min_size"} <= set(settings)
+    assert not {"weights", "activation", "sparsity", "layers"} & set(settings)
+
+
+class Unknown(BertModel):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("model_class", "expected"),
+    [
+        (BertModel, "AutoModel"),
+        (BertForMaskedLM, "AutoModelForMaskedLM"),
+        (BertForSequenceClassification, "AutoModelForSequenceClassification"),
+        (BertForPreTraining, "AutoModelForPreTraining"),
+        (Unknown, "AutoModel"),
+    ],
+)
+def test_the_auto_class_keeps_the_head(model_class: type, expected: str) -> None:
+    with torch.device("meta"):
+        assert auto_class(model_class(TINY)) == expected
+
+
+def test_the_auto_class_is_that_of_the_task_before_that_of_pretraining() -> None:
+    assert auto_class(tiny_model("t5")) == "AutoModelForSeq2SeqLM"

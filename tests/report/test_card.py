@@ -95,6 +95,42 @@ def test_picture_only_where_there_is_one(plan):
     assert "![" not in card(plan)
 
 
+def test_loading_names_the_class_that_keeps_the_head(plan):
+    loading = section(card(plan, auto_class="AutoModelForCausalLM"), "How to load it")
+    assert loading.count("import AutoModelForCausalLM\n") == 2
+    assert loading.count("AutoModelForCausalLM.from_pretrained(") == 2
+    assert "AutoModel." not in loading
+    assert "of your task" not in loading
+    assert "of your task in place of `AutoModel`" in section(card(plan), "How to load it")
+
+
+def ternary(name, **changes):
+    return layer_plan(name, kind="ternary", noise="drop", rank=0, phase="", **changes)
+
+
+def test_a_ternary_head_is_told_of_in_its_own_words():
+    step = {"module": "act", "thresholds": [0.0], "heights": [0.0, 1.0]}
+    text = card(CompressionPlan((ternary("pooler", step=step), ternary("out"))), config={})
+    assert "The weights of 2 layers are -1, 0 and 1" in text
+    assert "activations after 1 of them" in text
+    assert "low-rank factors" not in text
+    assert "What was lost" not in text
+    assert "hf-rmt export" not in text
+
+
+def test_layers_compressed_in_two_ways_are_told_of_in_both():
+    body = layer_plan(dropped_energy=0.1, rank=4)
+    head = ternary("head", dropped_energy=0.7)
+    text = card(CompressionPlan((body, head)))
+    assert "2 of 2 layers" in text
+    assert "(4 to 4 directions a layer)" in text
+    assert "is stored as 8-bit integers." in text
+    assert "The weights of 1 layer are -1, 0 and 1" in text
+    assert "10 % of the squared norm" in section(text, "What was lost")
+    assert "last of several compressions" in section(text, "Settings")
+    assert "last of several" not in card(CompressionPlan((body, layer_plan("other"))))
+
+
 def test_three_ways_of_loading_and_the_warning(plan):
     loading = section(card(plan), "How to load it")
     with_package, remote, dense = re.findall(r"```\w+\n(.*?)```", loading, re.S)
