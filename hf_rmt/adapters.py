@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 INPUT_DAMPING, GRADIENT_DAMPING = 0.02, 0.05
+ALIKE = 1e-6
+"""Variance over squared mean up to which samples differ by rounding alone."""
 """Parts of the mean second moment added to each: a few batches do not excite every direction."""
 
 SMALLEST = 1e-150
@@ -208,6 +210,27 @@ def damped(moment: Tensor, damping: float) -> Tensor:
     moment = moment.double()
     shift = (damping * moment.diagonal().mean()).clamp_min(SMALLEST)
     return moment + shift * torch.eye(len(moment)).to(moment)
+
+
+def covariance(moment: Tensor, mean: Tensor) -> Tensor:
+    """C = M - m m' without what is but rounding of a far larger mean.
+
+    Args:
+        moment: M, second moment of samples, shape (d, d).
+        mean: m, shape (d,).
+
+    Returns:
+        C in the dtype of M, without negative directions that would outweigh a damping; zero where
+        samples do not differ by more than rounding.
+    """
+    found = moment - torch.outer(mean, mean)
+    if float(found.trace()) <= ALIKE * float(mean.square().sum()):
+        return torch.zeros_like(found)
+    certain = not torch.linalg.cholesky_ex(damped(found, INPUT_DAMPING / 2)).info
+    if certain or not torch.isfinite(found).all():
+        return found
+    values, vectors = torch.linalg.eigh(found.double())
+    return ((vectors * values.clamp_min(0)) @ vectors.T).to(found)
 
 
 def _divided(vectors: Tensor, root: Tensor | None) -> Tensor:

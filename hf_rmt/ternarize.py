@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.adapters import damped
+from hf_rmt.adapters import covariance, damped
 from hf_rmt.compression import CompressedWeight, dense_plan
 from hf_rmt.kernels import gaussian_moments, match_step_activation
 from hf_rmt.nn import TernaryLinear
@@ -30,8 +30,7 @@ RIDGE = 0.5
 """Part of the mean second moment that is added to each. Three trained BERTs' heads, calibrated on
 300 sentences, then decide as the dense ones do on 99.4 % of new sentences (SST-2) and 98.1 % of new
 pairs (MRPC); with a fifth of it on 98.7 and 97.6 %."""
-ALIKE = 1e-6
-"""Variance over squared mean up to which samples differ by rounding alone."""
+UNVARIED = "not refitted: its inputs are the same in all samples"
 ODD = 1e-9
 """|m2| tau^2 / tau_out of an activation that counts as odd."""
 
@@ -85,7 +84,7 @@ class Regression:
         mean_x, mean_y = self.inputs / self.count, self.outputs / self.count
         moment, cross = self.squares / self.count, self.products / self.count
         if bias:
-            moment = moment - torch.outer(mean_x, mean_x)
+            moment = covariance(moment, mean_x)
             cross = cross - torch.outer(mean_x, mean_y)
         ridged = damped(moment, RIDGE)
         offset = (ridged - moment) @ prior.T.to(ridged)
@@ -143,9 +142,11 @@ def refit_weight(
     """
     prior = weight if settings.weights == "trained" else torch.zeros_like(weight)
     fitted, moment, means = seen.solve(prior, bias=bias is not None)
-    check_varied(name, moment, None if bias is None else means[: weight.shape[1]])
     if not torch.isfinite(fitted).all() or not fitted.any():
         return ternarize_weight(name, weight, settings)
+    if not moment.any():
+        plain = ternarize_weight(name, weight, settings)
+        return replace(plain, plan=replace(plain.plan, reason=UNVARIED))
     layer = _rounded(fitted.to(weight.dtype), settings)
     _approximate(layer, fitted, settings, moment)
     result = _ternarized(name, weight, layer)
@@ -191,18 +192,17 @@ def matched_step(
     }
 
 
-def check_varied(name: str, moment: Tensor, mean: Tensor | None) -> None:
-    """Refuse a covariance of inputs that holds rounding errors only.
+def check_varied(name: str, moment: Tensor) -> None:
+    """Refuse samples that are all alike.
 
     Args:
         name: Of the layer.
-        moment: Covariance of its inputs, shape (in, in).
-        mean: Their mean, shape (in,); None where the moment is not about it.
+        moment: Covariance, or second moment, of its inputs, shape (in, in).
 
     Raises:
-        ValueError: If the inputs are all alike.
+        ValueError: If it is zero.
     """
-    if mean is not None and float(moment.trace()) <= ALIKE * float(mean.square().sum()):
+    if not moment.any():
         raise ValueError(
             f"the inputs of {name!r} are the same in all calibration samples, which say nothing of "
             "how they vary; pass a few hundred different ones"

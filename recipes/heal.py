@@ -48,6 +48,8 @@ from hf_rmt import CompressionPlan, RMTConfig, TernaryCallback
 from hf_rmt.demo import demo_model_path
 
 STAGES = ("original", "compressed", "healed")
+BODY_RATE, HEAD_RATE = 5e-5, 1e-3
+"""Learning rates; of a ternary head alone a small one flips hardly an entry."""
 
 
 @dataclass
@@ -72,7 +74,8 @@ class Arguments(DataArguments):
     steps: int = field(default=300, metadata={"help": "of distillation; 0 for none"})
     batch_size: int = 32
     learning_rate: float | None = field(
-        default=None, metadata={"help": "default: 5e-5, of a ternary head 1e-3"}
+        default=None,
+        metadata={"help": "of the distillation; default: 5e-5, of a ternary head 1e-3"},
     )
     temperature: float = 2.0
     hidden_weight: float = field(default=1.0, metadata={"help": "of hidden states in the loss"})
@@ -115,8 +118,6 @@ def main() -> None:
     arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
     logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is what is asked for
     set_seed(arguments.seed)
-    ternary = arguments.method == "ntk"
-    arguments.learning_rate = arguments.learning_rate or (1e-3 if ternary else 5e-5)
     task = "embedded" if arguments.embedded else arguments.task[0]
     splits, labels = splits_of(arguments, task, arguments.seed)
     teacher, tokenizer = original(arguments, len(labels))
@@ -209,9 +210,10 @@ def distil(
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # the teacher's targets are without it
+    default = HEAD_RATE if callbacks else BODY_RATE
     trainer = DistillationTrainer(
         model=student,
-        args=settings_of(arguments, arguments.steps),
+        args=settings_of(arguments, arguments.steps, arguments.learning_rate or default),
         train_dataset=train,
         data_collator=collator,
         teacher=teacher,
@@ -246,11 +248,13 @@ def difference(model: Any, folder: Path, collator: Any, judged: dict[str, Datase
     return float((model.eval()(**batch).logits - again(**batch).logits).abs().max())
 
 
-def settings_of(arguments: Arguments, steps: int) -> TrainingArguments:
+def settings_of(
+    arguments: Arguments, steps: int, learning_rate: float = BODY_RATE
+) -> TrainingArguments:
     return TrainingArguments(
         arguments.output_dir,
         max_steps=steps,
-        learning_rate=arguments.learning_rate,
+        learning_rate=learning_rate,
         warmup_steps=0.06,
         per_device_train_batch_size=arguments.batch_size,
         per_device_eval_batch_size=64,

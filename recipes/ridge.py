@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 Array = NDArray[np.floating]
 
@@ -51,7 +51,8 @@ def fit_ridge(train: Rows, kept: Rows, error: Callable[[Array, Array], float]) -
 def ridge_path(train: Rows) -> Iterator[Readout]:
     """Minimisers of |T - F W|^2 + strength |W|^2, rows centred, for every strength.
 
-    The smaller of the two Gram matrices is solved, in float64.
+    The smaller of the two Gram matrices is solved, in float64. Strengths that are weaker than the
+    rounding of its products are left out.
 
     Args:
         train: Rows to fit on.
@@ -69,7 +70,11 @@ def ridge_path(train: Rows) -> Iterator[Readout]:
     diagonal = gram[places]
     for strength in STRENGTHS:
         gram[places] = diagonal + strength * unit
-        weights = cho_solve(cho_factor(gram), right).astype(features.dtype)
+        try:
+            factor = cho_factor(gram)
+        except LinAlgError:  # weaker than the rounding of the products
+            continue
+        weights = cho_solve(factor, right).astype(features.dtype)
         if dual:
             weights = features.T @ weights
         yield Readout(weights, offset - mean @ weights, strength)

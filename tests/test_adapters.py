@@ -12,6 +12,7 @@ from hf_rmt.adapters import (
     Excitation,
     LowRankUpdate,
     choose_ranks,
+    covariance,
     importance,
     low_rank,
 )
@@ -137,3 +138,24 @@ def test_an_update_counts_its_parameters() -> None:
     update = LowRankUpdate("layer", False, torch.ones(5, 2), torch.ones(2, 7), 0.5)
     assert (update.rank, update.shape) == (2, (5, 7))
     assert (update.parameters, update.dense_parameters) == (24, 35)
+
+
+def test_a_covariance_has_no_directions_of_rounding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 40, generator=generator).double() * torch.logspace(0, -4, 40) * 0.05 + 3
+    exact = torch.cov(x.T, correction=0)
+    mean, moment = x.float().mean(0), x.float().T @ x.float() / 60
+    plain, found = moment - torch.outer(mean, mean), covariance(moment, mean)
+    shift = 0.02 * float(exact.trace()) / 40
+    assert float(torch.linalg.eigvalsh(plain.double())[0]) < -shift / 2
+    assert float(torch.linalg.eigvalsh(found.double())[0]) > -shift / 2
+    assert (found - exact).norm() <= (plain - exact).norm()
+    assert float((found - exact).norm() / exact.norm()) < 0.05
+
+
+def test_a_covariance_of_equal_samples_is_zero_and_a_plain_one_is_left_alone() -> None:
+    x = torch.full((7, 40), 3.3)
+    assert not covariance(x.T @ x / 7, x.mean(0)).any()
+    y = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
+    moment, mean = y.T @ y / 100, y.mean(0)
+    assert torch.equal(covariance(moment, mean), moment - torch.outer(mean, mean))

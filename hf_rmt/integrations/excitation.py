@@ -12,7 +12,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.adapters import Excitation
+from hf_rmt.adapters import Excitation, covariance
 from hf_rmt.nn.matrices import matrix_shape
 
 Batch = Mapping[str, Any]
@@ -175,7 +175,7 @@ class _Inputs:
         inputs = self.products / self.count
         if not biased:
             return Excitation(inputs, gradients)
-        return Excitation(inputs - torch.outer(mean, mean), gradients, mean)
+        return Excitation(covariance(inputs, mean), gradients, mean)
 
 
 def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:

@@ -185,7 +185,7 @@ def _hidden_decision(
         random, seen = settings.weights == "random", excited.get(name)
         if seen is None:
             return _noted(ternarize_weight(name, weight, settings, random=random), UNREACHED)
-        check_varied(name, seen.inputs, seen.mean)
+        check_varied(name, seen.inputs)
         result = ternarize_weight(name, weight, settings, random=random, moment=seen.inputs)
         layer = result.layer
         if layer is None:
@@ -208,7 +208,7 @@ def _last_decision(
 
     def decide(name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
         result = refit_weight(name, weight, bias, settings, seen)
-        return result if result.layer is None else _noted(result, REFITTED)
+        return result if result.plan.reason else _noted(result, REFITTED)
 
     return decide
 

@@ -10,6 +10,7 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_rmt import RMTConfig, compress
+from hf_rmt.ternarize import UNVARIED
 from tests.integrations.test_heads import batches, logits, other, trained
 
 
@@ -29,6 +30,16 @@ def test_a_last_layer_of_zeros_says_why_it_stays_dense() -> None:
     torch.nn.init.zeros_(model.classifier.weight)
     plan = compress(model, RMTConfig(method="ntk"), calibration=batches()).plan
     assert [layer.reason for layer in plan if not layer.compressed] == ["all weights are zero"]
+
+
+def test_a_last_layer_whose_inputs_do_not_vary_is_not_refitted() -> None:
+    model = trained()
+    with torch.no_grad():
+        model.bert.pooler.dense.weight.mul_(1e-3)  # so that the step never changes its side
+        model.bert.pooler.dense.bias.fill_(3.0)
+    plan = compress(model, RMTConfig(method="ntk"), calibration=batches()).plan
+    assert [layer.reason for layer in plan][1] == UNVARIED
+    assert torch.isfinite(logits(model)).all()
 
 
 def test_few_samples_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:

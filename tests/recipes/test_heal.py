@@ -41,8 +41,8 @@ def test_one_command_compresses_heals_and_saves(healed: tuple[Path, Any]) -> Non
 
 
 def test_a_ternary_head_is_trained_as_such(tmp_path: Path, trained_bert: Path) -> None:
-    options = ["--method", "ntk", "--learning_rate", "1e-2", "--output_dir", tmp_path]
-    succeed(RECIPES / "heal.py", *OPTIONS, *options)
+    options = ["--method", "ntk", "--learning_rate", "1e-2"]
+    succeed(RECIPES / "heal.py", *OPTIONS, *options, "--output_dir", tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["layers"]) == {"bert.pooler.dense", "classifier"}
     assert 1.6 < results["bits_per_weight"] < 1.7
