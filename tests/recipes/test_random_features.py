@@ -33,8 +33,8 @@ def called(recipe: Any, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
 
 def test_strengths_weaker_than_rounding_are_left_out(ridge: Any) -> None:
     generator = np.random.default_rng(0)
-    features = np.outer(generator.standard_normal(20_000), np.ones(30)) + 3
-    rows = ridge.Rows(features.astype(np.float32), features[:, :1].astype(np.float32))
+    features = np.outer(generator.standard_normal(20_000), generator.standard_normal(300))
+    rows = ridge.Rows((features + 3).astype(np.float32), features[:, :1].astype(np.float32))
     readouts = list(ridge.ridge_path(rows))
     assert 1 <= len(readouts) < len(ridge.STRENGTHS)
     assert readouts[-1].strength == max(ridge.STRENGTHS)
