@@ -75,9 +75,9 @@ class TernaryCallback(TrainerCallback):
             layer = model.get_submodule(name).freeze(layout=before.layout)
             layer.scale = layer.scale.to(before.scale)
             model.set_submodule(name, layer)
-            changed = layer.dense().sign() != before.dense().sign().to(layer.scale)
-            self.flipped[name] = float(changed.float().mean())
-            _record(model, name, int(layer.dense().count_nonzero()))
+            old, new = before.dense().sign(), layer.dense().sign()
+            self.flipped[name] = float((old.to(new) != new).float().mean())
+            _record(model, name, int(new.count_nonzero()))
         self._before = {}
 
 

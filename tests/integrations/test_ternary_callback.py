@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, Trainer
 
 from hf_rmt import RMTConfig, TernaryCallback, compress
 from hf_rmt.nn import LatentTernaryLinear, StepActivation, TernaryLinear
+from tests.integrations.test_heads import other
 from tests.integrations.training import arguments, classifier, fine_tune, logits, sentences
 
 HEAD = ["bert.pooler.dense", "classifier"]
@@ -101,6 +102,30 @@ def test_the_best_model_is_packed(tmp_path: Path) -> None:
     losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
     assert max(losses) > 1.01 * min(losses)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "rate"), [("t5", 0.1), ("vit", 5e-3), ("roberta", 5e-3)])
+def test_the_head_of_each_family_trains_alone(
+    tmp_path: Path, family: str, rate: float, dtype: torch.dtype
+) -> None:
+    model, inputs, names = other(family)
+    model = model.to(dtype)
+    inputs = {key: it.to(dtype) if it.is_floating_point() else it for key, it in inputs.items()}
+    compress(model, RMTConfig(method="ntk"), calibration=[inputs] * 2)
+    model.requires_grad_(False)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    rows = [{key: it[k] for key, it in inputs.items()} | {"labels": k % 2} for k in range(16)]
+    callback, settings = TernaryCallback(), arguments(tmp_path, learning_rate=rate)
+    trainer = Trainer(model, settings, train_dataset=rows, callbacks=[callback])
+    trainer.train()
+    assert list(callback.flipped) == names
+    assert max(callback.flipped.values()) > 0
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    trainer.save_model(str(tmp_path / "saved"))
+    again = type(model).from_pretrained(tmp_path / "saved", dtype="auto").eval()
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model.eval()(**inputs).logits)
 
 
 def test_linears_inside_the_blocks_train_too(tmp_path: Path) -> None:
