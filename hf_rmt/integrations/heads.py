@@ -39,7 +39,7 @@ from hf_rmt.ternarize import (
 logger = logging.getLogger(__name__)
 
 FEW = 64
-"""Samples below which a fit is no better than none."""
+"""Samples below which the user is warned of the fit."""
 REFITTED = "refitted to the outputs it had"
 
 
