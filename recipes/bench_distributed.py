@@ -23,7 +23,7 @@ from torch import distributed, multiprocessing
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.integrations.start import digest
+from hf_rmt.huggingface.training.start_weights import digest
 
 
 def run(processes: int, options: argparse.Namespace) -> list[dict[str, float | str]]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from hf_rmt import RMTCallback, RMTConfig
-from hf_rmt.integrations.model import copy_tokenizer
+from hf_rmt.huggingface.api import copy_tokenizer
 
 CALIBRATION = 300
 """Training rows that a ternary head is calibrated on."""

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer, BertTokenizer
 import hf_rmt
 from hf_rmt import SpikedLinear
 from hf_rmt.cli import main
-from tests.integrations.models import outputs, tiny_model
+from tests.huggingface.models import outputs, tiny_model
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "signal", "noise")
 

@@ -25,7 +25,7 @@ def run(script: str) -> str:
         ("hf_rmt.plan", set()),
         ("hf_rmt.report", set()),
         ("hf_rmt.nn", {"torch"}),
-        ("hf_rmt.decompose", {"torch"}),
+        ("hf_rmt.compression.spectrum", {"torch"}),
     ],
 )
 def test_import_loads_no_heavy_library(part, allowed):
@@ -56,4 +56,4 @@ print([n for n in hf_rmt.__all__ if isinstance(getattr(hf_rmt, n), types.ModuleT
 
 @pytest.mark.parametrize("first", ["loader", "quantizer"])
 def test_a_module_that_registration_needs_can_be_imported_first(first):
-    assert run(f"import hf_rmt.integrations.{first}; print('loaded')").strip() == "loaded"
+    assert run(f"import hf_rmt.huggingface.{first}; print('loaded')").strip() == "loaded"

@@ -3,12 +3,11 @@
 Knows torch and nothing of transformers.
 """
 
-from hf_rmt.nn.latency import latency_ratio
-from hf_rmt.nn.latent import LatentTernaryLinear
-from hf_rmt.nn.noise import NoiseStore, stored_bits
+from hf_rmt.nn.latent_ternary import LatentTernaryLinear
+from hf_rmt.nn.noise_store import NoiseStore, stored_bits
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
-from hf_rmt.nn.steps import StepActivation
+from hf_rmt.nn.step_activation import StepActivation
 from hf_rmt.nn.ternary import TernaryLinear
 from hf_rmt.settings import NOISE_KINDS
 
@@ -20,6 +19,5 @@ __all__ = [
     "SpikedLinear",
     "StepActivation",
     "TernaryLinear",
-    "latency_ratio",
     "stored_bits",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_rmt.nn.codebooks import CODEBOOKS
-from hf_rmt.nn.noise import NoiseStore, rows_at_once
+from hf_rmt.nn.noise_store import NoiseStore, rows_at_once
 
 
 class SpikedLinear(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_rmt.checks import check_choice, check_integer, check_number
-from hf_rmt.nn.integer import integer_linear, runs_on_integers
-from hf_rmt.nn.trits import (
+from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
+from hf_rmt.nn.ternary_packing import (
     SCALE_OPTIONS,
     from_fifths,
     pack_trits,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from hf_rmt.compression.targets import select_layers
 from hf_rmt.settings import CompressionSettings
-from hf_rmt.targets import select_layers
 from tests.processes import RECIPES, run_python
 
 TINY = ["--embedded", "--use_cpu", "--seeds", "0", "--selection_samples", "50"]

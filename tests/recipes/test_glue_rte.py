@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.integrations.training import classifier
+from tests.huggingface.training.training import classifier
 from tests.processes import RECIPES, run_python
 
 OPTIONS = ["--embedded", "--use_cpu", "--seeds", "0", "--fractions", "0.5", "--max_steps", "2"]

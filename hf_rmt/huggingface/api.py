@@ -1,0 +1,289 @@
+"""`analyze`, `compress` and `export_dense`: the same work on models that are loaded already."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import (
+    FULL_TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import has_file
+
+from hf_rmt.compression.apply import compress_shared
+from hf_rmt.compression.calibrated import compress_calibrated
+from hf_rmt.compression.summary import analyze_layers, warn_of_loss
+from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.huggingface.card import hub_id
+from hf_rmt.huggingface.config import RMTConfig
+from hf_rmt.huggingface.quantizer import (
+    RMTQuantizer,
+    both_reports,
+    layers_left,
+    quantized_already,
+    stays_plain,
+)
+from hf_rmt.huggingface.saving import install_saving
+from hf_rmt.nn.counterparts import COMPRESSED, densify
+from hf_rmt.report import CompressionReport, SpectralReport
+from hf_rmt.settings import METHOD_TABLE, METHODS, CompressionSettings
+from hf_rmt.ternary.head import compress_head
+
+ModelOrPath = nn.Module | str | PathLike[str]
+
+
+def analyze(
+    model_or_path: ModelOrPath,
+    *,
+    target_modules: list[str] | str | None = None,
+    method: str = "pdb",
+    rank: int | None = None,
+    energy: float | None = None,
+    fraction: float | None = None,
+) -> SpectralReport:
+    """Fit the double bulk model, or another, to every attention and MLP weight of a model.
+
+    Args:
+        model_or_path: A loaded model, a folder or a Hub id.
+        target_modules: Which layers, as in `RMTConfig`.
+        method: How signal and noise are told apart, as in `RMTConfig`.
+        rank: What `svd` and `slr` keep, as in `RMTConfig`.
+        energy: The same by energy.
+        fraction: The same by the number of directions, or of entries.
+
+    Returns:
+        The spectra: a table when printed, plots, JSON and CSV.
+
+    Raises:
+        ValueError: If a target matches nothing, or the method is unknown or told too much or too
+            little.
+        OSError: If the path or id cannot be loaded.
+    """
+    if method in METHOD_TABLE and METHOD_TABLE[method].decide:
+        raise ValueError(
+            f"method={method!r} looks at no spectrum, so there is nothing to analyze; choose among "
+            f"{', '.join(METHODS)}"
+        )
+    settings = RMTConfig(
+        method=method,
+        rank=rank,
+        energy=energy,
+        fraction=fraction,
+        noise="drop",
+        target_modules=target_modules,
+    )
+    model = load_if_path(model_or_path)
+    compressed = [name for name, part in model.named_modules() if isinstance(part, COMPRESSED)]
+    names = compressed or compressible_layers(model, settings)
+    return analyze_layers(model, names, settings)
+
+
+def compress(
+    model: nn.Module,
+    config: RMTConfig | None = None,
+    *,
+    dry_run: bool = False,
+    calibration: Iterable[Mapping[str, Any]] | None = None,
+    size: float | None = None,
+) -> CompressionReport:
+    """Compress a loaded model in place.
+
+    A transformers model can then be saved, pushed and reloaded like one that was compressed by
+    `from_pretrained`, and like any other if nothing was replaced; any other module has its linears
+    replaced. A second call may compress other layers of a transformers model in another way. Where
+    torch.distributed runs, every process calls this on its replica: they share the work and end
+    with the same weights.
+
+    Args:
+        model: A model with its weights in memory.
+        config: What to do; the default keeps the outputs.
+        dry_run: Only plan: ranks, energies, bits and latencies. The model is not changed.
+        calibration: Batches of the model's arguments, such as a few hundred tokenized sentences,
+            gone through several times; an iterator is read into memory. Signal and noise are then
+            split to lessen the error of the layers' outputs on them, and biases keep the mean
+            outputs. Labels are not needed, padding is left out. `method="ntk"` matches activations
+            at the scale they have on them, and refits the last layer to its old outputs.
+        size: Only with calibration and `noise="drop"`: the share of the layers' parameters to
+            keep, in (0, 1]. Ranks are shared out over the layers by what each direction is worth
+            to the model's outputs, in place of what the method finds.
+
+    Returns:
+        What was, or would be, done.
+
+    Raises:
+        TypeError: If the model is not a module, the config no `RMTConfig` or a batch no mapping.
+        ValueError: If the model, or here one of the layers, is quantized already, nothing can be
+            compressed, calibration holds no batch or is not finite, or options contradict each
+            other.
+    """
+    config = copy.deepcopy(config) if config is not None else RMTConfig()
+    check_compressible(model, config, again=True)
+    names = layers_left(model, config)
+    if METHOD_TABLE[config.method].decide:
+        _check_no_size(size, config)
+        report = compress_head(model, names, config, calibration, dry_run=dry_run)
+    elif calibration is not None:
+        report = compress_calibrated(model, names, config, calibration, size=size, dry_run=dry_run)
+    elif size is None:
+        report = compress_shared(model, names, config, dry_run=dry_run)
+    else:
+        raise ValueError(f"size={size} shares ranks out by calibration; pass calibration=batches")
+    if not dry_run:
+        warn_of_loss(report.plan)
+        if isinstance(model, PreTrainedModel):
+            attach_quantizer(model, config, report)
+    return report
+
+
+def _check_no_size(size: float | None, config: RMTConfig) -> None:
+    if size is not None:
+        raise ValueError(
+            f"size={size} shares ranks out, and method={config.method!r} has none; leave it out"
+        )
+
+
+def export_dense(model_or_path: ModelOrPath) -> nn.Module:
+    """A plain dense copy of a compressed model, which loads anywhere without this package.
+
+    Args:
+        model_or_path: A compressed model, or where one is saved. A loaded model is not changed.
+
+    Returns:
+        The dense model. Its weights are what the compressed layers act as.
+
+    Raises:
+        ValueError: If the model has no compressed layer, or activations became steps, which no
+            plain model has.
+        TypeError: If it is neither a model nor a path.
+    """
+    model: Any = load_if_path(model_or_path)
+    if not any(isinstance(module, COMPRESSED) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has no layer compressed by hf_rmt, so it is dense already; "
+            "save it with save_pretrained"
+        )
+    dense: Any = copy.deepcopy(model) if model is model_or_path else model
+    return dense.dequantize() if isinstance(dense, PreTrainedModel) else densify(dense)
+
+
+def load_if_path(model_or_path: ModelOrPath) -> Any:
+    """A model as it is; a folder or Hub id loaded with the class it was saved from."""
+    if isinstance(model_or_path, nn.Module):
+        return model_or_path
+    return model_class(model_or_path).from_pretrained(model_or_path, dtype="auto")
+
+
+def model_class(path: str | PathLike[str]) -> Any:
+    """The class that a saved model names as its own, `AutoModel` if it names none.
+
+    Raises:
+        OSError: If there is no such folder and the Hub does not answer or has no such model.
+        TypeError: If it is no path.
+    """
+    return _class_of(_saved_config(path))
+
+
+def _saved_config(path: str | PathLike[str]) -> Any:
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"expected a loaded model, a folder or a Hub id, got {path!r}")
+    try:
+        return AutoConfig.from_pretrained(path)
+    except OSError as error:
+        raise OSError(
+            f"{str(path)!r} is neither a folder with a model nor a Hub id that can be reached; "
+            f"pass a local folder, or connect. {error}"
+        ) from error
+
+
+def _class_of(saved: Any) -> Any:
+    return getattr(transformers, (saved.architectures or [""])[0], AutoModel)
+
+
+def check_compressible(model: nn.Module, config: RMTConfig, *, again: bool = False) -> None:
+    """Refuse what cannot be compressed; with `again`, a model of which we compressed a part can."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"compress needs a loaded model, got {model!r}; load it first")
+    if not isinstance(config, CompressionSettings):
+        raise TypeError(f"config must be an RMTConfig, got {config!r}")
+    offloaded = any(parameter.device.type == "meta" for parameter in model.parameters())
+    quantizer = getattr(model, "hf_quantizer", None)
+    ours = isinstance(quantizer, RMTQuantizer) and not offloaded
+    if quantizer is not None and not (again and ours):
+        method = quantizer.quantization_config.quant_method
+        raise quantized_already(type(model).__name__, method, "model.dequantize() first")
+    if offloaded:
+        raise ValueError(
+            "some weights of the model are offloaded or on the meta device, where there is "
+            "nothing to compress; load the model without offloading"
+        )
+
+
+def attach_quantizer(model: Any, config: RMTConfig, report: CompressionReport) -> None:
+    """Give the model the quantizer that `from_pretrained` would have given it, if any."""
+    config.layers = report.plan.to_dict()
+    config.base_model = hub_id(model.config._name_or_path)
+    if before := getattr(model, "hf_quantizer", None):
+        report = both_reports(model, before, report)
+        config.layers = report.plan.to_dict()
+        config.base_model = before.quantization_config.base_model
+    if stays_plain(config.layers):
+        return
+    model.hf_quantizer = RMTQuantizer(config, pre_quantized=True)
+    model.hf_quantizer.report = report
+    model.is_quantized = True
+    model.quantization_method = config.quant_method
+    model.config.quantization_config = config
+    install_saving(model)
+
+
+def load_compressed(path: str | PathLike[str], config: RMTConfig) -> tuple[Any, CompressionReport]:
+    """Load a model and compress it weight by weight on the way, never holding it dense.
+
+    Args:
+        path: Folder or Hub id.
+        config: What to do.
+
+    Returns:
+        The compressed model and what was done.
+
+    Raises:
+        ValueError: If the model is quantized already.
+    """
+    saved = _saved_config(path)
+    if quantized := getattr(saved, "quantization_config", None):
+        raise quantized_already(str(path), quantized.get("quant_method"), "export it dense first")
+    loaded = _class_of(saved).from_pretrained(path, quantization_config=config, dtype="auto")
+    plain = getattr(loaded, "compression_report", None)
+    return loaded, plain or loaded.hf_quantizer.report
+
+
+def copy_tokenizer(source: str | PathLike[str], target: str | PathLike[str]) -> None:
+    """Copy the tokenizer or image processor beside a saved model, where there is one."""
+    for part in processors(source):
+        part.save_pretrained(target)
+
+
+def processors(source: str | PathLike[str]) -> list[Any]:
+    """The tokenizer and the image processor of a folder or Hub id, those that it has."""
+    found = []
+    for processor in (AutoTokenizer, AutoImageProcessor):
+        try:
+            found.append(processor.from_pretrained(source))
+        except (OSError, ValueError, ImportError):
+            continue
+    return [part for part in found if not _is_made_up(part, source)]
+
+
+def _is_made_up(part: Any, source: str | PathLike[str]) -> bool:
+    """Whether this is the tokenizer without words that stands for one that nobody saved."""
+    if not isinstance(part, PreTrainedTokenizerBase) or not part.vocab_files_names:
+        return False  # those of bytes or characters need no file
+    files = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, *part.vocab_files_names.values())
+    return not any(has_file(source, file) for file in files)

@@ -1,0 +1,122 @@
+"""The model card of a compressed model, with its picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from transformers.models.auto import modeling_auto
+
+from hf_rmt.plan import TERNARY, CompressionPlan
+from hf_rmt.report import CompressionReport, model_card
+from hf_rmt.report.style import save_figure
+from hf_rmt.settings import METHOD_TABLE, SPECTRAL
+
+PICTURE = "spectrum.png"
+
+CARD_TAG = "hf_rmt"
+
+
+def hub_id(name: str | None) -> str | None:
+    """A model's name if it is a Hub id; a local path is nobody else's business."""
+    return name if name and not Path(name).exists() else None
+
+
+def draw_picture(model: Any, path: Path) -> None:
+    """Spectra if the model was compressed just now, else the plan over depth; needs matplotlib.
+
+    Ternary layers alone have nothing to draw.
+    """
+    path.unlink(missing_ok=True)
+    if all(layer.kind == TERNARY for layer in _plan(model).compressed):
+        return
+    report = model.hf_quantizer.report
+    try:
+        if report is not None and report.spectra is not None:
+            figure = report.spectra.plot_grid()
+        else:
+            figure = CompressionReport(_plan(model)).plot_overview()
+    except ImportError:
+        return
+    save_figure(figure, path)
+
+
+def _plan(model: Any) -> CompressionPlan:
+    return CompressionPlan.from_dict(model.hf_quantizer.quantization_config.layers)
+
+
+def card_of(
+    model: Any, folder: Path, *, repo_id: str | None = None, token: str | None = None
+) -> ModelCard:
+    """The generated card of a folder with saved weights; the network is asked only for a push."""
+    config = model.hf_quantizer.quantization_config
+    source = model.config._name_or_path
+    text = model_card(
+        _plan(model),
+        repo_id=repo_id,
+        base_model=config.base_model,
+        license=_license(source, token, online=repo_id is not None),
+        config=_told(config.to_dict()),
+        picture=PICTURE if (folder / PICTURE).exists() else None,
+        sizes=_sizes(_plan(model), folder),
+        auto_class=auto_class(model),
+    )
+    return ModelCard(text)
+
+
+def _told(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the method reads."""
+    row = METHOD_TABLE[config["method"]]
+    owned = {key for other in METHOD_TABLE.values() for key in other.only}
+    silent = {*SPECTRAL, "min_size"} if row.decide else owned - set(row.only)
+    return {key: value for key, value in config.items() if key not in {*silent, "layers"}}
+
+
+def auto_class(model: Any) -> str:
+    """The Auto class that loads a model with the head it has; `AutoModel` for want of one."""
+    found = [
+        name
+        for name in modeling_auto.__all__
+        if name.startswith("AutoModel") and _loads(getattr(modeling_auto, name), model)
+    ]
+    # a model is in the list of pretraining beside that of its task
+    found.sort(key=lambda name: (name != "AutoModel", name == "AutoModelForPreTraining"))
+    return found[0] if found else "AutoModel"
+
+
+def _loads(auto: Any, model: Any) -> bool:
+    classes = auto._model_mapping.get(type(model.config), ())
+    return type(model) in (classes if isinstance(classes, tuple) else (classes,))
+
+
+def _sizes(plan: CompressionPlan, folder: Path) -> dict[str, int]:
+    """Bytes of the saved weights, and what they would be with dense layers."""
+    after = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    saved = sum(layer.dense_bits - layer.bits for layer in plan.compressed) // 8
+    return {"before": after + saved, "after": after}
+
+
+def foreign_card(repo_id: str, token: str | None) -> ModelCard | None:
+    """The repository's card if a person wrote it."""
+    try:
+        card = ModelCard.load(repo_id, token=token)
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        return None
+    return None if CARD_TAG in (card.data.get("tags") or []) else card
+
+
+def _license(source: str | None, token: str | None, *, online: bool) -> str | None:
+    """Licence that the card of the model's source states, if it can be read."""
+    if not source:
+        return None
+    try:
+        path = Path(source, "README.md")
+        if not path.is_file():
+            if not online or Path(source).is_dir():
+                return None
+            path = Path(hf_hub_download(source, "README.md", token=token))
+        return ModelCard.load(path).data.get("license")
+    except (OSError, ValueError, HfHubHTTPError):
+        return None

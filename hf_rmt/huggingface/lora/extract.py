@@ -1,0 +1,235 @@
+"""`extract_adapter`: fine-tuned minus pretrained as a LoRA adapter that stock PEFT loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoConfig
+
+from hf_rmt.checks import check_integer, check_number
+from hf_rmt.compression.low_rank import (
+    Excitation,
+    LowRankUpdate,
+    choose_ranks,
+    importance,
+    low_rank,
+)
+from hf_rmt.compression.moments import excitations
+from hf_rmt.huggingface.api import ModelOrPath, load_if_path
+from hf_rmt.huggingface.lora.adapter import PREFIX, ExtractedAdapter
+from hf_rmt.huggingface.lora.differences import Differences, differences, paired
+
+DEFAULT_SIZE = 0.03
+"""Of the matrices' parameters: a BERT tuned on SST-2 keeps its accuracy with that."""
+TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+}
+"""PEFT's task by the ending of a model's class; the others need none."""
+HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""Endings of the modules that PEFT carries whole for a task, whatever the config says."""
+
+
+def extract_adapter(
+    base: ModelOrPath,
+    tuned: ModelOrPath,
+    *,
+    size: float | None = None,
+    threshold: float | None = None,
+    rank: int | None = None,
+    calibration: Iterable[Mapping[str, Tensor]] | None = None,
+    target_modules: list[str] | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> ExtractedAdapter:
+    """Fine-tuned minus pretrained as a LoRA adapter, with the rank that each layer is worth.
+
+    Directions of all layers' updates compete for the parameters; `hf_rmt.compression.low_rank` says
+    what each is worth. What is no matrix (biases, norms, new heads) is carried over as it is, so
+    that the adapter on the base acts as the tuned model does with low-rank updates.
+
+    Args:
+        base: The pretrained model, a folder or a Hub id. A path also tells which layers of the
+            head are new, and those are carried whole.
+        tuned: The fine-tuned model, or where one is saved. Neither model is changed.
+        size: Most parameters of the factors, as a fraction of those of the matrices they update;
+            0.03 if neither threshold nor rank is given.
+        threshold: Fraction of all importance to keep, 1 for everything; importance grows with the
+            fourth power of singular values, so useful fractions lie beyond 0.99.
+        rank: The same rank everywhere instead, as a baseline.
+        calibration: Batches of tokenized inputs like those of the task, a hundred sentences or
+            more; they make the adapter better at the same size. Each layer's two second moments
+            are held in memory.
+        target_modules: Which linears and embeddings get factors: names or their endings, or a
+            regular expression for the whole name; by default all of them. Others that differ are
+            carried whole.
+        dtype: Of the factors; that of the tuned weights by default.
+
+    Returns:
+        The adapter, with `save_pretrained` and `push_to_hub`. PEFT alone loads it.
+
+    Raises:
+        TypeError: If size or threshold is no number, rank no whole one, or a batch no mapping.
+        ValueError: If the architectures differ, nothing was changed, values are not finite, the
+            size is too small for a single direction, or options contradict each other.
+        OSError: If a path or id cannot be loaded.
+    """
+    _check_options(size, threshold, rank)
+    tuned_model = load_if_path(tuned)
+    base_model, new = _load_base(base, tuned_model)
+    task = _task(tuned_model)
+    heads = [*_heads(tuned_model, task), *new]
+    found = differences(base_model, tuned_model, heads=heads, targets=target_modules)
+    excited = {} if calibration is None else excitations(tuned_model, found.matrices, calibration)
+    extraction = _Extraction(base_model, tuned_model, excited)
+    ranks = extraction.ranks(found.matrices, size=size, threshold=threshold, rank=rank)
+    updates, shifts = extraction.factors(ranks, dtype)
+    carried = _carried(tuned_model, found, ranks, shifts)
+    name = str(base) if not isinstance(base, nn.Module) else _name(base)
+    return ExtractedAdapter(updates, carried, found.modules, name, task)
+
+
+class _Extraction:
+    """The updates of two models, made one at a time."""
+
+    def __init__(self, base: nn.Module, tuned: Any, excited: Mapping[str, Excitation]) -> None:
+        self.originals: dict[str, Any] = paired(base, tuned)
+        self.tuned, self.excited = tuned, excited
+
+    def update(self, name: str) -> Tensor:
+        """Tuned minus base weight in float32."""
+        after = self.tuned.get_submodule(name).weight.detach().float()
+        return after - self.originals[name].weight.detach().to(after)
+
+    def ranks(
+        self, names: Iterable[str], *, size: float | None, threshold: float | None, rank: int | None
+    ) -> dict[str, int]:
+        """The rank of each layer, from eigenvalues only."""
+        shapes = {name: tuple(self.tuned.get_submodule(name).weight.shape) for name in names}
+        if rank is not None:
+            return {name: min(rank, *shape) for name, shape in shapes.items()}
+        worth = {
+            name: self._importance(name) for name in tqdm(shapes, desc="Ranking", disable=None)
+        }
+        costs = {name: sum(shape) for name, shape in shapes.items()}
+        whole = sum(rows * columns for rows, columns in shapes.values())
+        if size is None and threshold is None:
+            size = DEFAULT_SIZE
+        budget = None if size is None else int(size * whole)
+        ranks = choose_ranks(worth, costs, budget=budget, threshold=threshold or 1.0)
+        if not any(ranks.values()):
+            raise ValueError(
+                f"size={size} allows {budget} parameters, one direction takes at least "
+                f"{min(costs.values())}; raise size"
+            )
+        return ranks
+
+    def factors(
+        self, ranks: Mapping[str, int], dtype: torch.dtype | None
+    ) -> tuple[tuple[LowRankUpdate, ...], dict[str, Tensor]]:
+        """The factors, and what the biases gain by the mean of what is lost."""
+        updates, shifts = [], {}
+        for name in tqdm(ranks, desc="Extracting", disable=None):
+            module, update = self.tuned.get_submodule(name), self.update(name)
+            excitation = self.excited.get(name)
+            left, right = low_rank(update, ranks[name], excitation)
+            lost = update - left @ right
+            energy = 1 - float(lost.norm() / update.norm()) ** 2
+            kind = dtype or module.weight.dtype
+            updates.append(
+                LowRankUpdate(
+                    name, isinstance(module, nn.Embedding), left.to(kind), right.to(kind), energy
+                )
+            )
+            if excitation is not None and excitation.mean is not None:
+                shifts[name] = lost @ excitation.mean.to(lost)
+        return tuple(updates), shifts
+
+    def _importance(self, name: str) -> Tensor:
+        """Worth of a layer's directions; an embedding's inputs are far from those of a linear.
+
+        They are one-hot where a linear's have entries of order 1: each of the n tokens that were
+        trained comes 1/n of the time, n being the participation number of the update's rows, and
+        what follows an embedding works in units of its entries.
+        """
+        module, update = self.tuned.get_submodule(name), self.update(name)
+        excitation = self.excited.get(name)
+        if excitation is None and isinstance(module, nn.Embedding):
+            rows = update.square().sum(1)
+            trained = rows.sum().square() / rows.square().sum()
+            entry = module.weight.detach().float().square().mean().sqrt()
+            update = update / (entry * trained.sqrt())
+        worth = importance(update, excitation).cpu()
+        return 0 * worth if self.excited and excitation is None else worth  # never called
+
+
+def _carried(
+    tuned: nn.Module, found: Differences, ranks: Mapping[str, int], shifts: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Tensors that are no factors, by their names in the adapter's file."""
+    state = tuned.state_dict()
+    carried = {
+        f"{PREFIX}{name}": tensor.clone()
+        for name, tensor in state.items()
+        if any(name.startswith(f"{module}.") for module in found.modules)
+    }
+    shifted = {f"{name}.bias" for name in shifts if f"{name}.bias" in state}
+    for key in sorted({*found.parameters, *shifted}):
+        module, _, leaf = key.rpartition(".")
+        inner = ".base_layer." if ranks.get(module) else "."
+        value = state[key] + shifts[module].to(state[key]) if key in shifted else state[key].clone()
+        carried[f"{PREFIX}{module}{inner}{leaf}"] = value
+    return carried
+
+
+def _load_base(base: ModelOrPath, tuned: Any) -> tuple[Any, list[str]]:
+    """The base as a model of the tuned one's class, and the modules that its files lack."""
+    if isinstance(base, nn.Module):
+        return base, []
+    kind, config = getattr(tuned, "config", None), AutoConfig.from_pretrained(base)
+    if kind is None or config.model_type != kind.model_type:
+        raise ValueError(
+            f"base {str(base)!r} is a {config.model_type!r} and tuned a "
+            f"{getattr(kind, 'model_type', type(tuned).__name__)!r}; pass the model that tuned was "
+            "fine-tuned from"
+        )
+    model, info = type(tuned).from_pretrained(base, dtype="auto", output_loading_info=True)
+    missing = {key.rpartition(".")[0] for key in info["missing_keys"]}
+    return model, sorted(missing & {name for name, _ in tuned.named_modules()})
+
+
+def _task(model: nn.Module) -> str | None:
+    name = type(model).__name__
+    return next((task for ending, task in TASKS.items() if name.endswith(ending)), None)
+
+
+def _heads(model: nn.Module, task: str | None) -> list[str]:
+    endings = HEADS.get(task or "", ())
+    return [name for name, _ in model.named_modules() if name.endswith(endings)]
+
+
+def _name(model: Any) -> str | None:
+    """Where a loaded model came from."""
+    return getattr(getattr(model, "config", None), "_name_or_path", None) or None
+
+
+def _check_options(size: float | None, threshold: float | None, rank: int | None) -> None:
+    if sum(option is not None for option in (size, threshold, rank)) > 1:
+        raise ValueError(
+            f"size={size}, threshold={threshold} and rank={rank} exclude each other; pass one"
+        )
+    for name, value in (("size", size), ("threshold", threshold)):
+        if value is not None:
+            check_number(name, value, "(0")
+    if rank is not None:
+        check_integer("rank", rank, 1)

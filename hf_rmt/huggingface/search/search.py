@@ -1,0 +1,249 @@
+"""`search`: the most noise that can be removed, layer by layer, while a metric holds."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_rmt.checks import check_integer
+from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.huggingface.api import check_compressible
+from hf_rmt.huggingface.config import RMTConfig
+from hf_rmt.huggingface.search.trials import Log, Removal, States
+from hf_rmt.huggingface.training.start_weights import digest
+from hf_rmt.plan import CompressionPlan
+from hf_rmt.report.search import SearchReport, within
+from hf_rmt.settings import METHOD_TABLE
+
+FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""The range over which the sweep that this follows was published."""
+MAX_EVALUATIONS = 100
+"""Three for each of 30 layers, and the curve on the grid above."""
+DECIDED = ("noise_removal", "layers", "base_model")
+"""Fields of a config that are found, not chosen."""
+
+
+class SearchResult(SearchReport):
+    """What a search found: a table when printed, a curve, JSON, and a config to compress with."""
+
+    @property
+    def config(self) -> RMTConfig:
+        """What `hf_rmt.compress` needs to make the state that was found.
+
+        Raises:
+            ValueError: If nothing could be removed.
+        """
+        if not self.removal:
+            raise ValueError(
+                f"no noise can be removed within tolerance={self.tolerance:g}, so there is nothing "
+                "to compress with; raise the tolerance, or store the noise: RMTConfig()"
+            )
+        return RMTConfig(**self.settings, noise_removal=dict(self.removal))
+
+
+def search(
+    model: nn.Module,
+    evaluate: Callable[[Any], float],
+    *,
+    tolerance: float,
+    config: RMTConfig | None = None,
+    fractions: Iterable[float] = FRACTIONS,
+    max_evaluations: int = MAX_EVALUATIONS,
+    resume_from: str | os.PathLike[str] | None = None,
+) -> SearchResult:
+    """Find the most noise that can be removed, per layer, with metric >= baseline - tolerance.
+
+    First the same fraction is removed from every layer, for each fraction: a curve. From the
+    largest that holds on, each layer's fraction is raised by bisection given those of the others,
+    layers with the least noise energy first, as that costs the metric least. What was found is
+    evaluated once more at the end. The model is left exactly as it was, also after an error.
+
+    Beside the evaluations it takes the time of one `compress`. In memory it holds the singular
+    vectors of the shorter side, in float32 as large as the layers at most, and one state.
+    Where torch.distributed runs, every process calls this on its replica and evaluates it; what
+    process 0 measures counts for all.
+
+    Args:
+        model: A model with its weights in memory.
+        evaluate: The metric of a model, higher is better; deterministic, and it must not change
+            the weights. It sees the model compressed as `compress` would leave it.
+        tolerance: How far the metric may fall, in its own unit, at least 0.
+        config: Method and layers; `noise` must be "drop". None: `RMTConfig(noise="drop")`.
+        fractions: Grid of noise fractions to remove, in (0, 1].
+        max_evaluations: Most calls of `evaluate`, those of a resumed file included. Layers that
+            are not reached keep what held for all layers alike.
+        resume_from: JSON file to which each evaluation is written at once. A rerun of the same
+            search picks up where it ended, also with another `max_evaluations`.
+
+    Returns:
+        What was found; its `config` makes `hf_rmt.compress` repeat it.
+
+    Raises:
+        TypeError: If the model is not a module, or the metric no number.
+        ValueError: If an argument is out of range, the file belongs to another search, nothing
+            can be filtered, or the baseline is not finite.
+        RuntimeError: On every process, if one of them failed.
+    """
+    config = RMTConfig(noise="drop") if config is None else config
+    grid = _check_types(model, evaluate, tolerance, fractions, max_evaluations)
+    check_compressible(model, config)
+    _check(config, tolerance, grid, max_evaluations)
+    names = compressible_layers(model, config)
+    identity = {} if resume_from is None else _identity(model, config, tolerance, grid)
+    states = States(model, names, config)
+    log = Log(evaluate, states, most=max_evaluations, path=resume_from, identity=identity)
+    try:
+        return _Search(states, log, tolerance, grid).run()
+    finally:
+        log.bar.close()
+        states.restore()
+
+
+class _Search:
+    """The order in which states are tried."""
+
+    def __init__(self, states: States, log: Log, tolerance: float, grid: list[float]) -> None:
+        self.states, self.log, self.tolerance, self.grid = states, log, tolerance, grid
+        self.baseline = self._first_metric({})
+        if not math.isfinite(self.baseline):
+            raise ValueError(
+                f"the metric of the unfiltered model must be finite, got {self.baseline}; "
+                "mend evaluate"
+            )
+        self.grids = states.grids(grid)
+
+    def run(self) -> SearchResult:
+        """The search, from its curve to its check."""
+        alike = [(fraction, self._alike(fraction)) for fraction in self.grid]
+        curve = [(fraction, self._first_metric(state)) for fraction, state in alike]
+        held = [
+            state
+            for (_, state), (_, metric) in zip(alike, curve, strict=True)
+            if self._holds(metric)
+        ]
+        start = max(held, key=lambda state: sum(state.values()), default={})
+        removal, metric = self._checked(self._refined([start] if start else []))
+        removal = self.states.apply(removal)
+        return SearchResult(
+            baseline=self.baseline,
+            tolerance=self.tolerance,
+            metric=metric,
+            removal=removal,
+            curve=tuple(curve),
+            evaluations=tuple(self.log.evaluations),
+            layers=dict(self.states.shapes),
+            plan=CompressionPlan(tuple(self.states.plans[name] for name in removal)),
+            settings=_settings(self.states.config),
+        )
+
+    def _alike(self, fraction: float) -> Removal:
+        """The state in which every layer that can loses a fraction of its noise."""
+        return {name: fraction for name, grid in self.grids.items() if fraction in grid}
+
+    def _refined(self, accepted: list[Removal]) -> list[Removal]:
+        """Raise the layers one after the other.
+
+        Args:
+            accepted: The state to begin with, if any.
+
+        Returns:
+            All states that held, each with more removed than the one before.
+        """
+        for name, grid in self.grids.items():
+            state = accepted[-1] if accepted else {}
+            larger = [fraction for fraction in grid if fraction > state.get(name, 0.0)]
+            low, high = 0, len(larger)
+            while low < high:
+                middle = (low + high) // 2
+                trial = state | {name: larger[middle]}
+                metric = self.log.metric(trial, spare=1)
+                if metric is None:
+                    return accepted
+                if self._holds(metric):
+                    accepted, low = [*accepted, trial], middle + 1
+                else:
+                    high = middle
+        return accepted
+
+    def _checked(self, accepted: list[Removal]) -> tuple[Removal, float]:
+        """The last state that holds a second time, as one does at once if the metric is fixed."""
+        while accepted:
+            metric = self.log.metric(accepted[-1], again=True)
+            if metric is not None and self._holds(metric):
+                return accepted[-1], metric
+            accepted = accepted[: len(accepted) // 2]
+        return {}, self.baseline
+
+    def _holds(self, metric: float) -> bool:
+        return within(metric, self.baseline, self.tolerance)
+
+    def _first_metric(self, removal: Removal) -> float:
+        """Metric of a state for which an evaluation is left in any case."""
+        metric = self.log.metric(removal)
+        return math.nan if metric is None else metric
+
+
+def _check_types(
+    model: object, evaluate: object, tolerance: object, fractions: object, most: object
+) -> list[float]:
+    """Refuse what is of the wrong type; the fractions come back ascending, each once."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"search needs a loaded model, got {model!r}; load it first")
+    if not callable(evaluate):
+        raise TypeError(f"evaluate must be a function of the model, got {evaluate!r}")
+    if not isinstance(fractions, Iterable):
+        raise TypeError(f"fractions must be several numbers in (0, 1], got {fractions!r}")
+    check_integer("max_evaluations", most, 1)
+    grid: list[Any] = list(fractions)
+    for name, value in [("tolerance", tolerance), *(("a fraction", entry) for entry in grid)]:
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+    return sorted({float(fraction) for fraction in grid})
+
+
+def _check(config: RMTConfig, tolerance: float, grid: list[float], most: int) -> None:
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance must be at least 0 and finite, got {tolerance}")
+    if not grid or not (grid[0] > 0 and grid[-1] <= 1):
+        raise ValueError(f"fractions must lie in (0, 1], at least one, got {grid}")
+    if most < len(grid) + 2:
+        raise ValueError(
+            f"max_evaluations must be at least {len(grid) + 2}, got {most}: the unfiltered model, "
+            f"{len(grid)} fractions and the check; raise it or pass fewer fractions"
+        )
+    if config.noise != "drop" or METHOD_TABLE[config.method].drops:
+        raise ValueError(
+            f"search removes noise direction by direction, which noise={config.noise!r} with "
+            f"method={config.method!r} does not; set noise='drop' and method='pdb', say"
+        )
+    if config.noise_removal != 1.0:
+        raise ValueError(
+            f"noise_removal={config.noise_removal} is what search finds; leave it at 1.0 and pass "
+            "fractions"
+        )
+
+
+def _settings(config: RMTConfig) -> dict[str, Any]:
+    """What a user chose, plain values."""
+    return {key: value for key, value in config.to_dict().items() if key not in DECIDED}
+
+
+def _identity(
+    model: nn.Module, config: RMTConfig, tolerance: float, grid: list[float]
+) -> dict[str, Any]:
+    """What tells a search from another; the number of its evaluations does not."""
+    tensors = {
+        name: value.cpu() for name, value in model.state_dict().items() if isinstance(value, Tensor)
+    }
+    return {
+        "model": type(model).__name__,
+        "weights_digest": digest(tensors),
+        "tolerance": tolerance,
+        "fractions": grid,
+        **_settings(config),
+    }

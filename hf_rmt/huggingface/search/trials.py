@@ -1,0 +1,263 @@
+"""States of a model with part of its noise removed, and what a metric says of them.
+
+A state is made of the very layers that `compress` would put in place; the model's own weights are
+set aside meanwhile, untouched. Each layer is decomposed once and its singular vectors are held:
+with them a state costs a product of matrices for each layer that changes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed, nn
+from tqdm.auto import tqdm
+
+from hf_rmt.compression.apply import replace_layer, stored_tensors
+from hf_rmt.compression.directions import kept_directions
+from hf_rmt.compression.parallel import Outcome, is_silent, matrix_cost, n_processes, share
+from hf_rmt.compression.spectrum import Decomposition, decompose
+from hf_rmt.compression.weight import keep_directions
+from hf_rmt.huggingface.config import RMTConfig
+from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
+from hf_rmt.plan import LayerPlan
+from hf_rmt.report import records
+from hf_rmt.report.search import Evaluation, evaluations_of
+from hf_rmt.spectra import SpectrumFit
+
+Value = TypeVar("Value")
+Removal = dict[str, float]
+"""Fraction of its noise that each layer loses; layers that are not named stay as they are."""
+
+
+class States:
+    """The layers of a model, each as it is or with a fraction of its noise removed.
+
+    Attributes:
+        model: The model, in the state that was applied last.
+        plans: What became of the layers that changed.
+        shapes: (out, in) of all layers.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], config: RMTConfig) -> None:
+        self.model, self.config = model, config
+        self.plans: dict[str, LayerPlan] = {}
+        self._originals: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+        self.shapes: dict[str, tuple[int, int]] = {
+            name: matrix_shape(layer) for name, layer in self._originals.items()
+        }
+        self._weights = {name: layer.weight for name, layer in self._originals.items()}
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._decompositions: dict[str, Decomposition] = {}
+        self._applied: Removal = {}
+
+    def apply(self, removal: Mapping[str, float]) -> Removal:
+        """Bring the model into a state.
+
+        Args:
+            removal: The state.
+
+        Returns:
+            The part of it that changed its layer.
+        """
+        for name in self.shapes:
+            if removal.get(name) != self._applied.get(name):
+                self._put(name, removal.get(name))
+        self._applied = dict(removal)
+        return {name: removal[name] for name in self.shapes if name in self.plans}
+
+    def restore(self) -> None:
+        """Put the model's own modules back, with their own weights and in their own modes."""
+        for name in self._originals:
+            self._reset(name)
+        for module, training in self._modes:
+            module.training = training
+
+    def grids(self, fractions: Sequence[float]) -> dict[str, list[float]]:
+        """The fractions at which each layer loses something and keeps something.
+
+        Args:
+            fractions: Those to choose from, ascending.
+
+        Returns:
+            The fractions by layer, layers with the least noise energy first, in the same order on
+            every process; a layer that has none is left out.
+
+        Raises:
+            ValueError: If no layer has any.
+        """
+
+        def work(name: str) -> Outcome:
+            decomposition = self._decompose(name)
+            if decomposition is None or decomposition.vectors is None:
+                return None, {}
+            grid = self._grid(name, decomposition.fit, fractions)
+            vectors = {"vectors": decomposition.vectors} if grid else {}
+            return (decomposition.fit, grid) if grid else None, vectors
+
+        found = {}
+        costs = [matrix_cost(shape) for shape in self.shapes.values()]
+        device = next(iter(self._originals.values())).weight.device
+        outcomes = share(work, list(self.shapes), costs, device=device)
+        for name, (plain, tensors) in zip(self.shapes, outcomes, strict=True):
+            if plain is not None:
+                self._decompositions[name] = Decomposition(plain[0], tensors["vectors"])
+                found[name] = plain[1]
+        if not found:
+            raise ValueError(
+                f"none of {len(self.shapes)} layers has noise to remove; "
+                "hf_rmt.analyze(model) says why"
+            )
+        quiet = sorted(found, key=lambda name: -self._decompositions[name].fit.signal_energy)
+        return {name: found[name] for name in quiet}
+
+    def _settings(self, name: str, fraction: float) -> RMTConfig:
+        return replace(self.config, noise_removal={name: fraction})
+
+    def _decompose(self, name: str) -> Decomposition | None:
+        """The decomposition of a layer; None for one that `compress` would not touch."""
+        if min(self.shapes[name]) < self.config.min_size:
+            return None
+        try:
+            return decompose(weight_matrix(self._originals[name]), self.config)
+        except torch.linalg.LinAlgError:
+            return None
+
+    def _grid(self, name: str, fit: SpectrumFit, fractions: Sequence[float]) -> list[float]:
+        ranks = {
+            fraction: len(kept_directions(fit, self._settings(name, fraction), name))
+            for fraction in fractions
+        }
+        return [f for f, rank in ranks.items() if 0 < rank < len(fit.eigenvalues)]
+
+    def _put(self, name: str, fraction: float | None) -> None:
+        """Bring one layer into a state: its original where nothing is to be removed."""
+        original = self._originals[name]
+        training = self.model.get_submodule(name).training
+        self._reset(name)
+        if fraction is not None:
+            matrix, decomposition = weight_matrix(original), self._decompositions[name]
+            settings = self._settings(name, fraction)
+            kept = kept_directions(decomposition.fit, settings, name)
+            result = keep_directions(name, matrix, decomposition, kept, settings)
+            if tensors := stored_tensors(result, matrix):
+                self.plans[name] = result.plan
+                # in the same module: a hook of accelerate is bound to it
+                original.weight = nn.Parameter(original.weight.detach().clone())
+                replace_layer(self.model, result.plan, tensors)
+        self.model.get_submodule(name).train(training)
+
+    def _reset(self, name: str) -> None:
+        self._originals[name].weight = self._weights[name]
+        self.model.set_submodule(name, self._originals[name])
+        self.plans.pop(name, None)
+
+
+class Log:
+    """Every evaluation of a metric, made now or read from a file.
+
+    Args:
+        evaluate: The metric of a model.
+        states: The states of the model.
+        most: Most evaluations, those in the file included.
+        path: Where to write them, and where to begin; None for nowhere.
+        identity: What tells this search from another, plain values.
+
+    Raises:
+        ValueError: If the file belongs to another search.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[Any], float],
+        states: States,
+        *,
+        most: int,
+        path: str | os.PathLike[str] | None,
+        identity: dict[str, Any],
+    ) -> None:
+        self.evaluate, self.states, self.most = evaluate, states, most
+        self.path, self.identity = None if path is None else Path(path), identity
+        self.evaluations = list(_of_first(self._read))
+        made = len(self.evaluations)
+        self.bar = tqdm(total=max(most, made), desc="Searching", initial=made, disable=is_silent())
+
+    def known(self, removal: Removal) -> list[float]:
+        """What was measured of a state so far."""
+        return [entry.metric for entry in self.evaluations if entry.removal == removal]
+
+    def metric(self, removal: Removal, *, again: bool = False, spare: int = 0) -> float | None:
+        """Metric of a state, measured unless it is known.
+
+        Args:
+            removal: The state.
+            again: Measure a second time what was measured once.
+            spare: Evaluations to leave for later.
+
+        Returns:
+            The metric, process 0's; None if no evaluation is left for it.
+
+        Raises:
+            TypeError: If it is no number.
+        """
+        known = self.known(removal)
+        if len(known) > again:
+            return known[again]
+        if len(self.evaluations) + spare >= self.most:
+            return None
+        metric = _of_first(lambda: self._measure(removal))
+        self.evaluations.append(Evaluation(dict(removal), metric))
+        self.bar.set_postfix(metric=f"{metric:.4g}", refresh=False)
+        self.bar.update()
+        return metric
+
+    def _measure(self, removal: Removal) -> float:
+        self.states.apply(removal)
+        value = self.evaluate(self.states.model)
+        try:
+            metric = float(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"evaluate must return a number, higher is better, got {value!r}; "
+                "return one entry of it"
+            ) from error
+        if self.path is not None and _is_first():
+            self._write(self.path, [*self.evaluations, Evaluation(dict(removal), metric)])
+        return metric
+
+    def _write(self, path: Path, evaluations: list[Evaluation]) -> None:
+        """Replace the file at once: a run that is killed leaves the old one or the new one."""
+        content = {"search": self.identity, "evaluations": evaluations}
+        part = path.with_name(f"{path.name}.part")
+        records.written(records.json_text(content), part)
+        part.replace(path)
+
+    def _read(self) -> tuple[Evaluation, ...]:
+        if self.path is None or not _is_first() or not self.path.exists():
+            return ()
+        content = records.read(self.path)
+        if not isinstance(content, dict) or set(content) != {"search", "evaluations"}:
+            raise ValueError(f"{self.path} holds no search; name a file that does not exist yet")
+        found, own = content["search"], records.plain(self.identity)
+        if differing := [key for key in {**own, **found} if found.get(key) != own.get(key)]:
+            shown = ", ".join(f"{key} ({found.get(key)}, now {own.get(key)})" for key in differing)
+            raise ValueError(
+                f"{self.path} belongs to another search, which differs in {shown}; name another "
+                "file, or repeat that search"
+            )
+        return evaluations_of(content["evaluations"])
+
+
+def _is_first() -> bool:
+    return n_processes() == 1 or distributed.get_rank() == 0
+
+
+def _of_first(work: Callable[[], Value]) -> Value:
+    """Do the same work on every process; what process 0 found counts on all, as do failures."""
+    processes = range(n_processes())
+    outcomes = share(lambda _: (work(), {}), processes, [1.0 for _ in processes])
+    return next(value for value, _ in outcomes)

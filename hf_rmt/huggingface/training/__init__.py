@@ -1,0 +1,1 @@
+"""Callbacks of the Trainer, and the filter of what a training added."""

@@ -1,0 +1,95 @@
+"""`TernaryCallback`: train the ternary layers of a model, so that a head heals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+
+from hf_rmt.huggingface.training.trainer import check_whole_weights
+from hf_rmt.nn import LatentTernaryLinear, TernaryLinear
+
+
+class TernaryCallback(TrainerCallback):
+    """Trains the weights of ternary layers, which else stay as they are, with `Trainer`.
+
+    When the Trainer is made, each `TernaryLinear` becomes a `LatentTernaryLinear` that computes
+    the same; its latent weight trains by the straight-through gradient. When training ends, after
+    the best model was loaded, they are packed again: `trainer.save_model()` writes the compact
+    model. Checkpoints hold the latent weights; they resume the training, and load no other way.
+
+    To heal a head alone, freeze the rest by `model.requires_grad_(False)` before the Trainer is
+    made, and take larger steps than for a body: 1e-3 rather than 5e-5, which flips few entries.
+    Whoever only wants the body to adapt to a ternary head needs no callback.
+
+    Attributes:
+        flipped: Share of the entries of each layer, by name, that training changed to another of
+            -1, 0 and 1; empty until training has ended.
+
+    Raises:
+        ValueError: When the Trainer is made, if the model has no ternary layer or is to be sharded
+            (FSDP, DeepSpeed).
+        RuntimeError: When training begins, if the callback came too late for the optimizer.
+
+    Examples:
+        >>> TernaryCallback().flipped
+        {}
+    """
+
+    def __init__(self) -> None:
+        self.flipped: dict[str, float] = {}
+        self._before: dict[str, TernaryLinear] = {}
+
+    def on_init_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Make the layers trainable before there is an optimizer."""
+        check_whole_weights(self, args, model)
+        self._before = _ternary_layers(model)
+        if not self._before:
+            raise ValueError(
+                f"{type(model).__name__} has no ternary layer to train; call hf_rmt.compress(model,"
+                " RMTConfig(method='ntk'), calibration=batches) first, or load a model that was "
+                "saved so"
+            )
+        for name, layer in self._before.items():
+            model.set_submodule(name, LatentTernaryLinear.from_ternary(layer))
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Refuse to train what the optimizer does not know."""
+        if not self._before or _ternary_layers(model):
+            raise RuntimeError(
+                "the optimizer does not know the latent weights of this model's ternary layers; "
+                "make a new Trainer(model, ..., callbacks=[TernaryCallback()]) for each training, "
+                "without add_callback or model_init, which come too late"
+            )
+
+    def on_train_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Pack the layers."""
+        for name, before in self._before.items():
+            layer = model.get_submodule(name).freeze(layout=before.layout)
+            layer.scale = layer.scale.to(before.scale)
+            model.set_submodule(name, layer)
+            old, new = before.dense().sign(), layer.dense().sign()
+            self.flipped[name] = float((old.to(new) != new).float().mean())
+            _record(model, name, int(new.count_nonzero()))
+        self._before = {}
+
+
+def _ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
+    return {name: part for name, part in model.named_modules() if isinstance(part, TernaryLinear)}
+
+
+def _record(model: Any, name: str, nonzero: int) -> None:
+    """What training left of a layer, for what is saved with the model."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return
+    for config in (quantizer.quantization_config, model.config.quantization_config):
+        if name in (config.layers or {}):
+            config.layers[name] = {**config.layers[name], "nonzero": nonzero}

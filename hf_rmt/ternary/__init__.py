@@ -1,0 +1,1 @@
+"""Ternary heads: ternary weights, matched step activations, a refitted last layer."""

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import torch
+
+from hf_rmt.compression.spectrum import decompose, load_code, spectrum
+from hf_rmt.settings import METHOD_TABLE, METHODS, CompressionSettings, Method
+from hf_rmt.spectra import Phase, SpectrumFit
+from hf_rmt.spectra.ensembles import double_bulk_matrix
+from hf_rmt.spectra.fit import sorted_eigenvalues, without_law
+
+
+def spiked(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    weight = double_bulk_matrix(
+        shape, mixing=0.4, variances=(3.0, 1.0), spikes=(60.0, 40.0, 25.0), seed=3
+    )
+    return torch.from_numpy(weight).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(200, 120), (120, 200), (150, 150)])
+def test_factors_are_the_truncated_svd(shape: tuple[int, int]) -> None:
+    weight = spiked(shape)
+    found = decompose(weight)
+    kept = torch.arange(found.fit.n_spikes)
+    left, right = found.factors(weight, kept)
+    u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    k = len(kept)
+    assert k == 3
+    torch.testing.assert_close(
+        (left @ right).double(), u[:, :k] * s[:k] @ vh[:k], rtol=0, atol=1e-5 * float(s[0])
+    )
+
+
+def test_factors_share_the_singular_value_evenly() -> None:
+    weight = spiked((200, 120))
+    left, right = decompose(weight).factors(weight, torch.arange(3))
+    torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1), rtol=1e-4, atol=0)
+
+
+def test_chosen_directions_need_not_be_the_first() -> None:
+    weight = spiked((200, 120))
+    left, right = decompose(weight).factors(weight, torch.tensor([1, 5]))
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    expected = u[:, [1, 5]] * s[[1, 5]] @ vh[[1, 5]]
+    torch.testing.assert_close(left @ right, expected, rtol=0, atol=1e-4 * float(s[0]))
+
+
+def test_recovered_spikes_replace_the_eigenvalues() -> None:
+    weight = spiked((400, 200))
+    found = decompose(weight)
+    ratio = found.recovery(torch.arange(5)).numpy()
+    np.testing.assert_allclose(ratio[:3] ** 2 * found.fit.eigenvalues[:3], found.fit.spikes)
+    assert (ratio[3:] == 1).all()
+    np.testing.assert_allclose(found.fit.spikes, [60, 40, 25], rtol=0.25)
+    assert (found.fit.spikes < found.fit.eigenvalues[:3]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_eigenvalues_are_squared_singular_values(dtype: torch.dtype) -> None:
+    weight = spiked((150, 100), dtype)
+    expected = torch.linalg.svdvals(weight.double()) ** 2
+    got = spectrum(weight).eigenvalues
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-6 * float(expected[0]))
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e-6, 1e6, 1e15])
+def test_scaling_a_weight_scales_its_eigenvalues_only(scale: float) -> None:
+    weight = spiked((150, 100))
+    plain, scaled = spectrum(weight), spectrum(weight * scale)
+    assert scaled.n_spikes == plain.n_spikes
+    np.testing.assert_allclose(scaled.eigenvalues, plain.eigenvalues * scale**2, rtol=1e-3)
+
+
+def test_a_dominant_direction_does_not_drown_the_noise() -> None:
+    """A spike of 1e5 times the edge leaves float32 squares nothing of the bulk."""
+    weight = spiked((150, 100))
+    direction = torch.ones(150, 1) @ torch.ones(1, 100)
+    exact = torch.linalg.svdvals((weight + 3e3 * direction).double()) ** 2
+    np.testing.assert_allclose(
+        spectrum(weight + 3e3 * direction).eigenvalues[1:-1], exact[1:-1], rtol=1e-2
+    )
+
+
+def test_a_small_part_of_the_noise_is_not_taken_for_low_rank() -> None:
+    """A fifth of the eigenvalues is 1e-7 of the largest, which float32 squares do not resolve."""
+    left, _, right = torch.linalg.svd(spiked((150, 100), torch.float64), full_matrices=False)
+    sizes = torch.cat([torch.linspace(1.0, 0.1, 80), torch.full((20,), 1e-7**0.5)]).double()
+    weight = (left * sizes @ right).float()
+    found = spectrum(weight)
+    np.testing.assert_allclose(found.eigenvalues, sizes**2, rtol=1e-2)
+    assert "rank" not in found.reason
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (torch.full((60, 40), torch.nan), "nan or inf"),
+        (torch.zeros(60, 40), "zero"),
+        (torch.ones(60, 40), "rank 1 of 40"),
+        (torch.randn(1, 40), "fewer"),
+        (torch.randn(0, 40), ""),
+    ],
+)
+def test_hopeless_weights_are_degenerate_with_a_reason(weight: torch.Tensor, words: str) -> None:
+    found = decompose(weight)
+    assert found.fit.phase == Phase.DEGENERATE
+    assert words in found.fit.reason
+    with pytest.raises(ValueError, match="degenerate"):
+        found.factors(weight, torch.arange(0))
+
+
+def test_the_weight_is_not_changed() -> None:
+    weight = spiked((150, 100))
+    before = weight.clone()
+    decompose(weight).factors(weight, torch.arange(2))
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_row_of_the_table_names_code_that_is_there(method: str) -> None:
+    row = METHOD_TABLE[method]
+    assert all(callable(load_code(path)) for path in (row.fit, row.refine, row.prune) if path)
+
+
+def keep_two(eigenvalues: np.ndarray, shape: tuple[int, int], *, rank: int) -> SpectrumFit:
+    """A method of the file that a contributor writes."""
+    assert shape == (150, 100)
+    values = sorted_eigenvalues(eigenvalues, shape)
+    return without_law(shape, values, n_signal=rank + 2, phase=Phase.LAWLESS)
+
+
+def test_a_method_is_one_function_and_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHOD_TABLE, "other", Method(f"{__name__}:keep_two", ("rank",)))
+    settings = CompressionSettings(method="other", rank=3, noise="drop")
+    weight = spiked((150, 100))
+    found = decompose(weight, settings)
+    assert found.fit.n_spikes == spectrum(weight, settings).n_spikes == 5
+    assert found.recovery(torch.arange(7)).tolist() == [1.0] * 7
+    assert spectrum(weight).n_spikes == 3
+
+
+def test_a_weight_that_no_law_fits_can_be_cut() -> None:
+    weight = torch.ones(60, 1) @ torch.randn(1, 40) + torch.randn(60, 1) @ torch.randn(1, 40)
+    settings = CompressionSettings(method="svd", rank=2)
+    left, right = decompose(weight, settings).factors(weight, torch.arange(2))
+    torch.testing.assert_close(left @ right, weight, rtol=0, atol=1e-4)
