@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from hf_rmt.plan import CompressionPlan, LayerPlan
     from hf_rmt.report import CompressionReport, SpectralReport
+    from hf_rmt.settings import CompressionSettings
     from hf_rmt.spectra import (
         DoubleBulk,
         MarchenkoPastur,
@@ -61,6 +62,7 @@ _HOMES = {
     "SpikedLinear": "hf_rmt.nn",
     "StepActivation": "hf_rmt.nn",
     "TernaryLinear": "hf_rmt.nn",
+    "CompressionSettings": "hf_rmt.settings",
     "CompressionPlan": "hf_rmt.plan",
     "LayerPlan": "hf_rmt.plan",
     "CompressionReport": "hf_rmt.report",
@@ -72,13 +74,28 @@ _HOMES = {
     "fit_unit_bulk": "hf_rmt.spectra",
 }
 
+_WITHOUT_TRANSFORMERS = {
+    "analyze": "hf_rmt.compression.model",
+    "compress": "hf_rmt.compression.model",
+    "export_dense": "hf_rmt.compression.model",
+}
+"""Where functions come from that also work for plain torch modules, without transformers."""
+
 __all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_rmt' has no attribute {name!r}")
+    try:
         return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'hf_rmt' has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        if (
+            name not in _WITHOUT_TRANSFORMERS
+            or (error.name or "").partition(".")[0] != "transformers"
+        ):
+            raise
+        return getattr(import_module(_WITHOUT_TRANSFORMERS[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -7,12 +7,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_rmt import __version__
-from hf_rmt.settings import METHODS, NOISE_KINDS, STORED_SPIKES
+from hf_rmt.compression.methods.spectral import SPECTRAL_OPTIONS
+from hf_rmt.settings import COMMON_OPTIONS, Option, methods, spectral_methods
+from hf_rmt.settings.method import method_options
 
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 """What bad input ends in; shown as one line unless --traceback asks for more."""
@@ -28,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 1 after an error.
     """
     options = _parser().parse_args(arguments)
+    logger = logging.getLogger("hf_rmt")
+    level = logger.level
     _quieten(options.quiet)
     try:
         options.run(options)
@@ -38,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"hf-rmt: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    finally:
+        logger.setLevel(level)  # a program that calls this function has its own
     return 0
 
 
@@ -57,9 +63,7 @@ def _analyze(options: argparse.Namespace) -> None:
         options.model,
         target_modules=_targets(options),
         method=options.method,
-        rank=options.rank,
-        energy=options.energy,
-        fraction=options.fraction,
+        **_given(options),
     )
     if options.save:
         report.save(options.save)
@@ -72,17 +76,9 @@ def _compress(options: argparse.Namespace) -> None:
 
     config = RMTConfig(
         method=options.method,
-        rank=options.rank,
-        energy=options.energy,
-        fraction=options.fraction,
-        noise=options.noise,
-        noise_removal=options.noise_removal,
-        recover_spikes=options.recover_spikes,
-        stored_spikes=options.stored_spikes,
-        max_rank=options.max_rank,
         target_modules=_targets(options),
         modules_to_not_convert=options.modules_to_not_convert,
-        min_size=options.min_size,
+        **_given(options),
     )
     if options.dry_run:
         report = compress(load_if_path(options.model), config, dry_run=True)
@@ -177,32 +173,55 @@ def _parser() -> argparse.ArgumentParser:
     targets.add_argument(
         "--target-modules", nargs="+", help="names, one regular expression, or all-linear"
     )
-    method = _method_options()
-    _add_analyze(commands, [common, targets, method])
-    _add_compress(commands, [common, targets, method])
+    stored = {option.name for option in SPECTRAL_OPTIONS}
+    every = {**method_options(), **{option.name: option for option in COMMON_OPTIONS}}
+    told = [
+        option
+        for name in spectral_methods()
+        for option in methods()[name].options
+        if option.name not in stored
+    ]
+    analysis = _method_options(spectral_methods(), dict.fromkeys(told))
+    compression = _method_options(tuple(methods()), every.values())
+    _add_analyze(commands, [common, targets, analysis])
+    _add_compress(commands, [common, targets, compression])
     _add_export(commands, [common])
     _add_extract_lora(commands, [common])
     _add_demo(commands, [common])
     return parser
 
 
-def _method_options() -> argparse.ArgumentParser:
+def _method_options(names: Sequence[str], known: Iterable[Option]) -> argparse.ArgumentParser:
+    """Flags for a method and for its options, as the files of the methods declare them."""
     parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group(
-        "method", "Ternary heads (method ntk) take calibration data: use hf_rmt.compress in Python."
-    )
+    group = parser.add_argument_group("method")
     group.add_argument(
-        "--method", choices=METHODS, default="pdb", help="what tells signal apart (default pdb)"
+        "--method",
+        choices=names,
+        default="pdb",
+        help="; ".join(f"{name}: {methods()[name].help}" for name in names),
     )
-    group.add_argument("--rank", type=int, metavar="K", help="directions that svd and slr keep")
-    group.add_argument("--energy", type=float, metavar="SHARE", help="of the norm that svd keeps")
-    group.add_argument(
-        "--fraction",
-        type=float,
-        metavar="SHARE",
-        help="of the directions (svd, slr) or the entries (magnitude, uniform) that stay",
-    )
+    for option in known:
+        if option.parse is not None:
+            _add_option(group, option)
     return parser
+
+
+def _add_option(group: Any, option: Option) -> None:
+    flag = f"--{option.name.replace('_', '-')}"
+    told = f"{option.help} Default: {option.default}.".replace("%", "%%")
+    kind: dict[str, Any] = {"type": option.parse, "choices": option.choices or None}
+    if option.parse is bool:
+        kind = {"action": argparse.BooleanOptionalAction}
+    elif not option.choices:
+        kind["metavar"] = option.name.upper()
+    group.add_argument(flag, dest=option.name, default=argparse.SUPPRESS, help=told, **kind)
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of methods that stand on the command line."""
+    known = [*method_options(), *(option.name for option in COMMON_OPTIONS if option.parse)]
+    return {name: getattr(options, name) for name in known if hasattr(options, name)}
 
 
 def _add_analyze(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -216,28 +235,6 @@ def _add_compress(commands: Any, parents: list[argparse.ArgumentParser]) -> None
     parser = commands.add_parser("compress", parents=parents, help="compress and save or push")
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("output", nargs="?", help="folder for the compressed model")
-    parser.add_argument(
-        "--noise", choices=NOISE_KINDS, default="int8", help="how noise is stored (default int8)"
-    )
-    parser.add_argument(
-        "--noise-removal",
-        type=float,
-        default=1.0,
-        metavar="FRACTION",
-        help="of the noise that --noise drop removes, smallest first (default 1)",
-    )
-    parser.add_argument(
-        "--recover-spikes",
-        action=argparse.BooleanOptionalAction,
-        help="rid signal singular values of the noise in them (default: where noise is dropped)",
-    )
-    parser.add_argument(
-        "--stored-spikes", choices=STORED_SPIKES, help="signal directions that become factors"
-    )
-    parser.add_argument("--max-rank", type=int, metavar="K", help="most directions of a layer")
-    parser.add_argument(
-        "--min-size", type=int, default=32, metavar="N", help="narrower layers stay (default 32)"
-    )
     parser.add_argument(
         "--modules-to-not-convert", nargs="+", metavar="NAME", help="names that stay dense"
     )

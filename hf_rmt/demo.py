@@ -150,7 +150,7 @@ def run_demo(folder: Path, config: RMTConfig | None = None) -> DemoResult:
     tokenizer.save_pretrained(target)
     compressed = embed(model, tokenizer, SENTENCES)
     reloaded = embed(AutoModel.from_pretrained(target), tokenizer, SENTENCES)
-    plan = model.hf_quantizer.report.plan
+    plan = model.compression_report.plan
     return DemoResult(
         folder=str(folder),
         layers=len(plan.compressed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 NOTABLE_LOSS = 0.01
@@ -14,6 +15,34 @@ SPIKED, TERNARY = "spiked", "ternary"
 """Kinds of compressed layers: a low-rank signal with noise, and one ternary matrix."""
 
 
+class Outcome(StrEnum):
+    """What becomes of one layer."""
+
+    KEPT = "kept"
+    """The layer stays as it is."""
+    REWRITTEN = "rewritten"
+    """The layer stays dense and gets another weight."""
+    REPLACED = "replaced"
+    """A compressed layer takes its place."""
+
+
+class Cause(StrEnum):
+    """Why a layer is not replaced, for code; `LayerPlan.reason` says it in words."""
+
+    NONE = ""
+    TOO_SMALL = "too small"
+    NOT_NAMED = "not named"
+    NOT_FINITE = "not finite"
+    ALL_ZERO = "all zero"
+    NO_EIGENVALUES = "no eigenvalues"
+    DEGENERATE = "degenerate"
+    NO_SIGNAL = "no signal"
+    DENSE_IS_SMALLER = "dense is smaller"
+    ZEROS_IN_PLACE = "zeros in place"
+    NOT_REACHED = "not reached"
+    ALL_WORTH = "all worth"
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """What was decided for one weight.
@@ -21,7 +50,7 @@ class LayerPlan:
     Attributes:
         name: Runtime name of the module, as in `model.get_submodule(name)`.
         shape: (out_features, in_features), of a convolution (out, in k_h k_w).
-        compressed: Whether the layer is replaced; a dense one says why in `reason`.
+        outcome: Whether the layer is kept, its weight rewritten, or the layer replaced.
         rank: Number of signal directions stored as factors.
         noise: Noise store: `drop`, `ternary`, `int4`, `int8` or `keep`.
         phase: Verdict on the spectrum, see `hf_rmt.spectra.Phase`.
@@ -34,6 +63,7 @@ class LayerPlan:
         nonzero: Stored parameters that are not zero, where a method zeroes some; None elsewhere.
         latency: Time of the compressed layer over the dense one, measured here; None if not.
         reason: Why the layer stays dense, or what is unusual about it; may be empty.
+        cause: Why the layer is not replaced, as an enumeration; empty for one that is.
         kind: What replaces it: `spiked`, a signal and noise; `ternary`, one ternary matrix.
         step: Of a layer whose activation became a step, its `module`, `thresholds` and `heights`;
             None elsewhere.
@@ -41,7 +71,7 @@ class LayerPlan:
 
     name: str
     shape: tuple[int, int]
-    compressed: bool
+    outcome: Outcome
     rank: int = 0
     noise: str = "keep"
     phase: str = ""
@@ -54,8 +84,14 @@ class LayerPlan:
     nonzero: int | None = None
     latency: float | None = None
     reason: str = ""
+    cause: Cause = Cause.NONE
     kind: str = SPIKED
     step: dict[str, Any] | None = None
+
+    @property
+    def compressed(self) -> bool:
+        """Whether a compressed layer takes the place of the dense one."""
+        return self.outcome is Outcome.REPLACED
 
     @property
     def bits_per_weight(self) -> float:
@@ -117,8 +153,8 @@ class CompressionPlan:
 
     @property
     def changed(self) -> tuple[LayerPlan, ...]:
-        """The layers that are replaced, or filtered in place where factors would be larger."""
-        return tuple(layer for layer in self.layers if layer.compressed or layer.dropped_energy)
+        """The layers that are replaced, or whose weight is rewritten."""
+        return tuple(layer for layer in self.layers if layer.outcome is not Outcome.KEPT)
 
     @property
     def dropped_energy(self) -> float:
@@ -137,19 +173,25 @@ class CompressionPlan:
         Raises:
             ValueError: If a layer has a field that this version does not know.
         """
-        known = {entry.name for entry in fields(LayerPlan)}
-        for name, entry in layers.items():
-            if unknown := set(entry) - known:
-                raise ValueError(
-                    f"layer {name!r} has unknown fields {sorted(unknown)}; "
-                    "it was written by a newer hf_rmt, upgrade the package"
-                )
-        return cls(
-            tuple(
-                LayerPlan(**{"name": name, **entry, "shape": tuple(entry["shape"])})
-                for name, entry in layers.items()
-            )
+        return cls(tuple(_layer_from(name, entry) for name, entry in layers.items()))
+
+
+def _layer_from(name: str, entry: Mapping[str, Any]) -> LayerPlan:
+    values = dict(entry)
+    if (replaced := values.pop("compressed", None)) is not None:  # written before outcomes were
+        rewritten = bool(values.get("dropped_energy"))
+        values["outcome"] = (Outcome.KEPT, Outcome.REWRITTEN)[rewritten]
+        if replaced:
+            values["outcome"] = Outcome.REPLACED
+    if unknown := set(values) - {field.name for field in fields(LayerPlan)}:
+        raise ValueError(
+            f"layer {name!r} has unknown fields {sorted(unknown)}; "
+            "it was written by a newer hf_rmt, upgrade the package"
         )
+    values["shape"] = tuple(values["shape"])
+    values["outcome"] = Outcome(values["outcome"])
+    values["cause"] = Cause(values.get("cause", ""))
+    return LayerPlan(**{"name": name, **values})
 
 
 def _without_name(layer: LayerPlan) -> dict[str, Any]:
@@ -157,4 +199,6 @@ def _without_name(layer: LayerPlan) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, StrEnum):
+        return str(value)
     return list(value) if isinstance(value, tuple) else value

@@ -25,8 +25,9 @@ def register_with_transformers() -> None:
 
 
 def _register(registry: ModuleType) -> None:
-    from hf_rmt.huggingface.config import QUANT_METHOD, RMTConfig
+    from hf_rmt.huggingface.config import RMTConfig
     from hf_rmt.huggingface.quantizer import RMTQuantizer
+    from hf_rmt.huggingface.record import QUANT_METHOD
 
     registry.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = RMTConfig
     registry.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = RMTQuantizer

@@ -101,9 +101,9 @@ def test_layers_are_left_out_by_size_and_by_name(
     options = ["--min-size", "48", "--modules-to-not-convert", "query", "key"]
     plan = json.loads(run(capsys, "compress", dense, "--dry-run", "--json", *options))["layers"]
     assert {name.rpartition(".")[2] for name in plan} == {"value", "dense"}
-    assert any(layer["compressed"] for layer in plan.values())
+    assert any(layer["outcome"] == "replaced" for layer in plan.values())
     none = run(capsys, "compress", dense, "--dry-run", "--json", "--min-size", "49")
-    assert not any(layer["compressed"] for layer in json.loads(none)["layers"].values())
+    assert not any(layer["outcome"] == "replaced" for layer in json.loads(none)["layers"].values())
 
 
 def test_only_a_tokenizer_that_was_saved_is_copied(
@@ -143,7 +143,8 @@ def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[s
         if line.startswith("  -") and not re.search(r"\S  +\S", line) and after[:8].strip()
     ]
     assert unexplained == []
-    assert ("method ntk" in text) == (command in ("analyze", "compress"))
+    assert ("--method" in text) == (command in ("analyze", "compress"))
+    assert ("--sparsity" in text) == (command == "compress")
 
 
 @pytest.mark.parametrize("source", ["{dense}", "{tmp}/nowhere"])

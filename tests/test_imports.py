@@ -57,3 +57,32 @@ print([n for n in hf_rmt.__all__ if isinstance(getattr(hf_rmt, n), types.ModuleT
 @pytest.mark.parametrize("first", ["loader", "quantizer"])
 def test_a_module_that_registration_needs_can_be_imported_first(first):
     assert run(f"import hf_rmt.huggingface.{first}; print('loaded')").strip() == "loaded"
+
+
+WITHOUT_TRANSFORMERS = """
+import sys
+for name in ("transformers", "accelerate", "peft", "huggingface_hub", "safetensors"):
+    sys.modules[name] = None  # as where it is not installed
+import torch
+import hf_rmt
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 64))
+print(len(hf_rmt.analyze(model, target_modules="all-linear")))
+settings = hf_rmt.CompressionSettings(noise="int4", target_modules=["0"])
+report = hf_rmt.compress(model, settings)
+print([layer.name for layer in report.plan.compressed], model.compression_report is report)
+print(type(hf_rmt.export_dense(model)[0]).__name__, type(model[0]).__name__)
+try:
+    hf_rmt.RMTConfig
+except ImportError as error:
+    print("transformers" in str(error))
+"""
+
+
+def test_a_plain_module_is_compressed_where_transformers_is_not_installed():
+    assert run(WITHOUT_TRANSFORMERS).split("\n")[:4] == [
+        "2",
+        "['0'] True",
+        "Linear SpikedLinear",
+        "True",
+    ]

@@ -3,13 +3,21 @@ from dataclasses import replace
 
 import pytest
 
-from hf_rmt.plan import CompressionPlan, LayerPlan
+from hf_rmt.plan import CompressionPlan, LayerPlan, Outcome
 
 COMPRESSED = LayerPlan(
-    name="a", shape=(10, 20), compressed=True, rank=2, noise="int8", bits=2000, dense_bits=6400,
+    name="a",
+    shape=(10, 20),
+    outcome=Outcome.REPLACED,
+    rank=2,
+    noise="int8",
+    bits=2000,
+    dense_bits=6400,
     dropped_energy=0.25, upper_edge=1.5,
 )  # fmt: skip
-DENSE = LayerPlan(name="b", shape=(5, 20), compressed=False, bits=3200, dense_bits=3200, reason="!")
+DENSE = LayerPlan(
+    name="b", shape=(5, 20), outcome=Outcome.KEPT, bits=3200, dense_bits=3200, reason="!"
+)
 
 
 def test_totals_are_over_the_compressed_layers() -> None:
@@ -23,7 +31,7 @@ def test_totals_are_over_the_compressed_layers() -> None:
 
 
 def test_a_layer_filtered_in_place_counts_as_a_loss() -> None:
-    filtered = replace(DENSE, name="c", dropped_energy=0.75)
+    filtered = replace(DENSE, name="c", outcome=Outcome.REWRITTEN, dropped_energy=0.75)
     plan = CompressionPlan((COMPRESSED, DENSE, filtered))
     assert plan.changed == (COMPRESSED, filtered)
     assert plan.dropped_energy == 0.5
@@ -48,8 +56,8 @@ def test_fields_of_a_newer_version_are_refused() -> None:
 
 def test_parameters_count_what_is_not_zero():
     """100 x 200: factors of rank 3 have 900 entries, stored noise has 20,000 more."""
-    plain = LayerPlan("a", (100, 200), compressed=True, rank=3, noise="drop")
-    packed, dense = replace(plain, noise="int8"), LayerPlan("b", (100, 200), compressed=False)
+    plain = LayerPlan("a", (100, 200), outcome=Outcome.REPLACED, rank=3, noise="drop")
+    packed, dense = replace(plain, noise="int8"), LayerPlan("b", (100, 200), outcome=Outcome.KEPT)
     thinned = replace(plain, nonzero=700)
     assert [p.parameters for p in (plain, packed, dense, thinned)] == [900, 20_900, 20_000, 700]
     assert thinned.parameter_share == 700 / 20_000

@@ -1,10 +1,10 @@
 import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hf_rmt.compression.directions import recovers_spikes, removal, stores_all_spikes
 from hf_rmt.settings import CompressionSettings
 
 
@@ -70,7 +70,7 @@ def test_removal_fraction_contradicts_stored_noise() -> None:
 def test_spikes_are_recovered_by_default_only_when_noise_is_dropped(
     noise: str, asked: bool | None, expected: bool
 ) -> None:
-    assert CompressionSettings(noise=noise, recover_spikes=asked).recovers_spikes is expected
+    assert recovers_spikes(CompressionSettings(noise=noise, recover_spikes=asked)) is expected
 
 
 def test_paying_spikes_contradict_noise_without_codes() -> None:
@@ -85,7 +85,7 @@ def test_paying_spikes_contradict_noise_without_codes() -> None:
 def test_packed_noise_stores_paying_spikes_by_default(
     noise: str, asked: str | None, expected: bool
 ) -> None:
-    assert CompressionSettings(noise=noise, stored_spikes=asked).stores_all_spikes is expected
+    assert stores_all_spikes(CompressionSettings(noise=noise, stored_spikes=asked)) is expected
 
 
 KEEPING = {"svd": {"rank": 3}, "slr": {"rank": 3}, "magnitude": {"fraction": 0.5}}
@@ -117,29 +117,27 @@ def test_methods_that_drop_the_rest_store_no_noise(method: str) -> None:
     with pytest.raises(ValueError, match="set noise='drop'"):
         CompressionSettings(method=method, **KEEPING[method])
     settings = CompressionSettings(method=method, noise="drop", **KEEPING[method])
-    assert not settings.recovers_spikes
-    for removal in (0.5, {"a": 0.5}):
+    assert not recovers_spikes(settings)
+    for share in (0.5, {"a": 0.5}):
         with pytest.raises(ValueError, match="use rank or fraction"):
-            CompressionSettings(
-                method=method, noise="drop", noise_removal=removal, **KEEPING[method]
-            )
+            CompressionSettings(method=method, noise="drop", noise_removal=share, **KEEPING[method])
     CompressionSettings(method=method, noise="drop", noise_removal={"a": 1.0}, **KEEPING[method])
 
 
 def test_directions_that_were_asked_for_are_all_stored_and_none_is_recovered() -> None:
     settings = CompressionSettings(method="svd", rank=3)
-    assert (settings.noise, settings.stores_all_spikes) == ("int8", True)
-    assert not CompressionSettings(method="svd", rank=3, stored_spikes="paying").stores_all_spikes
-    assert not CompressionSettings(method="svd", rank=3, noise="drop").recovers_spikes
+    assert (settings.noise, stores_all_spikes(settings)) == ("int8", True)
+    assert not stores_all_spikes(CompressionSettings(method="svd", rank=3, stored_spikes="paying"))
+    assert not recovers_spikes(CompressionSettings(method="svd", rank=3, noise="drop"))
     with pytest.raises(ValueError, match="needs a law"):
         CompressionSettings(method="svd", rank=3, recover_spikes=True)
-    assert CompressionSettings(method="bema", noise="drop").recovers_spikes
+    assert recovers_spikes(CompressionSettings(method="bema", noise="drop"))
 
 
 def test_each_layer_may_have_a_removal_of_its_own() -> None:
     settings = CompressionSettings(noise="drop", noise_removal={"a": 0.5, "b": 1})
-    assert [settings.removal(name) for name in ("a", "b", "c")] == [0.5, 1, None]
-    assert CompressionSettings(noise="drop", noise_removal=0.3).removal("any") == 0.3
+    assert [removal(settings, name) for name in ("a", "b", "c")] == [0.5, 1, None]
+    assert removal(CompressionSettings(noise="drop", noise_removal=0.3), "any") == 0.3
     with pytest.raises(ValueError, match="noise='drop'"):
         CompressionSettings(noise_removal={"a": 0.5})
 
@@ -156,7 +154,7 @@ def test_each_layer_may_have_a_removal_of_its_own() -> None:
     ],
 )
 def test_numbers_of_numpy_are_taken_and_kept_as_plain_ones(given: dict[str, Any]) -> None:
-    kept = asdict(CompressionSettings(**given))
+    kept = CompressionSettings(**given).to_dict()
     assert CompressionSettings(**json.loads(json.dumps(kept))) == CompressionSettings(**given)
     for key, value in given.items():
         plain = {int: np.integer, float: np.floating, list: tuple}.get(type(kept[key]))

@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_rmt.compression.parallel import Outcome, is_silent, matrix_cost, share
+from hf_rmt.compression.decision import Decision
+from hf_rmt.compression.parallel import WorkResult, is_silent, matrix_cost, share
 from hf_rmt.compression.summary import compression_report
-from hf_rmt.compression.weight import CompressedWeight, compress_weight
-from hf_rmt.nn.counterparts import (
-    compressed_like,
-    matrix_shape,
-    place_step,
-    set_matrix,
-    weight_matrix,
-)
-from hf_rmt.plan import LayerPlan
+from hf_rmt.compression.weight import compress_weight
+from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like
+from hf_rmt.nn.counterparts import matrix_shape, place_step, weight_matrix
+from hf_rmt.nn.dense_matrix import set_matrix
+from hf_rmt.nn.swap import swap_module
+from hf_rmt.plan import LayerPlan, Outcome
 from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.spectra import SpectrumFit
 
-Decide = Callable[[str, Tensor, CompressionSettings], CompressedWeight]
+Decide = Callable[[str, Tensor, CompressionSettings], Decision]
 
+_JOURNAL: ContextVar[list[tuple[LayerPlan, SpectrumFit | None]] | None] = ContextVar(
+    "journal", default=None
+)
 SHIFT = "bias_shift"
 """Name of what a layer's bias gains, among the tensors of a decision."""
+NEW_WEIGHT = "weight"
+"""Name of the weight of a layer that is rewritten, among the tensors of a decision."""
+
+
+class journal:  # noqa: N801 # a context manager, used like a function
+    """While it is entered, what is done to layers is noted, for the case of an error half-way.
+
+    Attributes:
+        decisions: The plans that were carried out, in their order.
+    """
+
+    def __init__(self) -> None:
+        self.decisions: list[tuple[LayerPlan, SpectrumFit | None]] = []
+
+    def __enter__(self) -> journal:
+        self._token = _JOURNAL.set(self.decisions)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _JOURNAL.reset(self._token)
 
 
 def compress_shared(
@@ -67,11 +89,15 @@ def decide_shared(
     Raises:
         RuntimeError: On every process, if one of them failed.
     """
+    made: dict[str, CompressedLayer | None] = {}
 
-    def work(name: str) -> Outcome:
+    def work(name: str) -> WorkResult:
         weight = weight_matrix(model.get_submodule(name))
-        result = decide(name, weight, settings)
-        return (result.plan, result.fit), {} if dry_run else stored_tensors(result, weight)
+        decision = decide(name, weight, settings)
+        tensors: dict[str, Tensor] = {}
+        if not dry_run:
+            made[name], tensors = carried_out(decision, weight)
+        return (decision.plan, decision.fit), tensors
 
     layers = [model.get_submodule(name) for name in names]
     costs = [matrix_cost(matrix_shape(layer)) for layer in layers]
@@ -82,42 +108,84 @@ def decide_shared(
     for decision, tensors in tqdm(outcomes, title, len(names), disable=is_silent()):
         decisions.append(decision)
         if not dry_run:
-            replace_layer(model, decision[0], tensors)
+            plan = decision[0]
+            apply_plan(model, plan, tensors, layer=made.pop(plan.name, None))
     return decisions
 
 
-def stored_tensors(result: CompressedWeight, weight: Tensor) -> dict[str, Tensor]:
-    """Tensors of the layer that was decided on for a matrix; none for one that stays as it is."""
-    if result.plan.compressed:
-        layer = result.module(weight, None)
-        return dict(layer.state_dict()) | _bias_shift(result, weight, layer.dense)
-    if result.filtered is None:
-        return {}
-    return {"weight": result.filtered} | _bias_shift(result, weight, result.filtered.clone)
+def apply_decision(model: Any, decision: Decision, weight: Tensor) -> None:
+    """Carry out a decision on one layer of a model in this process.
+
+    Args:
+        model: The model.
+        decision: What was decided.
+        weight: The weight that was decided on, shape (out, in).
+    """
+    layer, tensors = carried_out(decision, weight)
+    apply_plan(model, decision.plan, tensors, layer=layer)
 
 
-def _bias_shift(
-    result: CompressedWeight, weight: Tensor, new: Callable[[], Tensor]
-) -> dict[str, Tensor]:
+def carried_out(
+    decision: Decision, weight: Tensor
+) -> tuple[CompressedLayer | None, dict[str, Tensor]]:
+    """The layer that a decision makes, if any, and the tensors that other processes make it of.
+
+    Args:
+        decision: What was decided.
+        weight: The weight that was decided on, shape (out, in).
+    """
+    if decision.plan.outcome is Outcome.REPLACED:
+        layer: CompressedLayer = decision.layer(weight)
+        return layer, dict(layer.state_dict()) | _bias_shift(decision, weight, layer.dense)
+    if decision.rewritten is None:
+        return None, {}
+    shift = _bias_shift(decision, weight, decision.rewritten.clone)
+    return None, {NEW_WEIGHT: decision.rewritten} | shift
+
+
+def _bias_shift(decision: Decision, weight: Tensor, new: Callable[[], Tensor]) -> dict[str, Tensor]:
     """What the bias gains so that the mean output stays, (W - W') E[x], where E[x] is known."""
-    if result.mean_input is None or result.bias_shift is not None:
-        return {} if result.bias_shift is None else {SHIFT: result.bias_shift}
-    return {SHIFT: (weight.float() - new().float()) @ result.mean_input.float()}
+    if decision.mean_input is None or decision.bias_shift is not None:
+        return {} if decision.bias_shift is None else {SHIFT: decision.bias_shift}
+    return {SHIFT: (weight.float() - new().float()) @ decision.mean_input.float()}
 
 
-def replace_layer(model: Any, plan: LayerPlan, tensors: dict[str, Tensor]) -> None:
-    """Replace a dense layer, or its weight, by the tensors of a decision; its bias stays."""
+def apply_plan(
+    model: Any,
+    plan: LayerPlan,
+    tensors: dict[str, Tensor],
+    *,
+    layer: CompressedLayer | None = None,
+) -> None:
+    """Replace a layer, or rewrite its weight, as a plan says; its bias stays the same parameter.
+
+    Args:
+        model: The model.
+        plan: What was decided.
+        tensors: As `carried_out` gives them.
+        layer: The new layer where this process has made it; None to make it of the tensors.
+    """
     dense = model.get_submodule(plan.name)
+    tensors = dict(tensors)
+    _note(plan)
     if (shift := tensors.pop(SHIFT, None)) is not None:
         dense.bias.data.add_(shift)
-    if not plan.compressed:
-        if tensors:
-            set_matrix(dense, tensors["weight"])
+    if plan.outcome is Outcome.REWRITTEN:
+        set_matrix(dense, tensors[NEW_WEIGHT])
+    if plan.outcome is not Outcome.REPLACED:
         return
-    layer = compressed_like(dense, plan.kind, plan.rank, plan.noise, device="meta")
-    layer.bias = None
-    layer.load_state_dict(tensors, assign=True)
+    if layer is None or not layer.stands_for(dense):  # a convolution was decided on as a matrix
+        layer = compressed_like(dense, plan.kind, plan.rank, plan.noise, device="meta")
+        layer.bias = None
+        layer.load_state_dict(tensors, assign=True)
     layer.bias = dense.bias
-    model.set_submodule(plan.name, layer)
+    layer.dense_class = type(dense)
+    swap_module(model, plan.name, layer)
     if plan.step is not None:
         place_step(model, plan.name, plan.step)
+
+
+def _note(plan: LayerPlan) -> None:
+    noted = _JOURNAL.get()
+    if noted is not None:
+        noted.append((plan, None))

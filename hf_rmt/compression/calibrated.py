@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -19,12 +18,15 @@ from torch import Tensor, nn
 
 from hf_rmt.compression.apply import decide_shared
 from hf_rmt.compression.calibrated_weight import check_calibratable, compress_calibrated_weight
+from hf_rmt.compression.decision import Decision, keep
 from hf_rmt.compression.low_rank import Excitation, choose_ranks, importance
 from hf_rmt.compression.moments import Batch, Moments, Sites, mappings, sites
 from hf_rmt.compression.parallel import matrix_cost, share, together
 from hf_rmt.compression.summary import compression_report
-from hf_rmt.compression.weight import CompressedWeight, compress_weight, dense_plan
-from hf_rmt.nn.counterparts import is_convolution, matrix_shape, weight_matrix
+from hf_rmt.compression.weight import compress_weight
+from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
+from hf_rmt.nn.dense_matrix import is_convolution
+from hf_rmt.plan import Cause
 from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
 
@@ -66,7 +68,8 @@ def compress_calibrated(
     batches = repeatable(batches)
     ranks = None if size is None else _ranks(model, names, batches, settings, size)
     decisions: dict[str, Any] = {}
-    for group, excited in measured(model, names, batches, settings, gradients=size is not None):
+    told = {"min_size": settings.min_size, "gradients": size is not None}
+    for group, excited in measured(model, names, batches, **told):
         decide = _decision(excited, ranks)
         for plan, fit in decide_shared(model, group, settings, dry_run=dry_run, decide=decide):
             decisions[plan.name] = plan, fit
@@ -90,8 +93,8 @@ def measured(
     model: nn.Module,
     names: Sequence[str],
     batches: Iterable[Batch],
-    settings: CompressionSettings,
     *,
+    min_size: int,
     gradients: bool = False,
 ) -> Iterator[tuple[list[str], dict[str, Excitation]]]:
     """Groups of layers with what the batches excite in them, measured when a group is asked for.
@@ -100,7 +103,7 @@ def measured(
         model: The model; what is done to one group is seen by the next.
         names: Layers with a matrix.
         batches: Keyword arguments of the model, to be gone through once for each group.
-        settings: What the user asked for.
+        min_size: Layers whose smaller side is below this are not measured.
         gradients: Whether output gradients are gathered as well.
 
     Yields:
@@ -110,7 +113,7 @@ def measured(
     Raises:
         ValueError: If there is no batch, or a layer's moments are not finite.
     """
-    linears = [name for name in names if _is_measurable(model.get_submodule(name), settings)]
+    linears = [name for name in names if _is_measurable(model.get_submodule(name), min_size)]
     found = _sites(model, linears, batches)
     entries = [math.prod(matrix_shape(model.get_submodule(name))) for name in names]
     for group in _groups(model, found, sum(entries), gradients=gradients):
@@ -167,8 +170,8 @@ def _groups(model: nn.Module, found: Sites, budget: int, *, gradients: bool) -> 
         yield group
 
 
-def _is_measurable(module: nn.Module, settings: CompressionSettings) -> bool:
-    return not is_convolution(module) and min(matrix_shape(module)) >= settings.min_size
+def _is_measurable(module: nn.Module, min_size: int) -> bool:
+    return not is_convolution(module) and min(matrix_shape(module)) >= min_size
 
 
 def _ranks(
@@ -181,7 +184,8 @@ def _ranks(
     """Ranks shared out over the layers by importance per parameter; None for one left dense."""
     worth: dict[str, Tensor] = {}
     costs, most, budget = {}, {}, 0
-    for group, excited in measured(model, names, batches, settings, gradients=True):
+    told = {"min_size": settings.min_size, "gradients": True}
+    for group, excited in measured(model, names, batches, **told):
         reached = [name for name in group if name in excited]
         shapes = {name: matrix_shape(model.get_submodule(name)) for name in reached}
         for name, (rows, columns) in shapes.items():
@@ -218,19 +222,19 @@ def _importances(
 
 def _decision(
     excited: Mapping[str, Excitation], ranks: Mapping[str, int | None] | None
-) -> Callable[[str, Tensor, CompressionSettings], CompressedWeight]:
+) -> Callable[[str, Tensor, CompressionSettings], Decision]:
     """What happens to the weights of a group."""
 
-    def decide(name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
+    def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
         known = name in excited and (ranks is None or name in ranks)
         if known and (ranks is None or ranks[name] is not None):
             rank = None if ranks is None else ranks[name]
             return compress_calibrated_weight(name, weight, settings, excited[name], rank=rank)
+        if ranks is not None and known:
+            return keep(name, weight, Cause.ALL_WORTH, WHOLE)
         if ranks is not None:
-            return CompressedWeight(dense_plan(name, weight, WHOLE if known else NOT_REACHED))
-        result = compress_weight(name, weight, settings)
-        reason = "; ".join(filter(None, (NOT_REACHED, result.plan.reason)))
-        return replace(result, plan=replace(result.plan, reason=reason))
+            return keep(name, weight, Cause.NOT_REACHED, NOT_REACHED)
+        return compress_weight(name, weight, settings).noted(NOT_REACHED)
 
     return decide
 

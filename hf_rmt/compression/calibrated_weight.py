@@ -17,29 +17,36 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hf_rmt.compression.directions import kept_directions
+from hf_rmt.compression.decision import Decision, SpikedBuild
 from hf_rmt.compression.error_feedback import feed_back
 from hf_rmt.compression.low_rank import INPUT_DAMPING, Excitation, damped, low_rank
-from hf_rmt.compression.weight import CompressedWeight, compress_weight
+from hf_rmt.compression.methods.spectral import spectral_method_of
+from hf_rmt.compression.weight import (
+    choose_directions,
+    factored,
+    plan_layer,
+    relative_energies,
+    split_weight,
+)
 from hf_rmt.nn import SpikedLinear
-from hf_rmt.plan import LayerPlan
-from hf_rmt.settings import METHOD_TABLE, PACKED_KINDS, CompressionSettings
+from hf_rmt.plan import Outcome
+from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 
 
 @dataclass(frozen=True)
-class CalibratedWeight(CompressedWeight):
-    """A weight after a decision that knows its inputs.
+class CalibratedBuild(SpikedBuild):
+    """Makes a `SpikedLinear` whose signal and packed noise are chosen by the inputs.
 
     Attributes:
         excitation: What batches say about the layer.
     """
 
-    excitation: Excitation | None = field(default=None, repr=False)
+    excitation: Excitation = field(kw_only=True, repr=False)
 
-    def module(self, weight: Tensor, bias: Tensor | None) -> SpikedLinear:
-        """The compressed layer, its signal chosen against the error of its packed noise."""
-        layer = super().module(weight, bias)
-        if self.plan.noise in PACKED_KINDS and self.excitation is not None:
+    def __call__(self, weight: Tensor) -> SpikedLinear:
+        """The layer, its signal chosen against the error of its packed noise."""
+        layer = super().__call__(weight)
+        if self.noise in PACKED_KINDS:
             _settle(layer, weight, self.excitation)
         return layer
 
@@ -51,8 +58,7 @@ def check_calibratable(settings: CompressionSettings) -> None:
         ValueError: If nothing is lost, entries are chosen and not directions, or spikes are to be
             recovered.
     """
-    row = METHOD_TABLE[settings.method]
-    if row.prune or row.refine:
+    if not spectral_method_of(settings).stores_noise:
         raise ValueError(
             f"calibration chooses directions, and method={settings.method!r} chooses entries; "
             "use a law or method='svd', or leave calibration out"
@@ -76,7 +82,7 @@ def compress_calibrated_weight(
     excitation: Excitation,
     *,
     rank: int | None = None,
-) -> CompressedWeight:
+) -> Decision:
     """Decide what happens to one weight, its factors chosen by what its inputs excite.
 
     Args:
@@ -90,33 +96,24 @@ def compress_calibrated_weight(
         The plan with the factors of svd_r(G^{1/2} W C^{1/2}) taken back to the weight's own
         coordinates, or with the weight that they make where that is smaller.
     """
-    told = replace(settings, recover_spikes=False)
+    told = settings.replace(recover_spikes=False)
     if rank is not None:
-        told = replace(told, method="svd", rank=rank, energy=None, fraction=None)
-    result = compress_weight(name, weight, told)
-    if result.fit is None or not (result.plan.compressed or result.filtered is not None):
-        return result
-    rank = len(kept_directions(result.fit, told, name))
-    left, right = (factor.to(weight.dtype) for factor in low_rank(weight, rank, excitation))
-    plan = _with_energies(result.plan, weight, left @ right)
-    dense = result.filtered is not None
-    factors = {"filtered": left @ right} if dense else {"left": left, "right": right}
-    return CalibratedWeight(
-        plan, result.fit, **factors, mean_input=excitation.mean, excitation=excitation
-    )
-
-
-def _with_energies(plan: LayerPlan, weight: Tensor, signal: Tensor) -> LayerPlan:
-    """The plan with the energies of a signal that is not cut along the weight's directions."""
-    whole, kept, lost = (
-        float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2
-        for part in (weight, signal, weight - signal)
-    )
-    return replace(
-        plan,
-        signal_energy=kept / whole,
-        dropped_energy=lost / whole if plan.dropped_energy else 0.0,
-    )
+        told = told.replace(method="svd", rank=rank, energy=None, fraction=None)
+    found = split_weight(name, weight, told)
+    if isinstance(found, Decision):
+        return found
+    kept = choose_directions(name, weight, found, told)
+    if isinstance(kept, Decision):
+        return kept
+    plan = plan_layer(name, weight, found.fit, kept, told)
+    if plan.outcome is Outcome.KEPT:
+        return Decision(plan, found.fit)
+    left, right = (factor.to(weight.dtype) for factor in low_rank(weight, len(kept), excitation))
+    build = CalibratedBuild(left, right, told.noise, excitation=excitation)
+    signal, lost = relative_energies(weight, left @ right)
+    dropped = lost if plan.dropped_energy else 0.0
+    plan = replace(plan, signal_energy=signal, dropped_energy=dropped)
+    return replace(factored(plan, found.fit, build), mean_input=excitation.mean)
 
 
 @torch.no_grad()

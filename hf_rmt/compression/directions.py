@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from hf_rmt.settings import CompressionSettings
+from hf_rmt.compression.methods.spectral import spectral_method_of
+from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 from hf_rmt.spectra import SpectrumFit
 
 FAIR_RETURN = {"int8": 0.0, "int4": 1 / 4, "ternary": 1 / 4}
@@ -35,15 +38,46 @@ def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) 
     """
     signal = torch.from_numpy(fit.is_signal)
     kept = torch.nonzero(signal).flatten()[: settings.max_rank]
-    if not settings.stores_all_spikes:
+    if not stores_all_spikes(settings):
         most = int(MOST_STORED * len(fit.eigenvalues))
         return kept[: min(most, _paying_rank(fit, FAIR_RETURN[settings.noise]))]
-    removal = settings.removal(name)
-    if settings.noise == "drop" and removal is not None and removal < 1:
+    share = removal(settings, name)
+    if settings.noise == "drop" and share is not None and share < 1:
         noise = torch.nonzero(~signal).flatten()
-        stays = round((1 - removal) * len(noise))
+        stays = round((1 - share) * len(noise))
         kept = torch.cat([kept, noise[:stays]]).sort().values[: settings.max_rank]
     return kept
+
+
+def removal(settings: CompressionSettings, name: str) -> float | None:
+    """Fraction of a layer's noise to remove; None for a layer that is to stay as it is."""
+    removed = settings.noise_removal
+    return removed.get(name) if isinstance(removed, Mapping) else removed
+
+
+def layers_named(settings: CompressionSettings) -> set[str]:
+    """Layers whose noise removal is given one by one; none where it is one number for all."""
+    removed = settings.noise_removal
+    return set(removed) if isinstance(removed, Mapping) else set()
+
+
+def stores_all_spikes(settings: CompressionSettings) -> bool:
+    """Whether every spike becomes a factor, and not only the paying ones.
+
+    The directions of a method that is told what to keep are all stored unless asked otherwise.
+    """
+    if settings.stored_spikes is None:
+        return settings.noise not in PACKED_KINDS or not spectral_method_of(settings).finds_law
+    return bool(settings.stored_spikes == "all")
+
+
+def recovers_spikes(settings: CompressionSettings) -> bool:
+    """Whether signal eigenvalues are replaced by their population spikes."""
+    if not spectral_method_of(settings).finds_law:
+        return False
+    return bool(
+        settings.noise == "drop" if settings.recover_spikes is None else settings.recover_spikes
+    )
 
 
 def _paying_rank(fit: SpectrumFit, fair_return: float) -> int:

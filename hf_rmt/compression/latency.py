@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.nn.counterparts import matrix_shape, spiked_like
+from hf_rmt.nn.compressed_layer import compressed_like
+from hf_rmt.nn.dense_matrix import dense_shape
+from hf_rmt.plan import SPIKED
 
 FEWEST, ENOUGH, MOST = 4, 32, 100
 """Pairs of calls, one of either layer: made even beyond the budget, made before the halves are
@@ -63,8 +65,8 @@ def latency_ratio(
     dense, x = _measured(shape, geometry, tokens)
     dense, x = dense.to(device, dtype), x.to(device, dtype)
     if rank <= min(shape):  # else the layer below complains
-        rank = min(rank, *matrix_shape(dense))
-    spiked = spiked_like(dense, rank, noise)
+        rank = min(rank, *dense_shape(dense))
+    spiked = compressed_like(dense, SPIKED, rank, noise)
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + BUDGET
     for pair in range(MOST + 1):

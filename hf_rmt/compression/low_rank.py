@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hf_rmt.compression.gram import balanced, factors_of, gram
+
 INPUT_DAMPING, GRADIENT_DAMPING = 0.02, 0.05
+"""Parts of the mean second moment added to each: a few batches do not excite every direction."""
 ALIKE = 1e-6
 """Variance over squared mean up to which samples differ by rounding alone."""
-"""Parts of the mean second moment added to each: a few batches do not excite every direction."""
-
 SMALLEST = 1e-150
-"""Singular value below which a direction is nothing; its inverse is still finite."""
+"""Least shift of a second moment; its inverse is still finite."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def importance(update: Tensor, excitation: Excitation | None = None) -> Tensor:
         [81.0, 1.0]
     """
     if excitation is None:
-        return _squares(_gram(update.double())).square()
-    return _squares(_gram(_weighted(update, excitation)))
+        return _squares(gram(update.double())).square()
+    return _squares(gram(_weighted(update, excitation)))
 
 
 def low_rank(
@@ -115,15 +116,11 @@ def low_rank(
         left of shape (out, rank) and right of shape (rank, in), float32.
     """
     matrix = update.double() if excitation is None else _weighted(update, excitation)
-    tall = matrix.shape[0] >= matrix.shape[1]
-    vectors = torch.linalg.eigh(_gram(matrix)).eigenvectors.flip(1)[:, :rank]
-    images = matrix @ vectors if tall else matrix.T @ vectors
-    root = torch.linalg.vector_norm(images, dim=0).clamp_min(SMALLEST).sqrt()
-    long, short = images / root, vectors * root
-    left, right = (long, short.T) if tall else (short, long.T)
+    vectors = torch.linalg.eigh(gram(matrix)).eigenvectors.flip(1)[:, :rank]
+    left, right = factors_of(matrix, vectors)
     if excitation is not None:
         rows, columns = _roots(excitation)
-        left, right = _divided(left, rows), _divided(right.T, columns).T
+        left, right = balanced(_divided(left, rows), _divided(right.T, columns).T)
     return left.float(), right.float()
 
 
@@ -164,11 +161,6 @@ def choose_ranks(
         if rank < len(values[name]):
             heapq.heappush(queue, (-values[name][rank] / costs[name], name))
     return ranks
-
-
-def _gram(matrix: Tensor) -> Tensor:
-    """Of the smaller side."""
-    return matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
 
 
 def _squares(gram: Tensor) -> Tensor:

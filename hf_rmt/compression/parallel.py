@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 Item = TypeVar("Item")
-Outcome = tuple[Any, dict[str, Tensor]]
+WorkResult = tuple[Any, dict[str, Tensor]]
 """What work on one item gives: anything that can be pickled, and tensors by name."""
 
 EIGEN_COST = 8
@@ -72,12 +73,12 @@ def n_processes() -> int:
 
 
 def share(
-    work: Callable[[Item], Outcome],
+    work: Callable[[Item], WorkResult],
     items: Sequence[Item],
     costs: Sequence[float],
     *,
     device: torch.device | str = "cpu",
-) -> Iterator[Outcome]:
+) -> Iterator[WorkResult]:
     """Do a piece of work for each item on one process, and have the outcome on all.
 
     Every process must ask for the same items in the same order. On one process each item is
@@ -114,7 +115,7 @@ def share(
         yield plain, _broadcast(tensors, owner)
 
 
-def together(work: Callable[[], Outcome]) -> tuple[list[Any], dict[str, Tensor]]:
+def together(work: Callable[[], WorkResult]) -> tuple[list[Any], dict[str, Tensor]]:
     """Do the same on every process with its own data, and have the sums of the tensors on all.
 
     Args:
@@ -139,14 +140,62 @@ def together(work: Callable[[], Outcome]) -> tuple[list[Any], dict[str, Tensor]]
     return [plain for _, plain in headers], own[0][1]
 
 
+def agreed(model: Any, select: Callable[[], list[str]], settings: Any) -> list[str]:
+    """Names of layers, once all processes have found that they are about to do the same.
+
+    Args:
+        model: The model of this process.
+        select: Finds the names. If it fails on one process, it fails on all.
+        settings: What the user asked for on this process.
+
+    Returns:
+        The names, the same on every process.
+
+    Raises:
+        RuntimeError: On every process, if the work failed on one of several, or if layers, options
+            or weights differ between them.
+    """
+    if n_processes() == 1:
+        return select()
+
+    def work() -> WorkResult:
+        names = select()
+        return (names, _evidence(model, names, settings)), {}
+
+    found, _ = together(work)
+    for key in found[0][1]:
+        if len({str(evidence[key]) for _, evidence in found}) > 1:
+            shown = "; ".join(f"process {rank}: {e[key]}" for rank, (_, e) in enumerate(found))
+            raise RuntimeError(
+                f"the processes differ in {key} ({shown}), so their models would be mixed; give "
+                "each the same model and the same config"
+            )
+    names: list[str] = found[0][0]
+    return names
+
+
+def _evidence(model: Any, names: list[str], settings: Any) -> dict[str, Any]:
+    """What must be the same on every process."""
+    layers = {name: model.get_submodule(name) for name in names}
+    weights = sha256()
+    for layer in layers.values():
+        raw = layer.weight.detach().cpu().contiguous().flatten().view(torch.uint8)
+        weights.update(raw.numpy().tobytes())
+    return {
+        "layers": [(name, tuple(layer.weight.shape)) for name, layer in layers.items()],
+        "options": settings.to_dict(),
+        "weights": weights.hexdigest()[:12],
+    }
+
+
 def is_silent() -> bool | None:
     """Whether to hide the progress bar: on all processes but the first, or as tqdm thinks."""
     return True if n_processes() > 1 and distributed.get_rank() > 0 else None
 
 
 def _own_outcomes(
-    work: Callable[[Item], Outcome], items: Sequence[Item]
-) -> tuple[list[Outcome], Exception | None]:
+    work: Callable[[Item], WorkResult], items: Sequence[Item]
+) -> tuple[list[WorkResult], Exception | None]:
     """Outcomes of this process's items, and what stopped it; every process must go on to meet."""
     outcomes = []
     for item in items:

@@ -13,20 +13,22 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hf_rmt.compression.decision import Decision
 from hf_rmt.compression.directions import kept_directions
-from hf_rmt.compression.spectrum import Decomposition, fit_spectrum
-from hf_rmt.compression.weight import (
-    NOTHING_LEFT,
-    CompressedWeight,
-    compress_weight,
-    keep_directions,
+from hf_rmt.compression.gram import gram
+from hf_rmt.compression.methods.spectral import SpectralMethod, spectral_method_of
+from hf_rmt.compression.spectrum import (
+    RELATIVE_NULL,
+    Decomposition,
+    fit_spectrum,
+    without_rounding,
 )
-from hf_rmt.plan import LayerPlan
-from hf_rmt.settings import METHOD_TABLE, CompressionSettings
+from hf_rmt.compression.weight import compress_weight
+from hf_rmt.plan import Cause, LayerPlan, Outcome
+from hf_rmt.settings import CompressionSettings, method_of
 from hf_rmt.spectra import Phase
 
-RELATIVE_NULL = 1e-14
-"""Rounding errors of a float64 Gram matrix, in units of its largest eigenvalue."""
+NO_UPDATE = "no signal stands out from the noise, the update is dropped"
 
 
 def filter_weight(
@@ -36,7 +38,7 @@ def filter_weight(
     first: LayerPlan | None = None,
     *,
     of_update: bool = False,
-) -> CompressedWeight:
+) -> Decision:
     """Filter a weight, or what training added to it, for the first time or once more.
 
     Args:
@@ -50,48 +52,49 @@ def filter_weight(
     Returns:
         The decision. A whole weight without spikes stays as it is: nothing would be left of it.
     """
-    if first is None or METHOD_TABLE[settings.method].prune:
+    method = method_of(settings)
+    directional = isinstance(method, SpectralMethod) and method.chooses_directions
+    if first is None or not directional:
         result = compress_weight(name, weight, settings)
-        nothing = of_update and result.plan.reason == NOTHING_LEFT
-        return replace(result, filtered=torch.zeros_like(weight)) if nothing else result
-    once = replace(settings, recover_spikes=False)
+        return _zeroed(result, weight) if of_update else result
+    once = settings.replace(recover_spikes=False)
     if settings.noise != "drop" or not torch.isfinite(weight).all():
         return compress_weight(name, weight, once)
     return _project(name, weight, once, first, of_update)
 
 
-def first_plan(result: CompressedWeight, settings: CompressionSettings) -> LayerPlan | None:
+def first_plan(result: Decision, settings: CompressionSettings) -> LayerPlan | None:
     """What to remember of the first filter, its rank included; None if it changed nothing."""
-    changed = result.plan.compressed or result.filtered is not None
-    if result.fit is None or not changed:
+    if result.fit is None or result.plan.outcome is Outcome.KEPT:
         return None
     return replace(result.plan, rank=len(kept_directions(result.fit, settings, result.plan.name)))
 
 
-def dense_weight(result: CompressedWeight, weight: Tensor) -> Tensor | None:
-    """The filtered weight at its old shape; None if it stays as it is."""
-    if result.plan.compressed:
-        return result.module(weight, None).dense().detach()
-    return result.filtered
+def _zeroed(result: Decision, update: Tensor) -> Decision:
+    """The decision that an update without signal is dropped as a whole."""
+    if result.plan.cause is not Cause.NO_SIGNAL:
+        return result
+    plan = replace(
+        result.plan, outcome=Outcome.REWRITTEN, noise="drop", dropped_energy=1.0, reason=NO_UPDATE
+    )
+    return replace(result, plan=plan, rewritten=torch.zeros_like(update))
 
 
 def _project(
     name: str, weight: Tensor, settings: CompressionSettings, first: LayerPlan, of_update: bool
-) -> CompressedWeight:
+) -> Decision:
     """Keep the largest directions, as many as the first filter kept.
 
     A filtered weight is too close to low rank for float32 Gram matrices.
     """
-    matrix = (weight if weight.shape[0] >= weight.shape[1] else weight.T).to(torch.float64)
-    values, vectors = torch.linalg.eigh(matrix.T @ matrix)
-    values = torch.where(values > RELATIVE_NULL * values[-1], values, 0.0).flip(0)
+    ascending, vectors = torch.linalg.eigh(gram(weight.to(torch.float64)))
+    values = without_rounding(ascending, RELATIVE_NULL[torch.float64])
     fit = fit_spectrum(values, (weight.shape[0], weight.shape[1]), settings)
     rank = first.rank
     if of_update and fit.phase != Phase.DEGENERATE:
         rank = max(rank, len(kept_directions(fit, settings, name)))
-    result = keep_directions(
-        name, weight, Decomposition(fit, vectors), torch.arange(rank), settings
-    )
+    found, kept = Decomposition(fit, vectors), torch.arange(rank)
+    result = spectral_method_of(settings).cut(name, weight, found, settings, kept)
     plan = replace(
         result.plan,
         phase=first.phase,

@@ -1,31 +1,30 @@
 """Spectra of tensors: eigenvalues of the Gram matrix, and the vectors of the signal alone.
 
-A weight is oriented here, once: X is the weight or its transpose, N x p with N >= p. One
-symmetric eigendecomposition of X'X costs a quarter to a half of a singular value decomposition,
-and neither "eigenvalues first, then some vectors" nor a randomised method beats it. Squaring
-loses half of the digits at the bottom of the spectrum; they are wanted only where the noise is
-that small against the largest eigenvalue, and there the Gram matrix is taken in float64.
+Neither "eigenvalues first, then some vectors" nor a randomised method beats one eigendecomposition
+of the Gram matrix. Squaring loses half of the digits at the bottom of the spectrum. They are wanted
+only where the noise is that small against the largest eigenvalue, and there the Gram matrix is
+computed in float64.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_rmt.settings import METHOD_TABLE, CompressionSettings
+from hf_rmt.compression.gram import factors_of, gram
+from hf_rmt.compression.methods.spectral import spectral_method_of
+from hf_rmt.settings import CompressionSettings
 from hf_rmt.spectra import Phase, SpectrumFit
 
 FLOAT32_RANGE = 1e4
-"""Largest over median eigenvalue up to which a float32 Gram matrix serves; the edge is then right
-to about 1e-3 of the median, and a trained transformer's weight lies near 1e2."""
+"""Largest over median eigenvalue up to which a float32 Gram matrix serves. The edge is then right
+to about 1e-3 of the median. The ratio of a trained transformer's weight lies near 1e2."""
 FLOAT32_FOOT = 1 / 20
-"""Share of the eigenvalues that it may lose to rounding; of a weight of full rank that loses more,
-such as two of a trained ViT's, nobody could tell that it is none of low rank."""
+"""Share of the eigenvalues that it may lose to rounding. A weight of full rank that loses more,
+such as two weights of a trained ViT, would look like one of low rank."""
 FLOAT32_SQUARES = (1e-12, 1e12)
 """Range of the largest entry in which squares and their sums stay normal float32 numbers."""
 RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
@@ -60,15 +59,7 @@ class Decomposition:
         """
         if self.vectors is None:
             raise ValueError(f"a degenerate weight has no signal: {self.fit.reason}")
-        tall = weight.shape[0] >= weight.shape[1]
-        vectors = self.vectors[:, self.vectors.shape[1] - 1 - indices]
-        matrix = (weight if tall else weight.T).to(vectors.dtype)
-        images = matrix @ vectors
-        singular = torch.linalg.vector_norm(images, dim=0)
-        safe = singular.clamp_min(torch.finfo(vectors.dtype).tiny)
-        root = torch.sqrt(singular)
-        tall_side, short_side = images / safe * root, (vectors * root).T
-        left, right = (tall_side, short_side) if tall else (short_side.T, tall_side.T)
+        left, right = factors_of(weight, self.vectors[:, self.vectors.shape[1] - 1 - indices])
         return left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous()
 
     def recovery(self, indices: Tensor) -> Tensor:
@@ -126,20 +117,7 @@ def fit_spectrum(
     Returns:
         The fit.
     """
-    row = METHOD_TABLE[settings.method]
-    options = {} if row.prune else taken(settings)
-    return load_code(row.fit)(values.cpu().numpy(), shape, **options)
-
-
-def taken(settings: CompressionSettings) -> dict[str, Any]:
-    """The settings that the method takes, as keywords."""
-    return {key: getattr(settings, key) for key in METHOD_TABLE[settings.method].takes}
-
-
-def load_code(path: str) -> Any:
-    """The function that a row of `METHOD_TABLE` names as `module:function`."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+    return spectral_method_of(settings).fit(values.cpu().numpy(), shape, settings)
 
 
 def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Decomposition:
@@ -173,8 +151,19 @@ def _largest_entry(weight: Tensor) -> float:
 
 def _eigen(weight: Tensor, dtype: torch.dtype, vectors: bool) -> tuple[Tensor, Tensor | None]:
     """Eigenvalues of X'X, descending float64, and the eigenvectors, ascending, if asked for."""
-    matrix = (weight if weight.shape[0] >= weight.shape[1] else weight.T).to(dtype)
-    gram = matrix.T @ matrix
-    values, basis = torch.linalg.eigh(gram) if vectors else (torch.linalg.eigvalsh(gram), None)
+    squares = gram(weight.to(dtype))
+    values, basis = (
+        torch.linalg.eigh(squares) if vectors else (torch.linalg.eigvalsh(squares), None)
+    )
+    return without_rounding(values, RELATIVE_NULL[dtype]), basis
+
+
+def without_rounding(values: Tensor, null: float) -> Tensor:
+    """Ascending eigenvalues of a Gram matrix as descending float64 ones, rounding errors zeroed.
+
+    Args:
+        values: Shape (p,).
+        null: The part of the largest below which an eigenvalue is a rounding error.
+    """
     values = values.flip(0).to(torch.float64)
-    return torch.where(values > RELATIVE_NULL[dtype] * values[0], values, 0.0), basis
+    return torch.where(values > null * values[0], values, 0.0)

@@ -34,12 +34,19 @@ def analyze_layers(
 
 
 def compression_report(
-    decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], model: Any
+    decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], model: Any, *, latency: bool = True
 ) -> CompressionReport:
-    """Report of the decisions on a model's layers, with latencies for its device and dtype."""
+    """Report of the decisions on a model's layers, with latencies for its device and dtype.
+
+    Args:
+        decisions: What was decided, layer by layer.
+        model: The model.
+        latency: Whether to measure how long the compressed layers take.
+    """
     decisions = list(decisions)
     spectra = [LayerSpectrum(plan.name, plan.shape, fit) for plan, fit in decisions if fit]
-    plans = _with_latencies([plan for plan, _ in decisions], model)
+    plans = tuple(plan for plan, _ in decisions)
+    plans = _with_latencies(list(plans), model) if latency else plans
     seen = SpectralReport(tuple(spectra)) if spectra else None
     return CompressionReport(CompressionPlan(plans), seen)
 

@@ -17,24 +17,22 @@ from transformers.tokenization_utils_base import (
 )
 from transformers.utils import has_file
 
-from hf_rmt.compression.apply import compress_shared
-from hf_rmt.compression.calibrated import compress_calibrated
-from hf_rmt.compression.summary import analyze_layers, warn_of_loss
-from hf_rmt.compression.targets import compressible_layers
-from hf_rmt.huggingface.card import hub_id
-from hf_rmt.huggingface.config import RMTConfig
-from hf_rmt.huggingface.quantizer import (
-    RMTQuantizer,
-    both_reports,
-    layers_left,
-    quantized_already,
-    stays_plain,
+from hf_rmt.compression.apply import journal
+from hf_rmt.compression.model import analyze as analyze_module
+from hf_rmt.compression.model import (
+    check_has_compressed,
+    check_module,
+    check_settings,
+    compress_layers,
+    interrupted_report,
 )
-from hf_rmt.huggingface.saving import install_saving
-from hf_rmt.nn.counterparts import COMPRESSED, densify
+from hf_rmt.compression.parallel import agreed
+from hf_rmt.huggingface.conclude import conclude
+from hf_rmt.huggingface.config import RMTConfig
+from hf_rmt.huggingface.quantizer import RMTQuantizer, layers_left, quantized_already
+from hf_rmt.nn.counterparts import densify
 from hf_rmt.report import CompressionReport, SpectralReport
-from hf_rmt.settings import METHOD_TABLE, METHODS, CompressionSettings
-from hf_rmt.ternary.head import compress_head
+from hf_rmt.settings import CompressionSettings
 
 ModelOrPath = nn.Module | str | PathLike[str]
 
@@ -44,9 +42,7 @@ def analyze(
     *,
     target_modules: list[str] | str | None = None,
     method: str = "pdb",
-    rank: int | None = None,
-    energy: float | None = None,
-    fraction: float | None = None,
+    **options: Any,
 ) -> SpectralReport:
     """Fit the double bulk model, or another, to every attention and MLP weight of a model.
 
@@ -54,9 +50,7 @@ def analyze(
         model_or_path: A loaded model, a folder or a Hub id.
         target_modules: Which layers, as in `RMTConfig`.
         method: How signal and noise are told apart, as in `RMTConfig`.
-        rank: What `svd` and `slr` keep, as in `RMTConfig`.
-        energy: The same by energy.
-        fraction: The same by the number of directions, or of entries.
+        **options: What the method takes, such as `rank` for `svd`, as in `RMTConfig`.
 
     Returns:
         The spectra: a table when printed, plots, JSON and CSV.
@@ -66,23 +60,8 @@ def analyze(
             little.
         OSError: If the path or id cannot be loaded.
     """
-    if method in METHOD_TABLE and METHOD_TABLE[method].decide:
-        raise ValueError(
-            f"method={method!r} looks at no spectrum, so there is nothing to analyze; choose among "
-            f"{', '.join(METHODS)}"
-        )
-    settings = RMTConfig(
-        method=method,
-        rank=rank,
-        energy=energy,
-        fraction=fraction,
-        noise="drop",
-        target_modules=target_modules,
-    )
     model = load_if_path(model_or_path)
-    compressed = [name for name, part in model.named_modules() if isinstance(part, COMPRESSED)]
-    names = compressed or compressible_layers(model, settings)
-    return analyze_layers(model, names, settings)
+    return analyze_module(model, target_modules=target_modules, method=method, **options)
 
 
 def compress(
@@ -115,7 +94,7 @@ def compress(
             to the model's outputs, in place of what the method finds.
 
     Returns:
-        What was, or would be, done.
+        What was, or would be, done. `model.compression_report` holds what was done in all calls.
 
     Raises:
         TypeError: If the model is not a module, the config no `RMTConfig` or a batch no mapping.
@@ -123,30 +102,29 @@ def compress(
             compressed, calibration holds no batch or is not finite, or options contradict each
             other.
     """
-    config = copy.deepcopy(config) if config is not None else RMTConfig()
-    check_compressible(model, config, again=True)
-    names = layers_left(model, config)
-    if METHOD_TABLE[config.method].decide:
-        _check_no_size(size, config)
-        report = compress_head(model, names, config, calibration, dry_run=dry_run)
-    elif calibration is not None:
-        report = compress_calibrated(model, names, config, calibration, size=size, dry_run=dry_run)
-    elif size is None:
-        report = compress_shared(model, names, config, dry_run=dry_run)
-    else:
-        raise ValueError(f"size={size} shares ranks out by calibration; pass calibration=batches")
-    if not dry_run:
-        warn_of_loss(report.plan)
-        if isinstance(model, PreTrainedModel):
-            attach_quantizer(model, config, report)
+    check_module(model)
+    check_settings(config)
+    config = RMTConfig() if config is None else RMTConfig(**config.to_dict())
+
+    def select() -> list[str]:
+        check_compressible(model, config, again=True)
+        return layers_left(model, config)
+
+    names = agreed(model, select, config)
+    with journal() as done:
+        try:
+            report = compress_layers(
+                model, names, config, dry_run=dry_run, calibration=calibration, size=size
+            )
+        except BaseException as error:
+            if done.decisions:
+                conclude(model, config, interrupted_report(model, names, done, error))
+            raise
+    if dry_run:
+        return report
+    config.size, config.calibrated = size, calibration is not None
+    conclude(model, config, report)
     return report
-
-
-def _check_no_size(size: float | None, config: RMTConfig) -> None:
-    if size is not None:
-        raise ValueError(
-            f"size={size} shares ranks out, and method={config.method!r} has none; leave it out"
-        )
 
 
 def export_dense(model_or_path: ModelOrPath) -> nn.Module:
@@ -164,11 +142,7 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
         TypeError: If it is neither a model nor a path.
     """
     model: Any = load_if_path(model_or_path)
-    if not any(isinstance(module, COMPRESSED) for module in model.modules()):
-        raise ValueError(
-            f"{type(model).__name__} has no layer compressed by hf_rmt, so it is dense already; "
-            "save it with save_pretrained"
-        )
+    check_has_compressed(model)
     dense: Any = copy.deepcopy(model) if model is model_or_path else model
     return dense.dequantize() if isinstance(dense, PreTrainedModel) else densify(dense)
 
@@ -225,24 +199,6 @@ def check_compressible(model: nn.Module, config: RMTConfig, *, again: bool = Fal
         )
 
 
-def attach_quantizer(model: Any, config: RMTConfig, report: CompressionReport) -> None:
-    """Give the model the quantizer that `from_pretrained` would have given it, if any."""
-    config.layers = report.plan.to_dict()
-    config.base_model = hub_id(model.config._name_or_path)
-    if before := getattr(model, "hf_quantizer", None):
-        report = both_reports(model, before, report)
-        config.layers = report.plan.to_dict()
-        config.base_model = before.quantization_config.base_model
-    if stays_plain(config.layers):
-        return
-    model.hf_quantizer = RMTQuantizer(config, pre_quantized=True)
-    model.hf_quantizer.report = report
-    model.is_quantized = True
-    model.quantization_method = config.quant_method
-    model.config.quantization_config = config
-    install_saving(model)
-
-
 def load_compressed(path: str | PathLike[str], config: RMTConfig) -> tuple[Any, CompressionReport]:
     """Load a model and compress it weight by weight on the way, never holding it dense.
 
@@ -260,8 +216,7 @@ def load_compressed(path: str | PathLike[str], config: RMTConfig) -> tuple[Any, 
     if quantized := getattr(saved, "quantization_config", None):
         raise quantized_already(str(path), quantized.get("quant_method"), "export it dense first")
     loaded = _class_of(saved).from_pretrained(path, quantization_config=config, dtype="auto")
-    plain = getattr(loaded, "compression_report", None)
-    return loaded, plain or loaded.hf_quantizer.report
+    return loaded, loaded.compression_report
 
 
 def copy_tokenizer(source: str | PathLike[str], target: str | PathLike[str]) -> None:

@@ -12,7 +12,6 @@ from transformers.models.auto import modeling_auto
 from hf_rmt.plan import TERNARY, CompressionPlan
 from hf_rmt.report import CompressionReport, model_card
 from hf_rmt.report.style import save_figure
-from hf_rmt.settings import METHOD_TABLE, SPECTRAL
 
 PICTURE = "spectrum.png"
 
@@ -32,7 +31,7 @@ def draw_picture(model: Any, path: Path) -> None:
     path.unlink(missing_ok=True)
     if all(layer.kind == TERNARY for layer in _plan(model).compressed):
         return
-    report = model.hf_quantizer.report
+    report = getattr(model, "compression_report", None)
     try:
         if report is not None and report.spectra is not None:
             figure = report.spectra.plot_grid()
@@ -58,20 +57,12 @@ def card_of(
         repo_id=repo_id,
         base_model=config.base_model,
         license=_license(source, token, online=repo_id is not None),
-        config=_told(config.to_dict()),
+        config={key: value for key, value in config.to_dict().items() if key != "layers"},
         picture=PICTURE if (folder / PICTURE).exists() else None,
         sizes=_sizes(_plan(model), folder),
         auto_class=auto_class(model),
     )
     return ModelCard(text)
-
-
-def _told(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the method reads."""
-    row = METHOD_TABLE[config["method"]]
-    owned = {key for other in METHOD_TABLE.values() for key in other.only}
-    silent = {*SPECTRAL, "min_size"} if row.decide else owned - set(row.only)
-    return {key: value for key, value in config.items() if key not in {*silent, "layers"}}
 
 
 def auto_class(model: Any) -> str:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from inspect import getdoc
 from typing import Any
 
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from hf_rmt.huggingface.record import FORMAT_VERSION, QUANT_METHOD, CompressionRecord
+from hf_rmt.settings import CompressionSettings, Option, all_options, methods
 
-from hf_rmt.checks import check_integer
-from hf_rmt.settings import CompressionSettings
-
-QUANT_METHOD = "rmt"
-FORMAT_VERSION = 1
-"""Version of the saved layout; a higher one is refused."""
+RECORDED = ("layers", "base_model", "size", "calibrated", "format_version", "quant_method")
+"""Fields that the library fills in."""
+PER_LINE = 88
 
 
-@dataclass(kw_only=True)
-class RMTConfig(CompressionSettings, QuantizationConfigMixin):
+class RMTConfig(CompressionSettings, CompressionRecord):
     """Compress a transformers model by random matrix theory while it loads.
 
     `AutoModel.from_pretrained(name, quantization_config=RMTConfig())` splits the weight of every
@@ -28,6 +25,8 @@ class RMTConfig(CompressionSettings, QuantizationConfigMixin):
     Args:
         layers: What was decided per layer, by runtime name. Filled in by the library.
         base_model: Name of the model that was compressed. Filled in by the library.
+        size: The share of parameters that `compress` was asked for. Filled in by the library.
+        calibrated: Whether `compress` had calibration batches. Filled in by the library.
         format_version: Layout of the saved tensors. Filled in by the library.
         quant_method: Always "rmt".
 
@@ -37,34 +36,25 @@ class RMTConfig(CompressionSettings, QuantizationConfigMixin):
         TypeError: If a value has the wrong type.
 
     Examples:
-        >>> RMTConfig(noise="drop").recovers_spikes
-        True
+        >>> RMTConfig(noise="drop").noise_removal
+        1.0
         >>> RMTConfig.from_dict(RMTConfig(max_rank=8).to_dict()) == RMTConfig(max_rank=8)
         True
     """
 
-    layers: dict[str, dict[str, Any]] | None = None
-    base_model: str | None = None
-    format_version: int = FORMAT_VERSION
-    quant_method: str = QUANT_METHOD
+    def __init__(self, *, method: str = "pdb", **options: Any) -> None:
+        recorded = {key: options.pop(key) for key in RECORDED if key in options}
+        if recorded.get("layers") is not None and method not in methods():
+            # a package that is not imported now brought the method; loading needs only the layers
+            CompressionRecord.__init__(self, method=method, **options, **recorded)
+            return
+        CompressionSettings.__init__(self, method=method, **options)
+        CompressionRecord.__init__(self, **vars(self), **recorded)
 
-    def __post_init__(self) -> None:
-        if self.quant_method != QUANT_METHOD:
-            raise ValueError(
-                f"quant_method must be {QUANT_METHOD!r} for an RMTConfig, got "
-                f"{self.quant_method!r}; use the config class of that method"
-            )
-        if check_integer("format_version", self.format_version, 1) > FORMAT_VERSION:
-            raise ValueError(
-                f"this config has format_version {self.format_version}, this hf_rmt reads up to "
-                f"{FORMAT_VERSION}; upgrade hf_rmt"
-            )
-        if not isinstance(self.layers, dict | None):
-            raise TypeError(
-                f"layers must be a dict that the library filled in, or None, got {self.layers!r}; "
-                "target_modules says which layers are compressed"
-            )
-        super().__post_init__()
+    def to_dict(self) -> dict[str, Any]:
+        """The method, the options that it reads, and what the library filled in, as plain JSON."""
+        settings = vars(self) if self.method not in methods() else super().to_dict()
+        return copy.deepcopy(settings | {key: getattr(self, key) for key in RECORDED})
 
     @classmethod
     def from_dict(
@@ -83,8 +73,9 @@ class RMTConfig(CompressionSettings, QuantizationConfigMixin):
         Raises:
             ValueError: If the mapping has a field that this version does not know.
         """
-        known = {entry.name for entry in fields(cls)}
-        if unknown := set(config_dict) - known:
+        known = {"method", *all_options(), *RECORDED}
+        foreign = config_dict.get("layers") and config_dict.get("method", "pdb") not in methods()
+        if (unknown := set(config_dict) - known) and not foreign:
             raise ValueError(
                 f"unknown fields {sorted(unknown)} in a config of quant_method {QUANT_METHOD!r}; "
                 f"they are misspelt or written by a newer hf_rmt. Known: {sorted(known)}"
@@ -95,10 +86,19 @@ class RMTConfig(CompressionSettings, QuantizationConfigMixin):
         return (config, unused) if return_unused_kwargs else config
 
 
-def _with_settings(own: str, inherited: str) -> str:
-    """A docstring whose arguments begin with those of another."""
-    settings = inherited.partition("Args:\n")[2].partition("\n\nRaises:")[0]
-    return own.replace("Args:\n", f"Args:\n{settings}\n", 1)
+def _described(options: Mapping[str, Option]) -> str:
+    """The options as the arguments of a docstring."""
+    from textwrap import fill
+
+    rows = [f"method: One of {', '.join(methods())}; see `hf_rmt.settings.methods()`."]
+    rows += [f"{name}: {option.help}" for name, option in options.items()]
+    return "\n".join(
+        fill(row, PER_LINE, initial_indent="    ", subsequent_indent="        ") for row in rows
+    )
 
 
-RMTConfig.__doc__ = _with_settings(getdoc(RMTConfig) or "", getdoc(CompressionSettings) or "")
+RMTConfig.__doc__ = (getdoc(RMTConfig) or "").replace(
+    "Args:\n", f"Args:\n{_described(all_options())}\n", 1
+)
+
+__all__ = ["FORMAT_VERSION", "QUANT_METHOD", "RMTConfig"]

@@ -6,16 +6,18 @@ A repository that was pushed carries this file, so it must not import the mathem
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
-from hf_rmt.huggingface.config import RMTConfig
-from hf_rmt.nn.counterparts import _empty_layer, densify, place_step
+from hf_rmt.huggingface.record import CompressionRecord
+from hf_rmt.nn.counterparts import densify, empty_layer, paired_name, place_step
 from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.swap import swap_module
+from hf_rmt.plan import CompressionPlan, LayerPlan
 
 ALARM = "import hf_rmt"
 """Saved as the attention implementation of config.json, which transformers without this package
@@ -25,10 +27,10 @@ does not know: it then raises an error that shows these words. The quantizer tak
 class RMTLoader(HfQuantizer):
     """Rebuilds the compressed layers that a config records, on any device, before they load."""
 
-    quantization_config: RMTConfig
+    quantization_config: CompressionRecord
     pre_quantized: bool
 
-    def __init__(self, quantization_config: RMTConfig, **kwargs: Any) -> None:
+    def __init__(self, quantization_config: CompressionRecord, **kwargs: Any) -> None:
         super().__init__(copy.deepcopy(quantization_config), **kwargs)
         if self.pre_quantized and self.quantization_config.layers is None:
             raise ValueError(
@@ -59,13 +61,11 @@ class RMTLoader(HfQuantizer):
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         if not self.pre_quantized:
             return
-        layers = runtime_names(model, self.quantization_config.layers or {})
-        for name, entry in layers.items():
-            if entry["compressed"]:
-                model.set_submodule(name, _empty_layer(model.get_submodule(name), name, entry))
-            if step := entry.get("step"):
-                place_step(model, name, step)
-        self.quantization_config.layers = layers
+        plan = CompressionPlan.from_dict(self.quantization_config.layers or {})
+        plan = runtime_names(model, plan)
+        for layer in plan:
+            _put_recorded(model, layer)
+        self.quantization_config.layers = plan.to_dict()
 
     def get_state_dict_and_metadata(
         self, model: nn.Module
@@ -92,35 +92,41 @@ def uninstall_saving(model: Any) -> None:
     model.config.__dict__.pop("auto_map", None)
 
 
-def runtime_names(
-    model: nn.Module, layers: Mapping[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def _put_recorded(model: nn.Module, layer: LayerPlan) -> None:
+    """Put the recorded layer, with nothing in it yet, in the place of the dense one."""
+    if layer.compressed:
+        dense = model.get_submodule(layer.name)
+        empty = empty_layer(dense, layer)
+        swap_module(model, layer.name, empty)
+    if layer.step is not None:
+        place_step(model, layer.name, layer.step)
+
+
+def runtime_names(model: nn.Module, plan: CompressionPlan) -> CompressionPlan:
     """Recorded layers under the names they have in a model that may add or drop a head.
 
     Args:
         model: A transformers model.
-        layers: Entries by the runtime names of the model that was saved.
+        plan: The layers by the runtime names of the model that was saved.
 
     Returns:
-        The entries of the layers that this model has, by its own names.
+        The layers that this model has, by its own names.
 
     Raises:
         ValueError: If none of them is found.
     """
     modules = {name for name, _ in model.named_modules()}
-    prefix = getattr(model, "base_model_prefix", "") + "."
-    found = {}
-    for name, entry in layers.items():
-        for candidate in (name, prefix + name, name.removeprefix(prefix)):
-            if candidate in modules:
-                found[candidate] = entry
-                break
-    if layers and not found:
+    prefix = getattr(model, "base_model_prefix", "")
+    found = []
+    for layer in plan:
+        if (here := paired_name(layer.name, prefix, modules)) is not None:
+            found.append(replace(layer, name=here))
+    if len(plan) and not found:
         raise ValueError(
-            f"none of the {len(layers)} recorded layers, such as {next(iter(layers))!r}, exists in "
+            f"none of the {len(plan)} recorded layers, such as {plan.layers[0].name!r}, exists in "
             f"{type(model).__name__}; load the model with the class it was saved from"
         )
-    return found
+    return CompressionPlan(tuple(found))
 
 
 def _halved_if_exact(weight: torch.Tensor) -> torch.Tensor:

@@ -7,19 +7,23 @@ import inspect
 from functools import cache
 from types import ModuleType
 
-from hf_rmt import checks, settings
-from hf_rmt.huggingface import config, loader
+from hf_rmt import checks, plan
+from hf_rmt.huggingface import loader, record
 from hf_rmt.nn import (
     codebooks,
+    compressed_layer,
     counterparts,
+    dense_matrix,
     int8_matmul,
     noise_store,
     spiked,
     spiked_conv,
     step_activation,
+    swap,
     ternary,
     ternary_packing,
 )
+from hf_rmt.settings import noise_kinds
 
 REMOTE_MODULE = "hf_rmt_remote"
 REMOTE_FILE = f"{REMOTE_MODULE}.py"
@@ -27,7 +31,11 @@ REMOTE_CONFIG = f"{REMOTE_MODULE}.RemoteConfig"
 
 BUNDLED: tuple[ModuleType, ...] = (
     checks,
-    settings,
+    noise_kinds,
+    plan,
+    dense_matrix,
+    compressed_layer,
+    swap,
     codebooks,
     noise_store,
     spiked,
@@ -37,7 +45,7 @@ BUNDLED: tuple[ModuleType, ...] = (
     ternary,
     step_activation,
     counterparts,
-    config,
+    record,
     loader,
 )
 """In the order in which they import each other."""
@@ -46,7 +54,7 @@ EPILOGUE = '''
 from transformers import AutoConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
-AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QUANT_METHOD, RMTConfig)
+AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QUANT_METHOD, CompressionRecord)
 AUTO_QUANTIZER_MAPPING.setdefault(QUANT_METHOD, RMTLoader)
 
 

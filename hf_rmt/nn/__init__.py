@@ -9,7 +9,7 @@ from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
 from hf_rmt.nn.step_activation import StepActivation
 from hf_rmt.nn.ternary import TernaryLinear
-from hf_rmt.settings import NOISE_KINDS
+from hf_rmt.settings.noise_kinds import NOISE_KINDS
 
 __all__ = [
     "NOISE_KINDS",

@@ -16,7 +16,7 @@ from hf_rmt.nn.codebooks import (
     Codebook,
     table,
 )
-from hf_rmt.settings import NOISE_KINDS
+from hf_rmt.settings.noise_kinds import NOISE_KINDS
 
 CHUNK = 2**15
 CHUNKS = 24

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_rmt.nn.codebooks import CODEBOOKS
+from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
+from hf_rmt.nn.dense_matrix import dense_shape, is_conv1d
 from hf_rmt.nn.noise_store import NoiseStore, rows_at_once
 
 
-class SpikedLinear(nn.Module):
+@register_layer
+class SpikedLinear(CompressedLayer):
     """y = x (left right + noise)' + bias, with trainable factors and frozen noise.
 
     The one parameter `weight` of shape (rank, in + out) holds right beside the transpose of
@@ -37,8 +40,7 @@ class SpikedLinear(nn.Module):
         (torch.Size([3, 4]), torch.Size([2, 12]))
     """
 
-    dense_class: type[nn.Module] = nn.Linear
-    """Class of the layer whose place this one takes."""
+    kind = "spiked"
 
     def __init__(
         self,
@@ -62,6 +64,36 @@ class SpikedLinear(nn.Module):
         self.weight = nn.Parameter(torch.zeros(rank, in_features + out_features, **factory))
         self.bias = nn.Parameter(torch.zeros(out_features, **factory)) if bias else None
         self.noise = NoiseStore(noise, out_features, in_features, **factory)
+
+    @classmethod
+    def stands_for(cls, dense: nn.Module) -> bool:
+        """Linear layers, and `Conv1D`, whose weight is transposed."""
+        return isinstance(dense, nn.Linear) or is_conv1d(dense)
+
+    @classmethod
+    def empty_like(
+        cls, dense: Any, rank: int, noise: str, *, device: torch.device | str | None = None
+    ) -> Self:
+        """See `CompressedLayer.empty_like`."""
+        rows, columns = dense_shape(dense)
+        layer = cls(
+            cls._inputs(columns, **cls._geometry(dense)),
+            rows,
+            rank,
+            noise=noise,
+            bias=dense.bias is not None,
+            device=device or dense.weight.device,
+            dtype=dense.weight.dtype,
+            **cls._geometry(dense),
+        )
+        layer.dense_class = type(dense)
+        return layer
+
+    def empty_dense(self) -> nn.Module:
+        """See `CompressedLayer.empty_dense`."""
+        if self.dense_class is nn.Linear:
+            return super().empty_dense()
+        return self.dense_class(self.out_features, self.in_features)  # the order of Conv1D
 
     @classmethod
     def from_factors(
@@ -123,6 +155,11 @@ class SpikedLinear(nn.Module):
     def _inputs(cls, columns: int) -> int:
         """First argument of the class for a matrix of so many columns."""
         return columns
+
+    @classmethod
+    def _geometry(cls, dense: nn.Module) -> dict[str, Any]:
+        """What a convolution is made with beside its channels; nothing for a linear layer."""
+        return {}
 
     @torch.no_grad()
     def _fill(self, left: Tensor, right: Tensor, weight: Tensor | None) -> None:

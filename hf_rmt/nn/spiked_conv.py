@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
+from hf_rmt.nn.compressed_layer import register_layer
+from hf_rmt.nn.dense_matrix import is_plain_convolution
 from hf_rmt.nn.spiked import SpikedLinear, split_factors
 
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 
 
+@register_layer
 class SpikedConv2d(SpikedLinear):
     """y = x * (left right + noise) + bias over patches, the signal as two convolutions.
 
@@ -87,6 +90,19 @@ class SpikedConv2d(SpikedLinear):
         self.kernel_size, self.stride = dense.kernel_size, dense.stride
         self.padding, self.dilation = dense.padding, dense.dilation
         self.padding_mode = dense.padding_mode
+
+    @classmethod
+    def stands_for(cls, dense: nn.Module) -> bool:
+        """Convolutions of torch in one group."""
+        return is_plain_convolution(dense)
+
+    def empty_dense(self) -> nn.Module:
+        """See `CompressedLayer.empty_dense`."""
+        return nn.Conv2d(self.in_channels, self.out_channels, **geometry_of(self))
+
+    @classmethod
+    def _geometry(cls, dense: nn.Module) -> dict[str, Any]:
+        return geometry_of(dense)
 
     @classmethod
     def _inputs(cls, columns: int, **geometry: Any) -> int:

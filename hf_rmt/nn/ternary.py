@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_rmt.checks import check_choice, check_integer, check_number
+from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
+from hf_rmt.nn.dense_matrix import dense_shape, is_linear
 from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
 from hf_rmt.nn.ternary_packing import (
     SCALE_OPTIONS,
@@ -26,7 +28,8 @@ FEW_TOKENS = 64
 """Up to so many, unpacking to int8 and three products of digits beat unpacking to float."""
 
 
-class TernaryLinear(nn.Module):
+@register_layer
+class TernaryLinear(CompressedLayer):
     """y = x (s T)' + bias, T in {-1, 0, 1} packed and frozen, s a scale.
 
     The buffer `weight` holds T as int8, which no cast of the model touches, in a shape which no
@@ -57,6 +60,7 @@ class TernaryLinear(nn.Module):
         (torch.Size([2, 6]), torch.Size([1, 3]))
     """
 
+    kind = "ternary"
     weight: Tensor
     scale: Tensor
     unpacked: Tensor | None
@@ -84,6 +88,25 @@ class TernaryLinear(nn.Module):
         zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
         self.bias = None if zeros is None else nn.Parameter(zeros)
         self.layout = layout
+
+    @classmethod
+    def stands_for(cls, dense: nn.Module) -> bool:
+        """Linear layers."""
+        return is_linear(dense)
+
+    @classmethod
+    def empty_like(
+        cls, dense: Any, rank: int, noise: str, *, device: torch.device | str | None = None
+    ) -> Self:
+        """See `CompressedLayer.empty_like`; rank and noise mean nothing here."""
+        rows, columns = dense_shape(dense)
+        return cls(
+            columns,
+            rows,
+            bias=dense.bias is not None,
+            device=device or dense.weight.device,
+            dtype=dense.weight.dtype,
+        )
 
     @classmethod
     def from_linear(

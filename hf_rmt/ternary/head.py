@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from hf_rmt.compression.apply import decide_shared
 from hf_rmt.compression.calibrated import measured, repeatable
+from hf_rmt.compression.decision import Decision
 from hf_rmt.compression.low_rank import Excitation
 from hf_rmt.compression.moments import Batch
 from hf_rmt.compression.parallel import together
 from hf_rmt.compression.summary import compression_report
-from hf_rmt.compression.weight import CompressedWeight
 from hf_rmt.kernels import NoMatchError
 from hf_rmt.nn import TernaryLinear
 from hf_rmt.report import CompressionReport
@@ -30,8 +30,8 @@ from hf_rmt.ternary.forward_trace import UNREACHED, Place, places, places_unfed
 from hf_rmt.ternary.regression import outputs_of, regression
 from hf_rmt.ternary.weight import (
     Regression,
-    TernarizedWeight,
     check_varied,
+    made,
     matched_step,
     refit_weight,
     spread,
@@ -108,33 +108,25 @@ def _check_sparsity(model: Any, names: Sequence[str], settings: CompressionSetti
             )
 
 
-def check_without_data(settings: CompressionSettings) -> None:
-    """Refuse what takes data where there is none.
-
-    Raises:
-        ValueError: If weights are random.
-    """
+def _without_data(
+    model: nn.Module, names: Sequence[str], settings: CompressionSettings, dry_run: bool
+) -> dict[str, Any]:
     if settings.weights == "random":
         raise ValueError(
             "weights='random' keeps nothing that a head has learnt until its last layer is refitted"
             ", which takes data; call hf_rmt.compress(model, config, calibration=batches)"
         )
-
-
-def _without_data(
-    model: nn.Module, names: Sequence[str], settings: CompressionSettings, dry_run: bool
-) -> dict[str, Any]:
-    check_without_data(settings)
     found: Mapping[str, Place] = {}
     if settings.activation == "matched":
         found = places_unfed(model, names)
 
-    def decide(name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
+    def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
         result = ternarize_weight(name, weight, settings)
         place = found.get(name, Place())
-        if not place.activation or result.layer is None:
-            return _noted(result, place.kept)
-        arguments = _from_norm(model, name, place, result.layer)
+        layer = made(result)
+        if not place.activation or layer is None:
+            return result.noted(place.kept)
+        arguments = _from_norm(model, name, place, layer)
         logger.warning("%s: tau=%.3g from %s", name, arguments.variance**0.5, place.norm)
         return _stepped(model, name, place, result, arguments)
 
@@ -159,8 +151,7 @@ def _with_data(
     outputs = [] if last is None else outputs_of(model, last, batches)
     hidden = [name for name in names if name != last]
     decisions: dict[str, Any] = {}
-    told: Any = replace(settings, min_size=1)
-    for group, excited in measured(model, hidden, batches, told) if hidden else ():
+    for group, excited in measured(model, hidden, batches, min_size=1) if hidden else ():
         decide = _hidden_decision(model, found, excited)
         made = decide_shared(model, group, settings, dry_run=dry_run, decide=decide)
         decisions |= _by_name(made)
@@ -180,22 +171,22 @@ def _by_name(decisions: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
 
 def _hidden_decision(
     model: nn.Module, found: Mapping[str, Place], excited: Mapping[str, Excitation]
-) -> Callable[[str, Tensor, CompressionSettings], CompressedWeight]:
+) -> Callable[[str, Tensor, CompressionSettings], Decision]:
     """What happens to the layers before the last."""
 
-    def decide(name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
+    def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
         random, seen = settings.weights == "random", excited.get(name)
         if seen is None:
-            return _noted(ternarize_weight(name, weight, settings, random=random), UNREACHED)
+            return ternarize_weight(name, weight, settings, random=random).noted(UNREACHED)
         check_varied(name, seen.inputs)
         result = ternarize_weight(name, weight, settings, random=random, moment=seen.inputs)
-        layer = result.layer
+        layer = made(result)
         if layer is None:
             return result
         result = replace(result, mean_input=seen.mean)
         place = found[name]
         if settings.activation == "keep" or not place.activation:
-            return _noted(result, place.kept if settings.activation == "matched" else "")
+            return result.noted(place.kept if settings.activation == "matched" else "")
         arguments = _measured_arguments(model, name, weight, layer, seen)
         return _stepped(model, name, place, result, arguments)
 
@@ -204,25 +195,20 @@ def _hidden_decision(
 
 def _last_decision(
     model: Any, last: str, seen: Regression
-) -> Callable[[str, Tensor, CompressionSettings], CompressedWeight]:
+) -> Callable[[str, Tensor, CompressionSettings], Decision]:
     """What happens to the last layer, which is fitted to what it gave."""
     bias = model.get_submodule(last).bias
 
-    def decide(name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
+    def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
         result = refit_weight(name, weight, bias, settings, seen)
-        return result if result.plan.reason else _noted(result, REFITTED)
+        return result if result.plan.reason else result.noted(REFITTED)
 
     return decide
 
 
-def _noted(result: TernarizedWeight, note: str) -> TernarizedWeight:
-    reason = "; ".join(filter(None, (result.plan.reason, note)))
-    return replace(result, plan=replace(result.plan, reason=reason))
-
-
 def _stepped(
-    model: nn.Module, name: str, place: Place, result: TernarizedWeight, arguments: Arguments
-) -> TernarizedWeight:
+    model: nn.Module, name: str, place: Place, result: Decision, arguments: Arguments
+) -> Decision:
     """The decision with the step that takes the place of the layer's activation."""
     parent = model.get_submodule(name.rpartition(".")[0])
     activation = parent.get_submodule(place.activation)
@@ -241,7 +227,7 @@ def _stepped(
             error.residual,
         ) from error
     plan = replace(result.plan, step={"module": place.activation, **step})
-    return _noted(replace(result, plan=plan), f"step for {type(activation).__name__}, {tau=:.3g}")
+    return replace(result, plan=plan).noted(f"step for {type(activation).__name__}, {tau=:.3g}")
 
 
 def _measured_arguments(

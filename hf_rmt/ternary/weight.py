@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hf_rmt.compression.decision import Decision, dense_plan, keep
 from hf_rmt.compression.low_rank import covariance, damped
-from hf_rmt.compression.weight import CompressedWeight, dense_plan
 from hf_rmt.kernels import gaussian_moments, match_step_activation
 from hf_rmt.nn import TernaryLinear
 from hf_rmt.nn.ternary_packing import pack_trits
-from hf_rmt.plan import TERNARY
+from hf_rmt.plan import TERNARY, Cause, Outcome
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.ternary.coordinate_descent import descend, fitted_scales
 
@@ -36,21 +36,18 @@ ODD = 1e-9
 
 
 @dataclass(frozen=True)
-class TernarizedWeight(CompressedWeight):
-    """A weight that became ternary.
+class TernaryBuild:
+    """Gives the ternary layer that was decided on.
 
     Attributes:
-        layer: The ternary layer, without a bias; None for one that stays dense.
+        made: The layer, without a bias.
     """
 
-    layer: TernaryLinear | None = None
+    made: TernaryLinear
 
-    def module(self, weight: Tensor, bias: Tensor | None) -> Any:
-        """The ternary layer of the weight that was decided on; it shares the bias."""
-        if self.layer is None:
-            raise ValueError(f"{self.plan.name} stays dense: {self.plan.reason}")
-        self.layer.bias = None if bias is None else nn.Parameter(bias)
-        return self.layer
+    def __call__(self, weight: Tensor) -> TernaryLinear:
+        """The layer; the weight was looked at before."""
+        return self.made
 
 
 @dataclass(frozen=True)
@@ -92,6 +89,11 @@ class Regression:
         return weight, moment, torch.cat([mean_x, mean_y])
 
 
+def made(decision: Decision) -> TernaryLinear | None:
+    """The ternary layer of a decision, without a bias; None for one that stays dense."""
+    return decision.build.made if isinstance(decision.build, TernaryBuild) else None
+
+
 def ternarize_weight(
     name: str,
     weight: Tensor,
@@ -99,7 +101,7 @@ def ternarize_weight(
     *,
     random: bool = False,
     moment: Tensor | None = None,
-) -> TernarizedWeight:
+) -> Decision:
     """Make one weight ternary: s T near to it, or T iid and s of its size.
 
     Args:
@@ -114,9 +116,9 @@ def ternarize_weight(
         The plan with the layer; a weight with nan or inf, or of zeros only, stays dense.
     """
     if not torch.isfinite(weight).all():
-        return TernarizedWeight(dense_plan(name, weight, "the weight holds nan or inf"))
+        return keep(name, weight, Cause.NOT_FINITE, "the weight holds nan or inf")
     if not weight.any():
-        return TernarizedWeight(dense_plan(name, weight, "all weights are zero"))
+        return keep(name, weight, Cause.ALL_ZERO, "all weights are zero")
     layer = _drawn(name, weight, settings) if random else _rounded(weight, settings)
     if moment is not None and not random:
         _approximate(layer, weight, settings, moment)
@@ -125,7 +127,7 @@ def ternarize_weight(
 
 def refit_weight(
     name: str, weight: Tensor, bias: Tensor | None, settings: CompressionSettings, seen: Regression
-) -> TernarizedWeight:
+) -> Decision:
     """Fit a last layer to the outputs it should have: ridge, made ternary, scales and bias fitted.
 
     The ridge draws to the dense weight; to 0 where the layers before it are random.
@@ -142,11 +144,10 @@ def refit_weight(
     """
     prior = weight if settings.weights == "trained" else torch.zeros_like(weight)
     fitted, moment, means = seen.solve(prior, bias=bias is not None)
-    if not torch.isfinite(fitted).all() or not fitted.any():
+    if not weight.any() or not torch.isfinite(fitted).all() or not fitted.any():
         return ternarize_weight(name, weight, settings)
     if not moment.any():
-        plain = ternarize_weight(name, weight, settings)
-        return replace(plain, plan=replace(plain.plan, reason=UNVARIED))
+        return ternarize_weight(name, weight, settings).noted(UNVARIED)
     layer = _rounded(fitted.to(weight.dtype), settings)
     _approximate(layer, fitted, settings, moment)
     result = _ternarized(name, weight, layer)
@@ -215,16 +216,16 @@ def spread(weight: Tensor, moment: Tensor) -> Tensor:
     return ((wide @ moment) * wide).sum(1)
 
 
-def _ternarized(name: str, weight: Tensor, layer: TernaryLinear) -> TernarizedWeight:
+def _ternarized(name: str, weight: Tensor, layer: TernaryLinear) -> Decision:
     plan = replace(
-        dense_plan(name, weight, ""),
-        compressed=True,
+        dense_plan(name, weight, Cause.NONE, ""),
+        outcome=Outcome.REPLACED,
         kind=TERNARY,
         noise="ternary",
         bits=_bits(layer),
         nonzero=int(layer.dense().count_nonzero()),
     )
-    return TernarizedWeight(plan, layer=layer)
+    return Decision(plan, build=TernaryBuild(layer))
 
 
 def _bits(layer: TernaryLinear) -> int:

@@ -111,7 +111,7 @@ def test_biases_keep_the_mean_outputs() -> None:
 def test_later_groups_see_what_was_done_to_earlier_ones() -> None:
     model = tiny_model("bert")
     names = compressible_layers(model, DROP)
-    groups = measured(model, names, batches(), DROP, gradients=True)
+    groups = measured(model, names, batches(), min_size=32, gradients=True)
     first, _ = next(groups)
     assert first[:3] == [f"{SELF}.{part}" for part in ("query", "key", "value")]
     for name in first:
@@ -129,7 +129,7 @@ def test_a_group_holds_no_more_entries_than_the_weights() -> None:
     tokens = torch.randint(3, 50, (2, 7), generator=torch.Generator().manual_seed(1))
     given = [{"input_ids": tokens, "decoder_input_ids": tokens}]
     held = []
-    for group, excited in measured(model, names, given, RMTConfig(), gradients=True):
+    for group, excited in measured(model, names, given, min_size=32, gradients=True):
         assert set(group) == set(excited)
         inputs = {id(part.inputs): part.inputs.numel() for part in excited.values()}
         held.append(sum(part.gradients.numel() for part in excited.values()) + min(inputs.values()))

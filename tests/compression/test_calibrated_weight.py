@@ -38,9 +38,11 @@ def test_factors_are_the_best_of_the_weighted_weight() -> None:
     root = vectors * values.sqrt() @ vectors.T
     u, s, vh = torch.linalg.svd(weight.double() @ root)
     expected = u[:, :6] * s[:6] @ vh[:6] @ torch.linalg.inv(root)
-    assert result.left is not None
-    assert result.right is not None
-    torch.testing.assert_close(result.left @ result.right, expected.float(), atol=1e-4, rtol=1e-4)
+    assert result.build.left is not None
+    assert result.build.right is not None
+    torch.testing.assert_close(
+        result.build.left @ result.build.right, expected.float(), atol=1e-4, rtol=1e-4
+    )
     assert result.plan.rank == 6
     assert result.mean_input is excitation.mean
     lost = (weight - expected).square().sum() / weight.square().sum()
@@ -53,9 +55,9 @@ def test_the_law_says_how_many_directions_and_the_inputs_which() -> None:
     plain = compress_weight("layer", weight, settings)
     result = compress_calibrated_weight("layer", weight, settings, excitation)
     assert result.plan.rank == plain.plan.rank == plain.plan.n_spikes == result.plan.n_spikes
-    assert result.recovery is None
-    assert plain.recovery is not None
-    errors = [weight - part.module(weight, None).dense() for part in (result, plain)]
+    assert result.build.recovery is None
+    assert plain.build.recovery is not None
+    errors = [weight - part.layer(weight).dense() for part in (result, plain)]
     assert loss(errors[0], excitation) < 0.95 * loss(errors[1], excitation)
 
 
@@ -70,7 +72,7 @@ def test_directions_that_no_input_excites_leave_the_factors_finite() -> None:
     inputs = torch.zeros(40, 40)
     inputs[0, 0] = 1.0
     result = compress_calibrated_weight("layer", weight, SVD, Excitation(inputs))
-    dense = result.module(weight, None).dense()
+    dense = result.layer(weight).dense()
     assert torch.isfinite(dense).all()
     torch.testing.assert_close(dense[:, 0], weight[:, 0], atol=0.02, rtol=0.02)
 
@@ -80,11 +82,11 @@ def test_factors_larger_than_the_weight_become_a_dense_one() -> None:
     settings = CompressionSettings(method="svd", rank=30, noise="drop")
     result = compress_calibrated_weight("layer", weight, settings, excitation)
     assert not result.plan.compressed
-    assert result.filtered is not None
-    plain = compress_weight("layer", weight, settings).filtered
+    assert result.rewritten is not None
+    plain = compress_weight("layer", weight, settings).rewritten
     assert plain is not None
-    assert torch.linalg.matrix_rank(result.filtered, rtol=1e-4) == 30
-    assert loss(weight - result.filtered, excitation) < loss(weight - plain, excitation)
+    assert torch.linalg.matrix_rank(result.rewritten, rtol=1e-4) == 30
+    assert loss(weight - result.rewritten, excitation) < loss(weight - plain, excitation)
 
 
 @pytest.mark.parametrize(("noise", "factor"), [("int8", 0.8), ("int4", 0.6), ("ternary", 0.6)])
@@ -97,7 +99,7 @@ def test_packed_noise_and_signal_lose_less_output_at_the_same_bits(
     result = compress_calibrated_weight("layer", weight, settings, excitation)
     assert result.plan.bits == plain.plan.bits
     assert result.plan.dropped_energy == 0
-    layers = [part.module(weight, None) for part in (result, plain)]
+    layers = [part.layer(weight) for part in (result, plain)]
     lost = [loss(weight - layer.dense(), excitation) for layer in layers]
     assert lost[0] < factor * lost[1]
     rest = weight - layers[0].noise.dense()
@@ -113,8 +115,8 @@ def test_packed_noise_and_signal_lose_less_output_at_the_same_bits(
 def test_packed_noise_without_signal_is_calibrated_too() -> None:
     weight, excitation = problem()
     settings = CompressionSettings(noise="int4", max_rank=0)
-    plain = compress_weight("layer", weight, settings).module(weight, None)
-    layer = compress_calibrated_weight("layer", weight, settings, excitation).module(weight, None)
+    plain = compress_weight("layer", weight, settings).layer(weight)
+    layer = compress_calibrated_weight("layer", weight, settings, excitation).layer(weight)
     assert layer.rank == 0
     assert loss(weight - layer.dense(), excitation) < 0.6 * loss(weight - plain.dense(), excitation)
 

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from hf_rmt.compression.spectrum import decompose, load_code, spectrum
-from hf_rmt.settings import METHOD_TABLE, METHODS, CompressionSettings, Method
+from hf_rmt.compression.methods.spectral import SPECTRAL_OPTIONS, SpectralMethod
+from hf_rmt.compression.methods.truncation import RANK
+from hf_rmt.compression.spectrum import decompose, spectrum
+from hf_rmt.settings import CompressionSettings, register_method, unregister_method
 from hf_rmt.spectra import Phase, SpectrumFit
 from hf_rmt.spectra.ensembles import double_bulk_matrix
 from hf_rmt.spectra.fit import sorted_eigenvalues, without_law
@@ -115,27 +117,36 @@ def test_the_weight_is_not_changed() -> None:
     assert torch.equal(weight, before)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_row_of_the_table_names_code_that_is_there(method: str) -> None:
-    row = METHOD_TABLE[method]
-    assert all(callable(load_code(path)) for path in (row.fit, row.refine, row.prune) if path)
-
-
-def keep_two(eigenvalues: np.ndarray, shape: tuple[int, int], *, rank: int) -> SpectrumFit:
+class KeepTwo(SpectralMethod):
     """A method of the file that a contributor writes."""
-    assert shape == (150, 100)
-    values = sorted_eigenvalues(eigenvalues, shape)
-    return without_law(shape, values, n_signal=rank + 2, phase=Phase.LAWLESS)
+
+    name = "other"
+    help = "Keeps two directions more than it is told."
+    options = (RANK, *SPECTRAL_OPTIONS)
+    one_of = ("rank",)
+    finds_law = False
+
+    def fit(
+        self, eigenvalues: np.ndarray, shape: tuple[int, int], settings: CompressionSettings
+    ) -> SpectrumFit:
+        assert shape == (150, 100)
+        values = sorted_eigenvalues(eigenvalues, shape)
+        return without_law(shape, values, n_signal=settings.rank + 2, phase=Phase.LAWLESS)
 
 
-def test_a_method_is_one_function_and_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHOD_TABLE, "other", Method(f"{__name__}:keep_two", ("rank",)))
-    settings = CompressionSettings(method="other", rank=3, noise="drop")
-    weight = spiked((150, 100))
-    found = decompose(weight, settings)
-    assert found.fit.n_spikes == spectrum(weight, settings).n_spikes == 5
-    assert found.recovery(torch.arange(7)).tolist() == [1.0] * 7
-    assert spectrum(weight).n_spikes == 3
+def test_a_method_is_one_class_that_is_registered() -> None:
+    register_method(KeepTwo())
+    try:
+        settings = CompressionSettings(method="other", rank=3, noise="drop")
+        weight = spiked((150, 100))
+        found = decompose(weight, settings)
+        assert found.fit.n_spikes == spectrum(weight, settings).n_spikes == 5
+        assert found.recovery(torch.arange(7)).tolist() == [1.0] * 7
+        assert spectrum(weight).n_spikes == 3
+    finally:
+        unregister_method("other")
+    with pytest.raises(ValueError, match="method must be one of pdb"):
+        CompressionSettings(method="other", noise="drop")
 
 
 def test_a_weight_that_no_law_fits_can_be_cut() -> None:

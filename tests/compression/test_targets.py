@@ -211,6 +211,6 @@ def test_an_expression_leaves_convolutions_without_a_matrix_dense() -> None:
 
 def test_a_noise_removal_for_a_layer_that_is_not_compressed_is_refused() -> None:
     removal = {BLOCKS[0]: 0.5, "layers.7.query": 0.5}
-    with pytest.raises(ValueError, match=r"noise_removal names layers\.7\.query, which are not"):
+    with pytest.raises(ValueError, match=r"noise_removal names 'layers\.7\.query', which is not"):
         select_from(Decoder(), noise="drop", noise_removal=removal)
     assert BLOCKS[0] in select_from(Decoder(), noise="drop", noise_removal={BLOCKS[0]: 0.5})

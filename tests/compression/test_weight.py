@@ -10,6 +10,7 @@ from torch import nn
 from hf_rmt.compression.apply import compress_shared
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.nn import SpikedLinear
+from hf_rmt.plan import Outcome
 from hf_rmt.settings import NOISE_KINDS, CompressionSettings
 from hf_rmt.spectra.ensembles import double_bulk_matrix, marchenko_pastur_matrix
 
@@ -29,7 +30,7 @@ def decide(weight: torch.Tensor, **settings: object):
 @pytest.mark.parametrize("noise", NOISE_KINDS)
 def test_the_plan_counts_the_bits_that_are_stored(weight: torch.Tensor, noise: str) -> None:
     result = decide(weight, noise=noise)
-    layer = result.module(weight, None)
+    layer = result.layer(weight)
     packed = noise in ("ternary", "int4", "int8")
     factors = layer.weight.numel() * (16 if packed else 32)
     buffers = sum(buffer.nbytes * 8 for buffer in layer.buffers())
@@ -39,7 +40,7 @@ def test_the_plan_counts_the_bits_that_are_stored(weight: torch.Tensor, noise: s
 
 def test_dropping_keeps_the_recovered_spikes_alone(weight: torch.Tensor) -> None:
     result = decide(weight, noise="drop")
-    dense = result.module(weight, None).dense()
+    dense = result.layer(weight).dense()
     singular = torch.linalg.svdvals(weight.double())
     kept = torch.linalg.svdvals(dense.double())
     assert result.plan.rank == 3
@@ -51,7 +52,7 @@ def test_dropping_keeps_the_recovered_spikes_alone(weight: torch.Tensor) -> None
 
 
 def test_dropping_without_recovery_is_the_truncated_svd(weight: torch.Tensor) -> None:
-    dense = decide(weight, noise="drop", recover_spikes=False).module(weight, None).dense()
+    dense = decide(weight, noise="drop", recover_spikes=False).layer(weight).dense()
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     torch.testing.assert_close(dense, u[:, :3] * s[:3] @ vh[:3], rtol=0, atol=1e-4)
 
@@ -62,7 +63,7 @@ def test_a_part_of_the_noise_is_dropped_smallest_first(weight: torch.Tensor) -> 
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     rank = 3 + stays
     assert result.plan.rank == rank
-    dense = result.module(weight, None).dense()
+    dense = result.layer(weight).dense()
     torch.testing.assert_close(dense, u[:, :rank] * s[:rank] @ vh[:rank], rtol=0, atol=1e-4)
 
 
@@ -80,13 +81,13 @@ def test_where_factors_would_be_larger_the_weight_is_filtered_in_place(
 
 
 def test_nothing_is_lost_when_noise_is_kept(weight: torch.Tensor) -> None:
-    dense = decide(weight, noise="keep").module(weight, None).dense()
+    dense = decide(weight, noise="keep").layer(weight).dense()
     torch.testing.assert_close(dense, weight, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("noise", "worst"), [("int8", 0.01), ("int4", 0.12), ("ternary", 0.6)])
 def test_coarser_noise_is_a_larger_error(weight: torch.Tensor, noise: str, worst: float) -> None:
-    dense = decide(weight, noise=noise).module(weight, None).dense().detach()
+    dense = decide(weight, noise=noise).layer(weight).dense().detach()
     error = float((dense - weight).norm() / weight.norm())
     assert worst / 4 < error < worst
 
@@ -95,7 +96,7 @@ def test_max_rank_keeps_the_largest_spikes(weight: torch.Tensor) -> None:
     result = decide(weight, noise="drop", max_rank=1, recover_spikes=False)
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     assert (result.plan.rank, result.plan.n_spikes) == (1, 3)
-    dense = result.module(weight, None).dense()
+    dense = result.layer(weight).dense()
     torch.testing.assert_close(dense, u[:, :1] * s[:1] @ vh[:1], rtol=0, atol=1e-4)
 
 
@@ -103,13 +104,13 @@ def test_a_layer_that_would_not_shrink_stays_dense(weight: torch.Tensor) -> None
     result = decide(weight.to(torch.bfloat16), noise="drop", noise_removal=0.0)
     assert not result.plan.compressed
     assert "dense is smaller" in result.plan.reason
-    assert result.filtered is None
+    assert result.rewritten is None
 
 
 def test_a_dense_layer_has_no_module(weight: torch.Tensor) -> None:
     result = decide(torch.zeros(50, 50))
     with pytest.raises(ValueError, match="the weight is zero"):
-        result.module(torch.zeros(50, 50), None)
+        result.layer(torch.zeros(50, 50))
 
 
 def test_bias_and_mode_are_taken_over(weight: torch.Tensor) -> None:
@@ -162,7 +163,7 @@ def test_spikes_can_be_recovered_beside_stored_noise(
     weight: torch.Tensor, noise: str, tolerance: float
 ) -> None:
     result = decide(weight, noise=noise, recover_spikes=True)
-    dense = result.module(weight, None).dense().detach()
+    dense = result.layer(weight).dense().detach()
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     s[:3] = torch.from_numpy(result.fit.spikes**0.5)
     torch.testing.assert_close(
@@ -185,31 +186,31 @@ def test_a_weight_of_pure_noise_is_not_dropped_whole() -> None:
     result = decide(noise, noise="drop")
     assert (result.plan.compressed, result.plan.dropped_energy) == (False, 0.0)
     assert "no signal stands out" in result.plan.reason
-    assert result.filtered is None
+    assert result.rewritten is None
 
 
 @pytest.mark.parametrize("options", [{"rank": 7}, {"fraction": 7 / 120}])
 def test_svd_is_the_truncated_svd(weight: torch.Tensor, options: dict[str, float]) -> None:
     result = decide(weight, method="svd", noise="drop", **options)
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-    dense = result.module(weight, None).dense()
+    dense = result.layer(weight).dense()
     torch.testing.assert_close(dense, u[:, :7] * s[:7] @ vh[:7], rtol=0, atol=1e-4)
     assert (result.plan.rank, result.plan.parameters) == (7, 7 * 320)
     assert result.plan.upper_edge is None
-    assert result.recovery is None
+    assert result.build.recovery is None
 
 
 def test_svd_beside_stored_noise_stores_every_direction_asked_for(weight: torch.Tensor) -> None:
     result = decide(weight, method="svd", rank=30)
     assert (result.plan.rank, result.plan.noise) == (30, "int8")
-    dense = result.module(weight, None).dense().detach()
+    dense = result.layer(weight).dense().detach()
     assert float((dense - weight).norm() / weight.norm()) < 0.01
 
 
 @pytest.mark.parametrize("method", ["bema", "kernel"])
 def test_a_unit_bulk_recovers_its_spikes(weight: torch.Tensor, method: str) -> None:
     result = decide(weight, method=method, noise="drop")
-    dense = result.module(weight, None).dense().detach().double()
+    dense = result.layer(weight).dense().detach().double()
     singular = torch.linalg.svdvals(dense)[: result.plan.rank].numpy()
     assert result.plan.rank == result.fit.n_spikes >= 3
     assert result.plan.upper_edge == result.fit.upper_edge
@@ -223,7 +224,7 @@ def test_slr_counts_the_entries_that_are_left(weight: torch.Tensor) -> None:
     left[weight.abs().sum(1).argsort()[:100], 4:] = 0
     right[4:, weight.abs().sum(0).argsort()[:60]] = 0
     expected = left @ right
-    dense = result.module(weight, None).dense().detach()
+    dense = result.layer(weight).dense().detach()
     torch.testing.assert_close(dense, expected, rtol=0, atol=1e-4)
     assert (result.plan.compressed, result.plan.rank) == (True, 8)
     assert result.plan.nonzero == result.plan.parameters == 8 * 320 * 3 // 4
@@ -236,17 +237,17 @@ def test_slr_of_full_rank_filters_in_place(weight: torch.Tensor) -> None:
     result = decide(weight, method="slr", noise="drop", fraction=1.0)
     assert not result.plan.compressed
     assert result.plan.dropped_energy > 0
-    assert result.filtered is not None
-    assert result.plan.nonzero == int(result.filtered.count_nonzero())
+    assert result.rewritten is not None
+    assert result.plan.nonzero == int(result.rewritten.count_nonzero())
 
 
 @pytest.mark.parametrize("method", ["magnitude", "uniform"])
 def test_pruning_zeroes_entries_in_place(weight: torch.Tensor, method: str) -> None:
     result = decide(weight, method=method, noise="drop", fraction=0.4)
-    assert (result.plan.compressed, result.left) == (False, None)
-    kept = result.filtered != 0
+    assert (result.plan.outcome, result.build) == (Outcome.REWRITTEN, None)
+    kept = result.rewritten != 0
     assert int(kept.sum()) == result.plan.nonzero == result.plan.parameters == round(0.4 * 24000)
-    assert torch.equal(result.filtered[kept], weight[kept])
+    assert torch.equal(result.rewritten[kept], weight[kept])
     energy = float(weight[kept].double().square().sum() / weight.double().square().sum())
     assert result.plan.dropped_energy == pytest.approx(1 - energy, abs=1e-9)
     assert result.plan.signal_energy == pytest.approx(energy, abs=1e-9)
@@ -257,21 +258,21 @@ def test_pruning_zeroes_entries_in_place(weight: torch.Tensor, method: str) -> N
 def test_uniform_pruning_depends_on_seed_and_layer_alone(weight: torch.Tensor) -> None:
     def mask(name: str, seed: int) -> torch.Tensor:
         settings = CompressionSettings(method="uniform", noise="drop", fraction=0.5, seed=seed)
-        return compress_weight(name, weight, settings).filtered != 0
+        return compress_weight(name, weight, settings).rewritten != 0
 
     assert torch.equal(mask("a", 0), mask("a", 0))
     assert not torch.equal(mask("a", 0), mask("b", 0))
     assert not torch.equal(mask("a", 0), mask("a", 1))
     ones = torch.ones(40, 40) + torch.eye(40)
     settings = CompressionSettings(method="uniform", noise="drop", fraction=0.5)
-    here = compress_weight("a", ones, settings).filtered.nonzero().flatten().tolist()
+    here = compress_weight("a", ones, settings).rewritten.nonzero().flatten().tolist()
     script = """
 import torch
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.settings import CompressionSettings
 settings = CompressionSettings(method="uniform", noise="drop", fraction=0.5)
 ones = torch.ones(40, 40) + torch.eye(40)
-print(compress_weight("a", ones, settings).filtered.nonzero().flatten().tolist())
+print(compress_weight("a", ones, settings).rewritten.nonzero().flatten().tolist())
 """
     arguments = [sys.executable, "-c", script]
     there = subprocess.run(arguments, capture_output=True, check=True, text=True)
@@ -282,6 +283,6 @@ def test_a_dict_names_the_layers_and_what_each_loses(weight: torch.Tensor) -> No
     settings = {"noise": "drop", "noise_removal": {"layer": 0.9}, "recover_spikes": False}
     assert decide(weight, **settings).plan.rank == 3 + round(0.1 * (120 - 3))
     other = compress_weight("other", weight, CompressionSettings(**settings))
-    assert (other.plan.compressed, other.fit, other.filtered) == (False, None, None)
+    assert (other.plan.compressed, other.fit, other.rewritten) == (False, None, None)
     assert "names other layers" in other.plan.reason
     assert (other.plan.bits, other.plan.parameter_share) == (other.plan.dense_bits, 1.0)

@@ -62,7 +62,7 @@ def test_body_and_head_are_compressed_and_come_back(
     assert len(order) == 8
     kinds = [type(model.get_submodule(name)) for name in order]
     assert kinds == [SpikedLinear] * 6 + [TernaryLinear] * 2
-    assert [layer.name for layer in model.hf_quantizer.report.plan] == order
+    assert [layer.name for layer in model.compression_report.plan] == order
     again = reload(model, tmp_path)
     assert torch.equal(logits(again), logits(model))
     card = (tmp_path / "README.md").read_text()
@@ -99,7 +99,7 @@ def test_both_spectra_are_kept_and_the_base_model_as_well(tmp_path: Path) -> Non
     body(model)
     model.hf_quantizer.quantization_config.base_model = "org/base"
     hf_rmt.compress(model, RMTConfig(target_modules=["pooler.dense"]))
-    names = [layer.name for layer in model.hf_quantizer.report.spectra]
+    names = [layer.name for layer in model.compression_report.spectra]
     assert len(names) == 7
     assert names[-1] == "bert.pooler.dense"
     assert model.config.quantization_config.base_model == "org/base"

@@ -59,7 +59,7 @@ def test_the_filter_in_training_is_that_of_compress(tmp_path: Path) -> None:
     config = RMTConfig(noise="drop", noise_removal=0.1, target_modules=["layer.0.convolution"])
     trainer = fine_tune(tmp_path, RMTCallback(config, schedule="end"), learning_rate=0.0)
     kernel = classifier().get_submodule(f"resnet.{STRIDED}").weight.detach()
-    expected = compress_weight(STRIDED, kernel.flatten(1), config).filtered
+    expected = compress_weight(STRIDED, kernel.flatten(1), config).rewritten
     found = trainer.model.get_submodule(f"resnet.{STRIDED}").weight
     torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=1e-5)
 

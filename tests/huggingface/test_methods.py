@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer
 
 from hf_rmt import RMTCallback, RMTConfig, SpikedLinear, analyze, compress
-from hf_rmt.settings import METHODS
+from hf_rmt.settings import spectral_methods
 from tests.huggingface.models import FAMILIES, outputs, tiny_model
 from tests.huggingface.training.training import arguments, classifier, sentences
 
@@ -20,6 +20,7 @@ KEPT: dict[str, dict[str, Any]] = {
     "magnitude": {"fraction": 0.3},
     "uniform": {"fraction": 0.3},
 }
+METHODS = spectral_methods()
 QUERY = "bert.encoder.layer.0.attention.self.query"
 PRUNING = ("magnitude", "uniform")
 

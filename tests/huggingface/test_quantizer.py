@@ -16,6 +16,7 @@ from hf_rmt import RMTConfig, SpikedLinear
 from hf_rmt.huggingface.api import model_class
 from hf_rmt.settings import NOISE_KINDS
 from tests.huggingface.models import FAMILIES, outputs, tiny_model
+from tests.reloading import save_with_evidence
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -55,21 +56,19 @@ def run(script: str, cases: object) -> dict[str, float]:
 RELOAD = """
 import json, sys, torch, hf_rmt
 from tests.huggingface.models import outputs
+from tests.reloading import differences
 from hf_rmt.huggingface.api import model_class
-differences = {}
+found = {}
 for folder, family, dtype in json.load(sys.stdin):
     model = model_class(folder).from_pretrained(folder, dtype=getattr(torch, dtype))
-    expected = torch.load(folder + "/expected.pt")
-    differences[folder] = float((outputs(model, family) - expected).abs().max())
-print(json.dumps(differences))
+    found[folder] = differences(model, outputs(model, family), folder)
+print(json.dumps(found))
 """
 
 
 def save_with_outputs(model: Any, family: str, folder: Path) -> str:
     """Save a model with what it gives, for a process that reloads it."""
-    model.save_pretrained(folder)
-    torch.save(outputs(model, family), folder / "expected.pt")
-    return str(folder)
+    return save_with_evidence(model, outputs(model, family), folder)
 
 
 def test_what_is_saved_reloads_in_a_new_process_without_a_difference(
@@ -84,7 +83,7 @@ def test_what_is_saved_reloads_in_a_new_process_without_a_difference(
                 model = load(saved[family], quantization_config=config, dtype=DTYPES[dtype])
                 assert spiked_layers(model)
                 cases.append((save_with_outputs(model, family, folder), family, dtype))
-    assert run(RELOAD, cases) == {folder: 0.0 for folder, _, _ in cases}
+    assert run(RELOAD, cases) == {folder: [] for folder, _, _ in cases}
 
 
 REMOTE = """
@@ -92,7 +91,8 @@ import json, sys
 sys.modules["hf_rmt"] = None  # as where it is not installed
 import torch, transformers
 from tests.huggingface.models import outputs
-differences = {}
+from tests.reloading import differences
+found = {}
 for folder, family in json.load(sys.stdin):
     config = json.load(open(folder + "/config.json"))
     model = getattr(transformers, config["architectures"][0])
@@ -101,9 +101,8 @@ for folder, family in json.load(sys.stdin):
     else:
         model = transformers.AutoModel
     loaded = model.from_pretrained(folder, trust_remote_code=True)
-    expected = torch.load(folder + "/expected.pt")
-    differences[folder] = float((outputs(loaded, family) - expected).abs().max())
-print(json.dumps(differences))
+    found[folder] = differences(loaded, outputs(loaded, family), folder)
+print(json.dumps(found))
 """
 
 
@@ -112,7 +111,7 @@ def test_remote_code_reloads_without_the_package(saved: dict[str, Path], tmp_pat
     for family in FAMILIES:
         model = load(saved[family], quantization_config=RMTConfig(noise="int4"))
         cases.append((save_with_outputs(model, family, tmp_path / family), family))
-    assert run(REMOTE, cases) == {folder: 0.0 for folder, _ in cases}
+    assert run(REMOTE, cases) == {folder: [] for folder, _ in cases}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -141,7 +140,7 @@ def test_default_keeps_the_outputs_and_makes_the_model_smaller(
     model = load(saved[family], quantization_config=RMTConfig())
     error = (outputs(model, family) - reference).norm() / reference.norm()
     assert 0 < error < 0.02
-    assert model.hf_quantizer.report.plan.size_ratio < 0.5
+    assert model.compression_report.plan.size_ratio < 0.5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -215,8 +214,8 @@ def test_degenerate_layers_stay_dense_with_a_reason(tmp_path: Path) -> None:
     layers = loaded.config.quantization_config.layers
     query = layers["encoder.layer.0.attention.self.query"]
     key = layers["encoder.layer.0.attention.self.key"]
-    assert (query["compressed"], query["reason"]) == (False, "the weight is zero")
-    assert not key["compressed"]
+    assert (query["outcome"], query["reason"]) == ("kept", "the weight is zero")
+    assert key["outcome"] == "kept"
     assert "rank 1" in key["reason"]
     assert torch.equal(loaded.encoder.layer[0].attention.self.key.weight, torch.ones(48, 48))
     loaded.save_pretrained(tmp_path / "again")
@@ -229,7 +228,7 @@ def test_dropping_noise_says_once_what_it_costs(
 ) -> None:
     model = load(saved["bert"], quantization_config=RMTConfig(noise="drop"))
     (record,) = [entry for entry in caplog.records if entry.name.startswith("hf_rmt")]
-    lost = model.hf_quantizer.report.plan.dropped_energy
+    lost = model.compression_report.plan.dropped_energy
     assert f"{100 * lost:.0f} % of the energy" in record.getMessage()
     assert "fine-tuning" in record.getMessage()
 

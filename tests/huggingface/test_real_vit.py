@@ -37,4 +37,4 @@ def test_embeddings_of_images_keep_their_similarities(
         path, dtype=torch.float32, quantization_config=RMTConfig(noise=noise)
     )
     assert similarity_spearman(class_tokens(model, pixels), reference) > spearman
-    assert model.hf_quantizer.report.plan.bits_per_weight < bits
+    assert model.compression_report.plan.bits_per_weight < bits

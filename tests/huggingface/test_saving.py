@@ -152,7 +152,7 @@ def test_the_card_of_a_ternary_head_tells_what_it_is(tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text()
     settings = json.loads(text.split("```json\n")[1].split("```")[0])
     expected = {"quant_method": "rmt", "method": "ntk", "weights": "trained", "activation": "keep"}
-    assert settings == {**expected, "seed": 0}
+    assert settings == {**expected, "seed": 0, "calibrated": True}
     assert not (tmp_path / PICTURE).exists()
     assert PICTURE not in text
     assert text.count("AutoModelForSequenceClassification.from_pretrained") == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_rmt.plan import LayerPlan
+from hf_rmt.plan import LayerPlan, Outcome
 from hf_rmt.report import LayerSpectrum, SpectralReport
 from hf_rmt.spectra import DoubleBulk, MarchenkoPastur, Phase, SpectrumFit
 
@@ -77,7 +77,7 @@ def layer_plan(name="blocks.0.key", **changes) -> LayerPlan:
     fields = {
         "name": name,
         "shape": (100, 200),
-        "compressed": True,
+        "outcome": Outcome.REPLACED,
         "rank": 3,
         "noise": "int8",
         "phase": "bulk+spikes",
@@ -93,7 +93,7 @@ def layer_plan(name="blocks.0.key", **changes) -> LayerPlan:
 
 def dense_plan(name="blocks.1.key", reason="nothing gained", **changes) -> LayerPlan:
     fields = {
-        "compressed": False,
+        "outcome": Outcome.KEPT,
         "rank": 0,
         "noise": "keep",
         "bits": 0,

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from hf_rmt.plan import CompressionPlan
+from hf_rmt.plan import CompressionPlan, Outcome
 from hf_rmt.report import model_card
 from tests.report.samples import dense_plan, layer_plan
 
@@ -177,7 +177,9 @@ def test_a_cut_without_a_law_is_not_called_random_matrix_theory(plan):
 
 
 def test_weights_filtered_in_place_are_told_of():
-    pruned = CompressionPlan((dense_plan(dropped_energy=0.25, nonzero=5_000),))
+    pruned = CompressionPlan(
+        (dense_plan(outcome=Outcome.REWRITTEN, dropped_energy=0.25, nonzero=5_000),)
+    )
     text = model_card(pruned, config={"method": "magnitude"})
     assert "1 stay dense, filtered in place" in text
     assert "25 % of the squared norm" in text

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from hf_rmt.plan import CompressionPlan
+from hf_rmt.plan import CompressionPlan, Outcome
 from hf_rmt.report import CompressionReport
 from tests.report.samples import dense_plan, layer_plan
 
@@ -128,7 +128,12 @@ def test_save_puts_the_spectra_into_a_folder_of_their_own(plan, report, tmp_path
 
 def test_weights_that_lost_entries_are_told_of():
     pruned = dense_plan(
-        "blocks.0.key", "zeros", dropped_energy=0.2, signal_energy=0.8, nonzero=5_000
+        "blocks.0.key",
+        "zeros",
+        outcome=Outcome.REWRITTEN,
+        dropped_energy=0.2,
+        signal_energy=0.8,
+        nonzero=5_000,
     )
     report = CompressionReport(CompressionPlan((pruned, dense_plan("blocks.1.key"))))
     assert report.summary().splitlines()[0] == (

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from matplotlib.colors import to_hex
 
-from hf_rmt.plan import CompressionPlan
+from hf_rmt.plan import CompressionPlan, Outcome
 from hf_rmt.report.search import Evaluation, SearchReport, within
 from hf_rmt.report.style import palette
 from tests.report.samples import layer_plan
@@ -19,7 +19,7 @@ REMOVAL = {"blocks.0.key": 1.0, "blocks.0.mlp": 0.5}
 def found() -> SearchReport:
     """Three layers: one compressed to half its size, one filtered in place, one left alone."""
     compressed = layer_plan("blocks.0.key", rank=20, bits=320_000, dropped_energy=0.4)
-    in_place = layer_plan("blocks.0.mlp", compressed=False, bits=640_000, dropped_energy=0.1)
+    in_place = layer_plan("blocks.0.mlp", outcome=Outcome.KEPT, bits=640_000, dropped_energy=0.1)
     return SearchReport(
         baseline=0.9,
         tolerance=0.01,

@@ -12,7 +12,7 @@ from hf_rmt import RMTConfig, compress
 from hf_rmt.kernels import NoMatchError
 from hf_rmt.ternary.forward_trace import CALLED, UNREACHED
 from hf_rmt.ternary.head import REFITTED
-from hf_rmt.ternary.weight import ternarize_weight
+from hf_rmt.ternary.weight import made, ternarize_weight
 from tests.ternary.test_head import Block, Shared, batches, logits, other, trained
 
 KEEP = RMTConfig(method="ntk", activation="keep")
@@ -72,7 +72,7 @@ def test_a_hidden_layer_is_near_in_its_outputs_about_their_mean() -> None:
     weight = model.up.weight.detach().clone()
     compress(model, KEEP, calibration=[data])
     moment = torch.cov(data["x"].T, correction=0)
-    expected = ternarize_weight("up", weight, KEEP, moment=moment).layer
+    expected = made(ternarize_weight("up", weight, KEEP, moment=moment))
     torch.testing.assert_close(model.up.dense(), expected.dense(), rtol=1e-4, atol=1e-5)
 
 

@@ -13,7 +13,14 @@ from hf_rmt.kernels import NoMatchError
 from hf_rmt.nn.ternary_packing import ternarize
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.ternary.coordinate_descent import descend
-from hf_rmt.ternary.weight import RIDGE, Regression, matched_step, refit_weight, ternarize_weight
+from hf_rmt.ternary.weight import (
+    RIDGE,
+    Regression,
+    made,
+    matched_step,
+    refit_weight,
+    ternarize_weight,
+)
 
 SETTINGS = CompressionSettings(method="ntk")
 
@@ -43,7 +50,7 @@ def test_the_plan_counts_codes_and_scales() -> None:
     result = ternarize_weight("head", weight, SETTINGS)
     signs, scales = ternarize(weight)
     new = signs * scales[:, None]
-    assert torch.equal(result.module(weight, None).dense(), new)
+    assert torch.equal(result.layer(weight).dense(), new)
     plan = result.plan
     assert (plan.kind, plan.bits) == ("ternary", 8 * 18 + 3 * 32)
     assert plan.nonzero == int(signs.count_nonzero())
@@ -55,7 +62,7 @@ def test_scales_of_least_output_error(sparsity: float | None) -> None:
     x, weight = samples()
     moment = x.T @ x / len(x)
     settings = CompressionSettings(method="ntk", sparsity=sparsity)
-    layer = ternarize_weight("head", weight, settings, moment=moment).layer
+    layer = made(ternarize_weight("head", weight, settings, moment=moment))
     signs = layer.dense().sign()
     x = ridged(x)
     y, z = (x @ weight.T).numpy(), (x @ signs.T).numpy()
@@ -68,7 +75,7 @@ def test_scales_of_least_output_error(sparsity: float | None) -> None:
 def test_entries_are_chosen_for_the_outputs_where_sparsity_is_free() -> None:
     x, weight = samples()
     moment = x.T @ x / len(x)
-    layer = ternarize_weight("head", weight, SETTINGS, moment=moment).layer
+    layer = made(ternarize_weight("head", weight, SETTINGS, moment=moment))
     expected, _ = descend(*ternarize(weight), weight, damped(moment, RIDGE).float())
     assert torch.equal(layer.dense().sign().char(), expected)
     assert not torch.equal(expected, ternarize(weight)[0])
@@ -77,7 +84,7 @@ def test_entries_are_chosen_for_the_outputs_where_sparsity_is_free() -> None:
 def test_random_weights_are_drawn_by_name_and_seed() -> None:
     weight = torch.randn(200, 100) * 0.3 + 0.1
     layers = [
-        ternarize_weight(name, weight, settings, random=True).layer.dense()
+        made(ternarize_weight(name, weight, settings, random=True)).dense()
         for name, settings in (
             ("a", SETTINGS),
             ("a", SETTINGS),
@@ -113,14 +120,14 @@ def test_a_refit_has_least_error_in_scales_and_bias() -> None:
     y = x @ weight.T + 5
     bias = torch.tensor([1.0, 2.0, 3.0])
     result = refit_weight("head", weight, bias, SETTINGS, sums(x.double(), y.double()))
-    layer = result.layer
+    layer = made(result)
     output = x @ layer.dense().T + bias + result.bias_shift
     np.testing.assert_allclose(output.mean(0).numpy(), y.mean(0).numpy(), rtol=1e-4, atol=1e-3)
     centred = ridged((x - x.mean(0)).double())
     z, wanted = centred @ layer.dense().double().T, centred @ weight.double().T
     slope = (z * wanted).sum(0) / z.square().sum(0)
     np.testing.assert_allclose(slope.numpy(), 1, rtol=1e-3)
-    unfitted = x @ ternarize_weight("head", weight, SETTINGS).layer.dense().T
+    unfitted = x @ made(ternarize_weight("head", weight, SETTINGS)).dense().T
     assert (output - y).var(dim=0).sum() < (unfitted - y).var(dim=0).sum()
 
 
@@ -130,7 +137,7 @@ def test_a_weight_without_numbers_stays_dense(bad: float) -> None:
     result = ternarize_weight("head", weight, SETTINGS)
     assert not result.plan.compressed
     with pytest.raises(ValueError, match="head stays dense"):
-        result.module(weight, None)
+        result.layer(weight)
     nothing = Regression(*(torch.zeros(shape) for shape in ((), 4, 3, (4, 4), (4, 3))))
     assert not refit_weight("head", weight, None, SETTINGS, nothing).plan.compressed
 
@@ -195,23 +202,16 @@ def test_codes_are_whole_bytes_and_scales_as_wide_as_the_weight(
 ) -> None:
     weight = torch.randn(3, 31).to(dtype)
     result = ternarize_weight("head", weight, SETTINGS, random=random)
-    assert result.layer.scale.dtype == dtype
+    assert made(result).scale.dtype == dtype
     assert result.plan.bits == 8 * 19 + 3 * bits
 
 
 def test_random_weights_have_the_sparsity_that_is_asked_for() -> None:
     weight, settings = torch.randn(200, 100) * 0.3, CompressionSettings(method="ntk", sparsity=0.8)
-    dense = ternarize_weight("a", weight, settings, random=True).layer.dense()
+    dense = made(ternarize_weight("a", weight, settings, random=True)).dense()
     assert float((dense == 0).float().mean()) == pytest.approx(0.8, abs=0.02)
     # relative fluctuation of the mean square over 20,000 entries: sqrt(4 / 20,000) = 0.014
     assert float(dense.square().mean() / weight.square().mean()) == pytest.approx(1, abs=0.06)
-
-
-def test_a_ternary_layer_shares_the_bias() -> None:
-    weight, bias = torch.randn(3, 5), torch.zeros(3)
-    layer = ternarize_weight("head", weight, SETTINGS).module(weight, bias)
-    bias += 1
-    assert torch.equal(layer(torch.zeros(1, 5))[0], torch.ones(3))
 
 
 def test_a_refit_without_a_bias_has_the_means_of_the_outputs_to_fit_too() -> None:
@@ -221,7 +221,7 @@ def test_a_refit_without_a_bias_has_the_means_of_the_outputs_to_fit_too() -> Non
     for bias in (None, torch.zeros(3)):
         result = refit_weight("head", weight, bias, SETTINGS, seen)
         assert (result.bias_shift is None) == (bias is None)
-        errors.append(float((x @ result.layer.dense().T - y).square().mean()))
+        errors.append(float((x @ made(result).dense().T - y).square().mean()))
     assert errors[0] < 0.9 * errors[1]
 
 
@@ -235,7 +235,7 @@ def test_where_samples_are_few_a_refit_stays_near_what_the_head_has_learnt(
         CompressionSettings(method="ntk", weights=weights),
         sums(x.double(), y.double()),
     )
-    dense = refit_weight("head", weight, torch.zeros(3), settings, seen).layer.dense()
+    dense = made(refit_weight("head", weight, torch.zeros(3), settings, seen)).dense()
     cosine = float((dense * weight).sum() / dense.norm() / weight.norm())
     assert (cosine > 0.5) == near
 
@@ -246,8 +246,8 @@ def test_entries_of_a_refit_are_chosen_for_the_outputs() -> None:
     seen = sums(x.double(), y.double())
     fitted = seen.solve(weight, bias=True)[0].float()
     layers = (
-        refit_weight("head", weight, bias, SETTINGS, seen).layer,
-        ternarize_weight("head", fitted, SETTINGS).layer,
+        made(refit_weight("head", weight, bias, SETTINGS, seen)),
+        made(ternarize_weight("head", fitted, SETTINGS)),
     )
     errors = [float((x @ layer.dense().T - y).var(dim=0).sum()) for layer in layers]
     assert errors[0] < 0.75 * errors[1]
@@ -256,7 +256,7 @@ def test_entries_of_a_refit_are_chosen_for_the_outputs() -> None:
 def test_a_last_layer_of_zeros_stays_dense() -> None:
     x, zero = samples()[0].double(), torch.zeros(3, 30)
     result = refit_weight("head", zero, torch.zeros(3), SETTINGS, sums(x, x @ zero.double().T))
-    assert (result.layer, result.plan.reason) == (None, "all weights are zero")
+    assert (made(result), result.plan.reason) == (None, "all weights are zero")
 
 
 def test_an_odd_activation_keeps_its_slope_at_the_width_of_the_ternary_model() -> None:

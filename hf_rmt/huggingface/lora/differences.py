@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hf_rmt.compression.names import is_selected
+from hf_rmt.nn.counterparts import paired_name
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,12 @@ def paired(base: nn.Module, tuned: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: If a numbered block exists in one of the models only.
     """
-    prefix = getattr(tuned, "base_model_prefix", "") + "."
+    prefix = getattr(tuned, "base_model_prefix", "")
     modules, known = dict(base.named_modules()), {name for name, _ in tuned.named_modules()}
     pairs = {}
     for name in known:
-        for candidate in (name, name.removeprefix(prefix), prefix + name):
-            if candidate in modules:
-                pairs[name] = modules.pop(candidate)
-                break
+        if (there := paired_name(name, prefix, modules)) is not None:
+            pairs[name] = modules.pop(there)
     for where, names in (("tuned", known - set(pairs)), ("base", set(modules))):
         blocks = [name for name in names if any(part.isdigit() for part in name.split("."))]
         if blocks:
@@ -142,9 +142,7 @@ def _takes_factors(name: str, module: Any, targets: list[str] | str | None) -> b
         return False
     if targets is None:
         return True
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == end or name.endswith(f".{end}") for end in targets)
+    return is_selected(name, targets)
 
 
 def _holds_matrices(name: str, module: nn.Module) -> bool:

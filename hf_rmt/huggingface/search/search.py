@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_rmt.checks import check_integer
+from hf_rmt.compression.methods.spectral import spectral_method_of
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.huggingface.api import check_compressible
 from hf_rmt.huggingface.config import RMTConfig
@@ -18,7 +19,6 @@ from hf_rmt.huggingface.search.trials import Log, Removal, States
 from hf_rmt.huggingface.training.start_weights import digest
 from hf_rmt.plan import CompressionPlan
 from hf_rmt.report.search import SearchReport, within
-from hf_rmt.settings import METHOD_TABLE
 
 FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """The range over which the sweep that this follows was published."""
@@ -216,7 +216,7 @@ def _check(config: RMTConfig, tolerance: float, grid: list[float], most: int) ->
             f"max_evaluations must be at least {len(grid) + 2}, got {most}: the unfiltered model, "
             f"{len(grid)} fractions and the check; raise it or pass fewer fractions"
         )
-    if config.noise != "drop" or METHOD_TABLE[config.method].drops:
+    if config.noise != "drop" or not spectral_method_of(config).stores_noise:
         raise ValueError(
             f"search removes noise direction by direction, which noise={config.noise!r} with "
             f"method={config.method!r} does not; set noise='drop' and method='pdb', say"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,14 +16,15 @@ import torch
 from torch import distributed, nn
 from tqdm.auto import tqdm
 
-from hf_rmt.compression.apply import replace_layer, stored_tensors
+from hf_rmt.compression.apply import apply_decision
 from hf_rmt.compression.directions import kept_directions
-from hf_rmt.compression.parallel import Outcome, is_silent, matrix_cost, n_processes, share
+from hf_rmt.compression.parallel import WorkResult, is_silent, matrix_cost, n_processes, share
 from hf_rmt.compression.spectrum import Decomposition, decompose
 from hf_rmt.compression.weight import keep_directions
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
-from hf_rmt.plan import LayerPlan
+from hf_rmt.nn.swap import swap_module
+from hf_rmt.plan import LayerPlan, Outcome
 from hf_rmt.report import records
 from hf_rmt.report.search import Evaluation, evaluations_of
 from hf_rmt.spectra import SpectrumFit
@@ -91,7 +91,7 @@ class States:
             ValueError: If no layer has any.
         """
 
-        def work(name: str) -> Outcome:
+        def work(name: str) -> WorkResult:
             decomposition = self._decompose(name)
             if decomposition is None or decomposition.vectors is None:
                 return None, {}
@@ -116,7 +116,7 @@ class States:
         return {name: found[name] for name in quiet}
 
     def _settings(self, name: str, fraction: float) -> RMTConfig:
-        return replace(self.config, noise_removal={name: fraction})
+        return self.config.replace(noise_removal={name: fraction})
 
     def _decompose(self, name: str) -> Decomposition | None:
         """The decomposition of a layer; None for one that `compress` would not touch."""
@@ -144,16 +144,16 @@ class States:
             settings = self._settings(name, fraction)
             kept = kept_directions(decomposition.fit, settings, name)
             result = keep_directions(name, matrix, decomposition, kept, settings)
-            if tensors := stored_tensors(result, matrix):
+            if result.plan.outcome is not Outcome.KEPT:
                 self.plans[name] = result.plan
                 # in the same module: a hook of accelerate is bound to it
                 original.weight = nn.Parameter(original.weight.detach().clone())
-                replace_layer(self.model, result.plan, tensors)
+                apply_decision(self.model, result, matrix)
         self.model.get_submodule(name).train(training)
 
     def _reset(self, name: str) -> None:
         self._originals[name].weight = self._weights[name]
-        self.model.set_submodule(name, self._originals[name])
+        swap_module(self.model, name, self._originals[name])
         self.plans.pop(name, None)
 
 

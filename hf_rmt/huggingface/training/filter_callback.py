@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from hf_rmt.compression.apply import compress_shared
-from hf_rmt.compression.parallel import Outcome, matrix_cost, share
-from hf_rmt.compression.refilter import dense_weight, filter_weight, first_plan
+from hf_rmt.compression.decision import Decision
+from hf_rmt.compression.parallel import WorkResult, matrix_cost, share
+from hf_rmt.compression.refilter import filter_weight, first_plan
 from hf_rmt.compression.spectrum import spectrum
-from hf_rmt.compression.summary import warn_of_loss
 from hf_rmt.compression.targets import compressible_layers
-from hf_rmt.compression.weight import CompressedWeight
-from hf_rmt.huggingface.api import attach_quantizer, check_compressible
+from hf_rmt.huggingface.api import check_compressible
+from hf_rmt.huggingface.conclude import conclude
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.training.spectral_logs import spectral_logs, without_layers
 from hf_rmt.huggingface.training.start_weights import digest, load_start, save_start
 from hf_rmt.huggingface.training.trainer import calling_trainer, check_alone, check_whole_weights
-from hf_rmt.nn.counterparts import set_matrix, weight_matrix
+from hf_rmt.nn.counterparts import weight_matrix
+from hf_rmt.nn.dense_matrix import set_matrix
 from hf_rmt.plan import CompressionPlan, LayerPlan
-from hf_rmt.settings import METHOD_TABLE, CompressionSettings
+from hf_rmt.settings import CompressionSettings
+from hf_rmt.settings.method import method_of
 
 
 class RMTCallback(TrainerCallback, ExportableState):
@@ -190,10 +191,10 @@ class RMTCallback(TrainerCallback, ExportableState):
     def _filter(self, state: Any, control: Any, model: nn.Module, *, log: bool = True) -> None:
         """Filter all layers in place, shared out over the processes."""
 
-        def work(name: str) -> Outcome:
+        def work(name: str) -> WorkResult:
             matrix = self._matrix(model, name)
             result = self._decide(name, matrix, self.config)
-            filtered = dense_weight(result, matrix)
+            filtered = result.dense(matrix)
             plan = first_plan(result, self.config) if name not in self.first_plans else None
             return (result.fit, plan), {} if filtered is None else {"weight": filtered}
 
@@ -216,7 +217,7 @@ class RMTCallback(TrainerCallback, ExportableState):
     def _observe(self, state: Any, control: Any, model: nn.Module) -> None:
         """Log the spectra as they are."""
 
-        def work(name: str) -> Outcome:
+        def work(name: str) -> WorkResult:
             return spectrum(self._matrix(model, name), self.config), {}
 
         outcomes = self._shared(model, work)
@@ -225,11 +226,9 @@ class RMTCallback(TrainerCallback, ExportableState):
 
     def _compact(self, model: Any) -> None:
         report = compress_shared(model, self._names, self.config, decide=self._decide)
-        warn_of_loss(report.plan)
-        if isinstance(model, PreTrainedModel):
-            attach_quantizer(model, copy.deepcopy(self.config), report)
+        conclude(model, self.config, report)
 
-    def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
+    def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
         first = self._first_plan(name)
         return filter_weight(name, weight, settings, first, of_update=self.of == "update")
 
@@ -300,10 +299,6 @@ def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:
     if config is None:
         return RMTConfig(noise="drop")
     made: Any = RMTConfig.from_dict(config) if isinstance(config, Mapping) else config
-    if METHOD_TABLE[made.method].decide:
-        raise ValueError(
-            f"RMTCallback filters spectra, and method={made.method!r} looks at none; call "
-            "hf_rmt.compress(model, config, calibration=batches), and train what it made with "
-            "hf_rmt.TernaryCallback() in RMTCallback's place"
-        )
+    if why := method_of(made).why_no_filter():
+        raise ValueError(why)
     return made

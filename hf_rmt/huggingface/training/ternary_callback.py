@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from hf_rmt.huggingface.training.trainer import check_whole_weights
 from hf_rmt.nn import LatentTernaryLinear, TernaryLinear
+from hf_rmt.nn.swap import swap_module
 
 
 class TernaryCallback(TrainerCallback):
@@ -54,7 +55,7 @@ class TernaryCallback(TrainerCallback):
                 "saved so"
             )
         for name, layer in self._before.items():
-            model.set_submodule(name, LatentTernaryLinear.from_ternary(layer))
+            swap_module(model, name, LatentTernaryLinear.from_ternary(layer))
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
@@ -74,7 +75,7 @@ class TernaryCallback(TrainerCallback):
         for name, before in self._before.items():
             layer = model.get_submodule(name).freeze(layout=before.layout)
             layer.scale = layer.scale.to(before.scale)
-            model.set_submodule(name, layer)
+            swap_module(model, name, layer)
             old, new = before.dense().sign(), layer.dense().sign()
             self.flipped[name] = float((old.to(new) != new).float().mean())
             _record(model, name, int(new.count_nonzero()))

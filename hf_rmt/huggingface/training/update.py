@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_rmt.compression.parallel import Outcome, is_silent, matrix_cost, share
-from hf_rmt.compression.refilter import dense_weight, filter_weight
+from hf_rmt.compression.parallel import WorkResult, is_silent, matrix_cost, share
+from hf_rmt.compression.refilter import filter_weight
 from hf_rmt.compression.targets import compressible_layers
-from hf_rmt.compression.weight import NOTHING_LEFT
 from hf_rmt.huggingface.api import ModelOrPath, check_compressible, load_if_path
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.lora.differences import paired
-from hf_rmt.nn.counterparts import set_matrix, weight_matrix
-from hf_rmt.plan import CompressionPlan, LayerPlan
+from hf_rmt.nn.counterparts import weight_matrix
+from hf_rmt.nn.dense_matrix import set_matrix
+from hf_rmt.plan import CompressionPlan
 from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
-
-UPDATE_DROPPED = "no signal stands out from the noise, the update is dropped"
 
 
 def filter_update(
@@ -58,12 +55,12 @@ def filter_update(
     check_compressible(original, config)
     starts = _starts(original, tuned, names)
 
-    def work(index: int) -> Outcome:
+    def work(index: int) -> WorkResult:
         weight = weight_matrix(layers[index])
         update = weight - starts[index].to(weight)
         result = filter_weight(names[index], update, config, of_update=True)
-        filtered = dense_weight(result, update)
-        return (_plan(result.plan), result.fit), {} if filtered is None else {"weight": filtered}
+        filtered = result.dense(update)
+        return (result.plan, result.fit), {} if filtered is None else {"weight": filtered}
 
     costs = [matrix_cost(start.shape) for start in starts]
     outcomes = share(work, range(len(names)), costs, device=weight_matrix(layers[0]).device)
@@ -100,10 +97,3 @@ def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Ten
             "and the fine-tuned model"
         )
     return starts
-
-
-def _plan(plan: LayerPlan) -> LayerPlan:
-    """The plan with what becomes of an update that has no signal."""
-    if plan.reason != NOTHING_LEFT:
-        return plan
-    return replace(plan, noise="drop", dropped_energy=1.0, reason=UPDATE_DROPPED)

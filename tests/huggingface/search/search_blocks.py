@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 import torch
@@ -60,7 +59,7 @@ def losses() -> dict[float, list[float]]:
     result = {}
     for fraction in GRID:
         other = Blocks()
-        compress(other, replace(CONFIG, noise_removal=fraction))
+        compress(other, CONFIG.replace(noise_removal=fraction))
         pairs = zip(weights(other), start, strict=True)
         result[fraction] = [float((new - old).norm()) for new, old in pairs]
     return result

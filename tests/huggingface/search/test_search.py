@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ def test_each_layer_loses_the_most_that_holds_given_those_before() -> None:
         for fraction in (f for f in GRID if f > result.removal[name]):
             other = Blocks()
             removal = {**result.removal, name: fraction}
-            plan = compress(other, replace(CONFIG, noise_removal=removal)).plan
+            plan = compress(other, CONFIG.replace(noise_removal=removal)).plan
             raised = next(layer for layer in plan if layer.name == name)
             nothing = not raised.compressed and not raised.dropped_energy
             assert nothing or metric(other) < 1.0 - tolerance
@@ -75,7 +74,7 @@ def test_fractions_may_come_in_any_order_and_twice() -> None:
 def test_a_config_that_served_before_is_told_by_what_the_user_chose() -> None:
     model = Blocks()
     options: dict[str, Any] = {"tolerance": 0.1, "fractions": GRID}
-    served = replace(CONFIG, layers={"blocks.0.0": {"rank": 1}}, base_model="someone/model")
+    served = CONFIG.replace(layers={"blocks.0.0": {"rank": 1}}, base_model="someone/model")
     results = [
         search(model, Metric(model), config=config, **options) for config in (CONFIG, served)
     ]
@@ -171,13 +170,13 @@ def test_layers_below_the_smallest_size_are_not_searched_in() -> None:
 
 
 def test_a_layer_of_just_the_smallest_size_is_searched_in() -> None:
-    config = replace(CONFIG, min_size=SIZE)
+    config = CONFIG.replace(min_size=SIZE)
     result = search(Blocks(), lambda model: 0.0, tolerance=0.1, config=config, fractions=GRID)
     assert result.removal == dict.fromkeys(result.layers, 1.0)
 
 
 def test_the_config_says_which_layers_are_searched_in() -> None:
-    config = replace(CONFIG, modules_to_not_convert=["1.0"])
+    config = CONFIG.replace(modules_to_not_convert=["1.0"])
     result = search(Blocks(), lambda model: 0.0, tolerance=0.1, config=config, fractions=GRID)
     assert list(result.layers) == ["blocks.0.0", "blocks.2.0", "blocks.3.0"]
 

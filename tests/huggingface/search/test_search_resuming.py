@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def test_the_second_measurement_counts_when_it_is_read_from_the_file(tmp_path: P
     [
         ({"tolerance": 0.2}, r"tolerance \(0\.1, now 0\.2\)"),
         ({"fractions": (0.5, 1.0)}, "fractions"),
-        ({"config": replace(CONFIG, max_rank=9)}, r"max_rank \(None, now 9\)"),
+        ({"config": CONFIG.replace(max_rank=9)}, r"max_rank \(None, now 9\)"),
         ({"model": "other weights"}, "weights_digest"),
         ({"model": "other class"}, r"model \(Blocks, now Other\)"),
     ],

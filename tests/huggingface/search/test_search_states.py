@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,7 +33,7 @@ def test_compressing_with_the_config_makes_the_state_that_was_evaluated(family: 
     assert 0 < len(result.removal) < len(result.layers)
     assert torch.equal(outputs(model, family), seen[-1])
     assert result.metric == -float((seen[-1] - start).norm() / start.norm())
-    plans = {layer.name: layer.rank for layer in model.hf_quantizer.report.plan}
+    plans = {layer.name: layer.rank for layer in model.compression_report.plan}
     assert {layer.name: layer.rank for layer in result.plan} == {
         name: plans[name] for name in result.removal
     }
@@ -77,7 +76,7 @@ def test_a_layer_whose_forward_is_hooked_is_measured_as_it_would_be(fraction: fl
     for block in model.blocks:
         add_hook_to_module(block[0], ModelHook())
     inputs = torch.randn(3, SIZE, generator=torch.Generator().manual_seed(1))
-    compress(plain, replace(CONFIG, noise_removal=fraction))
+    compress(plain, CONFIG.replace(noise_removal=fraction))
 
     @torch.no_grad()
     def metric(model: nn.Module) -> float:

@@ -52,7 +52,7 @@ def test_the_first_filter_is_the_one_of_compress(tmp_path: Path) -> None:
     before, after, config = Watcher(), Watcher(), RMTConfig(noise="drop", noise_removal=0.7)
     fine_tune(tmp_path, before, RMTCallback(config, schedule=4), after)
     weight = before.weights[4]
-    expected = compress_weight(QUERY, weight, config).module(weight, None).dense()
+    expected = compress_weight(QUERY, weight, config).layer(weight).dense()
     assert torch.equal(after.weights[4], expected.detach())
     assert not torch.equal(after.weights[4], weight)
 
@@ -62,8 +62,8 @@ def test_later_filters_keep_the_rank_and_do_not_shrink_the_spikes_again(tmp_path
     before, after = Watcher(), Watcher()
     fine_tune(tmp_path, before, RMTCallback(config, schedule=1), after)
     first = compress_weight(QUERY, before.weights[1], config)
-    assert first.left is not None
-    kept = first.left.shape[1]
+    assert first.build.left is not None
+    kept = first.build.left.shape[1]
     assert {rank(weight) for weight in after.weights.values()} == {kept}
     left, values, right = torch.linalg.svd(before.weights[2].double())
     best = left[:, :kept] * values[:kept] @ right[:kept]
@@ -74,7 +74,7 @@ def test_stored_noise_is_quantised_in_place(tmp_path: Path) -> None:
     config, before, after = RMTConfig(noise="int4"), Watcher(), Watcher()
     fine_tune(tmp_path, before, RMTCallback(config, schedule=5), after)
     weight = before.weights[10]
-    expected = compress_weight(QUERY, weight, config).module(weight, None).dense()
+    expected = compress_weight(QUERY, weight, config).layer(weight).dense()
     assert torch.equal(after.weights[10], expected.detach())
 
 
@@ -84,7 +84,7 @@ def test_spikes_are_recovered_once_beside_stored_noise_too(tmp_path: Path) -> No
     for step, recovers in ((1, True), (2, False)):
         weight = before.weights[step]
         once = RMTConfig(recover_spikes=recovers)
-        expected = compress_weight(QUERY, weight, once).module(weight, None).dense()
+        expected = compress_weight(QUERY, weight, once).layer(weight).dense()
         assert torch.equal(after.weights[step], expected.detach())
 
 
@@ -114,7 +114,7 @@ def test_a_layer_without_spikes_is_left_alone(tmp_path: Path) -> None:
     trainer = fine_tune(tmp_path, RMTCallback(), model=model, learning_rate=0.0)
     assert torch.equal(trainer.model.get_submodule(QUERY).weight, noise)
     entry = trainer.model.config.quantization_config.layers[QUERY]
-    assert not entry["compressed"]
+    assert entry["outcome"] == "kept"
     assert "no signal stands out" in entry["reason"]
     assert entry["bits"] == entry["dense_bits"]
 
@@ -125,8 +125,8 @@ def test_an_update_is_filtered_and_the_pretrained_part_left_alone(tmp_path: Path
     update = watcher.weights[16] - start
     filtered = compress_weight(QUERY, update, RMTConfig(noise="drop"))
     weight = trainer.model.get_submodule(QUERY).weight
-    assert torch.equal(weight, start + filtered.module(update, None).dense())
-    assert 0 < rank(filtered.module(update, None).dense()) < 30
+    assert torch.equal(weight, start + filtered.layer(update).dense())
+    assert 0 < rank(filtered.layer(update).dense()) < 30
     assert not torch.equal(weight, watcher.weights[16])
     assert not spiked_layers(trainer.model)
     assert not hasattr(trainer.model.config, "quantization_config")

@@ -68,7 +68,7 @@ def test_compacting_comes_after_the_best_model_was_loaded(
     assert (rank(weight) < 10) == filtered
     acts = trainer.model.get_submodule(QUERY).dense()
     fresh = compress_weight(QUERY, weight, RMTConfig(noise="drop"))
-    expected = weight if filtered else fresh.module(weight, None).dense()
+    expected = weight if filtered else fresh.layer(weight).dense()
     assert torch.allclose(acts, expected, atol=1e-6)
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import Trainer
 
 from hf_rmt import RMTConfig, compress, filter_update
+from hf_rmt.compression.refilter import NO_UPDATE
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
-from hf_rmt.huggingface.training.update import UPDATE_DROPPED
 from tests.huggingface.training.training import arguments, classifier, sentences
 
 ROWS, COLUMNS, RANK = 240, 160, 3
@@ -89,8 +89,8 @@ def test_an_update_without_signal_is_dropped() -> None:
     dropped = report.plan.layers[1]
     assert torch.equal(tuned[1][0].weight, base[1][0].weight)
     assert (dropped.noise, dropped.dropped_energy) == ("drop", 1.0)
-    assert dropped.reason == UPDATE_DROPPED
-    assert UPDATE_DROPPED in str(report)
+    assert dropped.reason == NO_UPDATE
+    assert NO_UPDATE in str(report)
 
 
 def test_spectra_are_those_of_the_updates_and_of_layers_large_enough() -> None:

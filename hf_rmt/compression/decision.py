@@ -1,0 +1,133 @@
+"""What was decided for one weight: keep the layer, rewrite its weight, or replace the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from hf_rmt.nn import SpikedLinear
+from hf_rmt.plan import Cause, LayerPlan, Outcome
+from hf_rmt.spectra import SpectrumFit
+
+Build = Callable[[Tensor], nn.Module]
+"""Makes the compressed layer of a weight, without a bias."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one weight.
+
+    Attributes:
+        plan: What was decided; `plan.outcome` says which of the three it is.
+        fit: The spectrum; None for a weight whose spectrum nobody looked at.
+        build: Makes the layer that takes the place of the dense one; None unless it is replaced.
+        rewritten: The new dense weight, shape (out, in); None unless it is rewritten.
+        mean_input: Mean input of a layer with a bias, which is to keep the mean output, shape
+            (in,); None where none was measured.
+        bias_shift: What the bias gains where that was worked out already, shape (out,).
+    """
+
+    plan: LayerPlan
+    fit: SpectrumFit | None = None
+    build: Build | None = None
+    rewritten: Tensor | None = None
+    mean_input: Tensor | None = None
+    bias_shift: Tensor | None = None
+
+    def layer(self, weight: Tensor) -> Any:
+        """The compressed layer, made anew at each call and without a bias.
+
+        Args:
+            weight: The weight that was decided on, shape (out, in).
+
+        Raises:
+            ValueError: If the layer is not replaced.
+        """
+        if self.build is None:
+            raise ValueError(f"{self.plan.name} stays dense: {self.plan.reason}")
+        return self.build(weight)
+
+    def dense(self, weight: Tensor) -> Tensor | None:
+        """The new weight as a dense matrix, shape (out, in); None for a layer that is kept."""
+        return self.layer(weight).dense().detach() if self.build else self.rewritten
+
+    def noted(self, note: str) -> Self:
+        """The same decision with a note behind its reason."""
+        reason = "; ".join(filter(None, (self.plan.reason, note)))
+        return replace(self, plan=replace(self.plan, reason=reason))
+
+
+@dataclass(frozen=True)
+class SpikedBuild:
+    """Makes a `SpikedLinear` of factors.
+
+    Attributes:
+        left: Factor of shape (out, rank).
+        right: Factor of shape (rank, in).
+        noise: How the rest of the weight is stored.
+        recovery: What the singular values are multiplied with, shape (rank,); None for nothing.
+    """
+
+    left: Tensor
+    right: Tensor
+    noise: str
+    recovery: Tensor | None = None
+
+    def __call__(self, weight: Tensor) -> SpikedLinear:
+        """The layer whose noise is what the factors leave of the weight."""
+        layer = SpikedLinear.from_factors(self.left, self.right, weight, None, noise=self.noise)
+        if self.recovery is not None:
+            layer.scale_signal(self.recovery)
+        return layer
+
+    def product(self) -> Tensor:
+        """The signal as a dense matrix, shape (out, in)."""
+        left = self.left if self.recovery is None else self.left * self.recovery
+        return left @ self.right
+
+
+def keep(
+    name: str,
+    weight: Tensor,
+    cause: Cause,
+    reason: str,
+    *,
+    fit: SpectrumFit | None = None,
+) -> Decision:
+    """The decision that a layer stays as it is.
+
+    Args:
+        name: Runtime name of the module.
+        weight: Its weight, shape (out, in).
+        cause: Why, for code.
+        reason: Why, in words.
+        fit: The spectrum, if it was looked at.
+    """
+    phase = "" if fit is None else str(fit.phase)
+    return Decision(dense_plan(name, weight, cause, reason, phase=phase), fit)
+
+
+def dense_plan(
+    name: str,
+    weight: Tensor,
+    cause: Cause,
+    reason: str,
+    *,
+    phase: str = "",
+    outcome: Outcome = Outcome.KEPT,
+) -> LayerPlan:
+    """The plan of a layer that stays dense, and why."""
+    bits = weight.numel() * weight.element_size() * 8
+    return LayerPlan(
+        name=name,
+        shape=(weight.shape[0], weight.shape[1]),
+        outcome=outcome,
+        phase=phase,
+        bits=bits,
+        dense_bits=bits,
+        reason=reason,
+        cause=cause,
+    )

@@ -1,0 +1,63 @@
+"""The methods that fit a law of the noise: `pdb`, `bema`, `kernel`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hf_rmt.compression.methods.spectral import SpectralMethod
+from hf_rmt.settings import CompressionSettings, register_method
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from hf_rmt.spectra import SpectrumFit
+
+
+class PopulationDoubleBulk(SpectralMethod):
+    """Noise of two variances; what lies outside its bulk is signal."""
+
+    name = "pdb"
+    help = "The population double bulk: noise of two variances (Wu, Zhu & Li 2025)."
+
+    def fit(
+        self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
+    ) -> SpectrumFit:
+        """See `hf_rmt.spectra.fit_double_bulk`."""
+        from hf_rmt.spectra import fit_double_bulk
+
+        return fit_double_bulk(eigenvalues, shape)
+
+
+class Bema(SpectralMethod):
+    """Noise of one variance, fitted to the quantiles in the middle of the spectrum."""
+
+    name = "bema"
+    help = "The unit bulk, noise of one variance, fitted to quantiles (Ke, Ma & Lin 2023)."
+
+    def fit(
+        self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
+    ) -> SpectrumFit:
+        """See `hf_rmt.spectra.unit_bulk.fit_bema`."""
+        from hf_rmt.spectra.unit_bulk import fit_bema
+
+        return fit_bema(eigenvalues, shape)
+
+
+class Kernel(SpectralMethod):
+    """Noise of one variance, fitted to a smoothed density."""
+
+    name = "kernel"
+    help = "The unit bulk, fitted to a kernel density of the singular values (Staats et al. 2023)."
+
+    def fit(
+        self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
+    ) -> SpectrumFit:
+        """See `hf_rmt.spectra.unit_bulk.fit_kernel`."""
+        from hf_rmt.spectra.unit_bulk import fit_kernel
+
+        return fit_kernel(eigenvalues, shape)
+
+
+register_method(PopulationDoubleBulk())
+register_method(Bema())
+register_method(Kernel())

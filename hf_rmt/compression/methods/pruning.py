@@ -1,0 +1,103 @@
+"""The methods that zero entries of a weight: `magnitude` and `uniform`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from hf_rmt.compression.methods.spectral import SPECTRAL_OPTIONS, SpectralMethod
+from hf_rmt.compression.methods.truncation import FRACTION
+from hf_rmt.settings import CompressionSettings, register_method
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from hf_rmt.compression.decision import Decision
+    from hf_rmt.compression.spectrum import Decomposition
+    from hf_rmt.spectra import SpectrumFit
+
+ZEROS_IN_PLACE = "entries were zeroed in place, and zeros save no memory by themselves"
+
+
+class Pruning(SpectralMethod):
+    """Keeps a share of the entries of a weight; the spectrum is only looked at."""
+
+    options = (FRACTION, *SPECTRAL_OPTIONS)
+    one_of = ("fraction",)
+    finds_law = False
+    stores_noise = False
+    chooses_directions = False
+
+    @abstractmethod
+    def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:
+        """The weight with a share of its entries, and zeros."""
+
+    def fit(
+        self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
+    ) -> SpectrumFit:
+        """See `hf_rmt.spectra.truncation.unsplit`."""
+        from hf_rmt.spectra.truncation import unsplit
+
+        return unsplit(eigenvalues, shape)
+
+    def cut(
+        self,
+        name: str,
+        weight: Tensor,
+        found: Decomposition,
+        settings: CompressionSettings,
+        kept: Tensor | None = None,
+    ) -> Decision:
+        """Zero entries; every process draws the same random numbers for one layer."""
+        import numpy as np
+
+        from hf_rmt.compression.decision import Decision, dense_plan
+        from hf_rmt.compression.weight import relative_energies
+        from hf_rmt.plan import Cause, Outcome
+
+        generator = np.random.default_rng([settings.seed, crc32(name.encode())])
+        pruned = self.prune(weight, settings.fraction, generator)
+        signal, lost = relative_energies(weight, pruned)
+        plan = replace(
+            dense_plan(name, weight, Cause.ZEROS_IN_PLACE, ZEROS_IN_PLACE),
+            outcome=Outcome.REWRITTEN,
+            phase=str(found.fit.phase),
+            signal_energy=signal,
+            dropped_energy=lost,
+            nonzero=int(pruned.count_nonzero()),
+        )
+        return Decision(plan, found.fit, rewritten=pruned)
+
+
+class Magnitude(Pruning):
+    """Keeps the largest entries."""
+
+    name = "magnitude"
+    help = "The largest entries stay, the others become zero (Han et al. 2015)."
+
+    def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:
+        """See `hf_rmt.compression.pruning.largest_entries`."""
+        from hf_rmt.compression.pruning import largest_entries
+
+        return largest_entries(weight, fraction=fraction, generator=generator)
+
+
+class Uniform(Pruning):
+    """Keeps random entries."""
+
+    name = "uniform"
+    help = "Random entries stay, the others become zero."
+
+    def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:
+        """See `hf_rmt.compression.pruning.random_entries`."""
+        from hf_rmt.compression.pruning import random_entries
+
+        return random_entries(weight, fraction=fraction, generator=generator)
+
+
+register_method(Magnitude())
+register_method(Uniform())

@@ -1,0 +1,263 @@
+"""What all methods share that tell signal from noise by a spectrum: options and decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hf_rmt.checks import check_choice, check_integer, check_number
+from hf_rmt.settings import (
+    NOISE_KINDS,
+    PACKED_KINDS,
+    CompressionSettings,
+    Method,
+    Option,
+    method_of,
+    spectral_methods,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from hf_rmt.compression.decision import Decision
+    from hf_rmt.compression.spectrum import Decomposition
+    from hf_rmt.report import CompressionReport
+    from hf_rmt.spectra import SpectrumFit
+
+STORED_SPIKES = ("all", "paying")
+
+
+def _noise(name: str, value: Any) -> str:
+    check_choice(name, value, NOISE_KINDS)
+    return str(value)
+
+
+def _stored_spikes(name: str, value: Any) -> str | None:
+    if value is not None:
+        check_choice(name, value, STORED_SPIKES)
+    return None if value is None else str(value)
+
+
+def _flag(name: str, value: Any) -> bool | None:
+    if not isinstance(value, bool | None):
+        raise TypeError(f"{name} must be a bool or None, got {value!r}")
+    return value
+
+
+def _removal(name: str, value: Any) -> float | dict[str, float]:
+    if not isinstance(value, Mapping):
+        return check_number(name, value)
+    if not value:
+        raise ValueError(
+            f"{name}={value!r} names no layer, so nothing would be compressed; leave it at 1.0"
+        )
+    for layer in value:
+        if not isinstance(layer, str):
+            raise TypeError(f"{name} must have layer names as keys, got {layer!r}")
+    return {layer: check_number(f"{name}[{layer!r}]", part) for layer, part in value.items()}
+
+
+NOISE = Option(
+    "noise",
+    "int8",
+    _noise,
+    "How the noise is stored: int8 (the default; outputs stay as they are), int4, ternary, keep "
+    "(exact, saves nothing) or drop (the noise filter; fine-tune after it).",
+    choices=NOISE_KINDS,
+)
+NOISE_REMOVAL = Option(
+    "noise_removal",
+    1.0,
+    _removal,
+    "Fraction of the noise directions that drop removes, smallest first. A dict gives each layer, "
+    "by runtime name, its own; a layer that it does not name stays dense. At 1 a layer without "
+    "spikes stays dense too, since nothing would be left of it.",
+    parse=float,
+)
+RECOVER_SPIKES = Option(
+    "recover_spikes",
+    None,
+    _flag,
+    "Replace each signal eigenvalue by the population spike behind it. None: only when noise is "
+    "dropped.",
+    parse=bool,
+)
+STORED_SPIKES_OPTION = Option(
+    "stored_spikes",
+    None,
+    _stored_spikes,
+    "all spikes become factors, or only the paying ones: beside int8 up to a ninth of the "
+    "directions, beside int4 and ternary those that save at least a quarter of the bits they cost. "
+    "None: paying beside packed noise where a law found the spikes, and all otherwise.",
+    choices=STORED_SPIKES,
+)
+MAX_RANK = Option(
+    "max_rank",
+    None,
+    lambda name, value: None if value is None else check_integer(name, value, 0),
+    "Upper bound on the signal directions of a layer; the largest stay. None: no bound.",
+    parse=int,
+)
+MIN_SIZE = Option(
+    "min_size",
+    32,
+    lambda name, value: check_integer(name, value, 1),
+    "Layers whose smaller side is below this stay dense. The sides of a convolution are out and "
+    "in k_h k_w.",
+    parse=int,
+)
+SPECTRAL_OPTIONS = (NOISE, NOISE_REMOVAL, RECOVER_SPIKES, STORED_SPIKES_OPTION, MAX_RANK, MIN_SIZE)
+
+
+def spectral_method_of(settings: CompressionSettings) -> SpectralMethod:
+    """The method that settings name, which must look at a spectrum.
+
+    Raises:
+        TypeError: If it does not.
+    """
+    method = method_of(settings)
+    if not isinstance(method, SpectralMethod):
+        raise TypeError(
+            f"method={settings.method!r} looks at no spectrum; choose among "
+            f"{', '.join(spectral_methods())}"
+        )
+    return method
+
+
+class SpectralMethod(Method):
+    """A method that splits the spectrum of a weight into signal and noise.
+
+    Attributes:
+        finds_law: Whether it fits a law of the noise. Only then can spikes be recovered, and only
+            then does it decide by itself how much is signal.
+        stores_noise: Whether noise can be stored beside the signal; else it is lost.
+        chooses_directions: Whether it keeps directions of a weight, and not single entries.
+    """
+
+    options: tuple[Option, ...] = SPECTRAL_OPTIONS
+    reads_spectrum = True
+    finds_law: bool = True
+    stores_noise: bool = True
+    chooses_directions: bool = True
+
+    def fit(
+        self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
+    ) -> SpectrumFit:
+        """Split a spectrum.
+
+        Args:
+            eigenvalues: Descending eigenvalues of X'X, shape (min(shape),).
+            shape: Of the weight.
+            settings: What the user asked for.
+
+        Raises:
+            NotImplementedError: If the method does not say how.
+        """
+        raise NotImplementedError(f"method {self.name!r} does not say how a spectrum is split")
+
+    def check(self, settings: Any) -> None:
+        """Refuse options that contradict each other."""
+        super().check(settings)
+        noise, removal = settings.noise, settings.noise_removal
+        if not self.stores_noise and noise != "drop":
+            raise ValueError(
+                f"method={self.name!r} throws away what it does not keep, but noise={noise!r} "
+                "would store it; set noise='drop'"
+            )
+        if not self.finds_law and settings.recover_spikes:
+            raise ValueError(
+                f"recover_spikes=True needs a law of the noise, and method={self.name!r} fits "
+                "none; leave it at None"
+            )
+        if settings.stored_spikes == "paying" and noise not in PACKED_KINDS:
+            raise ValueError(
+                f"stored_spikes='paying' weighs factors against packed noise, which noise={noise!r}"
+                " has none of; set noise to int8, int4 or ternary"
+            )
+        if removal != 1.0 and noise != "drop":
+            raise ValueError(
+                f"noise_removal={removal} says how much noise to drop, but noise={noise!r} stores "
+                "it; set noise='drop' or leave noise_removal at 1.0"
+            )
+        graded = removal.values() if isinstance(removal, Mapping) else [removal]
+        if not self.stores_noise and set(graded) != {1.0}:
+            raise ValueError(
+                f"noise_removal={removal} grades directions, but method={self.name!r} drops all "
+                "that it does not keep; use rank or fraction, and leave noise_removal at 1.0"
+            )
+
+    def accepts(self, module: Any) -> bool:
+        """Linear layers and convolutions that are one matrix."""
+        from hf_rmt.nn.dense_matrix import has_matrix
+
+        return has_matrix(module)
+
+    def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
+        """The linear layers of the repeated blocks, as `TARGET_MODULES` tells."""
+        from hf_rmt.compression.targets import of_blocks
+
+        return of_blocks(layers, model)
+
+    def why_no_default(self) -> str:
+        """Why no layer was taken."""
+        return "its last layer is taken for the head, a convolution that comes first for the input"
+
+    def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
+        """Keep the directions that the spectrum calls signal."""
+        from hf_rmt.compression.decision import Decision
+        from hf_rmt.compression.weight import split_weight
+
+        found = split_weight(name, weight, settings)
+        return found if isinstance(found, Decision) else self.cut(name, weight, found, settings)
+
+    def cut(
+        self,
+        name: str,
+        weight: Tensor,
+        found: Decomposition,
+        settings: CompressionSettings,
+        kept: Tensor | None = None,
+    ) -> Decision:
+        """Decide on a weight that has been decomposed.
+
+        Args:
+            name: Runtime name of the module.
+            weight: Shape (out, in).
+            found: Its decomposition.
+            settings: What the user asked for.
+            kept: Positions of the directions to keep, shape (rank,); None for those that the
+                spectrum calls signal.
+        """
+        from hf_rmt.compression.decision import Decision
+        from hf_rmt.compression.weight import choose_directions, keep_directions
+
+        chosen = choose_directions(name, weight, found, settings) if kept is None else kept
+        if isinstance(chosen, Decision):
+            return chosen
+        return keep_directions(name, weight, found, chosen, settings)
+
+    def compress_model(
+        self,
+        model: Any,
+        names: Sequence[str],
+        settings: CompressionSettings,
+        *,
+        calibration: Iterable[Mapping[str, Any]] | None = None,
+        size: float | None = None,
+        dry_run: bool = False,
+    ) -> CompressionReport:
+        """Each weight by itself, or by what calibration batches excite."""
+        if calibration is not None:
+            from hf_rmt.compression.calibrated import compress_calibrated
+
+            return compress_calibrated(
+                model, names, settings, calibration, size=size, dry_run=dry_run
+            )
+        if size is not None:
+            raise ValueError(
+                f"size={size} shares ranks out by calibration; pass calibration=batches"
+            )
+        from hf_rmt.compression.apply import compress_shared
+
+        return compress_shared(model, names, settings, dry_run=dry_run)

@@ -1,0 +1,215 @@
+"""`analyze`, `compress` and `export_dense` for any torch module, without Hugging Face libraries.
+
+`hf_rmt.analyze` and its like are these functions where transformers is not installed. Where it is,
+`hf_rmt.huggingface.api` adds what its models need to be loaded and saved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_rmt.compression.apply import journal
+from hf_rmt.compression.parallel import agreed
+from hf_rmt.compression.summary import analyze_layers, compression_report, warn_of_loss
+from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.nn.counterparts import compressed_layers, densify, matrix_shape
+from hf_rmt.nn.swap import why_not_swapped
+from hf_rmt.report import CompressionReport, SpectralReport
+from hf_rmt.settings import CompressionSettings, method_named, method_of, spectral_methods
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of weights that can be decomposed."""
+
+
+def analyze(
+    model: nn.Module,
+    *,
+    target_modules: list[str] | str | None = None,
+    method: str = "pdb",
+    **options: Any,
+) -> SpectralReport:
+    """Fit the double bulk model, or another, to every attention and MLP weight of a model.
+
+    Args:
+        model: Any module with its weights in memory.
+        target_modules: Which layers, as in `CompressionSettings`.
+        method: How signal and noise are told apart, as in `CompressionSettings`.
+        **options: What the method takes, such as `rank` for `svd`.
+
+    Returns:
+        The spectra: a table when printed, plots, JSON and CSV. A compressed layer is analysed as it
+        acts; where a model has some, only those are.
+
+    Raises:
+        TypeError: If the model is not a module.
+        ValueError: If a target matches nothing, or the method is unknown or told too much or too
+            little.
+    """
+    check_module(model)
+    if not method_named(method).reads_spectrum:
+        raise ValueError(
+            f"method={method!r} looks at no spectrum, so there is nothing to analyze; choose among "
+            f"{', '.join(spectral_methods())}"
+        )
+    # how noise would be stored does not matter here, and some methods store none
+    told = {"noise": "drop", **options}
+    settings = CompressionSettings(method=method, target_modules=target_modules, **told)
+    names = list(compressed_layers(model)) or compressible_layers(model, settings)
+    return analyze_layers(model, names, settings)
+
+
+def compress(
+    model: nn.Module,
+    config: CompressionSettings | None = None,
+    *,
+    dry_run: bool = False,
+    calibration: Iterable[Mapping[str, Any]] | None = None,
+    size: float | None = None,
+) -> CompressionReport:
+    """Compress a loaded model in place; `hf_rmt.huggingface.api.compress` tells of the arguments.
+
+    Returns:
+        What was, or would be, done, which is `model.compression_report` as well.
+    """
+    check_module(model)
+    check_settings(config)
+    config = CompressionSettings() if config is None else config
+    report = compress_layers(
+        model,
+        agreed(model, lambda: compressible_layers(model, config), config),
+        config,
+        dry_run=dry_run,
+        calibration=calibration,
+        size=size,
+    )
+    if not dry_run:
+        warn_of_loss(report.plan)
+        model.compression_report = report  # type: ignore[assignment]
+    return report
+
+
+def export_dense(model: nn.Module) -> nn.Module:
+    """A plain dense copy of a compressed model; the model is not changed.
+
+    Raises:
+        TypeError: If the model is not a module.
+        ValueError: If it has no compressed layer, or activations became steps.
+    """
+    check_module(model)
+    check_has_compressed(model)
+    return densify(copy.deepcopy(model))
+
+
+def compress_layers(
+    model: nn.Module,
+    names: list[str],
+    config: CompressionSettings,
+    *,
+    dry_run: bool,
+    calibration: Iterable[Mapping[str, Any]] | None,
+    size: float | None,
+) -> CompressionReport:
+    """Compress chosen layers of a model as its method does.
+
+    Args:
+        model: Any module with its weights in memory.
+        names: The layers.
+        config: What to do.
+        dry_run: Only plan.
+        calibration: Batches of the model's arguments, or None.
+        size: Share of the layers' parameters to keep, or None.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If a weight cannot be decomposed, or a layer cannot be replaced. The model is
+            not changed then.
+    """
+    check_layers(model, names)
+    report: CompressionReport = method_of(config).compress_model(
+        model, names, config, calibration=calibration, size=size, dry_run=dry_run
+    )
+    return report
+
+
+def interrupted_report(
+    model: nn.Module, names: list[str], done: journal, error: BaseException
+) -> CompressionReport:
+    """The report on the layers that were changed before an error, which gets a note of them."""
+    report = compression_report(done.decisions, model, latency=False)
+    error.add_note(
+        f"{len(report.plan.changed)} of {len(names)} layers had been changed before; the model is "
+        "whole, and its compression_report tells which. Compress again for the others, or call "
+        "model.dequantize()"
+    )
+    return report
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no torch module.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"compress and analyze need a loaded model, got {model!r}; load it first")
+
+
+def check_settings(config: object) -> None:
+    """Refuse what is neither settings nor None.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(config, CompressionSettings | None):
+        raise TypeError(f"config must be an RMTConfig, got {config!r}")
+
+
+def check_has_compressed(model: nn.Module) -> None:
+    """Refuse a model that is dense already.
+
+    Raises:
+        ValueError: If it has no compressed layer.
+    """
+    if not compressed_layers(model):
+        raise ValueError(
+            f"{type(model).__name__} has no layer compressed by hf_rmt, so it is dense already; "
+            "save it with save_pretrained"
+        )
+
+
+def check_layers(model: nn.Module, names: list[str]) -> None:
+    """Refuse weights that cannot be decomposed and layers that cannot be replaced, before any is.
+
+    Raises:
+        ValueError: If there is one. It names the layer, what it has, and the remedy.
+    """
+    for name in names:
+        layer: Any = model.get_submodule(name)
+        weight = layer.weight
+        remedy = "name the layer in modules_to_not_convert, or convert its weight"
+        if weight.layout != torch.strided or weight.is_quantized:
+            raise ValueError(
+                f"the weight of {name!r} is stored as {weight.layout}, and only dense tensors have "
+                f"a spectrum here; {remedy}"
+            )
+        if weight.dtype not in DTYPES:
+            raise ValueError(
+                f"the weight of {name!r} has dtype {weight.dtype}, and only "
+                f"{', '.join(str(dtype) for dtype in DTYPES)} can be decomposed; {remedy}"
+            )
+        if weight.device.type == "meta":
+            raise ValueError(
+                f"the weight of {name!r} is offloaded or on the meta device, where there is "
+                "nothing to compress; load the model without offloading"
+            )
+        if reason := why_not_swapped(layer):
+            raise ValueError(f"{name!r} cannot be replaced: {reason}")
+        if 0 in matrix_shape(layer):
+            raise ValueError(f"the weight of {name!r} is empty; {remedy}")

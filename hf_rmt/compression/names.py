@@ -1,0 +1,76 @@
+"""Names of layers: what a name or an expression of the user's selects, and what it is near to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+
+SHOWN = 5
+"""How many names a message shows."""
+
+
+def is_selected(name: str, targets: Collection[str] | str) -> bool:
+    """Whether a list of names or endings, or a regular expression, selects a module.
+
+    Args:
+        name: Runtime name of the module.
+        targets: A regular expression for the whole name, or names of which one equals the name or
+            ends it after a dot.
+    """
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == ending or name.endswith(f".{ending}") for ending in targets)
+
+
+def is_covered(name: str, covers: Iterable[str]) -> bool:
+    """Whether a module is one of those named, or lies below one of them.
+
+    Args:
+        name: Runtime name of the module.
+        covers: Names or name endings of modules.
+
+    Examples:
+        >>> is_covered("bert.encoder.layer.0.output.dense", ["layer.0"])
+        True
+        >>> is_covered("bert.encoder.layer.10.output.dense", ["layer.1"])
+        False
+    """
+    parts = name.split(".")
+    above = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    chosen = list(covers)
+    return any(is_selected(ancestor, chosen) for ancestor in above)
+
+
+def check_found(option: str, wanted: Iterable[str], known: Collection[str]) -> None:
+    """Refuse names that no module has.
+
+    Args:
+        option: What the names were given as.
+        wanted: Names or name endings.
+        known: The names of all modules.
+
+    Raises:
+        ValueError: If one of them selects nothing. The error shows near matches.
+    """
+    for name in wanted:
+        if not any(is_selected(module, [name]) for module in known):
+            raise ValueError(
+                f"{option} names {name!r}, which is no module of the model; {nearest(name, known)}"
+            )
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """A hint at the names that are most like a wrong one."""
+    length = name.count(".") + 1
+    endings = {".".join(module.split(".")[-length:]): module for module in known}
+    close = get_close_matches(name, endings, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(dict.fromkeys(close))}?"
+    return f"choose among {some(known)}"
+
+
+def some(names: Collection[str]) -> str:
+    """A few names, to choose from."""
+    shown = ", ".join(list(names)[:SHOWN])
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > SHOWN else shown or "none"

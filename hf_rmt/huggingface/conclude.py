@@ -1,0 +1,132 @@
+"""The one ending of every compression: what was done is recorded, said, and made savable."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from hf_rmt.compression.summary import warn_of_loss
+from hf_rmt.compression.targets import transformers_models
+from hf_rmt.huggingface.card import hub_id
+from hf_rmt.huggingface.compat import source_of
+from hf_rmt.huggingface.config import RMTConfig
+from hf_rmt.huggingface.loader import uninstall_saving
+from hf_rmt.huggingface.saving import install_saving
+from hf_rmt.plan import CompressionPlan
+from hf_rmt.report import CompressionReport, SpectralReport
+
+logger = logging.getLogger(__name__)
+
+
+def conclude(model: Any, config: RMTConfig, report: CompressionReport) -> CompressionReport:
+    """Record on a model what was done to it.
+
+    `from_pretrained`, `compress` and `RMTCallback` all end here. A transformers model of which
+    layers were replaced gets the quantizer that saving and loading need, be it the model itself or
+    a part of it. One of which nothing was replaced stays a plain one. The model and each
+    transformers model in it have their report as `compression_report`.
+
+    Args:
+        model: The model, compressed in place.
+        config: What was asked for; it is copied.
+        report: What was done now.
+
+    Returns:
+        What was done now and before.
+    """
+    warn_of_loss(report.plan)
+    report = with_earlier(model, report)
+    model.compression_report = report
+    for prefix, part in transformers_models(model).items():
+        part.compression_report = report_below(report, prefix)
+        if len(part.compression_report.plan):
+            attach(part, config, part.compression_report)
+    return report
+
+
+def report_below(report: CompressionReport, prefix: str) -> CompressionReport:
+    """The part of a report on the layers below a module, by their names there."""
+    if not prefix:
+        return report
+    start = f"{prefix}."
+    plans = tuple(
+        replace(layer, name=layer.name.removeprefix(start))
+        for layer in report.plan
+        if layer.name.startswith(start)
+    )
+    spectra = tuple(
+        replace(layer, name=layer.name.removeprefix(start))
+        for layer in report.spectra or ()
+        if layer.name.startswith(start)
+    )
+    return CompressionReport(CompressionPlan(plans), SpectralReport(spectra) if spectra else None)
+
+
+def attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
+    """Give a transformers model the quantizer that saving and loading need, if any.
+
+    Args:
+        model: The model, with its compressed layers.
+        config: What was asked for; it is copied.
+        report: What was done, by the names of the model's layers.
+    """
+    from hf_rmt.huggingface.quantizer import RMTQuantizer
+
+    config = copy.deepcopy(config)
+    before = getattr(model, "hf_quantizer", None)
+    known = before.quantization_config.base_model if before is not None else None
+    config.base_model = known or hub_id(source_of(model))
+    config.layers = report.plan.to_dict()
+    if stays_plain(report.plan):
+        if before is not None:
+            before.remove_quantization_config(model)
+        uninstall_saving(model)
+        return
+    model.hf_quantizer = RMTQuantizer(config, pre_quantized=True)
+    model.is_quantized = True
+    model.quantization_method = config.quant_method
+    model.config.quantization_config = model.hf_quantizer.quantization_config
+    install_saving(model)
+
+
+def stays_plain(plan: CompressionPlan) -> bool:
+    """Whether nothing was replaced, which is said with the reasons: any transformers loads it."""
+    if any(layer.compressed or layer.step for layer in plan):
+        return False
+    reasons = Counter(layer.reason for layer in plan)
+    shown = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common(3))
+    logger.warning(
+        "none of the %d layers was replaced (%s). The model stays a plain one, to be saved and "
+        "loaded without hf_rmt",
+        len(plan),
+        shown,
+    )
+    return True
+
+
+def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
+    """A report joined with those of earlier compressions, in the order of the model's layers."""
+    earlier = [earlier_report(part, prefix) for prefix, part in _reported(model).items()]
+    layers = {layer.name: layer for one in (*earlier, report) for layer in one.plan}
+    named = tuple(layers[name] for name, _ in model.named_modules() if name in layers)
+    seen = {part.name: part for one in (*earlier, report) for part in one.spectra or ()}
+    known = tuple(seen[layer.name] for layer in named if layer.name in seen)
+    return CompressionReport(CompressionPlan(named), SpectralReport(known) if known else None)
+
+
+def earlier_report(part: Any, prefix: str) -> CompressionReport:
+    """What was done to a module before, by the names that its layers have in a larger one."""
+    report: CompressionReport = part.compression_report
+    start = f"{prefix}." if prefix else ""
+    plans = tuple(replace(layer, name=start + layer.name) for layer in report.plan)
+    spectra = tuple(replace(layer, name=start + layer.name) for layer in report.spectra or ())
+    return CompressionReport(CompressionPlan(plans), SpectralReport(spectra) if spectra else None)
+
+
+def _reported(model: Any) -> dict[str, Any]:
+    """The model and the transformers models in it that have a report already, by name."""
+    parts = {"": model, **transformers_models(model)}
+    return {name: part for name, part in parts.items() if hasattr(part, "compression_report")}

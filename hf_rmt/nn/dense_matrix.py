@@ -1,0 +1,73 @@
+"""Which dense layers are one matrix, and how their weight becomes it.
+
+A matrix has shape (out, in): the weight of a linear layer, that of transformers' `Conv1D`
+transposed, the kernel of a convolution with each filter a row, (out, in k_h k_w).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def has_matrix(module: nn.Module) -> bool:
+    """Whether a dense layer is one matrix; a subclass may do anything with its weight."""
+    return type(module) is nn.Linear or is_conv1d(module) or is_plain_convolution(module)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a layer is torch's own linear one, and no subclass."""
+    return type(module) is nn.Linear
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a layer is transformers' `Conv1D`, a linear layer with its weight transposed."""
+    kind = type(module)
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a layer is a convolution of torch, of whatever kind."""
+    return isinstance(module, nn.modules.conv._ConvNd)
+
+
+def is_plain_convolution(module: nn.Module) -> bool:
+    """Whether a layer is torch's own two-dimensional convolution, in one group."""
+    return type(module) is nn.Conv2d and module.groups == 1
+
+
+def why_no_matrix(module: nn.Module) -> str:
+    """Why a convolution is left dense; empty for one that is not."""
+    if not is_convolution(module) or has_matrix(module):
+        return ""
+    if getattr(module, "transposed", False):
+        return "a transposed convolution, whose matrix would map channels to patches"
+    groups = getattr(module, "groups", 1)
+    if groups != 1:
+        return f"a convolution in {groups} groups, so many small matrices in place of one"
+    return f"a {type(module).__name__}, and only nn.Conv2d has a compressed counterpart"
+
+
+def to_matrix(module: nn.Module, weight: Tensor) -> Tensor:
+    """The matrix of a weight that has the shape of a dense layer's, a view where it can be."""
+    return weight.T if is_conv1d(module) else weight.flatten(1)
+
+
+def to_weight(module: Any, matrix: Tensor) -> Tensor:
+    """Inverse of `to_matrix`, with its own memory laid out row by row."""
+    weight = matrix.T if is_conv1d(module) else matrix.reshape(module.weight.shape)
+    return weight.contiguous()
+
+
+def dense_shape(module: Any) -> tuple[int, int]:
+    """Shape (out, in) of the matrix of a dense layer."""
+    rows, columns = to_matrix(module, module.weight.detach().to("meta")).shape
+    return rows, columns
+
+
+@torch.no_grad()
+def set_matrix(module: Any, matrix: Tensor) -> None:
+    """Overwrite the weight of a dense layer, in place."""
+    module.weight.copy_(to_weight(module, matrix))

@@ -1,0 +1,37 @@
+"""What a user may ask for: methods, their options, and settings that hold their values.
+
+Knows no torch.
+"""
+
+from hf_rmt.settings.compression_settings import (
+    COMMON_OPTIONS,
+    CompressionSettings,
+    all_options,
+)
+from hf_rmt.settings.method import (
+    Method,
+    method_named,
+    method_of,
+    methods,
+    register_method,
+    spectral_methods,
+    unregister_method,
+)
+from hf_rmt.settings.noise_kinds import NOISE_KINDS, PACKED_KINDS
+from hf_rmt.settings.option import Option
+
+__all__ = [
+    "COMMON_OPTIONS",
+    "NOISE_KINDS",
+    "PACKED_KINDS",
+    "CompressionSettings",
+    "Method",
+    "Option",
+    "all_options",
+    "method_named",
+    "method_of",
+    "methods",
+    "register_method",
+    "spectral_methods",
+    "unregister_method",
+]

@@ -1,0 +1,116 @@
+"""What a user can ask for, checked once."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Self
+
+from hf_rmt.checks import check_expression, check_integer, check_names
+from hf_rmt.settings.method import Method, method_named, method_of, method_options, owners
+from hf_rmt.settings.option import Option
+
+
+def _targets(name: str, value: Any) -> list[str] | str | None:
+    check_expression(name, value)
+    return value if isinstance(value, str) else check_names(name, value)
+
+
+TARGET_MODULES = Option(
+    "target_modules",
+    None,
+    _targets,
+    "Which layers. A list of names or of name endings, a regular expression that matches the whole "
+    'name, or "all-linear". None: what the method takes by default. For the methods that look at a '
+    "spectrum these are the linear layers of the repeated blocks, that is attention and MLP; the "
+    "convolutions of the blocks where those hold no linear layer; and where nothing repeats every "
+    "layer but the last, which is the head, and a first convolution, which reads the input.",
+    parse=None,
+)
+MODULES_TO_NOT_CONVERT = Option(
+    "modules_to_not_convert",
+    None,
+    check_names,
+    "Names or name endings of layers that stay dense. A name covers the layers below it.",
+    parse=None,
+)
+SEED = Option(
+    "seed",
+    0,
+    lambda name, value: check_integer(name, value, 0),
+    "Seed of the methods that draw random numbers.",
+    parse=int,
+)
+COMMON_OPTIONS = (TARGET_MODULES, MODULES_TO_NOT_CONVERT, SEED)
+"""The options of every method."""
+DEFAULT_METHOD = "pdb"
+
+
+def all_options() -> dict[str, Option]:
+    """Every option by name: those of the methods, then the common ones."""
+    return method_options() | {option.name: option for option in COMMON_OPTIONS}
+
+
+class CompressionSettings:
+    """A method and its options. All options are attributes; one that was not given is a default.
+
+    Args:
+        method: How signal and noise are told apart, or what else is done; one of
+            `hf_rmt.settings.methods()`.
+        **options: What `all_options()` lists. An option that the method does not read must stay
+            at its default.
+
+    Raises:
+        ValueError: If a value is unknown or two contradict each other.
+        TypeError: If a value has the wrong type, or a keyword is no option.
+    """
+
+    def __init__(self, *, method: str = DEFAULT_METHOD, **options: Any) -> None:
+        chosen = method_named(method)
+        known = all_options()
+        if unknown := [key for key in options if key not in known]:
+            near = get_close_matches(unknown[0], known, n=3)
+            raise TypeError(
+                f"{unknown[0]!r} is not an option; "
+                + (
+                    f"did you mean {' or '.join(near)}?"
+                    if near
+                    else f"choose among {sorted(known)}"
+                )
+            )
+        self.method = method
+        for name, option in known.items():
+            setattr(self, name, option.checked(options.get(name, option.default)))
+        self._check_foreign(chosen)
+        chosen.check(self)
+
+    if TYPE_CHECKING:  # options are declared beside their methods, so mypy cannot know them
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def _check_foreign(self, method: Method) -> None:
+        """Refuse what the method does not read."""
+        own = [option.name for option in method.options]
+        for name, option in method_options().items():
+            value = getattr(self, name)
+            if name not in own and value != option.default:
+                raise ValueError(
+                    f"{name}={value!r} means nothing to method={method.name!r}, which takes "
+                    f"{', '.join(own)}; leave it at {option.default!r}, or choose among "
+                    f"{', '.join(owners(name))}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The method with the options that it reads, as plain JSON values."""
+        read = (*method_of(self).options, *COMMON_OPTIONS)
+        return {"method": self.method} | {
+            option.name: getattr(self, option.name) for option in read
+        }
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some values changed, checked anew."""
+        return type(self)(**{**self.to_dict(), **changes})
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    __hash__ = None  # type: ignore[assignment] # settings can be changed

@@ -1,0 +1,222 @@
+"""A method as an object, and the register of all methods.
+
+A method says which options it reads, which modules it accepts, which of them it takes by default,
+whether it needs data, what it decides on one weight and how it compresses a model. Its file
+registers it; nothing else in the package asks which method it has before it. A package of somebody
+else's registers its own methods with `register_method`, or names the module that does so under the
+entry point group `hf_rmt.methods`.
+
+The files of the methods import torch only when they are called, so that options can be checked
+and listed without it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from hf_rmt.checks import check_choice
+from hf_rmt.settings.option import Option
+
+HOMES = (
+    "hf_rmt.compression.methods.laws",
+    "hf_rmt.compression.methods.truncation",
+    "hf_rmt.compression.methods.pruning",
+    "hf_rmt.ternary.method",
+)
+"""The modules that register the methods of this package, in the order in which they are listed."""
+ENTRY_POINTS = "hf_rmt.methods"
+
+
+class Method(ABC):
+    """How weights are compressed.
+
+    Attributes:
+        name: The value of `RMTConfig.method`.
+        help: What it does, in a sentence.
+        options: What it reads beside the options of every method.
+        one_of: The options of which exactly one must be given; empty for none.
+        accepted: The modules it accepts, in words.
+        takes_heads: Whether it takes the head of a model by default, and not the blocks.
+        reads_spectrum: Whether it tells signal from noise by eigenvalues: its decisions then carry
+            a fitted spectrum, and it can be analysed.
+    """
+
+    name: str
+    help: str
+    options: tuple[Option, ...] = ()
+    one_of: tuple[str, ...] = ()
+    accepted: str = "linear layer or convolution"
+    takes_heads: bool = False
+    reads_spectrum: bool = False
+
+    def check(self, settings: Any) -> None:
+        """Refuse options that contradict each other; called with checked values.
+
+        Raises:
+            ValueError: If two of them do.
+        """
+        given = [key for key in self.one_of if getattr(settings, key) is not None]
+        if self.one_of and len(given) != 1:
+            raise ValueError(
+                f"method={self.name!r} needs {' or '.join(self.one_of)}, exactly one, to say what "
+                f"is kept, got {' and '.join(given) or 'none'}; set one"
+            )
+
+    @abstractmethod
+    def accepts(self, module: Any) -> bool:
+        """Whether the method can compress a module of this kind."""
+
+    @abstractmethod
+    def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
+        """The layers to compress where the user named none.
+
+        Args:
+            layers: The modules of the model that the method accepts, by name, in their order.
+            model: The model.
+
+        Returns:
+            Some of the names, in the same order.
+        """
+
+    def why_no_default(self) -> str:
+        """Why `default_targets` may be empty, for the error that says so."""
+        return "none of its layers is taken by default"
+
+    def why_data(self, settings: Any) -> str:
+        """Why the method cannot decide without calibration batches; empty if it can."""
+        return ""
+
+    def why_no_filter(self) -> str:
+        """Why `RMTCallback` cannot filter with this method, and the remedy; empty if it can."""
+        return ""
+
+    @abstractmethod
+    def decide(self, name: str, weight: Any, settings: Any) -> Any:
+        """Decide on one weight without data.
+
+        Args:
+            name: Runtime name of the module.
+            weight: The weight as a matrix, shape (out, in); it is not changed.
+            settings: What the user asked for.
+
+        Returns:
+            A `hf_rmt.compression.decision.Decision`: keep the layer, rewrite its weight, or
+            replace it.
+        """
+
+    @abstractmethod
+    def compress_model(
+        self,
+        model: Any,
+        names: Sequence[str],
+        settings: Any,
+        *,
+        calibration: Iterable[Mapping[str, Any]] | None = None,
+        size: float | None = None,
+        dry_run: bool = False,
+    ) -> Any:
+        """Compress layers of a model in place.
+
+        Args:
+            model: Any module with its weights in memory, the same on every process.
+            names: The layers, as `hf_rmt.compression.targets.select_layers` gives them.
+            settings: What the user asked for.
+            calibration: Batches of the model's arguments, or None.
+            size: Share of the layers' parameters to keep, or None.
+            dry_run: Only plan; the model is not changed.
+
+        Returns:
+            A `hf_rmt.report.CompressionReport`.
+        """
+
+
+_REGISTERED: dict[str, Method] = {}
+
+
+def register_method(method: Method) -> Method:
+    """Make a method known by its name; the last line of the file that defines it.
+
+    Args:
+        method: The method. It replaces one of the same class, as when its module is reloaded.
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: If its name, or one of its options with another meaning, is taken.
+    """
+    for option in method.options:
+        for other in _REGISTERED.values():
+            if any(known.name == option.name and known != option for known in other.options):
+                raise ValueError(
+                    f"option {option.name!r} of method {method.name!r} is declared differently by "
+                    f"method {other.name!r}; import its Option from there, or rename yours"
+                )
+    known = _REGISTERED.get(method.name)
+    if known is not None and type(known).__qualname__ != type(method).__qualname__:
+        raise ValueError(f"method {method.name!r} is registered already; choose another name")
+    _REGISTERED[method.name] = method
+    return method
+
+
+def unregister_method(name: str) -> None:
+    """Forget a method, as at the end of a test."""
+    _REGISTERED.pop(name, None)
+
+
+@cache
+def _import_homes() -> None:
+    for home in HOMES:
+        import_module(home)
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+
+
+def methods() -> dict[str, Method]:
+    """All methods by name."""
+    _import_homes()
+    return dict(_REGISTERED)
+
+
+def method_of(settings: Any) -> Method:
+    """The method that settings name.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    return method_named(settings.method)
+
+
+def method_named(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    known = methods()
+    check_choice("method", name, tuple(known))
+    return known[name]
+
+
+def spectral_methods() -> tuple[str, ...]:
+    """Names of the methods that look at a spectrum."""
+    return tuple(name for name, method in methods().items() if method.reads_spectrum)
+
+
+def method_options() -> dict[str, Option]:
+    """The options of all methods by name, each once."""
+    return {option.name: option for method in methods().values() for option in method.options}
+
+
+def owners(option: str) -> list[str]:
+    """Names of the methods that read an option."""
+    return [
+        name
+        for name, method in methods().items()
+        if any(known.name == option for known in method.options)
+    ]

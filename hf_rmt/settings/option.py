@@ -1,0 +1,43 @@
+"""One option: its name, its default, what it may be, and what it means.
+
+An option is declared once, beside the method that reads it. The settings check their values with
+it, the command line makes its flag of it, and the documentation quotes its help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Option:
+    """A named value that a user may set.
+
+    Attributes:
+        name: The keyword in `RMTConfig`; the flag has hyphens for its underscores.
+        default: The value where none is given.
+        check: Called with the name and a value that is not the default. It returns the value as
+            plain JSON, or raises a TypeError or ValueError that names value, rule and remedy.
+        help: What it means, in a sentence or two.
+        parse: Makes the value of a word on the command line; None for an option without a flag.
+        choices: All possible values, where they are few.
+    """
+
+    name: str
+    default: Any
+    check: Callable[[str, Any], Any]
+    help: str
+    parse: Callable[[str], Any] | None = str
+    choices: tuple[str, ...] = ()
+
+    def checked(self, value: Any) -> Any:
+        """The value as plain JSON.
+
+        Raises:
+            TypeError: If it has the wrong type.
+            ValueError: If it is out of range.
+        """
+        same = type(value) is type(self.default) and value == self.default
+        return value if same else self.check(self.name, value)

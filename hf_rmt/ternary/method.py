@@ -1,0 +1,129 @@
+"""The method `ntk`: heads with ternary weights and matched step activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hf_rmt.checks import check_choice, check_number
+from hf_rmt.settings import CompressionSettings, Method, Option, register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hf_rmt.compression.decision import Decision
+    from hf_rmt.report import CompressionReport
+
+WEIGHTS = ("trained", "random")
+ACTIVATIONS = ("matched", "keep")
+
+
+def _choice(allowed: tuple[str, ...]) -> Any:
+    def check(name: str, value: Any) -> str:
+        check_choice(name, value, allowed)
+        return str(value)
+
+    return check
+
+
+SPARSITY = Option(
+    "sparsity",
+    None,
+    lambda name, value: None if value is None else check_number(name, value, high="1)"),
+    "For ntk: the share of zeros in each row of a ternary weight, in [0, 1). None: the share of "
+    "least error, or 1/3 where weights are random.",
+    parse=float,
+)
+WEIGHTS_OPTION = Option(
+    "weights",
+    "trained",
+    _choice(WEIGHTS),
+    "For ntk: trained weights are made ternary, or the hidden layers get random ones of their "
+    "scale. Random weights keep nothing of the training, which calibration must then put into the "
+    "last layer.",
+    choices=WEIGHTS,
+)
+ACTIVATION = Option(
+    "activation",
+    "matched",
+    _choice(ACTIVATIONS),
+    "For ntk: an activation that is a module beside its linear layer is matched by a step of the "
+    "same Gaussian moments, or kept.",
+    choices=ACTIVATIONS,
+)
+
+
+class TernaryHead(Method):
+    """Makes the linear layers of a head ternary and their activations steps."""
+
+    name = "ntk"
+    help = (
+        "Ternary heads with step activations, which have the kernels of the dense head in the "
+        "limit of large widths (Gu et al. 2022)."
+    )
+    options = (SPARSITY, WEIGHTS_OPTION, ACTIVATION)
+    accepted = "linear layer, which is all that method='ntk' takes"
+    takes_heads = True
+
+    def accepts(self, module: Any) -> bool:
+        """Linear layers."""
+        from hf_rmt.nn.dense_matrix import is_linear
+
+        return is_linear(module)
+
+    def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
+        """The linear layers after the repeated blocks."""
+        from hf_rmt.compression.targets import after_blocks
+
+        return after_blocks(list(layers), model)
+
+    def why_no_default(self) -> str:
+        """Why no layer was taken."""
+        return "no linear layer comes after its blocks"
+
+    def why_data(self, settings: CompressionSettings) -> str:
+        """Matched steps and random weights take what the layers are given."""
+        if (settings.activation, settings.weights) == ("keep", "trained"):
+            return ""
+        return (
+            f"method={self.name!r} with activation={settings.activation!r} and weights="
+            f"{settings.weights!r} takes what the layers are given; set activation='keep' and "
+            "weights='trained', or load the model and call hf_rmt.compress(model, config, "
+            "calibration=batches)"
+        )
+
+    def why_no_filter(self) -> str:
+        """The callback of this method is another one."""
+        return (
+            f"RMTCallback filters spectra, and method={self.name!r} looks at none; call "
+            "hf_rmt.compress(model, config, calibration=batches), and train what it made with "
+            "hf_rmt.TernaryCallback() in RMTCallback's place"
+        )
+
+    def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
+        """Round one weight to a ternary one."""
+        from hf_rmt.ternary.weight import ternarize_weight
+
+        return ternarize_weight(name, weight, settings)
+
+    def compress_model(
+        self,
+        model: Any,
+        names: Sequence[str],
+        settings: CompressionSettings,
+        *,
+        calibration: Iterable[Mapping[str, Any]] | None = None,
+        size: float | None = None,
+        dry_run: bool = False,
+    ) -> CompressionReport:
+        """The layers one after the other, and the last one refitted where there is data."""
+        from hf_rmt.ternary.head import compress_head
+
+        if size is not None:
+            raise ValueError(
+                f"size={size} shares ranks out, and method={self.name!r} has none; leave it out"
+            )
+        return compress_head(model, names, settings, calibration, dry_run=dry_run)
+
+
+register_method(TernaryHead())
