@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from hf_rmt.compression.apply import decide_shared
 from hf_rmt.compression.calibrated_weight import check_calibratable, compress_calibrated_weight
 from hf_rmt.compression.decision import Decision, keep
 from hf_rmt.compression.low_rank import Excitation, choose_ranks, importance
-from hf_rmt.compression.moments import Batch, Moments, Sites, mappings, sites
+from hf_rmt.compression.moments import NO_BATCH, Batch, Moments, Sites, mappings, sites
 from hf_rmt.compression.parallel import matrix_cost, share, together
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.compression.weight import compress_weight
@@ -30,6 +30,7 @@ from hf_rmt.plan import Cause
 from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
 
+Seen = TypeVar("Seen")
 NOT_REACHED = "no calibration: no batch reached the layer, or it is no linear one"
 """Why a layer is compressed without calibration, or left dense where a size is asked for."""
 WHOLE = "each of its directions is worth its parameters"
@@ -144,14 +145,28 @@ def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, Excitatio
 
 def _sites(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]) -> Sites:
     """Which layers share an input, seen on the first batch that any process has."""
+    return on_first_batch(batches, lambda batch: sites(model, names, batch))
 
-    def work() -> tuple[Sites | None, dict[str, Tensor]]:
+
+def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> Seen:
+    """What is seen on the first batch that any process has.
+
+    Args:
+        batches: Keyword arguments of the model; a process may have none.
+        look: Looks at a batch.
+
+    Raises:
+        ValueError: If no process has any.
+        RuntimeError: On every process, if looking failed on one.
+    """
+
+    def work() -> tuple[Seen | None, dict[str, Tensor]]:
         first = next(iter(batches), None)
-        return None if first is None else sites(model, names, first), {}
+        return None if first is None else look(first), {}
 
     seen = [found for found in together(work)[0] if found is not None]
     if not seen:
-        raise ValueError("calibration holds no batch; pass some, or None to do without data")
+        raise ValueError(NO_BATCH)
     return seen[0]
 
 

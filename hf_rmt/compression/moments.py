@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hf_rmt.compression.low_rank import Excitation, covariance
 from hf_rmt.nn.counterparts import matrix_shape
 
+NO_BATCH = "calibration holds no batch; pass some, or None to do without data"
 Batch = Mapping[str, Any]
 Sites = dict[str, list[str]]
 """Layers that are always given the same tensor, under the name of the first of them."""
@@ -60,7 +61,7 @@ def excitations(
     moments = Moments(model, {name: [name] for name in names}, gradients=True)
     moments.gather(batches)
     if not moments.batches:
-        raise ValueError("calibration holds no batch; pass some, or None to do without data")
+        raise ValueError(NO_BATCH)
     return moments.excitations()
 
 

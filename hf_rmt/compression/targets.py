@@ -104,19 +104,19 @@ def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
 
 
 def after_blocks(names: list[str], model: nn.Module) -> list[str]:
-    """The head: the layers outside the repeated blocks, or all where nothing repeats.
+    """The head: the layers after the repeated blocks, or all where nothing repeats.
 
-    A head may be registered before the body. A layer before the blocks that belongs to the body,
-    such as a projection of embeddings, shares its outermost name with them.
+    A transformers model may register its head before its body; what lies outside the body is head
+    as well.
     """
-    blocks = [name for name in names if _in_repeated_block(name, model)]
-    if not blocks:
-        return names
-    last, bodies = names.index(blocks[-1]), {name.partition(".")[0] for name in blocks}
+    blocks = [place for place, name in enumerate(names) if _in_repeated_block(name, model)]
+    last = max(blocks, default=-1)
+    body = getattr(model, "base_model_prefix", "")
+    outside = bool(body) and isinstance(getattr(model, body, None), nn.Module)
     return [
         name
         for place, name in enumerate(names)
-        if name not in blocks and (place > last or name.partition(".")[0] not in bodies)
+        if place not in blocks and (place > last or (outside and not is_covered(name, [body])))
     ]
 
 

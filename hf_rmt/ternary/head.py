@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.compression.apply import decide_shared
-from hf_rmt.compression.calibrated import measured, repeatable
+from hf_rmt.compression.calibrated import measured, on_first_batch, repeatable
 from hf_rmt.compression.decision import Decision
 from hf_rmt.compression.low_rank import Excitation
 from hf_rmt.compression.moments import Batch
-from hf_rmt.compression.parallel import together
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.kernels import NoMatchError
 from hf_rmt.nn import TernaryLinear
@@ -275,11 +274,4 @@ def _from_norm(model: Any, name: str, place: Place, layer: TernaryLinear) -> Arg
 
 def _places(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Place]:
     """Where layers stand, seen on the first batch that any process has."""
-
-    def work() -> tuple[dict[str, Place] | None, dict[str, Tensor]]:
-        return (places(model, names, batches[0]) if batches else None), {}
-
-    seen = [found for found in together(work)[0] if found is not None]
-    if not seen:
-        raise ValueError("calibration holds no batch; pass some, or None to do without data")
-    return seen[0]
+    return on_first_batch(batches, lambda batch: places(model, names, batch))

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-from zlib import crc32
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hf_rmt.compression.decision import Decision, dense_plan, keep
 from hf_rmt.compression.low_rank import covariance, damped
+from hf_rmt.compression.seeding import layer_generator
 from hf_rmt.kernels import gaussian_moments, match_step_activation
 from hf_rmt.nn import TernaryLinear
 from hf_rmt.nn.ternary_packing import pack_trits
@@ -257,8 +256,7 @@ def _drawn(name: str, weight: Tensor, settings: CompressionSettings) -> TernaryL
     """Random signs, the same for one layer on any process, with one scale in every row."""
     rows, columns = weight.shape
     sparsity = RANDOM_SPARSITY if settings.sparsity is None else settings.sparsity
-    generator = np.random.default_rng([settings.seed, crc32(name.encode())])
-    seed = int(generator.integers(2**31))
+    seed = int(layer_generator(settings.seed, name).integers(2**31))
     drawn = TernaryLinear.random(columns, rows, sparsity, seed, device=weight.device)
     size = weight.float().square().mean().sqrt()
     drawn.scale = (drawn.scale * size).expand(rows).to(weight.dtype, copy=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 from hf_rmt.compression.methods.spectral import SPECTRAL_OPTIONS, SpectralMethod
 from hf_rmt.compression.methods.truncation import FRACTION
@@ -53,13 +52,12 @@ class Pruning(SpectralMethod):
         kept: Tensor | None = None,
     ) -> Decision:
         """Zero entries; every process draws the same random numbers for one layer."""
-        import numpy as np
-
         from hf_rmt.compression.decision import Decision, dense_plan
+        from hf_rmt.compression.seeding import layer_generator
         from hf_rmt.compression.weight import relative_energies
         from hf_rmt.plan import Cause, Outcome
 
-        generator = np.random.default_rng([settings.seed, crc32(name.encode())])
+        generator = layer_generator(settings.seed, name)
         pruned = self.prune(weight, settings.fraction, generator)
         signal, lost = relative_energies(weight, pruned)
         plan = replace(
