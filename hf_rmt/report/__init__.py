@@ -5,9 +5,10 @@ Sees spectra and plans only. Figures need matplotlib, the extra `plots`.
 
 from hf_rmt.report.card import model_card
 from hf_rmt.report.compression import CompressionReport
+from hf_rmt.report.layer import LayerSpectrum
 from hf_rmt.report.result_figures import curve_figure
 from hf_rmt.report.results import Result, ResultsTable
-from hf_rmt.report.spectral import LayerSpectrum, SpectralReport
+from hf_rmt.report.spectral import SpectralReport
 
 __all__ = [
     "CompressionReport",

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy.integrate import trapezoid
 
-from hf_rmt.report.axes import law_curve
+from hf_rmt.report.bins import law_curve
 from hf_rmt.report.plots import depth_figure, grid_figure, spectrum_figure
 from hf_rmt.report.style import DARK, save_figure
 from hf_rmt.spectra import DoubleBulk
