@@ -124,8 +124,8 @@ def law_misfit(fit: SpectrumFit) -> float:
     spectrum = binned(fit, square_root=True)
     measured = spectrum.noise / len(fit.noise)
     expected = np.diff(fit.noise_law.cdf(spectrum.bins**2))
-    outside = 1 - measured.sum()
-    return float((np.abs(measured - expected).sum() + outside) / 2)
+    beyond = abs(expected.sum() - measured.sum())  # one more bin, for all that lies further out
+    return float((np.abs(measured - expected).sum() + beyond) / 2)
 
 
 def misfit_note(fit: SpectrumFit) -> str:

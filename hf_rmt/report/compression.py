@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAN = float("nan")
+UNKNOWN = Sizes()
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class CompressionReport:
 
     plan: CompressionPlan
     spectra: SpectralReport | None = None
-    sizes: Sizes = Sizes()
+    sizes: Sizes = UNKNOWN
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -211,7 +212,7 @@ class CompressionReport:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write table.txt, report.json, report.html, layers.csv, overview.svg, .png; spectra/ if given.
+        """Write tables, JSON, a page and figures, and `spectra` into a folder of their own.
 
         The texts come first: they are there even where the figures fail for want of matplotlib.
 

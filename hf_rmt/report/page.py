@@ -45,11 +45,11 @@ def page_text(content: Mapping[str, Any], *, title: str) -> str:
 
 
 def embedded(content: Mapping[str, Any]) -> str:
-    """JSON that no content can leave: what has a meaning in HTML is written by its number.
+    r"""JSON in which `<`, `>` and `&` are written by number, so that no content ends its script.
 
     Examples:
-        >>> embedded({"name": "</script>"})
-        '{"name":"\\\\u003c/script\\\\u003e"}'
+        >>> print(embedded({"name": "</script>"}))
+        {"name":"\u003c/script\u003e"}
     """
     text = json.dumps(plain(content), separators=(",", ":"), allow_nan=False)
     for character in "<>&":

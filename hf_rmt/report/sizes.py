@@ -74,7 +74,9 @@ class Sizes:
             The line.
         """
         found = [fact for fact in self.facts(plan) if fact[0] == name]
-        return "".join(f"{name}: {numbers} ({remark})" for name, numbers, remark in found)
+        return "".join(
+            f"{name.capitalize()}: {numbers} ({remark})" for name, numbers, remark in found
+        )
 
     def _covered(self, plan: CompressionPlan) -> Fact | None:
         share = self.share(plan.changed_weights)

@@ -163,7 +163,9 @@ class SpectralReport:
         Returns:
             The text of the page.
         """
-        return records.written(page_text(spectral_content(self.layers, self.summary()), title=title), path)
+        return records.written(
+            page_text(spectral_content(self.layers, self.summary()), title=title), path
+        )
 
     def plot_layer(self, name: str, *, square_root: bool = True, dark: bool = False) -> Figure:
         """One layer's spectrum with its law, edges and spikes; see `plots.spectrum_figure`.
@@ -249,7 +251,7 @@ class SpectralReport:
         return grid_figure(fits, title=title, square_root=square_root, dark=dark)
 
     def save(self, folder: str | Path) -> None:
-        """Write table.txt, report.json, report.html, layers.csv, overview.svg, .png and spectra.svg.
+        """Write the table, the JSON, a page, layers.csv, overview.svg and .png, and spectra.svg.
 
         The texts come first: they are there even where the figures fail for want of matplotlib.
 

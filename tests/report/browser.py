@@ -100,7 +100,8 @@ class Browser:
         """Addresses that were asked for since the last call."""
         entries = [json.loads(x["message"]) for x in self._call("/se/log", type="performance")]
         sent = [x["message"]["params"] for x in entries if x["message"]["method"] == SENT]
-        return [params["request"]["url"] for params in sent]
+        addresses = [params["request"]["url"] for params in sent]
+        return [address for address in addresses if not address.startswith("chrome")]
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """Write a PNG of the view, or of the whole page."""
