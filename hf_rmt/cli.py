@@ -59,6 +59,7 @@ def _quieten(quiet: bool) -> None:
 def _analyze(options: argparse.Namespace) -> None:
     from hf_rmt.huggingface.api import analyze
 
+    _check_page(options)
     report = analyze(
         options.model,
         target_modules=_targets(options),
@@ -67,6 +68,7 @@ def _analyze(options: argparse.Namespace) -> None:
     )
     if options.save:
         report.save(options.save)
+    _write_page(options, report)
     _show(options, report, report.to_json())
 
 
@@ -80,8 +82,10 @@ def _compress(options: argparse.Namespace) -> None:
         modules_to_not_convert=options.modules_to_not_convert,
         **_given(options),
     )
+    _check_page(options)
     if options.dry_run:
         report = compress(load_if_path(options.model), config, dry_run=True)
+        _write_page(options, report)
         _show(options, report, report.to_json())
         return
     if not options.output and not options.push_to_hub:
@@ -89,6 +93,7 @@ def _compress(options: argparse.Namespace) -> None:
     _check_writable(options.output)
     model, report = load_compressed(options.model, config)
     _deliver(options, model, options.model)
+    _write_page(options, report)
     _show(options, report, report.to_json())
 
 
@@ -140,6 +145,20 @@ def _show(options: argparse.Namespace, result: object, text: str) -> None:
 def _note(options: argparse.Namespace, text: str) -> None:
     if not options.quiet:
         print(text, file=sys.stderr)
+
+
+def _write_page(options: argparse.Namespace, report: Any) -> None:
+    """The report as one HTML file, under the model's own name, if asked for."""
+    if options.html:
+        report.to_html(options.html, title=Path(options.model).name or options.model)
+        _note(options, f"page written to {options.html}")
+
+
+def _check_page(options: argparse.Namespace) -> None:
+    """Find out before the long work whether the page can be written."""
+    path = Path(options.html or "report.html")
+    if options.html and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise ValueError(f"--html must name a file in a folder that can be written to, got {path}")
 
 
 def _targets(options: argparse.Namespace) -> list[str] | str | None:
@@ -228,6 +247,7 @@ def _add_analyze(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("analyze", parents=parents, help="fit every weight's spectrum")
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("--save", metavar="FOLDER", help="also write tables, JSON and plots")
+    _add_html(parser)
     parser.set_defaults(run=_analyze)
 
 
@@ -239,8 +259,13 @@ def _add_compress(commands: Any, parents: list[argparse.ArgumentParser]) -> None
         "--modules-to-not-convert", nargs="+", metavar="NAME", help="names that stay dense"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, change nothing")
+    _add_html(parser)
     _add_push(parser)
     parser.set_defaults(run=_compress)
+
+
+def _add_html(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--html", metavar="FILE", help="also write one page to browse in")
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:

@@ -58,6 +58,8 @@ class LayerPlan:
         upper_edge: Largest eigenvalue that still counts as noise.
         signal_energy: Fraction of the squared Frobenius norm in the stored factors.
         dropped_energy: Fraction of the squared Frobenius norm that is lost.
+        rounding_error: Squared Frobenius norm of what packing the noise changes, over that of the
+            weight; 0 where nothing is rounded, None where it was not measured.
         bits: Stored bits of the weight: factors, noise codes and scales.
         dense_bits: Bits of the dense weight.
         nonzero: Stored parameters that are not zero, where a method zeroes some; None elsewhere.
@@ -79,6 +81,7 @@ class LayerPlan:
     upper_edge: float | None = None
     signal_energy: float = 0.0
     dropped_energy: float = 0.0
+    rounding_error: float | None = None
     bits: int = 0
     dense_bits: int = 0
     nonzero: int | None = None
@@ -97,6 +100,11 @@ class LayerPlan:
     def bits_per_weight(self) -> float:
         """Stored bits over the number of entries of the dense weight."""
         return self.bits / (self.shape[0] * self.shape[1])
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the noise is stored in few bits, which changes it a little."""
+        return self.compressed and self.kind == SPIKED and self.noise not in ("drop", "keep")
 
     @property
     def parameters(self) -> int:
@@ -161,6 +169,17 @@ class CompressionPlan:
         """Mean fraction of the squared Frobenius norm that the changed layers lose."""
         losses = [layer.dropped_energy for layer in self.changed]
         return sum(losses) / len(losses) if losses else 0.0
+
+    @property
+    def rounding_error(self) -> float | None:
+        """Mean rounding error of the compressed layers in which it was measured; None if none."""
+        errors = [x.rounding_error for x in self.compressed if x.rounding_error is not None]
+        return sum(errors) / len(errors) if errors else None
+
+    @property
+    def changed_weights(self) -> int:
+        """Number of entries of the weights that are replaced or filtered in place."""
+        return sum(layer.shape[0] * layer.shape[1] for layer in self.changed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, layer by layer under its name."""

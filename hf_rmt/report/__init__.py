@@ -4,16 +4,22 @@ Sees spectra and plans only. Figures need matplotlib, the extra `plots`.
 """
 
 from hf_rmt.report.card import model_card
+from hf_rmt.report.card_head import CardMetadata, Evaluation
 from hf_rmt.report.compression import CompressionReport
+from hf_rmt.report.layer import LayerSpectrum
 from hf_rmt.report.result_figures import curve_figure
 from hf_rmt.report.results import Result, ResultsTable
-from hf_rmt.report.spectral import LayerSpectrum, SpectralReport
+from hf_rmt.report.sizes import Sizes
+from hf_rmt.report.spectral import SpectralReport
 
 __all__ = [
+    "CardMetadata",
     "CompressionReport",
+    "Evaluation",
     "LayerSpectrum",
     "Result",
     "ResultsTable",
+    "Sizes",
     "SpectralReport",
     "curve_figure",
     "model_card",

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_rmt.report.bins import BINS as BINS  # the figures of recipes take these from here
+from hf_rmt.report.bins import BinnedSpectrum, below_edge, binned, misfit_note
+from hf_rmt.report.bins import law_curve as law_curve
+from hf_rmt.report.bins import positions as positions
 from hf_rmt.report.style import SMALL_FONT, Palette, finish, matplotlib_part
 
 if TYPE_CHECKING:
@@ -17,17 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hf_rmt.spectra import SpectrumFit
-    from hf_rmt.spectra.laws import BulkLaw
 
-LONG_TAIL = 2.5
-"""A spectrum that reaches further than this many times its edge is not drawn whole."""
-BULK_VIEW = 1.5
-"""It is drawn up to this many times its edge."""
-BINS = (20, 60)
-"""Fewest and most bins over the noise."""
-CURVE_POINTS = 200
 REASON_WIDTH = 26
 """Characters of a reason that fit into a small panel."""
+NOTE_WIDTH = 16
+"""Characters of a note beside a spectrum."""
 DENSE_DECADES = 1.5
 """Logarithmic axes over more decades than this have ticks at powers of ten only."""
 TICK_HEIGHT = 0.035
@@ -72,43 +70,6 @@ def spectrum_panels(figure: Figure, count: int, columns: int, *, square_root: bo
     return panels[:count]
 
 
-def positions(eigenvalues: NDArray[np.float64], *, square_root: bool) -> NDArray[np.float64]:
-    """Where finite eigenvalues are drawn: at their square roots, the singular values, or as is."""
-    finite = np.maximum(eigenvalues[np.isfinite(eigenvalues)], 0.0)
-    return np.sqrt(finite) if square_root else finite
-
-
-def has_long_tail(fit: SpectrumFit, *, square_root: bool) -> bool:
-    """Whether the largest value lies so far out that the bulk would shrink to a line."""
-    if fit.noise_law is None:
-        return False
-    reach = fit.eigenvalues[0] / fit.upper_edge
-    return bool((np.sqrt(reach) if square_root else reach) > LONG_TAIL)
-
-
-def law_curve(
-    law: BulkLaw, *, square_root: bool
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The law's density over singular values, f(nu^2) 2 nu, or over eigenvalues, f(lambda).
-
-    Args:
-        law: The law of the noise.
-        square_root: Over singular values.
-
-    Returns:
-        Points, dense at the edges, and the density at them; zero between two bulks.
-    """
-    steps = np.cos(np.linspace(0.0, np.pi, CURVE_POINTS))
-    edges = np.sqrt(law.bulk_edges)
-    nu = np.stack([(low + high - (high - low) * steps) / 2 for low, high in edges])
-    nu = np.maximum(nu, 1e-5 * edges[-1, 1])  # over eigenvalues the density has a pole at 0
-    density = law.pdf(nu**2)
-    density[:, 0] *= edges[:, 0] == 0  # exactly at an edge rounding would decide
-    density[:, -1] = 0.0
-    nu, density = nu.ravel(), density.ravel()
-    return (nu, 2 * nu * density) if square_root else (nu**2, density)
-
-
 def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> None:
     """Draw one spectrum: a histogram of area 1, the law with the area of the noise, the spikes.
 
@@ -127,22 +88,31 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
         signal = fit.is_signal[np.isfinite(fit.eigenvalues)]
         _draw_lawless(axes, [values[~signal], values[signal]], fit.reason, colours)
         return
-    edge = float(np.sqrt(fit.upper_edge) if square_root else fit.upper_edge)
-    tail = has_long_tail(fit, square_root=square_root)
-    limit = BULK_VIEW * edge if tail else 1.05 * max(edge, float(values[0]))
-    top = _draw_histogram(axes, values, fit.is_signal, (edge, limit), colours)
+    spectrum = binned(fit, square_root=square_root)
+    top = _draw_histogram(axes, values, fit.is_signal, spectrum, colours)
+    top = max(top, _draw_law(axes, fit, colours, square_root=square_root))
+    axes.axvline(spectrum.edge, color=colours.edge, lw=0.9, ls="--", label="edge at this size")
+    low = below_edge(fit)
+    draw_ticks(axes, values[fit.is_signal & ~low], colours)
+    draw_ticks(axes, values[low], colours, below=True)
+    axes.set_xlim(0.0, spectrum.limit)
+    axes.set_ylim(0.0, 1.15 * top)
+    notes = [_beyond(values[fit.is_signal], spectrum.limit), misfit_note(fit)]
+    _note(axes, "\n".join(fill(note, width=NOTE_WIDTH) for note in notes if note))
+
+
+def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> float:
+    """The law with the area of the noise, and its edges; returns what it needs of the height."""
+    if fit.noise_law is None:
+        return 0.0
     x, density = law_curve(fit.noise_law, square_root=square_root)
-    density = (1 - fit.n_spikes / len(values)) * density
+    density = (1 - fit.n_spikes / len(fit.eigenvalues)) * density
     axes.plot(x, density, color=colours.law, label="fitted law of the noise")
     bulk_edges = positions(fit.noise_law.bulk_edges.ravel(), square_root=square_root)
     for k, bulk_edge in enumerate(bulk_edges):
         label = "" if k else "edges of the law"
         axes.axvline(bulk_edge, color=colours.law, lw=0.9, ls=":", label=label)
-    axes.axvline(edge, color=colours.edge, lw=0.9, ls="--", label="edge at this size")
-    draw_ticks(axes, values[fit.is_signal], colours)
-    axes.set_xlim(0.0, limit)
-    axes.set_ylim(0.0, 1.15 * (max(top, float(density.max())) if square_root else top))
-    _note_beyond(axes, values[fit.is_signal], limit)
+    return float(density.max()) if square_root else 0.0  # over eigenvalues it may be infinite
 
 
 def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> None:
@@ -172,19 +142,30 @@ def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bo
     finish(axes, colours)
 
 
-def draw_ticks(axes: Axes, spikes: NDArray[np.float64], colours: Palette) -> None:
-    """Mark every spike by a tick at the foot of the axes."""
+def draw_ticks(
+    axes: Axes, spikes: NDArray[np.float64], colours: Palette, *, below: bool = False
+) -> None:
+    """Mark every spike at the foot of the axes.
+
+    Args:
+        axes: Where to.
+        spikes: Their places; without any nothing is drawn.
+        colours: The palette.
+        below: Mark them as signal below the edge, by hollow triangles in place of ticks.
+    """
     if len(spikes):
+        look: dict[str, Any] = {"marker": "v", "markersize": 4, "markerfacecolor": "none"}
+        if not below:
+            look = {"marker": "|", "markersize": 9}
         axes.plot(
             spikes,
             np.full(len(spikes), TICK_HEIGHT),
             ls="",
-            marker="|",
-            markersize=9,
             markeredgewidth=1.1,
             color=colours.spike,
             transform=axes.get_xaxis_transform(),
-            label="spikes",
+            label="signal below the edge" if below else "spikes",
+            **look,
         )
 
 
@@ -192,20 +173,15 @@ def _draw_histogram(
     axes: Axes,
     values: NDArray[np.float64],
     is_signal: NDArray[np.bool_],
-    edge_and_limit: tuple[float, float],
+    spectrum: BinnedSpectrum,
     colours: Palette,
 ) -> float:
     """Stack noise and spikes in bins that meet at the edge; returns the highest bar."""
-    edge, limit = edge_and_limit
-    noise = values[~is_signal]
-    wanted = len(np.histogram_bin_edges(noise, "fd")) - 1
-    width = edge / int(np.clip(wanted * edge / max(np.ptp(noise), 1e-9 * edge), *BINS))
-    bins = np.arange(0.0, limit + width, width)
-    weight = 1 / (len(values) * width)
-    groups = [noise, values[is_signal]]
+    weight = 1 / (spectrum.total * (spectrum.bins[1] - spectrum.bins[0]))
+    groups = [values[~is_signal], values[is_signal]]
     heights, _, _ = axes.hist(
         groups,
-        bins=bins.tolist(),
+        bins=spectrum.bins.tolist(),
         weights=[np.full(len(group), weight) for group in groups],
         stacked=True,
         color=[colours.noise, colours.signal],
@@ -236,11 +212,13 @@ def _draw_lawless(
     _note(axes, fill(reason, width=REASON_WIDTH))
 
 
-def _note_beyond(axes: Axes, spikes: NDArray[np.float64], limit: float) -> None:
+def _beyond(spikes: NDArray[np.float64], limit: float) -> str:
+    """How many spikes lie outside the drawing; empty if none does."""
     beyond = spikes[spikes > limit]
-    if len(beyond):
-        farthest = np.format_float_positional(beyond[0], 3, fractional=False, trim="-")
-        _note(axes, f"{len(beyond)} beyond,\nto {farthest}")
+    if not len(beyond):
+        return ""
+    farthest = np.format_float_positional(beyond[0], 3, fractional=False, trim="-")
+    return f"{len(beyond)} beyond, to {farthest}"
 
 
 def _note(axes: Axes, text: str) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_rmt.plan import NOTABLE_LOSS, TERNARY, CompressionPlan, LayerPlan
 from hf_rmt.report import tables
+from hf_rmt.report.card_head import CardMetadata, evaluation_section, front_matter, is_hub_id
+from hf_rmt.report.card_loading import loading_section
+from hf_rmt.report.sizes import COVERED, Sizes
+from hf_rmt.report.verdicts import explanations
 from hf_rmt.spectra import Phase
 
-TAGS = ["hf_rmt", "random-matrix-theory", "compression"]
 NOISE_WORDS = {
     "drop": "dropped",
     "ternary": "stored as ternary values (-1, 0, 1) times a scale",
@@ -26,6 +28,7 @@ LAW_WORDS = (
 )
 LAWLESS_WORDS = "Of every weight the largest singular directions were kept, as many as asked for."
 RECORDS = ("base_model", "format_version", "layers")
+NO_METADATA = CardMetadata()
 FOLD = 12
 """Longer tables of layers are folded."""
 
@@ -40,6 +43,11 @@ def model_card(
     picture: str | None = None,
     sizes: Mapping[str, int] | None = None,
     auto_class: str = "AutoModel",
+    title: str | None = None,
+    metadata: CardMetadata = NO_METADATA,
+    processor: str | None = None,
+    memory: Mapping[str, int] | None = None,
+    model_parameters: int | None = None,
 ) -> str:
     """Text of the README.md of a pushed model: YAML front matter, then Markdown.
 
@@ -50,41 +58,47 @@ def model_card(
         license: The licence of the base model, carried over as the Hub names it.
         config: The settings, as `RMTConfig.to_dict()` has them; those that the method reads.
         picture: Path of a picture of the spectra, relative to the README.md.
-        sizes: Bytes of all weights, `{"before": ..., "after": ...}`.
+        sizes: Bytes of all weights in their file, `{"before": ..., "after": ...}`.
         auto_class: The Auto class of transformers that loads the model with its head.
+        title: Heading of the card; None takes the model's name out of `repo_id` or `base_model`.
+        metadata: Task, languages, data sets and evaluations, for the Hub.
+        processor: The Auto class of the tokenizer or processor in the repository, such as
+            `AutoTokenizer`; None if it has none.
+        memory: Bytes that the loaded weights take, `{"before": ..., "after": ...}`.
+        model_parameters: Number of parameters of the whole model, so that the card can say what
+            share of them the compressed layers are.
 
     Returns:
         The text, ready to be written.
 
     Raises:
-        ValueError: If `sizes` lacks one of the two.
+        ValueError: If `sizes` or `memory` lacks one of the two.
     """
-    base_model = base_model if base_model and _is_hub_id(base_model) else None
+    base_model = base_model if base_model and is_hub_id(base_model) else None
     repo = repo_id or "path/to/this/folder"
+    title = title or _title(repo_id, base_model)
+    known = Sizes(_pair("sizes", sizes), _pair("memory", memory), model_parameters)
     parts = [
-        _front_matter(base_model, license),
-        f"# {repo_id.split('/')[-1] if repo_id else 'Compressed model'}",
+        front_matter(metadata, title=title, base_model=base_model, license=license),
+        f"# {title}",
         _what_was_done(plan, base_model, config),
         f"![Signal and noise of the weights]({picture})" if picture else "",
         _what_was_lost(CompressionPlan(tuple(layer for layer in plan if layer.kind != TERNARY))),
-        _size_section(plan, sizes),
-        _loading(repo, auto_class, exports=not any(layer.step for layer in plan)),
+        evaluation_section(metadata.evaluations),
+        _size_section(plan, known),
+        loading_section(repo, auto_class, processor, exports=not any(layer.step for layer in plan)),
         _layers(plan),
+        _verdicts(plan),
         _settings(plan, config),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _front_matter(base_model: str | None, license: str | None) -> str:
-    """Metadata of the Hub; JSON values are YAML, and quote what YAML would misread."""
-    entries: dict[str, Any] = {"library_name": "transformers"}
-    if license:
-        entries["license"] = license
-    if base_model:
-        entries |= {"base_model": base_model, "base_model_relation": "quantized"}
-    entries["tags"] = TAGS
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in entries.items()]
-    return "\n".join(["---", *lines, "---"])
+def _title(repo_id: str | None, base_model: str | None) -> str:
+    """The name of the repository, or that of the base model, compressed."""
+    if repo_id:
+        return repo_id.split("/")[-1]
+    return f"{base_model.split('/')[-1]}, compressed" if base_model else "Compressed model"
 
 
 def _what_was_done(plan: CompressionPlan, base_model: str | None, config: Mapping[str, Any]) -> str:
@@ -137,78 +151,72 @@ def _what_was_lost(plan: CompressionPlan) -> str:
     if not plan.changed:
         return ""
     worst = max(plan.changed, key=lambda layer: layer.dropped_energy)
-    text = (
-        "## What was lost\n\n"
-        f"{tables.percent(plan.dropped_energy)} of the squared norm of a changed layer in the "
-        f"mean, at most {tables.percent(worst.dropped_energy)} (`{worst.name}`)."
-    )
+    text = "## What was lost\n\nNothing was dropped."
+    if worst.dropped_energy > 0:
+        text = (
+            "## What was lost\n\nA changed layer lost "
+            f"{tables.percent(plan.dropped_energy)} of its squared norm in the mean, and at most "
+            f"{tables.percent(worst.dropped_energy)} (`{worst.name}`)."
+        )
     if plan.dropped_energy > NOTABLE_LOSS:
         text += (
             " That is much: expect outputs to differ from those of the base model, and fine-tune "
             "before use. The signal factors are trainable."
         )
-    return text
+    return f"{text} {_rounding_words(plan)}".rstrip()
 
 
-def _size_section(plan: CompressionPlan, sizes: Mapping[str, int] | None) -> str:
-    rows: list[dict[str, Any]] = []
-    if sizes is not None:
-        if set(sizes) != {"before", "after"}:
-            raise ValueError(
-                f"sizes must hold the bytes 'before' and 'after', got {sorted(sizes)}; "
-                "pass both or None"
-            )
-        ratio = sizes["after"] / sizes["before"] if sizes["before"] else None
-        before, after = (f"{sizes[key] / 1e6:,.1f} MB" for key in ("before", "after"))
-        rows.append({"": "all weights", "before": before, "after": after, "ratio": ratio})
+def _rounding_words(plan: CompressionPlan) -> str:
+    """How far few bits moved the weights: the relative error and the cosine that it leaves."""
+    rounded = [layer for layer in plan if layer.rounds]
+    if not rounded:
+        return ""
+    kinds = " and ".join(dict.fromkeys(layer.noise for layer in rounded))
+    known = [layer for layer in rounded if layer.rounding_error is not None]
+    if not known:
+        return f"Storing the noise in {kinds} rounds it. That error was not measured."
+    mean = sum(layer.rounding_error or 0.0 for layer in known) / len(known)
+    worst = max(known, key=lambda layer: layer.rounding_error or 0.0)
+    return (
+        f"Storing the noise in {kinds} rounds it: a weight and what is stored of it differ by "
+        f"{tables.percent(mean**0.5)} of the weight's norm in the root mean square (a cosine of "
+        f"about {(1 - min(mean, 1.0)) ** 0.5:.5f}), and by at most "
+        f"{tables.percent((worst.rounding_error or 0.0) ** 0.5)} (`{worst.name}`)."
+    )
+
+
+def _pair(name: str, sizes: Mapping[str, int] | None) -> tuple[int, int] | None:
+    if sizes is None:
+        return None
+    if set(sizes) != {"before", "after"}:
+        raise ValueError(
+            f"{name} must hold the bytes 'before' and 'after', got {sorted(sizes)}; "
+            "pass both or None"
+        )
+    return sizes["before"], sizes["after"]
+
+
+def _size_section(plan: CompressionPlan, sizes: Sizes) -> str:
+    """File first, then the layers, then the memory, then what share of the model they are."""
+    rows = [_bytes_row("file with all weights", sizes.file)]
     weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.compressed)
     if weights:
         dense = sum(layer.dense_bits for layer in plan.compressed) / weights
-        rows.append(
-            {
-                "": "bits per weight, compressed layers",
-                "before": dense,
-                "after": plan.bits_per_weight,
-                "ratio": plan.size_ratio,
-            }
-        )
-    return f"## Size\n\n{tables.markdown_table(rows)}" if rows else ""
+        bits = {"before": dense, "after": plan.bits_per_weight, "ratio": plan.size_ratio}
+        rows.append({"": "bits per weight, compressed layers", **bits})
+    rows.append(_bytes_row("memory of the loaded weights", sizes.memory))
+    table = tables.markdown_table([row for row in rows if row])
+    covered = sizes.line(plan, COVERED)
+    found = [table, f"{covered}." if covered else ""]
+    return "\n\n".join(["## Size", *filter(None, found)]) if any(found) else ""
 
 
-def _loading(repo: str, auto_class: str, *, exports: bool) -> str:
-    task = ""
-    if auto_class == "AutoModel":
-        task = "Use the Auto class of your task in place of `AutoModel`.\n\n"
-    export = f"""Anywhere, after turning it into dense weights once:
-
-```bash
-hf-rmt export {repo} dense
-```
-
-"""
-    return f"""## How to load it
-
-With the package (`pip install hf_rmt`):
-
-```python
-import hf_rmt  # registers the quantization method "rmt"
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained("{repo}")
-```
-
-Without it, through the code in this repository, after reading that code:
-
-```python
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained("{repo}", trust_remote_code=True)
-```
-
-{export if exports else ""}{task}> **Plain loading fails, by design.** Without the package
-> and without `trust_remote_code=True`, transformers raises an error instead of starting from
-> random weights. Do not silence it with `ignore_mismatched_sizes=True`: the layers would then
-> be random."""
+def _bytes_row(name: str, sizes: tuple[int, int] | None) -> dict[str, Any]:
+    if sizes is None:
+        return {}
+    before, after = (f"{size / 1e6:,.1f} MB" for size in sizes)
+    ratio = sizes[1] / sizes[0] if sizes[0] else None
+    return {"": name, "before": before, "after": after, "ratio": ratio}
 
 
 def _layers(plan: CompressionPlan) -> str:
@@ -216,6 +224,15 @@ def _layers(plan: CompressionPlan) -> str:
     if len(plan) > FOLD:
         table = f"<details>\n<summary>All {len(plan)} layers</summary>\n\n{table}\n\n</details>"
     return f"## Layers\n\n{table}" if table else ""
+
+
+def _verdicts(plan: CompressionPlan) -> str:
+    found = explanations(layer.phase for layer in plan).items()
+    lines = [
+        f"- **{phase}** ({tables.counted(count, 'layer')}): {text}"
+        for phase, (count, text) in found
+    ]
+    return "\n".join(["## What the verdicts mean\n", *lines]) if lines else ""
 
 
 def _row(layer: LayerPlan) -> dict[str, Any]:
@@ -226,8 +243,9 @@ def _row(layer: LayerPlan) -> dict[str, Any]:
         "rank": layer.rank if kept else None,
         "noise": layer.noise if kept else "dense",
         "bits_per_weight": layer.bits_per_weight if kept else None,
-        "signal_energy": layer.signal_energy,
-        "dropped_energy": layer.dropped_energy if kept or layer.dropped_energy else None,
+        "signal_energy": tables.Share(layer.signal_energy),
+        "dropped_energy": _share(layer.dropped_energy if kept or layer.dropped_energy else None),
+        "rounding_error": _share(layer.rounding_error),
         "notes": "; ".join(filter(None, [layer.phase, layer.reason])),
     }
 
@@ -246,6 +264,5 @@ def _settings(plan: CompressionPlan, config: Mapping[str, Any]) -> str:
     return f"## Settings\n\n{last}```json\n{json.dumps(given, indent=2)}\n```"
 
 
-def _is_hub_id(name: str) -> bool:
-    """Whether a name can be a Hub id; a path would tell the reader of someone's disk."""
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
+def _share(value: float | None) -> tables.Share | None:
+    return None if value is None else tables.Share(value)

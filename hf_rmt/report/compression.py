@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_rmt.plan import CompressionPlan, LayerPlan
-from hf_rmt.report import records, tables
+from hf_rmt.report import records, tables, verdicts
 from hf_rmt.report.folder import save_report
+from hf_rmt.report.page import page_text
+from hf_rmt.report.page_data import compression_content
+from hf_rmt.report.sizes import COVERED, FILE, MEMORY, Sizes
 from hf_rmt.report.spectral import SpectralReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAN = float("nan")
+UNKNOWN = Sizes()
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,12 @@ class CompressionReport:
     Args:
         plan: What happens to which layer.
         spectra: The spectra behind it; saved along with it where given.
+        sizes: Bytes of file and memory, parameters of the whole model, as far as they are known.
     """
 
     plan: CompressionPlan
     spectra: SpectralReport | None = None
+    sizes: Sizes = UNKNOWN
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -49,8 +55,21 @@ class CompressionReport:
             return None
         return sum(w * t for w, t in zip(weights, times, strict=True)) / sum(weights)
 
+    @property
+    def covered(self) -> float | None:
+        """Share of the whole model's parameters that lie in changed layers; None if unknown."""
+        return self.sizes.share(self.plan.changed_weights)
+
     def summary(self) -> str:
-        """Totals in one sentence, then what the user should be told of time and dense layers."""
+        """File, layers, share covered and memory; then what there is to say of time and layers."""
+        file, *others = (self.sizes.line(self.plan, name) for name in (FILE, COVERED, MEMORY))
+        return "\n".join(filter(None, [file, self._totals(), *others, *self._remarks()]))
+
+    def _remarks(self) -> list[str]:
+        return list(filter(None, [self._slower(), self._dense()]))
+
+    def _totals(self) -> str:
+        """How many layers changed, what they take and what they lost, in one sentence."""
         plan = self.plan
         head = f"{len(plan.compressed)} of {len(plan)} layers compressed"
         if in_place := len(plan.changed) - len(plan.compressed):
@@ -62,11 +81,15 @@ class CompressionReport:
             )
         if plan.changed:
             head += f", energy dropped {tables.percent(plan.dropped_energy)}"
+            if any(layer.rounds for layer in plan):
+                error = plan.rounding_error
+                text = "not measured" if error is None else tables.percent(error)
+                head += f", energy changed by rounding {text}"
             if plan.parameter_share < 1:
                 head += f", {tables.percent(plan.parameter_share)} of the layers' parameters left"
             if self.latency is not None:
                 head += f", {self.latency:.2g} times the dense time"
-        return "\n".join(filter(None, [head, self._slower(), self._dense()]))
+        return head
 
     def _slower(self) -> str:
         """The warning about layers that take longer than before; empty if none does."""
@@ -93,8 +116,13 @@ class CompressionReport:
         return [_row(layer) for layer in self.plan]
 
     def table(self) -> str:
-        """Plain text: one line per layer, then the summary."""
-        return f"{tables.aligned_table(self.rows())}\n\n{self.summary()}".lstrip()
+        """Plain text: one line per layer, what the verdicts mean, then the summary."""
+        rows = tables.aligned_table(self.rows())
+        return "\n\n".join(filter(None, [rows, self.explain(), self.summary()]))
+
+    def explain(self) -> str:
+        """Each verdict that occurs, in one sentence: what it means and what to do about it."""
+        return verdicts.footnotes(layer.phase for layer in self.plan)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: totals, and the plan as `CompressionPlan.from_dict` reads it."""
@@ -105,6 +133,10 @@ class CompressionReport:
             "bits_per_weight": plan.bits_per_weight,
             "size_ratio": plan.size_ratio,
             "dropped_energy": plan.dropped_energy,
+            "rounding_error": plan.rounding_error,
+            "file": self.sizes.file,
+            "memory": self.sizes.memory,
+            "covered": self.covered,
             "parameter_share": plan.parameter_share,
             "latency": self.latency,
         }
@@ -131,6 +163,24 @@ class CompressionReport:
             The text.
         """
         return records.written(tables.csv_text(self.rows()), path)
+
+    def to_html(self, path: str | Path | None = None, *, title: str = "Compression report") -> str:
+        """One page to browse in, complete in itself: it needs no network and no other file.
+
+        It shows sizes before and after, a table of the layers that sorts and filters, what became
+        of each layer, and its spectrum where `spectra` holds it.
+
+        Args:
+            path: File to write; None writes none.
+            title: Heading of the page, such as the name of the model.
+
+        Returns:
+            The text of the page.
+        """
+        summary = "\n".join([self._totals(), *self._remarks()])
+        facts = self.sizes.facts(self.plan)
+        content = compression_content(self.plan, self.spectra or (), summary, facts)
+        return records.written(page_text(content, title=title), path)
 
     def plot_overview(self, *, dark: bool = False) -> Figure:
         """Rank, bits, dropped energy and, where measured, time over depth, by kind of layer.
@@ -162,7 +212,7 @@ class CompressionReport:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write table.txt, report.json, layers.csv, overview.svg and .png; spectra/ where given.
+        """Write tables, JSON, a page and figures, and `spectra` into a folder of their own.
 
         The texts come first: they are there even where the figures fail for want of matplotlib.
 
@@ -188,12 +238,19 @@ def _row(layer: LayerPlan) -> dict[str, Any]:
         "noise": layer.noise if kept else None,
         "bits_per_weight": _bits_per_weight(layer),
         "of_dense_size": layer.bits / layer.dense_bits if kept and layer.dense_bits else None,
-        "signal_energy": layer.signal_energy,
-        "dropped_energy": _dropped_energy(layer),
+        "signal_energy": tables.Share(layer.signal_energy),
+        "dropped_energy": tables.Share(_dropped_energy(layer)),
+        **_rounding(layer),
         "of_dense_parameters": layer.parameter_share if layer.parameter_share < 1 else None,
         "of_dense_time": layer.latency,
         "notes": layer.reason,
     }
+
+
+def _rounding(layer: LayerPlan) -> dict[str, Any]:
+    """The rounding error as a cell; nan where it is unknown."""
+    error = layer.rounding_error
+    return {"rounding_error": tables.Share(NAN if error is None else error)}
 
 
 def _dropped_energy(layer: LayerPlan) -> float:

@@ -23,6 +23,9 @@ class Report(Protocol):
     def to_json(self, path: str | Path | None = None) -> str:
         """Strict JSON."""
 
+    def to_html(self, path: str | Path | None = None) -> str:
+        """A page to browse in."""
+
     def to_csv(self, path: str | Path | None = None) -> str:
         """Comma-separated values."""
 
@@ -31,7 +34,7 @@ class Report(Protocol):
 
 
 def save_report(report: Report, folder: str | Path) -> Path:
-    """Write table.txt, report.json, layers.csv, overview.svg and overview.png.
+    """Write table.txt, report.json, report.html, layers.csv, overview.svg and overview.png.
 
     Args:
         report: What to write; without layers there is no figure.
@@ -47,6 +50,7 @@ def save_report(report: Report, folder: str | Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     written(report.table(), target / "table.txt")
     report.to_json(target / "report.json")
+    report.to_html(target / "report.html")
     report.to_csv(target / "layers.csv")
     if len(report):
         overview = report.plot_overview()

@@ -11,10 +11,10 @@ from hf_rmt.report.axes import (
     abscissa,
     draw_spectrum,
     draw_tail,
-    has_long_tail,
     ordinate,
     spectrum_panels,
 )
+from hf_rmt.report.bins import has_long_tail
 from hf_rmt.report.depth import places
 from hf_rmt.report.style import (
     MARKERS,

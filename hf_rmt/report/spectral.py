@@ -12,73 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_rmt.report import records, tables
+from hf_rmt.report import records, tables, verdicts
 from hf_rmt.report.depth import short_names
 from hf_rmt.report.folder import save_report
+from hf_rmt.report.layer import LayerSpectrum
+from hf_rmt.report.page import page_text
+from hf_rmt.report.page_data import spectral_content
 from hf_rmt.report.style import save_figure
-from hf_rmt.spectra import Phase, SpectrumFit
+from hf_rmt.spectra import Phase
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MISFITS = (Phase.HEAVY_TAILED, Phase.DEGENERATE)
-
-
-@dataclass(frozen=True)
-class LayerSpectrum:
-    """The spectrum of one weight.
-
-    Args:
-        name: Runtime name of the module.
-        shape: (out_features, in_features).
-        fit: The fitted spectrum.
-
-    Raises:
-        ValueError: If the fit belongs to a weight of another shape.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    fit: SpectrumFit
-
-    def __post_init__(self) -> None:
-        if sorted(self.shape) != sorted(self.fit.shape):
-            raise ValueError(
-                f"the fit of layer {self.name!r} must have its shape {self.shape}, in any order, "
-                f"got {self.fit.shape}; fit this layer's own eigenvalues"
-            )
-
-    @property
-    def notes(self) -> str:
-        """Why the model does not hold, and what else is unusual about the fit."""
-        fit = self.fit
-        remarks = [fit.reason]
-        if fit.noise_law is not None:
-            gap = fit.noise_law.bulk_edges.ravel()[1:3]
-            inside = fit.is_signal & (fit.eigenvalues > gap[0]) & (fit.eigenvalues < gap[-1])
-            in_gap = f"{tables.counted(int(inside.sum()))} in the gap of the bulk"
-            remarks.append(in_gap if inside.any() else "")
-            remarks.append("" if fit.converged or fit.reason else "not converged")
-        return "; ".join(filter(None, remarks))
-
-    def to_row(self) -> dict[str, Any]:
-        """What a table shows of this layer."""
-        fit = self.fit
-        mixing, first, second = records.parameters_of(fit.law)
-        return {
-            "name": self.name,
-            "shape": tables.shape_text(self.shape),
-            "phase": str(fit.phase),
-            "spikes": fit.n_spikes,
-            "signal_energy": fit.signal_energy,
-            "stable_rank": fit.stable_rank,
-            "edge": fit.upper_edge,
-            "Kolmogorov_distance": fit.distance,
-            "t": mixing,
-            "sigma1^2": first,
-            "sigma2^2": second,
-            "notes": self.notes,
-        }
 
 
 @dataclass(frozen=True)
@@ -124,7 +70,7 @@ class SpectralReport:
         phases = Counter(str(layer.fit.phase) for layer in self.layers)
         counts = ", ".join(f"{count} {phase}" for phase, count in phases.most_common())
         fitted = [layer.fit for layer in self.layers if layer.fit.phase != Phase.DEGENERATE]
-        text = f"{len(self)} layers: {counts}"
+        text = f"{tables.counted(len(self), 'layer')}: {counts}"
         if not fitted:
             return text
         spikes = median(fit.n_spikes for fit in fitted)
@@ -136,9 +82,13 @@ class SpectralReport:
         return f"{text.format('spikes')}, Kolmogorov distance {median(distances):.3f}"
 
     def table(self) -> str:
-        """Plain text: one line per layer, then the summary."""
+        """Plain text: one line per layer, what the verdicts mean, then the summary."""
         rows = tables.aligned_table([layer.to_row() for layer in self.layers])
-        return f"{rows}\n\n{self.summary()}".lstrip()
+        return "\n\n".join(filter(None, [rows, self.explain(), self.summary()]))
+
+    def explain(self) -> str:
+        """Each verdict that occurs, in one sentence: what it means and what to do about it."""
+        return verdicts.footnotes(layer.fit.phase for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: per layer what the table shows, and the whole fit."""
@@ -199,6 +149,23 @@ class SpectralReport:
             The text.
         """
         return records.written(tables.csv_text([layer.to_row() for layer in self.layers]), path)
+
+    def to_html(self, path: str | Path | None = None, *, title: str = "Spectral report") -> str:
+        """One page to browse in, complete in itself: it needs no network and no other file.
+
+        A table of the layers sorts and filters, a click opens a layer's spectrum, and a figure
+        shows the layers over depth.
+
+        Args:
+            path: File to write; None writes none.
+            title: Heading of the page, such as the name of the model.
+
+        Returns:
+            The text of the page.
+        """
+        return records.written(
+            page_text(spectral_content(self.layers, self.summary()), title=title), path
+        )
 
     def plot_layer(self, name: str, *, square_root: bool = True, dark: bool = False) -> Figure:
         """One layer's spectrum with its law, edges and spikes; see `plots.spectrum_figure`.
@@ -284,7 +251,7 @@ class SpectralReport:
         return grid_figure(fits, title=title, square_root=square_root, dark=dark)
 
     def save(self, folder: str | Path) -> None:
-        """Write table.txt, report.json, layers.csv, overview.svg and .png, and spectra.svg.
+        """Write the table, the JSON, a page, layers.csv, overview.svg and .png, and spectra.svg.
 
         The texts come first: they are there even where the figures fail for want of matplotlib.
 

@@ -13,6 +13,14 @@ from hf_rmt.spectra import Phase, SpectrumFit
 Row = Mapping[str, Any]
 """Values under the names of their columns; every row of a table has the same ones."""
 MISSING = "-"
+LITTLE = 1e-3
+"""A share below this, or as close to 1, is not written as a number."""
+ROUNDING = 1e-6
+"""A share that is negative by less than this is zero up to rounding errors."""
+
+
+class Share(float):
+    """A fraction that tables show in percent; files of values keep the number."""
 
 
 def aligned_table(rows: Sequence[Row]) -> str:
@@ -65,26 +73,54 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def cell(value: Any) -> str:
-    """One value for the eye: three digits of a fraction, `-` for what is missing.
+    """One value as text: three digits of a number, percent of a share, `-` if missing.
 
     Examples:
-        >>> cell(0.12345), cell(384), cell(float("nan")), cell("int8")
-        ('0.123', '384', '-', 'int8')
+        >>> cell(0.12345), cell(384), cell(float("nan")), cell("int8"), cell(Share(0.12345))
+        ('0.123', '384', '-', 'int8', '12.3 %')
     """
     value = _known(value)
     if value is None:
         return MISSING
+    if isinstance(value, Share):
+        return percent(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def percent(fraction: float) -> str:
-    """A fraction in percent, without pretending that little is nothing.
+    """A share in percent. Only an exact 0 is "0 %", only an exact 1 is "100 %".
+
+    Args:
+        fraction: The share. Rounding errors may have made it slightly negative.
+
+    Returns:
+        The text; `-` for nan.
 
     Examples:
-        >>> percent(0.0), percent(2e-6), percent(0.1234)
-        ('0 %', 'under 0.01 %', '12.3 %')
+        >>> percent(0.0), percent(-1.5e-15), percent(2e-6), percent(0.1234), percent(0.99999)
+        ('0 %', '< 0.1 %', '< 0.1 %', '12.3 %', '> 99.9 %')
     """
-    return "under 0.01 %" if 0 < fraction < 1e-4 else f"{100 * fraction:.3g} %"
+    if math.isnan(fraction):
+        return MISSING
+    if fraction != 0 and -ROUNDING <= fraction < LITTLE:
+        return f"< {100 * LITTLE:g} %"
+    if 1 - LITTLE < fraction < 1:
+        return f"> {100 * (1 - LITTLE):g} %"
+    return f"{100 * fraction:.3g} %"
+
+
+def size_text(count: float) -> str:
+    """A number of bytes, in the unit that suits it.
+
+    Examples:
+        >>> size_text(900), size_text(12_345_678), size_text(2.5e9)
+        ('900 B', '12.3 MB', '2.50 GB')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            digits = max(0, 2 - int(math.log10(count / unit)))
+            return f"{count / unit:.{digits}f} {name}"
+    return f"{count:.0f} B"
 
 
 def counted(number: int, noun: str = "spike") -> str:

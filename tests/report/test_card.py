@@ -4,9 +4,12 @@ import re
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from hf_rmt.plan import CompressionPlan, Outcome
-from hf_rmt.report import model_card
+from hf_rmt.report import CardMetadata, Evaluation, model_card
+from hf_rmt.report.verdicts import VERDICTS
+from hf_rmt.spectra import Phase
 from tests.report.samples import dense_plan, layer_plan
 
 CONFIG = {"quant_method": "rmt", "noise": "int8", "max_rank": None, "layers": {"a": {}}}
@@ -69,11 +72,11 @@ def test_recovered_spikes_are_mentioned(recover, noise, expected):
 
 def test_layers_and_sizes(plan):
     text = card(plan, sizes={"before": 90_000_000, "after": 30_000_000})
-    assert "| all weights | 90.0 MB | 30.0 MB | 0.333 |" in section(text, "Size")
+    assert "| file with all weights | 90.0 MB | 30.0 MB | 0.333 |" in section(text, "Size")
     assert "compressed layers | 32 | 10 | 0.312 |" in section(text, "Size")
     layers = section(text, "Layers")
-    assert "| `blocks.0.mlp` | 100 x 200 | 7 | int8 | 10 | 0.25 | 0 | bulk+spikes |" in layers
-    assert "| `blocks.1.key` | 100 x 200 | - | dense | - | 0 | - |" in layers
+    assert "| `blocks.0.mlp` | 100 x 200 | 7 | int8 | 10 | 25 % | 0 % | - | bulk+spikes |" in layers
+    assert "| `blocks.1.key` | 100 x 200 | - | dense | - | 0 % | - | - |" in layers
     assert "nothing gained" in layers
     assert "<details>" not in layers
 
@@ -126,7 +129,7 @@ def test_layers_compressed_in_two_ways_are_told_of_in_both():
     assert "(4 to 4 directions a layer)" in text
     assert "is stored as 8-bit integers." in text
     assert "The weights of 1 layer are -1, 0 and 1" in text
-    assert "10 % of the squared norm" in section(text, "What was lost")
+    assert "lost 10 % of its squared norm" in section(text, "What was lost")
     assert "last of several compressions" in section(text, "Settings")
     assert "last of several" not in card(CompressionPlan((body, layer_plan("other"))))
 
@@ -142,7 +145,7 @@ def test_three_ways_of_loading_and_the_warning(plan):
     assert "Plain loading fails" in loading
 
 
-@pytest.mark.parametrize(("dropped", "much"), [(0.0, False), (2e-4, False), (0.6, True)])
+@pytest.mark.parametrize(("dropped", "much"), [(4e-3, False), (0.6, True)])
 def test_fine_tuning_is_expected_where_much_was_lost(dropped, much):
     plan = CompressionPlan((layer_plan(dropped_energy=dropped), layer_plan("worst")))
     lost = section(card(plan), "What was lost")
@@ -182,4 +185,109 @@ def test_weights_filtered_in_place_are_told_of():
     )
     text = model_card(pruned, config={"method": "magnitude"})
     assert "1 stay dense, filtered in place" in text
-    assert "25 % of the squared norm" in text
+    assert "lost 25 % of its squared norm" in text
+
+
+def test_nothing_dropped_is_not_nothing_changed():
+    lost = section(card(CompressionPlan((layer_plan(),))), "What was lost")
+    assert "Nothing was dropped" in lost
+    assert "not measured" in lost
+    layers = (layer_plan("a", rounding_error=0.01), layer_plan("b", rounding_error=0.03))
+    lost = section(card(CompressionPlan(layers)), "What was lost")
+    assert f"differ by {100 * 0.02**0.5:.3g} % of" in lost
+    assert f"{0.98**0.5:.5f}" in lost
+    assert f"at most {100 * 0.03**0.5:.3g} % (`b`)" in lost
+    assert "rounds it" not in card(CompressionPlan((layer_plan(noise="drop"),)))
+
+
+@pytest.mark.parametrize("dropped", [-1.54e-15, 1e-16])
+def test_rounding_errors_never_show_as_a_loss(dropped):
+    text = card(CompressionPlan((layer_plan(dropped_energy=dropped),)))
+    assert "e-1" not in text
+    assert "-1" not in text
+
+
+def test_sizes_come_file_first_and_name_the_share_of_the_model():
+    plan = CompressionPlan((layer_plan(), dense_plan()))
+    pair = {"before": 2_000_000, "after": 1_000_000}
+    size = section(card(plan, sizes=pair, memory=pair, model_parameters=80_000), "Size")
+    places = [size.index(x) for x in ("| file", "| bits per", "| memory", "Share of the model")]
+    assert places == sorted(places)
+    assert "Share of the model covered: 25 % (the other 75 % stays as it was)." in size
+    with pytest.raises(ValueError, match="memory must hold"):
+        card(plan, memory={"after": 1})
+
+
+def test_every_verdict_is_explained(plan):
+    text = section(card(plan), "What the verdicts mean")
+    assert f"- **bulk+spikes** (3 layers): {VERDICTS[Phase.SPIKED]}" in text
+
+
+@pytest.mark.parametrize("processor", ["AutoTokenizer", "AutoImageProcessor"])
+def test_snippets_load_what_prepares_the_inputs(plan, processor):
+    text = card(plan, processor=processor, auto_class="AutoModelForCausalLM")
+    loading = section(text, "How to load it")
+    for snippet in re.findall(r"```python\n(.*?)```", loading, re.S):
+        names = {}
+        exec(snippet.replace("import hf_rmt", ""), {**FAKE_IMPORT}, names)
+        assert names["tokenizer" if processor == "AutoTokenizer" else "processor"] == "me/small"
+    assert "processor" not in section(card(plan), "How to load it")
+
+
+class FakeTransformers:
+    """Stands for every Auto class: loading returns the repository's name."""
+
+    @staticmethod
+    def from_pretrained(repo, **_):
+        return repo
+
+    def __getattr__(self, name):
+        return self
+
+
+FAKE_IMPORT = {
+    "__builtins__": {"__import__": lambda *_: FakeTransformers(), "__build_class__": None}
+}
+
+
+@pytest.mark.parametrize(
+    ("repo", "base", "title", "expected"),
+    [
+        ("me/small", "org/base", None, "small"),
+        (None, "org/base", None, "base, compressed"),
+        (None, "/home/x", None, "Compressed model"),
+        ("me/small", None, "A name", "A name"),
+    ],
+)
+def test_title(plan, repo, base, title, expected):
+    text = card(plan, repo_id=repo, base_model=base, title=title)
+    assert f"\n# {expected}\n" in text
+
+
+def test_the_hub_reads_task_languages_data_and_evaluation(plan):
+    evaluation = Evaluation("text-classification", "glue", "accuracy", 0.91, 0.92, split="dev")
+    metadata = CardMetadata(
+        pipeline_tag="text-classification",
+        language=["en", "no"],
+        datasets=["glue"],
+        metrics=["f1"],
+        evaluations=[evaluation],
+    )
+    text = card(plan, metadata=metadata)
+    data = ModelCard(text).data
+    assert (data.pipeline_tag, data.language, data.datasets) == (
+        *("text-classification", ["en", "no"], ["glue"]),
+    )
+    assert data.metrics == ["f1", "accuracy"]
+    (result,) = data.eval_results
+    assert (data.model_name, result.dataset_type, result.dataset_split) == ("small", "glue", "dev")
+    assert (result.task_type, result.metric_type, result.metric_value) == (
+        *("text-classification", "accuracy", 0.91),
+    )
+    assert "| text-classification | glue | dev | accuracy | 0.92 | 0.91 |" in text
+    assert "pipeline_tag" not in front_matter(card(plan))
+
+
+def test_a_text_for_a_list_is_refused():
+    with pytest.raises(TypeError, match=r"language must be a list of texts.*\['en'\]"):
+        CardMetadata(language="en")

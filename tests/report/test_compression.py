@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_rmt.plan import CompressionPlan, Outcome
-from hf_rmt.report import CompressionReport
+from hf_rmt.report import CompressionReport, Sizes
 from tests.report.samples import dense_plan, layer_plan
 
 
@@ -16,7 +16,7 @@ def test_summary_of_totals(plan):
     head = CompressionReport(plan).summary().splitlines()[0]
     assert head == (
         "2 of 3 layers compressed: 10 bits a weight, 0.31 of the dense size, "
-        "energy dropped 0 %, 1.5 times the dense time"
+        "energy dropped 0 %, energy changed by rounding not measured, 1.5 times the dense time"
     )
 
 
@@ -66,7 +66,7 @@ def test_table_of_a_compressed_layer(plan):
     ]
     assert line.split() == [
         *("blocks.0.mlp", "100", "x", "200", "compressed", "bulk+spikes"),
-        *("7", "int8", "10", "0.312", "0.25", "0", "-", "1.5"),
+        *("7", "int8", "10", "0.312", "25", "%", "0", "%", "-", "-", "1.5"),
     ]
 
 
@@ -119,7 +119,7 @@ def test_overview_draws_dense_bits_with_a_hollow_marker(plan):
 def test_save_puts_the_spectra_into_a_folder_of_their_own(plan, report, tmp_path):
     CompressionReport(plan, report).save(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    texts = {"table.txt", "report.json", "layers.csv"}
+    texts = {"table.txt", "report.json", "report.html", "layers.csv"}
     assert names == texts | {"overview.svg", "overview.png", "spectra"}
     assert (tmp_path / "spectra" / "spectra.svg").is_file()
     CompressionReport(CompressionPlan(())).save(tmp_path / "empty")
@@ -147,3 +147,47 @@ def test_weights_that_lost_entries_are_told_of():
     assert report.to_dict()["totals"]["parameter_share"] == 0.625
     labels = [axes.get_ylabel() for axes in report.plot_overview().axes]
     assert labels == ["bits per\nweight", "energy dropped\n(fraction)"]
+
+
+@pytest.mark.parametrize(
+    ("noise", "error", "expected"),
+    [
+        ("int4", 0.0043, "rounding 0.43 %"),
+        ("int8", 2e-5, "rounding < 0.1 %"),
+        ("int8", None, "rounding not measured"),
+        ("drop", None, None),
+        ("keep", None, None),
+    ],
+)
+def test_what_rounding_changes_is_said(noise, error, expected):
+    report = CompressionReport(CompressionPlan((layer_plan(noise=noise, rounding_error=error),)))
+    assert ("rounding" in report.summary()) == (expected is not None)
+    assert expected is None or expected in report.summary()
+    assert report.to_dict()["totals"]["rounding_error"] == error
+
+
+def test_sizes_stand_in_their_order_file_layers_share_memory():
+    plan = CompressionPlan((layer_plan(), dense_plan()))
+    sizes = Sizes(file=(90_000_000, 55_000_000), memory=(10_000, 5_000), model_parameters=80_000)
+    report = CompressionReport(plan, sizes=sizes)
+    file, layers, covered, memory, *_ = report.summary().splitlines()
+    assert file == "File: 90.0 MB → 55.0 MB (61.1 % of before)"
+    assert layers.startswith("1 of 2 layers compressed")
+    assert covered == "Share of the model covered: 25 % (the other 75 % stays as it was)"
+    assert memory == "Memory: 10.0 kB → 5.00 kB (50 % of before)"
+    totals = json.loads(report.to_json())["totals"]
+    assert (totals["file"], totals["covered"]) == ([90_000_000, 55_000_000], 0.25)
+    assert CompressionReport(plan).covered is None
+
+
+@pytest.mark.parametrize("sizes", [{"file": (-1, 2)}, {"model_parameters": 0}])
+def test_impossible_sizes_are_refused(sizes):
+    with pytest.raises(ValueError, match=next(iter(sizes))):
+        Sizes(**sizes)
+
+
+def test_a_loss_of_rounding_size_is_never_a_negative_number():
+    layers = (layer_plan(dropped_energy=-1.54e-15), layer_plan("b", dropped_energy=1e-16))
+    report = CompressionReport(CompressionPlan(layers))
+    assert "e-1" not in report.table()
+    assert "energy dropped < 0.1 %" in report.summary()

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy.integrate import trapezoid
 
-from hf_rmt.report.axes import law_curve
+from hf_rmt.report.bins import law_curve
 from hf_rmt.report.plots import depth_figure, grid_figure, spectrum_figure
 from hf_rmt.report.style import DARK, save_figure
 from hf_rmt.spectra import DoubleBulk
@@ -218,3 +218,33 @@ def test_a_unit_bulk_is_drawn_like_any_law():
     (curve,) = [line for line in axes.lines if line.get_label() == "fitted law of the noise"]
     x, y = curve.get_data()
     assert trapezoid(y, x) == pytest.approx(0.99, abs=0.01)
+
+
+def test_a_spike_inside_the_bulk_has_a_mark_of_its_own():
+    law = DoubleBulk(0.5, (40.0, 1.0), 0.4)
+    middle = law.bulk_edges.ravel()[1:3].mean()
+    values = np.sort(np.r_[[middle, 2 * law.upper_edge], make_fit().eigenvalues[2:]])[::-1]
+    signal = np.isin(values, [middle, 2 * law.upper_edge])
+    fit = make_fit(law=law, eigenvalues=values, is_signal=signal, published=True)
+    axes = spectrum_figure(fit).axes[0]
+    assert line(axes, "spikes").get_xdata() == pytest.approx([np.sqrt(2 * law.upper_edge)])
+    low = line(axes, "signal below the edge")
+    assert low.get_xdata() == pytest.approx([np.sqrt(middle)])
+    assert (low.get_marker(), low.get_markerfacecolor()) == ("v", "none")
+
+
+def test_a_panel_says_how_much_of_the_noise_its_law_misses():
+    law = DoubleBulk(0.5, (40.0, 1.0), 0.4)
+    low, high = law.bulk_edges.ravel()[[0, -1]]
+    values = np.sort(np.linspace(low, high, 100))[::-1]
+    fit = make_fit(law=law, eigenvalues=values, published=True)
+    (note,) = spectrum_figure(fit).axes[0].texts
+    assert "of the noise" in note.get_text().replace("\n", " ")
+    assert not spectrum_figure(make_fit(spikes=(40.0,))).axes[0].texts[0].get_text()
+
+
+def test_titles_have_the_shape_of_the_module_not_of_the_fit():
+    fit = make_fit(spikes=(40.0,))
+    report = spectral_report({"a": fit, "b": fit})
+    assert "200 x 100" in report.plot_layer("a").get_suptitle()
+    assert "100 x 200" in report.plot_layer("b").get_suptitle()

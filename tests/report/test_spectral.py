@@ -33,8 +33,10 @@ def test_table_shows_every_quantity(report):
     fit = report["encoder.layer.0.key"].fit
     line = line_of(report, "encoder.layer.0.key")
     law = fit.law
-    shown = [fit.signal_energy, fit.stable_rank, fit.upper_edge, fit.distance, law.mixing]
-    expected = ["200", "x", "100", "bulk+spikes", "2", *(f"{x:.3g}" for x in shown), "4", "1"]
+    shown = [fit.stable_rank, fit.upper_edge, fit.distance, law.mixing]
+    share = [f"{100 * fit.signal_energy:.3g}", "%"]
+    numbers = [f"{x:.3g}" for x in shown]
+    expected = ["200", "x", "100", "bulk+spikes", "2", *share, *numbers, "4", "1"]
     assert line.split()[1:] == expected
     assert str(report) == report.table()
 
@@ -58,7 +60,7 @@ def test_notes_name_spikes_in_the_gap_and_a_count_that_did_not_settle():
         published=True,
     )
     layer = LayerSpectrum("x", (ROWS, COLUMNS), gap)
-    assert layer.notes == "1 spike in the gap of the bulk; not converged"
+    assert layer.notes.startswith("1 spike in the gap of the bulk; not converged")
     spiked = LayerSpectrum("x", (ROWS, COLUMNS), make_fit(spikes=(40.0,)))
     assert spiked.notes == ""
 
@@ -74,7 +76,7 @@ def test_summary_counts_phases_and_takes_medians_of_what_was_fitted(report):
 
 def test_empty_report_and_one_without_fits():
     assert SpectralReport(()).table() == "no layers"
-    assert spectral_report({"a": make_degenerate()}).summary() == "1 layers: 1 degenerate"
+    assert spectral_report({"a": make_degenerate()}).summary() == "1 layer: 1 degenerate"
 
 
 def test_json_round_trip_gives_the_same_report(report, tmp_path):
@@ -125,7 +127,14 @@ def test_report_checks_shapes_and_names():
 
 
 def test_save_writes_every_file_and_equal_reports_make_equal_files(report, tmp_path):
-    names = {"table.txt", "report.json", "layers.csv", "overview.svg", "overview.png"}
+    names = {
+        "table.txt",
+        "report.json",
+        "report.html",
+        "layers.csv",
+        "overview.svg",
+        "overview.png",
+    }
     for folder in ("a/b", "c"):
         report.save(tmp_path / folder)
         assert {path.name for path in (tmp_path / folder).iterdir()} == names | {"spectra.svg"}
@@ -151,7 +160,7 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert 'pip install "hf_rmt[plots]"' in done.stdout, done.stderr
     written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"table.txt", "report.json", "layers.csv"}
+    assert written == {"table.txt", "report.json", "report.html", "layers.csv"}
 
 
 def test_figures_leave_pyplot_alone(tmp_path):

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from hf_rmt.report.tables import aligned_table, csv_text, markdown_table
+from hf_rmt.report.tables import Share, aligned_table, cell, csv_text, markdown_table, percent
 
 ROWS = [
     {"name": "key", "rank": 12, "size_ratio": 1 / 3, "notes": "a|b"},
@@ -40,3 +40,32 @@ def test_markdown_escapes_bars_and_aligns_numbers():
 @pytest.mark.parametrize("table", [aligned_table, markdown_table, csv_text])
 def test_no_rows_make_no_table(table):
     assert table([]) == ""
+
+
+@pytest.mark.parametrize("share", [-9e-7, -1.54e-15, 1e-300, 1e-16, 9.99e-4])
+def test_little_is_neither_nothing_nor_negative(share):
+    assert percent(share) == cell(Share(share)) == "< 0.1 %"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0, "0 %"),
+        (-0.0, "0 %"),
+        (1e-3, "0.1 %"),
+        (0.5, "50 %"),
+        (0.9995, "> 99.9 %"),
+        (1.0, "100 %"),
+        (1.2, "120 %"),
+        (-0.05, "-5 %"),
+        (float("nan"), "-"),
+    ],
+)
+def test_only_zero_is_zero_and_only_all_is_all(share, text):
+    assert percent(share).replace("-0", "0") == text
+
+
+def test_a_share_is_a_number_in_files_and_percent_for_readers():
+    rows = [{"x": Share(0.125)}]
+    assert csv_text(rows) == "x\n0.125\n"
+    assert aligned_table(rows).splitlines()[2] == "12.5 %"

@@ -1,0 +1,68 @@
+"""The spectrum of one layer, as reports hold it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hf_rmt.report import records, tables
+from hf_rmt.report.bins import misfit_note
+from hf_rmt.spectra import SpectrumFit
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """The spectrum of one weight.
+
+    Args:
+        name: Runtime name of the module.
+        shape: (out_features, in_features).
+        fit: The fitted spectrum.
+
+    Raises:
+        ValueError: If the fit belongs to a weight of another shape.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    fit: SpectrumFit
+
+    def __post_init__(self) -> None:
+        if sorted(self.shape) != sorted(self.fit.shape):
+            raise ValueError(
+                f"the fit of layer {self.name!r} must have its shape {self.shape}, in any order, "
+                f"got {self.fit.shape}; fit this layer's own eigenvalues"
+            )
+
+    @property
+    def notes(self) -> str:
+        """Why the model does not hold, and what else is unusual about the fit."""
+        fit = self.fit
+        remarks = [fit.reason]
+        if fit.noise_law is not None:
+            gap = fit.noise_law.bulk_edges.ravel()[1:3]
+            inside = fit.is_signal & (fit.eigenvalues > gap[0]) & (fit.eigenvalues < gap[-1])
+            in_gap = f"{tables.counted(int(inside.sum()))} in the gap of the bulk"
+            remarks.append(in_gap if inside.any() else "")
+            remarks.append("" if fit.converged or fit.reason else "not converged")
+            remarks.append(misfit_note(fit))
+        return "; ".join(filter(None, remarks))
+
+    def to_row(self) -> dict[str, Any]:
+        """What a table shows of this layer."""
+        fit = self.fit
+        mixing, first, second = records.parameters_of(fit.law)
+        return {
+            "name": self.name,
+            "shape": tables.shape_text(self.shape),
+            "phase": str(fit.phase),
+            "spikes": fit.n_spikes,
+            "signal_energy": tables.Share(fit.signal_energy),
+            "stable_rank": fit.stable_rank,
+            "edge": fit.upper_edge,
+            "Kolmogorov_distance": fit.distance,
+            "t": mixing,
+            "sigma1^2": first,
+            "sigma2^2": second,
+            "notes": self.notes,
+        }

@@ -1,0 +1,103 @@
+"""What a compressed model takes: first the file, then the layers, then the memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_rmt.plan import CompressionPlan
+from hf_rmt.report.tables import percent, size_text
+
+Fact = tuple[str, str, str]
+"""What it is, the numbers, a remark."""
+FILE, LAYERS, COVERED, MEMORY = "file", "compressed layers", "share of the model covered", "memory"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a whole model. What is not known stays None, and nothing is said about it.
+
+    Args:
+        file: Bytes of the saved weights (before, after).
+        memory: Bytes that the loaded weights take (before, after).
+        model_parameters: Number of parameters of the whole model before compression, embeddings,
+            heads and experts included.
+
+    Raises:
+        ValueError: If a size is negative.
+    """
+
+    file: tuple[int, int] | None = None
+    memory: tuple[int, int] | None = None
+    model_parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, sizes in (("file", self.file), ("memory", self.memory)):
+            if sizes is not None and min(sizes) < 0:
+                raise ValueError(f"{name} holds bytes before and after, at least 0, got {sizes}")
+        if self.model_parameters is not None and self.model_parameters < 1:
+            raise ValueError(
+                f"model_parameters counts the whole model's parameters, got "
+                f"{self.model_parameters}; pass None if it is unknown"
+            )
+
+    def share(self, weights: int) -> float | None:
+        """Share of the whole model that so many weights make; None if its size is unknown.
+
+        Weights that several layers share are counted once in the model, so it is at most 1.
+
+        Examples:
+            >>> Sizes(model_parameters=200).share(50)
+            0.25
+        """
+        return None if self.model_parameters is None else min(weights / self.model_parameters, 1.0)
+
+    def facts(self, plan: CompressionPlan) -> list[Fact]:
+        """The sizes in their order of prominence: file, layers, share covered, memory.
+
+        Args:
+            plan: What happens to which layer.
+
+        Returns:
+            Name, numbers and remark of each that is known.
+        """
+        found = [_before_after(FILE, self.file), _layers(plan), self._covered(plan)]
+        return [fact for fact in (*found, _before_after(MEMORY, self.memory)) if fact]
+
+    def line(self, plan: CompressionPlan, name: str) -> str:
+        """One of the facts as a line of text; empty if it is not known.
+
+        Args:
+            plan: What happens to which layer.
+            name: `FILE`, `COVERED` or `MEMORY`.
+
+        Returns:
+            The line.
+        """
+        found = [fact for fact in self.facts(plan) if fact[0] == name]
+        return "".join(
+            f"{name.capitalize()}: {numbers} ({remark})" for name, numbers, remark in found
+        )
+
+    def _covered(self, plan: CompressionPlan) -> Fact | None:
+        share = self.share(plan.changed_weights)
+        if share is None:
+            return None
+        rest = "all of it" if share == 1 else f"the other {percent(1 - share)} stays as it was"
+        return (COVERED, percent(share), rest)
+
+
+def _layers(plan: CompressionPlan) -> Fact | None:
+    weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.compressed)
+    if not weights:
+        return None
+    dense = sum(layer.dense_bits for layer in plan.compressed) / weights
+    ratio = f"{percent(plan.size_ratio)} of their dense size"
+    return (LAYERS, f"{dense:.3g} → {plan.bits_per_weight:.3g} bits a weight", ratio)
+
+
+def _before_after(name: str, sizes: tuple[int, int] | None) -> Fact | None:
+    if sizes is None:
+        return None
+    before, after = sizes
+    remark = f"{percent(after / before)} of before" if before else "before it was empty"
+    return (name, f"{size_text(before)} → {size_text(after)}", remark)
