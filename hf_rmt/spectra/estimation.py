@@ -26,8 +26,12 @@ width of the bulk. On simulated double bulks heights of 0.1 to 0.3 are alike wit
 STEEPEST = 0.1
 """Least ratio of real to imaginary part on the contour: z keeps off the negative real axis."""
 GRID = 20
-MIXING_RANGE = (0.05, 0.95)
-"""A bulk is at least this fraction of the noise; otherwise a few spikes would pass for one."""
+SMALLEST_SHARE = 0.05
+"""A bulk holds at least this fraction of the noise."""
+SMALLEST_BULK = 8
+"""A bulk holds at least this many eigenvalues; otherwise a few spikes would pass for one."""
+LARGEST_FLOOR = 0.35
+"""The floor that both give is cut here, so that a law of fewer than 24 eigenvalues exists."""
 SMALLEST_VARIANCE = 1e-3
 """Lower bound of a variance in units of the mean eigenvalue."""
 SAME_VARIANCE = 1e-6
@@ -35,6 +39,22 @@ SAME_VARIANCE = 1e-6
 SMALLEST_DEVIATION = 1e-6
 """Least standard deviation, in units of the distance to the real axis; a guard against zero."""
 MAX_EVALUATIONS = 100
+
+
+def least_mixing(count: int) -> float:
+    """The smallest fraction of `count` noise eigenvalues that may form a bulk of their own.
+
+    Args:
+        count: Number of noise eigenvalues, at least 1.
+
+    Returns:
+        A fraction: 0.05, and more where that is fewer than 8 eigenvalues.
+
+    Examples:
+        >>> least_mixing(400), least_mixing(32)
+        (0.05, 0.25)
+    """
+    return min(max(SMALLEST_SHARE, SMALLEST_BULK / count), LARGEST_FLOOR)
 
 
 @dataclass(frozen=True)
@@ -120,7 +140,8 @@ class _Problem:
         variance = np.abs(1 / z.imag**2 - np.abs(slope) ** 2 / s.imag**2) / 4
         deviation = np.sqrt(np.maximum(variance, (SMALLEST_DEVIATION / z.imag) ** 2))
         logs = np.log([max(SMALLEST_VARIANCE, noise[-1] / 4), noise[0]])
-        lower, upper = np.transpose([MIXING_RANGE, logs, logs])
+        floor = least_mixing(len(noise))
+        lower, upper = np.transpose([(floor, 1 - floor), logs, logs])
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def residual(self, x: Array) -> Array:
@@ -149,7 +170,7 @@ class _Problem:
         low, high = np.triu_indices(GRID, 1)
         contrast = features[:, high] - features[:, low]
         rest = target[:, None] - features[:, low]
-        mixing = np.clip(np.sum(contrast * rest, 0) / np.sum(contrast**2, 0), *MIXING_RANGE)
+        mixing = np.clip(np.sum(contrast * rest, 0) / np.sum(contrast**2, 0), self.lower[0], self.upper[0])
         best = np.argmin(np.sum((rest - mixing * contrast) ** 2, 0))
         return self._inside(mixing[best], logs[high[best]], logs[low[best]])
 

@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_rmt.spectra.double_bulk import DoubleBulk
-from hf_rmt.spectra.estimation import MIXING_RANGE, BulkEstimate, coarse_bulk, estimate_bulk
+from hf_rmt.spectra.estimation import (
+    SMALLEST_BULK,
+    BulkEstimate,
+    coarse_bulk,
+    estimate_bulk,
+    least_mixing,
+)
 from hf_rmt.spectra.marchenko_pastur import MarchenkoPastur
 from hf_rmt.spectra.spike_map import Array
 from hf_rmt.spectra.tracy_widom import tracy_widom_quantile
@@ -35,8 +41,8 @@ ROUGH, FINE = 1e-2, 1e-9
 ADEQUATE = 1.8
 """Largest residual of a law that holds: of 180 simulated double bulks none exceeded 1.6, while
 laws that took spikes for a bulk began at 2.5."""
-SMALL_BULK = 2 * MIXING_RANGE[0]
-"""A bulk of less than this fraction may be spikes in truth."""
+SMALL_BULK = 2
+"""A bulk of less than this many times the least fraction may be spikes in truth."""
 BULK_SLACK = 1.15
 """How far, in units of their edge, eigenvalues that may form a bulk reach."""
 
@@ -90,6 +96,18 @@ def separate(values: Array, rows: int) -> Separation:
     return alternative if better or not result.converged else result
 
 
+def most_spikes(count: int) -> float:
+    """How many of `count` eigenvalues may be spikes before they count as running away.
+
+    Args:
+        count: Number of eigenvalues.
+
+    Returns:
+        A sixth of them, and in a small matrix as many as a bulk would need.
+    """
+    return max(MAX_SPIKE_FRACTION * count, min(float(SMALLEST_BULK), count / 4))
+
+
 def finite_size_edges(law: DoubleBulk, rows: int) -> Array:
     """Edges of the law moved outwards by their Tracy-Widom fluctuation, shape (intervals, 2).
 
@@ -110,7 +128,7 @@ def finite_size_edges(law: DoubleBulk, rows: int) -> Array:
 
 def _iterate(values: Array, rows: int, signal: Mask) -> Separation:
     """Fit and count in turn to a fixed point, or report where that runs away."""
-    limit = MAX_SPIKE_FRACTION * len(values)
+    limit = most_spikes(len(values))
     now = first = _round(values, rows, signal)
     seen: set[bytes] = set()
     precision = ROUGH
@@ -156,9 +174,9 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
     law = result.estimate.law
     if not result.adequate:
         lower = MarchenkoPastur(law.variances[1], law.aspect_ratio)
-        return values > lower.upper_edge if law.mixing <= SMALL_BULK else None
+        return values > lower.upper_edge if law.mixing <= SMALL_BULK * least_mixing(len(values)) else None
     group = values[result.found]
-    for skip in range(len(group) - int(MIXING_RANGE[0] * len(values))):
+    for skip in range(len(group) - int(least_mixing(len(values)) * len(values))):
         rest = group[skip:]
         if rest[0] <= BULK_SLACK * rest.mean() * (1 + np.sqrt(len(rest) / rows)) ** 2:
             return values > rest[0]
