@@ -205,7 +205,8 @@ class _Problem:
 
     def _values(self, x: Array) -> tuple[float, float, float]:
         """(t, sigma_1^2, sigma_2^2)."""
-        mixing, *logs = self.lower + (self.upper - self.lower) * expit(x)
+        inside = np.where(np.isfinite(x), x, 0.0)  # a flat Jacobian can make the solver try nan
+        mixing, *logs = self.lower + (self.upper - self.lower) * expit(inside)
         first, second = np.exp(logs)
         return float(mixing), float(first), float(second)
 

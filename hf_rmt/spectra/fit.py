@@ -35,6 +35,7 @@ class Phase(StrEnum):
     RANDOM = "random"
     SPIKED = "bulk+spikes"
     HEAVY_TAILED = "heavy-tailed"
+    UNEVEN = "uneven entries"
     DEGENERATE = "degenerate"
     LAWLESS = "no law"
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hf_rmt.spectra.double_bulk import DoubleBulk
 from hf_rmt.spectra.estimation import (
     SMALLEST_BULK,
+    SMALLEST_SHARE,
     BulkEstimate,
     coarse_bulk,
     estimate_bulk,
@@ -43,6 +44,8 @@ ADEQUATE = 1.8
 laws that took spikes for a bulk began at 2.5."""
 SMALL_BULK = 2
 """A bulk of less than this many times the least fraction may be spikes in truth."""
+PINNED = 1.4
+"""A bulk of less than this many times the least fraction would be smaller if it could."""
 BULK_SLACK = 1.15
 """How far, in units of their edge, eigenvalues that may form a bulk reach."""
 
@@ -90,7 +93,8 @@ def separate(values: Array, rows: int) -> Separation:
     alternative = _iterate(values, rows, other)
     if not alternative.converged:
         return result
-    if result.converged and result.adequate and alternative.adequate:
+    adequate = result.converged and result.adequate and alternative.adequate
+    if adequate and not _at_floor(result, len(values)):
         return min(result, alternative, key=lambda each: int(each.signal.sum()))
     better = alternative.estimate.residual < result.estimate.residual
     return alternative if better or not result.converged else result
@@ -171,16 +175,26 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
     The eigenvalues of n dimensions of one variance reach up to (1 + sqrt(n / N))^2 times their
     mean, whatever lies below them.
     """
-    law = result.estimate.law
-    if not result.adequate:
+    law, floor = result.estimate.law, least_mixing(len(values))
+    if not result.adequate or _at_floor(result, len(values)):
         lower = MarchenkoPastur(law.variances[1], law.aspect_ratio)
-        return values > lower.upper_edge if law.mixing <= SMALL_BULK * least_mixing(len(values)) else None
+        return values > lower.upper_edge if law.mixing <= SMALL_BULK * floor else None
     group = values[result.found]
-    for skip in range(len(group) - int(least_mixing(len(values)) * len(values))):
+    for skip in range(len(group) - int(floor * len(values))):
         rest = group[skip:]
         if rest[0] <= BULK_SLACK * rest.mean() * (1 + np.sqrt(len(rest) / rows)) ** 2:
             return values > rest[0]
     return None
+
+
+def _at_floor(result: Separation, count: int) -> bool:
+    """Whether the upper bulk of a small matrix would be smaller still if it were allowed to.
+
+    A bulk pinned to its least number of eigenvalues is spikes in truth, or it is very small; the
+    residuals of the two readings decide.
+    """
+    floor = least_mixing(count)
+    return floor > SMALLEST_SHARE and result.estimate.law.mixing <= PINNED * floor
 
 
 def _outside(values: Array, law: DoubleBulk, rows: int) -> Mask:
