@@ -10,19 +10,26 @@ NumPy and SciPy in float64 only; nothing here knows torch.
 """
 
 from hf_rmt.spectra.double_bulk import DoubleBulk
-from hf_rmt.spectra.fit import Phase, SpectrumFit, fit_double_bulk
+from hf_rmt.spectra.entries import EntryDiagnostics, entry_diagnostics
+from hf_rmt.spectra.fit import fit_double_bulk
 from hf_rmt.spectra.marchenko_pastur import MarchenkoPastur
+from hf_rmt.spectra.review import fit_weight, review
+from hf_rmt.spectra.split import Phase, SpectrumFit
 from hf_rmt.spectra.tracy_widom import tracy_widom_cdf, tracy_widom_quantile
 from hf_rmt.spectra.truncation import truncate
 from hf_rmt.spectra.unit_bulk import fit_unit_bulk
 
 __all__ = [
     "DoubleBulk",
+    "EntryDiagnostics",
     "MarchenkoPastur",
     "Phase",
     "SpectrumFit",
+    "entry_diagnostics",
     "fit_double_bulk",
     "fit_unit_bulk",
+    "fit_weight",
+    "review",
     "tracy_widom_cdf",
     "tracy_widom_quantile",
     "truncate",

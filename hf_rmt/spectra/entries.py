@@ -1,4 +1,4 @@
-"""What the entries of a weight say that its spectrum cannot: tails, zeros, unequal or repeated rows.
+"""What the entries of a weight say that its spectrum cannot: tails, zeros, unequal rows.
 
 A noise law holds for independent entries whose rows, on the long side, have one variance. Where
 that fails, eigenvalues leave the bulk although there is no signal.
@@ -18,7 +18,7 @@ SPARSE = 0.5
 HEAVY = 6.0
 """Kurtosis from which heavy tails are named as the cause; the Laplace law has 6."""
 REPEATED = 0.02
-"""Share of repeated or empty rows from which the number of rows is not what the law takes it for."""
+"""Share of repeated or empty rows from which N is not the number of rows that a law counts."""
 SAME_ROW = 1e-6
 """Relative difference of two random projections below which two rows are the same."""
 

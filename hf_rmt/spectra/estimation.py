@@ -170,7 +170,8 @@ class _Problem:
         low, high = np.triu_indices(GRID, 1)
         contrast = features[:, high] - features[:, low]
         rest = target[:, None] - features[:, low]
-        mixing = np.clip(np.sum(contrast * rest, 0) / np.sum(contrast**2, 0), self.lower[0], self.upper[0])
+        mixing = np.sum(contrast * rest, 0) / np.sum(contrast**2, 0)
+        mixing = np.clip(mixing, self.lower[0], self.upper[0])
         best = np.argmin(np.sum((rest - mixing * contrast) ** 2, 0))
         return self._inside(mixing[best], logs[high[best]], logs[low[best]])
 

@@ -15,27 +15,31 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hf_rmt.spectra.eigenvalues import RANGE
 from hf_rmt.spectra.entries import EntryDiagnostics, entry_diagnostics, tall_matrix
-from hf_rmt.spectra.fit import Phase, SpectrumFit, fit_double_bulk
+from hf_rmt.spectra.fit import fit_double_bulk
 from hf_rmt.spectra.laws import BulkLaw
 from hf_rmt.spectra.row_profile import profile_edges
 from hf_rmt.spectra.spike_map import Array
+from hf_rmt.spectra.split import Phase, SpectrumFit, without_law
 
 TOLERANCE = 1.1
 """How far above the edge of its rows a spike still counts as explained: edges fluctuate."""
 LOCALISED = 4.0
 """How many standard deviations above a Gaussian vector's 3 the participation of a localised one,
 N sum u^4, lies at least."""
+MIXED = 0.3
+"""Difference of the logarithms of two eigenvalues below which their vectors may be mixtures."""
 EXPLAINED_SHARE = 0.5
 """Where more than this share of the spikes is explained by the entries, the verdict says so."""
+
+WEIGHTS = (RANGE[0] ** 0.5, RANGE[1] ** 0.5)
 
 Mask = NDArray[np.bool_]
 Vectors = Callable[[], ArrayLike]
 
 
-def fit_weight(
-    weight: ArrayLike, fit: Callable[..., SpectrumFit] = fit_double_bulk
-) -> SpectrumFit:
+def fit_weight(weight: ArrayLike, fit: Callable[..., SpectrumFit] = fit_double_bulk) -> SpectrumFit:
     """Fit a method to a weight and look at its entries: spectrum and review in one call.
 
     Args:
@@ -57,6 +61,12 @@ def fit_weight(
     if not np.isfinite(tall).all():
         return fit(np.full(tall.shape[1], np.nan), tall.shape)
     _, singular, basis = np.linalg.svd(tall, full_matrices=False)
+    if singular[0] > 0 and not WEIGHTS[0] <= singular[0] <= WEIGHTS[1]:
+        reason = (
+            f"the largest singular value {singular[0]:.3g} has no square in the range where "
+            "float64 serves; scale the weight"
+        )
+        return without_law(tall.shape, np.full(tall.shape[1], np.nan), reason)
     result = fit(singular**2, tall.shape)
     return review(result, tall, lambda: basis[result.is_signal].T)
 
@@ -103,13 +113,12 @@ def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) ->
     law = fit.noise_law
     if law is None:
         raise ValueError(f"the fit has no law to compare with, phase {fit.phase}; use another one")
-    tall = tall_matrix(weight)
+    tall = _in_noise_units(fit, weight)
     short_side = np.asarray(vectors, dtype=tall.dtype)
     images = np.square(tall @ short_side, dtype=float)  # lambda u^2, N x K
     explained = _below(fit, law, _row_energies(tall), images)
     if tall.shape[0] == tall.shape[1]:
-        lambdas = fit.eigenvalues[fit.is_signal]
-        other = np.square(short_side, dtype=float) * lambdas
+        other = np.square(short_side, dtype=float) * images.sum(0)
         explained &= _below(fit, law, _row_energies(tall.T), other)
     return explained
 
@@ -142,8 +151,8 @@ def _explained_count(fit: SpectrumFit, tall: Array, vectors: Vectors) -> int:
     """
     law = fit.noise_law
     assert law is not None
-    everything = _relative(fit, _row_energies(tall)[:, None]).T
-    most = TOLERANCE * profile_edges(law, everything)[0] * _finite_size(fit, law)
+    everything = _row_energies(_in_noise_units(fit, tall))
+    most = TOLERANCE * profile_edges(law, everything[None])[0] * _finite_size(fit, law)
     possible = fit.eigenvalues[fit.is_signal] <= most
     if possible.sum() <= EXPLAINED_SHARE * fit.n_spikes:
         return 0
@@ -151,11 +160,17 @@ def _explained_count(fit: SpectrumFit, tall: Array, vectors: Vectors) -> int:
 
 
 def _below(fit: SpectrumFit, law: BulkLaw, energies: Array, images: Array) -> Mask:
-    """Localised spikes below the edge of the rows' residual energies plus their own."""
-    residual = np.maximum(energies - images.sum(1), 0.0)
-    own = _relative(fit, _even(residual, law, fit.shape[1])[:, None] + images).T
-    edges = TOLERANCE * profile_edges(law, own) * _finite_size(fit, law)
-    return localised(images) & (fit.eigenvalues[fit.is_signal] <= edges)
+    """Localised spikes below the edge of the rows' residual energies plus their own.
+
+    Vectors of nearly equal eigenvalues are mixtures of each other, so their energies go together.
+    """
+    few = localised(images)
+    strength = images.sum(0)
+    ratio = strength[:, None] / strength
+    together = np.eye(len(few), dtype=bool) | (few[:, None] & few & (np.abs(np.log(ratio)) < MIXED))
+    residual = _even(np.maximum(energies - images.sum(1), 0.0), law, fit.shape[1])
+    edges = profile_edges(law, residual + together @ images.T)
+    return few & (fit.eigenvalues[fit.is_signal] <= TOLERANCE * _finite_size(fit, law) * edges)
 
 
 def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
@@ -165,15 +180,18 @@ def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
     """
     mean = residual.mean()
     variance = float(np.var(residual)) / max(mean**2, np.finfo(float).tiny)
-    first, second = (float(law.weights @ law.atoms**order) for order in (1, 2))
+    tau = law.atoms / law.atoms[-1]
+    first, second = float(law.weights @ tau), float(law.weights @ tau**2)
     chance = 2 * second / (columns * first**2)
     kept = np.sqrt(max(1 - chance / variance, 0.0)) if variance > 0 else 0.0
     return mean + kept * (residual - mean)
 
 
-def _relative(fit: SpectrumFit, energies: Array) -> Array:
-    """Row energies in units of their mean over the noise."""
-    return energies * (len(energies) / fit.noise.sum())
+def _in_noise_units(fit: SpectrumFit, weight: ArrayLike) -> Array:
+    """The tall weight with noise of mean row energy 1."""
+    tall = tall_matrix(weight)
+    unit = np.sqrt(fit.noise.mean() * (len(fit.noise) / len(tall)))
+    return tall / tall.dtype.type(unit)
 
 
 def _row_energies(tall: Array) -> Array:

@@ -13,15 +13,17 @@ Source: Couillet & Hachem, Random Matrices: Theory Appl. 3 (2014), section 3.
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import expit, logit
 
 from hf_rmt.spectra.laws import BulkLaw
 from hf_rmt.spectra.spike_map import Array
 
-GRID = 40
+GRID = 48
 """Values of u; between them z(u) is flat near its minimum, and the edge is right to about 0.5 %."""
-FINE_GRID = 400
+FINE_GRID = 480
 NEAREST_POLE = 1e-4
-"""How near u comes to its pole 1 / max(d), relative; an outlier row puts the minimum there."""
+"""How near u comes to 0 and to its pole 1 / max(d), relative; rows that are outliers put the
+minimum at the pole, few large columns at 0."""
 
 
 def profile_edges(law: BulkLaw, energies: Array) -> Array:
@@ -40,7 +42,7 @@ def profile_edges(law: BulkLaw, energies: Array) -> Array:
         >>> bool(abs(profile_edges(law, np.ones((1, 100)))[0] / 2.25 - 1) < 0.01)
         True
     """
-    fractions = 1 - np.geomspace(1.0, NEAREST_POLE, GRID + 1)[1:]
+    fractions = expit(np.linspace(-1, 1, GRID) * logit(1 - NEAREST_POLE))
     peaks = energies.max(axis=1)
     relative = energies / peaks[:, None]
     pull = np.stack([(relative / (1 - q * relative)).mean(1) for q in fractions], axis=1)

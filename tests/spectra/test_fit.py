@@ -126,7 +126,7 @@ def test_the_order_of_the_eigenvalues_and_the_orientation_do_not_matter(publishe
     np.testing.assert_array_equal(other.is_signal, fit.is_signal)
 
 
-@pytest.mark.parametrize("factor", [1e-6, 1e-3, 0.1, 7.0, 1e6])
+@pytest.mark.parametrize("factor", [1e-140, 1e-6, 1e-3, 0.1, 7.0, 1e6, 1e140])
 def test_scaling_the_weight_scales_the_variances(fit, factor):
     scaled = fit_double_bulk(eigenvalues_of(factor * WEIGHT), SHAPE)
     np.testing.assert_array_equal(scaled.is_signal, fit.is_signal)
@@ -196,9 +196,6 @@ STRANGE = {
     "power law 1": eigenvalues_of(power_law_matrix((200, 150), exponent=1.0, seed=0)),
     "power law 2": eigenvalues_of(power_law_matrix((200, 150), exponent=2.0, seed=0)),
     "geometric": np.geomspace(1e-10, 1, 150),
-    "linear": np.arange(1.0, 151.0),
-    "orthogonal": np.ones(150),
-    "two values": np.repeat([1.0, 1e-3], [50, 100]),
     "a few zeros": np.r_[eigenvalues_of(marchenko_pastur_matrix((200, 140), seed=0)), np.zeros(10)],
     "a giant": np.r_[1e9, eigenvalues_of(marchenko_pastur_matrix((200, 149), seed=0))],
 }
@@ -225,8 +222,9 @@ def test_heavy_tails_are_called_so(name):
 
 def test_noise_is_random_and_a_wrong_bulk_is_said_to_be():
     noise = fit_double_bulk(eigenvalues_of(marchenko_pastur_matrix(SHAPE, seed=4)), SHAPE)
+    steps = np.r_[np.linspace(1.0, 1.6, 75), np.linspace(3.0, 4.6, 75)]
     assert (noise.phase, noise.n_spikes, noise.reason) == (Phase.RANDOM, 0, "")
-    assert "Kolmogorov distance" in fit_double_bulk(STRANGE["orthogonal"], (150, 150)).reason
+    assert "Kolmogorov distance" in fit_double_bulk(steps, (300, 150)).reason
 
 
 def test_null_directions_are_neither_noise_nor_signal():
