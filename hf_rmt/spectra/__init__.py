@@ -13,6 +13,7 @@ from hf_rmt.spectra.double_bulk import DoubleBulk
 from hf_rmt.spectra.entries import EntryDiagnostics, entry_diagnostics
 from hf_rmt.spectra.fit import fit_double_bulk
 from hf_rmt.spectra.marchenko_pastur import MarchenkoPastur
+from hf_rmt.spectra.power_law_bulk import PowerLawBulk, fit_power_law_bulk
 from hf_rmt.spectra.review import fit_weight, review
 from hf_rmt.spectra.split import Phase, SpectrumFit
 from hf_rmt.spectra.tracy_widom import tracy_widom_cdf, tracy_widom_quantile
@@ -24,9 +25,11 @@ __all__ = [
     "EntryDiagnostics",
     "MarchenkoPastur",
     "Phase",
+    "PowerLawBulk",
     "SpectrumFit",
     "entry_diagnostics",
     "fit_double_bulk",
+    "fit_power_law_bulk",
     "fit_unit_bulk",
     "fit_weight",
     "review",

@@ -17,6 +17,7 @@ from scipy.optimize import leastsq
 from scipy.special import expit, logit
 
 from hf_rmt.spectra.double_bulk import DoubleBulk
+from hf_rmt.spectra.laws import BulkLaw
 from hf_rmt.spectra.spike_map import Array, upper_root
 
 CONTOUR_POINTS = 24
@@ -62,18 +63,18 @@ class BulkEstimate:
     """A fitted law.
 
     Attributes:
-        law: The double bulk.
+        law: The law of the noise.
         residual: Root mean square of the standardised residuals; about 0.8 where the law holds.
         converged: Whether the least-squares solver says so.
     """
 
-    law: DoubleBulk
+    law: BulkLaw
     residual: float
     converged: bool
 
 
 def estimate_bulk(
-    noise: Array, rows: int, *, start: DoubleBulk | None = None, precision: float = 1e-9
+    noise: Array, rows: int, *, start: BulkLaw | None = None, precision: float = 1e-9
 ) -> BulkEstimate:
     """Fit a double bulk to noise eigenvalues.
 
@@ -91,7 +92,9 @@ def estimate_bulk(
     with np.errstate(over="ignore"):  # of a covariance that nobody reads, where t is at its bound
         position, _, details, _, status = leastsq(
             problem.residual,
-            problem.grid_search() if start is None else problem.position(start, scale),
+            problem.position(start, scale)
+            if isinstance(start, DoubleBulk)
+            else problem.grid_search(),
             Dfun=problem.jacobian,
             full_output=True,
             ftol=precision,
@@ -146,7 +149,7 @@ class _Problem:
 
     def residual(self, x: Array) -> Array:
         _, s = self._model(x)
-        return _split((s - self.transform) / self.deviation)
+        return split_parts((s - self.transform) / self.deviation)
 
     def jacobian(self, x: Array) -> Array:
         """Derivatives of s(z) from (SS), ds = -dz / z'(s), times those of the values in x."""
@@ -157,7 +160,7 @@ class _Problem:
         steepness = 1 / s**2 - self.aspect_ratio * (rise_high + rise_low)
         weight = -self.aspect_ratio / (steepness * self.deviation)
         chain = (self.upper - self.lower) * expit(x) * expit(-x)
-        return _split(columns * weight[:, None]) * chain
+        return split_parts(columns * weight[:, None]) * chain
 
     def grid_search(self) -> Array:
         """The pair of variances on a logarithmic grid that solves (SS) best, with its mixing."""
@@ -165,8 +168,10 @@ class _Problem:
         variances = np.exp(logs)
         weight = np.abs(self.slope) / self.deviation
         pull = (self.points + 1 / self.transform) / self.aspect_ratio
-        target = _split(pull * weight)
-        features = _split(variances / (1 + variances * self.transform[:, None]) * weight[:, None])
+        target = split_parts(pull * weight)
+        features = split_parts(
+            variances / (1 + variances * self.transform[:, None]) * weight[:, None]
+        )
         low, high = np.triu_indices(GRID, 1)
         contrast = features[:, high] - features[:, low]
         rest = target[:, None] - features[:, low]
@@ -212,6 +217,22 @@ class _Problem:
         return float(mixing), float(first), float(second)
 
 
+def contour_problem(
+    noise: Array, aspect_ratio: float
+) -> tuple[np.ndarray, np.ndarray, Array, float]:
+    """What any law is fitted to: points, the empirical s there, its deviations, and c.
+
+    Args:
+        noise: Eigenvalues without the spikes, descending, of mean 1.
+        aspect_ratio: c in (0, 1].
+
+    Returns:
+        Complex points and values, positive deviations, each of shape (CONTOUR_POINTS,), and c.
+    """
+    problem = _Problem.of(noise, aspect_ratio)
+    return problem.points, problem.transform, problem.deviation, aspect_ratio
+
+
 def _contour(noise: Array) -> np.ndarray:
     """Points in the upper half-plane around the bulk, shape (CONTOUR_POINTS,)."""
     first, last = np.sqrt(noise[0]), np.sqrt(noise[-1])
@@ -223,6 +244,6 @@ def _contour(noise: Array) -> np.ndarray:
     return (np.maximum(np.abs(across), STEEPEST * above) + 1j * above) ** 2
 
 
-def _split(values: np.ndarray) -> Array:
-    """Real parts over imaginary parts."""
+def split_parts(values: np.ndarray) -> Array:
+    """Real parts over imaginary parts, as one real vector."""
     return np.concatenate([values.real, values.imag])

@@ -58,7 +58,7 @@ def fit_double_bulk(
         >>> fit.n_spikes, str(fit.phase)
         (2, 'bulk+spikes')
     """
-    estimator = _published if published else partial(_self_consistent, separate)
+    estimator = _published if published else partial(self_consistent, separate)
     return fitted(eigenvalues, shape, estimator, normalise=not published)
 
 
@@ -115,12 +115,20 @@ def _published(rows: int, values: Array) -> SpectrumFit:
     )
 
 
-def _self_consistent(
+def self_consistent(
     separator: Callable[[Array, int], Separation], rows: int, values: Array
 ) -> SpectrumFit:
-    """The separation with its verdict, its law carried from the noise matrix to the population.
+    """A separation with its verdict, its law carried from the noise matrix to the population.
 
     Null directions belong to neither noise nor signal.
+
+    Args:
+        separator: Descending eigenvalues and N to their separation.
+        rows: N.
+        values: Eigenvalues, descending, none negative, shape (p,).
+
+    Returns:
+        The fit.
     """
     live = values[: live_count(values)]
     result = separator(live, rows)

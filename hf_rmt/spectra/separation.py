@@ -9,11 +9,11 @@ a small bulk of large variance; where one reading misfits, or is the longer one,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_rmt.spectra.double_bulk import DoubleBulk
 from hf_rmt.spectra.estimation import (
     SMALLEST_BULK,
     SMALLEST_SHARE,
@@ -22,6 +22,7 @@ from hf_rmt.spectra.estimation import (
     estimate_bulk,
     least_mixing,
 )
+from hf_rmt.spectra.laws import BulkLaw
 from hf_rmt.spectra.marchenko_pastur import MarchenkoPastur
 from hf_rmt.spectra.spike_map import Array
 from hf_rmt.spectra.tracy_widom import tracy_widom_quantile
@@ -50,6 +51,14 @@ BULK_SLACK = 1.15
 """How far, in units of their edge, eigenvalues that may form a bulk reach."""
 
 Mask = NDArray[np.bool_]
+
+
+class Estimator(Protocol):
+    """Fits a law to noise eigenvalues, as `estimate_bulk` does."""
+
+    def __call__(
+        self, noise: Array, rows: int, *, start: BulkLaw | None, precision: float
+    ) -> BulkEstimate: ...
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ def most_spikes(count: int) -> float:
     return max(MAX_SPIKE_FRACTION * count, min(float(SMALLEST_BULK), count / 4))
 
 
-def finite_size_edges(law: DoubleBulk, rows: int) -> Array:
+def finite_size_edges(law: BulkLaw, rows: int) -> Array:
     """Edges of the law moved outwards by their Tracy-Widom fluctuation, shape (intervals, 2).
 
     Args:
@@ -130,10 +139,26 @@ def finite_size_edges(law: DoubleBulk, rows: int) -> Array:
     return law.bulk_edges + quantile * np.array(shifts)
 
 
-def _iterate(values: Array, rows: int, signal: Mask) -> Separation:
+def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
+    """Find a self-consistent choice of spikes for a law with one interval.
+
+    Args:
+        estimator: Fits a law to noise eigenvalues, as `estimate_bulk` does.
+        values: Eigenvalues, descending, not negative, shape (p,).
+        rows: N.
+
+    Returns:
+        The fixed point, or with a reason the first round where the spikes run away.
+    """
+    return _iterate(values, rows, _certain_spikes(values, rows), estimator)
+
+
+def _iterate(
+    values: Array, rows: int, signal: Mask, estimator: Estimator = estimate_bulk
+) -> Separation:
     """Fit and count in turn to a fixed point, or report where that runs away."""
     limit = most_spikes(len(values))
-    now = first = _round(values, rows, signal)
+    now = first = _round(estimator, values, rows, signal)
     seen: set[bytes] = set()
     precision = ROUGH
     while len(seen) < MAX_ROUNDS and now.found.sum() <= limit:
@@ -144,22 +169,23 @@ def _iterate(values: Array, rows: int, signal: Mask) -> Separation:
             if precision == FINE:
                 return Separation(now.signal, now.estimate, now.found, now.estimate.converged)
             precision = FINE
-        now = _round(values, rows, found, now.estimate.law, precision)
+        now = _round(estimator, values, rows, found, now.estimate.law, precision)
     stands = first.found if first.found.sum() <= limit else first.signal
-    last = _round(values, rows, stands, first.estimate.law, FINE)
+    last = _round(estimator, values, rows, stands, first.estimate.law, FINE)
     reason = f"the spikes run away: {int(now.found.sum())} of {len(values)} without end"
     return Separation(stands, last.estimate, now.found, reason=reason)
 
 
 def _round(
+    estimator: Estimator,
     values: Array,
     rows: int,
     signal: Mask,
-    start: DoubleBulk | None = None,
+    start: BulkLaw | None = None,
     precision: float = ROUGH,
 ) -> Separation:
     left = rows - int(signal.sum())
-    estimate = estimate_bulk(values[~signal], left, start=start, precision=precision)
+    estimate = estimator(values[~signal], left, start=start, precision=precision)
     return Separation(signal, estimate, _outside(values, estimate.law, left))
 
 
@@ -177,8 +203,8 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
     """
     law, floor = result.estimate.law, least_mixing(len(values))
     if not result.adequate or _at_floor(result, len(values)):
-        lower = MarchenkoPastur(law.variances[1], law.aspect_ratio)
-        return values > lower.upper_edge if law.mixing <= SMALL_BULK * floor else None
+        lower = MarchenkoPastur(float(law.atoms[0]), law.aspect_ratio)
+        return values > lower.upper_edge if law.weights[-1] <= SMALL_BULK * floor else None
     group = values[result.found]
     for skip in range(len(group) - int(floor * len(values))):
         rest = group[skip:]
@@ -194,17 +220,17 @@ def _at_floor(result: Separation, count: int) -> bool:
     residuals of the two readings decide.
     """
     floor = least_mixing(count)
-    return floor > SMALLEST_SHARE and result.estimate.law.mixing <= PINNED * floor
+    return floor > SMALLEST_SHARE and float(result.estimate.law.weights[-1]) <= PINNED * floor
 
 
-def _outside(values: Array, law: DoubleBulk, rows: int) -> Mask:
+def _outside(values: Array, law: BulkLaw, rows: int) -> Mask:
     """Which eigenvalues lie above the bulk or in a true gap of it."""
     edges = finite_size_edges(law, rows)
     above = values > edges[-1, 1]
     if len(edges) == 1:
         return above
     beyond = values > edges[0, 1]
-    if (beyond & ~above).sum() < EMPTY_BULK * law.mixing * len(values):
+    if (beyond & ~above).sum() < EMPTY_BULK * law.weights[-1] * len(values):
         return beyond
     gap = beyond & (values < edges[1, 0])
     return above | gap if gap.sum() <= MAX_GAP_FRACTION * len(values) else above
