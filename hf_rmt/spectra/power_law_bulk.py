@@ -241,7 +241,7 @@ class _Problem:
         return np.full_like(s, np.nan)
 
     def _fixed_point(self, tau: Array, weights: Array) -> np.ndarray:
-        """The iteration s <- -1 / (z - c E[tau / (1 + tau s)]), which never leaves the half-plane."""
+        """The iteration s <- -1 / (z - c E[tau / (1 + tau s)]), which stays in the half-plane."""
         s = -1 / self.points
         for _ in range(200):
             s = -1 / (self.points - self.aspect_ratio * ((tau / (1 + np.outer(s, tau))) @ weights))
