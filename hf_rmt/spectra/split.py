@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hf_rmt.spectra.agreement import kolmogorov_distance
 from hf_rmt.spectra.eigenvalues import live_count
 from hf_rmt.spectra.laws import BulkLaw
+from hf_rmt.spectra.recovery import found_spikes
 from hf_rmt.spectra.spike_map import Array, population_moment
 
 MAX_DISTANCE = 0.12
@@ -87,13 +88,18 @@ class SpectrumFit:
     def spikes(self) -> Array:
         """Recovered population spikes alpha, descending, shape (K,).
 
-        Where the count never settled, a signal eigenvalue may lie inside the bulk: it stands for
-        itself.
+        A spike near the edge was found because chance lifted it; that is corrected, except in a
+        published fit. Where the count never settled, a signal eigenvalue may lie inside the bulk:
+        it stands for itself.
         """
         law, sample = self.noise_law, self.eigenvalues[self.is_signal]
         if law is None:
             return sample
-        alpha = law.spike_inverse(sample)
+        rows = self.shape[0] - self.n_spikes
+        if self.published:
+            alpha = law.spike_inverse(sample)
+        else:
+            alpha = found_spikes(law, sample, self.upper_edge, rows)
         return np.where(np.isnan(alpha), sample, alpha)
 
     @property
