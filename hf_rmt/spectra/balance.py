@@ -19,7 +19,7 @@ EVEN = 1e-6
 def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
     """Divide out row and column scales until every live row and column has one mean square.
 
-    Sinkhorn's iteration on the squared entries. Rows and columns that are zero keep the scale 1.
+    Sinkhorn's iteration on the squared entries. A row or column of zeros gets some positive scale.
     Of a sparse weight that no scales can balance, the last sweep is returned.
 
     Args:
