@@ -20,7 +20,7 @@ HEAVY = 6.0
 REPEATED = 0.02
 """Share of repeated or empty rows from which N is not the number of rows that a law counts."""
 SAME_ROW = 1e-6
-"""Relative difference of two random projections below which two rows are the same."""
+"""Difference of two random projections, of order 1, below which two rows are the same."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class EntryDiagnostics:
     @property
     def repeats(self) -> bool:
         """Whether so many rows repeat that the aspect ratio is wrong."""
-        return self.repeated_rows > REPEATED * self.rows
+        return too_many_repeats(self.repeated_rows, self.rows)
 
     @property
     def cause(self) -> str:
@@ -100,7 +100,7 @@ def entry_diagnostics(weight: ArrayLike) -> EntryDiagnostics:
         kurtosis=float(np.mean(fourth[live] / energies[live] ** 2)),
         zeros=float(np.mean(tall == 0)),
         row_spread=float(np.sqrt(excess)),
-        repeated_rows=len(tall) - _distinct(tall / peak, np.sqrt(energies)),
+        repeated_rows=repeated_rows(tall / peak),
     )
 
 
@@ -116,19 +116,29 @@ def tall_matrix(weight: ArrayLike) -> Array:
     return matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
 
 
-def _distinct(tall: Array, norms: Array) -> int:
-    """Number of rows that are neither zero nor a multiple of another one.
+def repeated_rows(tall: Array) -> int:
+    """Number of rows that are zero or a multiple of another row; the first of its kind is none.
 
     Equal rows have equal projections on two random directions, up to one sign. Two different rows
     of N agree in both by chance with probability about (N * SAME_ROW)^2.
+
+    Args:
+        tall: A finite matrix whose squares do not overflow, shape (N, p).
+
+    Returns:
+        A count in [0, N].
     """
+    norms = np.sqrt(np.einsum("ij,ij->i", tall, tall))
     directions = np.random.default_rng(0).standard_normal((tall.shape[1], 2)).astype(tall.dtype)
     live = norms > 0
     projections = (tall @ directions)[live] / norms[live, None]
     projections = projections * np.where(projections[:, :1] < 0, -1, 1)
-    order = np.argsort(projections[:, 0], kind="stable")
-    scale = np.abs(projections).mean() if len(projections) else 1.0
-    steps = np.abs(np.diff(projections[order], axis=0))
+    steps = np.abs(np.diff(projections[np.argsort(projections[:, 0], kind="stable")], axis=0))
     single = np.finfo(np.float32).eps * np.sqrt(tall.shape[1]) if tall.dtype != float else 0.0
-    same = np.all(steps <= max(SAME_ROW, single) * scale, axis=1)
-    return len(projections) - int(same.sum())
+    same = np.all(steps <= max(SAME_ROW, single), axis=1)
+    return len(tall) - len(projections) + int(same.sum())
+
+
+def too_many_repeats(repeated: int, rows: int) -> bool:
+    """Whether a law that counts all of the rows has the wrong aspect ratio."""
+    return repeated > REPEATED * rows

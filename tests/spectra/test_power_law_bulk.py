@@ -6,7 +6,7 @@ from scipy.integrate import quad
 from scipy.optimize import approx_fprime
 
 from hf_rmt.spectra import DoubleBulk, Phase, PowerLawBulk, fit_double_bulk, fit_power_law_bulk
-from hf_rmt.spectra.ensembles import eigenvalues_of, heavy_tailed_matrix
+from hf_rmt.spectra.ensembles import eigenvalues_of, heavy_tailed_matrix, marchenko_pastur_matrix
 from hf_rmt.spectra.estimation import contour_problem
 from hf_rmt.spectra.power_law_bulk import _Problem, estimate_power_law
 
@@ -71,9 +71,7 @@ def test_it_holds_where_two_variances_do_not():
 
 
 def test_one_variance_is_a_narrow_range():
-    weight = double_bulk_matrix(
-        (600, 300), mixing=0.0, variances=(2.0, 2.0), spikes=(20.0,), seed=0
-    )
+    weight = marchenko_pastur_matrix((600, 300), variance=2.0, spikes=(20.0,), seed=0)
     fit = fit_power_law_bulk(eigenvalues_of(weight), (600, 300))
     assert fit.n_spikes == 1
     exact = DoubleBulk(0.0, (2.0, 2.0), 0.5).upper_edge
