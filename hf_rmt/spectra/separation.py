@@ -47,6 +47,8 @@ SMALL_BULK = 2
 """A bulk of less than this many times the least fraction may be spikes in truth."""
 PINNED = 1.4
 """A bulk of less than this many times the least fraction would be smaller if it could."""
+DISTINCT = 1.5
+"""Ratio of variances below which a law is a unit bulk, whose mixing says nothing."""
 BULK_SLACK = 1.15
 """How far, in units of their edge, eigenvalues that may form a bulk reach."""
 
@@ -107,6 +109,9 @@ def separate(values: Array, rows: int) -> Separation:
     adequate = result.converged and result.adequate and alternative.adequate
     if adequate and not _at_floor(result, len(values)):
         return min(result, alternative, key=lambda each: int(each.signal.sum()))
+    if _at_floor(result, len(values)) and len(result.estimate.law.bulk_edges) > 1:
+        handful = alternative.signal.sum() < SMALLEST_BULK
+        return alternative if handful else result
     better = alternative.estimate.residual < result.estimate.residual
     return alternative if better or not result.converged else result
 
@@ -230,8 +235,9 @@ def _at_floor(result: Separation, count: int) -> bool:
     A bulk pinned to its least number of eigenvalues is spikes in truth, or it is very small; the
     residuals of the two readings decide.
     """
-    floor = least_mixing(count)
-    return floor > SMALLEST_SHARE and float(result.estimate.law.weights[-1]) <= PINNED * floor
+    law, floor = result.estimate.law, least_mixing(count)
+    small = floor > SMALLEST_SHARE and law.weights[-1] <= PINNED * floor
+    return bool(small and law.atoms[-1] > DISTINCT * law.atoms[0])
 
 
 def _outside(values: Array, law: BulkLaw, rows: int) -> Mask:
