@@ -25,7 +25,7 @@ from hf_rmt.spectra.separation import separate_by
 from hf_rmt.spectra.spike_map import Array
 from hf_rmt.spectra.split import SpectrumFit
 
-NODES = 96
+NODES = 64
 POSITIONS, QUADRATURE = np.polynomial.legendre.leggauss(NODES)
 WIDEST = 4.0
 """Largest half width of the range, as a logarithm: the ends differ by at most a factor e^8."""
@@ -33,7 +33,12 @@ STEEPEST_TILT = 8.0
 """Largest exponent, in units of the half width: the density of log tau falls by at most e^16."""
 STARTS = ((0.3, 0.0), (1.0, -1.5), (2.0, -4.0))
 """Half widths and tilts from which the least squares start; the best end is taken."""
-NEWTON_STEPS = 12
+NEWTON_STEPS, FIXED_POINT_STEPS = 12, 50
+NEWTON_PRECISION = 1e-8
+"""Last relative step of Newton's method; what is left is its square."""
+
+Model = tuple[float, Array, Array, np.ndarray]
+"""Half width, nodes, weights and the law's s on the contour."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,7 @@ class _Problem:
         self.points, self.transform, self.deviation = points, transform, deviation
         self.aspect_ratio = aspect_ratio
         self._root = transform
+        self._last: tuple[bytes, Model] | None = None
 
     def solve(self, x: Array, precision: float) -> tuple[Array, Array, bool]:
         """The end of the least squares from x: position, residuals, whether it converged."""
@@ -218,8 +224,10 @@ class _Problem:
         first, second = (float(scale * np.exp(x[0] + sign * width)) for sign in (1, -1))
         return PowerLawBulk(tilt / width, (first, second), self.aspect_ratio)
 
-    def _transform(self, x: Array) -> tuple[float, Array, Array, np.ndarray]:
+    def _transform(self, x: Array) -> Model:
         """Half width, nodes, weights, and the law's s on the contour, by Newton from the last."""
+        if self._last is not None and self._last[0] == x.tobytes():
+            return self._last[1]
         width, tilt = _shape(x)
         tau = np.exp(np.clip(x[0], -30, 30) + width * POSITIONS)
         weights = _tilted(tilt)
@@ -228,7 +236,8 @@ class _Problem:
             root = self._newton(self._fixed_point(tau, weights), tau, weights)
         if _solves(root):
             self._root = root
-        return width, tau, weights, root
+        self._last = x.tobytes(), (width, tau, weights, root)
+        return self._last[1]
 
     def _newton(self, s: np.ndarray, tau: Array, weights: Array) -> np.ndarray:
         for _ in range(NEWTON_STEPS):
@@ -236,14 +245,14 @@ class _Problem:
             value = -1 / s + self.aspect_ratio * (share @ weights) - self.points
             step = value / (1 / s**2 - self.aspect_ratio * (share**2 @ weights))
             s = s - step
-            if np.all(np.abs(step) <= 1e-11 * np.abs(s)):
+            if np.all(np.abs(step) <= NEWTON_PRECISION * np.abs(s)):
                 return s
         return np.full_like(s, np.nan)
 
     def _fixed_point(self, tau: Array, weights: Array) -> np.ndarray:
         """The iteration s <- -1 / (z - c E[tau / (1 + tau s)]), which stays in the half-plane."""
         s = -1 / self.points
-        for _ in range(200):
+        for _ in range(FIXED_POINT_STEPS):
             s = -1 / (self.points - self.aspect_ratio * ((tau / (1 + np.outer(s, tau))) @ weights))
         return s
 

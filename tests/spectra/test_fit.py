@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from hf_rmt.spectra import DoubleBulk, Phase, fit_double_bulk
+from hf_rmt.spectra import DoubleBulk, Phase, fit_double_bulk, fit_power_law_bulk
 from hf_rmt.spectra.ensembles import (
     double_bulk_matrix,
     eigenvalues_of,
@@ -296,3 +296,28 @@ def test_layers_of_a_trained_bert(trained_bert):
 
 def test_layers_of_a_trained_vision_transformer(real_data):
     check_layers(layers(real_data / "models" / "dinov2-small"))
+
+
+def mlp_distances(folder, names):
+    """Kolmogorov distances of the power law and of PDB on the MLP layers of a checkpoint."""
+    tensors = load_file(next(folder.rglob("model.safetensors")))
+    found = []
+    for name, tensor in tensors.items():
+        if any(part in name for part in names) and tensor.ndim == 2 and "attention" not in name:
+            tall = (
+                tensor.astype(float) if len(tensor) >= tensor.shape[1] else tensor.T.astype(float)
+            )
+            values = np.linalg.eigvalsh(tall.T @ tall)
+            fits = (fit(values, tensor.shape) for fit in (fit_power_law_bulk, fit_double_bulk))
+            found.append([fit.distance for fit in fits])
+    return np.median(found, axis=0)
+
+
+def test_a_spread_population_fits_the_mlps_of_a_trained_bert(trained_bert):
+    spread, double = mlp_distances(trained_bert, (".intermediate.dense", ".output.dense"))
+    assert spread <= 0.02 < 0.03 < double
+
+
+def test_a_spread_population_fits_the_mlps_of_a_trained_vision_transformer(real_data):
+    spread, double = mlp_distances(real_data / "models" / "dinov2-small", (".mlp.fc",))
+    assert spread <= 0.02 < 0.03 < double
