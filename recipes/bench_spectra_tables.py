@@ -172,7 +172,7 @@ def law_table(model: str, layers: dict[str, Array], balanced: bool) -> Iterator[
         chosen = [fits[name] for name in layers if belongs(name)]
         if not chosen:
             continue
-        cells = [np.median([row[law] for row in chosen], axis=0) for law in LAWS]
+        cells = [np.nanmedian([row[law] for row in chosen], axis=0) for law in LAWS]
         text = "".join(f"{cell[0]:12.4f}{cell[1]:6.0f}{cell[2]:8.2f}" for cell in cells)
         yield f"{f'{group} ({len(chosen)})':18}{text}"
 
