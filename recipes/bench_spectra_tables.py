@@ -25,6 +25,7 @@ SMALL_SHAPES = ((64, 32), (32, 32), (128, 32), (80, 40), (40, 40), (96, 48), (12
 SMALL_SPIKES = ((6, 6, 6), (10, 6, 4), (6,) * 6, (20, 10, 5, 4), (30, 20, 10, 8, 6), (5,) * 5)
 BULKS = ((0.0, (1.0, 1.0)), (0.4, (4.0, 1.0)), (0.3, (10.0, 1.0)))
 STRENGTHS = (1.1, 1.2, 1.3, 1.5, 2.0)
+NOISE_SHAPES = ((400, 200), (200, 200))
 WEAK_SHAPE = (400, 200)
 FALSE_ALARM = 0.001
 LAWS: dict[str, Callable[[Array, tuple[int, int]], SpectrumFit]] = {
@@ -60,7 +61,7 @@ def odd_noise(seeds: int) -> Iterator[str]:
     """What noise of odd entries passes for, with and without a look at the entries."""
     yield f"spikes that a verdict of bulk+spikes vouches for, per 100 of {seeds} noise matrices"
     yield f"{'entries':22}{'N x p':>11}{'spectrum alone':>16}{'and entries':>13}  verdicts"
-    for shape in ((400, 200), (200, 200)):
+    for shape in NOISE_SHAPES:
         for name, draw in noise_kinds(shape).items():
             generator = np.random.default_rng(0)
             alone, both, verdicts = 0, 0, []
