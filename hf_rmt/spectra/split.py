@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class SpectrumFit:
         """K, the number of signal eigenvalues."""
         return int(self.is_signal.sum())
 
-    @property
+    @cached_property
     def spikes(self) -> Array:
         """Recovered population spikes alpha, descending, shape (K,).
 
