@@ -3,8 +3,10 @@
 The model, stated once. A weight is oriented as X of shape N x p with N >= p, c = p / N, and
 X = N^{-1/2} Z Sigma^{1/2} with iid entries of mean 0 and variance 1 in Z. Its eigenvalues are
 those of X'X: the squared singular values of the weight. Sigma has K spikes alpha_1..alpha_K,
-the signal, and a bulk, the noise: one variance sigma^2 (unit bulk, the Marchenko-Pastur law) or
-a fraction t of variance sigma_1^2 and the rest sigma_2^2 < sigma_1^2 (double bulk, PDB).
+the signal, and a bulk, the noise: one variance sigma^2 (unit bulk, the Marchenko-Pastur law), a
+fraction t of variance sigma_1^2 and the rest sigma_2^2 < sigma_1^2 (double bulk, PDB), or a range
+of variances (power-law bulk). `review` asks the entries of the weight whether the spikes can be
+trusted.
 
 NumPy and SciPy in float64 only; nothing here knows torch.
 """

@@ -29,6 +29,8 @@ NODES = 64
 POSITIONS, QUADRATURE = np.polynomial.legendre.leggauss(NODES)
 WIDEST = 4.0
 """Largest half width of the range, as a logarithm: the ends differ by at most a factor e^8."""
+FARTHEST = 12.0
+"""Bound of the logarithm of the middle variance over the mean eigenvalue."""
 STEEPEST_TILT = 8.0
 """Largest exponent, in units of the half width: the density of log tau falls by at most e^16."""
 STARTS = ((0.3, 0.0), (1.0, -1.5), (2.0, -4.0))
@@ -220,16 +222,16 @@ class _Problem:
 
     def law(self, x: Array, scale: float) -> PowerLawBulk:
         """The law at a position, in units of the eigenvalues."""
-        width, tilt = _shape(x)
-        first, second = (float(scale * np.exp(x[0] + sign * width)) for sign in (1, -1))
+        middle, width, tilt = _shape(x)
+        first, second = (float(scale * np.exp(middle + sign * width)) for sign in (1, -1))
         return PowerLawBulk(tilt / width, (first, second), self.aspect_ratio)
 
     def _transform(self, x: Array) -> Model:
         """Half width, nodes, weights, and the law's s on the contour, by Newton from the last."""
         if self._last is not None and self._last[0] == x.tobytes():
             return self._last[1]
-        width, tilt = _shape(x)
-        tau = np.exp(np.clip(x[0], -30, 30) + width * POSITIONS)
+        middle, width, tilt = _shape(x)
+        tau = np.exp(middle + width * POSITIONS)
         weights = _tilted(tilt)
         root = self._newton(self._root, tau, weights)
         if not _solves(root):
@@ -261,10 +263,12 @@ def _solves(s: np.ndarray) -> bool:
     return bool(np.all(s.imag > 0))
 
 
-def _shape(x: Array) -> tuple[float, float]:
-    """Half width and tilt at a position; the width stays above 0.1 % of its bound."""
-    width = WIDEST * max(float(expit(x[1])), 1e-3)
-    return width, float(STEEPEST_TILT * np.tanh(x[2] / STEEPEST_TILT))
+def _shape(x: Array) -> tuple[float, float, float]:
+    """Log middle, half width and tilt at a position; the width is at least 0.1 % of its bound."""
+    middle, share, steepness = np.nan_to_num(x)  # a flat Jacobian can make the solver try nan
+    width = WIDEST * max(float(expit(share)), 1e-3)
+    tilt = STEEPEST_TILT * np.tanh(steepness / STEEPEST_TILT)
+    return float(np.clip(middle, -FARTHEST, FARTHEST)), width, float(tilt)
 
 
 def _tilted(tilt: float) -> Array:

@@ -219,8 +219,9 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
     """
     law, floor = result.estimate.law, least_mixing(len(values))
     if not result.adequate or _at_floor(result, len(values)):
-        lower = MarchenkoPastur(float(law.atoms[0]), law.aspect_ratio)
-        return values > lower.upper_edge if law.weights[-1] <= SMALL_BULK * floor else None
+        beyond = values > MarchenkoPastur(float(law.atoms[0]), law.aspect_ratio).upper_edge
+        small = law.weights[-1] <= SMALL_BULK * floor
+        return beyond if small and beyond.sum() <= len(values) // 2 else None
     group = values[result.found]
     for skip in range(len(group) - int(floor * len(values))):
         rest = group[skip:]

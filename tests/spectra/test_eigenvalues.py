@@ -5,7 +5,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-from hf_rmt.spectra import Phase, fit_double_bulk, fit_unit_bulk, truncate
+from hf_rmt.spectra import (
+    Phase,
+    fit_double_bulk,
+    fit_power_law_bulk,
+    fit_unit_bulk,
+    truncate,
+)
 from hf_rmt.spectra.eigenvalues import why_lawless
 from hf_rmt.spectra.ensembles import double_bulk_matrix, eigenvalues_of, marchenko_pastur_matrix
 
@@ -16,6 +22,7 @@ FITS = {
     "pdb": fit_double_bulk,
     "published": partial(fit_double_bulk, published=True),
     "bema": fit_unit_bulk,
+    "power law": fit_power_law_bulk,
     "kernel": partial(fit_unit_bulk, estimator="kernel"),
     "svd": partial(truncate, fraction=0.5),
 }
@@ -86,3 +93,35 @@ def test_noise_is_never_called_lawless(shape, ratio):
     for seed in range(20):
         weight = double_bulk_matrix(shape, mixing=0.3, variances=(ratio, 1.0), seed=seed)
         assert why_lawless(eigenvalues_of(weight), shape[0]) == ""
+
+
+def odd_spectrum(generator):
+    """A spectrum of some strange kind with its shape."""
+    columns = int(generator.integers(24, 70))
+    rows = int(columns * np.exp(generator.exponential(0.6)))
+    noise = eigenvalues_of(generator.standard_normal((rows, columns)))
+    noise[: generator.integers(12)] *= np.exp(generator.exponential(2.0))
+    pairs = np.repeat(generator.random(columns // 2 + 1), 2)[:columns]
+    kinds = [
+        np.exp(generator.standard_normal(columns) * generator.exponential(1.5)),
+        generator.random(columns),
+        np.abs(generator.standard_t(1, columns)),
+        pairs * (1 + 1e-4 * generator.random(columns)),
+        np.r_[generator.random(columns - columns // 12) + 0.1, np.zeros(columns // 12)],
+        noise,
+    ]
+    return kinds[generator.integers(len(kinds))] * 10.0 ** generator.integers(-8, 8), (
+        rows,
+        columns,
+    )
+
+
+@pytest.mark.parametrize("fit", [fit_double_bulk, fit_power_law_bulk])
+@pytest.mark.parametrize("seed", range(40))
+def test_odd_spectra_get_finite_numbers(fit, seed):
+    values, shape = odd_spectrum(np.random.default_rng(seed))
+    found = fit(values, shape)
+    assert len(found.spikes) == found.n_spikes
+    if found.law is not None:
+        numbers = [found.upper_edge, found.distance, found.residual, *found.spikes]
+        assert np.isfinite(numbers).all()

@@ -146,3 +146,13 @@ def test_a_cycle_ends():
         result = separate(values, 100)
     assert result.signal.sum() == 3
     assert len(calls) < 12
+
+
+def test_a_reading_that_calls_everything_signal_is_none():
+    """Spikes over an empty lower bulk once left no eigenvalue to fit."""
+    for seed in range(20):
+        law = DoubleBulk(0.0, (1.0, 1.0), 0.5)
+        weight = marchenko_pastur_matrix(
+            (48, 24), spikes=law.critical_points[-1] * np.full(6, 6.0), seed=7000 + seed
+        )
+        assert separate(eigenvalues_of(weight), 48).signal.sum() <= 12
