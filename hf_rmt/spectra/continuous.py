@@ -101,7 +101,7 @@ class ContinuousBulk(BulkLaw):
         first, last = self.critical_points
         theta = np.linspace(0.0, np.pi, CURVE_POINTS)
         u = (first + last) / 2 - (last - first) / 2 * np.cos(theta)
-        a = u + 1j * np.sqrt(self._squared_height(u))
+        a = u + 1j * self._height(u)
         a[0], a[-1] = first, last
         inner = a[1:-1]
         value, _ = self._complex_map(inner)
@@ -112,19 +112,20 @@ class ContinuousBulk(BulkLaw):
         nodes = np.concatenate([[0.0], angle[inside], [np.pi]])
         return CubicSpline(nodes, np.concatenate([a[:1], inner[inside], a[-1:]]))
 
-    def _squared_height(self, u: Array) -> Array:
-        """y^2 of the curve, by Newton on 1 / F, which is concave and rises in y^2: no overshoot."""
-        distance = (u[:, None] - self.atoms) ** 2
-        pull = self.aspect_ratio * self.weights * self.atoms**2
-        height = np.full(len(u), CLOSE * self.atoms[-1] ** 2)
+    def _height(self, u: Array) -> Array:
+        """Y on the curve, by Newton on 1 / F, which is concave and rises in y^2: no overshoot."""
+        top = self.atoms[-1]
+        distance = ((u[:, None] - self.atoms) / top) ** 2
+        pull = self.aspect_ratio * self.weights * (self.atoms / top) ** 2
+        square = np.full(len(u), CLOSE)
         for _ in range(HEIGHT_STEPS):
-            share = 1 / (distance + height[:, None])
+            share = 1 / (distance + square[:, None])
             total = share @ pull
             step = (1 - 1 / total) * total**2 / (share**2 @ pull)
-            height = np.maximum(height + step, 0.0)
-            if np.all(np.abs(step) <= CLOSE * (height + self.atoms[0] ** 2)):
+            square = np.maximum(square + step, 0.0)
+            if np.all(np.abs(step) <= CLOSE * (square + CLOSE)):
                 break
-        return height
+        return top * np.sqrt(square)
 
 
 def _angle(root: Array, lower: float, upper: float) -> Array:
