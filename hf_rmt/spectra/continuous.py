@@ -123,7 +123,7 @@ class ContinuousBulk(BulkLaw):
             total = share @ pull
             step = (1 - 1 / total) * total**2 / (share**2 @ pull)
             square = np.maximum(square + step, 0.0)
-            if np.all(np.abs(step) <= CLOSE * (square + CLOSE)):
+            if np.all(np.abs(step) <= CLOSE * (square + 1e-3)):
                 break
         return top * np.sqrt(square)
 
