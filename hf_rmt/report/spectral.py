@@ -24,7 +24,7 @@ from hf_rmt.spectra import Phase
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MISFITS = (Phase.HEAVY_TAILED, Phase.DEGENERATE)
+MISFITS = (Phase.HEAVY_TAILED, Phase.UNEVEN, Phase.DEGENERATE)
 
 
 @dataclass(frozen=True)

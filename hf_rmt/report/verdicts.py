@@ -21,6 +21,10 @@ VERDICTS = {
         "The noise law does not hold, so the number of spikes is a choice and not a finding: "
         "store the layer in int8, or choose its size yourself with method svd."
     ),
+    Phase.UNEVEN: (
+        "The entries differ in size from row to row, repeat, or are mostly zero, which makes "
+        "eigenvalues stand out that carry no signal: store the layer in int8, and read the reason."
+    ),
     Phase.DEGENERATE: (
         "No law can be fitted, for the reason in the notes (such as zeros, a low rank or too few "
         "eigenvalues), so leave the layer dense, or use method svd if its rank is low."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -53,15 +54,19 @@ class DoubleBulk(BulkLaw):
 
     @property
     def atoms(self) -> Array:
-        """Population variances, ascending."""
         """Distinct variances, ascending: one if the other is empty or equal."""
         return self._population[0]
 
     @property
     def weights(self) -> Array:
         """Their fractions of the dimensions."""
-        """Their fractions."""
         return self._population[1]
+
+    def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
+        """The law with both variances multiplied by a factor and, if given, another c."""
+        first, second = self.variances
+        ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
+        return type(self)(self.mixing, (first * factor, second * factor), ratio)
 
     @property
     def _population(self) -> tuple[Array, Array]:

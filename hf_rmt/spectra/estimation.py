@@ -17,6 +17,7 @@ from scipy.optimize import leastsq
 from scipy.special import expit, logit
 
 from hf_rmt.spectra.double_bulk import DoubleBulk
+from hf_rmt.spectra.laws import BulkLaw
 from hf_rmt.spectra.spike_map import Array, upper_root
 
 CONTOUR_POINTS = 24
@@ -26,8 +27,12 @@ width of the bulk. On simulated double bulks heights of 0.1 to 0.3 are alike wit
 STEEPEST = 0.1
 """Least ratio of real to imaginary part on the contour: z keeps off the negative real axis."""
 GRID = 20
-MIXING_RANGE = (0.05, 0.95)
-"""A bulk is at least this fraction of the noise; otherwise a few spikes would pass for one."""
+SMALLEST_SHARE = 0.05
+"""A bulk holds at least this fraction of the noise."""
+SMALLEST_BULK = 8
+"""A bulk holds at least this many eigenvalues; otherwise a few spikes would pass for one."""
+LARGEST_FLOOR = 0.35
+"""The floor that both give is cut here, so that a law of fewer than 24 eigenvalues exists."""
 SMALLEST_VARIANCE = 1e-3
 """Lower bound of a variance in units of the mean eigenvalue."""
 SAME_VARIANCE = 1e-6
@@ -37,23 +42,39 @@ SMALLEST_DEVIATION = 1e-6
 MAX_EVALUATIONS = 100
 
 
+def least_mixing(count: int) -> float:
+    """The smallest fraction of `count` noise eigenvalues that may form a bulk of their own.
+
+    Args:
+        count: Number of noise eigenvalues, at least 1.
+
+    Returns:
+        A fraction: 0.05, and more where that is fewer than 8 eigenvalues.
+
+    Examples:
+        >>> least_mixing(400), least_mixing(32)
+        (0.05, 0.25)
+    """
+    return min(max(SMALLEST_SHARE, SMALLEST_BULK / count), LARGEST_FLOOR)
+
+
 @dataclass(frozen=True)
 class BulkEstimate:
     """A fitted law.
 
     Attributes:
-        law: The double bulk.
+        law: The law of the noise.
         residual: Root mean square of the standardised residuals; about 0.8 where the law holds.
         converged: Whether the least-squares solver says so.
     """
 
-    law: DoubleBulk
+    law: BulkLaw
     residual: float
     converged: bool
 
 
 def estimate_bulk(
-    noise: Array, rows: int, *, start: DoubleBulk | None = None, precision: float = 1e-9
+    noise: Array, rows: int, *, start: BulkLaw | None = None, precision: float = 1e-9
 ) -> BulkEstimate:
     """Fit a double bulk to noise eigenvalues.
 
@@ -71,7 +92,9 @@ def estimate_bulk(
     with np.errstate(over="ignore"):  # of a covariance that nobody reads, where t is at its bound
         position, _, details, _, status = leastsq(
             problem.residual,
-            problem.grid_search() if start is None else problem.position(start, scale),
+            problem.position(start, scale)
+            if isinstance(start, DoubleBulk)
+            else problem.grid_search(),
             Dfun=problem.jacobian,
             full_output=True,
             ftol=precision,
@@ -120,12 +143,13 @@ class _Problem:
         variance = np.abs(1 / z.imag**2 - np.abs(slope) ** 2 / s.imag**2) / 4
         deviation = np.sqrt(np.maximum(variance, (SMALLEST_DEVIATION / z.imag) ** 2))
         logs = np.log([max(SMALLEST_VARIANCE, noise[-1] / 4), noise[0]])
-        lower, upper = np.transpose([MIXING_RANGE, logs, logs])
+        floor = least_mixing(len(noise))
+        lower, upper = np.transpose([(floor, 1 - floor), logs, logs])
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def residual(self, x: Array) -> Array:
         _, s = self._model(x)
-        return _split((s - self.transform) / self.deviation)
+        return split_parts((s - self.transform) / self.deviation)
 
     def jacobian(self, x: Array) -> Array:
         """Derivatives of s(z) from (SS), ds = -dz / z'(s), times those of the values in x."""
@@ -136,7 +160,7 @@ class _Problem:
         steepness = 1 / s**2 - self.aspect_ratio * (rise_high + rise_low)
         weight = -self.aspect_ratio / (steepness * self.deviation)
         chain = (self.upper - self.lower) * expit(x) * expit(-x)
-        return _split(columns * weight[:, None]) * chain
+        return split_parts(columns * weight[:, None]) * chain
 
     def grid_search(self) -> Array:
         """The pair of variances on a logarithmic grid that solves (SS) best, with its mixing."""
@@ -144,12 +168,15 @@ class _Problem:
         variances = np.exp(logs)
         weight = np.abs(self.slope) / self.deviation
         pull = (self.points + 1 / self.transform) / self.aspect_ratio
-        target = _split(pull * weight)
-        features = _split(variances / (1 + variances * self.transform[:, None]) * weight[:, None])
+        target = split_parts(pull * weight)
+        features = split_parts(
+            variances / (1 + variances * self.transform[:, None]) * weight[:, None]
+        )
         low, high = np.triu_indices(GRID, 1)
         contrast = features[:, high] - features[:, low]
         rest = target[:, None] - features[:, low]
-        mixing = np.clip(np.sum(contrast * rest, 0) / np.sum(contrast**2, 0), *MIXING_RANGE)
+        mixing = np.sum(contrast * rest, 0) / np.sum(contrast**2, 0)
+        mixing = np.clip(mixing, self.lower[0], self.upper[0])
         best = np.argmin(np.sum((rest - mixing * contrast) ** 2, 0))
         return self._inside(mixing[best], logs[high[best]], logs[low[best]])
 
@@ -184,9 +211,26 @@ class _Problem:
 
     def _values(self, x: Array) -> tuple[float, float, float]:
         """(t, sigma_1^2, sigma_2^2)."""
-        mixing, *logs = self.lower + (self.upper - self.lower) * expit(x)
+        inside = np.where(np.isfinite(x), x, 0.0)  # a flat Jacobian can make the solver try nan
+        mixing, *logs = self.lower + (self.upper - self.lower) * expit(inside)
         first, second = np.exp(logs)
         return float(mixing), float(first), float(second)
+
+
+def contour_problem(
+    noise: Array, aspect_ratio: float
+) -> tuple[np.ndarray, np.ndarray, Array, float]:
+    """What any law is fitted to: points, the empirical s there, its deviations, and c.
+
+    Args:
+        noise: Eigenvalues without the spikes, descending, of mean 1.
+        aspect_ratio: c in (0, 1].
+
+    Returns:
+        Complex points and values, positive deviations, each of shape (CONTOUR_POINTS,), and c.
+    """
+    problem = _Problem.of(noise, aspect_ratio)
+    return problem.points, problem.transform, problem.deviation, aspect_ratio
 
 
 def _contour(noise: Array) -> np.ndarray:
@@ -200,6 +244,6 @@ def _contour(noise: Array) -> np.ndarray:
     return (np.maximum(np.abs(across), STEEPEST * above) + 1j * above) ** 2
 
 
-def _split(values: np.ndarray) -> Array:
-    """Real parts over imaginary parts."""
+def split_parts(values: np.ndarray) -> Array:
+    """Real parts over imaginary parts, as one real vector."""
     return np.concatenate([values.real, values.imag])

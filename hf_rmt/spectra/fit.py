@@ -2,151 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import StrEnum
-from numbers import Integral
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from hf_rmt.spectra.agreement import kolmogorov_distance
-from hf_rmt.spectra.double_bulk import DoubleBulk
-from hf_rmt.spectra.laws import BulkLaw
+from hf_rmt.spectra.eigenvalues import (
+    live_count,
+    sorted_eigenvalues,
+    why_degenerate,
+    why_lawless,
+)
 from hf_rmt.spectra.published import published_bulk
-from hf_rmt.spectra.separation import finite_size_edges, separate
-from hf_rmt.spectra.spike_map import Array, population_moment
+from hf_rmt.spectra.separation import Separation, finite_size_edges, separate
+from hf_rmt.spectra.spike_map import Array
+from hf_rmt.spectra.split import Phase, SpectrumFit, verdict, without_law
 
-MIN_EIGENVALUES = 24
-"""Fewer say nothing about a law."""
-MAX_DISTANCE = 0.12
-"""Kolmogorov distance beyond which a bulk does not follow the fitted law."""
-MAX_NULL_FRACTION = 0.1
-"""More zero eigenvalues than this mean a rank-deficient matrix, which no bulk describes."""
-RELATIVE_ZERO = 1e-14
-"""Zero, in units of the largest eigenvalue and for each dimension."""
-MOST_NEGATIVE = 1e-3
-"""What rounding leaves below zero is smaller than this part of the largest eigenvalue."""
-
-
-class Phase(StrEnum):
-    """What a spectrum looks like."""
-
-    RANDOM = "random"
-    SPIKED = "bulk+spikes"
-    HEAVY_TAILED = "heavy-tailed"
-    DEGENERATE = "degenerate"
-    LAWLESS = "no law"
-
-
-@dataclass(frozen=True)
-class SpectrumFit:
-    """A weight's spectrum, split into noise and signal.
-
-    Attributes:
-        shape: (N, p), N >= p.
-        eigenvalues: Squared singular values, descending, shape (p,).
-        law: The population: of a double bulk its mixing and variances, c = (p - K) / N; None for
-            a degenerate spectrum and where none was fitted. `noise_law` is what it becomes beside
-            K spikes.
-        is_signal: Which eigenvalues are signal, shape (p,).
-        upper_edge: Largest edge of `noise_law` plus its finite-size fluctuation; nan without one.
-        residual: Root mean square of the standardised residuals of the fit: about 0.8 where the
-            law holds, whatever the size. Of a published fit, in units of an eigenvalue; of the
-            kernel estimator, of a density.
-        distance: Kolmogorov distance between the law and the noise eigenvalues.
-        converged: Whether the number of spikes reached a fixed point.
-        phase: `random`, `bulk+spikes`, `heavy-tailed` or `degenerate`; `no law` where none was
-            fitted.
-        reason: Why the model does not hold; empty where it does.
-        published: Whether the law is taken as its paper has it, which lets the spikes take no
-            direction out of the noise.
-    """
-
-    shape: tuple[int, int]
-    eigenvalues: Array = field(repr=False)
-    law: BulkLaw | None
-    is_signal: NDArray[np.bool_] = field(repr=False)
-    upper_edge: float
-    residual: float
-    distance: float
-    converged: bool
-    phase: Phase
-    reason: str = ""
-    published: bool = False
-
-    @property
-    def noise_law(self) -> BulkLaw | None:
-        """The law that the p - K noise eigenvalues follow: N - K rows, variances (1 - K/N) tau.
-
-        A spike far above the bulk adds 1 / (N s) to the right of (SS), z = -1/s + ...: it takes
-        one direction out of both sides of the noise. What K of them leave is the (SS) of a matrix
-        with N - K rows and variances scaled by 1 - K/N. A published fit leaves this out.
-        """
-        if self.published or not isinstance(self.law, DoubleBulk):
-            return self.law
-        rows = self.shape[0]
-        kept = 1 - self.n_spikes / rows
-        first, second = self.law.variances
-        aspect_ratio = min(self.law.aspect_ratio / kept, 1.0)
-        return DoubleBulk(self.law.mixing, (first * kept, second * kept), aspect_ratio)
-
-    @property
-    def n_spikes(self) -> int:
-        """K, the number of signal eigenvalues."""
-        return int(self.is_signal.sum())
-
-    @property
-    def spikes(self) -> Array:
-        """Recovered population spikes alpha, descending, shape (K,).
-
-        Where the count never settled, a signal eigenvalue may lie inside the bulk: it stands for
-        itself.
-        """
-        law, sample = self.noise_law, self.eigenvalues[self.is_signal]
-        if law is None:
-            return sample
-        alpha = law.spike_inverse(sample)
-        return np.where(np.isnan(alpha), sample, alpha)
-
-    @property
-    def signal_energy(self) -> float:
-        """Fraction of the squared Frobenius norm that the signal eigenvalues hold."""
-        total = self.eigenvalues.sum()
-        return float(self.eigenvalues[self.is_signal].sum() / total) if total > 0 else 0.0
-
-    @property
-    def stable_rank(self) -> float:
-        """Squared Frobenius norm over squared spectral norm."""
-        total = self.eigenvalues.sum()
-        return float(total / self.eigenvalues[0]) if total > 0 else 0.0
-
-    @property
-    def noise(self) -> Array:
-        """Noise eigenvalues, descending: neither signal nor null, shape (n,)."""
-        rank = _live(self.eigenvalues)
-        return self.eigenvalues[:rank][~self.is_signal[:rank]]
-
-    def moment(self, order: int, *, bulk: bool = False) -> float:
-        """Moment of the fitted population, recovered spikes included, or of the bulk's law alone.
-
-        It is nan without a law.
-        """
-        if self.law is None or self.noise_law is None:
-            return float("nan")
-        if bulk:
-            return self.noise_law.moment(order)
-        rows, columns = self.shape
-        spikes = self.spikes
-        noise = min(self.law.aspect_ratio * rows, columns - len(spikes)) / columns
-        atoms = np.concatenate([spikes, self.law.atoms])
-        weights = np.concatenate([np.full(len(spikes), 1 / columns), noise * self.law.weights])
-        return population_moment(atoms, weights, columns / rows, order)
-
-    def empirical_moment(self, order: int, *, bulk: bool = False) -> float:
-        """Mean k-th power of the eigenvalues, or of `noise`, to hold beside `moment`."""
-        values = self.noise if bulk else self.eigenvalues
-        return float(np.mean(values**order)) if len(values) else float("nan")
+SAFE = (1e-60, 1e60)
+"""Largest eigenvalue with which powers in the published estimator stay finite."""
+Estimator = Callable[[int, Array], SpectrumFit]
+"""Rows N and descending eigenvalues, none negative, to their fit."""
 
 
 def fit_double_bulk(
@@ -182,70 +58,43 @@ def fit_double_bulk(
         >>> fit.n_spikes, str(fit.phase)
         (2, 'bulk+spikes')
     """
-    values = sorted_eigenvalues(eigenvalues, shape)
-    if reason := why_degenerate(values):
-        return without_law(shape, values, reason)
-    rows, rank = max(shape), _live(values)
-    values = np.maximum(values, 0.0)
-    return _published(rows, values) if published else _self_consistent(rows, values, rank)
+    estimator = _published if published else partial(self_consistent, separate)
+    return fitted(eigenvalues, shape, estimator, normalise=not published)
 
 
-def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
-    """The eigenvalues of a weight of this shape, descending.
+def fitted(
+    eigenvalues: ArrayLike,
+    shape: tuple[int, int],
+    estimator: Estimator,
+    *,
+    normalise: bool = True,
+) -> SpectrumFit:
+    """What every method with a law does before and after its own estimate.
+
+    Args:
+        eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
+        shape: Shape of the weight; its orientation does not matter.
+        estimator: The method; it sees eigenvalues whose largest lies in [1, 2).
+        normalise: Whether to scale them always. The published estimator depends on the scale,
+            and sees them as they are unless its own numbers would overflow.
+
+    Returns:
+        The fit in the units of the eigenvalues. `degenerate` or `no law` with a reason where
+        there is nothing to estimate.
 
     Raises:
         TypeError: If the shape is no pair of whole numbers.
-        ValueError: If they do not fit the shape or are clearly negative.
+        ValueError: If the eigenvalues do not fit the shape or are clearly negative.
     """
-    sides = shape if isinstance(shape, tuple | list) else ()
-    if len(sides) != 2 or not all(isinstance(side, Integral) for side in sides):
-        raise TypeError(f"shape must be the two sides of the weight, whole numbers, got {shape!r}")
-    columns, values = min(shape), np.asarray(eigenvalues, dtype=float)
-    if values.shape != (columns,):
-        raise ValueError(
-            f"a weight of shape {tuple(shape)} has {columns} eigenvalues, got an array of shape "
-            f"{values.shape}; pass the squared singular values"
-        )
-    values = np.sort(values)[::-1].copy()  # torch takes no view of it
-    if columns and values[-1] < -MOST_NEGATIVE * values[0]:
-        raise ValueError(
-            f"eigenvalues of X'X cannot be negative, got {values[-1]:g} below the largest "
-            f"{values[0]:g}; pass the squared singular values"
-        )
-    return values
-
-
-def why_degenerate(values: Array) -> str:
-    """Reason for which no law can be fitted to descending eigenvalues; empty if one can."""
-    rank = _live(values)
-    if not np.all(np.isfinite(values)):
-        return "the weight holds nan or inf"
-    if len(values) < MIN_EIGENVALUES:
-        return f"{len(values)} eigenvalues, fewer than the {MIN_EIGENVALUES} a law needs"
-    if values[0] <= 0:
-        return "the weight is zero"
-    if rank < (1 - MAX_NULL_FRACTION) * len(values):
-        return f"rank {rank} of {len(values)}: the weight is low-rank already"
-    return ""
-
-
-def _live(values: Array) -> int:
-    """How many eigenvalues are more than rounding errors."""
-    return int(np.sum(values > RELATIVE_ZERO * len(values) * values[:1]))
-
-
-def without_law(
-    shape: tuple[int, int],
-    values: Array,
-    reason: str = "",
-    *,
-    n_signal: int = 0,
-    phase: Phase = Phase.DEGENERATE,
-) -> SpectrumFit:
-    """A spectrum that no law was fitted to, its largest eigenvalues called signal."""
-    nan = float("nan")
-    signal, oriented = np.arange(len(values)) < n_signal, (max(shape), min(shape))
-    return SpectrumFit(oriented, values, None, signal, nan, nan, nan, False, phase, reason)
+    values = sorted_eigenvalues(eigenvalues, shape)
+    if reason := why_degenerate(values):
+        return without_law(shape, values, reason)
+    values = np.maximum(values, 0.0)
+    if reason := why_lawless(values, max(shape)):
+        return without_law(shape, values, reason, phase=Phase.LAWLESS)
+    scaled = normalise or not SAFE[0] < values[0] < SAFE[1]
+    unit = float(2.0 ** np.floor(np.log2(values[0]))) if scaled else 1.0
+    return estimator(max(shape), values / unit).in_units(unit, values)
 
 
 def _published(rows: int, values: Array) -> SpectrumFit:
@@ -266,33 +115,33 @@ def _published(rows: int, values: Array) -> SpectrumFit:
     )
 
 
-def _self_consistent(rows: int, values: Array, rank: int) -> SpectrumFit:
-    """The separation with its verdict, its law carried from the noise matrix to the population.
+def self_consistent(
+    separator: Callable[[Array, int], Separation], rows: int, values: Array
+) -> SpectrumFit:
+    """A separation with its verdict, its law carried from the noise matrix to the population.
 
     Null directions belong to neither noise nor signal.
+
+    Args:
+        separator: Descending eigenvalues and N to their separation.
+        rows: N.
+        values: Eigenvalues, descending, none negative, shape (p,).
+
+    Returns:
+        The fit.
     """
-    live = values[:rank]
-    result = separate(live, rows)
-    law = result.estimate.law
-    left = rows - int(result.signal.sum())
-    first, second = (variance * rows / left for variance in law.variances)
-    noise = live[~result.signal]
+    live = values[: live_count(values)]
+    result = separator(live, rows)
+    law, signal = result.estimate.law, result.signal
+    left = rows - int(signal.sum())
+    noise = live[~signal]
     return SpectrumFit(
         shape=(rows, len(values)),
         eigenvalues=values,
-        law=DoubleBulk(law.mixing, (first, second), len(noise) / rows),
-        is_signal=np.concatenate([result.signal, np.zeros(len(values) - rank, dtype=bool)]),
+        law=law.rescaled(rows / left, aspect_ratio=len(noise) / rows),
+        is_signal=np.concatenate([signal, np.zeros(len(values) - len(live), dtype=bool)]),
         upper_edge=float(finite_size_edges(law, left)[-1, 1]),
         residual=result.estimate.residual,
         converged=result.converged,
-        **verdict(law, noise, bool(result.signal.any()), result.reason),
+        **verdict(law, noise, bool(signal.any()), result.reason),
     )
-
-
-def verdict(law: BulkLaw, noise: Array, has_signal: bool, reason: str = "") -> dict[str, Any]:
-    """The fields `distance`, `phase` and `reason` of a fit, from its law and its noise."""
-    distance = kolmogorov_distance(law, noise)
-    if not reason and distance > MAX_DISTANCE:
-        reason = f"the bulk does not follow the law: Kolmogorov distance {distance:.2f}"
-    phase = Phase.HEAVY_TAILED if reason else Phase.SPIKED if has_signal else Phase.RANDOM
-    return {"distance": distance, "phase": phase, "reason": reason}

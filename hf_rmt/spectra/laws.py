@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cached_property
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,6 +61,10 @@ class BulkLaw(ABC):
     @abstractmethod
     def weights(self) -> Array:
         """Fractions of the dimensions that have them, shape (m,)."""
+
+    @abstractmethod
+    def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
+        """The law with all variances multiplied by a factor and, if given, another c."""
 
     def spike_forward(self, alpha: ArrayLike) -> Array:
         """Eigenvalue that a population spike produces: g(a) = a (1 + c E[tau / (a - tau)]).
@@ -180,7 +185,8 @@ class BulkLaw(ABC):
         points = np.asarray(x, dtype=float)
         singular = (points == 0) & (self.bulk_edges[0, 0] == 0)
         root = self._upper_root(np.where(singular, self.upper_edge, points))
-        density = root.imag / (np.abs(root) ** 2 * np.pi * self.aspect_ratio)
+        size = np.abs(root)
+        density = root.imag / size / size / (np.pi * self.aspect_ratio)
         return np.where(singular, np.inf, np.where(self.contains(points), density, 0.0))
 
     def cdf(self, x: ArrayLike) -> Array:

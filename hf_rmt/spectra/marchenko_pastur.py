@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -41,12 +42,15 @@ class MarchenkoPastur(BulkLaw):
 
     @property
     def atoms(self) -> Array:
-        """Population variances, ascending."""
-        """The variance."""
+        """The variance alone."""
         return np.array([float(self.variance)])
 
     @property
     def weights(self) -> Array:
-        """Their fractions of the dimensions."""
         """All of the dimensions."""
         return np.ones(1)
+
+    def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
+        """The law with its variance multiplied by a factor and, if given, another c."""
+        ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
+        return type(self)(self.variance * factor, ratio)

@@ -9,12 +9,20 @@ a small bulk of large variance; where one reading misfits, or is the longer one,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_rmt.spectra.double_bulk import DoubleBulk
-from hf_rmt.spectra.estimation import MIXING_RANGE, BulkEstimate, coarse_bulk, estimate_bulk
+from hf_rmt.spectra.estimation import (
+    SMALLEST_BULK,
+    SMALLEST_SHARE,
+    BulkEstimate,
+    coarse_bulk,
+    estimate_bulk,
+    least_mixing,
+)
+from hf_rmt.spectra.laws import BulkLaw
 from hf_rmt.spectra.marchenko_pastur import MarchenkoPastur
 from hf_rmt.spectra.spike_map import Array
 from hf_rmt.spectra.tracy_widom import tracy_widom_quantile
@@ -35,12 +43,26 @@ ROUGH, FINE = 1e-2, 1e-9
 ADEQUATE = 1.8
 """Largest residual of a law that holds: of 180 simulated double bulks none exceeded 1.6, while
 laws that took spikes for a bulk began at 2.5."""
-SMALL_BULK = 2 * MIXING_RANGE[0]
-"""A bulk of less than this fraction may be spikes in truth."""
+SMALL_BULK = 2
+"""A bulk of less than this many times the least fraction may be spikes in truth."""
+PINNED = 1.4
+"""A bulk of less than this many times the least fraction would be smaller if it could."""
+DISTINCT = 1.5
+"""Ratio of variances below which a law is a unit bulk, whose mixing says nothing."""
 BULK_SLACK = 1.15
 """How far, in units of their edge, eigenvalues that may form a bulk reach."""
 
 Mask = NDArray[np.bool_]
+
+
+class Estimator(Protocol):
+    """Fits a law to noise eigenvalues, as `estimate_bulk` does."""
+
+    def __call__(
+        self, noise: Array, rows: int, *, start: BulkLaw | None, precision: float
+    ) -> BulkEstimate:
+        """Fit the law; a start nearby saves time."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -84,13 +106,29 @@ def separate(values: Array, rows: int) -> Separation:
     alternative = _iterate(values, rows, other)
     if not alternative.converged:
         return result
-    if result.converged and result.adequate and alternative.adequate:
+    adequate = result.converged and result.adequate and alternative.adequate
+    if adequate and not _at_floor(result, len(values)):
         return min(result, alternative, key=lambda each: int(each.signal.sum()))
+    if _at_floor(result, len(values)) and len(result.estimate.law.bulk_edges) > 1:
+        handful = alternative.signal.sum() < SMALLEST_BULK
+        return alternative if handful else result
     better = alternative.estimate.residual < result.estimate.residual
     return alternative if better or not result.converged else result
 
 
-def finite_size_edges(law: DoubleBulk, rows: int) -> Array:
+def most_spikes(count: int) -> float:
+    """How many of `count` eigenvalues may be spikes before they count as running away.
+
+    Args:
+        count: Number of eigenvalues.
+
+    Returns:
+        A sixth of them, and in a small matrix as many as a bulk would need.
+    """
+    return max(MAX_SPIKE_FRACTION * count, min(float(SMALLEST_BULK), count / 4))
+
+
+def finite_size_edges(law: BulkLaw, rows: int) -> Array:
     """Edges of the law moved outwards by their Tracy-Widom fluctuation, shape (intervals, 2).
 
     Args:
@@ -108,10 +146,35 @@ def finite_size_edges(law: DoubleBulk, rows: int) -> Array:
     return law.bulk_edges + quantile * np.array(shifts)
 
 
-def _iterate(values: Array, rows: int, signal: Mask) -> Separation:
+def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
+    """Find a self-consistent choice of spikes for a law with one interval.
+
+    The tail of a spread population can swallow spikes. Where the law misfits, the iteration also
+    starts from the spikes of the double bulk, and the end with the smaller residual is taken.
+
+    Args:
+        estimator: Fits a law to noise eigenvalues, as `estimate_bulk` does.
+        values: Eigenvalues, descending, not negative, shape (p,).
+        rows: N.
+
+    Returns:
+        The fixed point, or with a reason the first round where the spikes run away.
+    """
+    result = _iterate(values, rows, _certain_spikes(values, rows), estimator)
+    if result.converged and result.adequate:
+        return result
+    other = _iterate(values, rows, separate(values, rows).signal, estimator)
+    if result.converged != other.converged:
+        return result if result.converged else other
+    return min(result, other, key=lambda each: each.estimate.residual)
+
+
+def _iterate(
+    values: Array, rows: int, signal: Mask, estimator: Estimator = estimate_bulk
+) -> Separation:
     """Fit and count in turn to a fixed point, or report where that runs away."""
-    limit = MAX_SPIKE_FRACTION * len(values)
-    now = first = _round(values, rows, signal)
+    limit = most_spikes(len(values))
+    now = first = _round(estimator, values, rows, signal)
     seen: set[bytes] = set()
     precision = ROUGH
     while len(seen) < MAX_ROUNDS and now.found.sum() <= limit:
@@ -122,22 +185,23 @@ def _iterate(values: Array, rows: int, signal: Mask) -> Separation:
             if precision == FINE:
                 return Separation(now.signal, now.estimate, now.found, now.estimate.converged)
             precision = FINE
-        now = _round(values, rows, found, now.estimate.law, precision)
+        now = _round(estimator, values, rows, found, now.estimate.law, precision)
     stands = first.found if first.found.sum() <= limit else first.signal
-    last = _round(values, rows, stands, first.estimate.law, FINE)
+    last = _round(estimator, values, rows, stands, first.estimate.law, FINE)
     reason = f"the spikes run away: {int(now.found.sum())} of {len(values)} without end"
     return Separation(stands, last.estimate, now.found, reason=reason)
 
 
 def _round(
+    estimator: Estimator,
     values: Array,
     rows: int,
     signal: Mask,
-    start: DoubleBulk | None = None,
+    start: BulkLaw | None = None,
     precision: float = ROUGH,
 ) -> Separation:
     left = rows - int(signal.sum())
-    estimate = estimate_bulk(values[~signal], left, start=start, precision=precision)
+    estimate = estimator(values[~signal], left, start=start, precision=precision)
     return Separation(signal, estimate, _outside(values, estimate.law, left))
 
 
@@ -153,26 +217,38 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
     The eigenvalues of n dimensions of one variance reach up to (1 + sqrt(n / N))^2 times their
     mean, whatever lies below them.
     """
-    law = result.estimate.law
-    if not result.adequate:
-        lower = MarchenkoPastur(law.variances[1], law.aspect_ratio)
-        return values > lower.upper_edge if law.mixing <= SMALL_BULK else None
+    law, floor = result.estimate.law, least_mixing(len(values))
+    if not result.adequate or _at_floor(result, len(values)):
+        beyond = values > MarchenkoPastur(float(law.atoms[0]), law.aspect_ratio).upper_edge
+        small = law.weights[-1] <= SMALL_BULK * floor
+        return beyond if small and beyond.sum() <= len(values) // 2 else None
     group = values[result.found]
-    for skip in range(len(group) - int(MIXING_RANGE[0] * len(values))):
+    for skip in range(len(group) - int(floor * len(values))):
         rest = group[skip:]
         if rest[0] <= BULK_SLACK * rest.mean() * (1 + np.sqrt(len(rest) / rows)) ** 2:
             return values > rest[0]
     return None
 
 
-def _outside(values: Array, law: DoubleBulk, rows: int) -> Mask:
+def _at_floor(result: Separation, count: int) -> bool:
+    """Whether the upper bulk of a small matrix would be smaller still if it were allowed to.
+
+    A bulk pinned to its least number of eigenvalues is spikes in truth, or it is very small; the
+    residuals of the two readings decide.
+    """
+    law, floor = result.estimate.law, least_mixing(count)
+    small = floor > SMALLEST_SHARE and law.weights[-1] <= PINNED * floor
+    return bool(small and law.atoms[-1] > DISTINCT * law.atoms[0])
+
+
+def _outside(values: Array, law: BulkLaw, rows: int) -> Mask:
     """Which eigenvalues lie above the bulk or in a true gap of it."""
     edges = finite_size_edges(law, rows)
     above = values > edges[-1, 1]
     if len(edges) == 1:
         return above
     beyond = values > edges[0, 1]
-    if (beyond & ~above).sum() < EMPTY_BULK * law.mixing * len(values):
+    if (beyond & ~above).sum() < EMPTY_BULK * law.weights[-1] * len(values):
         return beyond
     gap = beyond & (values < edges[1, 0])
     return above | gap if gap.sum() <= MAX_GAP_FRACTION * len(values) else above

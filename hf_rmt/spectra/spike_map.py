@@ -48,10 +48,12 @@ def population_moment(
         raise ValueError(f"the order of a moment must be at least 0, got {order}; pass 1 or more")
     if order == 0:
         return 1.0
-    powers = np.asarray(atoms)[:, None] ** np.arange(1, order + 1)
+    scale = float(np.max(atoms))
+    powers = (np.asarray(atoms) / scale)[:, None] ** np.arange(1, order + 1)
     series = np.concatenate(([1.0], aspect_ratio * (np.asarray(weights) @ powers)))
     expanded = polynomial.polypow(series, order + 1)
-    return float(expanded[order] / (aspect_ratio * (order + 1)))
+    with np.errstate(over="ignore", under="ignore"):
+        return float(expanded[order] / (aspect_ratio * (order + 1)) * np.power(scale, order))
 
 
 def spike_roots(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) -> Complex:

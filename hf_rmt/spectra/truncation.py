@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hf_rmt.spectra.fit import Phase, SpectrumFit, sorted_eigenvalues, without_law
+from hf_rmt.spectra.eigenvalues import sorted_eigenvalues
+from hf_rmt.spectra.split import Phase, SpectrumFit, without_law
 
 
 def truncate(

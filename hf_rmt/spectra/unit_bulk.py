@@ -11,15 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
-from hf_rmt.spectra.fit import (
-    SpectrumFit,
-    sorted_eigenvalues,
-    verdict,
-    why_degenerate,
-    without_law,
-)
+from hf_rmt.spectra.fit import fitted
 from hf_rmt.spectra.marchenko_pastur import MarchenkoPastur
 from hf_rmt.spectra.spike_map import Array
+from hf_rmt.spectra.split import SpectrumFit, verdict
 from hf_rmt.spectra.tracy_widom import tracy_widom_quantile
 
 ESTIMATORS = ("bema", "kernel")
@@ -78,10 +73,11 @@ def fit_unit_bulk(
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
-    values = sorted_eigenvalues(eigenvalues, shape)
-    if reason := why_degenerate(values):
-        return without_law(shape, values, reason)
-    values, rows = np.maximum(values, 0.0), max(shape)
+    return fitted(eigenvalues, shape, partial(_unit_bulk, estimator, beta))
+
+
+def _unit_bulk(estimator: str, beta: float, rows: int, values: Array) -> SpectrumFit:
+    """The law of the whole matrix and what lies above its edge."""
     if estimator == "bema":
         law, residual = _bema(values, rows)
         fluctuation = law.edge_fluctuation(law.critical_points[-1], rows)

@@ -7,7 +7,7 @@ from hf_rmt.compression.methods.truncation import RANK
 from hf_rmt.compression.spectrum import decompose, spectrum
 from hf_rmt.settings import CompressionSettings, register_method, unregister_method
 from hf_rmt.spectra import Phase, SpectrumFit
-from hf_rmt.spectra.ensembles import double_bulk_matrix
+from hf_rmt.spectra.ensembles import double_bulk_matrix, heavy_tailed_matrix
 from hf_rmt.spectra.fit import sorted_eigenvalues, without_law
 
 
@@ -154,3 +154,34 @@ def test_a_weight_that_no_law_fits_can_be_cut() -> None:
     settings = CompressionSettings(method="svd", rank=2)
     left, right = decompose(weight, settings).factors(weight, torch.arange(2))
     torch.testing.assert_close(left @ right, weight, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(200, 120), (120, 200), (150, 150)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_heavy_tailed_noise_is_no_signal_with_and_without_vectors(shape, dtype) -> None:
+    weight = torch.from_numpy(heavy_tailed_matrix(shape, exponent=2.5, seed=1)).to(dtype)
+    found, plain = decompose(weight).fit, spectrum(weight)
+    assert "explained by the entries" in found.reason
+    assert (found.phase, found.reason) == (plain.phase, plain.reason)
+    assert found.phase is Phase.HEAVY_TAILED
+    assert found.n_spikes > 0
+
+
+def test_an_identity_has_no_law_and_no_signal() -> None:
+    found = decompose(torch.eye(64))
+    assert found.fit.phase is Phase.LAWLESS
+    assert "orthogonal" in found.fit.reason
+    assert found.fit.n_spikes == 0
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_a_scale_without_squares_is_named(scale: float) -> None:
+    fit = spectrum(scale * spiked((80, 60), torch.float64))
+    assert fit.phase is Phase.DEGENERATE
+    assert "scale the weight" in fit.reason
+
+
+@pytest.mark.parametrize("scale", [1e-130, 1e130])
+def test_any_other_scale_changes_nothing(scale: float) -> None:
+    weight = spiked((120, 80), torch.float64)
+    assert spectrum(scale * weight).n_spikes == spectrum(weight).n_spikes == 3

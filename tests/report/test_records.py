@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from hf_rmt.report import records
+from hf_rmt.spectra import Phase, PowerLawBulk
 from tests.report.samples import make_cut, make_degenerate, make_fit, make_unit
 
 
@@ -31,10 +32,20 @@ def round_trip(fit):
         make_fit(residual=np.inf, reason="far off"),
         make_degenerate(),
         make_unit(),
+        replace(make_fit(), law=PowerLawBulk(-1.0, (3.0, 1 / 3), 0.5), phase=Phase.UNEVEN),
         make_cut(),
         make_degenerate(np.array([np.nan, np.inf] * 50), "the weight holds nan or inf"),
     ],
-    ids=["spiked", "tiny", "infinite residual", "zero", "unit bulk", "cut", "nan and inf"],
+    ids=[
+        "spiked",
+        "tiny",
+        "infinite residual",
+        "zero",
+        "unit bulk",
+        "power law",
+        "cut",
+        "nan and inf",
+    ],
 )
 def test_fit_survives_json_to_the_last_bit(fit):
     again = round_trip(fit)

@@ -6,7 +6,7 @@ from scipy.optimize import approx_fprime
 
 from hf_rmt.spectra import DoubleBulk, MarchenkoPastur
 from hf_rmt.spectra.ensembles import double_bulk_matrix, eigenvalues_of, marchenko_pastur_matrix
-from hf_rmt.spectra.estimation import _Problem, coarse_bulk, estimate_bulk
+from hf_rmt.spectra.estimation import _Problem, coarse_bulk, estimate_bulk, least_mixing
 
 TRUTH = {"mixing": 0.4, "variances": (3.0, 1.0)}
 
@@ -104,3 +104,20 @@ def test_the_input_is_left_alone():
     noise = np.linspace(4.0, 1.0, 50)
     noise.setflags(write=False)
     estimate_bulk(noise, 60)
+
+
+@pytest.mark.parametrize("size", [12, 24, 32, 100, 159, 160, 4000])
+def test_a_bulk_has_eight_eigenvalues_or_a_twentieth(size):
+    floor = least_mixing(size)
+    assert 0.05 <= floor < 0.5
+    assert floor * size >= min(8, 0.35 * size) - 1e-9
+    noise = np.linspace(1, 0.1, size)
+    noise[:2] = 20.0
+    law = estimate_bulk(noise, 2 * size).law
+    assert floor - 1e-9 <= law.mixing <= 1 - floor + 1e-9
+
+
+def test_a_solver_that_tries_nan_gets_a_finite_residual():
+    noise = eigenvalues_of(marchenko_pastur_matrix((80, 40), seed=0))
+    problem = _Problem.of(noise / noise.mean(), 0.5)
+    assert np.isfinite(problem.residual(np.array([np.nan, 0.0, 0.0]))).all()

@@ -5,7 +5,7 @@ import pytest
 
 from hf_rmt.spectra import DoubleBulk, separation, tracy_widom_quantile
 from hf_rmt.spectra.ensembles import double_bulk_matrix, eigenvalues_of, marchenko_pastur_matrix
-from hf_rmt.spectra.separation import _outside, finite_size_edges, separate
+from hf_rmt.spectra.separation import _outside, finite_size_edges, most_spikes, separate
 
 
 def spiked(shape, *, mixing, variances, strength, seed):
@@ -55,6 +55,38 @@ def test_a_crowd_of_spikes_is_no_small_bulk():
         (800, 400), mixing=0.5, variances=(1.3, 1.0), strength=np.geomspace(1.6, 4, 20), seed=1
     )
     assert separate(values, 800).signal.sum() == 20
+
+
+STRONG = [(6, 6, 6), (10, 6, 4), (6,) * 6, (20, 10, 5, 4), (30, 20, 10, 8, 6), (5,) * 5]
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (32, 32), (80, 40), (40, 40), (64, 128), (64, 64)])
+@pytest.mark.parametrize(("mixing", "variances"), [(0.0, (1.0, 1.0)), (0.4, (4.0, 1.0))])
+def test_strong_spikes_in_a_small_matrix_are_no_second_bulk(shape, mixing, variances):
+    """With 97 % right, more than 4 of 42 are wrong with probability 0.01."""
+    right = 0
+    for seed in range(42):
+        strength = STRONG[seed % len(STRONG)]
+        values = spiked(
+            shape, mixing=mixing, variances=variances, strength=strength, seed=400 + seed
+        )
+        right += separate(values, max(shape)).signal.sum() == len(strength)
+    assert right >= 38
+
+
+@pytest.mark.parametrize(("shape", "mixing"), [((80, 40), 0.4), ((64, 64), 0.25), ((64, 32), 0.4)])
+def test_a_bulk_of_ten_eigenvalues_or_more_is_one(shape, mixing):
+    right = 0
+    for seed in range(20):
+        values = spiked(shape, mixing=mixing, variances=(20.0, 1.0), strength=[], seed=seed)
+        right += not separate(values, max(shape)).signal.any()
+    assert right >= 18
+
+
+def test_how_many_spikes_a_matrix_may_have():
+    assert most_spikes(600) == 100
+    assert most_spikes(32) == 8
+    assert most_spikes(24) == 6
 
 
 def test_an_empty_upper_interval_is_no_bulk():
@@ -114,3 +146,13 @@ def test_a_cycle_ends():
         result = separate(values, 100)
     assert result.signal.sum() == 3
     assert len(calls) < 12
+
+
+def test_a_reading_that_calls_everything_signal_is_none():
+    """Spikes over an empty lower bulk once left no eigenvalue to fit."""
+    for seed in range(20):
+        law = DoubleBulk(0.0, (1.0, 1.0), 0.5)
+        weight = marchenko_pastur_matrix(
+            (48, 24), spikes=law.critical_points[-1] * np.full(6, 6.0), seed=7000 + seed
+        )
+        assert separate(eigenvalues_of(weight), 48).signal.sum() <= 12

@@ -1,4 +1,4 @@
-"""The methods that fit a law of the noise: `pdb`, `bema`, `kernel`."""
+"""The methods that fit a law of the noise: `pdb`, `power-law`, `bema`, `kernel`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,24 @@ class PopulationDoubleBulk(SpectralMethod):
         from hf_rmt.spectra import fit_double_bulk
 
         return fit_double_bulk(eigenvalues, shape)
+
+
+class PowerLawBulk(SpectralMethod):
+    """Noise whose variances follow a power law between two ends."""
+
+    name = "power-law"
+    help = (
+        "Noise of a power law of variances, with as many parameters as pdb and nearer to the "
+        "spectra of trained MLPs."
+    )
+
+    def fit(
+        self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
+    ) -> SpectrumFit:
+        """See `hf_rmt.spectra.power_law_bulk.fit_power_law_bulk`."""
+        from hf_rmt.spectra.power_law_bulk import fit_power_law_bulk
+
+        return fit_power_law_bulk(eigenvalues, shape)
 
 
 class Bema(SpectralMethod):
@@ -59,5 +77,6 @@ class Kernel(SpectralMethod):
 
 
 register_method(PopulationDoubleBulk())
+register_method(PowerLawBulk())
 register_method(Bema())
 register_method(Kernel())

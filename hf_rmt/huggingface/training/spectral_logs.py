@@ -10,7 +10,13 @@ from hf_rmt.spectra import Phase, SpectrumFit
 
 PREFIX = "rmt/"
 
-PHASE_NUMBERS = {Phase.RANDOM: 0, Phase.SPIKED: 1, Phase.HEAVY_TAILED: 2, Phase.DEGENERATE: 3}
+PHASE_NUMBERS = {
+    Phase.RANDOM: 0,
+    Phase.SPIKED: 1,
+    Phase.HEAVY_TAILED: 2,
+    Phase.DEGENERATE: 3,
+    Phase.UNEVEN: 4,
+}
 
 
 def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:

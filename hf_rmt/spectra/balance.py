@@ -1,0 +1,78 @@
+"""Scaling the rows and columns of a weight to equal energy, so that a noise law can hold.
+
+A law assumes rows of one variance. With W = diag(r) B diag(c), B balanced, the law is fitted to B;
+what is signal in B is signal in W after the scales are put back.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hf_rmt.spectra.spike_map import Array
+
+SWEEPS = 100
+EVEN = 1e-6
+"""Largest relative deviation of a row's energy from the mean with which the sweeps end."""
+
+
+def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
+    """Divide out row and column scales until every live row and column has one mean square.
+
+    Sinkhorn's iteration on the squared entries. A row or column of zeros gets some positive scale.
+    Of a sparse weight that no scales can balance, the last sweep is returned.
+
+    Args:
+        weight: A finite matrix, shape (out, in).
+
+    Returns:
+        The balanced weight B, whose mean square is that of the weight, row scales r of shape
+        (out,) and column scales c of shape (in,): W = r[:, None] * B * c, exact up to rounding.
+        The column scales have the mean square 1 as long as no column is zero.
+
+    Raises:
+        ValueError: If it is no matrix or holds nan or inf.
+
+    Source:
+        Sinkhorn & Knopp, Pacific J. Math. 21 (1967).
+
+    Examples:
+        >>> weight = np.random.default_rng(0).standard_normal((6, 4)) * [1.0, 9.0, 2.0, 5.0]
+        >>> scaled, rows, columns = balance(weight)
+        >>> np.allclose(np.ptp((scaled**2).mean(0)), 0, atol=1e-4)
+        True
+        >>> np.allclose(rows[:, None] * scaled * columns, weight)
+        True
+    """
+    matrix = np.asarray(weight, dtype=float)
+    if matrix.ndim != 2 or not np.isfinite(matrix).all():
+        raise ValueError(
+            f"balance takes a finite matrix, got an array of shape {matrix.shape}; reshape it, or "
+            "leave out a weight with nan or inf"
+        )
+    peak = float(np.abs(matrix).max(initial=0.0))
+    if peak == 0:
+        return matrix.copy(), np.ones(matrix.shape[0]), np.ones(matrix.shape[1])
+    squares = np.square(matrix / peak)
+    rows, columns = np.ones(matrix.shape[0]), np.ones(matrix.shape[1])  # squared scales
+    for _ in range(SWEEPS):
+        rows = _live((squares / columns).mean(1))
+        columns = _live((squares / rows[:, None]).mean(0))
+        uneven = (squares / columns / rows[:, None]).mean(1)
+        if np.all(np.abs(uneven[uneven > 0] - uneven[uneven > 0].mean()) <= EVEN):
+            break
+    return _split(matrix, rows, columns, float(squares.mean()))
+
+
+def _live(energies: Array) -> Array:
+    """Energies to divide by, 1 where there is none."""
+    return np.where(energies > 0, energies, 1.0)
+
+
+def _split(
+    matrix: Array, rows: Array, columns: Array, mean_square: float
+) -> tuple[Array, Array, Array]:
+    """The balanced weight with the scales' common factor moved as documented."""
+    common = columns.mean()
+    row_scale, column_scale = np.sqrt(rows * common / mean_square), np.sqrt(columns / common)
+    return matrix / row_scale[:, None] / column_scale, row_scale, column_scale

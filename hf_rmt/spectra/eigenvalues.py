@@ -1,0 +1,112 @@
+"""Eigenvalues as they come in: ordered, checked, and sorted out where no law can hold."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hf_rmt.spectra.spike_map import Array
+
+MIN_EIGENVALUES = 24
+"""Fewer say nothing about a law."""
+MAX_NULL_FRACTION = 0.1
+"""More zero eigenvalues than this mean a rank-deficient matrix, which no bulk describes."""
+RELATIVE_ZERO = 1e-14
+"""Zero, in units of the largest eigenvalue and for each dimension."""
+MOST_NEGATIVE = 1e-3
+"""What rounding leaves below zero is smaller than this part of the largest eigenvalue."""
+RANGE = (1e-290, 1e290)
+"""Largest eigenvalue for which edges and variances beside it are normal float64 numbers."""
+COINCIDENT = 1e-5
+"""Relative gap below which neighbours count as equal. Noise eigenvalues repel each other: of 4,000
+about one pair in a thousand lies as close."""
+MAX_COINCIDENT = 0.5
+"""Larger shares of equal neighbours mean a matrix of few distinct singular values."""
+NARROWEST = 0.5
+"""Least relative variance of noise eigenvalues, in units of c. Theory says at least 1."""
+
+
+def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
+    """The eigenvalues of a weight of this shape, descending.
+
+    Raises:
+        TypeError: If the shape is no pair of whole numbers.
+        ValueError: If they do not fit the shape or are clearly negative.
+    """
+    sides = shape if isinstance(shape, tuple | list) else ()
+    if len(sides) != 2 or not all(isinstance(side, Integral) for side in sides):
+        raise TypeError(f"shape must be the two sides of the weight, whole numbers, got {shape!r}")
+    columns, values = min(shape), np.asarray(eigenvalues, dtype=float)
+    if values.shape != (columns,):
+        raise ValueError(
+            f"a weight of shape {tuple(shape)} has {columns} eigenvalues, got an array of shape "
+            f"{values.shape}; pass the squared singular values"
+        )
+    values = np.sort(values)[::-1].copy()  # torch takes no view of it
+    if columns and values[-1] < -MOST_NEGATIVE * values[0]:
+        raise ValueError(
+            f"eigenvalues of X'X cannot be negative, got {values[-1]:g} below the largest "
+            f"{values[0]:g}; pass the squared singular values"
+        )
+    return values
+
+
+def why_degenerate(values: Array) -> str:
+    """Reason for which no law can be fitted to descending eigenvalues; empty if one can."""
+    rank = live_count(values)
+    if not np.all(np.isfinite(values)):
+        return "the weight holds nan or inf"
+    if len(values) < MIN_EIGENVALUES:
+        return f"{len(values)} eigenvalues, fewer than the {MIN_EIGENVALUES} a law needs"
+    if values[0] <= 0:
+        return "the weight is zero"
+    if not RANGE[0] <= values[0] <= RANGE[1]:
+        return (
+            f"the largest eigenvalue {values[0]:.3g} lies outside {RANGE[0]:g} to {RANGE[1]:g}, "
+            "where float64 serves; scale the weight"
+        )
+    if rank < (1 - MAX_NULL_FRACTION) * len(values):
+        return f"rank {rank} of {len(values)}: the weight is low-rank already"
+    return ""
+
+
+def live_count(values: Array) -> int:
+    """How many eigenvalues are more than rounding errors."""
+    return int(np.sum(values > RELATIVE_ZERO * len(values) * values[:1]))
+
+
+def why_lawless(values: Array, rows: int) -> str:
+    """Reason for which descending eigenvalues cannot be those of noise; empty if they can.
+
+    Noise with any population of variances tau has the relative variance c + Var(tau) / E(tau)^2,
+    so at least c; spikes only add to it. And its eigenvalues repel each other.
+
+    Args:
+        values: Eigenvalues, descending, not degenerate, shape (p,).
+        rows: N.
+
+    Returns:
+        The reason, or an empty string.
+
+    Examples:
+        >>> why_lawless(np.ones(30), 60)
+        'all singular values are equal: an orthogonal matrix up to scale'
+    """
+    live = values[: live_count(values)]
+    equal = live[:-1] - live[1:] <= COINCIDENT * live[1:]
+    if equal.all():
+        return "all singular values are equal: an orthogonal matrix up to scale"
+    relative = live / live[0]
+    spread = float(np.var(relative) / np.mean(relative) ** 2)
+    least = len(live) / rows
+    if spread < NARROWEST * least:
+        return (
+            f"the spectrum is narrower than that of noise, relative variance {spread:.2g} where "
+            f"noise of this shape has at least {least:.2g}: nearer to orthogonal than any noise"
+        )
+    if equal.mean() > MAX_COINCIDENT:
+        distinct = 1 + int(np.sum(~equal))
+        return f"{len(live)} singular values take only {distinct} values, which noise never does"
+    return ""

@@ -1,0 +1,144 @@
+"""What the entries of a weight say that its spectrum cannot: tails, zeros, unequal rows.
+
+A noise law holds for independent entries whose rows, on the long side, have one variance. Where
+that fails, eigenvalues leave the bulk although there is no signal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hf_rmt.spectra.spike_map import Array
+
+SPARSE = 0.5
+"""Share of exact zeros from which zeros are named as the cause."""
+HEAVY = 6.0
+"""Kurtosis from which heavy tails are named as the cause; the Laplace law has 6."""
+REPEATED = 0.02
+"""Share of repeated or empty rows from which N is not the number of rows that a law counts."""
+SAME_ROW = 1e-6
+"""Difference of two random projections, of order 1, below which two rows are the same."""
+
+
+@dataclass(frozen=True)
+class EntryDiagnostics:
+    """Statistics of the entries of a weight, its rows on the long side.
+
+    Attributes:
+        rows: N.
+        kurtosis: E x^4 / (E x^2)^2 with every row scaled to variance 1; 3 for a Gaussian.
+        zeros: Share of entries that are exactly 0.
+        row_spread: Standard deviation of the rows' mean squares, relative to their mean, less
+            what independent Gaussian entries of one variance give, sqrt(2 / p).
+        repeated_rows: How many rows are multiples of another one, or zero.
+    """
+
+    rows: int
+    kurtosis: float
+    zeros: float
+    row_spread: float
+    repeated_rows: int
+
+    @property
+    def repeats(self) -> bool:
+        """Whether so many rows repeat that the aspect ratio is wrong."""
+        return too_many_repeats(self.repeated_rows, self.rows)
+
+    @property
+    def cause(self) -> str:
+        """What makes eigenvalues leave the bulk without a signal, most telling first."""
+        if self.repeats:
+            return f"{self.repeated_rows} of {self.rows} rows repeat others or are zero"
+        if self.zeros >= SPARSE:
+            return f"sparse entries ({self.zeros:.0%} zeros)"
+        if self.kurtosis >= HEAVY:
+            return f"heavy-tailed entries (kurtosis {self.kurtosis:.1f}, a Gaussian has 3)"
+        return f"rows of unequal size (their variances spread by {self.row_spread:.0%})"
+
+    @property
+    def heavy(self) -> bool:
+        """Whether heavy tails are the cause, rather than zeros or rows."""
+        return not self.repeats and self.zeros < SPARSE and self.kurtosis >= HEAVY
+
+
+def entry_diagnostics(weight: ArrayLike) -> EntryDiagnostics:
+    """Look at the entries of a weight, in a few passes.
+
+    Args:
+        weight: A finite matrix of any orientation that is not all zero.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        ValueError: If the weight is no matrix, is empty, all zero or not finite.
+
+    Examples:
+        >>> noise = np.random.default_rng(0).standard_normal((300, 200))
+        >>> found = entry_diagnostics(noise)
+        >>> round(found.kurtosis, 1), found.zeros, found.repeated_rows
+        (3.0, 0.0, 0)
+    """
+    tall = tall_matrix(weight)
+    peak = float(np.abs(tall).max(initial=0.0))
+    if not 0 < peak < np.inf:
+        raise ValueError(
+            f"the entries must be finite and not all zero, got a largest entry of {peak}; leave "
+            "this weight out"
+        )
+    squares = np.square(tall / peak)
+    energies = squares.mean(axis=1, dtype=float)
+    live = energies > 0
+    fourth = np.square(squares).mean(axis=1, dtype=float)
+    ratio = energies / energies.mean()
+    excess = max(float(np.var(ratio)) - 2 / tall.shape[1], 0.0)
+    return EntryDiagnostics(
+        rows=len(tall),
+        kurtosis=float(np.mean(fourth[live] / energies[live] ** 2)),
+        zeros=float(np.mean(tall == 0)),
+        row_spread=float(np.sqrt(excess)),
+        repeated_rows=repeated_rows(tall / peak),
+    )
+
+
+def tall_matrix(weight: ArrayLike) -> Array:
+    """The weight or its transpose, N x p with N >= p.
+
+    Raises:
+        ValueError: If it is no matrix or has no entries.
+    """
+    matrix = np.asarray(weight)
+    if matrix.ndim != 2 or not matrix.size:
+        raise ValueError(f"a weight is a matrix with entries, got an array of shape {matrix.shape}")
+    return matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+
+
+def repeated_rows(tall: Array) -> int:
+    """Number of rows that are zero or a multiple of another row; the first of its kind is none.
+
+    Equal rows have equal projections on two random directions, up to one sign. Two different rows
+    of N agree in both by chance with probability about (N * SAME_ROW)^2.
+
+    Args:
+        tall: A finite matrix whose squares do not overflow, shape (N, p).
+
+    Returns:
+        A count in [0, N].
+    """
+    norms = np.sqrt(np.einsum("ij,ij->i", tall, tall))
+    directions = np.random.default_rng(0).standard_normal((tall.shape[1], 2)).astype(tall.dtype)
+    live = norms > 0
+    projections = (tall @ directions)[live] / norms[live, None]
+    projections = projections * np.where(projections[:, :1] < 0, -1, 1)
+    steps = np.abs(np.diff(projections[np.argsort(projections[:, 0], kind="stable")], axis=0))
+    single = np.finfo(np.float32).eps * np.sqrt(tall.shape[1]) if tall.dtype != float else 0.0
+    same = np.all(steps <= max(SAME_ROW, single), axis=1)
+    return len(tall) - len(projections) + int(same.sum())
+
+
+def too_many_repeats(repeated: int, rows: int) -> bool:
+    """Whether a law that counts all of the rows has the wrong aspect ratio."""
+    return repeated > REPEATED * rows

@@ -1,0 +1,225 @@
+"""Whether the entries of a weight explain its spikes: a second look after the fit.
+
+A spike of heavy-tailed or sparse entries lives on few rows, and one of unequal rows on the large
+ones; a direction of signal is spread over all. So each spike is put to a test: beside the noise,
+what energy does its own vector bring to the rows, and where would rows of these energies alone
+have their edge? A spike below that edge is explained. The signal is not changed by that, only the
+verdict: to keep the direction is always safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hf_rmt.spectra.eigenvalues import RANGE
+from hf_rmt.spectra.entries import (
+    entry_diagnostics,
+    repeated_rows,
+    tall_matrix,
+    too_many_repeats,
+)
+from hf_rmt.spectra.fit import fit_double_bulk
+from hf_rmt.spectra.laws import BulkLaw
+from hf_rmt.spectra.row_profile import profile_edges
+from hf_rmt.spectra.spike_map import Array
+from hf_rmt.spectra.split import Phase, SpectrumFit, without_law
+
+TOLERANCE = 1.1
+"""How far above the edge of its rows a spike still counts as explained: edges fluctuate."""
+LOCALISED = 4.0
+"""How many standard deviations above a Gaussian vector's 3 the participation of a localised one,
+N sum u^4, lies at least."""
+MIXED = 0.3
+"""Difference of the logarithms of two eigenvalues below which their vectors may be mixtures."""
+EXPLAINED_SHARE = 0.5
+EXPLAINED_STRENGTH = 0.85
+"""The verdict changes where the entries explain more than this share of the spikes, and at least
+this share of what they rise above the edge. In noise of odd entries they explain nearly all of it;
+in the layers of a trained BERT and a ViT 0 to 84 %, but for one layer of 108."""
+
+WEIGHTS = (RANGE[0] ** 0.5, RANGE[1] ** 0.5)
+
+Mask = NDArray[np.bool_]
+Vectors = Callable[[], ArrayLike]
+
+
+def fit_weight(weight: ArrayLike, fit: Callable[..., SpectrumFit] = fit_double_bulk) -> SpectrumFit:
+    """Fit a method to a weight and look at its entries: spectrum and review in one call.
+
+    Args:
+        weight: A matrix of any orientation.
+        fit: A function of eigenvalues and shape.
+
+    Returns:
+        The reviewed fit.
+
+    Raises:
+        ValueError: If the weight is no matrix or has no entries.
+
+    Examples:
+        >>> noise = np.random.default_rng(0).standard_t(3, size=(400, 200))
+        >>> str(fit_weight(noise).phase)
+        'heavy-tailed'
+    """
+    tall = np.asarray(tall_matrix(weight), dtype=float)
+    if not np.isfinite(tall).all():
+        return fit(np.full(tall.shape[1], np.nan), tall.shape)
+    _, singular, basis = np.linalg.svd(tall, full_matrices=False)
+    if singular[0] > 0 and not WEIGHTS[0] <= singular[0] <= WEIGHTS[1]:
+        reason = (
+            f"the largest singular value {singular[0]:.3g} has no square in the range where "
+            "float64 serves; scale the weight"
+        )
+        return without_law(tall.shape, np.full(tall.shape[1], np.nan), reason)
+    result = fit(singular**2, tall.shape)
+    return review(result, tall, lambda: basis[result.is_signal].T)
+
+
+def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit:
+    """Change the verdict of a fit whose spikes the entries of the weight explain.
+
+    Args:
+        fit: The fit of the weight's spectrum.
+        weight: The weight, any orientation, finite.
+        vectors: Gives the unit eigenvectors of X'X of the signal, in columns, in the order of the
+            descending eigenvalues, shape (p, K); called only where row energies leave it open.
+
+    Returns:
+        The fit itself where it stands. Otherwise one whose phase is `heavy-tailed`, or
+        `uneven entries` for zeros, unequal and repeated rows, with the reason; the signal stays.
+    """
+    if fit.phase != Phase.SPIKED or fit.noise_law is None:
+        return fit
+    tall = _in_noise_units(fit, weight)
+    energies = _row_energies(tall)
+    if too_many_repeats(repeated_rows(tall), len(tall)):
+        explained = np.ones(fit.n_spikes, dtype=bool)
+    else:
+        explained = _possible(fit, fit.noise_law, energies)
+        if _telling(fit, explained):
+            explained = explained_spikes(fit, weight, vectors())
+    return _changed(fit, weight, explained) if _telling(fit, explained) else fit
+
+
+def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) -> Mask:
+    """Which spikes lie below the edge that their own rows' energies give the noise.
+
+    Of a square weight either side may be the rows; a spike is explained where both say so.
+
+    Args:
+        fit: A fit with a law.
+        weight: The weight, any orientation.
+        vectors: Unit eigenvectors of X'X of the signal in columns, shape (p, K).
+
+    Returns:
+        One answer for each spike, shape (K,).
+
+    Raises:
+        ValueError: If the fit has no law.
+    """
+    law = fit.noise_law
+    if law is None:
+        raise ValueError(f"the fit has no law to compare with, phase {fit.phase}; use another one")
+    tall = _in_noise_units(fit, weight)
+    short_side = np.asarray(vectors, dtype=tall.dtype)
+    images = np.square(tall @ short_side, dtype=float)  # lambda u^2, N x K
+    explained = _below(fit, law, _row_energies(tall), images)
+    if tall.shape[0] == tall.shape[1]:
+        other = np.square(short_side, dtype=float) * images.sum(0)
+        explained &= _below(fit, law, _row_energies(tall.T), other)
+    return explained
+
+
+def localised(squares: ArrayLike) -> Mask:
+    """Which vectors live on few of their coordinates, judged by N sum u^4 / (sum u^2)^2.
+
+    For a Gaussian vector that is 3, with a standard deviation of sqrt(24 / N).
+
+    Args:
+        squares: Squared coordinates, a vector in each column, of any scale but 0, shape (N, K).
+
+    Returns:
+        One answer for each vector, shape (K,).
+
+    Examples:
+        >>> vector = np.random.default_rng(0).standard_normal(500)
+        >>> localised(np.stack([vector, vector * (vector > 1.5)], axis=1) ** 2)
+        array([False,  True])
+    """
+    energy = np.asarray(squares, dtype=float)
+    participation = len(energy) * np.square(energy).sum(0) / np.square(energy.sum(0))
+    return np.asarray(participation > 3 + LOCALISED * np.sqrt(24 / len(energy)))
+
+
+def _possible(fit: SpectrumFit, law: BulkLaw, energies: Array) -> Mask:
+    """Spikes that may be explained: below the edge of all of the energies, the spikes' included.
+
+    No edge that `explained_spikes` compares with is larger, so that the vectors can be spared.
+    """
+    edge = TOLERANCE * profile_edges(law, energies[None])[0] * _finite_size(fit, law)
+    return np.asarray(fit.eigenvalues[fit.is_signal] <= edge)
+
+
+def _telling(fit: SpectrumFit, explained: Mask) -> bool:
+    """Whether so many and so strong spikes are explained that the verdict must say so."""
+    edge = 0.0 if fit.noise_law is None else fit.noise_law.upper_edge
+    excess = np.maximum(fit.eigenvalues[fit.is_signal] - edge, 0.0)
+    enough = excess[explained].sum() >= EXPLAINED_STRENGTH * excess.sum()
+    return bool(enough and explained.sum() > EXPLAINED_SHARE * len(explained))
+
+
+def _below(fit: SpectrumFit, law: BulkLaw, energies: Array, images: Array) -> Mask:
+    """Localised spikes below the edge of the rows' residual energies plus their own.
+
+    Vectors of nearly equal eigenvalues are mixtures of each other, so their energies go together.
+    """
+    few = localised(images)
+    strength = images.sum(0)
+    ratio = strength[:, None] / strength
+    together = np.eye(len(few), dtype=bool) | (few[:, None] & few & (np.abs(np.log(ratio)) < MIXED))
+    residual = _even(np.maximum(energies - images.sum(1), 0.0), law, fit.shape[1])
+    edges = profile_edges(law, residual + together @ images.T)
+    return few & (fit.eigenvalues[fit.is_signal] <= TOLERANCE * _finite_size(fit, law) * edges)
+
+
+def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
+    """Row energies drawn to their mean by what they scatter if all rows have one variance.
+
+    The energy of p entries of variances tau has the relative variance 2 E[tau^2] / (p E[tau]^2).
+    """
+    mean = residual.mean()
+    variance = float(np.var(residual)) / max(mean**2, np.finfo(float).tiny)
+    tau = law.atoms / law.atoms[-1]
+    first, second = float(law.weights @ tau), float(law.weights @ tau**2)
+    chance = 2 * second / (columns * first**2)
+    kept = np.sqrt(max(1 - chance / variance, 0.0)) if variance > 0 else 0.0
+    return mean + kept * (residual - mean)
+
+
+def _in_noise_units(fit: SpectrumFit, weight: ArrayLike) -> Array:
+    """The tall weight with noise of mean row energy 1."""
+    tall = tall_matrix(weight)
+    unit = np.sqrt(fit.noise.mean() * (len(fit.noise) / len(tall)))
+    return tall / tall.dtype.type(unit)
+
+
+def _row_energies(tall: Array) -> Array:
+    return np.einsum("ij,ij->i", tall, tall).astype(float)
+
+
+def _finite_size(fit: SpectrumFit, law: BulkLaw) -> float:
+    """By how much the edge of a finite matrix may exceed the law's, as a factor."""
+    return max(fit.upper_edge / law.upper_edge, 1.0)
+
+
+def _changed(fit: SpectrumFit, weight: ArrayLike, explained: Mask) -> SpectrumFit:
+    entries = entry_diagnostics(weight)
+    count = f"{explained.sum()} of {fit.n_spikes} spikes are"
+    spikes = "the spike is" if fit.n_spikes == 1 else count
+    reason = f"{spikes} explained by the entries: {entries.cause}"
+    phase = Phase.HEAVY_TAILED if entries.heavy else Phase.UNEVEN
+    return replace(fit, phase=phase, reason=reason)
