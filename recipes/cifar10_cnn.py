@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from common import load_hub
-from from_scratch import Arguments, Images, study
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from transformers import HfArgumentParser, ResNetConfig, ResNetForImageClassification
+from workbench.common import load_hub
+from workbench.from_scratch import Arguments, Images, study
 
 NETWORKS = ("vgg16", "resnet18")
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)

@@ -23,14 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fine_tuning
 import torch
 from accelerate import PartialState
-from common import check_settings, metric, needs_hub
 from datasets import Dataset
-from fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
-from glue_data import DataArguments, by_length, length_of, name_of, spec_of, splits_of, tokenized
-from method_rows import FRACTIONS, HEAD, METHODS, column_of, method_rows
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -43,6 +38,19 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from workbench import fine_tuning
+from workbench.common import check_settings, metric, needs_hub
+from workbench.fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
+from workbench.glue_data import (
+    DataArguments,
+    by_length,
+    length_of,
+    name_of,
+    spec_of,
+    splits_of,
+    tokenized,
+)
+from workbench.method_rows import FRACTIONS, HEAD, METHODS, column_of, method_rows
 
 from hf_rmt.demo import demo_model_path
 

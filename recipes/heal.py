@@ -27,10 +27,7 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 import torch
-from common import needs_hub, paired_bootstrap
 from datasets import Dataset
-from fine_tuning import batches, few
-from glue_data import DataArguments, by_length, length_of, splits_of, tokenized
 from matplotlib import pyplot as plt
 from torch.nn import functional
 from transformers import (
@@ -42,6 +39,9 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from workbench.common import needs_hub, paired_bootstrap
+from workbench.fine_tuning import batches, few
+from workbench.glue_data import DataArguments, by_length, length_of, splits_of, tokenized
 
 import hf_rmt
 from hf_rmt import CompressionPlan, RMTConfig, TernaryCallback

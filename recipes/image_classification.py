@@ -22,14 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fine_tuning
 import torch
 from accelerate import PartialState
-from common import check_settings, metric, needs_hub
 from datasets import DatasetDict
-from fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
-from image_data import DataArguments, collator_of, pixels, splits_of
-from method_rows import FRACTIONS, HEAD, METHODS, Column, method_rows
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -42,6 +37,11 @@ from transformers import (
     ViTImageProcessorPil,
     set_seed,
 )
+from workbench import fine_tuning
+from workbench.common import check_settings, metric, needs_hub
+from workbench.fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
+from workbench.image_data import DataArguments, collator_of, pixels, splits_of
+from workbench.method_rows import FRACTIONS, HEAD, METHODS, Column, method_rows
 
 SMALL = {
     "hidden_size": 64,

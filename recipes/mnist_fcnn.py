@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import load_hub
-from from_scratch import Arguments, Images, study
 from sklearn.datasets import load_digits
 from torch import nn
 from transformers import HfArgumentParser
+from workbench.common import load_hub
+from workbench.from_scratch import Arguments, Images, study
 
 WIDTHS = (512, 512, 350)
 CLASSES = 10

@@ -42,15 +42,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import paired_bootstrap
-from memory_study import MEGABIT, Finished, draw_curves, save_curves
-from mlp_data import Split, read_splits
-from mlp_layers import DENSE, DEPTH, FLOAT, METHODS, Method, hidden_layers, value_bits, weight_bits
-from mlp_trained import trained_layers, trained_network
-from ridge import Rows, fit_ridge
 from torch import nn
+from workbench.common import paired_bootstrap
+from workbench.memory_study import MEGABIT, Finished, draw_curves, save_curves
+from workbench.mlp_data import Split, read_splits
+from workbench.mlp_layers import (
+    DENSE,
+    DEPTH,
+    FLOAT,
+    METHODS,
+    Method,
+    hidden_layers,
+    value_bits,
+    weight_bits,
+)
+from workbench.mlp_trained import trained_layers, trained_network
+from workbench.results import Result, ResultsTable
+from workbench.ridge import Rows, fit_ridge
 
-from hf_rmt.report.results import Result, ResultsTable
 from hf_rmt.report.tables import markdown_table
 
 HALF = 16

@@ -27,16 +27,16 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from memory_study import MEGABIT, Finished, draw_curves, save_curves
-from ridge import Array, Rows, fit_ridge
 from scipy.optimize import minimize_scalar
 from sklearn.datasets import load_digits
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.preprocessing import StandardScaler
+from workbench.memory_study import MEGABIT, Finished, draw_curves, save_curves
+from workbench.results import Result, ResultsTable
+from workbench.ridge import Array, Rows, fit_ridge
 
 from hf_rmt import TernaryRandomFeatures
 from hf_rmt.kernels import NoMatchError
-from hf_rmt.report.results import Result, ResultsTable
 
 HUB, HUB_TARGET = "scikit-learn/adult-census-income", "income"
 FLOAT = 32
@@ -164,7 +164,9 @@ def read_table(arguments: argparse.Namespace) -> tuple[Array, Array, str]:
         inputs, labels = load_digits(return_X_y=True)
         return inputs, np.eye(10)[labels], "digits"
     if arguments.data_dir is None:
-        from common import load_hub  # needs the libraries of the Hub, which nothing else does
+        from workbench.common import (
+            load_hub,  # needs the libraries of the Hub, which nothing else does
+        )
 
         table, target, name = load_hub(HUB, split="train").to_pandas(), HUB_TARGET, HUB
     else:

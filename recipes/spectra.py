@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import needs_hub
-from spectra_tables import (
+from transformers import AutoModel, HfArgumentParser
+from workbench.common import needs_hub
+from workbench.comparison import distribution_figure, laws_figure, ranges_figure
+from workbench.spectra_tables import (
     BULKS,
     FINDERS,
     METHODS,
@@ -33,11 +35,9 @@ from spectra_tables import (
     markdown,
     summary,
 )
-from transformers import AutoModel, HfArgumentParser
 
 import hf_rmt
 from hf_rmt.demo import demo_model_path
-from hf_rmt.report.comparison import distribution_figure, laws_figure, ranges_figure
 from hf_rmt.report.depth import short_names
 from hf_rmt.report.records import json_text
 from hf_rmt.report.style import save_figure

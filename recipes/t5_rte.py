@@ -22,16 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fine_tuning
 import torch
 from accelerate import PartialState
-from common import check_settings, metric, needs_hub
 from datasets import Dataset
-from fine_tuning import Tuned, settings_of, spectra_log, train_and_save
-from glue_data import by_length, length_of, spec_of, splits_of
 from glue_rte import Arguments, OneOrderTrainer, folder_of, name_of, notes
-from method_rows import METHODS, column_of, method_rows
-from text_to_text import classes, made_tokenizer, prompts, text_to_text, token_loss, words_of
 from transformers import (
     Adafactor,
     AutoModelForSeq2SeqLM,
@@ -43,6 +37,19 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     set_seed,
+)
+from workbench import fine_tuning
+from workbench.common import check_settings, metric, needs_hub
+from workbench.fine_tuning import Tuned, settings_of, spectra_log, train_and_save
+from workbench.glue_data import by_length, length_of, spec_of, splits_of
+from workbench.method_rows import METHODS, column_of, method_rows
+from workbench.text_to_text import (
+    classes,
+    made_tokenizer,
+    prompts,
+    text_to_text,
+    token_loss,
+    words_of,
 )
 
 DECK = {

@@ -5,16 +5,11 @@ Sees spectra and plans only. Figures need matplotlib, the extra `plots`.
 
 from hf_rmt.report.card import model_card
 from hf_rmt.report.compression import CompressionReport
-from hf_rmt.report.result_figures import curve_figure
-from hf_rmt.report.results import Result, ResultsTable
 from hf_rmt.report.spectral import LayerSpectrum, SpectralReport
 
 __all__ = [
     "CompressionReport",
     "LayerSpectrum",
-    "Result",
-    "ResultsTable",
     "SpectralReport",
-    "curve_figure",
     "model_card",
 ]

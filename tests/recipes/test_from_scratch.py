@@ -88,7 +88,7 @@ def test_idx_files_are_read_packed_or_not(recipes: Any, tmp_path: Path) -> None:
 
 
 def test_label_noise_reaches_what_is_trained_on_and_chosen_on_alone(recipes: Any) -> None:
-    scratch = recipes("from_scratch")
+    scratch = recipes("workbench.from_scratch")
     labels = torch.arange(100) % 10
     images = scratch.Images(labels[:, None].float(), labels, labels[:, None].float(), labels)
     arguments = scratch.Arguments(label_noise=0.4, selection_samples=20)

@@ -29,7 +29,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def rows_module(recipe: Any) -> Any:
-    return importlib.import_module("method_rows")
+    return importlib.import_module("workbench.method_rows")
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(RECIPES)
-    return importlib.import_module("image_data")
+    return importlib.import_module("workbench.image_data")
 
 
 def launch(folder: Path, *methods: str, processes: int = 1) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def ridge(recipe: Any) -> Any:
-    return importlib.import_module("ridge")
+    return importlib.import_module("workbench.ridge")
 
 
 def called(recipe: Any, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:

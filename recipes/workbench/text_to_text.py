@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from glue_data import spec_of
 from torch import Tensor, nn
 from transformers import T5Tokenizer
+
+from workbench.glue_data import spec_of
 
 WORDS = {
     "rte": ("entailment", "not_entailment"),

@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hf_rmt.report import records, tables
-from hf_rmt.report.result_figures import difference_figure
 from hf_rmt.report.style import save_figure
+from workbench.result_figures import difference_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from hf_rmt.report import Result, ResultsTable, curve_figure
+from workbench.result_figures import curve_figure
+from workbench.results import Result, ResultsTable
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from accelerate import PartialState
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from huggingface_hub import create_repo, upload_folder
-from method_rows import Column, results_table, save_best, save_results, write_card
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from hf_rmt import RMTCallback, RMTConfig
 from hf_rmt.huggingface.api import copy_tokenizer
+from workbench.method_rows import Column, results_table, save_best, save_results, write_card
 
 CALIBRATION = 300
 """Training rows that a ternary head is calibrated on."""

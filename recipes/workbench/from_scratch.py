@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import PartialState
-from common import check_settings, shuffled_labels
-from method_rows import Column, method_rows, results_table, save_results
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
+
+from workbench.common import check_settings, shuffled_labels
+from workbench.method_rows import Column, method_rows, results_table, save_results
 
 LAWS = ("pdb", "bema", "kernel")
 """The methods that find the noise themselves, so that all of it can be removed."""

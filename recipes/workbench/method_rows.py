@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import send_to_device
-from common import LEVEL, paired_bootstrap
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.report import Result, ResultsTable, curve_figure
 from hf_rmt.report.style import save_figure
+from workbench.common import LEVEL, paired_bootstrap
+from workbench.result_figures import curve_figure
+from workbench.results import Result, ResultsTable
 
 BASE, UPDATE, RANKS, HEAD = "base", "update", "ranks", "ntk"
 TITLES = {

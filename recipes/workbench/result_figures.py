@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hf_rmt.report.results import ResultsTable
+    from workbench.results import ResultsTable
 
 HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markersize": 5, "ls": ""}
 

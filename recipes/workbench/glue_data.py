@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import entailment, find_file, load_hub, read_rows, shuffled_labels
 from datasets import Dataset
+
+from workbench.common import entailment, find_file, load_hub, read_rows, shuffled_labels
 
 
 @dataclass(frozen=True)

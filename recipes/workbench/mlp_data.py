@@ -11,12 +11,13 @@ import cifar10_cnn
 import mnist_fcnn
 import numpy as np
 import torch
-from common import needs_hub
-from from_scratch import Images
-from ridge import Rows
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel
+
+from workbench.common import needs_hub
+from workbench.from_scratch import Images
+from workbench.ridge import Rows
 
 BATCH = 50
 

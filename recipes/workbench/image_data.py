@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import load_hub
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
 from sklearn.datasets import load_digits
+
+from workbench.common import load_hub
 
 HUB = {
     "dtd": ("tanganke/dtd", "image", "label"),

@@ -6,13 +6,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from from_scratch import Arguments, fit
-from mlp_data import Split
-from mlp_layers import DEPTH, Hidden, Method, prune, zero
 from torch import Tensor, nn
 
 from hf_rmt.kernels import match_step_activation
 from hf_rmt.nn import StepActivation, TernaryLinear
+from workbench.from_scratch import Arguments, fit
+from workbench.mlp_data import Split
+from workbench.mlp_layers import DEPTH, Hidden, Method, prune, zero
 
 
 def trained_network(

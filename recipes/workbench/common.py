@@ -1,6 +1,6 @@
 """What the recipes share: rows from files, the Hub or this file, a metric that needs no network,
 label noise, and the paired bootstrap. A recipe runs as `python recipes/NAME.py` and says
-`from common import ...`.
+`from workbench.common import ...`.
 """
 
 from __future__ import annotations
