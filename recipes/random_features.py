@@ -1,18 +1,18 @@
-"""Ridge regression on random features: test error against their number and their memory.
+"""Compare ridge regressions on random features: test error against number and memory of features.
 
-Ternary features, and those of ternary weights with as many levels as an exact match takes (exact
-steps), against random Fourier features, low-precision Fourier features (weights and features
-rounded to a few bits) and Nystrom's. Bandwidth and ridge are chosen for each on rows that
-are kept back from the training rows.
+Ternary features (Tiomoko Ali et al., 2022) have ternary weights and two levels; `exact steps` have
+as many levels as an exact match takes. Their rivals are random Fourier features, low-precision
+Fourier features (weights and features rounded to a few bits) and those of Nystrom. Bandwidth and
+ridge are chosen for each on rows that are kept back from the training rows.
 
     python recipes/random_features.py --embedded
     python recipes/random_features.py --data_dir FILE.csv --target COLUMN
     python recipes/random_features.py
 
-Without --embedded (scikit-learn's digits) or --data_dir the Hub is asked for a census. Columns of
-words are split into indicators and all columns are standardised. The memory is that of the map,
-the ridge weights in 32 bits, and the features of one batch. A folder gets the tables, the figure
-and all numbers; what is finished there is not done again.
+Without --embedded (the digits of scikit-learn) or --data_dir the data are a census from the Hub.
+Columns of words are split into indicators, and all columns are standardised. The memory is that of
+the map, the ridge weights in 32 bits, and the features of one batch. The output folder receives the
+tables, the figure and all numbers. A second run goes on with what it already holds.
 """
 
 from __future__ import annotations
@@ -25,15 +25,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
 
+from workbench.command import parser_of
+from workbench.command import run as start
+from workbench.memory_study import MEGABIT, Finished, draw_curves
+from workbench.processes import one_process
+from workbench.result_figures import save_table
+from workbench.results import Result, ResultsTable
+from workbench.ridge import Array, Rows, fit_ridge
+from workbench.writing import write_figure
+
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from sklearn.datasets import load_digits
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.preprocessing import StandardScaler
-from workbench.memory_study import MEGABIT, Finished, draw_curves, save_curves
-from workbench.results import Result, ResultsTable
-from workbench.ridge import Array, Rows, fit_ridge
 
 from hf_rmt import TernaryRandomFeatures
 from hf_rmt.kernels import NoMatchError
@@ -106,7 +112,8 @@ def rounded(values: Array, step: float, bits: int) -> Array:
 
 
 def main() -> None:
-    arguments = parse()
+    one_process()
+    arguments = parser().parse_args()
     inputs, targets, name = read_table(arguments)
     splits = split(inputs, targets, arguments)
     setting = {key: value for key, value in vars(arguments).items() if key not in OWN}
@@ -126,29 +133,28 @@ def main() -> None:
     )
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data_dir", help="CSV file; default: the Hub")
-    parser.add_argument("--target", help="column to predict; default: the last")
-    parser.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
-    parser.add_argument("--output_dir", default="results/random-features")
-    parser.add_argument("--features", type=int, nargs="+", default=[100, 300, 1000, 3000])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--bits", type=int, nargs="+", default=[8, 2], help="of low precision")
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.9])
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = parser_of(__doc__)
+    made.add_argument("--data_dir", help="CSV file; default: the Hub")
+    made.add_argument("--target", help="column to predict; default: the last")
+    made.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
+    made.add_argument("--output_dir", default="results/random-features")
+    made.add_argument("--features", type=int, nargs="+", default=[100, 300, 1000, 3000])
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--bits", type=int, nargs="+", default=[8, 2], help="of low precision")
+    made.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.9])
+    made.add_argument(
         "--gammas",
         type=float,
         nargs="+",
         default=[0.1, 0.3, 1.0],
         help="bandwidths to choose from, times the number of columns",
     )
-    parser.add_argument("--train_rows", type=int, default=16_000, help="at most, the deck's")
-    parser.add_argument("--test_rows", type=int, default=2000, help="at most, the deck's")
-    parser.add_argument("--batch_size", type=int, default=250, help="rows whose features are held")
-    return parser.parse_args()
+    made.add_argument("--train_rows", type=int, default=16_000, help="at most, as published")
+    made.add_argument("--test_rows", type=int, default=2000, help="at most, as published")
+    made.add_argument("--batch_size", type=int, default=250, help="rows whose features are held")
+    return made
 
 
 def methods(arguments: argparse.Namespace) -> list[str]:
@@ -275,14 +281,14 @@ def save(folder: Path, runs: Sequence[Run], batch: int, name: str) -> None:
             "bandwidth and ridge were chosen in every run on rows kept back",
         ),
     )
-    table.save(folder)
+    save_table(table, folder)
     print(table)
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {"features": {}, "memory (Mbit)": {}}
     for (method, count), error in errors.items():
         for panel, x in zip(panels.values(), (count, memory[method, count]), strict=True):
             panel.setdefault(method, []).append((x, error))
     figure = draw_curves(panels, metric="test mean squared error", title=table.title)
-    save_curves(folder, "errors", figure)
+    write_figure(figure, folder, "errors")
 
 
 def memory_notes(memory: Mapping[tuple[str, int], float]) -> list[str]:
@@ -294,4 +300,4 @@ def memory_notes(memory: Mapping[tuple[str, int], float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

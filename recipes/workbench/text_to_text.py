@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from workbench.glue_data import spec_of
+
 import numpy as np
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import T5Tokenizer
-
-from workbench.glue_data import spec_of
 
 WORDS = {
     "rte": ("entailment", "not_entailment"),

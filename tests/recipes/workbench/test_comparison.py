@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from workbench.comparison import distribution_figure, laws_figure, ranges_figure
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from workbench.comparison import distribution_figure, laws_figure, ranges_figure
 
 from hf_rmt.report.style import DARK, LIGHT, save_figure
 from tests.report.samples import make_degenerate, make_fit, make_unit
