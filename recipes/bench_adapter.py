@@ -26,7 +26,7 @@ from typing import Any
 
 from workbench.command import parser_of, run
 from workbench.common import entailment
-from workbench.writing import replaced_folder, write_text
+from workbench.writing import replaced_files, write_text
 
 import torch
 from peft import PeftModel
@@ -213,7 +213,7 @@ def fine_tune(
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Save a model and its tokenizer."""
-    with replaced_folder(folder) as part:
+    with replaced_files(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
 

@@ -59,8 +59,10 @@ class CifarArguments(Arguments):
 
     network: str = field(default="vgg16", metadata={"help": " or ".join(NETWORKS)})
     width: float = field(default=1.0, metadata={"help": "scale of all numbers of channels"})
-    output_dir: str = "results/cifar10"
-    epochs: int = 30
+    output_dir: str = field(
+        default="results/cifar10", metadata={"help": "folder for models, tables and figures"}
+    )
+    epochs: int = field(default=30, metadata={"help": "of the training"})
 
 
 class Logits(nn.Module):

@@ -32,8 +32,8 @@ from workbench.command import dataclass_parser, parsed, run
 from workbench.common import needs_hub, paired_bootstrap
 from workbench.fine_tuning import batches, few
 from workbench.glue_data import DataArguments, by_length, length_of, splits_of, tokenized
-from workbench.processes import begin, share_of
-from workbench.writing import replaced, replaced_folder, write_json
+from workbench.processes import begin, check_processes, share_of
+from workbench.writing import replaced, replaced_files, write_json
 
 import numpy as np
 import torch
@@ -261,7 +261,7 @@ def difference(
 ) -> float:
     """Save the model; the largest difference of its logits to the saved ones, on a few rows."""
     state = PartialState()
-    with replaced_folder(folder, keep=state.is_main_process) as part:
+    with replaced_files(folder, keep=state.is_main_process) as part:
         if state.is_main_process:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
@@ -275,7 +275,7 @@ def difference(
 def settings_of(
     arguments: Arguments, steps: int, learning_rate: float = BODY_RATE
 ) -> TrainingArguments:
-    return TrainingArguments(
+    settings = TrainingArguments(
         arguments.output_dir,
         max_steps=steps,
         learning_rate=learning_rate,
@@ -289,6 +289,8 @@ def settings_of(
         use_cpu=arguments.use_cpu,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    check_processes(trainer=settings.world_size)
+    return settings
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

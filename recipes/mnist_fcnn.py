@@ -15,7 +15,7 @@ of the noise is removed. A second run goes on with what the output folder alread
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
@@ -41,7 +41,9 @@ PUBLISHED = {
 class MnistArguments(Arguments):
     """What the recipe is told."""
 
-    output_dir: str = "results/mnist"
+    output_dir: str = field(
+        default="results/mnist", metadata={"help": "folder for models, tables and figures"}
+    )
 
 
 def parser() -> Any:

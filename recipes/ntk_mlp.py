@@ -103,16 +103,18 @@ def parser() -> argparse.ArgumentParser:
     """The options of this recipe."""
     made = parser_of(__doc__)
     made.add_argument("--data_dir", help="local files; default: the Hub")
-    made.add_argument("--task", choices=("mnist", "cifar10"), default="mnist")
+    made.add_argument("--task", choices=("mnist", "cifar10"), default="mnist", help="which images")
     made.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
     made.add_argument("--features", help="model whose class tokens are classified")
     made.add_argument("--image_size", type=int, default=70, help="for that model")
     made.add_argument("--trained", action="store_true", help="hidden layers trained by SGD")
     made.add_argument("--epochs", type=int, default=20, help="of that training")
-    made.add_argument("--output_dir", default="results/ntk-mlp")
-    made.add_argument("--widths", type=int, nargs="+", default=[250, 500, 1000, 2000])
-    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    made.add_argument("--output_dir", default="results/ntk-mlp", help="folder for everything")
+    made.add_argument(
+        "--widths", type=int, nargs="+", default=[250, 500, 1000, 2000], help="of layers"
+    )
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run for each")
+    made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows")
     made.add_argument("--selection_samples", type=int, default=1000, help="to choose the ridge")
     return made
 

@@ -139,11 +139,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data_dir", help="CSV file; default: the Hub")
     made.add_argument("--target", help="column to predict; default: the last")
     made.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
-    made.add_argument("--output_dir", default="results/random-features")
-    made.add_argument("--features", type=int, nargs="+", default=[100, 300, 1000, 3000])
-    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument(
+        "--output_dir", default="results/random-features", help="folder for everything"
+    )
+    made.add_argument(
+        "--features", type=int, nargs="+", default=[100, 300, 1000, 3000], help="how many"
+    )
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run for each")
     made.add_argument("--bits", type=int, nargs="+", default=[8, 2], help="of low precision")
-    made.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.9])
+    made.add_argument(
+        "--sparsity", type=float, nargs="+", default=[0.5, 0.9], help="of ternary weights"
+    )
     made.add_argument(
         "--gammas",
         type=float,

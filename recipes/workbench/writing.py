@@ -45,7 +45,8 @@ def replaced(path: str | Path) -> Iterator[Path]:
 def replaced_folder(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
     """A new empty sibling of a folder; it takes the folder's place when the block ends well.
 
-    A folder that stands in its place is removed afterwards, with all it holds.
+    A folder that stands in its place is removed afterwards, with all it holds. Use this for folders
+    that belong to the recipe alone.
 
     Args:
         path: The folder to write.
@@ -55,7 +56,7 @@ def replaced_folder(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
     Yields:
         The folder to write into. It is the same in all processes.
     """
-    target = Path(path)
+    target = Path(path).resolve()
     part, old = (target.with_name(f".{target.name}.{kind}") for kind in ("part", "old"))
     if not keep:
         yield part
@@ -74,6 +75,39 @@ def replaced_folder(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
     finally:
         for left in (part, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def replaced_files(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
+    """A new empty sibling of a folder; its files move into the folder when the block ends well.
+
+    What else the folder holds stays there. Use this for a folder that the user named.
+
+    Args:
+        path: The folder to write into.
+        keep: Whether this process writes, as for `replaced_folder`.
+
+    Yields:
+        The folder to write into. It is the same in all processes.
+    """
+    target = Path(path).resolve()
+    part = target.with_name(f".{target.name}.part")
+    if not keep:
+        yield part
+        return
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        files = [file for file in part.rglob("*") if file.is_file()]
+        with _uninterrupted():
+            # weights before the config that describes them
+            for file in sorted(files, key=lambda file: (file.name == "config.json", file)):
+                place = target / file.relative_to(part)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, place)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

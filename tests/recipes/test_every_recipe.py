@@ -39,7 +39,7 @@ DEEPER = {
 """What recipes import from below these rooms; a shorter list is better, a longer one is not."""
 WRITERS = {"write_text", "write_bytes", "savefig", "save_figure", "save_pretrained", "save_model"}
 WRITERS |= {"torch.save", "np.save", "np.savez", "json.dump"}
-ASIDE = {"replaced", "replaced_folder", "TemporaryDirectory"}
+ASIDE = {"replaced", "replaced_files", "replaced_folder", "TemporaryDirectory"}
 """Context managers whose block writes beside the results."""
 INSIDE = {
     "bench_distributed": {"worker"},  # called with a temporary folder
@@ -51,6 +51,11 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(RECIPES).with_suffix("").parts)
 
 
+def is_module(name: str) -> bool:
+    place = RECIPES.parent / name.replace(".", "/")
+    return name.startswith("hf_rmt.") and (place.is_dir() or place.with_suffix(".py").exists())
+
+
 def imported(path: Path) -> set[str]:
     """Modules that a file imports, wherever in the file it does so."""
     found = set()
@@ -59,7 +64,9 @@ def imported(path: Path) -> set[str]:
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            found.add(node.module or "")
+            names = {f"{node.module}.{name.name}" for name in node.names}
+            modules = {name for name in names if is_module(name)}
+            found |= modules or {node.module or ""}
     return found
 
 

@@ -76,6 +76,7 @@ def test_ranges_reach_from_ten_to_ninety_percent_around_the_median() -> None:
     assert list(bars[0].get_ydata()) == [2.0, 8.0, 4.0]
     ends = [segment[:, 1] for segment in bars[2][0].get_segments()]
     np.testing.assert_allclose(ends, np.quantile(VALUES, [0.1, 0.9], axis=0).T)
+    assert axes.get_ylabel() == "error\nmedian; bars: 10 to 90 % of the layers"
 
 
 @pytest.mark.parametrize("make", FIGURES)

@@ -59,5 +59,5 @@ def test_folders_that_cannot_be_split_are_refused(folder, change, share, message
 def test_a_folder_needs_two_classes(folder: Path) -> None:
     with pytest.raises(SystemExit, match=r"at least two classes, or train and test; it has none"):
         from_folder(folder / "cats", 0.2)
-    with pytest.raises(SystemExit, match="must be a folder or an .npz file"):
+    with pytest.raises(SystemExit, match=r"must be a folder or an \.npz file"):
         from_folder(folder / "absent", 0.2)

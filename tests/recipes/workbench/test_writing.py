@@ -32,9 +32,14 @@ def test_files_take_the_place_of_old_ones(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     writing.write_text(tmp_path / "a.md", "old")
-    with pytest.raises(KeyboardInterrupt), writing.replaced(tmp_path / "a.md") as part:
-        part.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with writing.replaced(tmp_path / "a.md") as part:
+            part.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (tmp_path / "a.md").read_text() == "old\n"
     assert names(tmp_path) == {"a.md"}
 
@@ -43,9 +48,14 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> Non
     target = tmp_path / "best"
     with writing.replaced_folder(target) as part:
         (part / "weights").write_text("old")
-    with pytest.raises(RuntimeError), writing.replaced_folder(target) as part:
-        (part / "weights").write_text("half")
-        raise RuntimeError
+
+    def failing() -> None:
+        with writing.replaced_folder(target) as part:
+            (part / "weights").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
     assert (target / "weights").read_text() == "old"
     with writing.replaced_folder(target) as part:
         (part / "other").write_text("new")
@@ -58,6 +68,28 @@ def test_a_process_that_does_not_write_leaves_folders_alone(tmp_path: Path) -> N
         assert not part.exists()
     with writing.replaced_folder(tmp_path / "best") as other:
         assert other == part
+
+
+def test_files_move_into_a_folder_and_leave_the_others(tmp_path: Path) -> None:
+    target = tmp_path / "mine"
+    target.mkdir()
+    (target / "thesis.tex").write_text("precious")
+    (target / "weights").write_text("old")
+
+    def failing() -> None:
+        with writing.replaced_files(target) as part:
+            (part / "weights").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
+    assert (target / "weights").read_text() == "old"
+    with writing.replaced_files(target) as part:
+        (part / "weights").write_text("new")
+        (part / "config.json").write_text("{}")
+    assert (target / "weights").read_text() == "new"
+    assert names(target) == {"thesis.tex", "weights", "config.json"}
+    assert names(tmp_path) == {"mine"}
 
 
 KILLED = """
