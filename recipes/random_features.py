@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self
+from typing import Any
 
 from workbench.command import parser_of
 from workbench.command import run as start
+from workbench.low_precision import LowPrecisionFourier
 from workbench.memory_study import MEGABIT, Finished, draw_curves
 from workbench.processes import one_process
 from workbench.result_figures import save_table
@@ -36,7 +37,6 @@ from workbench.writing import write_figure
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
 from sklearn.datasets import load_digits
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.preprocessing import StandardScaler
@@ -72,43 +72,6 @@ class Run:
     def memory(self, batch: int) -> float:
         """Megabits of map, readout and the features of a batch."""
         return (self.map_bits + self.readout_bits + batch * self.feature_bits) / MEGABIT
-
-
-class LowPrecisionFourier(RBFSampler):
-    """Random Fourier features whose weights and values are rounded to a few bits."""
-
-    def __init__(
-        self,
-        *,
-        bits: int = 8,
-        gamma: float = 1.0,
-        n_components: int = 100,
-        random_state: int | None = None,
-    ) -> None:
-        super().__init__(gamma=gamma, n_components=n_components, random_state=random_state)
-        self.bits = bits
-
-    def fit(self, X: Array, y: None = None) -> Self:  # noqa: N803 - scikit-learn's name
-        super().fit(X)
-        weights, spread = self.random_weights_, self.random_weights_.std()
-        best = minimize_scalar(
-            lambda step: np.square(rounded(weights, step, self.bits) - weights).mean(),
-            bounds=(0, 4 * spread),
-            method="bounded",
-        )
-        self.random_weights_ = rounded(weights, best.x, self.bits)
-        return self
-
-    def transform(self, X: Array) -> Array:  # noqa: N803 - scikit-learn's name
-        features = super().transform(X)
-        largest = np.sqrt(2 / self.n_components)
-        return rounded(features, largest / 2 ** (self.bits - 1), self.bits).astype(features.dtype)
-
-
-def rounded(values: Array, step: float, bits: int) -> Array:
-    """The nearest of the 2^bits numbers ..., -step / 2, step / 2, 3 step / 2, ..."""
-    half = 2 ** (bits - 1)
-    return (np.clip(np.floor(values / step), -half, half - 1) + 0.5) * step
 
 
 def main() -> None:

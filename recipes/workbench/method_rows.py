@@ -6,26 +6,22 @@ What is finished stands in a file and is not done again.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from workbench.common import LEVEL, paired_bootstrap
+from workbench.filters import HEAD, RANKS, UPDATE, filtered
 from workbench.result_figures import curve_figure, save_table
 from workbench.results import Result, ResultsTable
 from workbench.writing import write_figure, write_json, write_text
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import send_to_device
 
-import hf_rmt
-from hf_rmt import RMTConfig
-
-BASE, UPDATE, RANKS, HEAD = "base", "update", "ranks", "ntk"
+BASE = "base"
 TITLES = {
     BASE: BASE,
     UPDATE: "filtered update, PDB",
@@ -44,8 +40,6 @@ FRACTIONS = [0.1, 0.4, 0.6, 0.8, 1.0]
 """Wu, Zhu & Li (2025) remove 40 to 100 % of the noise directions; 10 % is a cautious choice."""
 RANK_FRACTIONS = [0.8, 0.9, 0.95, 0.98, 0.99]
 """Shares of the update's parameters. They are large: most of an update is noise."""
-BLOCKS = r".*\.\d+\..*"
-"""Names of what lies in a numbered block, as the other methods have it."""
 Evaluate = Callable[[Any, str], Any]
 """A model and the name of a split in, the correctness of every example out."""
 
@@ -58,62 +52,6 @@ class Column:
     split: str
     seeds: Sequence[Mapping[str, Any]]
     published: Mapping[str, float] = field(default_factory=dict)
-
-
-class Filtered(NamedTuple):
-    """A filtered copy of a model.
-
-    Attributes:
-        model: The copy.
-        kept: The share that is left of what was filtered: of its parameters, or of the bits of a
-            ternary head.
-        whole: Names of the layers that the method was asked to filter and left as they were.
-    """
-
-    model: Any
-    kept: float
-    whole: frozenset[str] = frozenset()
-
-
-def filtered(
-    tuned: Any, base: Any, method: str, removed: float, calibration: Sequence[Any] = ()
-) -> Filtered:
-    """A copy of the tuned model whose noise one method has removed.
-
-    Args:
-        tuned: The model, not changed.
-        base: The model that its training began with.
-        method: Name of the method, one of `TITLES`.
-        removed: Share of the noise directions to remove; of shared ranks, share of parameters.
-        calibration: Batches of the model's arguments, for a ternary head.
-
-    Returns:
-        The copy, and what is left.
-    """
-    model = copy.deepcopy(tuned)
-    if method == HEAD:
-        batches = send_to_device(list(calibration), model.device)
-        report = hf_rmt.compress(model, RMTConfig(method=HEAD), calibration=batches)
-        return Filtered(model, report.plan.size_ratio)
-    if method == RANKS:
-        adapter = hf_rmt.extract_adapter(base, tuned, size=1 - removed, target_modules=BLOCKS)
-        for part in adapter.updates:
-            start = base.get_submodule(part.name).weight.detach()
-            model.get_submodule(part.name).weight.data = start + part.left @ part.right
-        return Filtered(model, adapter.size)
-    if method in ("svd", "slr"):
-        kept: dict[str, Any] = {"fraction": 1 - removed} if removed < 1 else {"rank": 1}
-        config = RMTConfig(method=method, noise="drop", **kept)
-    else:
-        law = "pdb" if method == UPDATE else method
-        config = RMTConfig(method=law, noise="drop", noise_removal=removed)
-    if method == UPDATE:
-        report = hf_rmt.filter_update(base, model, config)
-    else:
-        report = hf_rmt.compress(model, config)
-    changed = {layer.name for layer in report.plan.changed}
-    whole = frozenset(layer.name for layer in report.plan) - changed
-    return Filtered(model, report.plan.size_ratio, whole)
 
 
 def method_rows(

@@ -90,9 +90,7 @@ def test_the_best_filtered_model_reloads_with_its_accuracy(one_process: Any, dat
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="two processes of a CPU")
-def test_two_processes_of_accelerate_end_with_what_one_finds(
-    one_process: Any, tmp_path: Path
-) -> None:
+def test_two_processes_of_accelerate_find_what_one_does(one_process: Any, tmp_path: Path) -> None:
     _, alone = one_process
     options = [name for name in OPTIONS if name != "--use_cpu"]  # found out by the recipe itself
     options += ["--methods", "update", "--output_dir", str(tmp_path)]

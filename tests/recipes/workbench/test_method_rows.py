@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench import method_rows
-from workbench.method_rows import Column, Filtered, results_table, save_results, sweep
+from workbench.filters import Filtered, filtered
+from workbench.method_rows import Column, results_table, save_results, sweep
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ import pytest
 def test_layers_that_come_back_whole_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {0.4: {"a"}, 0.9: {"a"}, 1.0: {"a", "b", "c"}}
 
-    def filtered(tuned: Any, base: Any, method: str, removed: float, _: Any) -> Filtered:
+    def fake(tuned: Any, base: Any, method: str, removed: float, _: Any) -> Filtered:
         return Filtered(removed, 0.5, frozenset(whole[removed]))
 
-    monkeypatch.setattr(method_rows, "filtered", filtered)
+    monkeypatch.setattr(method_rows, "filtered", fake)
     curve, again = sweep(None, None, "pdb", lambda model, split: [model], [0.9, 0.4, 1.0])
     assert curve == [[0.9, 0.9], [0.4, 0.4], [1.0, 1.0]]
     assert again == [[1.0, 2]]  # `a` is never filtered
@@ -52,9 +53,10 @@ def test_untouched_layers_are_told(method: str) -> None:
     parts = [nn.Linear(200, 200, bias=False) for _ in range(2)]
     for part in parts:
         part.weight.data = torch.randn(200, 200, generator=generator)
-    parts[1].weight.data += 3 * torch.outer(*torch.randn(2, 200, generator=generator))
+    left, right = (torch.randn(200, generator=generator) for _ in range(2))
+    parts[1].weight.data += 3 * torch.outer(left, right)
     net = nn.Sequential(parts[0], parts[1], nn.Linear(200, 2))
-    some, every = (method_rows.filtered(net, net, method, share).whole for share in (0.5, 1.0))
+    some, every = (filtered(net, net, method, share).whole for share in (0.5, 1.0))
     # the first layer is noise alone: a law finds nothing in it, a truncation keeps one direction
     assert every - some == ({"0"} if method == "pdb" else set())
     assert np.isfinite(parts[0].weight.detach()).all()
