@@ -1,14 +1,18 @@
-"""Extracted LoRA adapters at equal size: ranks chosen by the spectrum against one fixed rank.
+"""Compare LoRA adapters of equal size: ranks chosen by the spectrum against one fixed rank.
 
-Every adapter is saved, loaded by stock PEFT on the base, and judged by how far its logits lie from
-the tuned model's (mean Euclidean distance over the texts), and by accuracy where labels are given.
-Factors go to the linears of the repeated blocks; everything else is carried over as tuned.
-
+    python recipes/bench_adapter.py --embedded
     python recipes/bench_adapter.py --train --base DIR/base --tuned DIR/tuned
     python recipes/bench_adapter.py --base DIR/base --tuned DIR/tuned --texts dev.tsv
 
-`--train` makes the two models from the BERT of the extra `demo` and the 12,000 first of SST-2's
-shuffled training sentences in HF_RMT_DATA. Texts are lines, or lines with a tab and a label.
+The adapters are extracted from the difference of a tuned model and its base. Each is saved and
+loaded by stock PEFT on the base. It is judged by how far its logits lie from those of the tuned
+model (mean Euclidean distance over the texts), and by its accuracy where labels are given. The
+linear layers of the repeated blocks get factors; everything else is carried over as tuned.
+
+--train makes the two models: the BERT of the extra `demo`, and the same fine-tuned on 12,000 random
+training sentences of SST-2 in the folder HF_RMT_DATA. A file of texts has one text in each line,
+with a tab and a label after it if there are labels. --embedded trains the same BERT on the built-in
+sentences instead.
 """
 
 from __future__ import annotations
@@ -20,10 +24,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from workbench.command import parser_of, run
+from workbench.common import entailment
+from workbench.writing import replaced_files, write_text
+
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging
 
 from hf_rmt import extract_adapter
@@ -35,26 +46,34 @@ MAX_LENGTH, BATCH, EPOCHS, LEARNING_RATE, SENTENCES = 64, 32, 2, 5e-5, 12_000
 
 
 def main() -> None:
-    arguments = _parse()
+    arguments = parser().parse_args()
     logging.disable_progress_bar()
     os.environ["TQDM_DISABLE"] = "1"
+    if arguments.embedded:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(embedded(Path(folder), arguments))
+        return
+    if not (arguments.base and arguments.tuned):
+        raise SystemExit("pass the folders --base and --tuned, or --embedded")
     if arguments.train:
         train(arguments.base, arguments.tuned)
     if arguments.texts:
         compare(arguments)
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", type=Path, required=True, help="folder of the pretrained model")
-    parser.add_argument("--tuned", type=Path, required=True, help="folder of the tuned model")
-    parser.add_argument("--texts", type=Path, help="file of texts to compare the logits on")
-    parser.add_argument("--limit", type=int, help="use only the first so many texts")
-    parser.add_argument("--calibration", type=Path, help="file of other texts of the task")
-    parser.add_argument("--calibration-texts", type=int, default=128)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16])
-    parser.add_argument("--train", action="store_true", help="make base and tuned first")
-    return parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = parser_of(__doc__)
+    made.add_argument("--embedded", action="store_true", help="demo BERT and built-in sentences")
+    made.add_argument("--base", type=Path, help="folder of the pretrained model")
+    made.add_argument("--tuned", type=Path, help="folder of the tuned model")
+    made.add_argument("--texts", type=Path, help="file of texts to compare the logits on")
+    made.add_argument("--limit", type=int, help="use only the first so many texts")
+    made.add_argument("--calibration", type=Path, help="file of other texts of the task")
+    made.add_argument("--calibration-texts", type=int, default=128, help="how many")
+    made.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16], help="fixed ranks")
+    made.add_argument("--train", action="store_true", help="make base and tuned first")
+    return made
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -143,15 +162,44 @@ def train(base: Path, tuned: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
     texts, labels = read(Path(os.environ["HF_RMT_DATA"]) / "data/sst2/train.tsv", None)
     chosen = torch.randperm(len(texts))[:SENTENCES].tolist()
-    for folder in (base, tuned):
-        tokenizer.save_pretrained(folder)
-    model.save_pretrained(base)
-    steps = EPOCHS * -(-SENTENCES // BATCH)
+    fine_tune(
+        model, tokenizer, [texts[i] for i in chosen], [labels[i] for i in chosen], base, tuned
+    )
+
+
+def embedded(folder: Path, arguments: argparse.Namespace) -> argparse.Namespace:
+    """The demo's BERT, the same fine-tuned, and sentences to compare them on."""
+    torch.manual_seed(0)
+    path = demo_model_path()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
+    rows = [row for rows in entailment().values() for row in rows]
+    texts = [f"{row['text']} {row['text2']}" for row in rows]
+    labels = [int(row["label"] == "entailment") for row in rows]
+    base, tuned = folder / "base", folder / "tuned"
+    fine_tune(model, tokenizer, texts, labels, base, tuned)
+    file = folder / "texts.tsv"
+    write_text(file, "\n".join(f"{a}\t{b}" for a, b in zip(texts, labels, strict=True)))
+    changed = {"base": base, "tuned": tuned, "texts": file, "ranks": [4]}
+    return argparse.Namespace(**{**vars(arguments), **changed})
+
+
+def fine_tune(
+    model: Any,
+    tokenizer: Any,
+    texts: list[str],
+    labels: list[int],
+    base: Path,
+    tuned: Path,
+) -> None:
+    """Save a model as the base, train it, and save it as the tuned model."""
+    save(model, tokenizer, base)
+    steps = EPOCHS * -(-len(texts) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     model.train()
     for _ in range(EPOCHS):
-        order = [chosen[i] for i in torch.randperm(SENTENCES).tolist()]
+        order = torch.randperm(len(texts)).tolist()
         encoded = encode(tokenizer, [texts[i] for i in order])
         for number, batch in enumerate(encoded):
             target = [labels[i] for i in order[number * BATCH : (number + 1) * BATCH]]
@@ -160,8 +208,15 @@ def train(base: Path, tuned: Path) -> None:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-    model.save_pretrained(tuned)
+    save(model, tokenizer, tuned)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save a model and its tokenizer."""
+    with replaced_files(folder) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,10 +1,13 @@
-"""Time and memory of compressing a bert-base-shaped model.
+"""Measure time and memory of compressing a model of the shape of bert-base.
 
-    python recipes/bench_compress.py [--layers 4] [--width 768] [--noise int8]
+    python recipes/bench_compress.py --embedded
+    python recipes/bench_compress.py --layers 4 --width 768 --noise int8
 
-Time: analysing and compressing every encoder linear, over `torch.linalg.svd` of the same weights,
-weight by weight in turn. Memory: the peak while `from_pretrained` compresses on the fly, above
-what the loaded model holds, in units of the largest weight.
+The time is that of analysing and compressing every linear layer of the encoder, divided by the time
+of `torch.linalg.svd` of the same weights; both run in turn, weight by weight. The memory is the
+peak while `from_pretrained` compresses on the fly, less what the loaded model holds, in units of
+the largest weight. The weights are simulated, so nothing is downloaded; --embedded takes a small
+model.
 """
 
 from __future__ import annotations
@@ -20,36 +23,15 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from workbench.command import parser_of, run
+from workbench.simulated_bert import linears, spiked_bert
+
 import torch
-from torch import Tensor, nn
-from transformers import AutoModel, BertConfig, BertModel
+from torch import Tensor
+from transformers import AutoModel, BertModel
 
 from hf_rmt import RMTConfig
 from hf_rmt.compression.weight import compress_weight
-from hf_rmt.spectra.ensembles import double_bulk_matrix
-
-
-def spiked_bert(layers: int, width: int) -> BertModel:
-    """A bert-base-shaped model whose weights are double bulks with twenty spikes."""
-    config = BertConfig(
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        intermediate_size=4 * width,
-        vocab_size=1000,
-    )
-    model = BertModel(config)
-    spikes = tuple(float(value) for value in range(60, 20, -2))
-    for seed, linear in enumerate(linears(model)):
-        weight = double_bulk_matrix(
-            tuple(linear.weight.shape), mixing=0.5, variances=(3.0, 0.6), spikes=spikes, seed=seed
-        )
-        linear.weight.data.copy_(torch.from_numpy(weight))
-    return model
-
-
-def linears(model: BertModel) -> list[nn.Linear]:
-    return [part for part in model.encoder.modules() if isinstance(part, nn.Linear)]
 
 
 def seconds(call: Callable[[], None]) -> float:
@@ -123,13 +105,21 @@ def streaming_peak(model: BertModel, config: RMTConfig) -> float:
     return (memory.peak - memory.after) / largest
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = parser_of(__doc__)
+    made.add_argument("--embedded", action="store_true", help="one block of width 64, one repeat")
+    made.add_argument("--layers", type=int, default=3, help="blocks of the model")
+    made.add_argument("--width", type=int, default=768, help="of the hidden states, 64 k")
+    made.add_argument("--noise", default="int8", help="how the noise is stored")
+    made.add_argument("--repeats", type=int, default=5, help="the times are medians over them")
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--noise", default="int8")
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    options = parser().parse_args()
+    if options.embedded:
+        options.layers, options.width, options.repeats = 1, 64, 1
     model = spiked_bert(options.layers, options.width)
     config = RMTConfig(noise=options.noise)
     result = time_ratio(model, config, options.repeats)
@@ -138,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

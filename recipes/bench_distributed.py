@@ -1,29 +1,35 @@
-"""Two processes against one, compressing a bert-base-shaped model; one thread each.
+"""Measure how much faster several processes compress a model than one; one thread each.
 
-    python recipes/bench_distributed.py [--layers 12] [--noise int8] [--repeats 3]
+    python recipes/bench_distributed.py --embedded
+    python recipes/bench_distributed.py --layers 12 --noise int8 --repeats 3
 
-Runs of one process and of several alternate, each in fresh processes (gloo, on this machine); time
-counts from the weights in memory to the compressed model on every process, plan and latencies
-included. All runs must end with the same weights, bit for bit.
+Runs of one process and of several alternate, each in fresh processes of this machine (gloo). The
+time begins with the weights in memory and ends with the compressed model on every process; plan and
+latencies are included. All runs must end with the same weights, bit for bit. The model has the
+shape of bert-base and simulated weights, so nothing is downloaded; --embedded takes a small one.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
+from workbench.command import parser_of
+from workbench.command import run as start
+from workbench.simulated_bert import spiked_bert
+
 import torch
-from bench_compress import spiked_bert
-from torch import distributed, multiprocessing
+from torch import Tensor, distributed, multiprocessing
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.huggingface.training.start_weights import digest
 
 
 def run(processes: int, options: argparse.Namespace) -> list[dict[str, float | str]]:
@@ -53,14 +59,31 @@ def worker(rank: int, processes: int, folder: str, options: argparse.Namespace) 
         distributed.destroy_process_group()
 
 
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
+    result = hashlib.sha256()
+    for name in sorted(weights):
+        result.update(name.encode())
+        result.update(weights[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = parser_of(__doc__)
+    made.add_argument("--embedded", action="store_true", help="one block of width 64, one repeat")
+    made.add_argument("--layers", type=int, default=12, help="blocks of the model")
+    made.add_argument("--width", type=int, default=768, help="of the hidden states, 64 k")
+    made.add_argument("--noise", default="int8", help="how the noise is stored")
+    made.add_argument("--processes", type=int, default=2, help="compared with one")
+    made.add_argument("--repeats", type=int, default=3, help="the times are medians over them")
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--noise", default="int8")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
+    options = parser().parse_args()
+    if options.embedded:
+        options.layers, options.width, options.repeats = 1, 64, 1
     times: dict[int, list[float]] = {1: [], options.processes: []}
     digests = set()
     for _ in range(options.repeats):
@@ -81,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -1,12 +1,14 @@
-"""What compression does to trained models without any training: bits against fidelity.
+"""Measure what compression does to trained models without any training: bits against fidelity.
 
-    HF_RMT_DATA=FOLDER python recipes/bench_fidelity.py [--model bert] [--schemes int8 plain4]
+    python recipes/bench_fidelity.py --embedded
+    HF_RMT_DATA=FOLDER python recipes/bench_fidelity.py --model bert --schemes int8 plain4
 
 Fidelity is the Spearman correlation of all pairwise similarities of embeddings with those of the
-original model. Every attention and MLP linear is compressed. Models: the BERT of the extra `demo`
-(mean-pooled sentences of SST-2) and, where HF_RMT_DATA names a folder with data/ and models/, a
-DINOv2 (class tokens of CIFAR-10 images). Without HF_RMT_DATA the BERT reads built-in sentences.
-Calibrated schemes see training sentences and images, never those that are judged.
+original model. Every linear layer of attention and MLP is compressed. The models are the BERT of
+the extra `demo` (mean-pooled sentences of SST-2) and a DINOv2 (class tokens of CIFAR-10 images),
+which needs HF_RMT_DATA, a folder with data/ and models/. Without HF_RMT_DATA the BERT reads
+built-in sentences. Calibrated schemes see training sentences and images, never those that are
+judged. --embedded compares two schemes on the BERT and the built-in sentences.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from workbench.command import parser_of, run
 
 import numpy as np
 import torch
@@ -48,6 +52,7 @@ CALIBRATED = {
 SIZES = {"size 3/8, calibrated": 3 / 8}
 """Share of the parameters that is kept: that of svd p/4 on the BERT."""
 PLAIN = {f"plain{bits}": bits for bits in (8, 6, 5, 4)}
+EMBEDDED = ("int8", "plain4")
 SVD = {"svd p/2": 2, "svd p/4": 4}
 PLAIN_GROUP = 32
 """Group of the plain quantisers; a scale counts 8 bits, as in ours."""
@@ -58,7 +63,9 @@ Subject = tuple[str, nn.Module, Callable[[nn.Module], Tensor], Batches]
 
 
 def main() -> None:
-    options = parse()
+    options = parser().parse_args()
+    if options.embedded:
+        options.model, options.schemes = "bert", [*EMBEDDED]
     print(f"{'model':6}{'scheme':24}{'bits':>7}{'spearman':>11}{'1 - rho':>11}")
     for name, model, embeddings, calibration in subjects(options):
         reference = embeddings(model)
@@ -72,19 +79,30 @@ def main() -> None:
             print(f"{name:6}{scheme:24}{bits:7.2f}{rho:11.6f}{1 - rho:11.2e}", flush=True)
 
 
-def parse() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
     schemes = [*OURS, *PLAIN, *SVD, *CALIBRATED]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=("bert", "vit", "both"), default="both")
-    parser.add_argument("--sentences", type=int, default=300)
-    parser.add_argument("--images", type=int, default=150)
-    parser.add_argument("--calibration", type=int, default=512, help="sentences, or half as images")
-    parser.add_argument("--schemes", nargs="+", default=schemes, choices=schemes, metavar="SCHEME")
-    return parser.parse_args()
+    made = parser_of(__doc__)
+    made.add_argument("--embedded", action="store_true", help="the demo BERT, two schemes")
+    made.add_argument("--model", choices=("bert", "vit", "both"), default="both", help="which")
+    made.add_argument("--sentences", type=int, default=300, help="to judge on")
+    made.add_argument("--images", type=int, default=150, help="to judge on")
+    made.add_argument(
+        "--calibration", type=int, default=512, help="training sentences; half as many images"
+    )
+    made.add_argument(
+        "--schemes",
+        nargs="+",
+        default=schemes,
+        choices=schemes,
+        metavar="SCHEME",
+        help="what is done to the weights",
+    )
+    return made
 
 
 def subjects(options: argparse.Namespace) -> Iterator[Subject]:
-    data = os.environ.get("HF_RMT_DATA")
+    data = None if options.embedded else os.environ.get("HF_RMT_DATA")
     if options.model in ("bert", "both"):
         others = sentences(data, options.calibration, "train") if data else []
         yield bert(sentences(data, options.sentences), others)
@@ -184,4 +202,4 @@ def truncated(weight: Tensor, rank: int) -> tuple[Tensor, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

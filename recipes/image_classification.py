@@ -1,18 +1,22 @@
-"""Fine-tune a ViT-like model on images, then take the noise out of it, every way.
+"""Fine-tune a ViT-like model on images, then remove its noise by every method.
 
-One plain fine-tuning per seed; from the tuned model the rows of the table: as tuned, the noise
-taken out of what training added (`hf_rmt.filter_update`), and out of the whole weights by every
-method. How much is removed is chosen on images that are kept back from the training images.
+Each seed is one plain fine-tuning. The rows of the table compare the tuned model with filtered
+copies of it: the noise is removed from what training added (`hf_rmt.filter_update`), or from the
+whole weights by one method after another. How much is removed is chosen on images that are kept
+back from the training images.
 
     python recipes/image_classification.py --embedded
     python recipes/image_classification.py --task dtd
-    python recipes/image_classification.py --data_dir FOLDER --model FOLDER --image_size 70
+    python recipes/image_classification.py --data_dir FOLDER --test_share 0.2
+    python recipes/image_classification.py --data_dir FILE.npz --model FOLDER --image_size 70
     accelerate launch --multi_gpu --num_processes 2 recipes/image_classification.py --task cifar10
 
---data_dir is an image folder with train and test, or an .npz file with train_x, train_y, test_x and
-test_y; without it the Hub is asked. --image_size takes smaller images than the model was trained
-on, with its position embeddings interpolated. What is finished in the output folder is not done
-again, so single seeds can run side by side; a last call with all of them makes the table.
+FOLDER has one sub-folder of images for each class; --test_share of each class is kept for the test.
+Or it has the sub-folders train and test, each with one sub-folder for each class. --data_dir may
+also be an .npz file with train_x, train_y, test_x and test_y. Without it the images come from the
+Hub, with --embedded from scikit-learn. --image_size takes smaller images than the model was trained
+on and interpolates its position embeddings. A second run goes on with what the output folder
+already holds: single seeds can run side by side, and a last call with all of them makes the table.
 """
 
 from __future__ import annotations
@@ -22,19 +26,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fine_tuning
+from workbench import fine_tuning
+from workbench.command import dataclass_parser, parsed
+from workbench.command import run as start
+from workbench.common import check_settings, metric, needs_hub
+from workbench.fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
+from workbench.image_data import DataArguments, collator_of, pixels, splits_of
+from workbench.method_rows import FRACTIONS, HEAD, METHODS, Column, method_rows
+from workbench.processes import begin
+
 import torch
 from accelerate import PartialState
-from common import check_settings, metric, needs_hub
 from datasets import DatasetDict
-from fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
-from image_data import DataArguments, collator_of, pixels, splits_of
-from method_rows import FRACTIONS, HEAD, METHODS, Column, method_rows
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     EvalPrediction,
-    HfArgumentParser,
     Trainer,
     TrainingArguments,
     ViTConfig,
@@ -52,11 +59,11 @@ SMALL = {
     "patch_size": 2,
 }
 """The ViT of `--embedded`."""
-DECK = {
+PUBLISHED = {
     "dtd": {"base": 0.7452, "pdb": 0.7533, "bema": 0.7482, "kernel": 0.7482, "svd": 0.7405},
     "sun397": {"base": 0.7680, "pdb": 0.7771, "bema": 0.7720, "kernel": 0.7720, "svd": 0.7716},
 }
-"""The deck's accuracies of ViT-L by method; it has one number for PUB and none for SLR."""
+"""Accuracies of ViT-L in Wu, Zhu & Li (2025), which has one number for PUB and none for SLR."""
 
 
 @dataclass
@@ -66,29 +73,41 @@ class Arguments(DataArguments):
     model: str = field(
         default="google/vit-large-patch16-224", metadata={"help": "folder or Hub id"}
     )
-    output_dir: str = field(default="results/images", metadata={"help": "where everything goes"})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    output_dir: str = field(
+        default="results/images", metadata={"help": "folder for models, tables and figures"}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "one fine-tuning for each"}
+    )
     methods: list[str] = field(
         default_factory=lambda: [*METHODS, HEAD],
         metadata={"help": ", ".join((*METHODS, HEAD))},
     )
     fractions: list[float] = field(
         default_factory=lambda: list(FRACTIONS),
-        metadata={"help": "shares of the noise directions to remove"},
+        metadata={"help": "shares of the noise directions to try to remove"},
     )
     epochs: float | None = field(default=None, metadata={"help": "default: 3, embedded 15"})
     learning_rate: float | None = field(
         default=None, metadata={"help": "default: 5e-5, embedded 1e-3"}
     )
     batch_size: int = field(default=32, metadata={"help": "over all processes"})
-    max_steps: int = -1
-    use_cpu: bool = False
+    max_steps: int = field(default=-1, metadata={"help": "steps of training; -1: by epochs"})
+    use_cpu: bool = field(
+        default=False, metadata={"help": "on the CPU; needless where there is nothing else"}
+    )
     push_to_hub: str | None = field(default=None, metadata={"help": "repository of the best model"})
 
 
+def parser() -> Any:
+    """The options of this recipe."""
+    return dataclass_parser(Arguments, __doc__)
+
+
 def main() -> None:
-    arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
-    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is what is asked for
+    arguments = parsed(parser())
+    begin(arguments)
+    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is wanted here
     if arguments.embedded:
         arguments.task = "digits"
     epochs, learning_rate = (15, 1e-3) if arguments.embedded else (3, 5e-5)
@@ -145,11 +164,12 @@ def report(arguments: Arguments, splits: DatasetDict, seeds: list[dict[str, Any]
     fine_tuning.report(
         arguments,
         folder / "results",
-        [Column(name, "test", seeds, DECK.get(name, {}))],
+        [Column(name, "test", seeds, PUBLISHED.get(name, {}))],
         [Tuned(folder, seeds, models)],
         base_model="." if arguments.embedded else arguments.model,
         differences=differences(arguments),
-        title=f"Noise removed after fine-tuning: {name}",
+        untrained=arguments.embedded,
+        title=f"Noise removed after training: {name}",
         notes=notes(arguments, splits),
     )
 
@@ -203,7 +223,7 @@ def processor_of(arguments: Arguments) -> Any:
 
 
 def model_of(arguments: Arguments, splits: DatasetDict, seed: int) -> Any:
-    """The pretrained model with a new head, or a small one that knows nothing."""
+    """The pretrained model with a new head, or a small untrained one."""
     set_seed(seed)
     labels = dict(enumerate(splits["train"].features["label"].names))
     names = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
@@ -249,4 +269,4 @@ def training_arguments(arguments: Arguments, seed: int, target: Path) -> Trainin
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -1,12 +1,15 @@
-"""Kernels of wide networks against their theory: errors, and eigenvalues overlaid.
+"""Compare kernels of wide networks with their theory: errors, and eigenvalues in one figure.
 
-Prints four tables for a two-class Gaussian mixture with p = n: the exact kernels of one relu layer
-against K~, as published and as derived here; deeper and smoother networks against exact kernels
-and against networks drawn at random; step activations matched to others; and ternary networks
-with matched steps against the dense one. With --figure, it draws the eigenvalues of drawn
-networks over those of the theory.
-
+    python recipes/kernel_spectra.py --embedded
     python recipes/kernel_spectra.py --sizes 128 256 512 1024 --figure kernel_spectra.svg
+
+The data are draws of a two-class Gaussian mixture with p = n, so nothing is downloaded. There are
+four tables. `exact` compares the exact kernels of one relu layer with their equivalent K~, as
+published (Gu et al., 2022) and as derived in this package. `networks` compares deeper and smoother
+networks with exact kernels and with networks drawn at random. `steps` lists step activations that
+match others. `ternary` compares ternary networks with matched steps with the dense network.
+--figure draws the eigenvalues of drawn networks over those of the theory. --embedded takes small
+sizes.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from workbench.command import parser_of, run
+from workbench.writing import replaced
 
 import numpy as np
 
@@ -49,7 +55,10 @@ TAU = 1.0
 
 def main() -> None:
     """Print the tables and draw the figure."""
-    arguments = _arguments()
+    arguments = parser().parse_args()
+    if arguments.embedded:
+        arguments.sizes, arguments.seeds, arguments.width = [32, 64], 1, 4
+        arguments.samples, arguments.features = 64, 2000
     if "exact" in arguments.tables:
         exact_table(arguments.sizes, arguments.seeds)
     if "networks" in arguments.tables:
@@ -59,27 +68,26 @@ def main() -> None:
     if "ternary" in arguments.tables:
         ternary_table(arguments.samples, arguments.features, arguments.sparsity)
     if arguments.figure:
-        save_figure(spectra_figure(arguments.samples, arguments.width), arguments.figure)
+        with replaced(arguments.figure) as part:
+            save_figure(spectra_figure(arguments.samples, arguments.width), part)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_KeepLines)
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = parser_of(__doc__)
+    made.add_argument("--embedded", action="store_true", help="all tables at small sizes")
     names = ("exact", "networks", "steps", "ternary")
-    parser.add_argument("--tables", nargs="*", choices=names, default=names)
-    parser.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512, 1024], help="p = n")
-    parser.add_argument("--seeds", type=int, default=3, help="mixtures for each size")
-    parser.add_argument(
+    made.add_argument("--tables", nargs="*", choices=names, default=names, help="which")
+    made.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512, 1024], help="p = n")
+    made.add_argument("--seeds", type=int, default=3, help="mixtures for each size")
+    made.add_argument(
         "--width", type=int, default=256, help="of drawn networks, times n; 0 draws none"
     )
-    parser.add_argument("--samples", type=int, default=300, help="p = n of ternary and figure")
-    parser.add_argument("--features", type=int, default=120_000, help="width of ternary networks")
-    parser.add_argument("--sparsity", type=float, default=0.9, help="of ternary weights")
-    parser.add_argument("--figure", type=Path, help="file for the figure, .svg, .pdf or .png")
-    return parser.parse_args()
-
-
-class _KeepLines(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keep the lines of the description and show the defaults."""
+    made.add_argument("--samples", type=int, default=300, help="p = n of ternary and figure")
+    made.add_argument("--features", type=int, default=120_000, help="width of ternary networks")
+    made.add_argument("--sparsity", type=float, default=0.9, help="of ternary weights")
+    made.add_argument("--figure", type=Path, help="file for the figure, .svg, .pdf or .png")
+    return made
 
 
 def exact_table(sizes: Sequence[int], seeds: int) -> None:
@@ -277,4 +285,4 @@ def _draw(axes: Axes, title: str, drawn: np.ndarray, theory: np.ndarray, colours
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,35 +1,37 @@
-"""The deck's figure: accuracy against memory of compressed fully connected networks.
+"""Compare accuracy and memory of ternary fully connected networks with those of their rivals.
 
     python recipes/ntk_mlp.py --embedded
     python recipes/ntk_mlp.py --data_dir FOLDER
     python recipes/ntk_mlp.py --data_dir cifar10.npz --features MODEL --image_size 70
 
-FOLDER holds MNIST's idx files, the .npz CIFAR10 (train_x, train_y, test_x, test_y); without
---data_dir the Hub is asked. --features takes the class token of a ViT-like model for the pixels.
+FOLDER holds the idx files of MNIST, the .npz file CIFAR10 (train_x, train_y, test_x, test_y).
+Without --data_dir the images come from the Hub, with --embedded from scikit-learn. --features
+replaces the pixels by the class tokens of a ViT-like model.
 
-What is compared: three hidden layers of random weights, the theorem's own case, each
-x -> s(W x) / sqrt d with a centred s, and a readout fitted by ridge regression. The images are
-centred and have norm 1. Our layers have ternary weights and steps with the Gaussian moments of
-relu: `exact` ones have m1, m2, m3 and tau, with as many levels as that takes. `1 bit` leaves tau;
-above two such layers no one-level step has relu's moments, so each is matched at the dense
-network's scale and its output scaled to the dense layer's. The heuristics start from the dense
-network's Gaussian weights, are scaled to variance 1 again, and have their readout fitted too.
+The study follows the figure of Gu et al. (2022). Each network has three hidden layers of random
+weights, x -> s(W x) / sqrt d with a centred s, which is the case of the theorem. A readout is
+fitted by ridge regression. The images are centred and have norm 1. Our layers have ternary weights
+and steps with the Gaussian moments of relu. The `exact` steps have the same m1, m2, m3 and tau,
+with as many levels as that takes. The `1 bit` steps do not have the same tau. Above two such layers
+no step of one level has the moments of relu. Each is therefore matched at the scale of the dense
+network, and its output is scaled to that of the dense layer. The rivals start from the Gaussian
+weights of the dense network and are scaled to variance 1 again. Their readouts are fitted, too.
 Nothing is trained by gradients.
 
-With --trained a dense network of each width is trained by SGD instead, without hidden biases, and
-every method starts from its weights: ours makes them ternary, a scale for each row, and matches
-the steps at the scale of each layer's arguments. All readouts are fitted again. The theorem does
-not speak of this case.
+With --trained a dense network of each width is trained by SGD instead, without hidden biases. Every
+method starts from its weights. Ours makes them ternary, with a scale for each row, and matches the
+steps at the scale of the arguments of each layer. All readouts are fitted again. The theorem does
+not cover this case.
 
-Memory is what hidden weights, readout, mean image and the activations of one image take: 32 bits a
-number in the dense network; in all others the readout in 16 bits, the rest as the tables say.
-`packed`: 2 bits a ternary weight as `TernaryLinear` holds it; a bit mask and 32 bits for each kept
-weight of a pruned one. `coded`: the mask Huffman coded by zlib, a bit for each sign of a ternary
-weight: what a file takes. (Random weights could be drawn again from their seed; that would
-help every method alike and is not counted.)
+Memory counts hidden weights, readout, mean image and the activations of one image. The dense
+network takes 32 bits for each number. All others take 16 bits for the readout and what the tables
+say for the rest. `packed` counts 2 bits for a ternary weight, as `TernaryLinear` holds it; a pruned
+weight takes a bit of a mask, and 32 bits more if it is kept. `coded` counts what a file takes: the
+mask is Huffman coded by zlib, and a ternary weight has one bit for its sign. (Random weights could
+be drawn again from their seed. That would help every method alike and is not counted.)
 
-What is finished in the output folder is not done again, and the tables show all of it: further
-calls with other --widths for single --methods fill the table at equal memory.
+A second run goes on with what the output folder already holds, and the tables show all of it. Runs
+with other --widths for single --methods fill the table at equal memory.
 """
 
 from __future__ import annotations
@@ -40,17 +42,32 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from workbench.command import parser_of
+from workbench.command import run as start
+from workbench.common import paired_bootstrap
+from workbench.memory_study import MEGABIT, Finished, draw_curves
+from workbench.mlp_data import Split, read_splits
+from workbench.mlp_layers import (
+    DENSE,
+    DEPTH,
+    FLOAT,
+    METHODS,
+    Method,
+    hidden_layers,
+    value_bits,
+    weight_bits,
+)
+from workbench.mlp_trained import trained_layers, trained_network
+from workbench.processes import one_process
+from workbench.result_figures import save_table
+from workbench.results import Result, ResultsTable
+from workbench.ridge import Rows, fit_ridge
+from workbench.writing import write_figure, write_text
+
 import numpy as np
 import torch
-from common import paired_bootstrap
-from memory_study import MEGABIT, Finished, draw_curves, save_curves
-from mlp_data import Split, read_splits
-from mlp_layers import DENSE, DEPTH, FLOAT, METHODS, Method, hidden_layers, value_bits, weight_bits
-from mlp_trained import trained_layers, trained_network
-from ridge import Rows, fit_ridge
 from torch import nn
 
-from hf_rmt.report.results import Result, ResultsTable
 from hf_rmt.report.tables import markdown_table
 
 HALF = 16
@@ -58,7 +75,8 @@ BATCH = 2000
 
 
 def main() -> None:
-    arguments = parse()
+    one_process()
+    arguments = parser().parse_args()
     split = read_splits(arguments)
     own = ("output_dir", "widths", "seeds", "methods")
     setting = {key: value for key, value in vars(arguments).items() if key not in own}
@@ -81,23 +99,24 @@ def order_of(row: Mapping[str, Any]) -> tuple[int, int, int]:
     return list(METHODS).index(row["method"]), row["width"], row["seed"]
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = parser_of(__doc__)
+    made.add_argument("--data_dir", help="local files; default: the Hub")
+    made.add_argument("--task", choices=("mnist", "cifar10"), default="mnist", help="which images")
+    made.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
+    made.add_argument("--features", help="model whose class tokens are classified")
+    made.add_argument("--image_size", type=int, default=70, help="for that model")
+    made.add_argument("--trained", action="store_true", help="hidden layers trained by SGD")
+    made.add_argument("--epochs", type=int, default=20, help="of that training")
+    made.add_argument("--output_dir", default="results/ntk-mlp", help="folder for everything")
+    made.add_argument(
+        "--widths", type=int, nargs="+", default=[250, 500, 1000, 2000], help="of layers"
     )
-    parser.add_argument("--data_dir", help="local files; default: the Hub")
-    parser.add_argument("--task", choices=("mnist", "cifar10"), default="mnist")
-    parser.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
-    parser.add_argument("--features", help="model whose class tokens are classified")
-    parser.add_argument("--image_size", type=int, default=70, help="for that model")
-    parser.add_argument("--trained", action="store_true", help="hidden layers trained by SGD")
-    parser.add_argument("--epochs", type=int, default=20, help="of that training")
-    parser.add_argument("--output_dir", default="results/ntk-mlp")
-    parser.add_argument("--widths", type=int, nargs="+", default=[250, 500, 1000, 2000])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--selection_samples", type=int, default=1000, help="to choose the ridge")
-    return parser.parse_args()
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run for each")
+    made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows")
+    made.add_argument("--selection_samples", type=int, default=1000, help="to choose the ridge")
+    return made
 
 
 def run(
@@ -162,13 +181,14 @@ def report(folder: Path, runs: Mapping[tuple[str, int], Any], split: Split, titl
         "intervals: paired bootstrap over the test images, all seeds of an image together",
     )
     table = ResultsTable(results_of(runs, images), title=title, notes=notes)
-    table.save(folder)
+    save_table(table, folder)
     print(table)
     text = markdown_table(equal_memory(runs))
-    (folder / "equal-memory.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "equal-memory.md", text)
     print(f"\nThe widest of ours with no more memory (coded) than the others:\n\n{text}")
     panels = {"memory (Mbit, coded)": curves}
-    save_curves(folder, "memory", draw_curves(panels, metric="test accuracy", title=title))
+    figure = draw_curves(panels, metric="test accuracy", title=title)
+    write_figure(figure, folder, "memory")
 
 
 def results_of(runs: Mapping[tuple[str, int], Any], images: int) -> tuple[Result, ...]:
@@ -230,4 +250,4 @@ def equal_memory(runs: Mapping[tuple[str, int], Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

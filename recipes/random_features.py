@@ -1,18 +1,18 @@
-"""Ridge regression on random features: test error against their number and their memory.
+"""Compare ridge regressions on random features: test error against number and memory of features.
 
-Ternary features, and those of ternary weights with as many levels as an exact match takes (exact
-steps), against random Fourier features, low-precision Fourier features (weights and features
-rounded to a few bits) and Nystrom's. Bandwidth and ridge are chosen for each on rows that
-are kept back from the training rows.
+Ternary features (Tiomoko Ali et al., 2022) have ternary weights and two levels; `exact steps` have
+as many levels as an exact match takes. Their rivals are random Fourier features, low-precision
+Fourier features (weights and features rounded to a few bits) and those of Nystrom. Bandwidth and
+ridge are chosen for each on rows that are kept back from the training rows.
 
     python recipes/random_features.py --embedded
     python recipes/random_features.py --data_dir FILE.csv --target COLUMN
     python recipes/random_features.py
 
-Without --embedded (scikit-learn's digits) or --data_dir the Hub is asked for a census. Columns of
-words are split into indicators and all columns are standardised. The memory is that of the map,
-the ridge weights in 32 bits, and the features of one batch. A folder gets the tables, the figure
-and all numbers; what is finished there is not done again.
+Without --embedded (the digits of scikit-learn) or --data_dir the data are a census from the Hub.
+Columns of words are split into indicators, and all columns are standardised. The memory is that of
+the map, the ridge weights in 32 bits, and the features of one batch. The output folder receives the
+tables, the figure and all numbers. A second run goes on with what it already holds.
 """
 
 from __future__ import annotations
@@ -23,20 +23,26 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self
+from typing import Any
+
+from workbench.command import parser_of
+from workbench.command import run as start
+from workbench.low_precision import LowPrecisionFourier
+from workbench.memory_study import MEGABIT, Finished, draw_curves
+from workbench.processes import one_process
+from workbench.result_figures import save_table
+from workbench.results import Result, ResultsTable
+from workbench.ridge import Array, Rows, fit_ridge
+from workbench.writing import write_figure
 
 import numpy as np
 import pandas as pd
-from memory_study import MEGABIT, Finished, draw_curves, save_curves
-from ridge import Array, Rows, fit_ridge
-from scipy.optimize import minimize_scalar
 from sklearn.datasets import load_digits
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.preprocessing import StandardScaler
 
 from hf_rmt import TernaryRandomFeatures
 from hf_rmt.kernels import NoMatchError
-from hf_rmt.report.results import Result, ResultsTable
 
 HUB, HUB_TARGET = "scikit-learn/adult-census-income", "income"
 FLOAT = 32
@@ -68,45 +74,9 @@ class Run:
         return (self.map_bits + self.readout_bits + batch * self.feature_bits) / MEGABIT
 
 
-class LowPrecisionFourier(RBFSampler):
-    """Random Fourier features whose weights and values are rounded to a few bits."""
-
-    def __init__(
-        self,
-        *,
-        bits: int = 8,
-        gamma: float = 1.0,
-        n_components: int = 100,
-        random_state: int | None = None,
-    ) -> None:
-        super().__init__(gamma=gamma, n_components=n_components, random_state=random_state)
-        self.bits = bits
-
-    def fit(self, X: Array, y: None = None) -> Self:  # noqa: N803 - scikit-learn's name
-        super().fit(X)
-        weights, spread = self.random_weights_, self.random_weights_.std()
-        best = minimize_scalar(
-            lambda step: np.square(rounded(weights, step, self.bits) - weights).mean(),
-            bounds=(0, 4 * spread),
-            method="bounded",
-        )
-        self.random_weights_ = rounded(weights, best.x, self.bits)
-        return self
-
-    def transform(self, X: Array) -> Array:  # noqa: N803 - scikit-learn's name
-        features = super().transform(X)
-        largest = np.sqrt(2 / self.n_components)
-        return rounded(features, largest / 2 ** (self.bits - 1), self.bits).astype(features.dtype)
-
-
-def rounded(values: Array, step: float, bits: int) -> Array:
-    """The nearest of the 2^bits numbers ..., -step / 2, step / 2, 3 step / 2, ..."""
-    half = 2 ** (bits - 1)
-    return (np.clip(np.floor(values / step), -half, half - 1) + 0.5) * step
-
-
 def main() -> None:
-    arguments = parse()
+    one_process()
+    arguments = parser().parse_args()
     inputs, targets, name = read_table(arguments)
     splits = split(inputs, targets, arguments)
     setting = {key: value for key, value in vars(arguments).items() if key not in OWN}
@@ -126,29 +96,34 @@ def main() -> None:
     )
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = parser_of(__doc__)
+    made.add_argument("--data_dir", help="CSV file; default: the Hub")
+    made.add_argument("--target", help="column to predict; default: the last")
+    made.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
+    made.add_argument(
+        "--output_dir", default="results/random-features", help="folder for everything"
     )
-    parser.add_argument("--data_dir", help="CSV file; default: the Hub")
-    parser.add_argument("--target", help="column to predict; default: the last")
-    parser.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
-    parser.add_argument("--output_dir", default="results/random-features")
-    parser.add_argument("--features", type=int, nargs="+", default=[100, 300, 1000, 3000])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--bits", type=int, nargs="+", default=[8, 2], help="of low precision")
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.9])
-    parser.add_argument(
+    made.add_argument(
+        "--features", type=int, nargs="+", default=[100, 300, 1000, 3000], help="how many"
+    )
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run for each")
+    made.add_argument("--bits", type=int, nargs="+", default=[8, 2], help="of low precision")
+    made.add_argument(
+        "--sparsity", type=float, nargs="+", default=[0.5, 0.9], help="of ternary weights"
+    )
+    made.add_argument(
         "--gammas",
         type=float,
         nargs="+",
         default=[0.1, 0.3, 1.0],
         help="bandwidths to choose from, times the number of columns",
     )
-    parser.add_argument("--train_rows", type=int, default=16_000, help="at most, the deck's")
-    parser.add_argument("--test_rows", type=int, default=2000, help="at most, the deck's")
-    parser.add_argument("--batch_size", type=int, default=250, help="rows whose features are held")
-    return parser.parse_args()
+    made.add_argument("--train_rows", type=int, default=16_000, help="at most, as published")
+    made.add_argument("--test_rows", type=int, default=2000, help="at most, as published")
+    made.add_argument("--batch_size", type=int, default=250, help="rows whose features are held")
+    return made
 
 
 def methods(arguments: argparse.Namespace) -> list[str]:
@@ -164,7 +139,9 @@ def read_table(arguments: argparse.Namespace) -> tuple[Array, Array, str]:
         inputs, labels = load_digits(return_X_y=True)
         return inputs, np.eye(10)[labels], "digits"
     if arguments.data_dir is None:
-        from common import load_hub  # needs the libraries of the Hub, which nothing else does
+        from workbench.common import (
+            load_hub,  # needs the libraries of the Hub, which nothing else does
+        )
 
         table, target, name = load_hub(HUB, split="train").to_pandas(), HUB_TARGET, HUB
     else:
@@ -273,14 +250,14 @@ def save(folder: Path, runs: Sequence[Run], batch: int, name: str) -> None:
             "bandwidth and ridge were chosen in every run on rows kept back",
         ),
     )
-    table.save(folder)
+    save_table(table, folder)
     print(table)
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {"features": {}, "memory (Mbit)": {}}
     for (method, count), error in errors.items():
         for panel, x in zip(panels.values(), (count, memory[method, count]), strict=True):
             panel.setdefault(method, []).append((x, error))
     figure = draw_curves(panels, metric="test mean squared error", title=table.title)
-    save_curves(folder, "errors", figure)
+    write_figure(figure, folder, "errors")
 
 
 def memory_notes(memory: Mapping[tuple[str, int], float]) -> list[str]:
@@ -292,4 +269,4 @@ def memory_notes(memory: Mapping[tuple[str, int], float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -1,9 +1,10 @@
-"""Which law the noise of a model follows: the double bulk beside the unit bulk, layer by layer.
+"""Find out which law the noise of a model follows: the double bulk or the unit bulk.
 
-Fits PDB, PDB as published, and PUB by BEMA and by a kernel density to every weight, and writes a
-folder: `results.md` with the tables, `layers.csv` and `results.json` with all numbers, and the
-figures `laws` (the fitted curves over the histogram of the eigenvalues; `laws-roots` over that of
-the singular values), `distances` and `moments`, each as .svg and .pdf, on a light ground and, as
+Four methods fit every weight: the double bulk (PDB), the same as published (Wu, Zhu & Li, 2025),
+and the unit bulk (PUB) by BEMA and by a kernel density. The output folder receives `results.md`
+with the tables, `layers.csv` and `results.json` with all numbers, and four figures: `laws` has the
+fitted curves over the histogram of the eigenvalues, `laws-roots` over that of the singular values;
+the others are `distances` and `moments`. Each is an .svg and a .pdf, on a light ground and, as
 `*-dark`, on a dark one.
 
     python recipes/spectra.py --embedded
@@ -19,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from common import needs_hub
-from spectra_tables import (
+from workbench.command import dataclass_parser, parsed, run
+from workbench.common import needs_hub
+from workbench.comparison import distribution_figure, laws_figure, ranges_figure
+from workbench.spectra_tables import (
     BULKS,
     FINDERS,
     METHODS,
@@ -33,14 +34,16 @@ from spectra_tables import (
     markdown,
     summary,
 )
-from transformers import AutoModel, HfArgumentParser
+from workbench.writing import write_figure, write_text
+
+import numpy as np
+import torch
+from transformers import AutoModel
 
 import hf_rmt
 from hf_rmt.demo import demo_model_path
-from hf_rmt.report.comparison import distribution_figure, laws_figure, ranges_figure
 from hf_rmt.report.depth import short_names
 from hf_rmt.report.records import json_text
-from hf_rmt.report.style import save_figure
 from hf_rmt.report.tables import csv_text, shape_text
 from hf_rmt.spectra import SpectrumFit, fit_double_bulk, fit_unit_bulk
 from hf_rmt.spectra.agreement import kolmogorov_distance
@@ -69,7 +72,9 @@ class Arguments:
 
     model: str = field(default="bert-base-uncased", metadata={"help": "folder or Hub id"})
     embedded: bool = field(default=False, metadata={"help": "the demo BERT, no Hub"})
-    output_dir: str = field(default="results/spectra", metadata={"help": "where everything goes"})
+    output_dir: str = field(
+        default="results/spectra", metadata={"help": "folder for tables and figures"}
+    )
     layers: list[str] = field(
         default_factory=list, metadata={"help": "layers to draw; default: evenly over the model"}
     )
@@ -79,28 +84,32 @@ class Arguments:
     )
 
 
+def parser() -> Any:
+    """The options of this recipe."""
+    return dataclass_parser(Arguments, __doc__)
+
+
 def main() -> None:
-    arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
+    arguments = parsed(parser())
     model = load(arguments)
     report = hf_rmt.analyze(model, target_modules=arguments.target_modules or None)
     left_out = {layer.name: layer.fit.reason for layer in report if layer.fit.law is None}
     spectra = {layer.name: compared(layer.fit) for layer in report if layer.fit.law is not None}
+    shapes = {layer.name: shape_text(layer.shape) for layer in report}
     shown = chosen(arguments, spectra)
-    rows = [row for layer, fits in spectra.items() for row in judged(layer, fits)]
+    rows = [row for name, fits in spectra.items() for row in judged(name, shapes[name], fits)]
     title = "the demo BERT" if arguments.embedded else Path(arguments.model).name
     text = markdown(
         rows, title=title, kind=model.config.model_type, shown=list(shown), left_out=left_out
     )
     folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.md").write_text(text)
-    (folder / "layers.csv").write_text(csv_text(rows))
+    write_text(folder / "results.md", text)
+    write_text(folder / "layers.csv", csv_text(rows))
     payload = {"model": title, "left_out": left_out, "summary": summary(rows), "layers": rows}
-    (folder / "results.json").write_text(json_text(payload, indent=2) + "\n")
+    write_text(folder / "results.json", json_text(payload, indent=2))
     for dark in (False, True):
-        for name, figure in figures(shown, rows, title=title, dark=dark).items():
-            for kind in ("svg", "pdf"):
-                save_figure(figure, folder / f"{name}{'-dark' if dark else ''}.{kind}")
+        for name, figure in figures(shown, shapes, rows, title=title, dark=dark).items():
+            write_figure(figure, folder, f"{name}{'-dark' if dark else ''}", "svg", "pdf")
     print(f"{text}\nTables and figures are in {folder}")
 
 
@@ -122,11 +131,19 @@ def compared(fit: SpectrumFit) -> Laws:
     return {"PDB": fit, **others}
 
 
-def judged(layer: str, fits: Laws) -> list[dict[str, Any]]:
-    """Of each method and population the moments, predicted and measured, and the distance.
+def judged(layer: str, shape: str, fits: Laws) -> list[dict[str, Any]]:
+    """The moments of each method and population, predicted and measured, and the distance.
 
-    A law of the bulk is held against the method's own noise eigenvalues, and, as no method should
-    choose its judges, against those that PDB and BEMA find.
+    A law of the bulk is compared with the noise eigenvalues that its own method finds. No method
+    should choose its judges, so it is also compared with those that PDB and BEMA find.
+
+    Args:
+        layer: Name of the layer.
+        shape: Shape of its weight, `out x in`; that of a fit may be the transposed one.
+        fits: The fits by method.
+
+    Returns:
+        One row for each method and population.
     """
     rows = []
     for method, fit in fits.items():
@@ -135,7 +152,7 @@ def judged(layer: str, fits: Laws) -> list[dict[str, Any]]:
             values = fits[FINDERS.get(population, method)].noise if bulk else fit.eigenvalues
             row: dict[str, Any] = {
                 "layer": layer,
-                "shape": shape_text(fit.shape),
+                "shape": shape,
                 "method": method,
                 "population": population,
                 "spikes": fit.n_spikes,
@@ -162,12 +179,25 @@ def chosen(arguments: Arguments, spectra: Mapping[str, Laws]) -> dict[str, Laws]
 
 
 def figures(
-    shown: Mapping[str, Laws], rows: Sequence[Mapping[str, Any]], **look: Any
+    shown: Mapping[str, Laws],
+    shapes: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    **look: Any,
 ) -> dict[str, Any]:
-    """The figures by name; `look` is their title and whether they are dark."""
+    """The figures by name.
+
+    Args:
+        shown: The layers to draw, with their fits.
+        shapes: The shape of each weight, `out x in`.
+        rows: What `judged` made of all layers.
+        **look: Title of the figures and whether they are dark.
+
+    Returns:
+        The figures.
+    """
     panels = [
-        (f"{short}\n{shape_text(fits['PDB'].shape)}", fits)
-        for short, fits in zip(short_names(list(shown)), shown.values(), strict=True)
+        (f"{short}\n{shapes[name]}", fits)
+        for short, (name, fits) in zip(short_names(list(shown)), shown.items(), strict=True)
     ]
     percents = {
         heading: {name: 100 * np.abs(each) for name, each in errors(rows, population).items()}
@@ -184,4 +214,4 @@ def figures(
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,16 +1,16 @@
-"""Fine-tune a T5 on a GLUE task or SciTail as text to text, then take the noise out, every way.
+"""Fine-tune a T5 on a GLUE task or SciTail as text to text, then remove its noise by every method.
 
-The model reads "rte sentence1: ... sentence2: ..." and writes "entailment". One plain fine-tuning
-per seed; from the tuned model the rows of the same table as `glue_rte.py` makes.
+The model reads "rte sentence1: ... sentence2: ..." and writes "entailment". Each seed is one plain
+fine-tuning. The table has the rows of the one that `glue_rte.py` makes.
 
     python recipes/t5_rte.py --embedded
     python recipes/t5_rte.py --task rte scitail --model google-t5/t5-base
     python recipes/t5_rte.py --task sst2 --data_dir FOLDER --from_scratch
     accelerate launch --multi_gpu --num_processes 2 recipes/t5_rte.py --task rte
 
-`--from_scratch` builds a small T5 and a tokenizer from the training rows, where no pretrained T5 is
-at hand: what training added is then what it added to random weights. FOLDER is as for glue_rte.py;
-what is finished in the output folder is not done again.
+`--from_scratch` builds a small T5 and a tokenizer from the training rows, for machines without a
+pretrained T5. What training added is then what it added to random weights. FOLDER is the same as
+for glue_rte.py. A second run goes on with what the output folder already holds.
 """
 
 from __future__ import annotations
@@ -22,22 +22,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fine_tuning
+from workbench import fine_tuning
+from workbench.command import dataclass_parser, parsed
+from workbench.command import run as start
+from workbench.common import check_settings, metric, needs_hub
+from workbench.fine_tuning import Tuned, settings_of, spectra_log, train_and_save
+from workbench.glue_data import by_length, length_of, name_of, spec_of, splits_of
+from workbench.glue_tuning import Arguments, OneOrderTrainer, folder_of, notes
+from workbench.method_rows import METHODS, column_of, method_rows
+from workbench.processes import begin
+from workbench.text_to_text import (
+    classes,
+    made_tokenizer,
+    prompts,
+    text_to_text,
+    token_loss,
+    words_of,
+)
+
 import torch
 from accelerate import PartialState
-from common import check_settings, metric, needs_hub
 from datasets import Dataset
-from fine_tuning import Tuned, settings_of, spectra_log, train_and_save
-from glue_data import by_length, length_of, spec_of, splits_of
-from glue_rte import Arguments, OneOrderTrainer, folder_of, name_of, notes
-from method_rows import METHODS, column_of, method_rows
-from text_to_text import classes, made_tokenizer, prompts, text_to_text, token_loss, words_of
 from transformers import (
     Adafactor,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    HfArgumentParser,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5Config,
@@ -45,11 +55,11 @@ from transformers import (
     set_seed,
 )
 
-DECK = {
+PUBLISHED = {
     "rte": (0.7174, 0.7536, 0.7319, 0.7319, 0.7174, 0.7174),
     "scitail": (0.9025, 0.9243, 0.9167, 0.9167, 0.9182, 0.9196),
 }
-"""T5-base: base, PDB, PUB (one number, beside both), SLR, SVD."""
+"""Accuracies of T5-base in Wu, Zhu & Li (2025): base, PDB, PUB (one number, twice), SLR, SVD."""
 LONGEST = 12
 """Tokens of what is written, at the most."""
 SMALL = {
@@ -69,7 +79,7 @@ class T5Arguments(Arguments):
     """What the recipe is told."""
 
     model: str = field(default="google-t5/t5-base", metadata={"help": "folder or Hub id"})
-    from_scratch: bool = field(default=False, metadata={"help": "a small T5 that knows nothing"})
+    from_scratch: bool = field(default=False, metadata={"help": "a small untrained T5"})
     output_dir: str = field(default="results/t5", metadata={"help": "where everything goes"})
     methods: list[str] = field(
         default_factory=lambda: list(METHODS), metadata={"help": ", ".join(METHODS)}
@@ -88,9 +98,15 @@ class OneOrderSeq2SeqTrainer(OneOrderTrainer, Seq2SeqTrainer):
         return super().evaluation_loop(*args, **kwargs)
 
 
+def parser() -> Any:
+    """The options of this recipe."""
+    return dataclass_parser(T5Arguments, __doc__)
+
+
 def main() -> None:
-    arguments = HfArgumentParser(T5Arguments).parse_args_into_dataclasses()[0]
-    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is what is asked for
+    arguments = parsed(parser())
+    begin(arguments)
+    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is wanted here
     if arguments.embedded:
         arguments.task, arguments.from_scratch = ["embedded"], True
         arguments.epochs = arguments.epochs or 30  # it begins with nothing
@@ -157,7 +173,8 @@ def report(arguments: T5Arguments, tasks: dict[str, list[dict[str, Any]]]) -> No
         ],
         base_model="." if arguments.from_scratch else arguments.model,
         differences=differences(arguments),
-        title="Noise removed after fine-tuning, text to text: " + ", ".join(tasks),
+        untrained=arguments.from_scratch,
+        title="Noise removed after training, text to text: " + ", ".join(tasks),
         notes=notes(arguments),
     )
 
@@ -172,7 +189,7 @@ def pair(arguments: T5Arguments, task: str, place: int) -> tuple[Any, Any]:
 
 def published(task: str) -> dict[str, float]:
     methods = ("base", "pdb", "bema", "kernel", "slr", "svd")
-    return dict(zip(methods, DECK.get(task, ()), strict=False))
+    return dict(zip(methods, PUBLISHED.get(task, ()), strict=False))
 
 
 def differences(arguments: T5Arguments) -> tuple[str, ...]:
@@ -196,7 +213,7 @@ def tokenizer_of(arguments: T5Arguments, texts: Sequence[str]) -> Any:
 
 
 def model_of(arguments: T5Arguments, tokenizer: Any, seed: int) -> Any:
-    """The pretrained model, or a small one that knows nothing."""
+    """The pretrained model, or a small untrained one."""
     set_seed(seed)
     options = {} if arguments.dropout is None else {"dropout_rate": arguments.dropout}
     if arguments.from_scratch:
@@ -272,4 +289,4 @@ def training_arguments(
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -7,8 +7,6 @@ from hf_rmt.report.card import model_card
 from hf_rmt.report.card_head import CardMetadata, Evaluation
 from hf_rmt.report.compression import CompressionReport
 from hf_rmt.report.layer import LayerSpectrum
-from hf_rmt.report.result_figures import curve_figure
-from hf_rmt.report.results import Result, ResultsTable
 from hf_rmt.report.sizes import Sizes
 from hf_rmt.report.spectral import SpectralReport
 
@@ -17,10 +15,7 @@ __all__ = [
     "CompressionReport",
     "Evaluation",
     "LayerSpectrum",
-    "Result",
-    "ResultsTable",
     "Sizes",
     "SpectralReport",
-    "curve_figure",
     "model_card",
 ]

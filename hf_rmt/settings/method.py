@@ -178,9 +178,14 @@ def _import_homes() -> None:
 
 
 def methods() -> dict[str, Method]:
-    """All methods by name."""
+    """All methods by name: those of this package in the order of `HOMES`, then the others."""
     _import_homes()
-    return dict(_REGISTERED)
+    return dict(sorted(_REGISTERED.items(), key=lambda entry: _place(entry[1])))
+
+
+def _place(method: Method) -> int:
+    home = type(method).__module__
+    return HOMES.index(home) if home in HOMES else len(HOMES)
 
 
 def method_of(settings: Any) -> Method:

@@ -50,6 +50,10 @@ def test_one_command_trains_filters_and_reports_and_does_nothing_twice(tmp_path:
     assert (tmp_path / "seed-0" / "trained.pt").stat().st_mtime_ns == trained
     process = run("mnist_fcnn.py", tmp_path, *FCNN, "--label_noise", "0.4")
     assert "label_noise" in process.stderr
+    notes = (tmp_path / "results" / "results.md").read_text()
+    assert "1297 images to train and 50 to choose on, 450 to test" in notes
+    assert "batch normalisation" not in notes  # the network has none
+    assert "| base (trained from nothing) |" in notes
 
 
 @pytest.mark.parametrize("network", ["vgg16", "resnet18"])
@@ -60,7 +64,7 @@ def test_convolutional_networks_are_filtered(network: str, tmp_path: Path) -> No
     assert 0.4 < row["kept"] < 1
 
 
-def test_the_networks_are_those_of_the_deck(recipes: Any) -> None:
+def test_the_networks_are_those_of_the_publication(recipes: Any) -> None:
     fcnn = recipes("mnist_fcnn").network(784)
     widths = [tuple(part.weight.shape) for part in fcnn if isinstance(part, torch.nn.Linear)]
     assert widths == [(512, 784), (512, 512), (350, 512), (10, 350)]
@@ -80,15 +84,26 @@ def test_idx_files_are_read_packed_or_not(recipes: Any, tmp_path: Path) -> None:
     content = bytes([0, 0, 8, 3]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
     (tmp_path / "plain").write_bytes(content)
     (tmp_path / "packed.gz").write_bytes(gzip.compress(content))
-    read_idx = recipes("mnist_fcnn").read_idx
+    read_idx = recipes("workbench.image_tensors").read_idx
     for name in ("plain", "packed"):
         assert np.array_equal(read_idx(tmp_path, name), array)
     with pytest.raises(SystemExit, match=r"holds neither absent\.gz nor absent"):
         read_idx(tmp_path, "absent")
 
 
+def test_notes_count_the_images_of_batch_normalisation(recipes: Any) -> None:
+    scratch = recipes("workbench.from_scratch")
+    labels = torch.zeros(1347)
+    images = scratch.Images(labels, labels, labels, labels)
+    for most, count in ((None, 1078), (100, 100), (3000, 1078)):
+        arguments = scratch.Arguments(max_train_samples=most)
+        notes = scratch._notes(arguments, images, normalised=True)
+        assert f"measured again on {count} training images" in " ".join(notes)
+        assert notes[0].startswith(f"{count} images to train and 269 to choose on")
+
+
 def test_label_noise_reaches_what_is_trained_on_and_chosen_on_alone(recipes: Any) -> None:
-    scratch = recipes("from_scratch")
+    scratch = recipes("workbench.from_scratch")
     labels = torch.arange(100) % 10
     images = scratch.Images(labels[:, None].float(), labels, labels[:, None].float(), labels)
     arguments = scratch.Arguments(label_noise=0.4, selection_samples=20)

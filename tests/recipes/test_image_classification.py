@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import hf_rmt  # noqa: F401 - the best model may be a compressed one
-from tests.processes import RECIPES, succeed
+from tests.processes import RECIPES, TIMEOUT, succeed
 
 OPTIONS = [
     "--embedded",
@@ -39,7 +42,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(RECIPES)
-    return importlib.import_module("image_data")
+    return importlib.import_module("workbench.image_data")
 
 
 def launch(folder: Path, *methods: str, processes: int = 1) -> dict[str, Any]:
@@ -86,9 +89,27 @@ def test_the_best_filtered_model_reloads_with_its_accuracy(one_process: Any, dat
     assert np.mean(np.array(correct) != rows[best]["splits"]["test"]) <= 1 / 450  # a tie may turn
 
 
-def test_two_processes_end_with_what_one_finds(one_process: Any, tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="two processes of a CPU")
+def test_two_processes_of_accelerate_find_what_one_does(one_process: Any, tmp_path: Path) -> None:
     _, alone = one_process
-    rows = launch(tmp_path, "update", processes=2)
+    options = [name for name in OPTIONS if name != "--use_cpu"]  # found out by the recipe itself
+    options += ["--methods", "update", "--output_dir", str(tmp_path)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--main_process_port", port, str(RECIPES / "image_classification.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RECIPES.parent)}
+    done = subprocess.run(
+        [sys.executable, *launcher, *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "digits" / "seed-0" / "rows.json").read_text())
     # gradients are averaged in another order, which rounds otherwise
     for method in ("base", "update"):
         first, second = (np.array(part[method]["splits"]["test"]) for part in (alone, rows))

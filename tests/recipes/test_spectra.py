@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import hf_rmt
 from tests.processes import RECIPES, succeed
 
 LAYER = "encoder.layer.{}.attention.self.query"
@@ -27,7 +29,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, trained_bert: Path) -> Pat
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(RECIPES)
-    return importlib.import_module("spectra_tables")
+    return importlib.import_module("workbench.spectra_tables")
 
 
 def row(layer: str, method: str, population: str, distance: float, gammas: Any) -> dict[str, Any]:
@@ -100,6 +102,16 @@ def test_published_moments_stand_beside_ours_with_the_differences(written: Path)
     assert line.endswith("| 0.71 | 1.38 | 3.95 |")
     assert "BERT on SciTail" in text
     assert json.loads((written / "results.json").read_text())["model"] == "the demo BERT"
+
+
+def test_shapes_are_those_of_the_weights_also_where_they_are_wide() -> None:
+    recipe = importlib.import_module("spectra")
+    net = torch.nn.Sequential(torch.nn.Linear(96, 64, bias=False))
+    (layer,) = hf_rmt.analyze(net, target_modules="all-linear")
+    fits = recipe.compared(layer.fit)
+    assert {row["shape"] for row in recipe.judged("0", "64 x 96", fits)} == {"64 x 96"}
+    made = recipe.figures({"0": fits}, {"0": "64 x 96"}, recipe.judged("0", "64 x 96", fits))
+    assert made["laws"].axes[0].get_title() == "0\n64 x 96"
 
 
 def test_shares_and_verdicts_count_the_layers_on_which_pdb_is_closer(tables: Any) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from workbench.common import load_hub
 
 import numpy as np
 import torch
-from common import load_hub
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from PIL.Image import registered_extensions
 from sklearn.datasets import load_digits
 
 HUB = {
@@ -27,10 +30,15 @@ class DataArguments:
     """Which images are read, and what becomes of them."""
 
     task: str = field(default="dtd", metadata={"help": f"from the Hub: {', '.join(HUB)}"})
-    data_dir: str | None = field(default=None, metadata={"help": "image folder or .npz file"})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder of classes, or of train and test, or .npz file"}
+    )
+    test_share: float = field(
+        default=0.2, metadata={"help": "of each class, to test on, where the data have no test"}
+    )
     image_size: int | None = field(default=None, metadata={"help": "default: the model's own"})
     embedded: bool = field(default=False, metadata={"help": "built-in digits, small ViT, no Hub"})
-    max_train_samples: int | None = None
+    max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
     selection_samples: int = field(
         default=1000, metadata={"help": "training images kept back to choose, a fifth at most"}
     )
@@ -62,10 +70,86 @@ def read_images(arguments: DataArguments) -> DatasetDict:
     if arguments.data_dir.endswith(".npz"):
         file = np.load(arguments.data_dir)
         return from_arrays(*(file[key] for key in ("train_x", "train_y", "test_x", "test_y")))
-    splits = load_dataset("imagefolder", data_dir=arguments.data_dir)
-    if missing := {"train", "test"} - set(splits):
-        raise SystemExit(f"{arguments.data_dir} must hold train and test, and lacks {missing}")
-    return splits
+    return from_folder(Path(arguments.data_dir), arguments.test_share)
+
+
+def from_folder(folder: Path, test_share: float) -> DatasetDict:
+    """Images in folders: one for each class, or train and test with one for each class.
+
+    Args:
+        folder: Where they are.
+        test_share: Share of each class to test on, if there are no folders train and test.
+
+    Returns:
+        The splits train and test. Plain class folders give the same ones at each call.
+
+    Raises:
+        SystemExit: If there is no such folder, it holds fewer than two classes, one of train and
+            test is missing, or a class is too small to be split.
+    """
+    if not folder.is_dir():
+        raise SystemExit(f"--data_dir must be a folder or an .npz file, got {str(folder)!r}")
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    own = {"train", "test"} & set(names)
+    if len(own) == 1:
+        missing = {"train", "test"} - own
+        raise SystemExit(
+            f"{folder} has {own.pop()} and no {missing.pop()}; add it, or move the "
+            "folders of the classes up for a split by --test_share"
+        )
+    if own:
+        splits = load_dataset("imagefolder", data_dir=str(folder))
+        return DatasetDict({name: splits[name] for name in ("train", "test")})
+    if len(names) < 2:
+        raise SystemExit(
+            f"{folder} must hold a sub-folder for each of at least two classes, or "
+            f"train and test; it has {names or 'none'}"
+        )
+    return split_classes(class_images(folder, names), test_share)
+
+
+def class_images(folder: Path, names: Sequence[str]) -> Dataset:
+    """The images below one sub-folder for each class, whatever the classes are called."""
+    endings = registered_extensions()
+    files = {
+        name: sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in endings)
+        for name in names
+    }
+    columns = {
+        "image": [str(path) for paths in files.values() for path in paths],
+        "label": [label for label, paths in enumerate(files.values()) for _ in paths],
+    }
+    features = Features({"image": Image(), "label": ClassLabel(names=list(names))})
+    return Dataset.from_dict(columns, features=features)
+
+
+def split_classes(rows: Dataset, test_share: float, *, seed: int = 0) -> DatasetDict:
+    """Train and test with the same share of each class.
+
+    Args:
+        rows: With a column label of class labels.
+        test_share: Share of each class to test on, in (0, 1). At least one image of each class
+            goes to either split.
+        seed: Of the choice.
+
+    Returns:
+        The two splits.
+
+    Raises:
+        SystemExit: If the share is no such number or a class has fewer than two images.
+    """
+    if not 0 < test_share < 1:
+        raise SystemExit(f"--test_share must lie between 0 and 1, got {test_share:g}")
+    labels, generator = np.array(rows["label"]), np.random.default_rng(seed)
+    test: list[int] = []
+    for number, name in enumerate(rows.features["label"].names):
+        places = generator.permutation(np.flatnonzero(labels == number))
+        if len(places) < 2:
+            raise SystemExit(f"class {name!r} has {len(places)} images and needs at least 2")
+        count = min(max(1, round(test_share * len(places))), len(places) - 1)
+        test += places[:count].tolist()
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    return DatasetDict({"train": rows.select(train), "test": rows.select(sorted(test))})
 
 
 def columns_of(rows: Dataset, image: str, label: str) -> Dataset:

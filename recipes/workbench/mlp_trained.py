@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+from workbench.from_scratch import Arguments, fit
+from workbench.mlp_data import Split
+from workbench.mlp_layers import DEPTH, Hidden, Method, prune, zero
+from workbench.writing import write_tensors
+
 import torch
-from from_scratch import Arguments, fit
-from mlp_data import Split
-from mlp_layers import DEPTH, Hidden, Method, prune, zero
 from torch import Tensor, nn
 
 from hf_rmt.kernels import match_step_activation
@@ -30,7 +32,7 @@ def trained_network(
         return net.eval()
     images, targets = (torch.from_numpy(part) for part in split.train)
     fit(net, images, targets.argmax(1), Arguments(epochs=epochs), seed)
-    torch.save(net.state_dict(), file)
+    write_tensors(file, net.state_dict())
     return net
 
 

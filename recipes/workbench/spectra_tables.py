@@ -23,10 +23,10 @@ POPULATIONS = {
 BULKS = tuple(POPULATIONS)[:3]
 FINDERS = {"PDB's noise": "PDB", "BEMA's noise": "PUB, BEMA"}
 """Whose noise it is, where it is not the method's own."""
-DECK_WAY = "as published"
+PUBLISHED_WAY = "as published"
 CLEAR = 0.75
 """What separates two methods has one of them closer on at least this share of the layers."""
-DECK = {
+PUBLISHED_MOMENTS = {
     "bert": {
         "PUB, BEMA": (0.59, 0.69, 1.02),
         "PUB, kernel": (0.56, 0.63, 0.88),
@@ -176,14 +176,16 @@ def _separation_part(rows: Rows) -> list[str]:
 
 
 def _moments_part(rows: Rows, kind: str) -> list[str]:
-    deck = DECK.get(kind, {})
+    published = PUBLISHED_MOMENTS.get(kind, {})
     table = []
     for population in POPULATIONS:
         for method, each in errors(rows, population).items():
             mean, middle = 100 * np.abs(each).mean(0), 100 * np.median(np.abs(each), axis=0)
             line: dict[str, Any] = {"population": population, "method": method}
             line |= {f"gamma_{k}": f"{mean[k - 1]:.1f} ({middle[k - 1]:.1f})" for k in ORDERS}
-            table.append(line | _published_errors(deck, method if population == DECK_WAY else ""))
+            table.append(
+                line | _published_errors(published, method if population == PUBLISHED_WAY else "")
+            )
     notes = [f"- {population}: {meaning}" for population, meaning in POPULATIONS.items()]
     return [
         "## Relative errors of the moments in percent",
@@ -193,17 +195,19 @@ def _moments_part(rows: Rows, kind: str) -> list[str]:
     ]
 
 
-def _published_errors(deck: Mapping[str, Sequence[float]], method: str) -> dict[str, str | None]:
+def _published_errors(
+    published: Mapping[str, Sequence[float]], method: str
+) -> dict[str, str | None]:
     """Relative errors in percent of the published moments, None where there are none."""
-    if not deck:
+    if not published:
         return {}
-    pairs = zip(deck.get(method, (None,) * len(ORDERS)), deck["measured"], strict=True)
+    pairs = zip(published.get(method, (None,) * len(ORDERS)), published["measured"], strict=True)
     shares = [None if law is None else f"{100 * abs(law / all_ - 1):.1f}" for law, all_ in pairs]
     return {f"published, gamma_{k}": shares[k - 1] for k in ORDERS}
 
 
 def _layers_part(rows: Rows, kind: str, shown: Sequence[str]) -> list[str]:
-    deck = DECK.get(kind, {})
+    published = PUBLISHED_MOMENTS.get(kind, {})
     parts = [
         "## Moments of single layers",
         "In units of the weight to the power 2, 4 and 6. The law of the bulk goes with the noise "
@@ -216,10 +220,10 @@ def _layers_part(rows: Rows, kind: str, shown: Sequence[str]) -> list[str]:
         for method in METHODS:
             bulk, whole = cells[method, "own noise"], cells[method, "whole"]
             line = {"method": method} | _gammas("bulk", bulk) | _gammas("noise", bulk, "_measured")
-            line |= _gammas("with spikes", whole) | _published(deck, method)
+            line |= _gammas("with spikes", whole) | _published(published, method)
             table.append(line)
         last = {key: None for key in table[0]} | {"method": "measured, all eigenvalues"}
-        last |= _gammas("with spikes", every, "_measured") | _published(deck, "measured")
+        last |= _gammas("with spikes", every, "_measured") | _published(published, "measured")
         parts += [f"### {layer}, {every['shape']}", markdown_table([*table, last])]
     return parts
 
@@ -228,11 +232,11 @@ def _gammas(label: str, row: Mapping[str, Any], ending: str = "") -> dict[str, f
     return {f"{label}, gamma_{k}": row[f"gamma{k}{ending}"] for k in ORDERS}
 
 
-def _published(deck: Mapping[str, Sequence[float]], method: str) -> dict[str, float | None]:
+def _published(published: Mapping[str, Sequence[float]], method: str) -> dict[str, float | None]:
     """The published moments, as columns of their own where there are any."""
-    if not deck:
+    if not published:
         return {}
-    values = deck.get(method, (None,) * len(ORDERS))
+    values = published.get(method, (None,) * len(ORDERS))
     return {f"published, gamma_{k}": values[k - 1] for k in ORDERS}
 
 
@@ -264,7 +268,7 @@ def _lost_part(rows: Rows) -> list[str]:
 
 
 def _setting_part(title: str, kind: str) -> list[str]:
-    if kind not in DECK:
+    if kind not in PUBLISHED_MOMENTS:
         return ["The publication has no table of moments for this kind of model."]
     differences = (
         f"model: {title} here, not trained further; the published one was fine-tuned",
@@ -272,8 +276,8 @@ def _setting_part(title: str, kind: str) -> list[str]:
         "scale: moments depend on the unit of the weight, relative errors do not",
         "spikes: the published moments of PUB are those of the Marchenko-Pastur law alone, as at "
         "c = 1 (gamma_2 / gamma_1^2 = 2, gamma_3 / gamma_1^3 = 5 to two digits), and stand beside "
-        f"those of all eigenvalues; here that is `{DECK_WAY}`, where the method that finds the "
-        "fewest spikes comes closest, whatever its law",
+        f"those of all eigenvalues; here that is `{PUBLISHED_WAY}`, where the method that finds "
+        "the fewest spikes comes closest, whatever its law",
         "PDB: the published estimator; the row `PDB` has no published number",
     )
     return [

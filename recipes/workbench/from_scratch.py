@@ -6,13 +6,18 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from workbench.common import check_settings, shuffled_labels
+from workbench.image_tensors import Images
+from workbench.method_rows import TRAINED, Column, method_rows, results_table, save_results
+from workbench.processes import one_process
+from workbench.result_figures import save_table
+from workbench.writing import write_tensors
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from common import check_settings, shuffled_labels
-from method_rows import Column, method_rows, results_table, save_results
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
@@ -22,16 +27,7 @@ LAWS = ("pdb", "bema", "kernel")
 """The methods that find the noise themselves, so that all of it can be removed."""
 EVALUATION_BATCH = 500
 NORM_IMAGES = 2000
-"""Training images on which batch normalisation is measured anew in a filtered network."""
-
-
-class Images(NamedTuple):
-    """Images as floats, shape (images, channels, height, width), and labels as numbers."""
-
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
+"""Training images, at most, on which a filtered network measures its batch normalisation again."""
 
 
 @dataclass(kw_only=True)
@@ -40,26 +36,30 @@ class Arguments:
 
     data_dir: str | None = field(default=None, metadata={"help": "local files; default: the Hub"})
     embedded: bool = field(default=False, metadata={"help": "scikit-learn's digits, no Hub"})
-    output_dir: str = field(default="results", metadata={"help": "where everything goes"})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    output_dir: str = field(
+        default="results", metadata={"help": "folder for models, tables and figures"}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "one training for each"}
+    )
     methods: list[str] = field(
         default_factory=lambda: ["pdb", "bema", "kernel", "slr", "svd"],
         metadata={"help": "rows beside the base"},
     )
     fractions: list[float] = field(
         default_factory=lambda: [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
-        metadata={"help": "shares of the noise directions to remove, those of the deck's figure"},
+        metadata={"help": "shares of the noise directions to try to remove"},
     )
     label_noise: float = field(default=0.0, metadata={"help": "share of labels to shuffle"})
-    epochs: int = 20
-    learning_rate: float = 0.05
-    weight_decay: float = 5e-4
-    batch_size: int = 64
-    max_train_samples: int | None = None
+    epochs: int = field(default=20, metadata={"help": "of the training"})
+    learning_rate: float = field(default=0.05, metadata={"help": "the largest one"})
+    weight_decay: float = field(default=5e-4, metadata={"help": "of all weights"})
+    batch_size: int = field(default=64, metadata={"help": "images of a step"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
     selection_samples: int = field(
         default=1000, metadata={"help": "training images kept back to choose, a fifth at most"}
     )
-    use_cpu: bool = False
+    use_cpu: bool = field(default=False, metadata={"help": "do not use an accelerator"})
 
 
 def study(
@@ -80,24 +80,27 @@ def study(
         build: Makes an untrained network.
         name: Column of the tables.
         title: What was done.
-        published: The deck's accuracy by method.
-        differences: How the setting differs from the deck's.
+        published: Accuracies by method in Wu, Zhu & Li (2025).
+        differences: How the setting differs from that of the published accuracies.
     """
+    one_process()
     folder = Path(arguments.output_dir)
     chosen, everything = [], []
     for seed in arguments.seeds:
         rows, all_removed = _seed(arguments, images, build, folder / f"seed-{seed}", seed)
         chosen.append(rows)
         everything.append(all_removed)
-    notes = _notes(arguments, images)
-    about = {"differences": differences if published else (), "notes": notes}
+    notes = _notes(arguments, images, normalised=_is_normalised(build()))
+    about: dict[str, Any] = {"differences": differences if published else (), "notes": notes}
     column = Column(f"{name} test", "test", chosen, published)
+    about["base_title"] = TRAINED
     table = results_table([column], arguments.methods, title=title, **about)
     save_results(folder / "results", table, [column])
     if laws := _laws(arguments):
         column = Column(f"{name} test", "test", everything)
-        table = results_table([column], laws, title=f"{title}, all noise removed", notes=notes)
-        table.save(folder / "results-all-removed")
+        about = {"base_title": TRAINED, "notes": notes[:2] + notes[3:]}
+        table = results_table([column], laws, title=f"{title}, all noise removed", **about)
+        save_table(table, folder / "results-all-removed")
         print(table)
 
 
@@ -119,7 +122,7 @@ def _seed(
         net.load_state_dict(torch.load(file, map_location=device))
     else:
         fit(net, *splits["train"], arguments, seed)
-        torch.save(net.state_dict(), file)
+        write_tensors(file, net.state_dict())
 
     def evaluate(model: nn.Module, split: str) -> np.ndarray:
         if model is not net:  # a filtered layer has another mean and variance
@@ -194,8 +197,8 @@ def correct(net: nn.Module, images: Tensor, labels: Tensor) -> np.ndarray:
 def _splits(arguments: Arguments, images: Images, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Train and selection, both with the noisy labels that training would see, and test."""
     rows = torch.from_numpy(np.random.default_rng(0).permutation(len(images.train_y)))
-    selection = min(arguments.selection_samples, len(rows) // 5)
-    rows = rows[: selection + (arguments.max_train_samples or len(rows))]
+    selection, train = counts(arguments, len(rows))
+    rows = rows[: selection + train]
     labels = images.train_y[rows].tolist()
     noisy = torch.tensor(shuffled_labels(labels, arguments.label_noise, seed=seed))
     return {
@@ -205,14 +208,33 @@ def _splits(arguments: Arguments, images: Images, seed: int) -> dict[str, tuple[
     }
 
 
-def _notes(arguments: Arguments, images: Images) -> tuple[str, ...]:
+def counts(arguments: Arguments, images: int) -> tuple[int, int]:
+    """Images to choose on and images to train on, of so many."""
+    selection = min(arguments.selection_samples, images // 5)
+    return selection, min(images - selection, arguments.max_train_samples or images)
+
+
+def _is_normalised(net: nn.Module) -> bool:
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules())
+
+
+def _notes(arguments: Arguments, images: Images, *, normalised: bool) -> tuple[str, ...]:
+    """How the numbers came about; the third is about the choice of the share removed."""
+    selection, train = counts(arguments, len(images.train_y))
     noise = f", {arguments.label_noise:.0%} of the labels shuffled" if arguments.label_noise else ""
     return (
-        f"{len(images.train_y)} images to train and choose on{noise}, {len(images.test_y)} to test",
+        f"{train} images to train and {selection} to choose on{noise}, "
+        f"{len(images.test_y)} to test",
         f"{arguments.epochs} epochs of SGD, learning rate {arguments.learning_rate:g}, weight "
         f"decay {arguments.weight_decay:g}, batches of {arguments.batch_size}",
         "the share removed was chosen for each seed on images kept back from the training images",
-        f"batch normalisation, if there is any, was measured anew on {NORM_IMAGES} training "
-        "images after each filter",
+        *(
+            [
+                f"batch normalisation was measured again on {min(NORM_IMAGES, train)} training "
+                "images after each filter"
+            ]
+            if normalised
+            else []
+        ),
         "intervals: paired bootstrap over the test images, all seeds of an image together",
     )

@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from workbench.glue_data import spec_of
+
 import numpy as np
 from datasets import Dataset
-from glue_data import spec_of
 from torch import Tensor, nn
 from transformers import T5Tokenizer
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from workbench.results import ResultsTable
+from workbench.writing import write_figure
 
 from hf_rmt.report.style import (
     MARKERS,
@@ -19,8 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hf_rmt.report.results import ResultsTable
-
+PERCENT = (-2.0, 102.0)
+"""The axis of a share shows all of it, and the markers at its ends."""
 HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markersize": 5, "ls": ""}
 
 
@@ -46,11 +50,14 @@ def difference_figure(table: ResultsTable, *, dark: bool = False) -> Figure:
             _draw_column(axes, table, column, colours)
         panels[0].set_yticks(range(len(methods)), methods)
         panels[0].set_ylim(len(methods) - 0.5, -0.5)
-        panels[0].plot([], [], marker=MARKERS[0], color=colours.law, label="measured, interval")
+        label = "measured"
+        if any(result.interval is not None for result in table.results):
+            label += f"; bars: {100 * table.level:g} % interval of the difference"
+        panels[0].plot([], [], marker=MARKERS[0], color=colours.law, label=label)
         if any(result.published is not None for result in table.results):
             hollow = {"marker": MARKERS[1], "color": colours.spike, **HOLLOW}
             panels[0].plot([], [], label="published", **hollow)
-        figure.legend(loc="outside lower center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=1 if len(columns) == 1 else 2)
         figure.suptitle(table.title)
     return figure
 
@@ -59,6 +66,7 @@ def curve_figure(
     curves: Mapping[str, Sequence[tuple[float, float]]],
     *,
     base: float | None = None,
+    marked: Mapping[str, Collection[float]] | None = None,
     metric: str = "accuracy",
     title: str = "",
     dark: bool = False,
@@ -68,6 +76,8 @@ def curve_figure(
     Args:
         curves: By method, points (fraction removed in [0, 1], metric).
         base: The metric with nothing removed, drawn as a level; None draws none.
+        marked: By method, the fractions at which some layers without signal stay whole. Their
+            markers are hollow, and the legend says so.
         metric: Label of its axis, with its unit if it has one.
         title: Text above the figure.
         dark: Draw on a dark ground.
@@ -92,11 +102,42 @@ def curve_figure(
             marker = MARKERS[style % len(MARKERS)]
             y = [value for _, value in points]
             axes.plot(x, y, color=colour, marker=marker, markersize=5, label=method)
-        axes.set(xlabel="noise directions removed (%)", ylabel=metric, title=title)
+            told = (marked or {}).get(method, ())
+            hollow = [(x, y) for x, y in points if x in told]
+            for fraction, value in hollow:
+                look = {"marker": marker, "color": colour, "markersize": 6, "ls": ""}
+                axes.plot(100 * fraction, value, markerfacecolor=colours.background, **look)
+        if any((marked or {}).values()):
+            look = {**HOLLOW, "marker": MARKERS[0], "color": colours.ink}
+            axes.plot([], [], label="hollow: layers without signal stay whole", **look)
+        axes.set(xlabel="noise directions removed (%)", ylabel=metric, title=title, xlim=PERCENT)
         axes.grid(axis="y", color=colours.faint, linewidth=0.6)
         finish(axes, colours)
         legend_below(figure, [axes])
     return figure
+
+
+def save_table(table: ResultsTable, folder: str | Path) -> Path:
+    """Write results.md, .csv, .json, and the figure of the differences as .svg and .png.
+
+    The texts come first: they are there even if matplotlib is missing.
+
+    Args:
+        table: The results.
+        folder: Where to; made if it does not exist.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    target = Path(folder)
+    table.to_markdown(target / "results.md")
+    table.to_csv(target / "results.csv")
+    table.to_json(target / "results.json")
+    write_figure(difference_figure(table), target, "results")
+    return target
 
 
 def _draw_column(axes: Axes, table: ResultsTable, column: str, colours: Palette) -> None:

@@ -1,4 +1,4 @@
-"""What the recipes that hold a metric against memory share: finished runs, and the figure."""
+"""What recipes that plot a metric over memory share: finished runs, and the figure."""
 
 from __future__ import annotations
 
@@ -7,19 +7,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_rmt.report.style import MARKERS, finish, new_figure, save_figure, styled
+from workbench.writing import write_json
+
+import numpy as np
+
+from hf_rmt.report.style import MARKERS, SMALL_FONT, finish, new_figure, styled
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MEGABIT = 1e6
+
+FENCE = 3.0
+"""Values further than this many interquartile ranges from the quartiles lie beyond the axis."""
+MARGIN = 0.05
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 """Points (x, y) by method."""
 
 
 class Finished:
-    """The runs of a folder, which need not be made again.
+    """The finished runs of a folder, which are not made again.
 
     Args:
         folder: Where they are kept; made if it does not exist.
@@ -39,13 +48,16 @@ class Finished:
         """Keep a run."""
         self.rows[key] = dict(row)
         content = {"setting": self._setting, "rows": self.rows}
-        self._file.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(self._file, content, indent=1)
 
 
 def draw_curves(
     panels: Mapping[str, Curves], *, metric: str, title: str, dark: bool = False
 ) -> Figure:
     """A metric against a size on a logarithmic axis, one line for each method.
+
+    A run that failed would squash all others into a line. Values far from the rest are therefore
+    left beyond the axis; an arrow with the value stands at its edge.
 
     Args:
         panels: By label of the horizontal axis, the curves; the same methods in each.
@@ -70,6 +82,14 @@ def draw_curves(
                 axes.plot(*zip(*sorted(points), strict=True), label=method, **look)
             axes.set(xscale="log", xlabel=label)
             finish(axes, colours)
+        low, high = visible(
+            [y for curves in panels.values() for c in curves.values() for _, y in c]
+        )
+        for axes, curves in zip(grid, panels.values(), strict=True):
+            axes.set_ylim(low, high)
+            for place, points in enumerate(curves.values()):
+                colour = colours.series[place % len(colours.series)]
+                _draw_beyond(axes, points, (low, high), colour)
         grid[0].set_ylabel(metric)
         handles = grid[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=2 + (len(panels) > 1))
@@ -77,7 +97,43 @@ def draw_curves(
     return figure
 
 
-def save_curves(folder: Path, name: str, figure: Figure) -> None:
-    """Write a figure as .svg and .png."""
-    for kind in ("svg", "png"):
-        save_figure(figure, folder / f"{name}.{kind}")
+def visible(values: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis: all values, but those that lie far from the others.
+
+    Args:
+        values: What is drawn.
+
+    Returns:
+        Lower and upper end, a little beyond the values.
+
+    Examples:
+        >>> low, high = visible([0.90, 0.92, 0.94, 0.96, 0.98, 0.10])
+        >>> round(low, 3), round(high, 3)
+        (0.896, 0.984)
+    """
+    first, third = np.quantile(values, [0.25, 0.75])
+    reach = FENCE * (third - first)
+    near = [value for value in values if first - reach <= value <= third + reach]
+    margin = MARGIN * (max(near) - min(near)) or MARGIN * abs(near[0]) or MARGIN
+    return min(near) - margin, max(near) + margin
+
+
+def _draw_beyond(
+    axes: Axes, points: Sequence[tuple[float, float]], limits: tuple[float, float], colour: str
+) -> None:
+    """An arrow at the edge of the axis, with its value, for each point that lies beyond it."""
+    low, high = limits
+    for x, y in points:
+        if low <= y <= high:
+            continue
+        edge, marker, shift = (low, "v", 6) if y < low else (high, "^", -12)
+        axes.plot(x, edge, marker=marker, color=colour, markersize=6, clip_on=False)
+        axes.annotate(
+            f"{y:.3g}",
+            (x, edge),
+            xytext=(0, shift),
+            textcoords="offset points",
+            ha="center",
+            fontsize=SMALL_FONT - 1,
+            color=colour,
+        )

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 @pytest.fixture
 def common(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.syspath_prepend(RECIPES)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    return importlib.import_module("common")
+    return importlib.import_module("workbench.common")
 
 
 def test_a_tsv_has_no_quoting_no_byte_order_mark_and_no_missing_words(

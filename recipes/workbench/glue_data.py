@@ -6,8 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.common import (
+    entailment,
+    find_file,
+    first_lines,
+    load_hub,
+    read_rows,
+    shuffled_labels,
+)
+
 import numpy as np
-from common import entailment, find_file, load_hub, read_rows, shuffled_labels
 from datasets import Dataset
 
 
@@ -20,19 +28,19 @@ class Task:
     max_length: int = 128
     hub: tuple[str, str | None] = ("nyu-mll/glue", None)
     label: str = "label"
-    deck: dict[str, float] = field(default_factory=dict)
+    published: dict[str, float] = field(default_factory=dict)
 
 
 PAIR = ("sentence1", "sentence2")
 
 
-def _deck(base: float, pdb: float, pub: float, slr: float, svd: float) -> dict[str, float]:
-    """The deck's final accuracies by method; it has one number for PUB."""
+def _published(base: float, pdb: float, pub: float, slr: float, svd: float) -> dict[str, float]:
+    """Accuracies by method in Wu, Zhu & Li (2025), which has one number for PUB."""
     return {"base": base, "pdb": pdb, "bema": pub, "kernel": pub, "slr": slr, "svd": svd}
 
 
 TASKS = {
-    "rte": Task(PAIR, deck=_deck(0.7029, 0.7319, 0.7174, 0.7246, 0.7029)),
+    "rte": Task(PAIR, published=_published(0.7029, 0.7319, 0.7174, 0.7246, 0.7029)),
     "mrpc": Task(PAIR),
     "sst2": Task(("sentence",), epochs=2, max_length=64),
     "cola": Task(("sentence",), max_length=64),
@@ -43,7 +51,7 @@ TASKS = {
     "scitail": Task(
         ("premise", "hypothesis"),
         hub=("allenai/scitail", "tsv_format"),
-        deck=_deck(0.9055, 0.9155, 0.9130, 0.9008, 0.9055),
+        published=_published(0.9055, 0.9155, 0.9130, 0.9008, 0.9055),
     ),
 }
 COLUMNS = {"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"}
@@ -58,7 +66,7 @@ class DataArguments:
     task: list[str] = field(default_factory=lambda: ["rte"], metadata={"help": ", ".join(TASKS)})
     data_dir: str | None = field(default=None, metadata={"help": "folder with local files"})
     max_length: int | None = field(default=None, metadata={"help": "tokens; default by task"})
-    max_train_samples: int | None = None
+    max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
     selection_samples: int = field(
         default=1000, metadata={"help": "training rows kept back to choose, a tenth at most"}
     )
@@ -105,11 +113,46 @@ def read_task(arguments: DataArguments, task: str) -> dict[str, Dataset]:
     else:
         folder = Path(arguments.data_dir)
         folder = folder / task if (folder / task).is_dir() else folder
-        splits = {"train": read_rows(find_file(folder, "train"))}
-        splits["dev"] = read_rows(find_file(folder, *DEV))
+        files = {"train": find_file(folder, "train"), "dev": find_file(folder, *DEV)}
         if list(folder.glob("test-labeled.*")):
-            splits["test"] = read_rows(find_file(folder, "test-labeled"))
+            files["test"] = find_file(folder, "test-labeled")
+        splits = {
+            name: read_rows(file, columns=headless(file, spec)) for name, file in files.items()
+        }
     return {name: columns_of(rows, spec) for name, rows in splits.items()}
+
+
+def headless(file: Path, spec: Task) -> list[str] | None:
+    """Names for the columns of a file whose first line is a row and no header.
+
+    A file without a header has the columns of the task: its texts, then the label. Its first line
+    is a row if it holds none of their names and its last field is a number, or a word that is a
+    label of further lines too.
+
+    Args:
+        file: Rows of a task.
+        spec: The task.
+
+    Returns:
+        The names; None if the first line is a header.
+
+    Raises:
+        SystemExit: If the first line holds no name of the task and is no such row either.
+    """
+    first, *further = first_lines(file)
+    known = {*spec.texts, spec.label, *COLUMNS}
+    if file.suffix not in (".tsv", ".csv") or known & set(first):
+        return None
+    names, last = [*spec.texts, spec.label], first[-1].strip()
+    is_label = last.lstrip("-").isdecimal() or last in {
+        line[-1].strip() for line in further if line
+    }
+    if len(first) == len(names) and is_label:
+        return names
+    raise SystemExit(
+        f"the first line of {file} is neither a header with {', '.join(names)} nor a row of "
+        f"{len(names)} columns that ends with a label, got {first}; put a header above it"
+    )
 
 
 def columns_of(rows: Dataset, spec: Task) -> Dataset:

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from workbench.comparison import distribution_figure, laws_figure, ranges_figure
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from hf_rmt.report.comparison import distribution_figure, laws_figure, ranges_figure
 from hf_rmt.report.style import DARK, LIGHT, save_figure
 from tests.report.samples import make_degenerate, make_fit, make_unit
 
@@ -75,6 +76,7 @@ def test_ranges_reach_from_ten_to_ninety_percent_around_the_median() -> None:
     assert list(bars[0].get_ydata()) == [2.0, 8.0, 4.0]
     ends = [segment[:, 1] for segment in bars[2][0].get_segments()]
     np.testing.assert_allclose(ends, np.quantile(VALUES, [0.1, 0.9], axis=0).T)
+    assert axes.get_ylabel() == "error\nmedian; bars: 10 to 90 % of the layers"
 
 
 @pytest.mark.parametrize("make", FIGURES)

@@ -1,6 +1,6 @@
 """What the recipes share: rows from files, the Hub or this file, a metric that needs no network,
 label noise, and the paired bootstrap. A recipe runs as `python recipes/NAME.py` and says
-`from common import ...`.
+`from workbench.common import ...`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from workbench.writing import write_json
 
 import datasets
 import evaluate
@@ -20,6 +22,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score, f1_score
 
+FREE = {
+    *("task", "seeds", "methods", "fractions"),
+    *("output_dir", "push_to_hub", "data_dir", "use_cpu"),
+}
+"""Options that may change from one run to the next in one folder."""
 DRAWS, LEVEL = 10_000, 0.95
 LOCAL_OPTIONS = "--data_dir FOLDER and --model FOLDER (files on this machine)"
 
@@ -65,8 +72,20 @@ def metric() -> Correctness:
     return Correctness(keep_in_memory=True)
 
 
-def read_rows(path: str | Path) -> datasets.Dataset:
-    """Rows of a local file: .tsv as GLUE has it, without quoting, .csv, .json or .jsonl."""
+def read_rows(path: str | Path, *, columns: Sequence[str] | None = None) -> datasets.Dataset:
+    """Rows of a local file.
+
+    Args:
+        path: A .tsv file as GLUE has it, without quoting, or .csv, .json or .jsonl.
+        columns: Names of the columns of a .tsv or .csv file without a header; None if its first
+            line is a header.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ValueError: If the ending is another one.
+    """
     path = Path(path)
     if path.suffix in (".json", ".jsonl"):
         return datasets.Dataset.from_json(str(path))
@@ -74,7 +93,25 @@ def read_rows(path: str | Path) -> datasets.Dataset:
         raise ValueError(f"rows must be in .tsv, .csv, .json or .jsonl, got {path.name!r}")
     tabs = {"sep": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
     # "null" and "NA" are words in a sentence
-    return datasets.Dataset.from_csv(str(path), keep_default_na=False, **tabs)
+    names = {"names": list(columns), "header": None} if columns else {}
+    return datasets.Dataset.from_csv(str(path), keep_default_na=False, **tabs, **names)
+
+
+def first_lines(path: Path, count: int = 1000) -> list[list[str]]:
+    """The fields of the first lines of a .tsv or .csv file, at least one line.
+
+    Args:
+        path: The file.
+        count: Lines to read, at most.
+
+    Returns:
+        The fields, line by line; one empty field if the file is empty.
+    """
+    options: dict[str, Any] = {}
+    if path.suffix == ".tsv":
+        options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(islice(csv.reader(file, **options), count)) or [[""]]
 
 
 def find_file(folder: str | Path, *names: str) -> Path:
@@ -90,13 +127,14 @@ def find_file(folder: str | Path, *names: str) -> Path:
 
 def check_settings(folder: Path, arguments: Any) -> None:
     """Refuses a folder that was begun with another setting, which would be mixed up with ours."""
-    others = {"task", "seeds", "methods", "fractions", "output_dir", "push_to_hub", "data_dir"}
-    ours = {key: value for key, value in asdict(arguments).items() if key not in others}
+    ours = {key: value for key, value in asdict(arguments).items() if key not in FREE}
     file = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not file.exists():
-        file.write_text(json.dumps(ours, indent=2) + "\n")
-    elif (theirs := json.loads(file.read_text())) != ours:
+        write_json(file, ours)
+        return
+    theirs = {key: it for key, it in json.loads(file.read_text()).items() if key not in FREE}
+    if theirs != ours:
         changed = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
         raise SystemExit(
             f"{folder} holds results with another {', '.join(sorted(changed))}; "

@@ -7,13 +7,13 @@ import inspect
 from pathlib import Path
 from typing import NamedTuple
 
-import cifar10_cnn
-import mnist_fcnn
+from workbench.common import needs_hub
+from workbench.image_tensors import Images, read_cifar10, read_mnist
+from workbench.ridge import Rows
+from workbench.writing import write_tensors
+
 import numpy as np
 import torch
-from common import needs_hub
-from from_scratch import Images
-from ridge import Rows
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel
@@ -38,7 +38,8 @@ def read_splits(arguments: argparse.Namespace) -> Split:
     """
     arrays = Path(arguments.data_dir or "").suffix == ".npz"
     cifar = not arguments.embedded and (arrays or arguments.task == "cifar10")
-    images = (cifar10_cnn if cifar else mnist_fcnn).read_images(arguments)
+    read = read_cifar10 if cifar else read_mnist
+    images = read(arguments.data_dir, embedded=arguments.embedded)
     name = "CIFAR10" if cifar else "digits" if arguments.embedded else "MNIST"
     if arguments.features:
         images, name = class_tokens(images, arguments), f"features of {name}"
@@ -83,6 +84,5 @@ def class_tokens(images: Images, arguments: argparse.Namespace) -> Images:
         return torch.cat(found)
 
     result = Images(tokens(images.train_x), images.train_y, tokens(images.test_x), images.test_y)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(tuple(result), file)
+    write_tensors(file, tuple(result))
     return result

@@ -165,7 +165,8 @@ def ranges_figure(
             axes.set_xticks(range(len(groups)), groups)
             axes.grid(axis="y", color=colours.faint, linewidth=0.6)
             finish(axes, colours)
-        stack[0].set_ylabel(label)
+        low, high = (100 * share for share in RANGE)
+        stack[0].set_ylabel(f"{label}\nmedian; bars: {low:g} to {high:g} % of the layers")
         figure.suptitle(title)
         legend_below(figure, stack)
     return figure

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from workbench.method_rows import (
+    TRAINED,
+    TUNED,
+    Column,
+    results_table,
+    save_best,
+    save_results,
+    write_card,
+)
+from workbench.processes import check_processes, share_of
+from workbench.writing import replaced_folder, write_json
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from huggingface_hub import create_repo, upload_folder
-from method_rows import Column, results_table, save_best, save_results, write_card
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import AutoProcessor, Trainer
 
 from hf_rmt import RMTCallback, RMTConfig
-from hf_rmt.huggingface.api import copy_tokenizer
 
 CALIBRATION = 300
 """Training rows that a ternary head is calibrated on."""
@@ -34,7 +43,22 @@ class Tuned(NamedTuple):
 def settings_of(
     kind: Any, arguments: Any, target: Path, *, seed: int, epochs: float, **further: Any
 ) -> Any:
-    """Settings of a training, `kind` being their class; the batch is that of all processes."""
+    """Settings of a training.
+
+    Args:
+        kind: Their class.
+        arguments: What the recipe was told; its batch size is that of all processes together.
+        target: Where the model will be saved.
+        seed: Of the training.
+        epochs: How often each row is seen, unless `arguments.max_steps` says when to stop.
+        **further: Other settings.
+
+    Returns:
+        The settings.
+
+    Raises:
+        SystemExit: If the Trainer does not work with all processes that were launched.
+    """
     settings = kind(
         str(target),
         num_train_epochs=epochs,
@@ -50,13 +74,8 @@ def settings_of(
         per_device_eval_batch_size=64,
         **further,
     )
-    processes = settings.world_size
-    if arguments.batch_size % processes:
-        raise SystemExit(
-            f"--batch_size is that of all {processes} processes together and must be a multiple "
-            f"of them, got {arguments.batch_size}; pass {processes * arguments.batch_size}"
-        )
-    settings.per_device_train_batch_size = arguments.batch_size // processes
+    check_processes(accelerate=PartialState().num_processes, trainer=settings.world_size)
+    settings.per_device_train_batch_size = share_of(arguments.batch_size)
     return settings
 
 
@@ -66,16 +85,21 @@ def spectra_log() -> RMTCallback:
 
 
 def train_and_save(trainer: Trainer, reader: Any, target: Path) -> None:
-    """Train, judge, and save the model, its tokenizer or image processor, and the logs."""
+    """Train, judge, and save the model, its tokenizer or image processor, and the logs.
+
+    The logs come last: where they stand, the training is finished.
+    """
     trainer.args.dataloader_drop_last = True  # several processes would fill up the last batch
     trainer.train()
     trainer.args.dataloader_drop_last = False
     trainer.evaluate()
-    trainer.save_model(str(target))
-    if trainer.is_world_process_zero():
-        reader.save_pretrained(target)
-        logs = json.dumps(trainer.state.log_history, indent=2)
-        (target.parent / "training.json").write_text(logs + "\n")
+    first = trainer.is_world_process_zero()
+    with replaced_folder(target, keep=first) as part:
+        trainer.save_model(str(part))
+        if first:
+            reader.save_pretrained(part)
+    if first:
+        write_json(target.parent / "training.json", trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -100,6 +124,7 @@ def report(
     *,
     base_model: str,
     differences: Sequence[str],
+    untrained: bool = False,
     **about: Any,
 ) -> None:
     """The table of all tasks; for each the best filtered model, with its card.
@@ -111,18 +136,26 @@ def report(
         tasks: Whose best models are saved, in `best` beside the seeds.
         base_model: What training began with, for the card.
         differences: How the setting differs from that of the published numbers, if there are any.
+        untrained: Whether training began with random weights.
         **about: Title and notes of the table.
     """
     told = tuple(differences) if any(column.published for column in columns) else ()
-    table = results_table(columns, arguments.methods, differences=told, **about)
+    table = results_table(
+        columns,
+        arguments.methods,
+        base_title=TRAINED if untrained else TUNED,
+        differences=told,
+        **about,
+    )
     save_results(folder, table, columns)
     for task in tasks:
-        best = task.folder / "best"
-        what = save_best(best, task.seeds, task.models)
-        write_card(best, table, what, base_model)
-        if not PartialState().is_main_process:
-            continue
-        copy_tokenizer(task.folder / f"seed-{arguments.seeds[0]}" / "tuned", best)
-        if arguments.push_to_hub:
+        first, best = PartialState().is_main_process, task.folder / "best"
+        tuned = task.folder / f"seed-{arguments.seeds[0]}" / "tuned"
+        with replaced_folder(best, keep=first) as part:
+            what = save_best(part, task.seeds, task.models)
+            if first:
+                write_card(part, table, what, base_model)
+                AutoProcessor.from_pretrained(tuned).save_pretrained(part)
+        if first and arguments.push_to_hub:
             repository = create_repo(arguments.push_to_hub, exist_ok=True).repo_id
             upload_folder(repo_id=repository, folder_path=best)

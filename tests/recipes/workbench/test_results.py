@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
+from workbench.result_figures import curve_figure, difference_figure, save_table
+from workbench.results import Result, ResultsTable
 
-from hf_rmt.report import Result, ResultsTable, curve_figure
+import pytest
+from matplotlib.colors import to_rgba
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_json_round_trips(table: ResultsTable) -> None:
 
 
 def test_the_figure_shows_differences_intervals_and_published_ones(table: ResultsTable) -> None:
-    figure = table.plot(dark=True)
+    figure = difference_figure(table, dark=True)
     one, two = figure.axes
     assert (one.get_title(), two.get_title()) == ("one", "two")
     assert [label.get_text() for label in one.get_yticklabels()] == ["base", "PDB", "SVD"]
@@ -82,7 +84,7 @@ def test_the_figure_shows_differences_intervals_and_published_ones(table: Result
 
 
 def test_saving_writes_texts_and_a_figure(table: ResultsTable, tmp_path: Path) -> None:
-    table.save(tmp_path / "new" / "folder")
+    save_table(table, tmp_path / "new" / "folder")
     names = {file.name for file in (tmp_path / "new" / "folder").iterdir()}
     assert names == {f"results.{kind}" for kind in ("md", "csv", "json", "svg", "png")}
     svg = (tmp_path / "new" / "folder" / "results.svg").read_text()
@@ -114,4 +116,29 @@ def test_curves_are_drawn_in_percent_beside_the_level_of_the_base() -> None:
     assert (list(pdb.get_xdata()), list(pdb.get_ydata())) == ([40.0, 100.0], [0.8, 0.5])
     assert pdb.get_color() != svd.get_color()
     assert pdb.get_marker() != svd.get_marker()
+    assert axes.get_xlim() == (-2, 102)  # all shares, also where a single one was tried
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("noise directions removed (%)", "accuracy")
+
+
+def test_points_where_layers_stay_whole_are_hollow_and_explained() -> None:
+    curves = {"PDB": [(0.9, 0.85), (1.0, 0.975)], "SVD": [(1.0, 0.5)]}
+    (axes,) = curve_figure(curves, marked={"PDB": {1.0}, "SVD": set()}).axes
+    ground = axes.get_facecolor()
+    hollow = [
+        line.get_data()
+        for line in axes.lines
+        if to_rgba(line.get_markerfacecolor()) == ground and len(line.get_xdata())
+    ]
+    assert [(list(x), list(y)) for x, y in hollow] == [([100.0], [0.975])]
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels == ["PDB", "SVD", "hollow: layers without signal stay whole"]
+    assert len(curve_figure(curves).axes[0].get_legend_handles_labels()[1]) == 2
+
+
+def test_the_legend_says_what_the_bars_are(table: ResultsTable) -> None:
+    (legend,) = difference_figure(table).legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["measured; bars: 90 % interval of the difference", "published"]
+    bare = ResultsTable((Result("base", "one", (0.8,)), Result("SVD", "one", (0.6,), -0.2)))
+    (legend,) = difference_figure(bare).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["measured"]

@@ -6,26 +6,24 @@ What is finished stands in a file and is not done again.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.common import LEVEL, paired_bootstrap
+from workbench.filters import HEAD, RANKS, UPDATE, filtered
+from workbench.result_figures import curve_figure, save_table
+from workbench.results import Result, ResultsTable
+from workbench.writing import write_figure, write_json, write_text
+
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import send_to_device
-from common import LEVEL, paired_bootstrap
 
-import hf_rmt
-from hf_rmt import RMTConfig
-from hf_rmt.report import Result, ResultsTable, curve_figure
-from hf_rmt.report.style import save_figure
-
-BASE, UPDATE, RANKS, HEAD = "base", "update", "ranks", "ntk"
+BASE = "base"
 TITLES = {
-    BASE: "base (fine-tuned)",
+    BASE: BASE,
     UPDATE: "filtered update, PDB",
     RANKS: "filtered update, shared ranks",
     "pdb": "PDB",
@@ -35,13 +33,13 @@ TITLES = {
     "svd": "SVD",
     HEAD: "ternary head",
 }
+TUNED, TRAINED = "base (fine-tuned)", "base (trained from nothing)"
+"""What the base is called in tables and figures."""
 METHODS = [name for name in TITLES if name not in (BASE, HEAD)]
 FRACTIONS = [0.1, 0.4, 0.6, 0.8, 1.0]
-"""The deck removes 40 to 100 % of the noise directions; a tenth is there for the cautious."""
+"""Wu, Zhu & Li (2025) remove 40 to 100 % of the noise directions; 10 % is a cautious choice."""
 RANK_FRACTIONS = [0.8, 0.9, 0.95, 0.98, 0.99]
-"""Of the update's parameters: most of an update is noise, and its spectrum has no clear edge."""
-BLOCKS = r".*\.\d+\..*"
-"""Names of what lies in a numbered block, as the other methods have it."""
+"""Shares of the update's parameters. They are large: most of an update is noise."""
 Evaluate = Callable[[Any, str], Any]
 """A model and the name of a split in, the correctness of every example out."""
 
@@ -54,37 +52,6 @@ class Column:
     split: str
     seeds: Sequence[Mapping[str, Any]]
     published: Mapping[str, float] = field(default_factory=dict)
-
-
-def filtered(
-    tuned: Any, base: Any, method: str, removed: float, calibration: Sequence[Any] = ()
-) -> tuple[Any, float]:
-    """A filtered copy of the tuned model, and the share that is left of what was filtered.
-
-    The share is one of parameters, of a ternary head one of bits.
-    """
-    model = copy.deepcopy(tuned)
-    if method == HEAD:
-        batches = send_to_device(list(calibration), model.device)
-        report = hf_rmt.compress(model, RMTConfig(method=HEAD), calibration=batches)
-        return model, report.plan.size_ratio
-    if method == RANKS:
-        adapter = hf_rmt.extract_adapter(base, tuned, size=1 - removed, target_modules=BLOCKS)
-        for part in adapter.updates:
-            start = base.get_submodule(part.name).weight.detach()
-            model.get_submodule(part.name).weight.data = start + part.left @ part.right
-        return model, adapter.size
-    if method in ("svd", "slr"):
-        kept: dict[str, Any] = {"fraction": 1 - removed} if removed < 1 else {"rank": 1}
-        config = RMTConfig(method=method, noise="drop", **kept)
-    else:
-        law = "pdb" if method == UPDATE else method
-        config = RMTConfig(method=law, noise="drop", noise_removal=removed)
-    if method == UPDATE:
-        report = hf_rmt.filter_update(base, model, config)
-    else:
-        report = hf_rmt.compress(model, config)
-    return model, report.plan.size_ratio
 
 
 def method_rows(
@@ -113,25 +80,28 @@ def method_rows(
 
     Returns:
         By row: `removed` (what was chosen), `kept` (share that is left), `curve` (removed and
-        selection accuracy), and for each split the correctness of the examples as 0 and 1.
+        selection accuracy), `whole` (removed and the number of layers that are whole again,
+        though a smaller share filtered them), and for each split the correctness of the examples
+        as 0 and 1.
     """
     rows = json.loads(file.read_text()) if file.exists() else {}
     for method in (BASE, *methods):
         if method in rows:
             continue
         if method == BASE:
-            curve, removed, (model, kept) = [], 0.0, (tuned, 1.0)
+            removed, whole, model, kept = 0.0, [], tuned, 1.0
             curve = [[0.0, float(np.mean(evaluate(tuned, "selection")))]]
         else:
             tried = {RANKS: RANK_FRACTIONS, HEAD: [0.0]}.get(method, fractions)
-            curve = sweep(tuned, base, method, evaluate, tried, calibration)
+            curve, whole = sweep(tuned, base, method, evaluate, tried, calibration)
             removed = choice(curve)
-            model, kept = filtered(tuned, base, method, removed, calibration)
+            model, kept, _ = filtered(tuned, base, method, removed, calibration)
         correct = {name: np.asarray(evaluate(model, name), int).tolist() for name in splits}
         rows[method] = {"removed": removed, "kept": kept, "curve": curve, "splits": correct}
+        rows[method] |= {"whole": whole} if whole else {}
         shown = ", ".join(f"{name} {np.mean(values):.4f}" for name, values in correct.items())
         if PartialState().is_main_process:
-            file.write_text(json.dumps(rows) + "\n")
+            write_json(file, rows, indent=None)
             print(f"{file.parent}: {TITLES[method]}, {removed:.0%} removed: {shown}", flush=True)
     return rows
 
@@ -143,13 +113,27 @@ def sweep(
     evaluate: Evaluate,
     fractions: Sequence[float],
     calibration: Sequence[Any] = (),
-) -> list[list[float]]:
-    """Accuracy on the selection split against the share removed."""
-    curve = []
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Accuracy on the selection split against the share removed, and layers that are whole again.
+
+    A layer without spikes has no signal that could be left once all of its noise is removed. The
+    package then leaves the whole layer as it is, though it filters it at smaller shares. The
+    accuracy may jump there, and figures mark these points.
+
+    Returns:
+        Pairs of the share removed and the accuracy, and pairs of the share removed and the number
+        of layers that a smaller share filters and this one does not.
+    """
+    curve, untouched = [], {}
     for removed in fractions:
-        model, _ = filtered(tuned, base, method, removed, calibration)
+        model, _, untouched[removed] = filtered(tuned, base, method, removed, calibration)
         curve.append([removed, float(np.mean(evaluate(model, "selection")))])
-    return curve
+    whole = []
+    for removed, layers in untouched.items():
+        smaller = [other for share, other in untouched.items() if share < removed]
+        if again := layers - frozenset.intersection(layers, *smaller):
+            whole.append([removed, len(again)])
+    return curve, whole
 
 
 def choice(curve: Sequence[Sequence[float]]) -> float:
@@ -164,8 +148,20 @@ def column_of(
     return Column(f"{task} {split}", split, seeds, published if split == "dev" else {})
 
 
-def results_table(columns: Sequence[Column], methods: Sequence[str], **about: Any) -> ResultsTable:
-    """The table of all tasks, every row against the base by the paired bootstrap."""
+def results_table(
+    columns: Sequence[Column], methods: Sequence[str], *, base_title: str = TUNED, **about: Any
+) -> ResultsTable:
+    """The table of all tasks, every row against the base by the paired bootstrap.
+
+    Args:
+        columns: Of the table.
+        methods: Rows beside the base.
+        base_title: What the base is called.
+        **about: Title and notes of the table.
+
+    Returns:
+        The table.
+    """
     results = []
     for method in (BASE, *methods):
         for column in columns:
@@ -179,7 +175,13 @@ def results_table(columns: Sequence[Column], methods: Sequence[str], **about: An
             values = tuple(float(seed.mean()) for seed in correct)
             published = column.published.get(method)
             results.append(
-                Result(TITLES[method], column.name, values, published=published, **about_it)
+                Result(
+                    base_title if method == BASE else TITLES[method],
+                    column.name,
+                    values,
+                    published=published,
+                    **about_it,
+                )
             )
     return ResultsTable(tuple(results), level=LEVEL, **about)
 
@@ -188,20 +190,24 @@ def save_results(folder: Path, table: ResultsTable, columns: Sequence[Column]) -
     """Tables, figures, and for each task the curves of the selection split."""
     if not PartialState().is_main_process:
         return
-    table.save(folder)
+    save_table(table, folder)
     print(table)
     tasks = {column.name.removesuffix(f" {column.split}"): column.seeds for column in columns}
     for task, seeds in tasks.items():
         done = [method for method in seeds[0] if all(method in rows for rows in seeds)]
         curves = {TITLES[method]: mean_curve(seeds, method) for method in done}
         (_, level), *_ = curves.pop(TITLES[BASE])
+        marked = {
+            TITLES[method]: {
+                removed for rows in seeds for removed, _ in rows[method].get("whole", ())
+            }
+            for method in done
+        }
+        unit = "\n(shared ranks: share of the parameters)" if RANKS in done else ""
         figure = curve_figure(
-            curves,
-            base=level,
-            title=f"{task}, selection split (shared ranks: of the parameters)",
+            curves, base=level, marked=marked, title=f"{task}, selection split{unit}"
         )
-        for kind in ("svg", "png"):
-            save_figure(figure, folder / f"curve-{task}.{kind}")
+        write_figure(figure, folder, f"curve-{task}")
 
 
 def mean_curve(seeds: Sequence[Mapping[str, Any]], method: str) -> list[tuple[float, float]]:
@@ -235,7 +241,7 @@ def save_best(
     ]
     accuracy, place, method = max(candidates)
     removed = seeds[-place][method]["removed"]
-    model, kept = filtered(*models(-place), method, removed)
+    model, kept, _ = filtered(*models(-place), method, removed)
     if PartialState().is_main_process:
         model.save_pretrained(folder)
     what = (
@@ -254,7 +260,7 @@ def write_card(folder: Path, table: ResultsTable, what: str, base_model: str) ->
         f"{what}.\n\n{table.to_markdown()}\n"
     )
     if PartialState().is_main_process:
-        (folder / "README.md").write_text(f"{front}\n{text}", encoding="utf-8")
+        write_text(folder / "README.md", f"{front}\n{text}")
 
 
 def _note(rows: Sequence[Mapping[str, Any]]) -> str:

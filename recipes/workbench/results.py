@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from workbench.writing import written
 
 from hf_rmt.report import records, tables
-from hf_rmt.report.result_figures import difference_figure
-from hf_rmt.report.style import save_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ class ResultsTable:
         parts = [f"## {self.title}" if self.title else "", table, self._legend()]
         parts += [_list("The published numbers come from another setting", self.differences)]
         parts += [_list("Notes", self.notes)]
-        return records.written("\n\n".join(filter(None, parts)), path)
+        return written("\n\n".join(filter(None, parts)), path)
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """One row for each result, in full precision.
@@ -154,7 +151,7 @@ class ResultsTable:
         Returns:
             The text.
         """
-        return records.written(tables.csv_text([cell.to_row() for cell in self.results]), path)
+        return written(tables.csv_text([cell.to_row() for cell in self.results]), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as `from_dict` reads them."""
@@ -193,45 +190,7 @@ class ResultsTable:
         Returns:
             The text.
         """
-        return records.written(records.json_text(self.to_dict(), indent=2), path)
-
-    def plot(self, *, dark: bool = False) -> Figure:
-        """Difference of every method to the first row, with intervals, one panel for each column.
-
-        Args:
-            dark: Draw on a dark ground.
-
-        Returns:
-            A `matplotlib.figure.Figure`; hollow markers are the published differences.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-        """
-        return difference_figure(self, dark=dark)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write results.md, .csv, .json, and the figure as .svg and .png.
-
-        The texts come first: they are there even where the figure fails for want of matplotlib.
-
-        Args:
-            folder: Where to; made if it does not exist.
-
-        Returns:
-            The folder.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-        """
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        self.to_markdown(target / "results.md")
-        self.to_csv(target / "results.csv")
-        self.to_json(target / "results.json")
-        figure = self.plot()
-        for kind in ("svg", "png"):
-            save_figure(figure, target / f"results.{kind}")
-        return target
+        return written(records.json_text(self.to_dict(), indent=2), path)
 
     def _line(self, method: str) -> dict[str, Any]:
         line: dict[str, Any] = {"method": method}

@@ -1,0 +1,73 @@
+"""Filtered copies of a model: its noise removed by one method."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from accelerate.utils import send_to_device
+
+import hf_rmt
+from hf_rmt import RMTConfig
+
+UPDATE, RANKS, HEAD = "update", "ranks", "ntk"
+"""Methods that are more than a method of `RMTConfig` on whole weights."""
+BLOCKS = r".*\.\d+\..*"
+"""Names of what lies in a numbered block, as the other methods have it."""
+
+
+class Filtered(NamedTuple):
+    """A filtered copy of a model.
+
+    Attributes:
+        model: The copy.
+        kept: The share that is left of what was filtered: of its parameters, or of the bits of a
+            ternary head.
+        whole: Names of the layers that the method was asked to filter and left as they were.
+    """
+
+    model: Any
+    kept: float
+    whole: frozenset[str] = frozenset()
+
+
+def filtered(
+    tuned: Any, base: Any, method: str, removed: float, calibration: Sequence[Any] = ()
+) -> Filtered:
+    """A copy of the tuned model whose noise one method has removed.
+
+    Args:
+        tuned: The model, not changed.
+        base: The model that its training began with.
+        method: Name of the method, one of `TITLES` in `method_rows`.
+        removed: Share of the noise directions to remove; of shared ranks, share of parameters.
+        calibration: Batches of the model's arguments, for a ternary head.
+
+    Returns:
+        The copy, and what is left.
+    """
+    model = copy.deepcopy(tuned)
+    if method == HEAD:
+        batches = send_to_device(list(calibration), model.device)
+        report = hf_rmt.compress(model, RMTConfig(method=HEAD), calibration=batches)
+        return Filtered(model, report.plan.size_ratio)
+    if method == RANKS:
+        adapter = hf_rmt.extract_adapter(base, tuned, size=1 - removed, target_modules=BLOCKS)
+        for part in adapter.updates:
+            start = base.get_submodule(part.name).weight.detach()
+            model.get_submodule(part.name).weight.data = start + part.left @ part.right
+        return Filtered(model, adapter.size)
+    if method in ("svd", "slr"):
+        kept: dict[str, Any] = {"fraction": 1 - removed} if removed < 1 else {"rank": 1}
+        config = RMTConfig(method=method, noise="drop", **kept)
+    else:
+        law = "pdb" if method == UPDATE else method
+        config = RMTConfig(method=law, noise="drop", noise_removal=removed)
+    if method == UPDATE:
+        report = hf_rmt.filter_update(base, model, config)
+    else:
+        report = hf_rmt.compress(model, config)
+    changed = {layer.name for layer in report.plan.changed}
+    whole = frozenset(layer.name for layer in report.plan) - changed
+    return Filtered(model, report.plan.size_ratio, whole)

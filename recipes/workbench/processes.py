@@ -1,0 +1,80 @@
+"""The processes of a run: on a CPU where there is nothing else, and all of them together."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+
+def begin(arguments: Any) -> None:
+    """Set up this process; call it before anything else asks where to run.
+
+    Without an accelerator, `arguments.use_cpu` becomes true. Accelerate and the Trainer otherwise
+    do not join the processes of a CPU: each would train alone, in the same folder.
+
+    Args:
+        arguments: What the recipe was told, with a field `use_cpu`.
+
+    Raises:
+        SystemExit: If accelerate does not see all processes that were launched.
+    """
+    arguments.use_cpu = arguments.use_cpu or not torch.accelerator.is_available()
+    check_processes(accelerate=PartialState(cpu=arguments.use_cpu).num_processes)
+
+
+def check_processes(**seen: int) -> None:
+    """Stop at once where a library does not see all the processes that were launched.
+
+    Args:
+        **seen: By library, the number of processes that it works with.
+
+    Raises:
+        SystemExit: With the numbers and the remedy.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    wrong = {name: count for name, count in seen.items() if count != launched}
+    if wrong:
+        told = ", ".join(f"{name} works with {count}" for name, count in wrong.items())
+        raise SystemExit(
+            f"the launcher started {launched} processes, but {told}: each would train alone, in "
+            "the same folder. On a CPU pass --use_cpu; on GPUs launch as many processes as there "
+            "are GPUs; or start one process with `python`"
+        )
+
+
+def share_of(batch_size: int) -> int:
+    """The rows of a batch that one process takes.
+
+    Args:
+        batch_size: Rows of a batch over all processes.
+
+    Returns:
+        Rows for each process.
+
+    Raises:
+        SystemExit: If the batch cannot be shared out evenly.
+    """
+    processes = PartialState().num_processes
+    if batch_size % processes:
+        raise SystemExit(
+            f"--batch_size is that of all {processes} processes together and must be a multiple "
+            f"of them, got {batch_size}; pass {processes * batch_size}"
+        )
+    return batch_size // processes
+
+
+def one_process() -> None:
+    """Stop where a recipe that works in one process was launched in several.
+
+    Raises:
+        SystemExit: If WORLD_SIZE says that there are several processes.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1:
+        raise SystemExit(
+            f"this recipe works in one process, got {launched}; start it with `python`, not with "
+            "`accelerate launch` or `torchrun`"
+        )

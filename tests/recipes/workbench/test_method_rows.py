@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from workbench import method_rows
+from workbench.filters import Filtered, filtered
+from workbench.method_rows import Column, results_table, save_results, sweep
+
+import numpy as np
+import pytest
+
+
+def test_layers_that_come_back_whole_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {0.4: {"a"}, 0.9: {"a"}, 1.0: {"a", "b", "c"}}
+
+    def fake(tuned: Any, base: Any, method: str, removed: float, _: Any) -> Filtered:
+        return Filtered(removed, 0.5, frozenset(whole[removed]))
+
+    monkeypatch.setattr(method_rows, "filtered", fake)
+    curve, again = sweep(None, None, "pdb", lambda model, split: [model], [0.9, 0.4, 1.0])
+    assert curve == [[0.9, 0.9], [0.4, 0.4], [1.0, 1.0]]
+    assert again == [[1.0, 2]]  # `a` is never filtered
+    assert sweep(None, None, "pdb", lambda model, split: [model], [1.0])[1] == []
+
+
+def seed(**further: Any) -> dict[str, Any]:
+    row = {"removed": 0.5, "kept": 0.5, "splits": {"test": [1, 0]}}
+    curve = {"curve": [[0.5, 0.8], [1.0, 0.9]], **further}
+    return {"base": {**row, "curve": [[0.0, 0.7]]}, "pdb": row | curve, "ranks": row | curve}
+
+
+@pytest.mark.parametrize(("methods", "unit"), [(["pdb"], False), (["pdb", "ranks"], True)])
+def test_figures_say_what_is_in_them(
+    methods: list[str], unit: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {name: row for name, row in seed(whole=[[1.0, 3]]).items() if name in ("base", *methods)}
+    column = Column("digits test", "test", [rows])
+    table = results_table([column], methods, base_title=method_rows.TRAINED)
+    save_results(tmp_path, table, [column])
+    svg = (tmp_path / "curve-digits.svg").read_text()
+    assert ("shared ranks: share of the parameters" in svg) is unit
+    assert "hollow: layers without signal stay whole" in svg
+    assert "| base (trained from nothing) |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["pdb", "svd"])
+def test_untouched_layers_are_told(method: str) -> None:
+    import torch
+    from torch import nn
+
+    generator = torch.Generator().manual_seed(0)
+    parts = [nn.Linear(200, 200, bias=False) for _ in range(2)]
+    for part in parts:
+        part.weight.data = torch.randn(200, 200, generator=generator)
+    left, right = (torch.randn(200, generator=generator) for _ in range(2))
+    parts[1].weight.data += 3 * torch.outer(left, right)
+    net = nn.Sequential(parts[0], parts[1], nn.Linear(200, 2))
+    some, every = (filtered(net, net, method, share).whole for share in (0.5, 1.0))
+    # the first layer is noise alone: a law finds nothing in it, a truncation keeps one direction
+    assert every - some == ({"0"} if method == "pdb" else set())
+    assert np.isfinite(parts[0].weight.detach()).all()
