@@ -47,7 +47,7 @@ def time_ratio(model: BertModel, config: RMTConfig, repeats: int) -> dict[str, f
         weight = linear.weight.detach()
 
         def compress(weight: Tensor = weight) -> None:
-            compress_weight("layer", weight, config).module(weight, None)
+            compress_weight("layer", weight, config).layer(weight)
 
         def decompose(weight: Tensor = weight) -> None:
             torch.linalg.svd(weight, full_matrices=False)

@@ -9,6 +9,7 @@ from workbench.method_rows import Column, results_table, save_results, sweep
 
 import numpy as np
 import pytest
+import torch
 
 
 def test_layers_that_come_back_whole_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,4 +60,4 @@ def test_untouched_layers_are_told(method: str) -> None:
     some, every = (filtered(net, net, method, share).whole for share in (0.5, 1.0))
     # the first layer is noise alone: a law finds nothing in it, a truncation keeps one direction
     assert every - some == ({"0"} if method == "pdb" else set())
-    assert np.isfinite(parts[0].weight.detach()).all()
+    assert torch.isfinite(parts[0].weight).all()
