@@ -7,7 +7,6 @@ from workbench import method_rows
 from workbench.filters import Filtered, filtered
 from workbench.method_rows import Column, results_table, save_results, sweep
 
-import numpy as np
 import pytest
 import torch
 
@@ -47,7 +46,6 @@ def test_figures_say_what_is_in_them(
 
 @pytest.mark.parametrize("method", ["pdb", "svd"])
 def test_untouched_layers_are_told(method: str) -> None:
-    import torch
     from torch import nn
 
     generator = torch.Generator().manual_seed(0)
