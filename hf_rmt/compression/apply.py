@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from tqdm.auto import tqdm
 from hf_rmt.compression.decision import Decision
 from hf_rmt.compression.parallel import WorkResult, is_silent, matrix_cost, share
 from hf_rmt.compression.summary import compression_report
-from hf_rmt.compression.weight import compress_weight
+from hf_rmt.compression.weight import compress_weight, relative_energies
 from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like
 from hf_rmt.nn.counterparts import matrix_shape, place_step, weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
@@ -61,7 +62,7 @@ def compress_shared(
 ) -> CompressionReport:
     """Compress layers of a model in place, and report; see `decide_shared`."""
     decisions = decide_shared(model, names, settings, dry_run=dry_run, decide=decide)
-    return compression_report(decisions, model)
+    return compression_report(decisions, model, done=not dry_run)
 
 
 def decide_shared(
@@ -94,10 +95,11 @@ def decide_shared(
     def work(name: str) -> WorkResult:
         weight = weight_matrix(model.get_submodule(name))
         decision = decide(name, weight, settings)
-        tensors: dict[str, Tensor] = {}
+        plan, tensors = decision.plan, dict[str, Tensor]()
         if not dry_run:
             made[name], tensors = carried_out(decision, weight)
-        return (decision.plan, decision.fit), tensors
+            plan = with_rounding(plan, weight, made[name])
+        return (plan, decision.fit), tensors
 
     layers = [model.get_submodule(name) for name in names]
     costs = [matrix_cost(matrix_shape(layer)) for layer in layers]
@@ -113,16 +115,34 @@ def decide_shared(
     return decisions
 
 
-def apply_decision(model: Any, decision: Decision, weight: Tensor) -> None:
+def apply_decision(model: Any, decision: Decision, weight: Tensor) -> LayerPlan:
     """Carry out a decision on one layer of a model in this process.
 
     Args:
         model: The model.
         decision: What was decided.
         weight: The weight that was decided on, shape (out, in).
+
+    Returns:
+        The plan, with what packing has changed.
     """
     layer, tensors = carried_out(decision, weight)
-    apply_plan(model, decision.plan, tensors, layer=layer)
+    plan = with_rounding(decision.plan, weight, layer)
+    apply_plan(model, plan, tensors, layer=layer)
+    return plan
+
+
+def with_rounding(plan: LayerPlan, weight: Tensor, layer: CompressedLayer | None) -> LayerPlan:
+    """The plan with the squared relative error of packed noise, measured on the layer.
+
+    Args:
+        plan: What was decided.
+        weight: The weight that was decided on, shape (out, in).
+        layer: The layer that was made of it, if any.
+    """
+    if layer is None or not plan.rounds:
+        return plan
+    return replace(plan, rounding_error=relative_energies(weight, layer.dense().detach())[1])
 
 
 def carried_out(

@@ -74,7 +74,8 @@ def compress_calibrated(
         decide = _decision(excited, ranks)
         for plan, fit in decide_shared(model, group, settings, dry_run=dry_run, decide=decide):
             decisions[plan.name] = plan, fit
-    return compression_report([decisions[name] for name in names], model)
+    decided = [decisions[name] for name in names]
+    return compression_report(decided, model, done=not dry_run)
 
 
 def repeatable(batches: Iterable[Batch]) -> Sequence[Batch] | Iterable[Batch]:

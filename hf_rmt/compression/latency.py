@@ -14,7 +14,7 @@ from hf_rmt.nn.compressed_layer import compressed_like
 from hf_rmt.nn.dense_matrix import dense_shape
 from hf_rmt.plan import SPIKED
 
-FEWEST, ENOUGH, MOST = 4, 32, 100
+MIN_PAIRS, SETTLED_PAIRS, MAX_PAIRS = 4, 32, 100
 """Pairs of calls, one of either layer: made even beyond the budget, made before the halves are
 held against each other, made at most. One pair more comes first, to warm up."""
 AGREEMENT = 1.1
@@ -29,7 +29,10 @@ BUDGET = 0.5
 """Seconds after which no further pair is begun."""
 
 
-@torch.no_grad()
+_MEASURED: dict[Any, float] = {}
+"""What was measured in this process: one shape, rank, store, dtype and device has one answer."""
+
+
 def latency_ratio(
     shape: tuple[int, int],
     rank: int,
@@ -62,6 +65,25 @@ def latency_ratio(
     Raises:
         ValueError: If the rank or the kind of noise is out of range.
     """
+    key = (shape, rank, noise, str(geometry), tokens, dtype, str(device))
+    if key not in _MEASURED:
+        found = _measure(shape, rank, noise, geometry or {}, tokens, dtype, device)
+        if found is None:
+            return None
+        _MEASURED[key] = found
+    return _MEASURED[key]
+
+
+@torch.no_grad()
+def _measure(
+    shape: tuple[int, int],
+    rank: int,
+    noise: str,
+    geometry: Mapping[str, Any],
+    tokens: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> float | None:
     dense, x = _measured(shape, geometry, tokens)
     dense, x = dense.to(device, dtype), x.to(device, dtype)
     if rank <= min(shape):  # else the layer below complains
@@ -69,17 +91,17 @@ def latency_ratio(
     spiked = compressed_like(dense, SPIKED, rank, noise)
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + BUDGET
-    for pair in range(MOST + 1):
+    for pair in range(MAX_PAIRS + 1):
         times.append((_seconds(spiked, x), _seconds(dense, x)))
         if pair == 0:
             times.clear()  # it warmed up
-        elif pair >= FEWEST and (time.perf_counter() > end or _settled(times)):
+        elif pair >= MIN_PAIRS and (time.perf_counter() > end or _settled(times)):
             break
     return _ratio(times) if _disagreement(times) <= TRUSTED else None
 
 
 def _settled(times: Sequence[tuple[float, float]]) -> bool:
-    return len(times) >= ENOUGH and _disagreement(times) <= AGREEMENT
+    return len(times) >= SETTLED_PAIRS and _disagreement(times) <= AGREEMENT
 
 
 def _disagreement(times: Sequence[tuple[float, float]]) -> float:

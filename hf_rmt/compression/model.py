@@ -142,7 +142,7 @@ def interrupted_report(
     model: nn.Module, names: list[str], done: journal, error: BaseException
 ) -> CompressionReport:
     """The report on the layers that were changed before an error, which gets a note of them."""
-    report = compression_report(done.decisions, model, latency=False)
+    report = compression_report(done.decisions, model)
     error.add_note(
         f"{len(report.plan.changed)} of {len(names)} layers had been changed before; the model is "
         "whole, and its compression_report tells which. Compress again for the others, or call "

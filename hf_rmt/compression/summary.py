@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from hf_rmt.compression.latency import latency_ratio
 from hf_rmt.compression.spectrum import spectrum
-from hf_rmt.nn.counterparts import weight_matrix
+from hf_rmt.nn.counterparts import compressed_layers, weight_matrix
 from hf_rmt.nn.spiked_conv import geometry_of
 from hf_rmt.plan import NOTABLE_LOSS, SPIKED, CompressionPlan, LayerPlan
-from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
+from hf_rmt.report import CompressionReport, LayerSpectrum, Sizes, SpectralReport
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.spectra import SpectrumFit
 
@@ -34,49 +36,81 @@ def analyze_layers(
 
 
 def compression_report(
-    decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], model: Any, *, latency: bool = True
+    decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], model: Any, *, done: bool = True
 ) -> CompressionReport:
-    """Report of the decisions on a model's layers, with latencies for its device and dtype.
+    """Report of the decisions on a model's layers.
+
+    How long compressed layers take is measured when somebody asks: when the report is printed, or
+    by `report.timed()`.
 
     Args:
         decisions: What was decided, layer by layer.
         model: The model.
-        latency: Whether to measure how long the compressed layers take.
+        done: Whether the decisions have been carried out.
     """
     decisions = list(decisions)
     spectra = [LayerSpectrum(plan.name, plan.shape, fit) for plan, fit in decisions if fit]
-    plans = tuple(plan for plan, _ in decisions)
-    plans = _with_latencies(list(plans), model) if latency else plans
-    seen = SpectralReport(tuple(spectra)) if spectra else None
-    return CompressionReport(CompressionPlan(plans), seen)
+    plan = CompressionPlan(tuple(plan for plan, _ in decisions))
+    like = next(model.parameters())
+    geometries = {layer.name: geometry_of(model.get_submodule(layer.name)) for layer in plan}
+    return CompressionReport(
+        plan,
+        SpectralReport(tuple(spectra)) if spectra else None,
+        sizes=_sizes(plan, model, done=done),
+        clock=partial(with_latencies, dtype=like.dtype, device=like.device, geometries=geometries),
+    )
 
 
-def _with_latencies(plans: list[LayerPlan], model: Any) -> tuple[LayerPlan, ...]:
-    """The plans with the time of each compressed layer over its dense one, measured now.
+def _sizes(plan: CompressionPlan, model: Any, *, done: bool) -> Sizes:
+    """Bytes of the saved weights before and after, and the parameters of the dense model."""
+    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    now = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    spared = sum(layer.dense_bits - layer.bits for layer in plan.compressed) // 8
+    before = now + spared if done else now
+    parameters = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    for layer in compressed_layers(model).values():
+        parameters[id(layer.weight)] = layer.in_features * layer.out_features
+    return Sizes(file=(before, before - spared), model_parameters=sum(parameters.values()))
+
+
+def with_latencies(
+    plan: CompressionPlan,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    geometries: Mapping[str, Mapping[str, Any]],
+) -> CompressionPlan:
+    """The plan with the time of each compressed layer over its dense one, measured now.
 
     Layers of one shape and geometry are measured once, at their largest rank.
+
+    Args:
+        plan: What was decided.
+        dtype: Of the model.
+        device: Of the model.
+        geometries: What convolutions are made with, by name; empty for linear layers.
     """
-    like = next(model.parameters())
-    geometries = {plan.name: geometry_of(model.get_submodule(plan.name)) for plan in plans}
-    compressed = [plan for plan in plans if plan.compressed and plan.kind == SPIKED]
+    timed = [layer for layer in plan.compressed if layer.kind == SPIKED]
     keys = {
-        plan.name: (plan.shape, plan.noise, *geometries[plan.name].values()) for plan in compressed
+        layer.name: (layer.shape, layer.noise, *geometries[layer.name].values()) for layer in timed
     }
-    widest = {keys[plan.name]: plan for plan in sorted(compressed, key=lambda plan: plan.rank)}
+    widest = {keys[layer.name]: layer for layer in sorted(timed, key=lambda layer: layer.rank)}
     ratios = {
         key: latency_ratio(
-            plan.shape,
-            plan.rank,
-            plan.noise,
-            geometry=geometries[plan.name],
-            dtype=like.dtype,
-            device=like.device,
+            layer.shape,
+            layer.rank,
+            layer.noise,
+            geometry=geometries[layer.name],
+            dtype=dtype,
+            device=device,
         )
-        for key, plan in widest.items()
+        for key, layer in widest.items()
     }
-    return tuple(
-        replace(plan, latency=ratios[keys[plan.name]]) if plan.name in keys else plan
-        for plan in plans
+    return CompressionPlan(
+        tuple(
+            replace(layer, latency=ratios[keys[layer.name]]) if layer.name in keys else layer
+            for layer in plan
+        )
     )
 
 

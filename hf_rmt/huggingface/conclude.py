@@ -114,7 +114,9 @@ def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
     named = tuple(layers[name] for name, _ in model.named_modules() if name in layers)
     seen = {part.name: part for one in (*earlier, report) for part in one.spectra or ()}
     known = tuple(seen[layer.name] for layer in named if layer.name in seen)
-    return CompressionReport(CompressionPlan(named), SpectralReport(known) if known else None)
+    return replace(
+        report, plan=CompressionPlan(named), spectra=SpectralReport(known) if known else None
+    )
 
 
 def earlier_report(part: Any, prefix: str) -> CompressionReport:

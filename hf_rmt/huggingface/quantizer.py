@@ -132,7 +132,8 @@ class _CompressWeight(ConversionOps):
             return {full_layer_name: to_weight(dense, result.rewritten)}
         if result.plan.outcome is not Outcome.REPLACED:
             return {full_layer_name: weight}
-        apply_decision(model, result, matrix)
+        plan = apply_decision(model, result, matrix)
+        self.quantizer.decisions[name] = (plan, result.fit)
         _mark_loaded(model.get_submodule(name))
         if missing_keys is not None:
             missing_keys.discard(full_layer_name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +31,30 @@ class CompressionReport:
         plan: What happens to which layer.
         spectra: The spectra behind it; saved along with it where given.
         sizes: Bytes of file and memory, parameters of the whole model, as far as they are known.
+        clock: Measures the layers of a plan on this machine; None if nobody can.
     """
 
     plan: CompressionPlan
     spectra: SpectralReport | None = None
     sizes: Sizes = UNKNOWN
+    clock: Callable[[CompressionPlan], CompressionPlan] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __str__(self) -> str:
-        return self.table()
+        return self.timed().table()
+
+    def timed(self) -> CompressionReport:
+        """The report with the times of the compressed layers over the dense ones, measured now.
+
+        Printing a report measures them; a machine that is busy then leaves them unknown.
+        """
+        if self.clock is None:
+            return self
+        return replace(self, plan=self.clock(self.plan), clock=None)
 
     @property
     def latency(self) -> float | None:

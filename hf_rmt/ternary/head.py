@@ -92,7 +92,8 @@ def compress_head(
     else:
         # in memory, for a loader that shuffles would pair inputs with other outputs
         decisions = _with_data(model, names, settings, list(repeatable(batches)), dry_run)
-    return compression_report([decisions[name] for name in names], model)
+    decided = [decisions[name] for name in names]
+    return compression_report(decided, model, done=not dry_run)
 
 
 def _check_sparsity(model: Any, names: Sequence[str], settings: CompressionSettings) -> None:

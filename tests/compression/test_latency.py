@@ -8,7 +8,7 @@ from itertools import count, cycle, repeat
 import pytest
 import torch
 
-from hf_rmt.compression.latency import BUDGET, ENOUGH, FEWEST, latency_ratio
+from hf_rmt.compression.latency import BUDGET, MIN_PAIRS, SETTLED_PAIRS, latency_ratio
 from hf_rmt.nn import NOISE_KINDS, SpikedLinear
 
 Delays = Iterator[float]
@@ -28,6 +28,19 @@ def test_a_thin_signal_alone_is_faster_than_the_dense_layer() -> None:
     if ratio is None:
         pytest.skip("the machine is too busy for a measurement")
     assert ratio < 1
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_rmt.compression.latency._MEASURED", {})
+
+
+def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios = iter([None, 1.5, 2.5])
+    monkeypatch.setattr("hf_rmt.compression.latency._measure", lambda *_: next(ratios))
+    found = [latency_ratio((8, 8), 1, "int8") for _ in range(3)]
+    assert found == [None, 1.5, 1.5]
+    assert latency_ratio((8, 8), 2, "int8") == 2.5
 
 
 @pytest.fixture
@@ -66,7 +79,7 @@ def test_what_else_runs_does_not_count(stopwatch: Callable[[Delays], Delays], se
 def test_a_quiet_machine_is_not_asked_for_long(stopwatch: Callable[[Delays], Delays]) -> None:
     left = stopwatch(iter([0.0] * 200))
     latency_ratio((8, 8), 1, "int8", tokens=2)
-    assert len(list(left)) == 200 - 2 * (1 + ENOUGH)
+    assert len(list(left)) == 200 - 2 * (1 + SETTLED_PAIRS)
 
 
 def test_a_measurement_that_does_not_agree_with_itself_is_none(
@@ -79,7 +92,7 @@ def test_a_measurement_that_does_not_agree_with_itself_is_none(
 def test_the_budget_ends_it(stopwatch: Callable[[Delays], Delays]) -> None:
     left = stopwatch(iter([BUDGET] * 200))
     latency_ratio((8, 8), 1, "int8", tokens=2)
-    assert len(list(left)) == 200 - 2 * (1 + FEWEST)
+    assert len(list(left)) == 200 - 2 * (1 + MIN_PAIRS)
 
 
 def test_bad_rank_is_refused() -> None:

@@ -61,7 +61,7 @@ def test_default_compresses_the_stages_of_a_resnet(saved: dict[str, Path]) -> No
     assert dense == {STEM}
     assert len(layers) == 5
     assert all(type(layer) is SpikedConv2d for layer in layers.values())
-    plans = {plan.name: plan for plan in model.compression_report.plan}
+    plans = {plan.name: plan for plan in model.compression_report.timed().plan}
     assert plans[SHORTCUT].shape == (48, 32)
     assert plans[STRIDED].shape == (48, 32 * 9)
     assert any(plan.latency for plan in plans.values())
