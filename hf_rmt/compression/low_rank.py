@@ -123,7 +123,7 @@ def low_rank(
     left, right = (long, short.T) if tall else (short, long.T)
     if excitation is not None:
         rows, columns = _roots(excitation)
-        left, right = _divided(left, rows), _divided(right.T, columns).T
+        left, right = _balanced(_divided(left, rows), _divided(right.T, columns).T)
     return left.float(), right.float()
 
 
@@ -231,6 +231,16 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
         return found
     values, vectors = torch.linalg.eigh(found.double())
     return ((vectors * values.clamp_min(0)) @ vectors.T).to(found)
+
+
+def _balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of the same product whose two vectors of a direction have one norm.
+
+    One learning rate then trains both.
+    """
+    long, short = torch.linalg.vector_norm(left, dim=0), torch.linalg.vector_norm(right, dim=1)
+    root = (long.clamp_min(SMALLEST) / short.clamp_min(SMALLEST)).sqrt()
+    return left / root, right * root[:, None]
 
 
 def _divided(vectors: Tensor, root: Tensor | None) -> Tensor:
