@@ -3,7 +3,8 @@
 The first filter of a weight fits its spectrum, recovers the spikes and decides the rank. After
 that the noise is gone, or what little of it training has added: no law fits the rest, and
 recovering a spike twice would shrink it twice. So from then on the rank stands. A method that
-zeroes entries, not directions, chooses them anew each time.
+zeroes entries, not directions, chooses them anew each time. The plan of a later filter names the
+energy that the first one took, if that was more: it is what the training had to make up for.
 """
 
 from __future__ import annotations
@@ -50,14 +51,13 @@ def filter_weight(
     Returns:
         The decision. A whole weight without spikes stays as it is: nothing would be left of it.
     """
-    if first is None or METHOD_TABLE[settings.method].prune:
+    if first is None:
         result = compress_weight(name, weight, settings)
         nothing = of_update and result.plan.reason == NOTHING_LEFT
         return replace(result, filtered=torch.zeros_like(weight)) if nothing else result
-    once = replace(settings, recover_spikes=False)
-    if settings.noise != "drop" or not torch.isfinite(weight).all():
-        return compress_weight(name, weight, once)
-    return _project(name, weight, once, first, of_update)
+    result = _again(name, weight, settings, first, of_update)
+    lost = max(result.plan.dropped_energy, first.dropped_energy)
+    return replace(result, plan=replace(result.plan, dropped_energy=lost))
 
 
 def first_plan(result: CompressedWeight, settings: CompressionSettings) -> LayerPlan | None:
@@ -73,6 +73,18 @@ def dense_weight(result: CompressedWeight, weight: Tensor) -> Tensor | None:
     if result.plan.compressed:
         return result.module(weight, None).dense().detach()
     return result.filtered
+
+
+def _again(
+    name: str, weight: Tensor, settings: CompressionSettings, first: LayerPlan, of_update: bool
+) -> CompressedWeight:
+    """Filter a weight once more."""
+    if METHOD_TABLE[settings.method].prune:
+        return compress_weight(name, weight, settings)
+    once = replace(settings, recover_spikes=False)
+    if settings.noise != "drop" or not torch.isfinite(weight).all():
+        return compress_weight(name, weight, once)
+    return _project(name, weight, once, first, of_update)
 
 
 def _project(

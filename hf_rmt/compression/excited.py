@@ -1,0 +1,102 @@
+"""Directions of a weight that its inputs excite, and the weight cut down to them, step by step.
+
+With C the second moment of the inputs, the best weight of rank k for the outputs is U U' W, U the
+leading eigenvectors of W C W'. The probe K = C W' U remembers which inputs count: after an update
+of W the columns of W K span the range that U has become. So the cut W -> P W, P the projection on
+the range of W K, follows a weight that trains, left and right, and needs nothing but K. Of a weight
+of rank k it changes nothing, whatever K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hf_rmt.compression.low_rank import INPUT_DAMPING, Excitation, choose_ranks, damped
+
+
+def excited_directions(weight: Tensor, excitation: Excitation) -> tuple[Tensor, Tensor]:
+    """The directions of a weight by what they add to the outputs.
+
+    Args:
+        weight: W, shape (out, in).
+        excitation: Of its inputs; gradients are not looked at.
+
+    Returns:
+        The eigenvalues of W C W', descending, shape (min(out, in),), and probes K = C W' U with
+        columns of norm 1 in the same order, shape (in, min(out, in)); both float64.
+
+    Examples:
+        >>> weight, inputs = torch.eye(2), torch.diag(torch.tensor([1.0, 9.0]))
+        >>> excited_directions(weight, Excitation(inputs))[0].round().tolist()
+        [9.0, 1.0]
+    """
+    moment = damped(excitation.inputs, INPUT_DAMPING)
+    root = torch.linalg.cholesky(moment)
+    matrix = weight.double() @ root
+    # U and C^{1/2} V span the same: C W' U = C^{1/2} V s
+    tall = matrix.shape[0] >= matrix.shape[1]
+    values, vectors = torch.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)
+    vectors = vectors.flip(1)
+    probes = root @ vectors if tall else root @ (matrix.T @ vectors)
+    norms = torch.linalg.vector_norm(probes, dim=0)
+    return values.flip(0).clamp_min(0), probes / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+
+
+@torch.no_grad()
+def cut(weight: Tensor, probe: Tensor, left_over: float) -> Tensor:
+    """Shrink what a weight holds beside the directions that a probe picks out.
+
+    Args:
+        weight: W, shape (out, in).
+        probe: K, shape (in, rank).
+        left_over: What the rest is multiplied with, in [0, 1].
+
+    Returns:
+        P W + left_over (W - P W), P the orthogonal projection on the range of W K; in the dtype of
+        the weight, computed in float32 or better.
+
+    Examples:
+        >>> cut(torch.diag(torch.tensor([2.0, 1.0])), torch.tensor([[1.0], [0.0]]), 0.5).tolist()
+        [[2.0, 0.0], [0.0, 0.5]]
+    """
+    matrix = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    images = matrix @ probe.to(matrix)
+    scale = torch.linalg.vector_norm(images, dim=0)
+    basis = torch.linalg.qr(images / scale.clamp_min(torch.finfo(scale.dtype).tiny)).Q
+    signal = basis @ (basis.T @ matrix)
+    return torch.lerp(signal, matrix, left_over).to(weight.dtype)
+
+
+def shared_ranks(
+    worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], size: float
+) -> dict[str, int | None]:
+    """Ranks by which layers keep a share of their parameters, by worth per parameter.
+
+    Args:
+        worth: What each direction of a layer is worth, descending.
+        shapes: Of the layers' matrices.
+        size: Share of all their parameters, in (0, 1].
+
+    Returns:
+        The ranks, at least 1; None for a layer whose factors would be no smaller than it is.
+
+    Raises:
+        ValueError: If there is no room for one direction a layer.
+    """
+    costs = {name: sum(shapes[name]) for name in worth}
+    entries = {name: shapes[name][0] * shapes[name][1] for name in worth}
+    most = {name: entries[name] // costs[name] for name in worth}
+    # a layer that stays dense has more parameters than its last factors had
+    surplus = sum(entries[name] % costs[name] for name in worth)
+    budget, least = int(size * sum(entries.values())) - surplus, sum(costs.values())
+    if budget < least:
+        raise ValueError(
+            f"size={size} allows {budget} parameters, and one direction a layer takes {least}; "
+            "raise size, or name fewer target_modules"
+        )
+    further = {name: values[1 : most[name]] for name, values in worth.items()}
+    ranks = choose_ranks(further, costs, budget=budget - least)
+    return {name: None if rank + 1 >= most[name] else rank + 1 for name, rank in ranks.items()}
