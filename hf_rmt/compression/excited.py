@@ -1,10 +1,11 @@
 """Directions of a weight that its inputs excite, and the weight cut down to them, step by step.
 
-With C the second moment of the inputs, the best weight of rank k for the outputs is U U' W, U the
-leading eigenvectors of W C W'. The probe K = C W' U remembers which inputs count: after an update
-of W the columns of W K span the range that U has become. So the cut W -> P W, P the projection on
-the range of W K, follows a weight that trains, left and right, and needs nothing but K. Of a weight
-of rank k it changes nothing, whatever K.
+With C the second moment of the inputs and G that of the gradients of the outputs, a step from W to
+W' costs about |G^{1/2} (W - W') C^{1/2}|^2. Its best directions are the leading singular vectors of
+G^{1/2} W C^{1/2} = U s V'. The probe K = C^{1/2} V remembers them: the columns of W K span the
+outputs that count, G^{-1/2} U, and after an update of W the range that they have become. So the cut
+W -> P W, P the orthogonal projection on the range of W K, follows a weight that trains, left and
+right, and needs nothing but K. Of a weight of rank k it changes nothing, whatever K.
 """
 
 from __future__ import annotations
@@ -14,35 +15,54 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hf_rmt.compression.low_rank import INPUT_DAMPING, Excitation, choose_ranks, damped
+from hf_rmt.compression.low_rank import (
+    GRADIENT_DAMPING,
+    INPUT_DAMPING,
+    Excitation,
+    choose_ranks,
+    damped,
+)
 
 
 def excited_directions(weight: Tensor, excitation: Excitation) -> tuple[Tensor, Tensor]:
-    """The directions of a weight by what they add to the outputs.
+    """The directions of a weight by what losing them costs.
 
     Args:
         weight: W, shape (out, in).
-        excitation: Of its inputs; gradients are not looked at.
+        excitation: Second moments C of its inputs and G of its outputs' gradients, or vectors of
+            their diagonals; without gradients the outputs all count alike.
 
     Returns:
-        The eigenvalues of W C W', descending, shape (min(out, in),), and probes K = C W' U with
-        columns of norm 1 in the same order, shape (in, min(out, in)); both float64.
+        The squared singular values of G^{1/2} W C^{1/2}, descending, shape (min(out, in),), and
+        probes K with columns of norm 1 in the same order, shape (in, min(out, in)); both float64.
 
     Examples:
         >>> weight, inputs = torch.eye(2), torch.diag(torch.tensor([1.0, 9.0]))
         >>> excited_directions(weight, Excitation(inputs))[0].round().tolist()
         [9.0, 1.0]
     """
-    moment = damped(excitation.inputs, INPUT_DAMPING)
-    root = torch.linalg.cholesky(moment)
-    matrix = weight.double() @ root
-    # U and C^{1/2} V span the same: C W' U = C^{1/2} V s
+    root = _root(excitation.inputs, INPUT_DAMPING)
+    matrix = _times(weight.double(), root)
+    if excitation.gradients is not None:
+        matrix = _times(matrix.T, _root(excitation.gradients, GRADIENT_DAMPING)).T
     tall = matrix.shape[0] >= matrix.shape[1]
     values, vectors = torch.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)
-    vectors = vectors.flip(1)
-    probes = root @ vectors if tall else root @ (matrix.T @ vectors)
+    vectors = vectors.flip(1) if tall else matrix.T @ vectors.flip(1)
+    probes = _times(vectors.T, root.T if root.ndim == 2 else root).T
     norms = torch.linalg.vector_norm(probes, dim=0)
     return values.flip(0).clamp_min(0), probes / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+
+
+def _root(moment: Tensor, damping: float) -> Tensor:
+    """Lower triangular root of a damped second moment; of a diagonal a vector."""
+    if moment.ndim == 1:
+        moment = moment.double()
+        return (moment + (damping * moment.mean()).clamp_min(1e-150)).sqrt()
+    return torch.linalg.cholesky(damped(moment, damping))
+
+
+def _times(rows: Tensor, root: Tensor) -> Tensor:
+    return rows * root if root.ndim == 1 else rows @ root
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_rmt.compression.excited import cut, excited_directions, shared_ranks
-from hf_rmt.compression.low_rank import INPUT_DAMPING, Excitation
+from hf_rmt.compression.low_rank import GRADIENT_DAMPING, INPUT_DAMPING, Excitation
 
 SHAPES = [(12, 7), (7, 12), (9, 9)]
 
@@ -21,16 +21,15 @@ def moment(size: int) -> Tensor:
     return factor @ factor.T
 
 
-def damped(inputs: Tensor) -> Tensor:
-    return inputs.double() + INPUT_DAMPING * inputs.diagonal().mean().double() * torch.eye(
-        len(inputs), dtype=torch.float64
-    )
+def damped(moments: Tensor, damping: float) -> Tensor:
+    matrix = torch.diag(moments).double() if moments.ndim == 1 else moments.double()
+    return matrix + damping * matrix.diagonal().mean() * torch.eye(len(matrix)).double()
 
 
 def lost(weight: Tensor, other: Tensor, inputs: Tensor) -> float:
     """Mean square that the outputs lose."""
     rest = (weight - other).double()
-    return float((rest @ damped(inputs) @ rest.T).trace())
+    return float((rest @ damped(inputs, INPUT_DAMPING) @ rest.T).trace())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -45,6 +44,26 @@ def test_the_cut_loses_what_the_directions_left_out_are_worth(
     assert torch.linalg.matrix_rank(signal, rtol=1e-5) == rank
     rest = float(values[rank:].sum())
     assert lost(weight, signal, inputs) == pytest.approx(rest, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_directions_are_worth_what_inputs_and_gradients_make_of_them(
+    shape: tuple[int, int], diagonal: bool
+) -> None:
+    weight = random(*shape)
+    inputs, gradients = moment(shape[1]), 7 * moment(shape[0]).flip(0, 1)
+    if diagonal:
+        inputs, gradients = inputs.diagonal(), gradients.diagonal()
+    values, probes = excited_directions(weight, Excitation(inputs, gradients))
+    left, right = damped(gradients, GRADIENT_DAMPING), damped(inputs, INPUT_DAMPING)
+    expected = torch.linalg.eigvals(left @ weight.double() @ right @ weight.double().T).real
+    largest = expected.sort(descending=True).values[: len(values)]
+    torch.testing.assert_close(values, largest, rtol=1e-4, atol=1e-7 * float(largest[0]))
+    # the columns of W K are the eigenvectors of W C W' G, in order
+    images = weight.double() @ probes[:, :2]
+    turned = weight.double() @ right @ weight.double().T @ left @ images
+    torch.testing.assert_close(turned, images * values[:2], rtol=1e-3, atol=1e-4 * float(values[0]))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,4 +1,4 @@
-"""Second moments of layers' inputs, and sizes of gradients, of the batches that train a model."""
+"""Second moments of layers' inputs and of their outputs' gradients, of batches that train."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from hf_rmt.nn.counterparts import is_convolution, matrix_shape
 
 TOKENS = 512
 """Most tokens of a batch that count, evenly spaced: more would cost time and tell little."""
+WIDEST = 4096
+"""Widest side whose second moment is a matrix; of a wider one the diagonal must do."""
 
 
 class BatchMoments:
     """Sums over the tokens of the batches that pass anyway, gathered by hooks.
 
     The first batch only shows which layers share an input. From the second on the products of
-    each distinct input are added up in float32, and the squares of the gradients of each layer's
-    output. Nothing is kept of a batch, and its outputs and gradients stay as they are.
+    each distinct input are added up in float32, and those of the gradients of each layer's output.
+    Nothing is kept of a batch, and its outputs and gradients stay as they are. The sums hold two to
+    four times as many numbers as the layers, until the directions are chosen.
 
     Args:
         model: The model that trains, without a wrapper.
@@ -78,35 +81,35 @@ class BatchMoments:
         self.leaders = dict(leaders)
         for name, first in self.leaders.items():
             layer: Any = self.model.get_submodule(name)
-            width, device = matrix_shape(layer)[1], layer.weight.device
-            self.sums[f"{name} slopes"] = torch.zeros(2, device=device, dtype=torch.float64)
+            (rows, columns), device = matrix_shape(layer), layer.weight.device
+            self.sums[f"{name} slopes"] = _room(rows, device)
+            self.sums[f"{name} batches"] = torch.zeros(1, device=device, dtype=torch.float64)
             if name == first:
-                self.sums[f"{name} count"] = torch.zeros(1, device=device, dtype=torch.float64)
-                self.sums[f"{name} products"] = torch.zeros(width, width, device=device)
+                self.sums[f"{name} tokens"] = torch.zeros(1, device=device, dtype=torch.float64)
+                self.sums[f"{name} products"] = _room(columns, device)
 
-    def excitations(self) -> dict[str, tuple[Excitation, float]]:
+    def excitations(self) -> dict[str, Excitation]:
         """What the batches of all processes say, once they have been summed up.
 
         Returns:
-            The excitation of each layer that was reached, and the mean square of the gradient of
-            one of its outputs, summed over the tokens of a batch. Layers without finite sums are
-            left out.
+            The excitation of each layer that was reached, by name: inputs are averaged over
+            tokens, gradients summed over the tokens of a batch; None where no gradient arrived.
+            Layers without finite sums are left out.
         """
         if n_processes() > 1:
             for tensor in self.sums.values():
                 distributed.all_reduce(tensor)
         return {name: found for name in self.names if (found := self._excitation(name)) is not None}
 
-    def _excitation(self, name: str) -> tuple[Excitation, float] | None:
+    def _excitation(self, name: str) -> Excitation | None:
         first = self.leaders.get(name)
-        if first is None or not float(self.sums[f"{first} count"]):
+        if first is None or not float(self.sums[f"{first} tokens"]):
             return None
-        tokens = float(self.sums[f"{first} count"])
-        moment = self.sums[f"{first} products"] / tokens
-        squares, seen = self.sums[f"{name} slopes"].tolist()
-        slope = squares / max(seen, 1.0) / matrix_shape(self.model.get_submodule(name))[0]
-        finite = torch.isfinite(moment).all() and math.isfinite(slope)
-        return (Excitation(moment), slope) if finite else None
+        inputs = self.sums[f"{first} products"] / self.sums[f"{first} tokens"].float()
+        slopes, batches = self.sums[f"{name} slopes"], self.sums[f"{name} batches"].float()
+        if not (torch.isfinite(inputs).all() and torch.isfinite(slopes).all()):
+            return None
+        return Excitation(inputs, slopes / batches if slopes.any() else None)
 
     def _take_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._mask = kwargs.get("attention_mask")
@@ -134,21 +137,22 @@ class BatchMoments:
     def _add(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
         if self.leaders[name] == name:
             patches = _patches(layer, entry) if is_convolution(layer) else entry
-            tokens = _thinned(self._unpadded(patches)).float()
-            self.sums[f"{name} count"] += len(tokens)
-            self.sums[f"{name} products"].addmm_(tokens.T, tokens)
+            tokens = _thinned(self._unpadded(patches, self._mask)).float()
+            self.sums[f"{name} tokens"] += len(tokens)
+            _add_products(self.sums[f"{name} products"], tokens)
         if result.requires_grad:
-            result.register_hook(lambda gradient: self._add_slopes(name, gradient))
+            mask = self._mask
+            result.register_hook(lambda gradient: self._add_slopes(name, layer, gradient, mask))
 
-    def _add_slopes(self, name: str, gradient: Tensor) -> None:
-        squares = torch.linalg.vector_norm(gradient, dtype=torch.float32) ** 2
-        slopes = self.sums[f"{name} slopes"]
-        slopes[0] += squares
-        slopes[1] += 1
+    def _add_slopes(self, name: str, layer: nn.Module, gradient: Tensor, mask: Any) -> None:
+        rows = gradient.flatten(2).transpose(1, 2) if is_convolution(layer) else gradient
+        rows = self._unpadded(rows, mask)
+        thin = _thinned(rows).float() * math.sqrt(len(rows) / max(1, len(_thinned(rows))))
+        _add_products(self.sums[f"{name} slopes"], thin)
+        self.sums[f"{name} batches"] += 1
 
-    def _unpadded(self, tokens: Tensor) -> Tensor:
+    def _unpadded(self, tokens: Tensor, mask: Any) -> Tensor:
         """Rows, one a token; padding is left out where the mask has the shape of the tokens."""
-        mask = self._mask
         if mask is not None and mask.shape == tokens.shape[:-1]:
             return tokens[mask.bool().to(tokens.device)]
         return tokens.reshape(-1, tokens.shape[-1])
@@ -159,6 +163,18 @@ def _reading(layer: Any) -> tuple[Any, ...]:
     if not is_convolution(layer):
         return ()
     return layer.kernel_size, layer.stride, str(layer.padding), layer.dilation
+
+
+def _room(width: int, device: Any) -> Tensor:
+    """Zeros for the second moment of a side, or for its diagonal."""
+    return torch.zeros((width, width) if width <= WIDEST else (width,), device=device)
+
+
+def _add_products(total: Tensor, rows: Tensor) -> None:
+    if total.ndim == 1:
+        total += rows.square().sum(0)
+    else:
+        total.addmm_(rows.T, rows)
 
 
 def _thinned(rows: Tensor) -> Tensor:

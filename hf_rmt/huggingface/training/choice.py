@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class Choice(NamedTuple):
 def choose(
     model: nn.Module,
     names: Sequence[str],
-    excited: Mapping[str, tuple[Excitation, float]],
+    excited: Mapping[str, Excitation],
     settings: CompressionSettings,
     size: float | None,
 ) -> Choice:
@@ -52,8 +53,7 @@ def choose(
     Args:
         model: The model; it is not changed.
         names: Layers with a matrix.
-        excited: Their inputs' second moments and how steep the loss is in their outputs, as
-            `BatchMoments` gives them.
+        excited: Their second moments, as `BatchMoments` gives them.
         settings: The rule that finds the rank of a layer where no size is given.
         size: Share of the parameters of the layers that were reached, or None.
 
@@ -64,14 +64,15 @@ def choose(
         ValueError: If the size has no room for one direction a layer.
         RuntimeError: On every process, if one of them failed.
     """
-    slopes = _with_known({name: slope for name, (_, slope) in excited.items()})
+    steep = _mean_slope(excited.values())
 
     def work(name: str) -> Outcome:
         weight = weight_matrix(model.get_submodule(name))
-        values, probes = excited_directions(weight, excited[name][0])
+        values, probes = excited_directions(weight, excited[name])
+        values = values if excited[name].gradients is not None else values * steep
         rank, about = (_most(weight), {}) if size is not None else _by_rule(name, weight, settings)
         kept = probes[:, : rank or 0].float().contiguous()
-        return (rank, about), {"worth": values * slopes[name], "probes": kept}
+        return (rank, about), {"worth": values, "probes": kept}
 
     found = dict(zip(excited, shared(model, list(excited), work), strict=True))
     ranks = {name: plain[0] for name, (plain, _) in found.items()}
@@ -137,8 +138,8 @@ def _energy(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
 
 
-def _with_known(slopes: Mapping[str, float]) -> dict[str, float]:
-    """Slopes with the mean of those that are known for layers that no gradient reached."""
-    known = [slope for slope in slopes.values() if slope > 0]
-    middle = sum(known) / len(known) if known else 1.0
-    return {name: slope if slope > 0 else middle for name, slope in slopes.items()}
+def _mean_slope(excited: Iterable[Excitation]) -> float:
+    """Mean square of the gradient of one output, for layers that no gradient reached."""
+    moments = [one.gradients for one in excited if one.gradients is not None]
+    means = [float((one.diagonal() if one.ndim == 2 else one).mean()) for one in moments]
+    return fmean(means) if means else 1.0
