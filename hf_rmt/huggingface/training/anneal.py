@@ -71,10 +71,10 @@ class Anneal:
                 f"anneal must be (start, stop), (start, stop, unit) or None, got {given!r}; "
                 "pass (0.2, 0.8)"
             )
-        if len(given) == 3:
-            return cls(*given)
-        whole = all(isinstance(end, int) and not isinstance(end, bool) for end in given)
-        return cls(*given, "steps" if whole and given[1] > 1 else "run")
+        start, stop, *unit = given
+        whole = all(isinstance(end, int) and not isinstance(end, bool) for end in (start, stop))
+        natural = "steps" if whole and stop > 1 else "run"
+        return cls(start, stop, unit[0] if unit else natural)
 
     def steps(self, *, max_steps: int, epochs: float) -> tuple[int, int]:
         """The two ends in update steps.

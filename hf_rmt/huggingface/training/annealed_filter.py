@@ -68,10 +68,8 @@ class AnnealedFilter:
         self._moments = None if self.chosen else BatchMoments(model, reached)
         if self.chosen:
             probes = load_start(args.output_dir, self.memory["probes"], name=PROBES_FILE)
-            self._probes = {
-                name: probe.to(model.get_submodule(name).weight.device)
-                for name, probe in probes.items()
-            }
+            device = next(model.parameters()).device
+            self._probes = {name: probe.to(device) for name, probe in probes.items()}
         elif saved and self._gathers(state.global_step - 1):
             self._reload_moments(args, state)
 
@@ -126,9 +124,7 @@ class AnnealedFilter:
             )
             return None
         self._finish_cut(state, model, loaded_best=loaded_best)
-        trainable = {
-            name: model.get_submodule(name).weight.requires_grad for name in self._names
-        }
+        trainable = {name: model.get_submodule(name).weight.requires_grad for name in self._names}
         report = compress_shared(model, self._names, self.settings, decide=self._decide)
         for name, trains in trainable.items():
             model.get_submodule(name).weight.requires_grad_(trains)

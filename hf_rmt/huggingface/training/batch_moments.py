@@ -186,7 +186,9 @@ def _patches(layer: Any, images: Tensor) -> Tensor:
     """What the filters of a convolution are multiplied with, shape (images, places, in k_h k_w)."""
     padding = layer.padding
     if isinstance(padding, str):
-        sides = [side * (size - 1) for side, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+        sides = [
+            side * (size - 1) for side, size in zip(layer.dilation, layer.kernel_size, strict=True)
+        ]
         padding = [side // 2 if padding == "same" else 0 for side in sides]
     unfolded = functional.unfold(
         images, layer.kernel_size, layer.dilation, tuple(padding), layer.stride

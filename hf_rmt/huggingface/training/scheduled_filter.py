@@ -55,7 +55,7 @@ class ScheduledFilter:
     ) -> None:
         """Keep the weights at the start, or pick up what a checkpoint kept."""
         self._names, self.filtered_at = list(names), -1
-        blank = {"first_filter": None, "first_plans": {}, "start_digest": None}
+        blank: dict[str, Any] = {"first_filter": None, "first_plans": {}, "start_digest": None}
         self.memory = {**blank, **(saved or {})}
         if self.target == "update":
             self._keep_start(args, model, resumed=saved is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def test_the_amount_falls_from_one_to_nothing_symmetrically() -> None:
     amounts = [amount(step, 4, 12) for step in range(16)]
     assert amounts[:5] == [1.0] * 5
     assert amounts[12:] == [0.0] * 4
-    assert all(after < before for before, after in zip(amounts[4:12], amounts[5:13], strict=True))
+    assert all(before > after for before, after in pairwise(amounts[4:13]))
     assert all(amounts[4 + k] + amounts[12 - k] == pytest.approx(1) for k in range(9))
 
 

@@ -11,7 +11,6 @@ from hf_rmt.compression.weight import compress_weight
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
 from tests.huggingface.training.training import QUERY, Watcher, fine_tune, spectra
 
-
 CURVES = ("spikes", "signal_energy", "stable_rank")
 
 

@@ -51,9 +51,7 @@ def test_a_run_is_resumed_under_the_settings_it_began_with(
 ) -> None:
     settings = {"noise_removal": 0.5, "target_modules": ["query", "key"]} | change
     target = settings.pop("target", "weights")
-    callback = RMTCallback(
-        RMTConfig(noise="drop", **settings), target=target, schedule="epoch"
-    )
+    callback = RMTCallback(RMTConfig(noise="drop", **settings), target=target, schedule="epoch")
     with pytest.raises(ValueError, match=words):
         fine_tune(run, callback, resume=str(run / "checkpoint-5"))
 
