@@ -1,4 +1,4 @@
-"""The noise of a training model scaled down to nothing, beside directions that its inputs excite."""
+"""Noise scaled down to nothing while a model trains, beside directions that its inputs excite."""
 
 from __future__ import annotations
 
