@@ -2,10 +2,14 @@
 
 With C the second moment of the inputs and G that of the gradients of the outputs, a step from W to
 W' costs about |G^{1/2} (W - W') C^{1/2}|^2. Its best directions are the leading singular vectors of
-G^{1/2} W C^{1/2} = U s V'. The probe K = C^{1/2} V remembers them: the columns of W K span the
-outputs that count, G^{-1/2} U, and after an update of W the range that they have become. So the cut
-W -> P W, P the orthogonal projection on the range of W K, follows a weight that trains, left and
-right, and needs nothing but K. Of a weight of rank k it changes nothing, whatever K.
+G^{1/2} W C^{1/2} = U s V'. Two thin probes remember them, K = C^{1/2} V and H = G^{1/2} U:
+
+    W -> W K (H' W K)^+ H' W
+
+is the best weight of rank k for the W that they were made from. For a W that has trained since, it
+follows the training on both sides, and a weight of rank k it leaves alone, whatever the probes
+(generalized Nystroem; Nakatsukasa, arXiv 2009.11392). Where W has moved so far that the probes no
+longer fit, the orthogonal projection on the range of W K takes its place.
 """
 
 from __future__ import annotations
@@ -24,7 +28,13 @@ from hf_rmt.compression.low_rank import (
 )
 
 
-def excited_directions(weight: Tensor, excitation: Excitation) -> tuple[Tensor, Tensor]:
+FITTING = 1.5
+"""A two-sided cut may lose so many times what the orthogonal one loses, in the plain norm."""
+NULL = 1e-6
+"""Relative singular value of H' W K below which a direction is none."""
+
+
+def excited_directions(weight: Tensor, excitation: Excitation) -> tuple[Tensor, Tensor, Tensor]:
     """The directions of a weight by what losing them costs.
 
     Args:
@@ -34,23 +44,31 @@ def excited_directions(weight: Tensor, excitation: Excitation) -> tuple[Tensor, 
 
     Returns:
         The squared singular values of G^{1/2} W C^{1/2}, descending, shape (min(out, in),), and
-        probes K with columns of norm 1 in the same order, shape (in, min(out, in)); both float64.
+        the probes H and K with columns of norm 1 in the same order, shapes (out, min(out, in)) and
+        (in, min(out, in)); all float64.
 
     Examples:
         >>> weight, inputs = torch.eye(2), torch.diag(torch.tensor([1.0, 9.0]))
         >>> excited_directions(weight, Excitation(inputs))[0].round().tolist()
         [9.0, 1.0]
     """
-    root = _root(excitation.inputs, INPUT_DAMPING)
-    matrix = _times(weight.double(), root)
-    if excitation.gradients is not None:
-        matrix = _times(matrix.T, _root(excitation.gradients, GRADIENT_DAMPING)).T
+    columns = _root(excitation.inputs, INPUT_DAMPING)
+    matrix = _times(weight.double(), columns)
+    rows = None if excitation.gradients is None else _root(excitation.gradients, GRADIENT_DAMPING)
+    matrix = matrix if rows is None else _times(matrix.T, rows).T
     tall = matrix.shape[0] >= matrix.shape[1]
     values, vectors = torch.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)
-    vectors = vectors.flip(1) if tall else matrix.T @ vectors.flip(1)
-    probes = _times(vectors.T, root.T if root.ndim == 2 else root).T
-    norms = torch.linalg.vector_norm(probes, dim=0)
-    return values.flip(0).clamp_min(0), probes / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    vectors = vectors.flip(1)
+    images = _unit(matrix @ vectors if tall else matrix.T @ vectors)
+    left, right = (images, vectors) if tall else (vectors, images)
+    left = left if rows is None else _unit(_times(left.T, _turned(rows)).T)
+    return values.flip(0).clamp_min(0), left, _unit(_times(right.T, _turned(columns)).T)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Columns of norm 1."""
+    norms = torch.linalg.vector_norm(vectors, dim=0)
+    return vectors / norms.clamp_min(torch.finfo(norms.dtype).tiny)
 
 
 def _root(moment: Tensor, damping: float) -> Tensor:
@@ -66,28 +84,38 @@ def _times(rows: Tensor, root: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def cut(weight: Tensor, probe: Tensor, left_over: float) -> Tensor:
-    """Shrink what a weight holds beside the directions that a probe picks out.
+def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor:
+    """Shrink what a weight holds beside the directions that two probes pick out.
 
     Args:
         weight: W, shape (out, in).
-        probe: K, shape (in, rank).
+        left: H, shape (out, rank).
+        right: K, shape (in, rank).
         left_over: What the rest is multiplied with, in [0, 1].
 
     Returns:
-        P W + left_over (W - P W), P the orthogonal projection on the range of W K; in the dtype of
-        the weight, computed in float32 or better.
+        S + left_over (W - S), S the signal; in the dtype of the weight, computed in float32 or
+        better.
 
     Examples:
-        >>> cut(torch.diag(torch.tensor([2.0, 1.0])), torch.tensor([[1.0], [0.0]]), 0.5).tolist()
+        >>> probe = torch.tensor([[1.0], [0.0]])
+        >>> cut(torch.diag(torch.tensor([2.0, 1.0])), probe, probe, 0.5).tolist()
         [[2.0, 0.0], [0.0, 0.5]]
     """
     matrix = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    images = matrix @ probe.to(matrix)
-    scale = torch.linalg.vector_norm(images, dim=0)
-    basis = torch.linalg.qr(images / scale.clamp_min(torch.finfo(scale.dtype).tiny)).Q
+    images = _unit(matrix @ right.to(matrix))
+    basis = torch.linalg.qr(images).Q
     signal = basis @ (basis.T @ matrix)
-    return torch.lerp(signal, matrix, left_over).to(weight.dtype)
+    readings = left.to(matrix).T @ matrix
+    middle = torch.linalg.pinv((left.to(matrix).T @ images).double(), rtol=NULL)
+    fitted = images @ (middle.to(matrix) @ readings)
+    lost, least = (torch.linalg.vector_norm(matrix - part) for part in (fitted, signal))
+    best = torch.where(lost <= FITTING * least + NULL * matrix.norm(), fitted, signal)
+    return torch.lerp(best, matrix, left_over).to(weight.dtype)
+
+
+def _turned(root: Tensor) -> Tensor:
+    return root if root.ndim == 1 else root.T
 
 
 def shared_ranks(

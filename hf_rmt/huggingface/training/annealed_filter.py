@@ -168,9 +168,10 @@ class AnnealedFilter:
 
         def work(name: str) -> Outcome:
             weight = weight_matrix(model.get_submodule(name))
-            return None, {"weight": cut(weight, self._probes[name], ratio)}
+            left, right = (self._probes[f"{name} {side}"] for side in ("left", "right"))
+            return None, {"weight": cut(weight, left, right, ratio)}
 
-        names = list(self._probes)
+        names = [name for name, entry in self.chosen.items() if entry["rank"] is not None]
         for name, (_, tensors) in zip(names, shared(model, names, work), strict=True):
             set_matrix(model.get_submodule(name), tensors["weight"])
 

@@ -32,7 +32,8 @@ class Choice(NamedTuple):
         layers: By name: `rank`, None for a layer that stays dense with a `reason`; `energy`, its
             squared Frobenius norm; `rest`, the part of it that will go; what its spectrum said.
             Plain JSON values.
-        probes: Of the layers with a rank, see `hf_rmt.compression.excited`.
+        probes: Two for each layer with a rank, `<name> left` and `<name> right`, see
+            `hf_rmt.compression.excited`.
         share: Parameters that will be left over those of all the layers.
     """
 
@@ -68,11 +69,12 @@ def choose(
 
     def work(name: str) -> Outcome:
         weight = weight_matrix(model.get_submodule(name))
-        values, probes = excited_directions(weight, excited[name])
+        values, left, right = excited_directions(weight, excited[name])
         values = values if excited[name].gradients is not None else values * steep
         rank, about = (_most(weight), {}) if size is not None else _by_rule(name, weight, settings)
-        kept = probes[:, : rank or 0].float().contiguous()
-        return (rank, about), {"worth": values, "probes": kept}
+        kept = {"left": left, "right": right}
+        kept = {key: part[:, : rank or 0].float().contiguous() for key, part in kept.items()}
+        return (rank, about), {"worth": values, **kept}
 
     found = dict(zip(excited, shared(model, list(excited), work), strict=True))
     ranks = {name: plain[0] for name, (plain, _) in found.items()}
@@ -86,8 +88,9 @@ def choose(
         rank = ranks.get(name)
         entry = layers[name] = {"rank": rank, **_why(name, weight, found, settings)}
         if rank is not None:
-            probes[name] = found[name][1]["probes"][:, :rank].contiguous()
-            entry |= _energies(weight, probes[name])
+            pair = [found[name][1][side][:, :rank].contiguous() for side in ("left", "right")]
+            probes |= {f"{name} left": pair[0], f"{name} right": pair[1]}
+            entry |= _energies(weight, *pair)
         left += weight.numel() if rank is None else rank * sum(weight.shape)
         dense += weight.numel()
     return Choice(layers, probes, left / max(1, dense))
@@ -130,8 +133,8 @@ def _most(weight: Tensor) -> int:
     return weight.numel() // sum(weight.shape)
 
 
-def _energies(weight: Tensor, probe: Tensor) -> dict[str, float]:
-    return {"energy": _energy(weight), "rest": _energy(weight - cut(weight, probe, 0.0))}
+def _energies(weight: Tensor, left: Tensor, right: Tensor) -> dict[str, float]:
+    return {"energy": _energy(weight), "rest": _energy(weight - cut(weight, left, right, 0.0))}
 
 
 def _energy(matrix: Tensor) -> float:

@@ -65,9 +65,10 @@ def test_the_default_leaves_the_share_that_it_promises(tmp_path: Path) -> None:
 def test_the_plan_says_what_the_choice_gave_up(tmp_path: Path) -> None:
     watcher = Watcher()
     trainer = fine_tune(tmp_path, RMTCallback(size=0.3), watcher, save_strategy="epoch")
-    probe = load_file(tmp_path / PROBES_FILE)[QUERY]
+    probes = load_file(tmp_path / PROBES_FILE)
     weight = watcher.weights[3]
-    lost = ((weight - cut(weight, probe, 0.0)).norm() / weight.norm()) ** 2
+    signal = cut(weight, probes[f"{QUERY} left"], probes[f"{QUERY} right"], 0.0)
+    lost = ((weight - signal).norm() / weight.norm()) ** 2
     entry = trainer.model.config.quantization_config.layers[QUERY]
     assert entry["dropped_energy"] == pytest.approx(float(lost), rel=1e-4)
     assert lost > 0.01
@@ -164,7 +165,9 @@ def test_training_that_stops_early_loses_the_rest_of_the_noise_with_a_warning(
     # the best model is cut along the directions that were chosen, not along those of its weights
     assert trainer.state.best_global_step == 2
     best = load_file(Path(trainer.state.best_model_checkpoint, "model.safetensors"))
-    expected = cut(best[f"{QUERY}.weight"], load_file(tmp_path / PROBES_FILE)[QUERY], 0.0)
+    probes = load_file(tmp_path / PROBES_FILE)
+    pair = probes[f"{QUERY} left"], probes[f"{QUERY} right"]
+    expected = cut(best[f"{QUERY}.weight"], *pair, 0.0)
     acts = trainer.model.get_submodule(QUERY).dense()
     torch.testing.assert_close(acts, expected, rtol=0, atol=1e-6)
 
