@@ -27,7 +27,6 @@ from hf_rmt.compression.low_rank import (
     damped,
 )
 
-
 FITTING = 1.5
 """A two-sided cut may lose so many times what the orthogonal one loses, in the plain norm."""
 NULL = 1e-6
