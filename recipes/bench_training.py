@@ -6,7 +6,7 @@
 Rows: `plain` is fine-tuning without a callback; `callback` is `RMTCallback()` as it comes;
 `published` filters by the weights alone after each epoch; `rule` anneals with the ranks that PDB
 finds; `annealed-0.1` and `once-0.1` keep a tenth of the blocks' parameters and let the noise go
-slowly, or at once where the other one begins. All rows of a seed start from the same weights and
+slowly, or at once where the other one begins; `annealed-0.1-0.1-0.5` also says when. All rows of a seed start from the same weights and
 see the same batches, one row after the other. What stands in the output folder is not done again.
 """
 
@@ -38,8 +38,8 @@ from hf_rmt import RMTCallback, RMTConfig
 from hf_rmt.demo import demo_model_path
 
 ROWS = ("plain", "callback", "published", "annealed-0.1", "once-0.1")
-START = 0.2
-"""Part of the run after which directions are chosen, in `callback`, `annealed` and `once`."""
+DEFAULTS = (0.35, 0.2, 0.8)
+"""Size, and the parts of the run where the noise begins to go and is gone."""
 
 
 @dataclass
@@ -118,16 +118,17 @@ def run(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, Any]:
 
 def callback_of(row: str) -> RMTCallback | None:
     """The callback of a row, None for plain training."""
-    kind, _, size = row.partition("-")
-    made = {
+    kind, *numbers = row.split("-")
+    size, start, stop = (*map(float, numbers), *DEFAULTS[len(numbers) :])[:3]
+    made: dict[str, Any] = {
         "plain": lambda: None,
         "callback": RMTCallback,
         "published": RMTCallback.published,
         "rule": lambda: RMTCallback(RMTConfig(noise="drop")),
-        "annealed": lambda: RMTCallback(size=float(size)),
-        "once": lambda: RMTCallback(size=float(size), anneal=(START, START)),
+        "annealed": lambda: RMTCallback(size=size, anneal=(start, stop)),
+        "once": lambda: RMTCallback(size=size, anneal=(start, start)),
     }
-    if kind not in made or bool(size) != (kind in ("annealed", "once")):
+    if kind not in made or bool(numbers) != (kind in ("annealed", "once")):
         raise SystemExit(f"--rows must be among {', '.join(made)}, two with -SIZE, got {row!r}")
     return made[kind]()
 

@@ -208,10 +208,10 @@ def compressed(arguments: Arguments, teacher: Any, calibration: Any) -> tuple[An
 
 def annealing(arguments: Arguments) -> RMTCallback:
     """What scales the noise down during the distillation."""
-    if arguments.method == "ntk" or len(arguments.anneal or ()) != 2:
+    if arguments.method == "ntk" or len(arguments.anneal or ()) != 2 or not arguments.steps:
         raise SystemExit(
-            f"--anneal takes two parts of the run and no ternary head, got {arguments.anneal} with "
-            f"--method {arguments.method}"
+            "--anneal takes two parts of a run of some steps, and no ternary head; got "
+            f"{arguments.anneal} with --method {arguments.method} --steps {arguments.steps}"
         )
     config = RMTConfig(method=arguments.method, noise="drop")
     return RMTCallback(config, size=arguments.size, anneal=tuple(arguments.anneal or ()))

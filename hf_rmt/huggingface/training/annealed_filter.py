@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 GATHERED = 24
 """Update steps before the choice whose batches are measured; the first shows the sites only."""
-EVERY = 4
-"""Update steps between two cuts of the weights. What is evaluated or saved is cut first."""
+EVERY, CUTS = 8, 16
+"""Most update steps between two cuts of the weights, and least cuts while the noise falls. What is
+evaluated or saved is cut first."""
 PROBES_FILE = "_rmt_probes.safetensors"
 MOMENTS_FILE = "_rmt_moments-{process}.safetensors"
 
@@ -89,7 +90,8 @@ class AnnealedFilter:
             self._moments.stop()
             self._choose(args, model, step)
         wanted = control.should_save or control.should_evaluate or step >= state.max_steps
-        if (step - self.first) % EVERY == 0 or wanted or step == self.last:
+        every = min(EVERY, max(1, (self.last - self.first) // CUTS))
+        if (step - self.first) % every == 0 or wanted or step == self.last:
             self._cut(model, step)
         if step == self.last:
             forget_best(state)

@@ -17,7 +17,12 @@ DROP = CompressionSettings(noise="drop")
 def model() -> nn.Module:
     torch.manual_seed(0)
     return nn.ModuleDict(
-        {"a": nn.Linear(60, 40), "b": nn.Linear(60, 40), "c": nn.Linear(60, 8), "d": nn.Linear(60, 40)}
+        {
+            "a": nn.Linear(60, 40),
+            "b": nn.Linear(60, 40),
+            "c": nn.Linear(60, 8),
+            "d": nn.Linear(60, 40),
+        }
     )
 
 
