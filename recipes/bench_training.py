@@ -6,8 +6,9 @@
 Rows: `plain` is fine-tuning without a callback; `callback` is `RMTCallback()` as it comes;
 `published` filters by the weights alone after each epoch; `rule` anneals with the ranks that PDB
 finds; `annealed-0.1` and `once-0.1` keep a tenth of the blocks' parameters and let the noise go
-slowly, or at once where the other one begins; `annealed-0.1-0.1-0.5` also says when. All rows of a seed start from the same weights and
-see the same batches, one row after the other. What stands in the output folder is not done again.
+slowly, or at once where the other one begins; `annealed-0.1-0.1-0.5` also says when. All rows of a
+seed start from the same weights and see the same batches, one row after the other. What stands in
+the output folder is not done again.
 """
 
 from __future__ import annotations
