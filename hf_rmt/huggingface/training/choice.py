@@ -82,7 +82,9 @@ def choose(
         shapes = {name: matrix_shape(model.get_submodule(name)) for name in found}
         worth = {name: tensors["worth"].cpu() for name, (_, tensors) in found.items()}
         ranks = shared_ranks(worth, shapes, size)
-    layers, probes, left, dense = {}, {}, 0, 0
+    layers: dict[str, dict[str, Any]] = {}
+    probes: dict[str, Tensor] = {}
+    left, dense = 0, 0
     for name in names:
         weight = weight_matrix(model.get_submodule(name))
         rank = ranks.get(name)
