@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_rmt.checks import check_number
 from hf_rmt.huggingface.config import RMTConfig
+from hf_rmt.huggingface.training.dose import check_dose
 from hf_rmt.settings import METHOD_TABLE
 
 TARGETS = ("weights", "update")
@@ -86,6 +87,23 @@ def resolved_schedule(
             f"inputs choose, and do not go with {reason}; leave one of them out"
         )
     return "epoch" if schedule is None else schedule
+
+
+def dosed_schedule(target: str, schedule: Any, dose: Any) -> Any:
+    """The schedule, which is `"end"` with a dose.
+
+    Raises:
+        ValueError: If a dose meets another schedule, or whole weights.
+    """
+    check_dose(dose)
+    if dose is None:
+        return schedule
+    if target != "update" or schedule not in (None, "end"):
+        raise ValueError(
+            f"dose={dose!r} says what is kept of an update when training ends, got "
+            f"target={target!r} and schedule={schedule!r}; pass target='update' and no schedule"
+        )
+    return "end"
 
 
 def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:

@@ -19,13 +19,21 @@ from hf_rmt.huggingface.training.annealed_filter import AnnealedFilter
 from hf_rmt.huggingface.training.callback_arguments import (
     check_arguments,
     check_same,
+    dosed_schedule,
     filter_config,
     resolved_schedule,
     resolved_target,
 )
+from hf_rmt.huggingface.training.dose import Dose
 from hf_rmt.huggingface.training.scheduled_filter import ScheduledFilter
 from hf_rmt.huggingface.training.spectral_logs import summary
-from hf_rmt.huggingface.training.trainer import calling_trainer, check_alone, check_whole_weights
+from hf_rmt.huggingface.training.trainer import (
+    calling_trainer,
+    check_alone,
+    check_evaluates,
+    check_whole_weights,
+    evaluation_loss,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +68,10 @@ class RMTCallback(TrainerCallback, ExportableState):
         schedule: Filter at once, by the weights alone, in place of annealing: `"epoch"`, `"end"`
             only, or every so many update steps. The first filter of a layer decides how many
             directions it keeps. None: anneal where that is possible, else `"epoch"`.
+        dose: Against wrong labels, with `target="update"`, when training ends: a number in (0, 1]
+            scales what training added to every parameter; `"auto"` chooses the scale, and whether
+            only the shrunk spikes of the blocks stay, by the loss on the Trainer's `eval_dataset`,
+            whose labels may be as noisy as those of the training. See `chosen_dose` afterwards.
         log: What is logged under `rmt/`: four summary curves; with `"layers"` those of each layer
             as well and how many layers are in which phase; with False nothing. Layers reach the
             reports (TensorBoard, W&B, `log_history`), not the progress bar.
@@ -88,13 +100,16 @@ class RMTCallback(TrainerCallback, ExportableState):
         size: float | None = None,
         anneal: Anneal | tuple[Any, ...] | None = None,
         schedule: Schedule | None = None,
+        dose: float | Literal["auto"] | None = None,
         log: bool | Literal["layers"] = True,
         of: Literal["weights", "update"] | None = None,
     ) -> None:
         self.target = resolved_target(target, of)
         check_arguments(config, schedule, size, log)
         self.config = filter_config(config)
+        schedule = dosed_schedule(self.target, schedule, dose)
         self.schedule = resolved_schedule(self.config, self.target, schedule, size, anneal)
+        self.dose = dose
         self.anneal = Anneal.of((0.2, 0.8) if anneal is None else anneal)
         self.size = DEFAULT_SIZE if _is_default(config, size, self.schedule) else size
         self.log = log
@@ -121,6 +136,11 @@ class RMTCallback(TrainerCallback, ExportableState):
         """
         return cls(config, schedule=schedule, **options)
 
+    @property
+    def chosen_dose(self) -> Dose | None:
+        """What `dose` kept of the update; None before training has ended, or without one."""
+        return getattr(self._filter, "chosen_dose", None)
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the callback."""
         annealed = isinstance(self._filter, AnnealedFilter)
@@ -132,6 +152,7 @@ class RMTCallback(TrainerCallback, ExportableState):
                 "size": self.size,
                 "anneal": list(anneal) if annealed else None,
                 "schedule": self.schedule,
+                "dose": self.dose,
                 "log": self.log,
             },
             "attributes": {"memory": self._filter.memory},
@@ -144,6 +165,8 @@ class RMTCallback(TrainerCallback, ExportableState):
         check_alone(self)
         check_whole_weights(self, args, model)
         _refuse_adapter(model)
+        if self.dose == "auto":
+            check_evaluates(self)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
@@ -191,7 +214,9 @@ class RMTCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Filter the model that training leaves, be it the best or the last, and compact it."""
         loaded_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
-        report = self._filter.finish(state, model, loaded_best=loaded_best)
+        report = self._filter.finish(
+            state, model, loaded_best=loaded_best, evaluate=lambda: -evaluation_loss()
+        )
         if report is not None and isinstance(model, PreTrainedModel):
             attach_quantizer(model, copy.deepcopy(self.config), report)
 
@@ -205,7 +230,7 @@ class RMTCallback(TrainerCallback, ExportableState):
     def _made(self) -> AnnealedFilter | ScheduledFilter:
         if self.schedule is None:
             return AnnealedFilter(self.config, self.anneal, self.size)
-        return ScheduledFilter(self.config, self.schedule, self.target)
+        return ScheduledFilter(self.config, self.schedule, self.target, self.dose)
 
     def _log(self, state: Any, control: Any, logs: dict[str, float] | None) -> None:
         """Log as the Trainer does, which hands the numbers to every report."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
@@ -16,15 +16,18 @@ from hf_rmt.compression.refilter import dense_weight, filter_weight, first_plan
 from hf_rmt.compression.spectrum import spectrum
 from hf_rmt.compression.weight import CompressedWeight
 from hf_rmt.huggingface.training.choice import shared
+from hf_rmt.huggingface.training.dose import Dose, DosedUpdate
 from hf_rmt.huggingface.training.spectral_logs import spectral_logs
 from hf_rmt.huggingface.training.start_weights import digest, load_start, save_start
-from hf_rmt.nn.counterparts import set_matrix, weight_matrix
+from hf_rmt.nn.counterparts import set_matrix, to_weight, weight_matrix
 from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
 
 logger = logging.getLogger(__name__)
 
+OTHER = "parameter:"
+"""Begins the name of a start weight that belongs to no layer which is filtered."""
 HARMFUL = 0.1
 """Energy of whole weights above which a filter that takes it at once warns."""
 
@@ -36,6 +39,7 @@ class ScheduledFilter:
         settings: What is filtered, and how the noise is stored.
         schedule: `"epoch"`, `"end"`, or every so many update steps.
         target: `"weights"` or `"update"`.
+        dose: How much of an update is kept when training ends; None for what the filter keeps.
     """
 
     def __init__(
@@ -43,8 +47,11 @@ class ScheduledFilter:
         settings: CompressionSettings,
         schedule: Literal["epoch", "end"] | int,
         target: Literal["weights", "update"],
+        dose: float | Literal["auto"] | None = None,
     ) -> None:
         self.settings, self.schedule, self.target = settings, schedule, target
+        self.dose = dose
+        self.chosen_dose: Dose | None = None
         self.memory: dict[str, Any] = {}
         self.filtered_at = -1
         self._start: dict[str, Tensor] = {}
@@ -78,8 +85,19 @@ class ScheduledFilter:
         due = self.schedule == "epoch" and self.filtered_at != state.global_step
         return self.filter(state, model) if due and not control.should_training_stop else {}
 
-    def finish(self, state: Any, model: Any, *, loaded_best: bool) -> CompressionReport | None:
+    def finish(
+        self,
+        state: Any,
+        model: Any,
+        *,
+        loaded_best: bool,
+        evaluate: Callable[[], float] = lambda: 0.0,
+    ) -> CompressionReport | None:
         """Filter what training leaves; returns the report of a model that was made compact."""
+        if self.dose is not None:
+            update = DosedUpdate(model, self._parameters(model), self._names)
+            self.chosen_dose = update.apply(self.dose, evaluate)
+            return None
         step = (state.best_global_step or 0) if loaded_best else state.global_step
         first = self.memory["first_filter"]
         if first is not None and step < first:
@@ -141,12 +159,29 @@ class ScheduledFilter:
             self._start = load_start(args.output_dir, self.memory["start_digest"])
             return
         weights = {name: weight_matrix(model.get_submodule(name)) for name in self._names}
+        if self.dose is not None:
+            layers = {f"{name}.weight" for name in self._names}
+            weights |= {
+                f"{OTHER}{name}": part.detach()
+                for name, part in model.named_parameters()
+                if name not in layers
+            }
         self._start = {
             name: weight.to("cpu", copy=True).contiguous() for name, weight in weights.items()
         }
         self.memory["start_digest"] = digest(self._start)
         if args.should_save and args.save_strategy != "no":
             save_start(self._start, args.output_dir)
+
+    def _parameters(self, model: nn.Module) -> dict[str, Tensor]:
+        """All parameters at the start, by their names."""
+        found = {}
+        for name, start in self._start.items():
+            if name.startswith(OTHER):
+                found[name.removeprefix(OTHER)] = start
+            else:
+                found[f"{name}.weight"] = to_weight(model.get_submodule(name), start)
+        return found
 
     def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> CompressedWeight:
         first = self._first_plan(name)

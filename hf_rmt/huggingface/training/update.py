@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from hf_rmt.compression.weight import NOTHING_LEFT
 from hf_rmt.huggingface.api import ModelOrPath, check_compressible, load_if_path
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.lora.differences import paired
+from hf_rmt.huggingface.training.dose import DosedUpdate, check_dose
 from hf_rmt.nn.counterparts import set_matrix, weight_matrix
 from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
@@ -24,39 +26,59 @@ UPDATE_DROPPED = "no signal stands out from the noise, the update is dropped"
 
 
 def filter_update(
-    base: ModelOrPath, tuned: nn.Module, config: RMTConfig | None = None
+    base: ModelOrPath,
+    tuned: nn.Module,
+    config: RMTConfig | None = None,
+    *,
+    dose: float | Literal["auto"] | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
 ) -> CompressionReport:
     """Filter what fine-tuning added, in place: W = W_base + filtered(W_tuned - W_base).
 
-    The same as `RMTCallback(config, of="update", schedule="end")` does at the end of training, for
-    a model that was trained without it. Embeddings, norms, biases and heads stay as tuned, and the
-    model stays dense. Where torch.distributed runs, every process calls this on its replica: they
-    share the work and end with the same weights.
+    The same as `RMTCallback(config, target="update", schedule="end")` does at the end of training,
+    for a model that was trained without it. Embeddings, norms, biases and heads stay as tuned, and
+    the model stays dense. Where torch.distributed runs, every process calls this on its replica:
+    they share the work and end with the same weights.
 
     Args:
         base: The model that training began with, a folder or a Hub id; it is not changed.
         tuned: The fine-tuned model, changed in place.
         config: Which layers, and what becomes of the noise of their updates. None:
             `RMTConfig(noise="drop")`.
+        dose: Against wrong labels, in place of that filter: a number in (0, 1] scales what training
+            added to every parameter that the base has; `"auto"` tries several scales, with all of
+            the update and with the shrunk spikes of the blocks only, and keeps the one with the
+            best score. Only the layers are taken from the config then.
+        evaluate: With `dose="auto"`: the score of a model, higher is better, on rows that it was
+            not trained on; their labels may be as noisy as the others.
 
     Returns:
         What became of the updates. Ranks, energies and bits are those of the updates, not of the
-        weights; an update without signal is dropped as a whole.
+        weights; an update without signal is dropped as a whole. With a dose, of every layer the
+        energy of its update that is gone, and the dose as reason.
 
     Raises:
         TypeError: If `tuned` is not a module or the config no `RMTConfig`.
-        ValueError: If the models differ in architecture or sizes, a model is quantized already, or
-            no selected layer was changed by training.
+        ValueError: If the models differ in architecture or sizes, a model is quantized already, no
+            selected layer was changed by training, or `evaluate` is missing or not asked for.
         OSError: If a path or id cannot be loaded.
         RuntimeError: On every process, if one of them failed.
     """
     config = RMTConfig(noise="drop") if config is None else config
+    check_dose(dose)
+    if (dose == "auto") != (evaluate is not None):
+        raise ValueError(
+            f"dose='auto' and evaluate go together, got dose={dose!r} and evaluate={evaluate!r}; "
+            "pass a function of the model that returns its score on rows kept back"
+        )
     check_compressible(tuned, config)
     names = compressible_layers(tuned, config)
     layers = [tuned.get_submodule(name) for name in names]
     original = load_if_path(base)
     check_compressible(original, config)
     starts = _starts(original, tuned, names)
+    if dose is not None:
+        return _dosed(original, tuned, names, dose, evaluate)
 
     def work(index: int) -> Outcome:
         weight = weight_matrix(layers[index])
@@ -77,6 +99,30 @@ def filter_update(
             update = tensors["weight"]
             set_matrix(layer, start.to(update) + update)
     return CompressionReport(CompressionPlan(tuple(plans)), SpectralReport(tuple(spectra)))
+
+
+def _dosed(
+    base: nn.Module,
+    tuned: nn.Module,
+    names: Sequence[str],
+    dose: float | Literal["auto"],
+    evaluate: Callable[[nn.Module], float] | None,
+) -> CompressionReport:
+    """Scale all that training added, and cut it to spikes where that is better."""
+    update = DosedUpdate(tuned, parameters_of(base, tuned), names)
+    chosen = update.apply(dose, lambda: evaluate(tuned) if evaluate is not None else 0.0)
+    return CompressionReport(update.plan(chosen), None)
+
+
+def parameters_of(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
+    """The base's parameters under the tuned model's names, of those that have the same shape."""
+    found = {}
+    for name, original in paired(base, tuned).items():
+        ours = dict(tuned.get_submodule(name).named_parameters(recurse=False))
+        for key, value in original.named_parameters(recurse=False):
+            if key in ours and ours[key].shape == value.shape:
+                found[f"{name}.{key}" if name else key] = value.detach()
+    return found
 
 
 def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Tensor]:
