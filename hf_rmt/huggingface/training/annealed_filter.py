@@ -68,9 +68,7 @@ class AnnealedFilter:
         reached = measurable(model, names, self.settings.min_size)
         self._moments = None if self.chosen else BatchMoments(model, reached)
         if self.chosen:
-            probes = load_start(args.output_dir, self.memory["probes"], name=PROBES_FILE)
-            device = next(model.parameters()).device
-            self._probes = {name: probe.to(device) for name, probe in probes.items()}
+            self._reload_probes(args, next(model.parameters()).device)
         elif saved and self._gathers(state.global_step - 1):
             self._reload_moments(args, state)
 
@@ -192,8 +190,21 @@ class AnnealedFilter:
             "share": choice.share,
             "probes": digest(kept),
         }
+        self._save_probes(args, kept)
+
+    def _save_probes(self, args: Any, probes: Mapping[str, Tensor]) -> None:
         if args.should_save and args.save_strategy != "no":
-            save_start(kept, args.output_dir, name=PROBES_FILE)
+            save_start(probes, args.output_dir, name=PROBES_FILE)
+            self.memory["folder"] = str(Path(args.output_dir).absolute())
+
+    def _reload_probes(self, args: Any, device: Any) -> None:
+        """Read the probes that lie beside the checkpoints, here or where the run began."""
+        here = Path(args.output_dir, PROBES_FILE).is_file()
+        folder = args.output_dir if here else self.memory.get("folder", args.output_dir)
+        probes = load_start(folder, self.memory["probes"], name=PROBES_FILE)
+        self._probes = {name: probe.to(device) for name, probe in probes.items()}
+        if not here:
+            self._save_probes(args, probes)
 
     def _numbers(self) -> dict[str, float]:
         """The four curves of an annealed training."""

@@ -9,12 +9,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, EarlyStoppingCallback, Trainer
+from transformers import (
+    AutoModelForSequenceClassification,
+    EarlyStoppingCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5ForConditionalGeneration,
+    Trainer,
+)
 
 from hf_rmt import RMTConfig
 from hf_rmt.compression.excited import cut
 from hf_rmt.huggingface.training.annealed_filter import PROBES_FILE
+from hf_rmt.huggingface.training.choice import WHOLE
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
+from tests.huggingface.models import tiny_model
 from tests.huggingface.test_convolutions_training import fine_tune as fine_tune_resnet
 from tests.huggingface.test_quantizer import spiked_layers
 from tests.huggingface.training.test_filter_callback_resuming import Power, comparable
@@ -127,6 +136,20 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     assert comparable(resumed.state.log_history) == comparable(whole.state.log_history)
 
 
+def test_a_run_goes_on_in_another_folder(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 8}
+    whole = fine_tune(tmp_path / "one", RMTCallback(size=0.4), **saving)
+    checkpoint = str(tmp_path / "one" / "checkpoint-8")
+    resumed = fine_tune(tmp_path / "two", RMTCallback(size=0.4), resume=checkpoint, **saving)
+    states = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+    assert (tmp_path / "two" / PROBES_FILE).is_file()
+    for folder in ("one", "two"):
+        (tmp_path / folder / PROBES_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match="put it back beside the checkpoints"):
+        fine_tune(tmp_path / "two", RMTCallback(size=0.4), resume=checkpoint, **saving)
+
+
 def test_only_evaluations_without_noise_count_for_the_best_model(tmp_path: Path) -> None:
     trainer = fine_tune(
         tmp_path,
@@ -222,3 +245,22 @@ def test_convolutions_are_chosen_by_their_patches(tmp_path: Path) -> None:
     plan = trainer.model.hf_quantizer.report.plan
     assert plan.parameter_share <= 0.4
     assert len(plan.compressed) > 3
+
+
+def test_a_text_to_text_model_from_nothing_trains_and_shrinks(tmp_path: Path) -> None:
+    tokens = torch.randint(3, 50, (32, 7), generator=torch.Generator().manual_seed(0))
+    settings = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+    model = T5ForConditionalGeneration(tiny_model("t5").config)
+    model.config.decoder_start_token_id = 0
+    trainer = Seq2SeqTrainer(
+        model,
+        Seq2SeqTrainingArguments(
+            str(tmp_path), num_train_epochs=3, per_device_train_batch_size=4, **settings
+        ),
+        train_dataset=[{"input_ids": row, "labels": row} for row in tokens],
+        callbacks=[RMTCallback()],
+    )
+    trainer.train()
+    plan = trainer.model.hf_quantizer.report.plan
+    assert plan.parameter_share <= 0.35
+    assert all(layer.compressed or layer.reason == WHOLE for layer in plan)
