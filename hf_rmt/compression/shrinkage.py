@@ -4,6 +4,10 @@ An update that was trained on wrong labels is noise far into its spectrum, so th
 published information criteria are the better number. What is kept of a spike is optimal for the
 squared error: singular value and vectors of signal plus noise are both off, and the shrinker makes
 up for both.
+
+What a training learns from right labels it learns first, and memorises the wrong ones later
+(Arpit et al., ICML 2017). So the leading directions of the update halfway tell signal from noise
+where the spectrum of the whole update cannot: `along` keeps of it what lies in them.
 """
 
 from __future__ import annotations
@@ -62,3 +66,33 @@ def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
     entries = max(shape) * max(1, len(values) - count)
     kept = optimal_singular_values(values[:count], shape, (rest / entries) ** 0.5)
     return (left[:, :count] * kept @ right[:count]).to(update), int((kept > 0).sum())
+
+
+def leading_directions(update: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The leading singular vectors of an update.
+
+    Args:
+        update: Shape (out, in).
+        count: How many; all where there are fewer.
+
+    Returns:
+        Orthonormal columns, shapes (out, count) and (in, count), float32.
+    """
+    left, _, right = torch.linalg.svd(update.double(), full_matrices=False)
+    return left[:, :count].float().contiguous(), right[:count].T.float().contiguous()
+
+
+def along(update: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """The part of an update between two sets of directions: U U' D V V'.
+
+    Args:
+        update: D, shape (out, in).
+        left: U, orthonormal columns, shape (out, count).
+        right: V, the same of the other side, shape (in, count).
+
+    Returns:
+        The part, in the dtype of the update.
+    """
+    matrix = update.to(torch.promote_types(update.dtype, torch.float32))
+    left, right = left.to(matrix), right.to(matrix)
+    return (left @ (left.T @ matrix @ right) @ right.T).to(update.dtype)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_rmt.compression.shrinkage import optimal_singular_values, shrunk_update
+from hf_rmt.compression.shrinkage import (
+    along,
+    leading_directions,
+    optimal_singular_values,
+    shrunk_update,
+)
 
 ROWS, COLUMNS, NOISE = 400, 300, 0.05
 
@@ -51,3 +56,21 @@ def test_no_other_size_of_the_spikes_is_nearer_to_the_signal() -> None:
 def test_an_update_of_nothing_is_kept_as_it_is() -> None:
     nothing = torch.zeros(40, 30)
     assert torch.equal(shrunk_update(nothing)[0], nothing)
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12)])
+def test_the_part_along_the_own_directions_is_the_truncated_svd(shape: tuple[int, int]) -> None:
+    update = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(update, full_matrices=False)
+    part = along(update, *leading_directions(update, 4))
+    torch.testing.assert_close(part, u[:, :4] * s[:4] @ v[:4], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        along(update, *leading_directions(update, 99)), update, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_what_lies_beside_the_directions_is_gone_and_the_rest_keeps_its_size() -> None:
+    early = torch.outer(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0]))
+    later = torch.tensor([[5.0, 3.0], [7.0, 2.0], [1.0, 1.0]])
+    part = along(later, *leading_directions(early, 1))
+    torch.testing.assert_close(part, 3 * early)

@@ -27,6 +27,9 @@ from hf_rmt.plan import CompressionPlan
 SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.2)
 """Parts of the update that are tried."""
 
+PERSISTENT = 8
+"""Directions of the update halfway that `dose="auto"` keeps in each layer."""
+
 
 @dataclass(frozen=True)
 class Dose:
@@ -102,7 +105,7 @@ class DosedUpdate:
         return Dose(scale, cut, told)
 
     @torch.no_grad()
-    def place(self, scale: float, *, spikes: bool) -> None:
+    def place(self, scale: float, *, spikes: bool = False) -> None:
         """Set the weights to start + scale update."""
         cut = self._spikes() if spikes else {}
         for name, start in self.starts.items():

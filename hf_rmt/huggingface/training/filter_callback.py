@@ -24,15 +24,12 @@ from hf_rmt.huggingface.training.callback_arguments import (
     resolved_schedule,
     resolved_target,
 )
-from hf_rmt.huggingface.training.dose import Dose
 from hf_rmt.huggingface.training.scheduled_filter import ScheduledFilter
 from hf_rmt.huggingface.training.spectral_logs import summary
 from hf_rmt.huggingface.training.trainer import (
     calling_trainer,
     check_alone,
-    check_evaluates,
     check_whole_weights,
-    evaluation_loss,
 )
 
 logger = logging.getLogger(__name__)
@@ -68,10 +65,10 @@ class RMTCallback(TrainerCallback, ExportableState):
         schedule: Filter at once, by the weights alone, in place of annealing: `"epoch"`, `"end"`
             only, or every so many update steps. The first filter of a layer decides how many
             directions it keeps. None: anneal where that is possible, else `"epoch"`.
-        dose: Against wrong labels, with `target="update"`, when training ends: a number in (0, 1]
-            scales what training added to every parameter; `"auto"` chooses the scale, and whether
-            only the shrunk spikes of the blocks stay, by the loss on the Trainer's `eval_dataset`,
-            whose labels may be as noisy as those of the training. See `chosen_dose` afterwards.
+        dose: Against wrong labels, with `target="update"`, when training ends. `"auto"` keeps of
+            each layer's update what lies in its eight leading directions halfway: what is learnt
+            first is signal, and wrong labels are memorised later. A number in (0, 1] scales what
+            training added to every parameter.
         log: What is logged under `rmt/`: four summary curves; with `"layers"` those of each layer
             as well and how many layers are in which phase; with False nothing. Layers reach the
             reports (TensorBoard, W&B, `log_history`), not the progress bar.
@@ -136,11 +133,6 @@ class RMTCallback(TrainerCallback, ExportableState):
         """
         return cls(config, schedule=schedule, **options)
 
-    @property
-    def chosen_dose(self) -> Dose | None:
-        """What `dose` kept of the update; None before training has ended, or without one."""
-        return getattr(self._filter, "chosen_dose", None)
-
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the callback."""
         annealed = isinstance(self._filter, AnnealedFilter)
@@ -165,8 +157,6 @@ class RMTCallback(TrainerCallback, ExportableState):
         check_alone(self)
         check_whole_weights(self, args, model)
         _refuse_adapter(model)
-        if self.dose == "auto":
-            check_evaluates(self)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
@@ -214,9 +204,7 @@ class RMTCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Filter the model that training leaves, be it the best or the last, and compact it."""
         loaded_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
-        report = self._filter.finish(
-            state, model, loaded_best=loaded_best, evaluate=lambda: -evaluation_loss()
-        )
+        report = self._filter.finish(state, model, loaded_best=loaded_best)
         if report is not None and isinstance(model, PreTrainedModel):
             attach_quantizer(model, copy.deepcopy(self.config), report)
 

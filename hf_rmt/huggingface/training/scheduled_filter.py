@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from hf_rmt.compression.apply import compress_shared
 from hf_rmt.compression.parallel import Outcome
 from hf_rmt.compression.refilter import dense_weight, filter_weight, first_plan
+from hf_rmt.compression.shrinkage import along, leading_directions
 from hf_rmt.compression.spectrum import spectrum
 from hf_rmt.compression.weight import CompressedWeight
 from hf_rmt.huggingface.training.choice import shared
-from hf_rmt.huggingface.training.dose import Dose, DosedUpdate
+from hf_rmt.huggingface.training.dose import PERSISTENT, DosedUpdate
 from hf_rmt.huggingface.training.spectral_logs import spectral_logs
 from hf_rmt.huggingface.training.start_weights import digest, load_start, save_start
 from hf_rmt.nn.counterparts import set_matrix, to_weight, weight_matrix
@@ -26,6 +27,7 @@ from hf_rmt.settings import CompressionSettings
 
 logger = logging.getLogger(__name__)
 
+EARLY_FILE = "_rmt_early.safetensors"
 OTHER = "parameter:"
 """Begins the name of a start weight that belongs to no layer which is filtered."""
 HARMFUL = 0.1
@@ -39,7 +41,8 @@ class ScheduledFilter:
         settings: What is filtered, and how the noise is stored.
         schedule: `"epoch"`, `"end"`, or every so many update steps.
         target: `"weights"` or `"update"`.
-        dose: How much of an update is kept when training ends; None for what the filter keeps.
+        dose: When training ends, a number scales all of the update; `"auto"` keeps of each layer's
+            what lies in the leading directions that it had halfway; None filters its spectrum.
     """
 
     def __init__(
@@ -51,11 +54,11 @@ class ScheduledFilter:
     ) -> None:
         self.settings, self.schedule, self.target = settings, schedule, target
         self.dose = dose
-        self.chosen_dose: Dose | None = None
         self.memory: dict[str, Any] = {}
         self.filtered_at = -1
         self._start: dict[str, Tensor] = {}
         self._names: list[str] = []
+        self._early: dict[str, Tensor] = {}
 
     def begin(
         self, args: Any, state: Any, model: nn.Module, names: Sequence[str], saved: Any
@@ -66,6 +69,9 @@ class ScheduledFilter:
         self.memory = {**blank, **(saved or {})}
         if self.target == "update":
             self._keep_start(args, model, resumed=saved is not None)
+        self._early = {}
+        if self.memory.get("early_digest"):
+            self._early = load_start(args.output_dir, self.memory["early_digest"], name=EARLY_FILE)
 
     def step_begins(self, state: Any) -> None:
         """Nothing is to be done before a step."""
@@ -75,6 +81,8 @@ class ScheduledFilter:
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
         """Filter after an update that the schedule names, before anything is saved."""
+        if self.dose == "auto" and state.global_step == max(1, state.max_steps // 2):
+            self._keep_early(args, model)
         every = self.schedule if isinstance(self.schedule, int) else None
         epoch_ends = self.schedule == "epoch" and float(state.epoch).is_integer()
         due = epoch_ends or (every and state.global_step % every == 0)
@@ -91,12 +99,10 @@ class ScheduledFilter:
         model: Any,
         *,
         loaded_best: bool,
-        evaluate: Callable[[], float] = lambda: 0.0,
     ) -> CompressionReport | None:
         """Filter what training leaves; returns the report of a model that was made compact."""
         if self.dose is not None:
-            update = DosedUpdate(model, self._parameters(model), self._names)
-            self.chosen_dose = update.apply(self.dose, evaluate)
+            self._apply_dose(model)
             return None
         step = (state.best_global_step or 0) if loaded_best else state.global_step
         first = self.memory["first_filter"]
@@ -159,7 +165,7 @@ class ScheduledFilter:
             self._start = load_start(args.output_dir, self.memory["start_digest"])
             return
         weights = {name: weight_matrix(model.get_submodule(name)) for name in self._names}
-        if self.dose is not None:
+        if self.dose not in (None, "auto"):
             layers = {f"{name}.weight" for name in self._names}
             weights |= {
                 f"{OTHER}{name}": part.detach()
@@ -172,6 +178,43 @@ class ScheduledFilter:
         self.memory["start_digest"] = digest(self._start)
         if args.should_save and args.save_strategy != "no":
             save_start(self._start, args.output_dir)
+
+    def _keep_early(self, args: Any, model: nn.Module) -> None:
+        """Remember where the update of each layer leads halfway."""
+
+        def work(name: str) -> Outcome:
+            left, right = leading_directions(self._matrix(model, name), PERSISTENT)
+            return None, {"left": left, "right": right}
+
+        outcomes = shared(model, self._names, work)
+        self._early = {
+            f"{name} {side}": tensor.cpu()
+            for name, (_, tensors) in zip(self._names, outcomes, strict=True)
+            for side, tensor in tensors.items()
+        }
+        self.memory["early_digest"] = digest(self._early)
+        if args.should_save and args.save_strategy != "no":
+            save_start(self._early, args.output_dir, name=EARLY_FILE)
+
+    def _apply_dose(self, model: nn.Module) -> None:
+        """Scale the whole update, or keep of the layers' what lies in the early directions."""
+        if self.dose != "auto":
+            DosedUpdate(model, self._parameters(model), self._names).place(self.dose or 1.0)
+            return
+        if not self._early:
+            logger.warning(
+                "training ended before half of its steps, so that dose='auto' knows no early "
+                "directions: the model stays as it was trained"
+            )
+            return
+
+        def work(name: str) -> Outcome:
+            left, right = (self._early[f"{name} {side}"] for side in ("left", "right"))
+            return None, {"update": along(self._matrix(model, name), left, right)}
+
+        outcomes = shared(model, self._names, work)
+        for name, (_, tensors) in zip(self._names, outcomes, strict=True):
+            self._replace(model, name, tensors["update"])
 
     def _parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """All parameters at the start, by their names."""

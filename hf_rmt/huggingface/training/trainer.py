@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from types import FrameType
 from typing import Any
@@ -52,29 +51,3 @@ def check_whole_weights(callback: TrainerCallback, args: Any, model: nn.Module) 
             "them or keeps a copy of its own, which would undo each change; train with DDP, or "
             "without the callback and call hf_rmt.compress on the saved model"
         )
-
-
-def check_evaluates(callback: TrainerCallback) -> None:
-    """Refuse a Trainer without rows that were kept back.
-
-    Raises:
-        ValueError: If it has no `eval_dataset`.
-    """
-    trainer = calling_trainer()
-    if trainer is not None and trainer.eval_dataset is None:
-        raise ValueError(
-            f"{type(callback).__name__}(dose='auto') chooses by the loss on eval_dataset, and this "
-            "Trainer has none; pass rows that were kept back, labels as noisy as the others will "
-            "do, or a number as dose"
-        )
-
-
-def evaluation_loss() -> float:
-    """Loss on the calling Trainer's `eval_dataset`, unheard by reports; nan without a Trainer."""
-    trainer = calling_trainer()
-    if trainer is None:
-        return math.nan
-    rows = trainer.eval_dataset
-    loader = trainer.get_eval_dataloader(next(iter(rows)) if isinstance(rows, dict) else None)
-    found = trainer.evaluation_loop(loader, "Dose", prediction_loss_only=True)
-    return float((found.metrics or {}).get("eval_loss", math.nan))

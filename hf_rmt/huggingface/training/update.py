@@ -12,12 +12,13 @@ from tqdm.auto import tqdm
 
 from hf_rmt.compression.parallel import Outcome, is_silent, matrix_cost, share
 from hf_rmt.compression.refilter import dense_weight, filter_weight
+from hf_rmt.compression.shrinkage import along, leading_directions
 from hf_rmt.compression.targets import compressible_layers
-from hf_rmt.compression.weight import NOTHING_LEFT
+from hf_rmt.compression.weight import NOTHING_LEFT, dense_plan
 from hf_rmt.huggingface.api import ModelOrPath, check_compressible, load_if_path
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.lora.differences import paired
-from hf_rmt.huggingface.training.dose import DosedUpdate, check_dose
+from hf_rmt.huggingface.training.dose import PERSISTENT, DosedUpdate, check_dose
 from hf_rmt.nn.counterparts import set_matrix, weight_matrix
 from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
@@ -31,6 +32,7 @@ def filter_update(
     config: RMTConfig | None = None,
     *,
     dose: float | Literal["auto"] | None = None,
+    early: ModelOrPath | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
 ) -> CompressionReport:
     """Filter what fine-tuning added, in place: W = W_base + filtered(W_tuned - W_base).
@@ -45,12 +47,15 @@ def filter_update(
         tuned: The fine-tuned model, changed in place.
         config: Which layers, and what becomes of the noise of their updates. None:
             `RMTConfig(noise="drop")`.
-        dose: Against wrong labels, in place of that filter: a number in (0, 1] scales what training
-            added to every parameter that the base has; `"auto"` tries several scales, with all of
-            the update and with the shrunk spikes of the blocks only, and keeps the one with the
-            best score. Only the layers are taken from the config then.
+        dose: Against wrong labels, in place of that filter; only the layers are taken from the
+            config then. A number in (0, 1] scales what training added to every parameter that the
+            base has. `"auto"` needs one of the next two.
+        early: With `dose="auto"`: the model halfway through the training, such as a checkpoint. Of
+            each layer's update stays what lies in the eight leading directions that it had then.
         evaluate: With `dose="auto"`: the score of a model, higher is better, on rows that it was
-            not trained on; their labels may be as noisy as the others.
+            not trained on. Several scales are tried, with all of the update and with the shrunk
+            spikes of the blocks only, and the best is kept. Few rows with wrong labels choose
+            badly.
 
     Returns:
         What became of the updates. Ranks, energies and bits are those of the updates, not of the
@@ -66,17 +71,15 @@ def filter_update(
     """
     config = RMTConfig(noise="drop") if config is None else config
     check_dose(dose)
-    if (dose == "auto") != (evaluate is not None):
-        raise ValueError(
-            f"dose='auto' and evaluate go together, got dose={dose!r} and evaluate={evaluate!r}; "
-            "pass a function of the model that returns its score on rows kept back"
-        )
+    _check_told(dose, early, evaluate)
     check_compressible(tuned, config)
     names = compressible_layers(tuned, config)
     layers = [tuned.get_submodule(name) for name in names]
     original = load_if_path(base)
     check_compressible(original, config)
     starts = _starts(original, tuned, names)
+    if early is not None:
+        return _persistent(starts, load_if_path(early), tuned, names)
     if dose is not None:
         return _dosed(original, tuned, names, dose, evaluate)
 
@@ -99,6 +102,43 @@ def filter_update(
             update = tensors["weight"]
             set_matrix(layer, start.to(update) + update)
     return CompressionReport(CompressionPlan(tuple(plans)), SpectralReport(tuple(spectra)))
+
+
+def _check_told(dose: object, early: object, evaluate: object) -> None:
+    """Refuse `"auto"` without something to go by, and the other way round."""
+    given = [key for key, value in (("early", early), ("evaluate", evaluate)) if value is not None]
+    if len(given) != (dose == "auto"):
+        raise ValueError(
+            f"dose='auto' takes either early or evaluate, and nothing else does, got dose={dose!r} "
+            f"with {' and '.join(given) or 'neither'}; pass the model halfway through training as "
+            "early, or a function of the model that returns its score on rows kept back"
+        )
+
+
+def _persistent(
+    starts: Sequence[Tensor], early: nn.Module, tuned: nn.Module, names: Sequence[str]
+) -> CompressionReport:
+    """Keep of the updates what lies in the leading directions that they had early."""
+    halfway = _starts(early, tuned, names)
+    layers = [tuned.get_submodule(name) for name in names]
+
+    def work(index: int) -> Outcome:
+        weight = weight_matrix(layers[index])
+        start = starts[index].to(weight)
+        update = weight - start
+        pair = leading_directions(halfway[index].to(weight) - start, PERSISTENT)
+        kept = along(update, *pair)
+        whole, rest = (float(part.double().square().sum()) for part in (update, update - kept))
+        plan = dense_plan(names[index], update, f"along {pair[0].shape[1]} early directions")
+        return replace(plan, dropped_energy=rest / whole if whole else 0.0), {"update": kept}
+
+    costs = [matrix_cost(start.shape) for start in starts]
+    outcomes = share(work, range(len(names)), costs, device=weight_matrix(layers[0]).device)
+    plans = []
+    for layer, start, (plan, tensors) in zip(layers, starts, outcomes, strict=True):
+        plans.append(plan)
+        set_matrix(layer, start.to(tensors["update"]) + tensors["update"])
+    return CompressionReport(CompressionPlan(tuple(plans)), None)
 
 
 def _dosed(

@@ -9,12 +9,21 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from hf_rmt import RMTCallback, filter_update
-from hf_rmt.huggingface.training.dose import SCALES
+from hf_rmt.huggingface.training.dose import PERSISTENT, SCALES
+from tests.huggingface.training.test_filter_callback_resuming import Power
 from tests.huggingface.training.test_update import blocks, trained, tuned_blocks
-from tests.huggingface.training.training import QUERY, Watcher, arguments, classifier, sentences
+from tests.huggingface.training.training import (
+    QUERY,
+    Watcher,
+    arguments,
+    classifier,
+    fine_tune,
+    rank,
+    sentences,
+)
 
 
 def distance_to(target: nn.Module) -> Any:
@@ -76,8 +85,13 @@ def test_a_number_interpolates_all_that_the_base_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"dose": "auto"}, ValueError, "dose='auto' and evaluate go together"),
-        ({"dose": 0.5, "evaluate": len}, ValueError, "dose='auto' and evaluate go together"),
+        ({"dose": "auto"}, ValueError, "takes either early or evaluate, .* with neither"),
+        (
+            {"dose": 0.5, "evaluate": len},
+            ValueError,
+            "nothing else does, got dose=0.5 with ev",
+        ),
+        ({"dose": "auto", "evaluate": len, "early": "x"}, ValueError, "early and evaluate"),
         ({"dose": "much"}, ValueError, "dose must be 'auto', a number"),
         ({"dose": 0.0}, ValueError, "dose must lie in"),
     ],
@@ -113,17 +127,63 @@ def test_the_callback_does_what_the_function_does(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_the_callback_chooses_by_the_loss_on_rows_kept_back(tmp_path: Path) -> None:
-    callback, watcher = RMTCallback(target="update", dose="auto"), Watcher()
-    trainer = trainer_of(tmp_path, callback, watcher, rows=sentences(16))
+def test_the_callback_keeps_what_lies_in_the_directions_of_the_update_halfway(
+    tmp_path: Path,
+) -> None:
+    watcher, start = Watcher(), classifier().get_submodule(QUERY).weight.detach()
+    trainer = trainer_of(tmp_path, watcher, RMTCallback(target="update", dose="auto"))
     trainer.train()
-    dose = callback.chosen_dose
-    assert dose is not None
-    assert len(dose.scores) == 2 * len(SCALES)
-    key = f"{dose.scale}{' spikes' if dose.spikes else ''}"
-    assert dose.scores[key] == max(dose.scores.values())
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(-dose.scores[key], rel=1e-5)
-    if (dose.scale, dose.spikes) != (1.0, False):
-        assert not torch.equal(trainer.model.get_submodule(QUERY).weight, watcher.weights[8])
-    with pytest.raises(ValueError, match="chooses by the loss on eval_dataset"):
-        trainer_of(tmp_path, RMTCallback(target="update", dose="auto"))
+    early, late = watcher.weights[4] - start, watcher.weights[8] - start
+    u, _, v = torch.linalg.svd(early.double())
+    left, right = u[:, :PERSISTENT], v[:PERSISTENT]
+    expected = left @ (left.T @ late.double() @ right.T) @ right
+    update = trainer.model.get_submodule(QUERY).weight.detach() - start
+    torch.testing.assert_close(update, expected.float(), rtol=1e-3, atol=1e-6)
+    assert rank(update) == PERSISTENT
+    assert not trainer.model.classifier.weight.equal(classifier().classifier.weight)
+
+
+def test_the_function_does_so_with_a_checkpoint(tmp_path: Path) -> None:
+    settings = arguments(tmp_path, num_train_epochs=1, save_strategy="steps", save_steps=4)
+    plain = Trainer(classifier(), settings, train_dataset=sentences())
+    plain.train()
+    report = filter_update(classifier(), plain.model, dose="auto", early=tmp_path / "checkpoint-4")
+    expected = trainer_of(tmp_path, RMTCallback(target="update", dose="auto"))
+    expected.train()
+    for ours, theirs in zip(plain.model.parameters(), expected.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert all(plan.reason == "along 8 early directions" for plan in report.plan)
+    assert all(0 < plan.dropped_energy < 1 for plan in report.plan)
+
+
+@pytest.mark.parametrize("killed_at", [3, 5])
+@pytest.mark.parametrize("dose", ["auto", 0.5])
+def test_a_dosed_run_that_was_killed_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, killed_at: int, dose: Any
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": killed_at, "num_train_epochs": 1}
+
+    def callback() -> RMTCallback:
+        return RMTCallback(target="update", dose=dose)
+
+    whole = fine_tune(tmp_path / "whole", callback(), **saving)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(tmp_path / "killed", callback(), Power(killed_at), **saving)
+    checkpoint = str(tmp_path / "killed" / f"checkpoint-{killed_at}")
+    resumed = fine_tune(tmp_path / "killed", callback(), resume=checkpoint, **saving)
+    found, expected = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_training_that_ends_before_half_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = True
+
+    watcher = Watcher()
+    trainer = trainer_of(tmp_path, RMTCallback(target="update", dose="auto"), watcher, Stop())
+    trainer.train()
+    assert torch.equal(trainer.model.get_submodule(QUERY).weight, watcher.weights[1])
+    assert "knows no early directions" in caplog.text
