@@ -78,6 +78,7 @@ def filter_update(
     original = load_if_path(base)
     check_compressible(original, config)
     starts = _starts(original, tuned, names)
+    _check_changed(starts, tuned, names)
     if early is not None:
         return _persistent(starts, load_if_path(early), tuned, names)
     if dose is not None:
@@ -167,7 +168,7 @@ def parameters_of(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
 
 def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Tensor]:
     """The base's weights of the tuned model's layers."""
-    originals, starts, changed = paired(base, tuned), [], False
+    originals, starts = paired(base, tuned), []
     for name in names:
         after, original = weight_matrix(tuned.get_submodule(name)), originals.get(name)
         start = None if original is None else weight_matrix(original)
@@ -179,13 +180,19 @@ def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Ten
                 "modules_to_not_convert"
             )
         starts.append(start)
-        changed = changed or not torch.equal(start.to(after), after)
-    if not changed:
+    return starts
+
+
+def _check_changed(starts: Sequence[Tensor], tuned: nn.Module, names: Sequence[str]) -> None:
+    """Refuse two models that do not differ in any layer."""
+    weights = [weight_matrix(tuned.get_submodule(name)) for name in names]
+    if all(
+        torch.equal(start.to(after), after) for start, after in zip(starts, weights, strict=True)
+    ):
         raise ValueError(
             f"base and tuned are equal in all {len(names)} selected layers; pass the pretrained "
             "and the fine-tuned model"
         )
-    return starts
 
 
 def _plan(plan: LayerPlan) -> LayerPlan:
