@@ -8,12 +8,14 @@ steps. Labels are only used to judge.
     python recipes/heal.py --embedded
     python recipes/heal.py --model FOLDER --task sst2 --data_dir FOLDER --size 0.35
     python recipes/heal.py --model textattack/bert-base-uncased-SST-2 --task sst2
+    python recipes/heal.py --model FOLDER --task sst2 --data_dir FOLDER --size 0.1 --anneal 0.1 0.6
     accelerate launch --multi_gpu --num_processes 2 recipes/heal.py --embedded
 
 The FOLDER of the data holds train and dev (or validation) as .tsv, .csv, .json or .jsonl. Without
 it the data come from the Hub, with --embedded from this folder. The healed model is saved in its
 small form, with results.json and healing.png beside it. --method ntk makes the head ternary instead
-and trains the ternary weights alone.
+and trains the ternary weights alone. With --anneal the noise is not dropped before the distillation
+but scaled down during it, by `hf_rmt.RMTCallback`.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ from transformers import (
 )
 
 import hf_rmt
-from hf_rmt import CompressionPlan, RMTConfig, TernaryCallback
+from hf_rmt import CompressionPlan, RMTCallback, RMTConfig, TernaryCallback
 from hf_rmt.demo import demo_model_path
 
 STAGES = ("original", "compressed", "healed")
@@ -77,6 +79,10 @@ class Arguments(DataArguments):
         default=None, metadata={"help": "of a ternary head; default: that of least error"}
     )
     size: float = field(default=0.35, metadata={"help": "share of the parameters to keep"})
+    anneal: list[float] | None = field(
+        default=None,
+        metadata={"help": "start and stop, parts of the distillation, of noise that goes slowly"},
+    )
     calibration_samples: int = field(default=512, metadata={"help": "training texts"})
     steps: int = field(default=300, metadata={"help": "of distillation; 0 for none"})
     batch_size: int = field(default=32, metadata={"help": "over all processes"})
@@ -151,7 +157,11 @@ def heal(
     student, plan = compressed(arguments, teacher, calibration)
     stages["compressed"] = correct(student)
     ternary = [TernaryCallback()] if arguments.method == "ntk" else []
-    log = distil(arguments, student, teacher, collator, train, ternary)
+    callbacks: list[Any] = list(ternary)
+    if arguments.anneal:
+        student, callbacks = copy.deepcopy(teacher), [annealing(arguments)]
+    log = distil(arguments, student, teacher, collator, train, callbacks)
+    plan = student.compression_report.plan if arguments.anneal else plan
     stages["healed"] = correct(student)
     check = difference(student, tokenizer, folder, collator, judged)
     results = {
@@ -182,13 +192,24 @@ def compressed(arguments: Arguments, teacher: Any, calibration: Any) -> tuple[An
     return student, hf_rmt.compress(student, config, calibration=calibration, size=size).plan
 
 
+def annealing(arguments: Arguments) -> RMTCallback:
+    """What scales the noise down during the distillation."""
+    if arguments.method == "ntk" or len(arguments.anneal or ()) != 2 or not arguments.steps:
+        raise SystemExit(
+            "--anneal takes two parts of a run of some steps, and no ternary head; got "
+            f"{arguments.anneal} with --method {arguments.method} --steps {arguments.steps}"
+        )
+    config = RMTConfig(method=arguments.method, noise="drop")
+    return RMTCallback(config, size=arguments.size, anneal=tuple(arguments.anneal or ()))
+
+
 def distil(
     arguments: Arguments,
     student: Any,
     teacher: Any,
     collator: Any,
     train: Dataset,
-    callbacks: list[TernaryCallback],
+    callbacks: list[Any],
 ) -> list[dict[str, float]]:
     """Train the student on the teacher's targets; returns the losses by step."""
     if not arguments.steps:
@@ -196,7 +217,7 @@ def distil(
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # the teacher's targets are without it
-    default = HEAD_RATE if callbacks else BODY_RATE
+    default = HEAD_RATE if arguments.method == "ntk" else BODY_RATE
     trainer = DistillationTrainer(
         model=student,
         args=settings_of(arguments, arguments.steps, arguments.learning_rate or default),

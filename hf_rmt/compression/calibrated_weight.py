@@ -21,6 +21,7 @@ from hf_rmt.compression.decision import Decision, SpikedBuild
 from hf_rmt.compression.error_feedback import feed_back
 from hf_rmt.compression.low_rank import INPUT_DAMPING, Excitation, damped, low_rank
 from hf_rmt.compression.methods.spectral import spectral_method_of
+from hf_rmt.compression.methods.truncation import of_rank
 from hf_rmt.compression.weight import (
     choose_directions,
     factored,
@@ -96,9 +97,7 @@ def compress_calibrated_weight(
         The plan with the factors of svd_r(G^{1/2} W C^{1/2}) taken back to the weight's own
         coordinates, or with the weight that they make where that is smaller.
     """
-    told = settings.replace(recover_spikes=False)
-    if rank is not None:
-        told = told.replace(method="svd", rank=rank, energy=None, fraction=None)
+    told = settings.replace(recover_spikes=False) if rank is None else of_rank(settings, rank)
     found = split_weight(name, weight, told)
     if isinstance(found, Decision):
         return found

@@ -110,6 +110,11 @@ def keep(
     return Decision(dense_plan(name, weight, cause, reason, phase=phase), fit)
 
 
+def rewritten_plan(name: str, weight: Tensor, reason: str) -> LayerPlan:
+    """The plan of a layer that stays dense and gets another weight."""
+    return dense_plan(name, weight, Cause.NONE, reason, outcome=Outcome.REWRITTEN)
+
+
 def dense_plan(
     name: str,
     weight: Tensor,

@@ -3,7 +3,8 @@
 The first filter of a weight fits its spectrum, recovers the spikes and decides the rank. After
 that the noise is gone, or what little of it training has added: no law fits the rest, and
 recovering a spike twice would shrink it twice. So from then on the rank stands. A method that
-zeroes entries, not directions, chooses them anew each time.
+zeroes entries, not directions, chooses them anew each time. The plan of a later filter names the
+energy that the first one took, if that was more: it is what the training had to make up for.
 """
 
 from __future__ import annotations
@@ -52,15 +53,12 @@ def filter_weight(
     Returns:
         The decision. A whole weight without spikes stays as it is: nothing would be left of it.
     """
-    method = method_of(settings)
-    directional = isinstance(method, SpectralMethod) and method.chooses_directions
-    if first is None or not directional:
+    if first is None:
         result = compress_weight(name, weight, settings)
         return _zeroed(result, weight) if of_update else result
-    once = settings.replace(recover_spikes=False)
-    if settings.noise != "drop" or not torch.isfinite(weight).all():
-        return compress_weight(name, weight, once)
-    return _project(name, weight, once, first, of_update)
+    result = _again(name, weight, settings, first, of_update)
+    lost = max(result.plan.dropped_energy, first.dropped_energy)
+    return replace(result, plan=replace(result.plan, dropped_energy=lost))
 
 
 def first_plan(result: Decision, settings: CompressionSettings) -> LayerPlan | None:
@@ -78,6 +76,19 @@ def _zeroed(result: Decision, update: Tensor) -> Decision:
         result.plan, outcome=Outcome.REWRITTEN, noise="drop", dropped_energy=1.0, reason=NO_UPDATE
     )
     return replace(result, plan=plan, rewritten=torch.zeros_like(update))
+
+
+def _again(
+    name: str, weight: Tensor, settings: CompressionSettings, first: LayerPlan, of_update: bool
+) -> Decision:
+    """Filter a weight once more."""
+    method = method_of(settings)
+    if not (isinstance(method, SpectralMethod) and method.chooses_directions):
+        return compress_weight(name, weight, settings)
+    once = settings.replace(recover_spikes=False)
+    if settings.noise != "drop" or not torch.isfinite(weight).all():
+        return compress_weight(name, weight, once)
+    return _project(name, weight, once, first, of_update)
 
 
 def _project(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_rmt.report.axes import BINS, TICK_HEIGHT, law_curve, positions, spectrum_panels
+from hf_rmt.report.axes import TICK_HEIGHT, spectrum_panels
+from hf_rmt.report.bins import BINS, law_curve, positions
 from hf_rmt.report.style import (
     MARKERS,
     SMALL_FONT,

@@ -81,7 +81,7 @@ def settings_of(
 
 def spectra_log() -> RMTCallback:
     """Puts the spectra of what training adds into the logs, and filters nothing."""
-    return RMTCallback(RMTConfig(noise="keep"), of="update")
+    return RMTCallback(RMTConfig(noise="keep"), target="update")
 
 
 def train_and_save(trainer: Trainer, reader: Any, target: Path) -> None:

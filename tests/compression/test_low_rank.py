@@ -71,6 +71,16 @@ def test_plain_factors_are_the_truncated_svd(shape: tuple[int, int], rank: int) 
     assert left.shape == (shape[0], rank)
 
 
+@pytest.mark.parametrize("kind", ["linear", "embedding"])
+def test_weighted_factors_are_balanced(kind: str) -> None:
+    """However far the two excitations lie apart, one learning rate trains both factors."""
+    update, excitation = random(9, 4), Excitation(1e6 * moment(4, 1), 1e-6 * moment(9, 2))
+    if kind == "embedding":
+        excitation = Excitation(1e6 * torch.arange(1.0, 10.0), 1e-6 * moment(4, 5))
+    left, right = low_rank(update, 3, excitation)
+    torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1))
+
+
 def test_weighted_factors_lose_no_more_than_the_importance_says() -> None:
     """Eckart and Young in the weighted norm, where plain truncation loses more."""
     update, excitation = random(5, 7), linear_excitation()

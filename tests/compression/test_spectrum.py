@@ -7,8 +7,9 @@ from hf_rmt.compression.methods.truncation import RANK
 from hf_rmt.compression.spectrum import decompose, spectrum
 from hf_rmt.settings import CompressionSettings, register_method, unregister_method
 from hf_rmt.spectra import Phase, SpectrumFit
+from hf_rmt.spectra.eigenvalues import sorted_eigenvalues
 from hf_rmt.spectra.ensembles import double_bulk_matrix, heavy_tailed_matrix
-from hf_rmt.spectra.fit import sorted_eigenvalues, without_law
+from hf_rmt.spectra.split import without_law
 
 
 def spiked(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -31,7 +31,7 @@ def fine_tune(folder: Path, callback: RMTCallback, **changes: Any) -> Trainer:
     ]
     trainer = Trainer(
         classifier(),
-        arguments(folder, num_train_epochs=1, **changes),
+        arguments(folder, **({"num_train_epochs": 1} | changes)),
         train_dataset=examples,
         callbacks=[callback],
     )
@@ -40,7 +40,7 @@ def fine_tune(folder: Path, callback: RMTCallback, **changes: Any) -> Trainer:
 
 
 def test_training_filters_convolutions_and_leaves_a_compact_model(tmp_path: Path) -> None:
-    trainer = fine_tune(tmp_path, RMTCallback(schedule=1))
+    trainer = fine_tune(tmp_path, RMTCallback(schedule=1, log="layers"))
     layers = spiked_layers(trainer.model)
     assert f"resnet.{STRIDED}" in layers
     assert all(
@@ -65,7 +65,7 @@ def test_the_filter_in_training_is_that_of_compress(tmp_path: Path) -> None:
 
 
 def test_filtering_what_training_added_keeps_the_start(tmp_path: Path) -> None:
-    callback = RMTCallback(RMTConfig(noise="drop", max_rank=1), of="update", schedule="end")
+    callback = RMTCallback(RMTConfig(noise="drop", max_rank=1), target="update", schedule="end")
     trainer = fine_tune(tmp_path, callback, learning_rate=1e-2)
     start = classifier()
     for name in (f"resnet.{STRIDED}", f"resnet.{SHORTCUT}"):

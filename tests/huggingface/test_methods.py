@@ -74,7 +74,7 @@ def test_every_method_filters_while_training(method: str, of: Any, tmp_path: Pat
     model = classifier()
     query = model.get_submodule(QUERY)
     start = query.weight.detach().clone()
-    callback = RMTCallback(config(method), schedule=1, of=of)
+    callback = RMTCallback(config(method), schedule=1, target=of)
     trainer = Trainer(
         model, arguments(tmp_path, max_steps=3), train_dataset=sentences(24), callbacks=[callback]
     )

@@ -28,7 +28,7 @@ DEEPER = {
         *("hf_rmt.report.depth", "hf_rmt.report.records", "hf_rmt.report.tables"),
         "hf_rmt.spectra.agreement",
     },
-    "workbench.comparison": {"hf_rmt.report.axes", "hf_rmt.report.style"},
+    "workbench.comparison": {"hf_rmt.report.axes", "hf_rmt.report.bins", "hf_rmt.report.style"},
     "workbench.estimation_tables": {"hf_rmt.spectra.balance", "hf_rmt.spectra.ensembles"},
     "workbench.memory_study": {"hf_rmt.report.style"},
     "workbench.result_figures": {"hf_rmt.report.style"},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_rmt.checks import check_integer, check_number
 from hf_rmt.compression.methods.spectral import SPECTRAL_OPTIONS, SpectralMethod
-from hf_rmt.settings import CompressionSettings, Option, register_method
+from hf_rmt.settings import COMMON_OPTIONS, CompressionSettings, Option, register_method
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,6 +107,18 @@ class SparseLowRank(TruncatedSVD):
             nonzero=sum(int(tensor.count_nonzero()) for tensor in stored),
         )
         return factored(plan, found.fit, SpikedBuild(left, right, settings.noise))
+
+
+def of_rank(settings: CompressionSettings, rank: int) -> CompressionSettings:
+    """Settings that keep so many directions of a weight, and store what other settings store.
+
+    Args:
+        settings: Of a method that looks at a spectrum.
+        rank: How many directions to keep.
+    """
+    options = {option.name for option in (*SPECTRAL_OPTIONS, *COMMON_OPTIONS)}
+    shared = {name: getattr(settings, name) for name in options - {"recover_spikes"}}
+    return CompressionSettings(method=TruncatedSVD.name, rank=rank, **shared)
 
 
 register_method(TruncatedSVD())

@@ -2,98 +2,153 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from hf_rmt.compression.apply import compress_shared
-from hf_rmt.compression.decision import Decision
-from hf_rmt.compression.parallel import WorkResult, matrix_cost, share
-from hf_rmt.compression.refilter import filter_weight, first_plan
-from hf_rmt.compression.spectrum import spectrum
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.huggingface.api import check_compressible
 from hf_rmt.huggingface.conclude import conclude
 from hf_rmt.huggingface.config import RMTConfig
-from hf_rmt.huggingface.training.spectral_logs import spectral_logs, without_layers
-from hf_rmt.huggingface.training.start_weights import digest, load_start, save_start
-from hf_rmt.huggingface.training.trainer import calling_trainer, check_alone, check_whole_weights
-from hf_rmt.nn.counterparts import weight_matrix
-from hf_rmt.nn.dense_matrix import set_matrix
-from hf_rmt.plan import CompressionPlan, LayerPlan
-from hf_rmt.settings import CompressionSettings
-from hf_rmt.settings.method import method_of
+from hf_rmt.huggingface.training.anneal import Anneal
+from hf_rmt.huggingface.training.annealed_filter import AnnealedFilter
+from hf_rmt.huggingface.training.callback_arguments import (
+    check_arguments,
+    check_same,
+    dosed_schedule,
+    filter_config,
+    resolved_schedule,
+    resolved_target,
+)
+from hf_rmt.huggingface.training.scheduled_filter import ScheduledFilter
+from hf_rmt.huggingface.training.spectral_logs import summary
+from hf_rmt.huggingface.training.trainer import (
+    calling_trainer,
+    check_alone,
+    check_whole_weights,
+)
+
+logger = logging.getLogger(__name__)
+
+Schedule = Literal["epoch", "end"] | int
 
 
 class RMTCallback(TrainerCallback, ExportableState):
-    """Filters the noise out of a model's weights while `Trainer` fine-tunes it.
+    """Takes the noise out of a model's weights while `Trainer` fine-tunes it.
 
-    Each filter replaces the weights by their filtered version at their old shape, so optimizer,
-    checkpoints and resuming see nothing unusual. The first filter of a layer decides how many
-    directions it keeps; a layer without spikes is left alone. When training ends, after the best
-    model was loaded, the layers become `SpikedLinear` as `hf_rmt.compress` makes them:
-    `trainer.save_model()` then writes the compact model.
+    By default the training goes on as usual for a fifth of its steps. The inputs of each layer are
+    then known from the batches that passed, and the directions are chosen that matter to its
+    outputs. Whatever else a weight holds is scaled down, step by step, and is gone after four
+    fifths of the steps; the rest of the training sees the model that is saved. Weights keep their
+    shape until the end, so optimizer, checkpoints and resuming see nothing unusual. Then the layers
+    become `SpikedLinear`, and `trainer.save_model()` writes the compact model.
+
+    The filter as it was published, by the weights alone and at once, is
+    `RMTCallback.published()`.
 
     Args:
-        config: What to filter, and how the noise is stored. None: `RMTConfig(noise="drop")`.
-        schedule: When: `"epoch"`, `"end"` only, or every so many update steps.
-        of: `"weights"`, or `"update"`: filter what training added, W - W_start, and leave the
+        config: Which layers, and by which rule the rank of a layer is found where no size is
+            given. None: `RMTConfig(noise="drop")` with `size=0.35`. A config that stores the
+            noise, or chooses entries, is served by the schedule.
+        target: `"weights"`, or `"update"`: filter what training added, W - W_start, and leave the
             pretrained part alone. The model then stays dense, whatever the noise: the weights at
             the start have noise of their own. They are kept on the CPU, and beside the
             checkpoints for a run that is resumed.
-        log: Log spikes, upper edge, signal energy, stable rank and phase (0 random,
-            1 bulk+spikes, 2 heavy-tailed, 3 degenerate) of what is filtered, as it is before
-            each filter, at the start and at the end, under `rmt/`. Single layers reach the
+        size: Share of the layers' parameters that is kept, in (0, 1]. Ranks are shared out over
+            the layers by what a direction is worth to the loss.
+        anneal: When the noise is scaled down: `(0.2, 0.8)`, parts of the run; two integers,
+            update steps; `(1, 3, "epochs")`. Two equal ends remove it at once.
+        schedule: Filter at once, by the weights alone, in place of annealing: `"epoch"`, `"end"`
+            only, or every so many update steps. The first filter of a layer decides how many
+            directions it keeps. None: anneal where that is possible, else `"epoch"`.
+        dose: Against wrong labels, with `target="update"`, when training ends. `"auto"` keeps of
+            each layer's update what lies in its eight leading directions halfway: what is learnt
+            first is signal, and wrong labels are memorised later. A number in (0, 1] scales what
+            training added to every parameter.
+        log: What is logged under `rmt/`: four summary curves; with `"layers"` those of each layer
+            as well and how many layers are in which phase; with False nothing. Layers reach the
             reports (TensorBoard, W&B, `log_history`), not the progress bar.
+        of: Old name of `target`, which warns.
 
     Raises:
-        TypeError: If the config is no `RMTConfig` or the schedule no name or number.
-        ValueError: If `schedule` or `of` is unknown; when training begins, if the model is
-            compressed, an adapter, or sharded (FSDP, DeepSpeed), the Trainer has another
-            `RMTCallback`, or a run is resumed with another `of` or config.
+        TypeError: If an argument has the wrong type.
+        ValueError: If a value is unknown or two contradict each other; when training begins, if
+            the model is compressed, an adapter, or sharded (FSDP, DeepSpeed), the Trainer has
+            another `RMTCallback`, or a run is resumed with other settings.
         RuntimeError: On every process, if filtering failed on one.
 
     Examples:
-        >>> callback = RMTCallback(RMTConfig(noise="drop", noise_removal=0.7), schedule=100)
-        >>> callback.config.noise_removal
-        0.7
+        >>> callback = RMTCallback()
+        >>> callback.size, callback.anneal.steps(max_steps=100, epochs=2)
+        (0.35, (20, 80))
+        >>> RMTCallback.published().schedule
+        'epoch'
     """
 
     def __init__(
         self,
         config: RMTConfig | Mapping[str, Any] | None = None,
         *,
-        schedule: Literal["epoch", "end"] | int = "epoch",
-        of: Literal["weights", "update"] = "weights",
-        log: bool = True,
+        target: Literal["weights", "update"] | None = None,
+        size: float | None = None,
+        anneal: Anneal | tuple[Any, ...] | None = None,
+        schedule: Schedule | None = None,
+        dose: float | Literal["auto"] | None = None,
+        log: bool | Literal["layers"] = True,
+        of: Literal["weights", "update"] | None = None,
     ) -> None:
-        _check_arguments(config, schedule, of)
+        self.target = resolved_target(target, of)
+        check_arguments(config, schedule, size, log)
         self.config = filter_config(config)
-        self.schedule, self.of, self.log = schedule, of, log
-        self.first_filter: int | None = None
-        self.first_plans: dict[str, dict[str, Any]] = {}
-        self.start_digest: str | None = None
-        self._start: dict[str, Tensor] = {}
-        self._names: list[str] = []
-        self._filtered_at = self._logged_at = -1
+        schedule = dosed_schedule(self.target, schedule, dose)
+        self.schedule = resolved_schedule(self.config, self.target, schedule, size, anneal)
+        self.dose = dose
+        self.anneal = Anneal.of((0.2, 0.8) if anneal is None else anneal)
+        self.size = DEFAULT_SIZE if _is_default(config, size, self.schedule) else size
+        self.log = log
+        self.memory: dict[str, Any] = {}
+        self._filter = self._made()
+        self._logged_at = -1
+
+    @classmethod
+    def published(
+        cls, config: RMTConfig | None = None, *, schedule: Schedule = "epoch", **options: Any
+    ) -> Self:
+        """The filter of Wu, Zhu & Li (ICML 2025): by the weights alone, at once, on a schedule.
+
+        It takes two thirds of the energy of a pretrained transformer, and ruins it; its first
+        filter warns where that is so.
+
+        Args:
+            config: What to filter. None: `RMTConfig(noise="drop")`.
+            schedule: `"epoch"`, `"end"`, or every so many update steps.
+            **options: As of `RMTCallback`: target, log.
+
+        Returns:
+            The callback.
+        """
+        return cls(config, schedule=schedule, **options)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the callback."""
+        annealed = isinstance(self._filter, AnnealedFilter)
+        anneal = (self.anneal.start, self.anneal.stop, self.anneal.unit)
         return {
             "args": {
                 "config": self.config.to_dict(),
+                "target": self.target,
+                "size": self.size,
+                "anneal": list(anneal) if annealed else None,
                 "schedule": self.schedule,
-                "of": self.of,
+                "dose": self.dose,
                 "log": self.log,
             },
-            "attributes": {
-                "first_filter": self.first_filter,
-                "first_plans": self.first_plans,
-                "start_digest": self.start_digest,
-            },
+            "attributes": {"memory": self._filter.memory},
         }
 
     def on_init_end(
@@ -108,150 +163,69 @@ class RMTCallback(TrainerCallback, ExportableState):
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Find the layers; keep the start, or pick up what a checkpoint kept."""
-        check_alone(self)
-        check_whole_weights(self, args, model)
-        _refuse_adapter(model)
+        self.on_init_end(args, state, control, model)
         check_compressible(model, self.config)
-        self._names = compressible_layers(model, self.config)
-        self._filtered_at = self._logged_at = -1
+        names = compressible_layers(model, self.config)
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         saved = saved[-1] if isinstance(saved, list) else saved
         if saved:
-            self._check_same(saved["args"])
-        blank: dict[str, Any] = {"first_filter": None, "first_plans": {}, "start_digest": None}
-        self.__dict__.update(saved["attributes"] if saved else blank)
-        if self.of == "update":
-            self._keep_start(args, model, resumed=saved is not None)
-        elif self.log and state.global_step == 0:
-            self._observe(state, control, model)
+            check_same(self.state()["args"], saved["args"])
+        self._filter, self._logged_at = self._made(), -1
+        memory = copy.deepcopy(saved["attributes"]["memory"]) if saved else None
+        self._filter.begin(args, state, model, names, memory)
+        scheduled = isinstance(self._filter, ScheduledFilter)
+        if scheduled and self.log and self.target == "weights" and not state.global_step:
+            self._log(state, control, self._filter.observe(model))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Listen to the batches that the choice is made by."""
+        self._filter.step_begins(state)
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Filter after an update that the schedule names, before anything is saved."""
-        every = self.schedule if isinstance(self.schedule, int) else None
-        epoch_ends = self.schedule == "epoch" and float(state.epoch).is_integer()
-        if epoch_ends or (every and state.global_step % every == 0):
-            self._filter(state, control, model)
+        """Filter after an update, before anything is evaluated or saved."""
+        self._log(state, control, self._filter.step_ends(args, state, control, model))
 
     def on_epoch_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Filter an epoch that ended before its time, and log the last spectra of all."""
-        step = state.global_step
-        if control.should_training_stop:
-            if self.log and self._logged_at != step:
-                self._observe(state, control, model)
-        elif self.schedule == "epoch" and self._filtered_at != step:
-            self._filter(state, control, model)
+        self._log(state, control, self._filter.epoch_ends(state, control, model))
+        last = control.should_training_stop and self._logged_at != state.global_step
+        if last and self.log and isinstance(self._filter, ScheduledFilter):
+            self._log(state, control, self._filter.observe(model))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep beside a checkpoint what its weights do not hold."""
+        self._filter.saved(args, state)
 
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Filter the model that training leaves, be it the best or the last, and compact it."""
         loaded_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
-        step = (state.best_global_step or 0) if loaded_best else state.global_step
-        if self.first_filter is not None and step < self.first_filter:
-            self.first_filter, self.first_plans = None, {}
-        if self.of == "weights":
-            self._compact(model)
-        elif loaded_best or self._filtered_at != step:
-            self._filter(state, control, model, log=False)
+        report = self._filter.finish(state, model, loaded_best=loaded_best)
+        if report is not None:
+            conclude(model, self.config, report)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         """Spare the progress bar, which comes after the reports, the single layers."""
-        for key in set(logs) - set(without_layers(logs)):
+        for key in set(logs) - set(summary(logs)):
             del logs[key]
 
-    def _check_same(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to go on with other settings than those under which the checkpoint was made."""
-        found = {"of": saved["of"], **filter_config(saved["config"]).to_dict()}
-        own = {"of": self.of, **self.config.to_dict()}
-        for key in (key for key in own if own[key] != found[key]):
-            raise ValueError(
-                f"{key} must stay {found[key]!r}, which the run that is resumed began with, got "
-                f"{own[key]!r}; pass that, or start anew"
-            )
+    def _made(self) -> AnnealedFilter | ScheduledFilter:
+        if self.schedule is None:
+            return AnnealedFilter(self.config, self.anneal, self.size)
+        return ScheduledFilter(self.config, self.schedule, self.target, self.dose)
 
-    def _keep_start(self, args: Any, model: nn.Module, *, resumed: bool) -> None:
-        """Hold the weights at the start: the model's, or those beside the checkpoint."""
-        if resumed:
-            self._start = load_start(args.output_dir, self.start_digest)
-            return
-        weights = {name: _weight(model, name) for name in self._names}
-        self._start = {
-            name: weight.to("cpu", copy=True).contiguous() for name, weight in weights.items()
-        }
-        self.start_digest = digest(self._start)
-        if args.should_save and args.save_strategy != "no":
-            save_start(self._start, args.output_dir)
-
-    def _filter(self, state: Any, control: Any, model: nn.Module, *, log: bool = True) -> None:
-        """Filter all layers in place, shared out over the processes."""
-
-        def work(name: str) -> WorkResult:
-            matrix = self._matrix(model, name)
-            result = self._decide(name, matrix, self.config)
-            filtered = result.dense(matrix)
-            plan = first_plan(result, self.config) if name not in self.first_plans else None
-            return (result.fit, plan), {} if filtered is None else {"weight": filtered}
-
-        fits, plans = {}, []
-        for name, ((fit, plan), tensors) in zip(
-            self._names, self._shared(model, work), strict=True
-        ):
-            fits[name] = fit
-            if tensors:
-                self._replace(model, name, tensors["weight"])
-            if plan is not None:
-                plans.append(plan)
-        self.first_plans = self.first_plans | CompressionPlan(tuple(plans)).to_dict()
-        if self.first_filter is None:
-            self.first_filter = state.global_step
-        self._filtered_at = state.global_step
-        if self.log and log:
-            self._log(state, control, spectral_logs(fits))
-
-    def _observe(self, state: Any, control: Any, model: nn.Module) -> None:
-        """Log the spectra as they are."""
-
-        def work(name: str) -> WorkResult:
-            return spectrum(self._matrix(model, name), self.config), {}
-
-        outcomes = self._shared(model, work)
-        fits = {name: fit for name, (fit, _) in zip(self._names, outcomes, strict=True)}
-        self._log(state, control, spectral_logs(fits))
-
-    def _compact(self, model: Any) -> None:
-        report = compress_shared(model, self._names, self.config, decide=self._decide)
-        conclude(model, self.config, report)
-
-    def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        first = self._first_plan(name)
-        return filter_weight(name, weight, settings, first, of_update=self.of == "update")
-
-    def _first_plan(self, name: str) -> LayerPlan | None:
-        entry = self.first_plans.get(name)
-        return None if entry is None else CompressionPlan.from_dict({name: entry}).layers[0]
-
-    def _matrix(self, model: nn.Module, name: str) -> Tensor:
-        """What is filtered: a weight, or what training added to it."""
-        weight = _weight(model, name)
-        return weight if self.of == "weights" else weight - self._start[name].to(weight)
-
-    def _replace(self, model: nn.Module, name: str, matrix: Tensor) -> None:
-        whole = matrix if self.of == "weights" else self._start[name].to(matrix) + matrix
-        set_matrix(model.get_submodule(name), whole)
-
-    def _shared(self, model: nn.Module, work: Any) -> Any:
-        weights = [_weight(model, name) for name in self._names]
-        costs = [matrix_cost(weight.shape) for weight in weights]
-        return share(work, self._names, costs, device=weights[0].device)
-
-    def _log(self, state: Any, control: Any, logs: dict[str, float]) -> None:
+    def _log(self, state: Any, control: Any, logs: dict[str, float] | None) -> None:
         """Log as the Trainer does, which hands the numbers to every report."""
+        if not logs or not self.log:
+            return
+        logs = logs if self.log == "layers" else summary(logs)
         self._logged_at = state.global_step
         trainer = calling_trainer()
         if trainer is None:
@@ -262,18 +236,12 @@ class RMTCallback(TrainerCallback, ExportableState):
         control.should_log = wanted  # logging takes the wish for the step's own log away
 
 
-def _check_arguments(config: Any, schedule: Any, of: Any) -> None:
-    if config is not None and not isinstance(config, RMTConfig | Mapping):
-        raise TypeError(f"config must be an RMTConfig, got {config!r}")
-    if isinstance(schedule, bool) or not isinstance(schedule, str | int):
-        raise TypeError(f"schedule must be 'epoch', 'end' or a number of steps, got {schedule!r}")
-    if (schedule < 1) if isinstance(schedule, int) else schedule not in ("epoch", "end"):
-        raise ValueError(
-            f"schedule must be 'epoch', 'end' or at least 1 step, got {schedule!r}; "
-            "pass schedule='end' to filter once"
-        )
-    if of not in ("weights", "update"):
-        raise ValueError(f"of must be 'weights' or 'update', got {of!r}")
+DEFAULT_SIZE = 0.35
+"""Share of the blocks' parameters that `RMTCallback()` keeps."""
+
+
+def _is_default(config: Any, size: float | None, schedule: Any) -> bool:
+    return config is None and size is None and schedule is None
 
 
 def _refuse_adapter(model: nn.Module) -> None:
@@ -283,22 +251,3 @@ def _refuse_adapter(model: nn.Module) -> None:
             f"{type(model).__name__} are frozen beneath an adapter; merge_and_unload() it first, "
             "or compress the base model and train the adapter on top: see lora_targets"
         )
-
-
-def _weight(model: nn.Module, name: str) -> Tensor:
-    """The weight of a layer as a matrix, without a gradient."""
-    return weight_matrix(model.get_submodule(name))
-
-
-def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:
-    """The config of a filter: a mapping is one that a checkpoint's state kept.
-
-    Raises:
-        ValueError: If its method looks at no spectrum.
-    """
-    if config is None:
-        return RMTConfig(noise="drop")
-    made: Any = RMTConfig.from_dict(config) if isinstance(config, Mapping) else config
-    if why := method_of(made).why_no_filter():
-        raise ValueError(why)
-    return made

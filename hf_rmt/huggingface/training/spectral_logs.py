@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from statistics import fmean
 
@@ -10,13 +11,8 @@ from hf_rmt.spectra import Phase, SpectrumFit
 
 PREFIX = "rmt/"
 
-PHASE_NUMBERS = {
-    Phase.RANDOM: 0,
-    Phase.SPIKED: 1,
-    Phase.HEAVY_TAILED: 2,
-    Phase.DEGENERATE: 3,
-    Phase.UNEVEN: 4,
-}
+PHASES = (Phase.RANDOM, Phase.SPIKED, Phase.HEAVY_TAILED, Phase.DEGENERATE, Phase.UNEVEN)
+AVERAGED = ("spikes", "signal_energy", "stable_rank")
 
 
 def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
@@ -26,31 +22,35 @@ def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
         fits: Fitted spectra by layer; None for one too small to look at.
 
     Returns:
-        spikes, upper_edge, signal_energy, stable_rank and phase, which counts 0 random,
-        1 bulk+spikes, 2 heavy-tailed, 3 degenerate. What is not finite is left out, and what a
-        method without a law does not say: edge and phase.
+        spikes, signal_energy and stable_rank, of layers upper_edge as well, whose mean over
+        layers of several scales would say nothing. What is not finite is left out, and what a
+        method without a law does not say. How many layers are in which phase stands below
+        `rmt/phases/`.
     """
-    layers = {name: _numbers(fit) for name, fit in fits.items() if fit is not None}
-    quantities = dict.fromkeys(key for numbers in layers.values() for key in numbers)
+    seen = {name: fit for name, fit in fits.items() if fit is not None}
+    layers = {name: _numbers(fit) for name, fit in seen.items()}
+    quantities = [key for key in AVERAGED if any(key in numbers for numbers in layers.values())]
     means = {
         f"{PREFIX}{key}": fmean(numbers[key] for numbers in layers.values() if key in numbers)
         for key in quantities
     }
+    counts = Counter(fit.phase for fit in seen.values())
+    phases = {f"{PREFIX}phases/{phase}": float(counts[phase]) for phase in PHASES}
     single = {
         f"{PREFIX}{name}/{key}": value
         for name, numbers in layers.items()
         for key, value in numbers.items()
     }
-    return means | single
+    return means | phases | single
 
 
-def without_layers(logs: Mapping[str, float]) -> dict[str, float]:
-    """Logs without those of single layers, for the eye."""
-    return {
-        key: value
-        for key, value in logs.items()
-        if not (key.startswith(PREFIX) and "/" in key.removeprefix(PREFIX))
-    }
+def summary(logs: Mapping[str, float]) -> dict[str, float]:
+    """Logs without those of single layers and phases."""
+    return {key: value for key, value in logs.items() if not _is_single(key)}
+
+
+def _is_single(key: str) -> bool:
+    return key.startswith(PREFIX) and "/" in key.removeprefix(PREFIX)
 
 
 def _numbers(fit: SpectrumFit) -> dict[str, float]:
@@ -59,6 +59,5 @@ def _numbers(fit: SpectrumFit) -> dict[str, float]:
         "upper_edge": float(fit.upper_edge),
         "signal_energy": fit.signal_energy,
         "stable_rank": fit.stable_rank,
-        "phase": float(PHASE_NUMBERS.get(fit.phase, math.nan)),
     }
     return {key: value for key, value in numbers.items() if math.isfinite(value)}

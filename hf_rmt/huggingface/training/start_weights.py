@@ -15,23 +15,29 @@ START_FILE = "_rmt_start.safetensors"
 """In the output folder; Trainer pushes no file whose name begins with an underscore."""
 
 
-def save_start(weights: Mapping[str, Tensor], folder: str | PathLike[str]) -> None:
-    """Write weights into the output folder of a training.
+def save_start(
+    weights: Mapping[str, Tensor], folder: str | PathLike[str], *, name: str = START_FILE
+) -> None:
+    """Write tensors into the output folder of a training.
 
     Args:
         weights: By name, on the CPU.
         folder: Made if it does not exist.
+        name: Of the file.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file(dict(weights), Path(folder, START_FILE))
+    save_file(dict(weights), Path(folder, name))
 
 
-def load_start(folder: str | PathLike[str], expected: str | None) -> dict[str, Tensor]:
-    """Read the weights that a training started from.
+def load_start(
+    folder: str | PathLike[str], expected: str | None, *, name: str = START_FILE
+) -> dict[str, Tensor]:
+    """Read the weights that a training started from, or what else it keeps beside checkpoints.
 
     Args:
         folder: Output folder of the training.
-        expected: Their digest, as a checkpoint records it.
+        expected: Their digest, as a checkpoint records it; None for no check.
+        name: Of the file.
 
     Returns:
         The weights by name, on the CPU.
@@ -40,16 +46,16 @@ def load_start(folder: str | PathLike[str], expected: str | None) -> dict[str, T
         FileNotFoundError: If the file is gone.
         ValueError: If it holds other weights.
     """
-    path = Path(folder, START_FILE)
+    path = Path(folder, name)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} must hold the weights that this training started from, and does not exist; "
+            f"{path} must hold tensors that this training goes on with, and does not exist; "
             "put it back beside the checkpoints, or start anew"
         )
     weights = load_file(path)
-    if digest(weights) != expected:
+    if expected is not None and digest(weights) != expected:
         raise ValueError(
-            f"{path} must hold the weights that this training started from, and holds others; "
+            f"{path} must hold the tensors that this training goes on with, and holds others; "
             "another training has used the folder: put the file back, or start anew"
         )
     return weights

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_rmt.compression.decision import rewritten_plan
 from hf_rmt.compression.parallel import WorkResult, is_silent, matrix_cost, share
 from hf_rmt.compression.refilter import filter_weight
+from hf_rmt.compression.shrinkage import along, leading_directions
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.huggingface.api import ModelOrPath, check_compressible, load_if_path
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.lora.differences import paired
+from hf_rmt.huggingface.training.dose import PERSISTENT, DosedUpdate, check_dose
 from hf_rmt.nn.counterparts import weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
 from hf_rmt.plan import CompressionPlan
@@ -21,39 +26,62 @@ from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
 
 
 def filter_update(
-    base: ModelOrPath, tuned: nn.Module, config: RMTConfig | None = None
+    base: ModelOrPath,
+    tuned: nn.Module,
+    config: RMTConfig | None = None,
+    *,
+    dose: float | Literal["auto"] | None = None,
+    early: ModelOrPath | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
 ) -> CompressionReport:
     """Filter what fine-tuning added, in place: W = W_base + filtered(W_tuned - W_base).
 
-    The same as `RMTCallback(config, of="update", schedule="end")` does at the end of training, for
-    a model that was trained without it. Embeddings, norms, biases and heads stay as tuned, and the
-    model stays dense. Where torch.distributed runs, every process calls this on its replica: they
-    share the work and end with the same weights.
+    The same as `RMTCallback(config, target="update", schedule="end")` does at the end of training,
+    for a model that was trained without it. Embeddings, norms, biases and heads stay as tuned, and
+    the model stays dense. Where torch.distributed runs, every process calls this on its replica:
+    they share the work and end with the same weights.
 
     Args:
         base: The model that training began with, a folder or a Hub id; it is not changed.
         tuned: The fine-tuned model, changed in place.
         config: Which layers, and what becomes of the noise of their updates. None:
             `RMTConfig(noise="drop")`.
+        dose: Against wrong labels, in place of that filter; only the layers are taken from the
+            config then. A number in (0, 1] scales what training added to every parameter that the
+            base has. `"auto"` needs one of the next two.
+        early: With `dose="auto"`: the model halfway through the training, such as a checkpoint. Of
+            each layer's update stays what lies in the eight leading directions that it had then.
+        evaluate: With `dose="auto"`: the score of a model, higher is better, on rows that it was
+            not trained on. Several scales are tried, with all of the update and with the shrunk
+            spikes of the blocks only, and the best is kept. Few rows with wrong labels choose
+            badly.
 
     Returns:
         What became of the updates. Ranks, energies and bits are those of the updates, not of the
-        weights; an update without signal is dropped as a whole.
+        weights; an update without signal is dropped as a whole. With a dose, of every layer the
+        energy of its update that is gone, and the dose as reason.
 
     Raises:
         TypeError: If `tuned` is not a module or the config no `RMTConfig`.
-        ValueError: If the models differ in architecture or sizes, a model is quantized already, or
-            no selected layer was changed by training.
+        ValueError: If the models differ in architecture or sizes, a model is quantized already, no
+            selected layer was changed by training, or `evaluate` is missing or not asked for.
         OSError: If a path or id cannot be loaded.
         RuntimeError: On every process, if one of them failed.
     """
     config = RMTConfig(noise="drop") if config is None else config
+    check_dose(dose)
+    _check_told(dose, early, evaluate)
     check_compressible(tuned, config)
     names = compressible_layers(tuned, config)
     layers = [tuned.get_submodule(name) for name in names]
     original = load_if_path(base)
     check_compressible(original, config)
     starts = _starts(original, tuned, names)
+    _check_changed(starts, tuned, names)
+    if early is not None:
+        return _persistent(starts, load_if_path(early), tuned, names)
+    if dose is not None:
+        return _dosed(original, tuned, names, dose, evaluate)
 
     def work(index: int) -> WorkResult:
         weight = weight_matrix(layers[index])
@@ -76,9 +104,70 @@ def filter_update(
     return CompressionReport(CompressionPlan(tuple(plans)), SpectralReport(tuple(spectra)))
 
 
+def _check_told(dose: object, early: object, evaluate: object) -> None:
+    """Refuse `"auto"` without something to go by, and the other way round."""
+    given = [key for key, value in (("early", early), ("evaluate", evaluate)) if value is not None]
+    if len(given) != (dose == "auto"):
+        raise ValueError(
+            f"dose='auto' takes either early or evaluate, and nothing else does, got dose={dose!r} "
+            f"with {' and '.join(given) or 'neither'}; pass the model halfway through training as "
+            "early, or a function of the model that returns its score on rows kept back"
+        )
+
+
+def _persistent(
+    starts: Sequence[Tensor], early: nn.Module, tuned: nn.Module, names: Sequence[str]
+) -> CompressionReport:
+    """Keep of the updates what lies in the leading directions that they had early."""
+    halfway = _starts(early, tuned, names)
+    layers = [tuned.get_submodule(name) for name in names]
+
+    def work(index: int) -> WorkResult:
+        weight = weight_matrix(layers[index])
+        start = starts[index].to(weight)
+        update = weight - start
+        pair = leading_directions(halfway[index].to(weight) - start, PERSISTENT)
+        kept = along(update, *pair)
+        whole, rest = (float(part.double().square().sum()) for part in (update, update - kept))
+        plan = rewritten_plan(names[index], update, f"along {pair[0].shape[1]} early directions")
+        return replace(plan, dropped_energy=rest / whole if whole else 0.0), {"update": kept}
+
+    costs = [matrix_cost(start.shape) for start in starts]
+    outcomes = share(work, range(len(names)), costs, device=weight_matrix(layers[0]).device)
+    plans = []
+    for layer, start, (plan, tensors) in zip(layers, starts, outcomes, strict=True):
+        plans.append(plan)
+        set_matrix(layer, start.to(tensors["update"]) + tensors["update"])
+    return CompressionReport(CompressionPlan(tuple(plans)), None)
+
+
+def _dosed(
+    base: nn.Module,
+    tuned: nn.Module,
+    names: Sequence[str],
+    dose: float | Literal["auto"],
+    evaluate: Callable[[nn.Module], float] | None,
+) -> CompressionReport:
+    """Scale all that training added, and cut it to spikes where that is better."""
+    update = DosedUpdate(tuned, parameters_of(base, tuned), names)
+    chosen = update.apply(dose, lambda: evaluate(tuned) if evaluate is not None else 0.0)
+    return CompressionReport(update.plan(chosen), None)
+
+
+def parameters_of(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
+    """The base's parameters under the tuned model's names, of those that have the same shape."""
+    found = {}
+    for name, original in paired(base, tuned).items():
+        ours = dict(tuned.get_submodule(name).named_parameters(recurse=False))
+        for key, value in original.named_parameters(recurse=False):
+            if key in ours and ours[key].shape == value.shape:
+                found[f"{name}.{key}" if name else key] = value.detach()
+    return found
+
+
 def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Tensor]:
     """The base's weights of the tuned model's layers."""
-    originals, starts, changed = paired(base, tuned), [], False
+    originals, starts = paired(base, tuned), []
     for name in names:
         after, original = weight_matrix(tuned.get_submodule(name)), originals.get(name)
         start = None if original is None else weight_matrix(original)
@@ -90,10 +179,16 @@ def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Ten
                 "modules_to_not_convert"
             )
         starts.append(start)
-        changed = changed or not torch.equal(start.to(after), after)
-    if not changed:
+    return starts
+
+
+def _check_changed(starts: Sequence[Tensor], tuned: nn.Module, names: Sequence[str]) -> None:
+    """Refuse two models that do not differ in any layer."""
+    weights = [weight_matrix(tuned.get_submodule(name)) for name in names]
+    if all(
+        torch.equal(start.to(after), after) for start, after in zip(starts, weights, strict=True)
+    ):
         raise ValueError(
             f"base and tuned are equal in all {len(names)} selected layers; pass the pretrained "
             "and the fine-tuned model"
         )
-    return starts

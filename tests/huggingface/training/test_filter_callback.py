@@ -101,7 +101,7 @@ def test_an_epoch_of_unknown_length_is_filtered_when_it_ends(tmp_path: Path) -> 
         classifier(),
         arguments(tmp_path, max_steps=6),
         train_dataset=Endless(),
-        callbacks=[report, RMTCallback()],
+        callbacks=[report, RMTCallback(schedule="epoch")],
     )
     trainer.train()
     assert [log["step"] for log in report.logs if "rmt/spikes" in log] == [0, 4, 6]
@@ -111,7 +111,7 @@ def test_a_layer_without_spikes_is_left_alone(tmp_path: Path) -> None:
     model = classifier()
     noise = torch.randn(48, 48, generator=torch.Generator().manual_seed(0)) / 10
     model.get_submodule(QUERY).weight.data.copy_(noise)
-    trainer = fine_tune(tmp_path, RMTCallback(), model=model, learning_rate=0.0)
+    trainer = fine_tune(tmp_path, RMTCallback(schedule="epoch"), model=model, learning_rate=0.0)
     assert torch.equal(trainer.model.get_submodule(QUERY).weight, noise)
     entry = trainer.model.config.quantization_config.layers[QUERY]
     assert entry["outcome"] == "kept"
@@ -121,7 +121,7 @@ def test_a_layer_without_spikes_is_left_alone(tmp_path: Path) -> None:
 
 def test_an_update_is_filtered_and_the_pretrained_part_left_alone(tmp_path: Path) -> None:
     watcher, start = Watcher(), classifier().get_submodule(QUERY).weight.detach()
-    trainer = fine_tune(tmp_path, RMTCallback(of="update", schedule="end"), watcher)
+    trainer = fine_tune(tmp_path, RMTCallback(target="update", schedule="end"), watcher)
     update = watcher.weights[16] - start
     filtered = compress_weight(QUERY, update, RMTConfig(noise="drop"))
     weight = trainer.model.get_submodule(QUERY).weight
@@ -134,7 +134,7 @@ def test_an_update_is_filtered_and_the_pretrained_part_left_alone(tmp_path: Path
 
 def test_an_update_may_gain_directions_and_loses_none_of_its_first(tmp_path: Path) -> None:
     watcher, start = Watcher(), classifier().get_submodule(QUERY).weight.detach()
-    fine_tune(tmp_path, RMTCallback(of="update", schedule=4), watcher, num_train_epochs=4)
+    fine_tune(tmp_path, RMTCallback(target="update", schedule=4), watcher, num_train_epochs=4)
     ranks = [rank(watcher.weights[step] - start) for step in range(4, 33, 4)]
     assert min(ranks) >= ranks[0]
 

@@ -20,13 +20,31 @@ from tests.huggingface.training.training import arguments, classifier, fine_tune
         ({"schedule": "day"}, ValueError, "schedule must be 'epoch', 'end' or at least 1 step"),
         ({"schedule": 0}, ValueError, "at least 1 step, got 0"),
         ({"schedule": True}, TypeError, "a number of steps, got True"),
-        ({"of": "noise"}, ValueError, "of must be 'weights' or 'update', got 'noise'"),
+        ({"target": "noise"}, ValueError, "target must be 'weights' or 'update', got 'noise'"),
+        ({"size": 0}, ValueError, "size must lie in"),
+        ({"size": 0.3, "schedule": "end"}, ValueError, "size=0.3 .* do not go with schedule='end'"),
+        ({"anneal": (0, 1), "schedule": 3}, ValueError, "anneal=.* do not go with schedule=3"),
+        ({"size": 0.3, "target": "update"}, ValueError, "do not go with target='update'"),
+        ({"size": 0.3, "config": RMTConfig()}, ValueError, "do not go with noise='int8'"),
+        ({"anneal": 0.5}, TypeError, r"anneal must be \(start, stop\)"),
+        ({"anneal": (0.8, 0.2)}, ValueError, "0 <= start <= stop"),
+        ({"log": "all"}, ValueError, "log must be True, False or 'layers', got 'all'"),
         ({"config": "drop"}, TypeError, "config must be an RMTConfig, got 'drop'"),
     ],
 )
 def test_bad_arguments_are_refused(change: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         RMTCallback(**change)
+
+
+def test_the_old_name_of_the_target_warns_and_names_the_new_one() -> None:
+    with pytest.warns(FutureWarning, match="pass target='update'"):
+        assert RMTCallback(of="update").target == "update"
+    with (
+        pytest.warns(FutureWarning, match="pass target="),
+        pytest.raises(ValueError, match="pass target alone"),
+    ):
+        RMTCallback(of="update", target="weights")
 
 
 @pytest.mark.parametrize("kind", ["fsdp", "deepspeed"])
@@ -37,7 +55,7 @@ def test_sharded_training_is_refused_when_the_trainer_is_made(tmp_path: Path, ki
             setattr(self, f"is_{kind}_enabled", True)
 
     with pytest.raises(ValueError, match=f"(?i){kind} shards them.*train with DDP"):
-        Sharded(classifier(), arguments(tmp_path), callbacks=[RMTCallback()])
+        Sharded(classifier(), arguments(tmp_path), callbacks=[RMTCallback(schedule="epoch")])
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # in PEFT
@@ -45,7 +63,7 @@ def test_a_compressed_model_and_an_adapter_are_refused(tmp_path: Path) -> None:
     model = classifier()
     compress(model, RMTConfig())
     with pytest.raises(ValueError, match="quantized already"):
-        fine_tune(tmp_path, RMTCallback(), model=model)
+        fine_tune(tmp_path, RMTCallback(schedule="epoch"), model=model)
     adapted = get_peft_model(classifier(), LoraConfig(target_modules=["query"]))
     with pytest.raises(ValueError, match="frozen beneath an adapter"):
-        fine_tune(tmp_path, RMTCallback(), model=adapted)
+        fine_tune(tmp_path, RMTCallback(schedule="epoch"), model=adapted)

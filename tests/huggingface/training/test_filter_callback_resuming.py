@@ -42,7 +42,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     saving = {"save_strategy": "steps", "save_steps": killed_at, "num_train_epochs": 3}
 
     def callback() -> RMTCallback:
-        return RMTCallback(config, schedule=schedule, of=of)
+        return RMTCallback(config, schedule=schedule, target=of)
 
     whole = fine_tune(tmp_path / "whole", callback(), **saving)
     with pytest.raises(KeyboardInterrupt):
@@ -60,14 +60,14 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
 
 def test_the_start_of_a_resumed_run_must_be_the_one_it_had(tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 5}
-    fine_tune(tmp_path, RMTCallback(of="update"), **saving)
+    fine_tune(tmp_path, RMTCallback(target="update"), **saving)
     checkpoint = str(tmp_path / "checkpoint-5")
     other = tmp_path / "other"
-    fine_tune(other, RMTCallback(of="update"), model=classifier(1), save_strategy="epoch")
+    fine_tune(other, RMTCallback(target="update"), model=classifier(1), save_strategy="epoch")
     start = tmp_path / START_FILE
     start.write_bytes((tmp_path / "checkpoint-5" / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="holds others"):
-        fine_tune(tmp_path, RMTCallback(of="update"), resume=checkpoint, **saving)
+        fine_tune(tmp_path, RMTCallback(target="update"), resume=checkpoint, **saving)
     start.unlink()
     with pytest.raises(FileNotFoundError, match="put it back beside the checkpoints"):
-        fine_tune(tmp_path, RMTCallback(of="update"), resume=checkpoint, **saving)
+        fine_tune(tmp_path, RMTCallback(target="update"), resume=checkpoint, **saving)

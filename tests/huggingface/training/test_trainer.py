@@ -16,14 +16,14 @@ ONE = "takes one RMTCallback, got several.*keep one"
 
 
 def test_a_second_callback_is_refused_when_the_trainer_is_made(tmp_path: Path) -> None:
-    both = [RMTCallback(), RMTCallback(of="update")]
+    both = [RMTCallback(schedule="epoch"), RMTCallback(target="update")]
     with pytest.raises(ValueError, match=ONE):
         Trainer(classifier(), arguments(tmp_path), callbacks=both)
 
 
 def test_a_callback_that_comes_later_is_refused_before_training(tmp_path: Path) -> None:
-    trainer = Trainer(classifier(), arguments(tmp_path), callbacks=[RMTCallback()])
-    trainer.add_callback(RMTCallback(of="update"))
+    trainer = Trainer(classifier(), arguments(tmp_path), callbacks=[RMTCallback(schedule="epoch")])
+    trainer.add_callback(RMTCallback(target="update"))
     trainer.train_dataset = [{"input_ids": [3], "labels": 0}]
     with pytest.raises(ValueError, match=ONE):
         trainer.train()
@@ -34,14 +34,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run with half of the noise of its weights removed, and a checkpoint."""
     folder = tmp_path_factory.mktemp("run")
     config = RMTConfig(noise="drop", noise_removal=0.5, target_modules=("query", "key"))
-    fine_tune(folder, RMTCallback(config), save_strategy="steps", save_steps=5)
+    fine_tune(folder, RMTCallback(config, schedule="epoch"), save_strategy="steps", save_steps=5)
     return folder
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"of": "update"}, "of must stay 'weights', .* got 'update'; pass that, or start anew"),
+        ({"target": "update"}, "target must stay 'weights', .* got 'update'; pass that"),
         ({"noise_removal": 0.7}, "noise_removal must stay 0.5, .* got 0.7"),
         ({"target_modules": ["query"]}, r"target_modules must stay \['query', 'key'\], .* got"),
     ],
@@ -50,9 +50,8 @@ def test_a_run_is_resumed_under_the_settings_it_began_with(
     run: Path, change: dict[str, Any], words: str
 ) -> None:
     settings = {"noise_removal": 0.5, "target_modules": ["query", "key"]} | change
-    callback = RMTCallback(
-        of=settings.pop("of", "weights"), config=RMTConfig(noise="drop", **settings)
-    )
+    target = settings.pop("target", "weights")
+    callback = RMTCallback(RMTConfig(noise="drop", **settings), target=target, schedule="epoch")
     with pytest.raises(ValueError, match=words):
         fine_tune(run, callback, resume=str(run / "checkpoint-5"))
 

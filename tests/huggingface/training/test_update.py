@@ -48,7 +48,7 @@ def test_filtering_afterwards_is_what_the_callback_does_at_the_end(
     tmp_path: Path, noise: str
 ) -> None:
     config = RMTConfig(noise=noise)
-    expected = trained(tmp_path, RMTCallback(config, of="update", schedule="end"))
+    expected = trained(tmp_path, RMTCallback(config, target="update", schedule="end"))
     tuned = trained(tmp_path)
     before = copy.deepcopy(tuned.state_dict())
     filter_update(classifier(), tuned, config)

@@ -1,0 +1,98 @@
+"""What a noisy update is worth: few spikes, each shrunk to what its noisy vectors still tell.
+
+An update that was trained on wrong labels is noise far into its spectrum, so the few spikes of the
+published information criteria are the better number. What is kept of a spike is optimal for the
+squared error: singular value and vectors of signal plus noise are both off, and the shrinker makes
+up for both.
+
+What a training learns from right labels it learns first, and memorises the wrong ones later
+(Arpit et al., ICML 2017). So the leading directions of the update halfway tell signal from noise
+where the spectrum of the whole update cannot: `along` keeps of it what lies in them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hf_rmt.spectra import Phase
+from hf_rmt.spectra.fit import fit_double_bulk
+
+
+def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float) -> Tensor:
+    """Singular values of least squared error, of a low-rank signal in white noise.
+
+    Args:
+        values: y, singular values of signal plus noise.
+        shape: Of the matrix, in any orientation.
+        noise: Standard deviation of an entry of the noise.
+
+    Returns:
+        n sqrt((t^2 - b - 1)^2 - 4 b) / t with n = noise sqrt(N), t = y / n and b = p / N; 0 below
+        the edge of the noise, t <= 1 + sqrt(b).
+
+    Source:
+        Gavish & Donoho, IEEE Trans. Inf. Theory 63 (2017), equation 7.
+
+    Examples:
+        >>> optimal_singular_values(torch.tensor([3.0, 1.5]), (1, 1), 1.0).numpy().round(3)
+        array([2.236, 0.   ], dtype=float32)
+    """
+    rows, columns = max(shape), min(shape)
+    scale, ratio = noise * rows**0.5, columns / rows
+    scaled = values / max(scale, torch.finfo(values.dtype).tiny)
+    inside = (scaled**2 - ratio - 1) ** 2 - 4 * ratio
+    shrunk = scale * inside.clamp_min(0).sqrt() / scaled.clamp_min(1)
+    return torch.where(scaled > 1 + ratio**0.5, shrunk, torch.zeros_like(shrunk))
+
+
+def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
+    """The spikes of an update, by the published criteria, with optimal singular values.
+
+    Args:
+        update: Shape (out, in); it is not changed.
+
+    Returns:
+        The new update, in its dtype, and the number of its directions. One that fits no law is
+        kept as it is, with all of them.
+    """
+    left, values, right = torch.linalg.svd(update.double(), full_matrices=False)
+    shape = (update.shape[0], update.shape[1])
+    fit = fit_double_bulk((values**2).cpu().numpy(), shape, published=True)
+    if fit.phase == Phase.DEGENERATE:
+        return update, len(values)
+    count = fit.n_spikes
+    rest = float((values[count:] ** 2).sum())
+    entries = max(shape) * max(1, len(values) - count)
+    kept = optimal_singular_values(values[:count], shape, (rest / entries) ** 0.5)
+    return (left[:, :count] * kept @ right[:count]).to(update), int((kept > 0).sum())
+
+
+def leading_directions(update: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The leading singular vectors of an update.
+
+    Args:
+        update: Shape (out, in).
+        count: How many; all where there are fewer.
+
+    Returns:
+        Orthonormal columns, shapes (out, count) and (in, count), float32.
+    """
+    left, _, right = torch.linalg.svd(update.double(), full_matrices=False)
+    return left[:, :count].float().contiguous(), right[:count].T.float().contiguous()
+
+
+def along(update: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """The part of an update between two sets of directions: U U' D V V'.
+
+    Args:
+        update: D, shape (out, in).
+        left: U, orthonormal columns, shape (out, count).
+        right: V, the same of the other side, shape (in, count).
+
+    Returns:
+        The part, in the dtype of the update.
+    """
+    matrix = update.to(torch.promote_types(update.dtype, torch.float32))
+    left, right = left.to(matrix), right.to(matrix)
+    return (left @ (left.T @ matrix @ right) @ right.T).to(update.dtype)

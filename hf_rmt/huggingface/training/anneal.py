@@ -1,0 +1,114 @@
+"""How the noise leaves a model during a training: not before, slowly, gone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from hf_rmt.checks import check_choice
+
+UNITS = ("run", "steps", "epochs")
+
+
+@dataclass(frozen=True)
+class Anneal:
+    """When the noise is scaled down, and in which unit the two ends are given.
+
+    Args:
+        start: Where the directions are chosen and the noise begins to shrink.
+        stop: Where the noise is gone; equal to start for a removal at once.
+        unit: `run`, fractions of the whole training; `steps`, update steps; `epochs`.
+
+    Raises:
+        TypeError: If an end is no number.
+        ValueError: If the unit is unknown or the ends are out of order or out of range.
+
+    Examples:
+        >>> anneal = Anneal(0.2, 0.8)
+        >>> anneal.steps(max_steps=100, epochs=2)
+        (20, 80)
+    """
+
+    start: float
+    stop: float
+    unit: str = "run"
+
+    def __post_init__(self) -> None:
+        check_choice("unit of anneal", self.unit, UNITS)
+        for end in (self.start, self.stop):
+            if isinstance(end, bool) or not isinstance(end, int | float):
+                raise TypeError(f"anneal must hold two numbers, got {end!r}; pass (0.2, 0.8)")
+        if not 0 <= self.start <= self.stop or (self.unit == "run" and self.stop > 1):
+            raise ValueError(
+                f"anneal must be (start, stop) with 0 <= start <= stop, and stop <= 1 for parts of "
+                f"a run, got ({self.start}, {self.stop}) in {self.unit!r}; for update steps pass "
+                "integers, for epochs (1, 3, 'epochs')"
+            )
+
+    @classmethod
+    def of(cls, given: Any) -> Anneal:
+        """Read what a user passes: an `Anneal`, or two numbers with or without a unit.
+
+        Args:
+            given: `(0.2, 0.8)` are parts of the run, `(100, 400)`, two integers, update steps;
+                `(1, 3, "epochs")` names its unit.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            TypeError: If it is none of these.
+
+        Examples:
+            >>> Anneal.of((100, 400)).unit
+            'steps'
+        """
+        if isinstance(given, cls):
+            return given
+        if not isinstance(given, tuple | list) or len(given) not in (2, 3):
+            raise TypeError(
+                f"anneal must be (start, stop), (start, stop, unit) or None, got {given!r}; "
+                "pass (0.2, 0.8)"
+            )
+        start, stop, *unit = given
+        whole = all(isinstance(end, int) and not isinstance(end, bool) for end in (start, stop))
+        natural = "steps" if whole and stop > 1 else "run"
+        return cls(start, stop, unit[0] if unit else natural)
+
+    def steps(self, *, max_steps: int, epochs: float) -> tuple[int, int]:
+        """The two ends in update steps.
+
+        Args:
+            max_steps: Update steps of the whole training.
+            epochs: Epochs of the whole training.
+
+        Returns:
+            (first, last): directions are chosen after step `first`, and the noise is gone after
+            step `last`. `first` is at least 2: one batch shows which layers share an input,
+            the next is measured.
+        """
+        unit = {"run": max_steps, "steps": 1, "epochs": max_steps / max(epochs, 1e-9)}[self.unit]
+        first, last = (min(round(end * unit), max_steps) for end in (self.start, self.stop))
+        first = max(first, min(2, max_steps))
+        return first, max(first, last)
+
+
+def amount(step: int, first: int, last: int) -> float:
+    """Share of the noise that is left after an update step: a cosine from 1 to 0.
+
+    Args:
+        step: Number of update steps done.
+        first: Step up to which all the noise is there.
+        last: Step after which none is left.
+
+    Returns:
+        a in [0, 1].
+
+    Examples:
+        >>> [round(amount(step, 10, 20), 2) for step in (10, 15, 20)]
+        [1.0, 0.5, 0.0]
+    """
+    if step < first:
+        return 1.0
+    return 0.0 if step >= last else 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))

@@ -1,0 +1,255 @@
+"""Noise scaled down to nothing while a model trains, beside directions that its inputs excite."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_rmt.compression.apply import compress_shared
+from hf_rmt.compression.decision import Decision, dense_plan
+from hf_rmt.compression.excited import cut
+from hf_rmt.compression.methods.truncation import of_rank
+from hf_rmt.compression.parallel import WorkResult
+from hf_rmt.compression.weight import compress_weight
+from hf_rmt.huggingface.training.anneal import Anneal, amount
+from hf_rmt.huggingface.training.batch_moments import BatchMoments, measurable
+from hf_rmt.huggingface.training.choice import choose, shared
+from hf_rmt.huggingface.training.start_weights import digest, load_start, save_start
+from hf_rmt.nn.counterparts import weight_matrix
+from hf_rmt.nn.dense_matrix import set_matrix
+from hf_rmt.plan import Cause
+from hf_rmt.report import CompressionReport
+from hf_rmt.settings import CompressionSettings
+
+logger = logging.getLogger(__name__)
+
+GATHERED = 24
+"""Update steps before the choice whose batches are measured; the first shows the sites only."""
+EVERY, CUTS = 8, 16
+"""Most update steps between two cuts of the weights, and least cuts while the noise falls. What is
+evaluated or saved is cut first."""
+PROBES_FILE = "_rmt_probes.safetensors"
+MOMENTS_FILE = "_rmt_moments-{process}.safetensors"
+
+
+class AnnealedFilter:
+    """Chooses the directions of each layer once, then shrinks all else from step to step.
+
+    Args:
+        settings: Which layers, and by which rule ranks are found where no size is given.
+        anneal: When.
+        size: Share of the layers' parameters to keep, or None for the rule of the settings.
+    """
+
+    def __init__(self, settings: CompressionSettings, anneal: Anneal, size: float | None) -> None:
+        self.settings, self.anneal, self.size = settings, anneal, size
+        self.memory: dict[str, Any] = {}
+        self.first = self.last = 0
+        self._names: list[str] = []
+        self._probes: dict[str, Tensor] = {}
+        self._moments: BatchMoments | None = None
+
+    @property
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """What was decided for each layer; empty before the choice."""
+        return self.memory.get("layers", {})
+
+    def begin(
+        self, args: Any, state: Any, model: nn.Module, names: Sequence[str], saved: Any
+    ) -> None:
+        """Start a run, or go on with what a checkpoint kept of one."""
+        self.first, self.last = self.anneal.steps(
+            max_steps=state.max_steps, epochs=state.num_train_epochs
+        )
+        self._names = list(names)
+        self.memory = {"cut_at": None, "left": 1.0, **(saved or {})}
+        self._probes = {}
+        reached = measurable(model, names, self.settings.min_size)
+        self._moments = None if self.chosen else BatchMoments(model, reached)
+        if self.chosen:
+            self._reload_probes(args, next(model.parameters()).device)
+        elif saved and self._gathers(state.global_step - 1):
+            self._reload_moments(args, state)
+
+    def step_begins(self, state: Any) -> None:
+        """Listen to the batches of a step shortly before the choice."""
+        if self._moments is not None and self._gathers(state.global_step):
+            self._moments.listen()
+
+    def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
+        """Choose or cut, where it is time to; returns what there is to log."""
+        step = state.global_step
+        if self._moments is not None:
+            self._moments.end_step()
+            self.memory["leaders"] = self._moments.leaders
+            if step < self.first:
+                return {}
+            self._moments.stop()
+            self._choose(args, model, step)
+        wanted = control.should_save or control.should_evaluate or step >= state.max_steps
+        every = min(EVERY, max(1, (self.last - self.first) // CUTS))
+        if (step - self.first) % every == 0 or wanted or step == self.last:
+            self._cut(model, step)
+        if step == self.last:
+            forget_best(state)
+        logs = step in (self.first, self.last) or control.should_log
+        return self._numbers() if logs and step >= self.first else {}
+
+    def epoch_ends(self, state: Any, control: Any, model: nn.Module) -> None:
+        """Cut what is evaluated or saved at the end of an epoch."""
+        if control.should_save or control.should_evaluate or control.should_training_stop:
+            self._cut(model, state.global_step)
+
+    def saved(self, args: Any, state: Any) -> None:
+        """Keep the sums of each process beside a checkpoint that falls before the choice."""
+        if self._moments is None or not self._moments.sums:
+            return
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        save_start(
+            {key: value.cpu() for key, value in self._moments.sums.items()},
+            folder,
+            name=MOMENTS_FILE.format(process=args.process_index),
+        )
+
+    def finish(self, state: Any, model: Any, *, loaded_best: bool) -> CompressionReport | None:
+        """Make the compact model of what training left; None if nothing was chosen in time."""
+        if self._moments is not None:
+            self._moments.stop()
+            logger.warning(
+                "training ended after step %d, before the directions were chosen after step %d: "
+                "the model stays as it was trained; train longer, or let anneal start earlier",
+                state.global_step,
+                self.first,
+            )
+            return None
+        self._finish_cut(state, model, loaded_best=loaded_best)
+        trainable = {name: model.get_submodule(name).weight.requires_grad for name in self._names}
+        report = compress_shared(model, self._names, self.settings, decide=self._decide)
+        for name, trains in trainable.items():
+            model.get_submodule(name).weight.requires_grad_(trains)
+        return report
+
+    def _finish_cut(self, state: Any, model: nn.Module, *, loaded_best: bool) -> None:
+        """Take what noise is left, and say so if there is any."""
+        step, left = state.global_step, self.memory["left"]
+        if loaded_best:
+            step = state.best_global_step or 0
+            left = amount(step, self.first, self.last)
+        if left > 0:
+            logger.warning(
+                "the model that training leaves is that of step %d and has %.0f %% of its noise, "
+                "which would have been gone after step %d; it is removed at once, so evaluate "
+                "again, or let anneal end earlier",
+                step,
+                100 * left,
+                self.last,
+            )
+        if left > 0 or (not loaded_best and self.memory["cut_at"] != step):
+            self._shrink(model, 0.0)
+            self.memory |= {"left": 0.0, "cut_at": step}
+
+    def _gathers(self, step: int) -> bool:
+        """Whether the update after so many steps is one whose batches are measured."""
+        return self.first - GATHERED <= step < self.first
+
+    def _cut(self, model: nn.Module, step: int) -> None:
+        """Shrink the rest to what the schedule leaves of it after this step."""
+        if not self.chosen or self.memory["cut_at"] == step:
+            return
+        left = amount(step, self.first, self.last)
+        before = self.memory["left"]
+        if left < 1:
+            self._shrink(model, left / before if before > 0 else 0.0)
+        self.memory |= {"left": left, "cut_at": step}
+
+    def _shrink(self, model: nn.Module, ratio: float) -> None:
+        """Cut all layers, shared out over the processes, which end with the same weights."""
+
+        def work(name: str) -> WorkResult:
+            weight = weight_matrix(model.get_submodule(name))
+            left, right = (self._probes[f"{name} {side}"] for side in ("left", "right"))
+            return None, {"weight": cut(weight, left, right, ratio)}
+
+        names = [name for name, entry in self.chosen.items() if entry["rank"] is not None]
+        for name, (_, tensors) in zip(names, shared(model, names, work), strict=True):
+            set_matrix(model.get_submodule(name), tensors["weight"])
+
+    def _choose(self, args: Any, model: nn.Module, step: int) -> None:
+        """Choose ranks and directions by the moments of the batches so far."""
+        assert self._moments is not None
+        excited, self._moments = self._moments.excitations(), None
+        choice = choose(model, self._names, excited, self.settings, self.size)
+        self._probes, kept = choice.probes, _on_cpu(choice.probes)
+        self.memory |= {
+            "cut_at": None,
+            "left": 1.0,
+            "layers": choice.layers,
+            "share": choice.share,
+            "probes": digest(kept),
+        }
+        self._save_probes(args, kept)
+
+    def _save_probes(self, args: Any, probes: Mapping[str, Tensor]) -> None:
+        if args.should_save and args.save_strategy != "no":
+            save_start(probes, args.output_dir, name=PROBES_FILE)
+            self.memory["folder"] = str(Path(args.output_dir).absolute())
+
+    def _reload_probes(self, args: Any, device: Any) -> None:
+        """Read the probes that lie beside the checkpoints, here or where the run began."""
+        here = Path(args.output_dir, PROBES_FILE).is_file()
+        folder = args.output_dir if here else self.memory.get("folder", args.output_dir)
+        probes = load_start(folder, self.memory["probes"], name=PROBES_FILE)
+        self._probes = {name: probe.to(device) for name, probe in probes.items()}
+        if not here:
+            self._save_probes(args, probes)
+
+    def _numbers(self) -> dict[str, float]:
+        """The four curves of an annealed training."""
+        kept = [entry for entry in self.chosen.values() if entry["rank"] is not None]
+        whole = sum(entry["energy"] for entry in kept)
+        rest = sum(entry["rest"] for entry in kept)
+        left = self.memory["left"]
+        return {
+            "rmt/noise_left": left,
+            "rmt/energy_scaled_away": (1 - left**2) * rest / whole if whole else 0.0,
+            "rmt/parameter_share": self.memory["share"],
+            "rmt/rank": sum(entry["rank"] for entry in kept) / max(1, len(kept)),
+        }
+
+    def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
+        """The factors of a layer, which are exact: its weight has their rank by now."""
+        entry = self.chosen[name]
+        if entry["rank"] is None:
+            cause, phase = Cause(entry["cause"]), entry.get("phase", "")
+            return Decision(dense_plan(name, weight, cause, entry["reason"], phase=phase))
+        told = of_rank(settings, entry["rank"])
+        result = compress_weight(name, weight, told.replace(noise_removal=1.0, max_rank=None))
+        about = {key: entry[key] for key in ("phase", "n_spikes", "upper_edge") if key in entry}
+        lost = entry["rest"] / entry["energy"] if entry["energy"] else 0.0
+        return replace(result, plan=replace(result.plan, dropped_energy=lost, **about))
+
+    def _reload_moments(self, args: Any, state: Any) -> None:
+        """Take up the sums of a run that was cut off while they were gathered."""
+        assert self._moments is not None
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        name = MOMENTS_FILE.format(process=args.process_index)
+        if not (folder / name).is_file():
+            return
+        sums = load_start(folder, None, name=name)
+        self._moments.set_leaders(self.memory["leaders"])
+        for key, value in self._moments.sums.items():
+            value.copy_(sums[key])
+
+
+def forget_best(state: Any) -> None:
+    """Let only evaluations count from which the noise is gone: the model that is kept has none."""
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,202 @@
+"""Second moments of layers' inputs and of their outputs' gradients, of batches that train."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+
+from hf_rmt.compression.low_rank import Excitation
+from hf_rmt.compression.parallel import n_processes
+from hf_rmt.nn.counterparts import matrix_shape
+from hf_rmt.nn.dense_matrix import is_convolution
+
+TOKENS = 512
+"""Most tokens of a batch that count, evenly spaced: more would cost time and tell little."""
+WIDEST = 4096
+"""Widest side whose second moment is a matrix; of a wider one the diagonal must do."""
+
+
+class BatchMoments:
+    """Sums over the tokens of the batches that pass anyway, gathered by hooks.
+
+    The first batch only shows which layers share an input. From the second on the products of
+    each distinct input are added up in float32, and those of the gradients of each layer's output.
+    Nothing is kept of a batch, and its outputs and gradients stay as they are. The sums hold two to
+    four times as many numbers as the layers, until the directions are chosen.
+
+    Args:
+        model: The model that trains, without a wrapper.
+        names: Its layers with a matrix.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.model, self.names = model, list(names)
+        self.leaders: dict[str, str] = {}
+        self.sums: dict[str, Tensor] = {}
+        self._given: dict[str, list[int]] = defaultdict(list)
+        self._alive: dict[int, tuple[Any, int, int]] = {}
+        self._numbers = count()
+        self._hooks: list[Any] = []
+        self._mask: Any = None
+
+    def listen(self) -> None:
+        """Hear of the next batches, until `stop`."""
+        if self._hooks:
+            return
+        hook = self.model.register_forward_pre_hook(self._take_mask, with_kwargs=True)
+        self._hooks = [hook]
+        for name in self.names:
+            layer = self.model.get_submodule(name)
+            hook = layer.register_forward_hook(self._hear(name), with_kwargs=True)
+            self._hooks.append(hook)
+
+    def stop(self) -> None:
+        """Take the hooks off again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._mask = [], None
+
+    def end_step(self) -> None:
+        """After the first step, settle which layers share an input, alike on all processes."""
+        self._alive.clear()
+        if self.leaders or not self._given:
+            return
+        groups = defaultdict[Any, list[str]](list)
+        for name, tokens in self._given.items():
+            groups[tuple(tokens), _reading(self.model.get_submodule(name))].append(name)
+        leaders = [{name: members[0] for members in groups.values() for name in members}]
+        if n_processes() > 1:
+            distributed.broadcast_object_list(leaders, src=0)
+        self.set_leaders(leaders[0])
+
+    def set_leaders(self, leaders: dict[str, str]) -> None:
+        """Make room for the sums: one second moment for each layer that leads its site."""
+        self.leaders = dict(leaders)
+        for name, first in self.leaders.items():
+            layer: Any = self.model.get_submodule(name)
+            (rows, columns), device = matrix_shape(layer), layer.weight.device
+            self.sums[f"{name} slopes"] = _room(rows, device)
+            self.sums[f"{name} batches"] = torch.zeros(1, device=device, dtype=torch.float64)
+            if name == first:
+                self.sums[f"{name} tokens"] = torch.zeros(1, device=device, dtype=torch.float64)
+                self.sums[f"{name} products"] = _room(columns, device)
+
+    def excitations(self) -> dict[str, Excitation]:
+        """What the batches of all processes say, once they have been summed up.
+
+        Returns:
+            The excitation of each layer that was reached, by name: inputs are averaged over
+            tokens, gradients summed over the tokens of a batch; None where no gradient arrived.
+            Layers without finite sums are left out.
+        """
+        if n_processes() > 1:
+            for tensor in self.sums.values():
+                distributed.all_reduce(tensor)
+        return {name: found for name in self.names if (found := self._excitation(name)) is not None}
+
+    def _excitation(self, name: str) -> Excitation | None:
+        first = self.leaders.get(name)
+        if first is None or not float(self.sums[f"{first} tokens"]):
+            return None
+        inputs = self.sums[f"{first} products"] / self.sums[f"{first} tokens"].float()
+        slopes, batches = self.sums[f"{name} slopes"], self.sums[f"{name} batches"].float()
+        if not (torch.isfinite(inputs).all() and torch.isfinite(slopes).all()):
+            return None
+        return Excitation(inputs, slopes / batches if slopes.any() else None)
+
+    def _take_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._mask = kwargs.get("attention_mask")
+
+    def _hear(self, name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], result: Tensor) -> None:
+            if not layer.training:  # an evaluation between two steps
+                return
+            entry = (args[0] if args else next(iter(kwargs.values()))).detach()
+            if not self.leaders:
+                self._given[name].append(self._number(args[0] if args else entry))
+            elif name in self.leaders:
+                self._add(name, layer, entry, result)
+
+        return hook
+
+    def _number(self, entry: Tensor) -> int:
+        """The same number for the same tensor; an address is used again once it is gone."""
+        known = self._alive.get(id(entry))
+        if known is None or known[0]() is not entry or known[1] != entry._version:
+            known = self._alive[id(entry)] = (ref(entry), entry._version, next(self._numbers))
+        return known[2]
+
+    @torch.no_grad()
+    def _add(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
+        if self.leaders[name] == name:
+            patches = _patches(layer, entry) if is_convolution(layer) else entry
+            tokens = _thinned(self._unpadded(patches, self._mask)).float()
+            self.sums[f"{name} tokens"] += len(tokens)
+            _add_products(self.sums[f"{name} products"], tokens)
+        if result.requires_grad:
+            mask = self._mask
+            result.register_hook(lambda gradient: self._add_slopes(name, layer, gradient, mask))
+
+    def _add_slopes(self, name: str, layer: nn.Module, gradient: Tensor, mask: Any) -> None:
+        rows = gradient.flatten(2).transpose(1, 2) if is_convolution(layer) else gradient
+        rows = self._unpadded(rows, mask)
+        thin = _thinned(rows).float() * math.sqrt(len(rows) / max(1, len(_thinned(rows))))
+        _add_products(self.sums[f"{name} slopes"], thin)
+        self.sums[f"{name} batches"] += 1
+
+    def _unpadded(self, tokens: Tensor, mask: Any) -> Tensor:
+        """Rows, one a token; padding is left out where the mask has the shape of the tokens."""
+        if mask is not None and mask.shape == tokens.shape[:-1]:
+            return tokens[mask.bool().to(tokens.device)]
+        return tokens.reshape(-1, tokens.shape[-1])
+
+
+def _reading(layer: Any) -> tuple[Any, ...]:
+    """How a layer reads its input: two convolutions may see other patches of one tensor."""
+    if not is_convolution(layer):
+        return ()
+    return layer.kernel_size, layer.stride, str(layer.padding), layer.dilation
+
+
+def _room(width: int, device: Any) -> Tensor:
+    """Zeros for the second moment of a side, or for its diagonal."""
+    return torch.zeros((width, width) if width <= WIDEST else (width,), device=device)
+
+
+def _add_products(total: Tensor, rows: Tensor) -> None:
+    if total.ndim == 1:
+        total += rows.square().sum(0)
+    else:
+        total.addmm_(rows.T, rows)
+
+
+def _thinned(rows: Tensor) -> Tensor:
+    """At most `TOKENS` of the rows, evenly spaced."""
+    return rows[:: max(1, -(-len(rows) // TOKENS))]
+
+
+def _patches(layer: Any, images: Tensor) -> Tensor:
+    """What the filters of a convolution are multiplied with, shape (images, places, in k_h k_w)."""
+    padding = layer.padding
+    if isinstance(padding, str):
+        sides = [
+            side * (size - 1) for side, size in zip(layer.dilation, layer.kernel_size, strict=True)
+        ]
+        padding = [side // 2 if padding == "same" else 0 for side in sides]
+    unfolded = functional.unfold(
+        images, layer.kernel_size, layer.dilation, tuple(padding), layer.stride
+    )
+    return unfolded.transpose(1, 2)
+
+
+def measurable(model: nn.Module, names: Iterable[str], smallest: int) -> list[str]:
+    """The layers whose smaller side is at least so large."""
+    return [name for name in names if min(matrix_shape(model.get_submodule(name))) >= smallest]

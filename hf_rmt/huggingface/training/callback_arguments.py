@@ -1,0 +1,147 @@
+"""What `RMTCallback` may be told, checked when it is made and when a run is resumed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from hf_rmt.checks import check_number
+from hf_rmt.compression.methods.spectral import SpectralMethod
+from hf_rmt.huggingface.config import RMTConfig
+from hf_rmt.huggingface.training.dose import check_dose
+from hf_rmt.settings import method_of
+
+TARGETS = ("weights", "update")
+FREE = ("schedule", "log")
+"""Arguments that may change when a run is resumed."""
+
+
+def resolved_target(target: str | None, of: str | None) -> Any:
+    """The target, also by its old name `of`.
+
+    Raises:
+        ValueError: If it is unknown, or given under both names.
+    """
+    if of is not None:
+        warnings.warn(
+            f"RMTCallback(of={of!r}) is the old name; pass target={of!r}",
+            FutureWarning,
+            stacklevel=3,
+        )
+        if target is not None:
+            raise ValueError(f"got target={target!r} and its old name of={of!r}; pass target alone")
+        target = of
+    target = "weights" if target is None else target
+    if target not in TARGETS:
+        raise ValueError(f"target must be 'weights' or 'update', got {target!r}")
+    return target
+
+
+def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
+    """Refuse wrong types and values.
+
+    Raises:
+        TypeError: If a type is wrong.
+        ValueError: If a value is.
+    """
+    if config is not None and not isinstance(config, RMTConfig | Mapping):
+        raise TypeError(f"config must be an RMTConfig, got {config!r}")
+    if isinstance(schedule, bool) or not isinstance(schedule, str | int | None):
+        raise TypeError(f"schedule must be 'epoch', 'end' or a number of steps, got {schedule!r}")
+    wrong = schedule < 1 if isinstance(schedule, int) else schedule not in ("epoch", "end", None)
+    if wrong:
+        raise ValueError(
+            f"schedule must be 'epoch', 'end' or at least 1 step, got {schedule!r}; "
+            "pass schedule='end' to filter once"
+        )
+    if size is not None:
+        check_number("size", size, "(0")
+    if log not in (True, False, "layers"):
+        raise ValueError(f"log must be True, False or 'layers', got {log!r}")
+
+
+def resolved_schedule(
+    config: RMTConfig, target: str, schedule: Any, size: float | None, anneal: Any
+) -> Any:
+    """The schedule of a filter at once; None if the noise is to be annealed.
+
+    Raises:
+        ValueError: If a schedule, an update or a config that cannot be annealed meets `size` or
+            `anneal`.
+    """
+    method = method_of(config)
+    directional = isinstance(method, SpectralMethod) and method.stores_noise
+    drops = directional and config.noise == "drop" and not config.recover_spikes
+    told = {"size": size, "anneal": anneal}
+    given = [f"{key}={value!r}" for key, value in told.items() if value is not None]
+    if schedule is None and target == "weights" and drops:
+        return None
+    if given:
+        reasons = {
+            f"schedule={schedule!r}, which filters at once": schedule is not None,
+            "target='update', which is filtered whole": target == "update",
+            f"noise={config.noise!r} by method={config.method!r}": True,
+        }
+        reason = next(key for key, holds in reasons.items() if holds)
+        raise ValueError(
+            f"{' and '.join(given)} say how noise is scaled down beside directions that the "
+            f"inputs choose, and do not go with {reason}; leave one of them out"
+        )
+    return "epoch" if schedule is None else schedule
+
+
+def dosed_schedule(target: str, schedule: Any, dose: Any) -> Any:
+    """The schedule, which is `"end"` with a dose.
+
+    Raises:
+        ValueError: If a dose meets another schedule, or whole weights.
+    """
+    check_dose(dose)
+    if dose is None:
+        return schedule
+    if target != "update" or schedule not in (None, "end"):
+        raise ValueError(
+            f"dose={dose!r} says what is kept of an update when training ends, got "
+            f"target={target!r} and schedule={schedule!r}; pass target='update' and no schedule"
+        )
+    return "end"
+
+
+def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:
+    """The config of a filter: a mapping is one that a checkpoint's state kept.
+
+    Raises:
+        ValueError: If its method looks at no spectrum.
+    """
+    if config is None:
+        return RMTConfig(noise="drop")
+    made: Any = RMTConfig.from_dict(config) if isinstance(config, Mapping) else config
+    if why := method_of(made).why_no_filter():
+        raise ValueError(why)
+    return made
+
+
+def check_same(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings than those under which the checkpoint was made.
+
+    Args:
+        own: Arguments of the callback, as its state holds them.
+        saved: The same of the checkpoint.
+
+    Raises:
+        ValueError: If one differs that must not.
+    """
+    ours, theirs = _flat(own), _flat(saved)
+    for key in (key for key in ours if ours[key] != theirs.get(key)):
+        raise ValueError(
+            f"{key} must stay {theirs.get(key)!r}, which the run that is resumed began with, got "
+            f"{ours[key]!r}; pass that, or start anew"
+        )
+
+
+def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that must stay, those of the config beside the others."""
+    others = {key: arguments[key] for key in arguments if key not in ("config", *FREE)}
+    kind = {"kind": "annealed" if arguments["schedule"] is None else "at once"}
+    return {**others, **kind, **filter_config(arguments["config"]).to_dict()}

@@ -1,0 +1,156 @@
+"""Which directions of which layers a training keeps, chosen once, by what its batches excite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hf_rmt.compression.directions import kept_directions, removal
+from hf_rmt.compression.excited import cut, excited_directions, shared_ranks
+from hf_rmt.compression.low_rank import Excitation
+from hf_rmt.compression.parallel import WorkResult, matrix_cost, share
+from hf_rmt.compression.spectrum import spectrum
+from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
+from hf_rmt.plan import Cause
+from hf_rmt.settings import CompressionSettings
+from hf_rmt.spectra import Phase
+
+NOT_REACHED = "no training batch reached the layer before the directions were chosen"
+TOO_SMALL = "the smaller side is below min_size"
+WHOLE = "each of its directions is worth its parameters"
+NO_SIGNAL = "no signal stands out from the noise, nothing would be left"
+"""Reasons for which a layer stays dense."""
+
+
+class Choice(NamedTuple):
+    """What a training keeps.
+
+    Attributes:
+        layers: By name: `rank`, None for a layer that stays dense with a `reason`; `energy`, its
+            squared Frobenius norm; `rest`, the part of it that will go; what its spectrum said.
+            Plain JSON values.
+        probes: Two for each layer with a rank, `<name> left` and `<name> right`, see
+            `hf_rmt.compression.excited`.
+        share: Parameters that will be left over those of all the layers.
+    """
+
+    layers: dict[str, dict[str, Any]]
+    probes: dict[str, Tensor]
+    share: float
+
+
+def choose(
+    model: nn.Module,
+    names: Sequence[str],
+    excited: Mapping[str, Excitation],
+    settings: CompressionSettings,
+    size: float | None,
+) -> Choice:
+    """Choose ranks and directions, the layers shared out over the processes.
+
+    Args:
+        model: The model; it is not changed.
+        names: Layers with a matrix.
+        excited: Their second moments, as `BatchMoments` gives them.
+        settings: The rule that finds the rank of a layer where no size is given.
+        size: Share of the parameters of the layers that were reached, or None.
+
+    Returns:
+        The choice, equal on every process.
+
+    Raises:
+        ValueError: If the size has no room for one direction a layer.
+        RuntimeError: On every process, if one of them failed.
+    """
+    steep = _mean_slope(excited.values())
+
+    def work(name: str) -> WorkResult:
+        weight = weight_matrix(model.get_submodule(name))
+        values, left, right = excited_directions(weight, excited[name])
+        values = values if excited[name].gradients is not None else values * steep
+        rank, about = (_most(weight), {}) if size is not None else _by_rule(name, weight, settings)
+        kept = {"left": left, "right": right}
+        kept = {key: part[:, : rank or 0].float().contiguous() for key, part in kept.items()}
+        return (rank, about), {"worth": values, **kept}
+
+    found = dict(zip(excited, shared(model, list(excited), work), strict=True))
+    ranks = {name: plain[0] for name, (plain, _) in found.items()}
+    if size is not None:
+        shapes = {name: matrix_shape(model.get_submodule(name)) for name in found}
+        worth = {name: tensors["worth"].cpu() for name, (_, tensors) in found.items()}
+        ranks = shared_ranks(worth, shapes, size)
+    layers: dict[str, dict[str, Any]] = {}
+    probes: dict[str, Tensor] = {}
+    left, dense = 0, 0
+    for name in names:
+        weight = weight_matrix(model.get_submodule(name))
+        rank = ranks.get(name)
+        entry = layers[name] = {"rank": rank, **_why(name, weight, found, settings)}
+        if rank is not None:
+            pair = [found[name][1][side][:, :rank].contiguous() for side in ("left", "right")]
+            probes |= {f"{name} left": pair[0], f"{name} right": pair[1]}
+            entry |= _energies(weight, *pair)
+        left += weight.numel() if rank is None else rank * sum(weight.shape)
+        dense += weight.numel()
+    return Choice(layers, probes, left / max(1, dense))
+
+
+def shared(model: nn.Module, names: Sequence[str], work: Callable[[str], WorkResult]) -> Any:
+    """The outcomes of work on layers, shared out over the processes."""
+    costs = [matrix_cost(matrix_shape(model.get_submodule(name))) for name in names]
+    return share(work, names, costs, device=next(model.parameters()).device)
+
+
+def _why(
+    name: str, weight: Tensor, found: Mapping[str, WorkResult], settings: CompressionSettings
+) -> dict[str, Any]:
+    """What the spectrum of a layer said, or why it was not looked at."""
+    if name not in found:
+        small = min(weight.shape) < settings.min_size
+        cause = Cause.TOO_SMALL if small else Cause.NOT_REACHED
+        return {"cause": str(cause), "reason": TOO_SMALL if small else NOT_REACHED}
+    return {"cause": str(Cause.ALL_WORTH), "reason": WHOLE, **found[name][0][1]}
+
+
+def _by_rule(
+    name: str, weight: Tensor, settings: CompressionSettings
+) -> tuple[int | None, dict[str, Any]]:
+    """The rank that the method finds in a weight, and what its spectrum says."""
+    fit = spectrum(weight, settings)
+    about: dict[str, Any] = {"phase": str(fit.phase)}
+    if fit.phase == Phase.DEGENERATE:
+        return None, {**about, "cause": str(Cause.DEGENERATE), "reason": fit.reason}
+    if removal(settings, name) is None:
+        told = {"cause": str(Cause.NOT_NAMED), "reason": "noise_removal names other layers"}
+        return None, {**about, **told}
+    about["n_spikes"] = fit.n_spikes
+    about["upper_edge"] = fit.upper_edge if fit.law is not None else None
+    rank = len(kept_directions(fit, settings, name))
+    if rank == 0 or rank > _most(weight):
+        cause = Cause.ALL_WORTH if rank else Cause.NO_SIGNAL
+        return None, {**about, "cause": str(cause), "reason": WHOLE if rank else NO_SIGNAL}
+    return rank, about
+
+
+def _most(weight: Tensor) -> int:
+    """The largest rank whose factors are smaller than the weight."""
+    return weight.numel() // sum(weight.shape)
+
+
+def _energies(weight: Tensor, left: Tensor, right: Tensor) -> dict[str, float]:
+    return {"energy": _energy(weight), "rest": _energy(weight - cut(weight, left, right, 0.0))}
+
+
+def _energy(matrix: Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+
+
+def _mean_slope(excited: Iterable[Excitation]) -> float:
+    """Mean square of the gradient of one output, for layers that no gradient reached."""
+    moments = [one.gradients for one in excited if one.gradients is not None]
+    means = [float((one.diagonal() if one.ndim == 2 else one).mean()) for one in moments]
+    return fmean(means) if means else 1.0

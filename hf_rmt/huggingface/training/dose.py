@@ -1,0 +1,156 @@
+"""How much of what training added is kept, chosen on rows that were kept back.
+
+Under wrong labels a part of every update is memorised noise. Two cures are tried: all of the update
+scaled down, which interpolates between the weights before and after training (Wortsman et al.,
+CVPR 2022), and its blocks cut to a few shrunk spikes. The rows may have labels as noisy as those
+that were trained on: noise that hits all classes alike changes the level of a score, not its order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, distributed, nn
+
+from hf_rmt.checks import check_number
+from hf_rmt.compression.decision import rewritten_plan
+from hf_rmt.compression.parallel import n_processes
+from hf_rmt.compression.shrinkage import shrunk_update
+from hf_rmt.huggingface.training.choice import shared
+from hf_rmt.nn.dense_matrix import to_matrix, to_weight
+from hf_rmt.plan import CompressionPlan
+
+SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.2)
+"""Parts of the update that are tried."""
+
+PERSISTENT = 8
+"""Directions of the update halfway that `dose="auto"` keeps in each layer."""
+
+
+@dataclass(frozen=True)
+class Dose:
+    """What was kept of an update.
+
+    Attributes:
+        scale: What all of the update was multiplied with.
+        spikes: Whether the matrices of the blocks kept their shrunk spikes only.
+        scores: Of what was tried, by scale, with `spikes` and without; empty if nothing was.
+    """
+
+    scale: float
+    spikes: bool
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def check_dose(dose: Any) -> None:
+    """Refuse what is neither "auto", a number in (0, 1] nor None.
+
+    Raises:
+        TypeError: If it is another type.
+        ValueError: If it is another value.
+    """
+    if dose is None or dose == "auto":
+        return
+    if isinstance(dose, str):
+        raise ValueError(f"dose must be 'auto', a number in (0, 1] or None, got {dose!r}")
+    check_number("dose", dose, "(0")
+
+
+class DosedUpdate:
+    """A trained model between its weights before and after training.
+
+    Args:
+        model: The trained model.
+        starts: Its parameters before training, by name; those that are missing stay as trained.
+        names: The layers whose updates may be cut to their spikes.
+    """
+
+    def __init__(
+        self, model: nn.Module, starts: Mapping[str, Tensor], names: Sequence[str]
+    ) -> None:
+        self.parameters = dict(model.named_parameters())
+        self.starts = {name: start for name, start in starts.items() if name in self.parameters}
+        self.ends = {name: self.parameters[name].detach().clone() for name in self.starts}
+        self.model, self.names = model, [name for name in names if f"{name}.weight" in self.starts]
+        self._cut: dict[str, Tensor] | None = None
+
+    def apply(self, dose: float | Literal["auto"], evaluate: Callable[[], float]) -> Dose:
+        """Scale the update, by a number or by what the score is best with.
+
+        Args:
+            dose: The number, or `"auto"`.
+            evaluate: The score of the model as it stands; higher is better.
+
+        Returns:
+            What was chosen; the model has it.
+        """
+        if dose != "auto":
+            self.place(dose, spikes=False)
+            return Dose(dose, False)
+        scores: dict[tuple[float, bool], float] = {}
+        for spikes in (False, True):
+            for scale in SCALES:
+                self.place(scale, spikes=spikes)
+                scores[scale, spikes] = _number(evaluate())
+        best = [max(scores, key=lambda key: scores[key])]
+        if n_processes() > 1:
+            distributed.broadcast_object_list(best, src=0)
+        scale, cut = best[0]
+        self.place(scale, spikes=cut)
+        told = {f"{one}{' spikes' if two else ''}": score for (one, two), score in scores.items()}
+        return Dose(scale, cut, told)
+
+    @torch.no_grad()
+    def place(self, scale: float, *, spikes: bool = False) -> None:
+        """Set the weights to start + scale update."""
+        cut = self._spikes() if spikes else {}
+        for name, start in self.starts.items():
+            end = self.ends[name]
+            if scale == 1 and name not in cut:
+                self.parameters[name].copy_(end)
+                continue
+            begin = start.to(end)
+            update = cut[name] if name in cut else end - begin
+            self.parameters[name].copy_(begin + scale * update)
+
+    def plan(self, dose: Dose) -> CompressionPlan:
+        """What became of the layers' updates, for a report."""
+        reason = f"update scaled by {dose.scale:g}" + ", shrunk spikes only" * dose.spikes
+        plans = []
+        for name in self.names:
+            start, end = self.starts[f"{name}.weight"], self.ends[f"{name}.weight"]
+            layer = self.model.get_submodule(name)
+            update = to_matrix(layer, end - start.to(end)).float()
+            rest = update - to_matrix(
+                layer, self.parameters[f"{name}.weight"].detach() - start.to(end)
+            )
+            whole, lost = (float(part.square().sum(dtype=torch.float64)) for part in (update, rest))
+            plan = rewritten_plan(name, update.to(end.dtype), reason)
+            plans.append(replace(plan, dropped_energy=lost / whole if whole else 0.0))
+        return CompressionPlan(tuple(plans))
+
+    def _spikes(self) -> dict[str, Tensor]:
+        """The cut updates of the layers, worked out once, shared out over the processes."""
+        if self._cut is not None:
+            return self._cut
+
+        def work(name: str) -> Any:
+            layer = self.model.get_submodule(name)
+            end = self.ends[f"{name}.weight"]
+            update = to_matrix(layer, end - self.starts[f"{name}.weight"].to(end))
+            return None, {"update": shrunk_update(update)[0]}
+
+        outcomes = shared(self.model, self.names, work)
+        self._cut = {
+            f"{name}.weight": to_weight(self.model.get_submodule(name), tensors["update"])
+            for name, (_, tensors) in zip(self.names, outcomes, strict=True)
+        }
+        return self._cut
+
+
+def _number(score: float) -> float:
+    return score if math.isfinite(score) else -math.inf

@@ -1,0 +1,266 @@
+"""A model filtered at once, again and again on a schedule: its weights, or what training added."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hf_rmt.compression.apply import compress_shared
+from hf_rmt.compression.decision import Decision
+from hf_rmt.compression.parallel import WorkResult
+from hf_rmt.compression.refilter import filter_weight, first_plan
+from hf_rmt.compression.shrinkage import along, leading_directions
+from hf_rmt.compression.spectrum import spectrum
+from hf_rmt.huggingface.training.choice import shared
+from hf_rmt.huggingface.training.dose import PERSISTENT, DosedUpdate
+from hf_rmt.huggingface.training.spectral_logs import spectral_logs
+from hf_rmt.huggingface.training.start_weights import digest, load_start, save_start
+from hf_rmt.nn.counterparts import weight_matrix
+from hf_rmt.nn.dense_matrix import set_matrix, to_weight
+from hf_rmt.plan import CompressionPlan, LayerPlan
+from hf_rmt.report import CompressionReport
+from hf_rmt.settings import CompressionSettings
+
+logger = logging.getLogger(__name__)
+
+EARLY_FILE = "_rmt_early.safetensors"
+OTHER = "parameter:"
+"""Begins the name of a start weight that belongs to no layer which is filtered."""
+HARMFUL = 0.1
+"""Energy of whole weights above which a filter that takes it at once warns."""
+
+
+class ScheduledFilter:
+    """Filters weights or updates at full shape; the first filter decides the ranks.
+
+    Args:
+        settings: What is filtered, and how the noise is stored.
+        schedule: `"epoch"`, `"end"`, or every so many update steps.
+        target: `"weights"` or `"update"`.
+        dose: When training ends, a number scales all of the update; `"auto"` keeps of each layer's
+            what lies in the leading directions that it had halfway; None filters its spectrum.
+    """
+
+    def __init__(
+        self,
+        settings: CompressionSettings,
+        schedule: Literal["epoch", "end"] | int,
+        target: Literal["weights", "update"],
+        dose: float | Literal["auto"] | None = None,
+    ) -> None:
+        self.settings, self.schedule, self.target = settings, schedule, target
+        self.dose = dose
+        self.memory: dict[str, Any] = {}
+        self.filtered_at = -1
+        self._start: dict[str, Tensor] = {}
+        self._names: list[str] = []
+        self._early: dict[str, Tensor] = {}
+
+    def begin(
+        self, args: Any, state: Any, model: nn.Module, names: Sequence[str], saved: Any
+    ) -> None:
+        """Keep the weights at the start, or pick up what a checkpoint kept."""
+        self._names, self.filtered_at = list(names), -1
+        blank: dict[str, Any] = {"first_filter": None, "first_plans": {}, "start_digest": None}
+        self.memory = {**blank, **(saved or {})}
+        if self.target == "update":
+            self._keep_start(args, model, resumed=saved is not None)
+        self._early = {}
+        if self.memory.get("early_digest"):
+            self._early = load_start(args.output_dir, self.memory["early_digest"], name=EARLY_FILE)
+
+    def step_begins(self, state: Any) -> None:
+        """Nothing is to be done before a step."""
+
+    def saved(self, args: Any, state: Any) -> None:
+        """A checkpoint holds all that is needed."""
+
+    def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
+        """Filter after an update that the schedule names, before anything is saved."""
+        if self.dose == "auto" and state.global_step == max(1, state.max_steps // 2):
+            self._keep_early(args, model)
+        every = self.schedule if isinstance(self.schedule, int) else None
+        epoch_ends = self.schedule == "epoch" and float(state.epoch).is_integer()
+        due = epoch_ends or (every and state.global_step % every == 0)
+        return self.filter(state, model) if due else {}
+
+    def epoch_ends(self, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
+        """Filter an epoch that ended before its time."""
+        due = self.schedule == "epoch" and self.filtered_at != state.global_step
+        return self.filter(state, model) if due and not control.should_training_stop else {}
+
+    def finish(
+        self,
+        state: Any,
+        model: Any,
+        *,
+        loaded_best: bool,
+    ) -> CompressionReport | None:
+        """Filter what training leaves; returns the report of a model that was made compact."""
+        if self.dose is not None:
+            self._apply_dose(model)
+            return None
+        step = (state.best_global_step or 0) if loaded_best else state.global_step
+        first = self.memory["first_filter"]
+        if first is not None and step < first:
+            self.memory |= {"first_filter": None, "first_plans": {}}
+        if self.target == "weights":
+            report = compress_shared(model, self._names, self.settings, decide=self._decide)
+            if self.memory["first_filter"] is None:
+                _warn_of_harm(report.plan.dropped_energy)
+            return report
+        if loaded_best or self.filtered_at != step:
+            self.filter(state, model)
+        return None
+
+    def observe(self, model: nn.Module) -> dict[str, float]:
+        """The spectra as they are, in numbers."""
+
+        def work(name: str) -> WorkResult:
+            return spectrum(self._matrix(model, name), self.settings), {}
+
+        outcomes = shared(model, self._names, work)
+        fits = {name: fit for name, (fit, _) in zip(self._names, outcomes, strict=True)}
+        return spectral_logs(fits)
+
+    def filter(self, state: Any, model: nn.Module) -> dict[str, float]:
+        """Filter all layers in place, shared out over the processes; returns what to log."""
+
+        def work(name: str) -> WorkResult:
+            matrix = self._matrix(model, name)
+            result = self._decide(name, matrix, self.settings)
+            filtered = result.dense(matrix)
+            new = name not in self.memory["first_plans"]
+            plan = first_plan(result, self.settings) if new else None
+            lost = 0.0 if filtered is None else _lost(matrix, filtered)
+            found = result.fit, plan, lost
+            return found, {} if filtered is None else {"weight": filtered}
+
+        fits, plans, losses = {}, [], []
+        outcomes = shared(model, self._names, work)
+        for name, ((fit, plan, lost), tensors) in zip(self._names, outcomes, strict=True):
+            fits[name] = fit
+            if tensors:
+                self._replace(model, name, tensors["weight"])
+                losses.append(lost)
+            if plan is not None:
+                plans.append(plan)
+        new = CompressionPlan(tuple(plans)).to_dict()
+        self.memory["first_plans"] = {**self.memory["first_plans"], **new}
+        dropped = fmean(losses) if losses else 0.0
+        if self.memory["first_filter"] is None:
+            self.memory["first_filter"] = state.global_step
+            if self.target == "weights":
+                _warn_of_harm(dropped)
+        self.filtered_at = state.global_step
+        return {**spectral_logs(fits), "rmt/energy_dropped": dropped}
+
+    def _keep_start(self, args: Any, model: nn.Module, *, resumed: bool) -> None:
+        """Hold the weights at the start: the model's, or those beside the checkpoint."""
+        if resumed:
+            self._start = load_start(args.output_dir, self.memory["start_digest"])
+            return
+        weights = {name: weight_matrix(model.get_submodule(name)) for name in self._names}
+        if self.dose not in (None, "auto"):
+            layers = {f"{name}.weight" for name in self._names}
+            weights |= {
+                f"{OTHER}{name}": part.detach()
+                for name, part in model.named_parameters()
+                if name not in layers
+            }
+        self._start = {
+            name: weight.to("cpu", copy=True).contiguous() for name, weight in weights.items()
+        }
+        self.memory["start_digest"] = digest(self._start)
+        if args.should_save and args.save_strategy != "no":
+            save_start(self._start, args.output_dir)
+
+    def _keep_early(self, args: Any, model: nn.Module) -> None:
+        """Remember where the update of each layer leads halfway."""
+
+        def work(name: str) -> WorkResult:
+            left, right = leading_directions(self._matrix(model, name), PERSISTENT)
+            return None, {"left": left, "right": right}
+
+        outcomes = shared(model, self._names, work)
+        self._early = {
+            f"{name} {side}": tensor.cpu()
+            for name, (_, tensors) in zip(self._names, outcomes, strict=True)
+            for side, tensor in tensors.items()
+        }
+        self.memory["early_digest"] = digest(self._early)
+        if args.should_save and args.save_strategy != "no":
+            save_start(self._early, args.output_dir, name=EARLY_FILE)
+
+    def _apply_dose(self, model: nn.Module) -> None:
+        """Scale the whole update, or keep of the layers' what lies in the early directions."""
+        if self.dose != "auto":
+            DosedUpdate(model, self._parameters(model), self._names).place(self.dose or 1.0)
+            return
+        if not self._early:
+            logger.warning(
+                "training ended before half of its steps, so that dose='auto' knows no early "
+                "directions: the model stays as it was trained"
+            )
+            return
+
+        def work(name: str) -> WorkResult:
+            left, right = (self._early[f"{name} {side}"] for side in ("left", "right"))
+            return None, {"update": along(self._matrix(model, name), left, right)}
+
+        outcomes = shared(model, self._names, work)
+        for name, (_, tensors) in zip(self._names, outcomes, strict=True):
+            self._replace(model, name, tensors["update"])
+
+    def _parameters(self, model: nn.Module) -> dict[str, Tensor]:
+        """All parameters at the start, by their names."""
+        found = {}
+        for name, start in self._start.items():
+            if name.startswith(OTHER):
+                found[name.removeprefix(OTHER)] = start
+            else:
+                found[f"{name}.weight"] = to_weight(model.get_submodule(name), start)
+        return found
+
+    def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
+        first = self._first_plan(name)
+        return filter_weight(name, weight, settings, first, of_update=self.target == "update")
+
+    def _first_plan(self, name: str) -> LayerPlan | None:
+        entry: Mapping[str, Any] | None = self.memory["first_plans"].get(name)
+        return None if entry is None else CompressionPlan.from_dict({name: entry}).layers[0]
+
+    def _matrix(self, model: nn.Module, name: str) -> Tensor:
+        """What is filtered: a weight, or what training added to it."""
+        weight = weight_matrix(model.get_submodule(name))
+        return weight if self.target == "weights" else weight - self._start[name].to(weight)
+
+    def _replace(self, model: nn.Module, name: str, matrix: Tensor) -> None:
+        whole = matrix if self.target == "weights" else self._start[name].to(matrix) + matrix
+        set_matrix(model.get_submodule(name), whole)
+
+
+def _lost(matrix: Tensor, filtered: Tensor) -> float:
+    """Share of the squared Frobenius norm that a filter took."""
+    whole, rest = (
+        float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2
+        for part in (matrix, matrix - filtered)
+    )
+    return rest / whole if whole else 0.0
+
+
+def _warn_of_harm(dropped: float) -> None:
+    """Say once that a filter took much of the weights at once."""
+    if dropped > HARMFUL:
+        logger.warning(
+            "this filter took %.0f %% of the energy of the weights at once, which ruins most "
+            "pretrained models; RMTCallback() scales the noise down slowly, beside directions "
+            "chosen by the inputs, and RMTCallback(target='update') filters only what training "
+            "added",
+            100 * dropped,
+        )

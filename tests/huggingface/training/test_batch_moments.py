@@ -1,0 +1,159 @@
+"""Second moments of the batches that train a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hf_rmt.huggingface.training import batch_moments
+from hf_rmt.huggingface.training.batch_moments import BatchMoments
+
+
+class Twins(nn.Module):
+    """Two linears of one input, one of their sum, and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(6, 5, bias=False)
+        self.third, self.idle = nn.Linear(5, 4), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.third(torch.tanh(self.first(x) + self.second(x)))
+
+
+NAMES = ["first", "second", "third", "idle"]
+
+
+def twins() -> Twins:
+    torch.manual_seed(0)
+    return Twins().train()
+
+
+def steps(model: nn.Module, moments: BatchMoments, batches: list[dict[str, Any]]) -> None:
+    moments.listen()
+    for batch in batches:
+        model(**batch).square().sum().backward()
+        moments.end_step()
+    moments.stop()
+
+
+def batch(seed: int, mask: Tensor | None = None) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"x": torch.randn(3, 7, 6, generator=generator), "attention_mask": mask}
+
+
+def test_layers_of_one_input_share_a_moment() -> None:
+    model = twins()
+    moments = BatchMoments(model, NAMES)
+    steps(model, moments, [batch(0)])
+    assert moments.leaders == {"first": "first", "second": "first", "third": "third"}
+    assert not any(sums.any() for sums in moments.sums.values())  # the first batch shows the sites
+    assert "second products" not in moments.sums
+
+
+def test_moments_are_those_of_the_batches_after_the_first() -> None:
+    model, batches = twins(), [batch(seed) for seed in range(3)]
+    moments = BatchMoments(model, NAMES)
+    steps(model, moments, batches)
+    excited = moments.excitations()
+    assert set(excited) == {"first", "second", "third"}
+    inputs = torch.cat([part["x"].reshape(-1, 6) for part in batches[1:]])
+    expected = inputs.T @ inputs / len(inputs)
+    torch.testing.assert_close(excited["first"].inputs, expected)
+    torch.testing.assert_close(excited["second"].inputs, expected)
+    outputs = torch.cat([model(**part).detach().reshape(-1, 4) for part in batches[1:]])
+    slopes = 2 * outputs  # of the squares
+    torch.testing.assert_close(excited["third"].gradients, slopes.T @ slopes / 2)  # two batches
+
+
+def test_padding_counts_for_nothing() -> None:
+    model = twins()
+    mask = torch.ones(3, 7, dtype=torch.long)
+    mask[1, 4:] = 0
+    moments, batches = BatchMoments(model, NAMES), [batch(0, mask), batch(1, mask)]
+    steps(model, moments, batches)
+    kept = batches[1]["x"][mask.bool()]
+    torch.testing.assert_close(
+        moments.excitations()["first"].inputs, kept.T @ kept / int(mask.sum())
+    )
+
+
+def test_an_evaluation_between_two_steps_is_not_heard() -> None:
+    model = twins()
+    moments = BatchMoments(model, NAMES)
+    moments.listen()
+    for seed in range(2):
+        model(**batch(seed)).sum().backward()
+        moments.end_step()
+        model.eval()
+        model(**batch(seed + 10))
+        model.train()
+    moments.stop()
+    inputs = batch(1)["x"].reshape(-1, 6)
+    torch.testing.assert_close(
+        moments.excitations()["first"].inputs, inputs.T @ inputs / len(inputs)
+    )
+    assert not any(part._forward_hooks for part in model.modules())
+
+
+def test_of_many_tokens_some_count_and_gradients_keep_their_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_moments, "TOKENS", 7)
+    model = twins()
+    moments, batches = BatchMoments(model, NAMES), [batch(0), batch(1)]
+    steps(model, moments, batches)
+    excited = moments.excitations()
+    thin = batches[1]["x"].reshape(-1, 6)[::3]
+    torch.testing.assert_close(excited["first"].inputs, thin.T @ thin / 7)
+    slopes = 2 * model(**batches[1]).detach().reshape(-1, 4)[::3]
+    torch.testing.assert_close(excited["third"].gradients, 3 * slopes.T @ slopes)
+
+
+def test_of_a_wide_side_the_diagonal_must_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, model = BatchMoments(twins(), NAMES), twins()
+    batches = [batch(0), batch(1)]
+    steps(whole.model, whole, batches)
+    monkeypatch.setattr(batch_moments, "WIDEST", 4)
+    thin = BatchMoments(model, NAMES)
+    steps(model, thin, batches)
+    expected, found = whole.excitations()["third"], thin.excitations()["third"]
+    torch.testing.assert_close(found.inputs, expected.inputs.diagonal())
+    torch.testing.assert_close(found.gradients, expected.gradients)
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": 1, "stride": 2}, {"padding": "same", "dilation": 2}, {"padding": 0}]
+)
+def test_patches_are_what_the_filters_of_a_convolution_see(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    layer, images = nn.Conv2d(3, 4, 3, bias=False, **options), torch.randn(2, 3, 8, 8)
+    patches = batch_moments._patches(layer, images)
+    outputs = functional.linear(patches, layer.weight.flatten(1))
+    torch.testing.assert_close(outputs.transpose(1, 2), layer(images).flatten(2))
+
+
+def test_convolutions_of_one_image_that_read_it_otherwise_share_nothing() -> None:
+    model = nn.ModuleDict({"wide": nn.Conv2d(3, 4, 3, padding=1), "narrow": nn.Conv2d(3, 4, 1)})
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts["wide"](x) + self.parts["narrow"](x)
+
+    block, names = Block().train(), ["parts.wide", "parts.narrow"]
+    moments = BatchMoments(block, names)
+    images = torch.randn(2, 3, 8, 8)
+    steps(block, moments, [{"x": images}, {"x": images}])
+    assert moments.leaders == {name: name for name in names}
+    excited = moments.excitations()
+    assert excited["parts.wide"].inputs.shape == (27, 27)
+    pixels = images.flatten(2).transpose(1, 2).reshape(-1, 3)
+    torch.testing.assert_close(excited["parts.narrow"].inputs, pixels.T @ pixels / len(pixels))

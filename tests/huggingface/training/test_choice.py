@@ -1,0 +1,72 @@
+"""What a training keeps, chosen by what its batches excite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hf_rmt.compression.excited import cut
+from hf_rmt.compression.low_rank import Excitation
+from hf_rmt.huggingface.training.choice import NO_SIGNAL, NOT_REACHED, TOO_SMALL, WHOLE, choose
+from hf_rmt.settings import CompressionSettings
+
+DROP = CompressionSettings(noise="drop")
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        {
+            "a": nn.Linear(60, 40),
+            "b": nn.Linear(60, 40),
+            "c": nn.Linear(60, 8),
+            "d": nn.Linear(60, 40),
+        }
+    )
+
+
+def excited(scale: float = 1.0, rows: int = 40) -> Excitation:
+    inputs = torch.diag(torch.logspace(0, -3, 60))
+    return Excitation(inputs, scale * torch.eye(rows))
+
+
+def test_a_steeper_layer_gets_more_of_the_size() -> None:
+    made = model()
+    found = {"a": excited(), "b": excited(100.0)}
+    choice = choose(made, ["a", "b"], found, DROP, 0.5)
+    ranks = {name: entry["rank"] for name, entry in choice.layers.items()}
+    assert 1 <= ranks["a"] < ranks["b"]
+    assert choice.share == pytest.approx(sum(ranks.values()) * 100 / 4800)
+    assert choice.share <= 0.5
+    assert choice.probes["a left"].shape == (40, ranks["a"])
+    assert choice.probes["a right"].shape == (60, ranks["a"])
+
+
+def test_the_energies_are_those_of_the_first_cut() -> None:
+    made = model()
+    choice = choose(made, ["a"], {"a": excited()}, DROP, 0.5)
+    weight = made["a"].weight.detach()
+    rest = weight - cut(weight, choice.probes["a left"], choice.probes["a right"], 0.0)
+    assert choice.layers["a"]["energy"] == pytest.approx(float(weight.square().sum()), rel=1e-5)
+    assert choice.layers["a"]["rest"] == pytest.approx(float(rest.square().sum()), rel=1e-5)
+
+
+def test_layers_that_stay_dense_say_why() -> None:
+    made = model()
+    choice = choose(made, ["a", "c", "d"], {"a": excited()}, DROP, 1.0)
+    reasons = {name: entry["reason"] for name, entry in choice.layers.items()}
+    assert reasons == {"a": WHOLE, "c": TOO_SMALL, "d": NOT_REACHED}
+    assert choice.share == 1.0
+    noise = choose(made, ["a"], {"a": excited()}, DROP, None)
+    assert noise.layers["a"]["reason"] == NO_SIGNAL  # an untrained weight has no spikes
+    assert not noise.probes
+
+
+def test_without_gradients_a_layer_is_worth_the_mean() -> None:
+    made = model()
+    blind = Excitation(excited().inputs)
+    found = {"a": blind, "b": excited(100.0)}
+    choice = choose(made, ["a", "b"], found, DROP, 0.5)
+    ranks = [entry["rank"] for entry in choice.layers.values()]
+    assert abs(ranks[0] - ranks[1]) <= 2
