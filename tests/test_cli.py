@@ -37,6 +37,19 @@ def test_analyze_prints_a_table_or_json_and_saves(
     assert len(json.loads(run(capsys, "analyze", dense, "--json"))["layers"]) == 6
 
 
+def test_reports_become_one_page(
+    dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["analyze", dense], ["compress", dense, "--dry-run"]):
+        page = tmp_path / f"{command[0]}.html"
+        run(capsys, *command, "--html", str(page))
+        text = page.read_text(encoding="utf-8")
+        assert f"<title>{Path(dense).name}</title>" in text
+        assert "encoder.layer.0.attention.self.query" in text
+    assert main(["analyze", dense, "--html", str(tmp_path)]) == 1
+    assert "--html must name a file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("targets", "count"),
     [(["query"], 1), (["query", "key"], 2), ([r".*\.(query|dense)"], 5), (["all-linear"], 7)],

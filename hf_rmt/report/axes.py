@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_rmt.report.bins import BINS as BINS  # the figures of recipes take these from here
-from hf_rmt.report.bins import BinnedSpectrum, below_edge, binned, misfit_note
+from hf_rmt.report.bins import BinnedSpectrum, below_edge, binned
 from hf_rmt.report.bins import law_curve as law_curve
 from hf_rmt.report.bins import positions as positions
 from hf_rmt.report.style import SMALL_FONT, Palette, finish, matplotlib_part
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 REASON_WIDTH = 26
 """Characters of a reason that fit into a small panel."""
-NOTE_WIDTH = 16
-"""Characters of a note beside a spectrum."""
 DENSE_DECADES = 1.5
 """Logarithmic axes over more decades than this have ticks at powers of ten only."""
 TICK_HEIGHT = 0.035
@@ -97,8 +95,7 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
     draw_ticks(axes, values[low], colours, below=True)
     axes.set_xlim(0.0, spectrum.limit)
     axes.set_ylim(0.0, 1.15 * top)
-    notes = [_beyond(values[fit.is_signal], spectrum.limit), misfit_note(fit)]
-    _note(axes, "\n".join(fill(note, width=NOTE_WIDTH) for note in notes if note))
+    _note_beyond(axes, values[fit.is_signal], spectrum.limit)
 
 
 def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> float:
@@ -212,13 +209,12 @@ def _draw_lawless(
     _note(axes, fill(reason, width=REASON_WIDTH))
 
 
-def _beyond(spikes: NDArray[np.float64], limit: float) -> str:
-    """How many spikes lie outside the drawing; empty if none does."""
+def _note_beyond(axes: Axes, spikes: NDArray[np.float64], limit: float) -> None:
+    """Say how many spikes lie outside the drawing, if any does."""
     beyond = spikes[spikes > limit]
-    if not len(beyond):
-        return ""
-    farthest = np.format_float_positional(beyond[0], 3, fractional=False, trim="-")
-    return f"{len(beyond)} beyond, to {farthest}"
+    if len(beyond):
+        farthest = np.format_float_positional(beyond[0], 3, fractional=False, trim="-")
+        _note(axes, f"{len(beyond)} beyond,\nto {farthest}")
 
 
 def _note(axes: Axes, text: str) -> None:

@@ -14,7 +14,7 @@ from hf_rmt.report.axes import (
     ordinate,
     spectrum_panels,
 )
-from hf_rmt.report.bins import has_long_tail
+from hf_rmt.report.bins import has_long_tail, misfit_note
 from hf_rmt.report.depth import places
 from hf_rmt.report.style import (
     MARKERS,
@@ -65,6 +65,7 @@ def spectrum_figure(
         draw_spectrum(panels[0], fit, colours, square_root=square_root)
         panels[0].set_xlabel(abscissa(square_root=square_root))
         panels[0].set_ylabel(ordinate(square_root=square_root))
+        panels[0].set_title(misfit_note(fit), fontsize=SMALL_FONT)
         if tail:
             draw_tail(panels[1], fit, colours, square_root=square_root)
         legend_below(figure, panels[:1])
@@ -105,7 +106,8 @@ def grid_figure(
         panels = spectrum_panels(figure, len(fits), columns, square_root=square_root)
         for axes, (heading, fit) in zip(panels, fits, strict=True):
             draw_spectrum(axes, fit, colours, square_root=square_root)
-            axes.set_title(f"{heading}\n{counted_signal(fit)}, {fit.phase}", fontsize=SMALL_FONT)
+            lines = [heading, f"{counted_signal(fit)}, {fit.phase}", misfit_note(fit)]
+            axes.set_title("\n".join(filter(None, lines)), fontsize=SMALL_FONT)
         legend_below(figure, panels)
         figure.suptitle(title)
     return figure

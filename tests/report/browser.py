@@ -37,11 +37,9 @@ class Browser:
     def __enter__(self) -> Browser:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         log = Path(self._profile.name, "driver.log")
-        self._driver = subprocess.Popen(
-            [shutil.which("chromedriver"), "--port=0"],
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-        )
+        with log.open("w") as output:
+            command = [shutil.which("chromedriver"), "--port=0"]
+            self._driver = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
             self._base = f"http://127.0.0.1:{self._port(log)}/session"
             binary = next(filter(None, map(shutil.which, BINARIES)))
@@ -97,11 +95,12 @@ class Browser:
         return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for since the last call."""
+        """Files and servers that were asked for since the last call."""
         entries = [json.loads(x["message"]) for x in self._call("/se/log", type="performance")]
         sent = [x["message"]["params"] for x in entries if x["message"]["method"] == SENT]
         addresses = [params["request"]["url"] for params in sent]
-        return [address for address in addresses if not address.startswith("chrome")]
+        own = ("chrome", "data:", "about:")  # what the browser's first, empty page is made of
+        return [address for address in addresses if not address.startswith(own)]
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """Write a PNG of the view, or of the whole page."""

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy.integrate import trapezoid
 
-from hf_rmt.report.bins import law_curve
+from hf_rmt.report.bins import law_curve, misfit_note
 from hf_rmt.report.plots import depth_figure, grid_figure, spectrum_figure
 from hf_rmt.report.style import DARK, save_figure
 from hf_rmt.spectra import DoubleBulk
@@ -238,9 +238,11 @@ def test_a_panel_says_how_much_of_the_noise_its_law_misses():
     low, high = law.bulk_edges.ravel()[[0, -1]]
     values = np.sort(np.linspace(low, high, 100))[::-1]
     fit = make_fit(law=law, eigenvalues=values, published=True)
-    (note,) = spectrum_figure(fit).axes[0].texts
-    assert "of the noise" in note.get_text().replace("\n", " ")
-    assert not spectrum_figure(make_fit(spikes=(40.0,))).axes[0].texts[0].get_text()
+    note = misfit_note(fit)
+    assert note
+    assert spectrum_figure(fit).axes[0].get_title() == note
+    assert grid_figure([("a", fit)]).axes[0].get_title().endswith(f"\n{note}")
+    assert spectrum_figure(make_fit(spikes=(40.0,))).axes[0].get_title() == ""
 
 
 def test_titles_have_the_shape_of_the_module_not_of_the_fit():
