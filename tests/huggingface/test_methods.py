@@ -61,7 +61,7 @@ def test_analysis_by_every_method(method: str, tmp_path: Path) -> None:
     report = analyze(tiny_model("bert"), method=method, **KEPT.get(method, {}))
     report.save(tmp_path)
     assert type(report).from_json(tmp_path / "report.json").table() == report.table()
-    lawful = method in ("pdb", "bema", "kernel")
+    lawful = method in ("pdb", "power-law", "bema", "kernel")
     assert all((layer.fit.law is not None) is lawful for layer in report)
     kept = {"svd": 4, "slr": 4, "magnitude": 0, "uniform": 0}
     if not lawful:
@@ -74,14 +74,14 @@ def test_every_method_filters_while_training(method: str, of: Any, tmp_path: Pat
     model = classifier()
     query = model.get_submodule(QUERY)
     start = query.weight.detach().clone()
-    callback = RMTCallback(config(method), schedule=1, target=of)
+    callback = RMTCallback(config(method), schedule=1, target=of, log="layers")
     trainer = Trainer(
         model, arguments(tmp_path, max_steps=3), train_dataset=sentences(24), callbacks=[callback]
     )
     trainer.train()
     logs = [log for log in trainer.state.log_history if f"rmt/{QUERY}/stable_rank" in log]
     assert len(logs) >= 3
-    assert all(("rmt/upper_edge" in log) is (method == "bema") for log in logs[:1])
+    assert (f"rmt/{QUERY}/upper_edge" in logs[0]) is (method == "bema")
     layer = model.get_submodule(QUERY)
     if of == "weights" and method not in PRUNING:
         assert isinstance(layer, SpikedLinear)

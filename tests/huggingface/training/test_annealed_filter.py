@@ -64,7 +64,7 @@ def test_the_noise_falls_to_nothing_and_the_model_that_trained_is_saved(tmp_path
 
 def test_the_default_leaves_the_share_that_it_promises(tmp_path: Path) -> None:
     trainer = fine_tune(tmp_path, RMTCallback())
-    plan = trainer.model.hf_quantizer.report.plan
+    plan = trainer.model.compression_report.plan
     assert 0.2 < plan.parameter_share <= 0.35
     shares = [log["rmt/parameter_share"] for log in trainer.state.log_history if "rmt/rank" in log]
     assert shares
@@ -242,7 +242,7 @@ def test_mixed_precision_and_checkpointing_train_and_reload(tmp_path: Path, chan
 
 def test_convolutions_are_chosen_by_their_patches(tmp_path: Path) -> None:
     trainer = fine_tune_resnet(tmp_path, RMTCallback(size=0.4), num_train_epochs=2)
-    plan = trainer.model.hf_quantizer.report.plan
+    plan = trainer.model.compression_report.plan
     assert plan.parameter_share <= 0.4
     assert len(plan.compressed) > 3
 
@@ -261,6 +261,6 @@ def test_a_text_to_text_model_from_nothing_trains_and_shrinks(tmp_path: Path) ->
         callbacks=[RMTCallback()],
     )
     trainer.train()
-    plan = trainer.model.hf_quantizer.report.plan
+    plan = trainer.model.compression_report.plan
     assert plan.parameter_share <= 0.35
     assert all(layer.compressed or layer.reason == WHOLE for layer in plan)

@@ -24,7 +24,9 @@ def test_ctrl_c_is_one_line_and_exit_status_130(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("caught", [True, False])
 def test_ctrl_c_ends_a_process_also_while_libraries_load(caught: bool) -> None:
     act = "run(lambda: signal.raise_signal(2))" if caught else "signal.raise_signal(2)"
-    script = f"import signal; from workbench.command import run; {act}"
+    # a background job may ignore Ctrl-C
+    usual = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"import signal; {usual}; from workbench.command import run; {act}"
     paths = {"PYTHONPATH": str(RECIPES)}
     done = subprocess.run(
         [sys.executable, "-c", script], env=paths, capture_output=True, text=True, check=False

@@ -93,9 +93,10 @@ def test_files_move_into_a_folder_and_leave_the_others(tmp_path: Path) -> None:
 
 
 KILLED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from workbench.writing import replaced, replaced_folder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may ignore it
 target = Path(sys.argv[1])
 with replaced(target / "file") as file, replaced_folder(target / "folder") as folder:
     file.write_text("half")
