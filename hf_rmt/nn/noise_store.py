@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,6 +14,7 @@ from hf_rmt.nn.codebooks import (
     RUN,
     SCALE_STEP,
     SCALES,
+    TRITS,
     Codebook,
     table,
 )
@@ -97,6 +99,13 @@ class NoiseStore(nn.Module):
             raise ValueError(
                 "the weight holds nan, inf or more than float32 can; leave such a layer dense"
             )
+        least = torch.finfo(torch.float32).tiny / CODEBOOKS[self.kind].unit
+        if 0 < peak < least:
+            raise ValueError(
+                f"the largest entry of what is stored is {float(peak):.3g}, and scales in float32 "
+                f"take {least:.3g} at least; multiply the weight by a power of ten, or leave such "
+                "a layer dense"
+            )
         self._pack(weight, signal, peak)
 
     def _pack(self, weight: Tensor, signal: tuple[Tensor, Tensor] | None, peak: Tensor) -> None:
@@ -117,6 +126,34 @@ class NoiseStore(nn.Module):
             self.fine.view(-1, RUN // 2)[done : done + runs] = fine
             self.coarse[done : done + runs] = coarse
             done += runs
+
+    def check(self) -> None:
+        """Refuse tensors that no store of this kind can have.
+
+        Raises:
+            ValueError: If a tensor is missing, has another shape or dtype, is still on the meta
+                device or cannot be a scale.
+        """
+        if self.kind == "keep":
+            check_tensor("noise.residual", self.residual, (self.out_features, self.in_features))
+        if self.kind not in CODEBOOKS:
+            return
+        book = CODEBOOKS[self.kind]
+        sizes = _sizes(book, self.out_features * self.in_features)
+        for name, size in zip(("codes", "fine", "coarse"), sizes, strict=True):
+            check_tensor(f"noise.{name}", getattr(self, name), (size,), torch.uint8)
+        check_tensor("noise.base", self.base, (1,), torch.int32)
+        base = float(self.base.view(torch.float32))
+        if not 0 <= base < math.inf:
+            raise ValueError(
+                f"noise.base is the largest scale and must be finite and not negative, got {base}; "
+                "the file is damaged, save or download it again"
+            )
+        if self.kind == "ternary" and self.codes.numel() and int(self.codes.max()) >= len(TRITS):
+            raise ValueError(
+                f"noise.codes of ternary noise must be below {len(TRITS)}, got "
+                f"{int(self.codes.max())}; the file is damaged, save or download it again"
+            )
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """The noise as a tensor of shape (out, in).
@@ -196,6 +233,39 @@ def check_kind(kind: str) -> None:
     """
     if kind not in NOISE_KINDS:
         raise ValueError(f"noise must be one of {', '.join(NOISE_KINDS)}, got {kind!r}")
+
+
+def check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> None:
+    """Refuse a tensor that was not loaded, or is another than the layer's.
+
+    Args:
+        name: Of the tensor, for the message.
+        tensor: The tensor.
+        shape: That it must have.
+        dtype: That it must have; None for any floating one with finite entries.
+
+    Raises:
+        ValueError: If it is on the meta device, or has another shape, dtype or infinite entries.
+    """
+    if tensor.device.type == "meta":
+        raise ValueError(
+            f"{name} was not loaded; the file lacks it, save or download the model again"
+        )
+    if tuple(tensor.shape) != shape:
+        raise ValueError(
+            f"{name} must have shape {shape}, got {tuple(tensor.shape)}; the file belongs to "
+            "another model or is damaged"
+        )
+    if dtype is not None and tensor.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}; do not cast packed tensors")
+    if dtype is None and not tensor.is_floating_point():
+        raise ValueError(f"{name} must be of a floating dtype, got {tensor.dtype}")
+    if dtype is None and not bool(torch.isfinite(tensor).all()):
+        raise ValueError(
+            f"{name} holds nan or inf; the file is damaged, save or download it again"
+        )
 
 
 def rows_at_once(shape: Sequence[int]) -> int:

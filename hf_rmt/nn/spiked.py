@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_rmt.nn.codebooks import CODEBOOKS
-from hf_rmt.nn.noise_store import NoiseStore, rows_at_once
+from hf_rmt.nn.noise_store import NoiseStore, check_tensor, rows_at_once
 
 
 class SpikedLinear(nn.Module):
@@ -39,6 +39,9 @@ class SpikedLinear(nn.Module):
 
     dense_class: type[nn.Module] = nn.Linear
     """Class of the layer whose place this one takes."""
+    layout_object: Any = None
+    """What runs in place of `unpacked_forward`; None for codes unpacked in every forward. Set by
+    `hf_rmt.nn.layouts.set_layout`, never saved."""
 
     def __init__(
         self,
@@ -172,6 +175,25 @@ class SpikedLinear(nn.Module):
         """Apply the layer to x of shape (..., in); the result has the dtype of x."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        if self.layout_object is None:
+            return self.unpacked_forward(x)
+        if torch.compiler.is_compiling():
+            return self._compiled(x)
+        return self.layout_object.forward(self, x)
+
+    def _compiled(self, x: Tensor) -> Tensor:
+        """The layout as operators of a compiled program."""
+        handle = self.layout_object.handle
+        if torch.is_grad_enabled():
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            signal = self._signal(x, self.weight.to(x.dtype), bias)
+            return signal + torch.ops.hf_rmt.layout_noise(x, handle, self.out_features)
+        return torch.ops.hf_rmt.layout_linear(
+            x, self.weight, self.bias, handle, self.out_features
+        )
+
+    def unpacked_forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to x with its noise unpacked from the codes."""
         weight = self.weight.to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self._merges(x):
@@ -202,11 +224,44 @@ class SpikedLinear(nn.Module):
         sides = self.in_features + self.out_features
         return self._positions(x) * sides > self.in_features * self.out_features
 
+    @property
+    def layout(self) -> str:
+        """Name of the layout in memory; `set_layout` changes it."""
+        return "packed" if self.layout_object is None else self.layout_object.name
+
+    def check(self) -> None:
+        """Refuse tensors that no layer of this kind can have.
+
+        Raises:
+            ValueError: If the factors, the bias or the noise are incomplete or not finite.
+        """
+        shape = (self.rank, self.in_features + self.out_features)
+        check_tensor("weight", self.weight, shape)
+        if self.bias is not None:
+            check_tensor("bias", self.bias, (self.out_features,))
+        self.noise.check()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        if self.layout_object is not None:
+            self.layout_object.reset()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        if self.layout_object is not None:
+            self.layout_object.reset()
+        super()._load_from_state_dict(*args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.layout_object is not None:
+            self.layout_object.bind(self)
+
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
+        layout = "" if self.layout_object is None else f", layout={self.layout!r}"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"rank={self.rank}, bias={self.bias is not None}"
+            f"rank={self.rank}, bias={self.bias is not None}{layout}"
         )
 
 
