@@ -26,6 +26,12 @@ CHUNKS = 24
 memory of packing stays a fraction of the matrix."""
 
 
+NIBBLES, ONES = 0x0F0F0F0F0F0F0F0F, 0x0101010101010101
+"""The lower nibble of each of eight bytes, and one in each."""
+TWICE = 2**32 + 1
+"""A number below 2^32 times this one is itself twice, in 32 bits each."""
+
+
 class NoiseStore(nn.Module):
     """The noise of one weight, frozen: nothing, packed codes with their scales, or the tensor.
 
@@ -180,17 +186,32 @@ class NoiseStore(nn.Module):
         first, last = start * self.in_features, stop * self.in_features
         low, high = first // book.run, -(-last // book.run)
         values = book.decode(self.codes[low * book.run_bytes : high * book.run_bytes])
-        values = values.view(-1, book.group).mul_(self._scales(low, high)[:, None]).view(-1)
+        values = self._scaled(values, book.group, low, high)
         values = values[first - low * book.run : last - low * book.run]
         values = values.view(stop - start, self.in_features)
         return values if dtype is None else values.to(dtype)
 
-    def _scales(self, low: int, high: int) -> Tensor:
-        """Scales of the groups of some runs, flat."""
-        fine = self.fine[low * RUN // 2 : high * RUN // 2].view(-1, RUN // 2)
-        codes = torch.cat([fine & 15, fine >> 4], dim=1) + self.coarse[low:high, None]
+    def _scaled(self, values: Tensor, group: int, low: int, high: int) -> Tensor:
+        """Weights of some runs times the scales of their groups; the values are overwritten."""
+        codes = self._scale_codes(low, high)
         grid = table(SCALES, codes.device) * self.base.view(torch.float32)
-        return grid.index_select(0, codes.flatten().to(torch.int32))
+        if group == 8 and codes.device.type == "cpu" and not torch.compiler.is_compiling():
+            return values.mul_(_eightfold(grid, codes))
+        scales = grid.index_select(0, codes.to(torch.int32))
+        return values.view(-1, group).mul_(scales[:, None]).view(-1)
+
+    def _scale_codes(self, low: int, high: int) -> Tensor:
+        """Scale codes of the groups of some runs, flat, one byte each."""
+        fine, coarse = self.fine[low * RUN // 2 : high * RUN // 2], self.coarse[low:high]
+        if torch.compiler.is_compiling() or fine.device.type != "cpu":
+            nibbles = fine.view(-1, RUN // 2)
+            return (torch.cat([nibbles & 15, nibbles >> 4], dim=1) + coarse[:, None]).flatten()
+        # The eight bytes of a run are worked on as one number; no sum leaves its byte.
+        if fine.storage_offset() % 8:
+            fine = fine.clone()
+        bytes_ = fine.view(torch.int64)
+        nibbles = torch.stack([bytes_ & NIBBLES, bytes_ >> 4 & NIBBLES], dim=1)
+        return nibbles.add_(coarse.to(torch.int64).mul_(ONES)[:, None]).view(torch.uint8).flatten()
 
     def extra_repr(self) -> str:
         """What `print` shows of the store."""
@@ -277,6 +298,17 @@ def _sizes(book: Codebook, size: int) -> tuple[int, int, int]:
     """Bytes of codes, of fine and of coarse scales for a number of weights."""
     runs = -(-size // book.run)
     return runs * book.run_bytes, runs * RUN // 2, runs
+
+
+def _eightfold(grid: Tensor, codes: Tensor) -> Tensor:
+    """Entries of a grid by their codes, each eight times in a row, flat.
+
+    Four equal numbers travel as one complex number of 128 bits, which is several times as fast as
+    multiplying with a scale that is repeated along rows of eight.
+    """
+    fours = torch.view_as_complex(grid[:, None].expand(-1, 4).contiguous().view(torch.float64))
+    twice = codes.to(torch.int64).mul_(TWICE).view(torch.int32)
+    return torch.view_as_real(fours.index_select(0, twice)).view(torch.float32).flatten()
 
 
 def _row_chunks(

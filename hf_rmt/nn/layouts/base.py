@@ -74,6 +74,9 @@ class Layout(ABC):
     def estimate(layer: SpikedLinear) -> int:
         """Bytes of memory that the layer would take, its bias included."""
 
+    def prepare(self, layer: SpikedLinear) -> None:
+        """Make now what the first use would make, if the layer's tensors are there."""
+
     def bind(self, layer: SpikedLinear) -> None:
         """Make this the layout of a layer that was copied or unpickled."""
         self.handle = next(_HANDLES)
@@ -93,7 +96,7 @@ class Layout(ABC):
         """What `make` returns, kept until the key or the layer's noise changes."""
         stored = getattr(layer.noise, stored_name(layer))
         if self._key != (*key, *identity(stored)):
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), exact(stored.device):
                 self._kept = None
                 kept = make()
                 parked = park(stored)
@@ -114,6 +117,11 @@ def identity(tensor: Tensor) -> tuple[Any, ...]:
     """What changes when a tensor is replaced or written to."""
     version = -1 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), version, tensor.device, tensor.dtype
+
+
+def exact(device: torch.device) -> torch.autocast:
+    """A context in which autocast casts nothing."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def layer_of(handle: int) -> SpikedLinear:

@@ -40,6 +40,11 @@ class DenseLayout(Layout):
         signal = layer._signal(x.detach(), layer.weight.to(x.dtype), None)
         return result + (signal - signal.detach())
 
+    def prepare(self, layer: SpikedLinear) -> None:
+        """Merge now, or unpack the noise of a layer in training."""
+        make = self._noise if layer.training and layer.weight.requires_grad else self._merged
+        make(layer, layer.weight.dtype)
+
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
         """The noise acting on x, from a matrix that is kept."""
         return layer._act(x, self._noise(layer, x.dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_rmt.nn.integer_weight import IntegerWeight, why_no_integers
-from hf_rmt.nn.layouts.base import Layout, register, signal_bytes, store_bytes
+from hf_rmt.nn.layouts.base import Layout, exact, register, signal_bytes, store_bytes
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
 
@@ -46,19 +46,26 @@ class Int8Layout(Layout):
         return self._product(layer, x, signal=False)
 
     def _product(self, layer: SpikedLinear, x: Tensor, *, signal: bool) -> Tensor:
-        integers: IntegerWeight = self.keep(layer, (), lambda: self._integers(layer))
+        integers = self._integers(layer)
         factors, bias = None, None
         if signal:
             left, right = (factor.detach().to(torch.float32) for factor in layer.factors())
             factors = (left, right) if layer.rank else None
             bias = None if layer.bias is None else layer.bias.detach().to(torch.float32)
         rows = x.detach().reshape(-1, layer.in_features)
-        result = integers.product(rows, factors, bias)
+        with exact(x.device):
+            result = integers.product(rows, factors, bias)
         return result.to(x.dtype).view(*x.shape[:-1], layer.out_features)
+
+    def prepare(self, layer: SpikedLinear) -> None:
+        """Make the integers now."""
+        self._integers(layer)
 
     def _integers(self, layer: SpikedLinear) -> IntegerWeight:
         digits = 2 if self.activations == "int16" else 1
-        return IntegerWeight(layer.noise.dense(torch.float32), digits=digits)
+        return self.keep(
+            layer, (), lambda: IntegerWeight(layer.noise.dense(torch.float32), digits=digits)
+        )
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:

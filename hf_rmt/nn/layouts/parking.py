@@ -22,7 +22,7 @@ from torch import Tensor
 SMALLEST = 2**16
 """Tensors of fewer bytes stay in memory."""
 IN_MEMORY = ("tmpfs", "ramfs")
-DONTNEED = 4
+PAGEOUT = 21
 
 _PARKED: set[int] = set()
 """Addresses of the parked storages that are alive."""
@@ -36,9 +36,12 @@ def park(tensor: Tensor) -> Tensor:
 
     Returns:
         A tensor of the same contents. It is the argument if that is small, not on the CPU,
-        parked already, or if no disk takes it.
+        in a file already, or if no disk takes it.
     """
-    if tensor.device.type != "cpu" or tensor.nbytes < SMALLEST or is_parked(tensor):
+    if tensor.device.type != "cpu" or tensor.nbytes < SMALLEST:
+        return tensor
+    if is_parked(tensor) or lies_in_a_file(tensor):
+        let_go(tensor)
         return tensor
     folder = parking_folder()
     if folder is None:
@@ -76,12 +79,55 @@ def _mapped(tensor: Tensor, folder: Path) -> Tensor:
     return parked
 
 
-def let_go(parked: Tensor) -> None:
-    """Give the pages of a parked tensor back to the system; they are read again when needed."""
-    start = parked.untyped_storage().data_ptr()
-    if sys.platform == "linux" and start % mmap.PAGESIZE == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(parked.nbytes), DONTNEED)
+def let_go(tensor: Tensor) -> None:
+    """Give the pages of a tensor that lies in a file back to the system.
+
+    They are read from the file again when somebody needs them. No content can get lost: pages
+    that were changed in memory alone stay there.
+    """
+    _page_out(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes)
+
+
+def _page_out(start: int, stop: int) -> None:
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    if sys.platform == "linux" and stop > first:
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(stop - first), PAGEOUT)
+
+
+def give_back() -> None:
+    """Return what nobody needs to the system: freed memory, and pages of safetensors files.
+
+    A checkpoint that was loaded stays mapped, with the pages of tensors that were since converted
+    or that only saving needs. Those that are in use are read again on the next use.
+    """
+    if sys.platform != "linux":
+        return
+    for low, high, path in _mappings():
+        if path.endswith(".safetensors"):
+            _page_out(low, high)
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def _mappings() -> list[tuple[int, int, str]]:
+    """Start, end and path of all that is mapped from files, where the system tells it."""
+    table = Path("/proc/self/maps")
+    found = []
+    for line in table.read_text(encoding="utf-8").splitlines() if table.exists() else []:
+        span, _, _, _, inode, *path = line.split(maxsplit=5)
+        if inode != "0" and path:
+            low, high = (int(end, 16) for end in span.split("-"))
+            found.append((low, high, path[0]))
+    return found
+
+
+def lies_in_a_file(tensor: Tensor) -> bool:
+    """Whether a tensor's memory is that of a file already, as after loading safetensors."""
+    if tensor.device.type != "cpu":
+        return False
+    start, stop = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    return any(low <= start and stop <= high for low, high, _ in _mappings())
 
 
 @cache

@@ -10,6 +10,7 @@ from torch import nn
 from hf_rmt.checks import check_choice
 from hf_rmt.nn.layouts.base import ACTIVATIONS, LAYOUTS
 from hf_rmt.nn.layouts.choosing import CHOICES, TOKENS, choose
+from hf_rmt.nn.layouts.parking import give_back
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.ternary import TernaryLinear
 
@@ -48,6 +49,7 @@ def set_layout(
         if layout in CHOICES:
             name = choose(layer, layout, activations=activations, tokens=tokens)
         place(layer, name, activations=activations)
+    give_back()
     return layout_line(model)
 
 
@@ -68,6 +70,8 @@ def place(layer: SpikedLinear | TernaryLinear, name: str, *, activations: str = 
     kind = LAYOUTS[name]
     if name != "packed" and not kind.refusal(layer, activations=activations):
         layer.layout_object = kind(layer, activations=activations)
+        if not any(tensor.device.type == "meta" for tensor in (layer.weight, *layer.buffers())):
+            layer.layout_object.prepare(layer)
 
 
 def layout_line(model: nn.Module) -> str:
