@@ -134,7 +134,8 @@ def peers(dense: nn.Linear, x: Tensor, calls: dict[str, Call]) -> list[str]:
 
         layer = bnb.nn.Linear8bitLt(dense.in_features, dense.out_features, has_fp16_weights=False)
         layer.load_state_dict(dense.state_dict())
-        calls["bitsandbytes int8"] = lambda m=layer.to(x.device): m(x)
+        placed = layer.to(x.device)
+        calls["bitsandbytes int8"] = lambda: placed(x)
     return notes
 
 

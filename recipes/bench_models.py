@@ -183,7 +183,9 @@ def show(
         seconds = times(calls, options.repeats, options.device)
     base = median(seconds["dense fp32"])
     size = len(next(iter(batch.values())))
-    shown = ", ".join(f"{label} {value:.2f}" for label, value in ratios(seconds, "dense fp32").items())
+    shown = ", ".join(
+        f"{label} {value:.2f}" for label, value in ratios(seconds, "dense fp32").items()
+    )
     print(f"{name} batch {size}: dense fp32 {base * 1e3:.1f} ms; {shown}", flush=True)
 
 

@@ -55,7 +55,7 @@ class IntegerWeight:
     def product(
         self, rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
     ) -> Tensor:
-        """rows (left right + W)' + bias, W this matrix, a few rows at a time.
+        """Rows (left right + W)' + bias, W this matrix, a few rows at a time.
 
         Args:
             rows: Shape (tokens, in), of any floating dtype.
@@ -122,7 +122,7 @@ class IntegerWeight:
 def _signal(
     rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
 ) -> Tensor | None:
-    """rows (left right)' + bias; None if there is neither."""
+    """Rows (left right)' + bias; None if there is neither."""
     if factors is None:
         return bias
     left, right = factors

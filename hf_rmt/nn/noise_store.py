@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.nn.codebooks import (
-    CODEBOOKS,
-    FINE_CODES,
-    RUN,
-    SCALE_STEP,
-    SCALES,
-    TRITS,
-    Codebook,
-    table,
-)
+from hf_rmt.nn.codebooks import CODEBOOKS, RUN, SCALES, TRITS, table
+from hf_rmt.nn.group_scales import repeated, scale_codes
+from hf_rmt.nn.packing import pack_runs, row_chunks, store_sizes
+from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.settings import NOISE_KINDS
 
-CHUNK = 2**15
-CHUNKS = 24
-"""Weights are packed in pieces of this size, or of this part of the matrix if that is more: the
-memory of packing stays a fraction of the matrix."""
-
-
-NIBBLES, ONES = 0x0F0F0F0F0F0F0F0F, 0x0101010101010101
-"""The lower nibble of each of eight bytes, and one in each."""
-TWICE = 2**32 + 1
-"""A number below 2^32 times this one is itself twice, in 32 bits each."""
+PIECE = 640 * 2048
+"""Weights that are unpacked at once, whole runs of every kind: as many as bound the memory of the
+steps, for each piece costs a fixed time."""
 
 
 class NoiseStore(nn.Module):
@@ -74,7 +62,7 @@ class NoiseStore(nn.Module):
             shape = (out_features, in_features)
             self.register_buffer("residual", torch.zeros(shape, device=device, dtype=dtype))
         elif kind != "drop":
-            sizes = _sizes(CODEBOOKS[kind], out_features * in_features)
+            sizes = store_sizes(CODEBOOKS[kind], out_features * in_features)
             for name, size in zip(("codes", "fine", "coarse"), sizes, strict=True):
                 self.register_buffer(name, torch.zeros(size, device=device, dtype=torch.uint8))
             self.register_buffer("base", torch.zeros(1, device=device, dtype=torch.int32))
@@ -96,11 +84,11 @@ class NoiseStore(nn.Module):
                 f"the store was made for a weight of shape {shape}, got {tuple(weight.shape)}"
             )
         if self.kind == "keep":
-            for start, rows in _row_chunks(weight, signal):
+            for start, rows in row_chunks(weight, signal):
                 self.residual[start : start + len(rows)] = rows
         if self.kind not in CODEBOOKS:
             return
-        peak = torch.stack([rows.abs().amax() for _, rows in _row_chunks(weight, signal)]).amax()
+        peak = torch.stack([rows.abs().amax() for _, rows in row_chunks(weight, signal)]).amax()
         if not torch.isfinite(peak.to(torch.float32)):
             raise ValueError(
                 "the weight holds nan, inf or more than float32 can; leave such a layer dense"
@@ -119,7 +107,7 @@ class NoiseStore(nn.Module):
         self.base.copy_((peak * book.unit).to(torch.float32).reshape(1).view(torch.int32))
         peak = torch.where(peak > 0, peak, 1.0)
         held, done = weight.new_empty(0, dtype=torch.float32), 0
-        for start, rows in _row_chunks(weight, signal):
+        for start, rows in row_chunks(weight, signal):
             held = torch.cat([held, (rows / peak).flatten().to(torch.float32)])
             if start + len(rows) == self.out_features:
                 held = nn.functional.pad(held, (0, -len(held) % book.run))
@@ -127,7 +115,7 @@ class NoiseStore(nn.Module):
             if not runs:
                 continue
             ready, held = held[: runs * book.run], held[runs * book.run :]
-            codes, fine, coarse = _pack_runs(book, ready.view(runs, RUN, book.group))
+            codes, fine, coarse = pack_runs(book, ready.view(runs, RUN, book.group))
             self.codes.view(-1, book.run_bytes)[done : done + runs] = codes
             self.fine.view(-1, RUN // 2)[done : done + runs] = fine
             self.coarse[done : done + runs] = coarse
@@ -145,7 +133,7 @@ class NoiseStore(nn.Module):
         if self.kind not in CODEBOOKS:
             return
         book = CODEBOOKS[self.kind]
-        sizes = _sizes(book, self.out_features * self.in_features)
+        sizes = store_sizes(book, self.out_features * self.in_features)
         for name, size in zip(("codes", "fine", "coarse"), sizes, strict=True):
             check_tensor(f"noise.{name}", getattr(self, name), (size,), torch.uint8)
         check_tensor("noise.base", self.base, (1,), torch.int32)
@@ -161,11 +149,13 @@ class NoiseStore(nn.Module):
                 f"{int(self.codes.max())}; the file is damaged, save or download it again"
             )
 
-    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+    def dense(self, dtype: torch.dtype | None = None, *, scratch: bool = False) -> Tensor:
         """The noise as a tensor of shape (out, in).
 
         Args:
             dtype: Of the result; None for float32, or for that of a kept residual.
+            scratch: Whether the result may lie in memory that the next call on this thread
+                overwrites, which spares the system the work of mapping it.
 
         Returns:
             A new tensor, except where a kept residual has that dtype already.
@@ -173,45 +163,52 @@ class NoiseStore(nn.Module):
         Raises:
             ValueError: If the store is one that drops the noise.
         """
-        return self.rows(0, self.out_features, dtype)
+        return self.rows(0, self.out_features, dtype, scratch=scratch)
 
-    def rows(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
+    def rows(
+        self, start: int, stop: int, dtype: torch.dtype | None = None, *, scratch: bool = False
+    ) -> Tensor:
         """Rows start to stop of `dense`, without unpacking the others."""
         if self.kind == "drop":
             raise ValueError("noise='drop' stores nothing to make dense")
         if self.kind == "keep":
             rows = self.residual[start:stop]
             return rows if dtype is None else rows.to(dtype)
-        book = CODEBOOKS[self.kind]
         first, last = start * self.in_features, stop * self.in_features
+        dtype = dtype or torch.float32
+        if torch.compiler.is_compiling():  # a loop would be unrolled into the program
+            return self._weights(first, last).to(dtype).view(-1, self.in_features)
+        codes = self.codes
+        result = scratch_memory(last - first, dtype, codes.device) if scratch else None
+        if result is None:
+            result = torch.empty(last - first, dtype=dtype, device=codes.device)
+        for low in range(first, last, PIECE):
+            high = min(low + PIECE, last)
+            self._weights(low, high, result[low - first : high - first])
+        return result.view(stop - start, self.in_features)
+
+    def _weights(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """Some neighbouring weights in row-major order, flat, float32 or what `out` takes."""
+        book = CODEBOOKS[self.kind]
         low, high = first // book.run, -(-last // book.run)
         values = book.decode(self.codes[low * book.run_bytes : high * book.run_bytes])
-        values = self._scaled(values, book.group, low, high)
-        values = values[first - low * book.run : last - low * book.run]
-        values = values.view(stop - start, self.in_features)
-        return values if dtype is None else values.to(dtype)
+        whole = out is not None and out.dtype == values.dtype and len(out) == len(values)
+        values = self._scaled(values, book.group, low, high, out if whole else None)
+        if whole or out is None:
+            return values[first - low * book.run : last - low * book.run]
+        return out.copy_(values[first - low * book.run : last - low * book.run])
 
-    def _scaled(self, values: Tensor, group: int, low: int, high: int) -> Tensor:
-        """Weights of some runs times the scales of their groups; the values are overwritten."""
-        codes = self._scale_codes(low, high)
+    def _scaled(
+        self, values: Tensor, group: int, low: int, high: int, out: Tensor | None = None
+    ) -> Tensor:
+        """Weights of some runs times the scales of their groups, into `out` or in place."""
+        fine = self.fine[low * RUN // 2 : high * RUN // 2]
+        codes = scale_codes(fine, self.coarse[low:high])
         grid = table(SCALES, codes.device) * self.base.view(torch.float32)
-        if group == 8 and codes.device.type == "cpu" and not torch.compiler.is_compiling():
-            return values.mul_(_eightfold(grid, codes))
-        scales = grid.index_select(0, codes.to(torch.int32))
-        return values.view(-1, group).mul_(scales[:, None]).view(-1)
-
-    def _scale_codes(self, low: int, high: int) -> Tensor:
-        """Scale codes of the groups of some runs, flat, one byte each."""
-        fine, coarse = self.fine[low * RUN // 2 : high * RUN // 2], self.coarse[low:high]
-        if torch.compiler.is_compiling() or fine.device.type != "cpu":
-            nibbles = fine.view(-1, RUN // 2)
-            return (torch.cat([nibbles & 15, nibbles >> 4], dim=1) + coarse[:, None]).flatten()
-        # The eight bytes of a run are worked on as one number; no sum leaves its byte.
-        if fine.storage_offset() % 8:
-            fine = fine.clone()
-        bytes_ = fine.view(torch.int64)
-        nibbles = torch.stack([bytes_ & NIBBLES, bytes_ >> 4 & NIBBLES], dim=1)
-        return nibbles.add_(coarse.to(torch.int64).mul_(ONES)[:, None]).view(torch.uint8).flatten()
+        target = (values if out is None else out).view(-1, group)
+        if torch.compiler.is_compiling():
+            return (values.view(-1, group) * repeated(grid, codes, group)).view(-1)
+        return torch.mul(values.view(-1, group), repeated(grid, codes, group), out=target).view(-1)
 
     def extra_repr(self) -> str:
         """What `print` shows of the store."""
@@ -242,7 +239,7 @@ def stored_bits(shape: tuple[int, int], rank: int, noise: str, *, dtype: torch.d
     size, width = shape[0] * shape[1], 8 * dtype.itemsize
     factors = rank * (shape[0] + shape[1])
     if noise in CODEBOOKS:
-        return 16 * factors + 8 * sum(_sizes(CODEBOOKS[noise], size)) + 32
+        return 16 * factors + 8 * sum(store_sizes(CODEBOOKS[noise], size)) + 32
     return width * (factors + (size if noise == "keep" else 0))
 
 
@@ -256,100 +253,23 @@ def check_kind(kind: str) -> None:
         raise ValueError(f"noise must be one of {', '.join(NOISE_KINDS)}, got {kind!r}")
 
 
-def check_tensor(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
-) -> None:
-    """Refuse a tensor that was not loaded, or is another than the layer's.
+_SCRATCH = threading.local()
+
+
+def scratch_memory(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory of one unpacked layer that the layers of a thread share; its contents are of no use.
 
     Args:
-        name: Of the tensor, for the message.
-        tensor: The tensor.
-        shape: That it must have.
-        dtype: That it must have; None for any floating one with finite entries.
-
-    Raises:
-        ValueError: If it is on the meta device, or has another shape, dtype or infinite entries.
-    """
-    if tensor.device.type == "meta":
-        raise ValueError(
-            f"{name} was not loaded; the file lacks it, save or download the model again"
-        )
-    if tuple(tensor.shape) != shape:
-        raise ValueError(
-            f"{name} must have shape {shape}, got {tuple(tensor.shape)}; the file belongs to "
-            "another model or is damaged"
-        )
-    if dtype is not None and tensor.dtype != dtype:
-        raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}; do not cast packed tensors")
-    if dtype is None and not tensor.is_floating_point():
-        raise ValueError(f"{name} must be of a floating dtype, got {tensor.dtype}")
-    if dtype is None and not bool(torch.isfinite(tensor).all()):
-        raise ValueError(
-            f"{name} holds nan or inf; the file is damaged, save or download it again"
-        )
-
-
-def rows_at_once(shape: Sequence[int]) -> int:
-    """Rows of a weight of that shape to work on at once, for memory's sake."""
-    return max(1, max(CHUNK, shape[0] * shape[1] // CHUNKS) // max(1, shape[1]))
-
-
-def _sizes(book: Codebook, size: int) -> tuple[int, int, int]:
-    """Bytes of codes, of fine and of coarse scales for a number of weights."""
-    runs = -(-size // book.run)
-    return runs * book.run_bytes, runs * RUN // 2, runs
-
-
-def _eightfold(grid: Tensor, codes: Tensor) -> Tensor:
-    """Entries of a grid by their codes, each eight times in a row, flat.
-
-    Four equal numbers travel as one complex number of 128 bits, which is several times as fast as
-    multiplying with a scale that is repeated along rows of eight.
-    """
-    fours = torch.view_as_complex(grid[:, None].expand(-1, 4).contiguous().view(torch.float64))
-    twice = codes.to(torch.int64).mul_(TWICE).view(torch.int32)
-    return torch.view_as_real(fours.index_select(0, twice)).view(torch.float32).flatten()
-
-
-def _row_chunks(
-    weight: Tensor, signal: tuple[Tensor, Tensor] | None
-) -> Iterator[tuple[int, Tensor]]:
-    """Rows of the weight less the signal, float32 or better, with the index of their first."""
-    step, dtype = rows_at_once(weight.shape), torch.promote_types(weight.dtype, torch.float32)
-    for start in range(0, len(weight), step):
-        rows = weight[start : start + step].to(dtype)
-        if signal is not None:
-            left, right = (factor.to(dtype) for factor in signal)
-            rows = torch.addmm(rows, left[start : start + step], right, alpha=-1)
-        yield start, rows
-
-
-def _pack_runs(book: Codebook, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes and scale codes of least squared error, for weights over the peak of the matrix.
-
-    Args:
-        book: The codebook.
-        runs: Shape (runs, RUN, group), entries in [-1, 1].
+        size: Entries.
+        dtype: Of the entries.
+        device: Where.
 
     Returns:
-        codes (runs, run_bytes), fine (runs, RUN / 2) and coarse (runs,).
+        A flat tensor. The next call on this thread returns the same memory.
     """
-    size = runs.abs().amax(2) if book.largest else runs.square().mean(2).sqrt()
-    start = torch.round(-SCALE_STEP * torch.log2(size)).clamp_max(255)
-    coarse = (start.amin(1, keepdim=True) + book.offsets[0]).clamp(0, 256 - FINE_CODES)
-    groups, grid = runs.view(-1, book.group), table(SCALES, runs.device) * book.unit
-    best = torch.full_like(size, torch.inf).flatten()
-    codes = torch.zeros((len(groups), book.group // book.block), dtype=torch.uint8).to(runs.device)
-    fine = torch.zeros_like(best, dtype=torch.uint8)
-    for offset in book.offsets:
-        tried = (start + offset - coarse).clamp_(0, FINE_CODES - 1)
-        scales = grid[(coarse + tried).to(torch.int32)].view(-1, 1)
-        bytes_ = book.encode(groups / scales)
-        values = book.decode(bytes_.flatten()).view_as(groups).mul_(scales)
-        error = values.sub_(groups).square_().sum(1)
-        better = error < best
-        best = torch.where(better, error, best)
-        fine = torch.where(better, tried.flatten().to(torch.uint8), fine)
-        codes = torch.where(better[:, None], bytes_, codes)
-    low, high = fine.view(-1, 2, RUN // 2).unbind(1)
-    return codes.view(len(runs), -1), low | high << 4, coarse.flatten().to(torch.uint8)
+    kept: dict[Any, Tensor] = vars(_SCRATCH)
+    key = dtype, device
+    if key not in kept or len(kept[key]) < size:
+        with torch.inference_mode(False):
+            kept[key] = torch.empty(size, dtype=dtype, device=device)
+    return kept[key][:size]

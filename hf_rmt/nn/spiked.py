@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_rmt.nn.codebooks import CODEBOOKS
-from hf_rmt.nn.noise_store import NoiseStore, check_tensor, rows_at_once
+from hf_rmt.nn.noise_store import NoiseStore
+from hf_rmt.nn.packing import rows_at_once
+from hf_rmt.nn.tensor_checks import check_tensor
 
 
 class SpikedLinear(nn.Module):
@@ -40,8 +42,7 @@ class SpikedLinear(nn.Module):
     dense_class: type[nn.Module] = nn.Linear
     """Class of the layer whose place this one takes."""
     layout_object: Any = None
-    """What runs in place of `unpacked_forward`; None for codes unpacked in every forward. Set by
-    `hf_rmt.nn.layouts.set_layout`, never saved."""
+    """What runs in place of `unpacked_forward`, set by `hf_rmt.nn.layouts`; never saved."""
 
     def __init__(
         self,
@@ -188,16 +189,15 @@ class SpikedLinear(nn.Module):
             bias = None if self.bias is None else self.bias.to(x.dtype)
             signal = self._signal(x, self.weight.to(x.dtype), bias)
             return signal + torch.ops.hf_rmt.layout_noise(x, handle, self.out_features)
-        return torch.ops.hf_rmt.layout_linear(
-            x, self.weight, self.bias, handle, self.out_features
-        )
+        return torch.ops.hf_rmt.layout_linear(x, self.weight, self.bias, handle, self.out_features)
 
     def unpacked_forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x with its noise unpacked from the codes."""
         weight = self.weight.to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self._merges(x):
-            return self._act(x, _merged(weight, self.noise, self.in_features), bias)
+            merged = _merged(weight, self.noise, self.in_features, scratch=True)
+            return self._act(x, merged, bias)
         product = self._signal(x, weight, bias)
         return product if self.noise.kind == "drop" else product + _NoiseProduct.apply(x, self)
 
@@ -235,20 +235,21 @@ class SpikedLinear(nn.Module):
         Raises:
             ValueError: If the factors, the bias or the noise are incomplete or not finite.
         """
-        shape = (self.rank, self.in_features + self.out_features)
-        check_tensor("weight", self.weight, shape)
+        check_tensor("weight", self.weight, (self.rank, self.in_features + self.out_features))
         if self.bias is not None:
             check_tensor("bias", self.bias, (self.out_features,))
         self.noise.check()
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+    def _reset_layout(self) -> None:
         if self.layout_object is not None:
             self.layout_object.reset()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._reset_layout()
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        if self.layout_object is not None:
-            self.layout_object.reset()
+        self._reset_layout()
         super()._load_from_state_dict(*args)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -270,7 +271,7 @@ class _NoiseProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, layer: SpikedLinear) -> Tensor:
-        return layer._act(x, layer.noise.dense(x.dtype))
+        return layer._act(x, layer.noise.dense(x.dtype, scratch=True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, SpikedLinear], output: Tensor) -> None:
@@ -278,7 +279,7 @@ class _NoiseProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        noise = ctx.layer.noise.dense(gradient.dtype)
+        noise = ctx.layer.noise.dense(gradient.dtype, scratch=True)
         return ctx.layer._gradient(gradient, noise, ctx.shape), None
 
 
@@ -287,12 +288,14 @@ def split_factors(weight: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
     return weight[:, in_features:].T, weight[:, :in_features]
 
 
-def _merged(weight: Tensor, noise: NoiseStore, in_features: int) -> Tensor:
+def _merged(
+    weight: Tensor, noise: NoiseStore, in_features: int, *, scratch: bool = False
+) -> Tensor:
     """Signal plus noise, shape (out, in), in the dtype of the factors."""
     left, right = split_factors(weight, in_features)
     if noise.kind == "drop":
         return left @ right
-    dense = noise.dense(weight.dtype)
+    dense = noise.dense(weight.dtype, scratch=scratch)
     if len(right) == 0:
         return dense
     fresh = noise.kind != "keep" and not torch.is_grad_enabled()

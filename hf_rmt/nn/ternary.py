@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from hf_rmt.checks import check_choice, check_integer, check_number
 from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
-from hf_rmt.nn.noise_store import check_tensor
+from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.nn.ternary_packing import (
     SCALE_OPTIONS,
     from_fifths,
@@ -268,8 +268,8 @@ class TernaryLinear(nn.Module):
         Raises:
             ValueError: If the weight, the scales or the bias are incomplete or not finite.
         """
-        shapes = {1: (-(-self._size // 5),), 2: (1, -(-self._size // 4))}
-        shape = shapes.get(self.weight.dim(), shapes[1])
+        opened = self.weight.dim() == 2
+        shape = (1, -(-self._size // 4)) if opened else (-(-self._size // 5),)
         check_tensor("weight", self.weight, shape, torch.int8)
         check_tensor("scale", self.scale, tuple(self.scale.shape))
         if self.bias is not None:

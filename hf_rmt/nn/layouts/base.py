@@ -74,6 +74,7 @@ class Layout(ABC):
     def estimate(layer: SpikedLinear) -> int:
         """Bytes of memory that the layer would take, its bias included."""
 
+    @abstractmethod
     def prepare(self, layer: SpikedLinear) -> None:
         """Make now what the first use would make, if the layer's tensors are there."""
 

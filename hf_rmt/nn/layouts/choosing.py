@@ -123,9 +123,7 @@ def _interleaved(layers: Mapping[str, Any], x: Tensor) -> dict[str, float]:
     return {name: median(column) for name, column in times.items()}
 
 
-def _key(
-    layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[int, ...]
-) -> str:
+def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[int, ...]) -> str:
     """All on which the choice depends, in one line."""
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
     kind = "ternary layer" if isinstance(layer, TernaryLinear) else layer.noise.kind

@@ -87,4 +87,4 @@ class _IntegerProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient @ ctx.layer.noise.dense(gradient.dtype), None, None
+        return gradient @ ctx.layer.noise.dense(gradient.dtype, scratch=True), None, None

@@ -24,9 +24,12 @@ class PackedLayout(Layout):
         """The layer's own forward."""
         return layer.unpacked_forward(x)
 
+    def prepare(self, layer: SpikedLinear) -> None:
+        """Nothing is kept."""
+
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
         """The noise acting on x, unpacked for it."""
-        return layer._act(x, layer.noise.dense(x.dtype))
+        return layer._act(x, layer.noise.dense(x.dtype, scratch=True))
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:

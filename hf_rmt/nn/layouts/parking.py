@@ -70,7 +70,7 @@ def _mapped(tensor: Tensor, folder: Path) -> Tensor:
     finally:
         os.close(handle)
         os.unlink(name)
-    parked = torch.empty(0, dtype=tensor.dtype).set_(storage)  # type: ignore[call-overload]
+    parked = torch.empty(0, dtype=tensor.dtype).set_(storage)  # type: ignore[arg-type]
     parked = parked.view(tensor.shape).copy_(tensor)
     address = storage.data_ptr()
     _PARKED.add(address)

@@ -50,10 +50,10 @@ def placed(noise: str, name: str, dtype: torch.dtype = torch.float32) -> SpikedL
 def allowed(layer: SpikedLinear, x: torch.Tensor) -> torch.Tensor:
     """Bound on the root mean square error of a layer's outputs, by its rounding.
 
-    Factors, sums and outputs round by eps of |x| |W|, a few times. Integers add, for noise of size n and an
-    input of size |x|: inputs rounded to 1 / 127 of their largest entry (3.5 standard deviations
-    after the rotation, 5 bounds it) and weights to 1 / 127 of the row's, uniform errors of
-    variance 1 / 12; on processors with digits of 6 bits twice as much for the inputs.
+    Factors, sums and outputs round by eps of |x| |W|, a few times. Integers add, for noise of size
+    n and an input of size |x|: inputs rounded to 1 / 127 of their largest entry (3.5 standard
+    deviations after the rotation, 5 bounds it) and weights to 1 / 127 of the row's, uniform errors
+    of variance 1 / 12; on processors with digits of 6 bits twice as much for the inputs.
     """
     length = x.double().norm(dim=-1, keepdim=True)
     rows = layer.dense().double().square().sum(1).mean().sqrt()
