@@ -33,7 +33,7 @@ class IntegerWeight:
     """A matrix as integers with a scale a row.
 
     Args:
-        matrix: float32, shape (out, in). With one digit its memory is reused.
+        matrix: float32, shape (out, in); it is not changed.
         digits: 1 for inputs in 8 bits, rotated first; 2 for inputs in 16 bits.
     """
 

@@ -179,8 +179,9 @@ class NoiseStore(nn.Module):
         if torch.compiler.is_compiling():  # a loop would be unrolled into the program
             return self._weights(first, last).to(dtype).view(-1, self.in_features)
         codes = self.codes
-        result = scratch_memory(last - first, dtype, codes.device) if scratch else None
-        if result is None:
+        if scratch and codes.device.type == "cpu":  # elsewhere, streams could overwrite it
+            result = scratch_memory(last - first, dtype)
+        else:
             result = torch.empty(last - first, dtype=dtype, device=codes.device)
         for low in range(first, last, PIECE):
             high = min(low + PIECE, last)
@@ -256,20 +257,18 @@ def check_kind(kind: str) -> None:
 _SCRATCH = threading.local()
 
 
-def scratch_memory(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def scratch_memory(size: int, dtype: torch.dtype) -> Tensor:
     """Memory of one unpacked layer that the layers of a thread share; its contents are of no use.
 
     Args:
         size: Entries.
         dtype: Of the entries.
-        device: Where.
 
     Returns:
         A flat tensor. The next call on this thread returns the same memory.
     """
     kept: dict[Any, Tensor] = vars(_SCRATCH)
-    key = dtype, device
-    if key not in kept or len(kept[key]) < size:
+    if dtype not in kept or len(kept[dtype]) < size:
         with torch.inference_mode(False):
-            kept[key] = torch.empty(size, dtype=dtype, device=device)
-    return kept[key][:size]
+            kept[dtype] = torch.empty(size, dtype=dtype, device="cpu")
+    return kept[dtype][:size]

@@ -6,6 +6,7 @@ store, is never saved, and every layout of a layer computes the same map up to i
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import count
@@ -24,6 +25,7 @@ ACTIVATIONS = ("int8", "int16")
 LAYOUTS: dict[str, type[Layout]] = {}
 """The layouts by name. A module of this package adds its own with `register`."""
 
+_LOCK = threading.RLock()
 _HANDLES = count(1)
 _LAYERS: WeakValueDictionary[int, SpikedLinear] = WeakValueDictionary()
 """Layers by the number under which compiled programs know them."""
@@ -52,8 +54,7 @@ class Layout(ABC):
 
     def __init__(self, layer: SpikedLinear, *, activations: str = "int8") -> None:
         self.activations = activations
-        self._kept: Any = None
-        self._key: Any = None
+        self._state: tuple[Any, Any] = (None, None)
         self.bind(layer)
 
     @classmethod
@@ -85,7 +86,7 @@ class Layout(ABC):
 
     def reset(self) -> None:
         """Forget what was made: the layer's tensors moved or changed."""
-        self._kept = self._key = None
+        self._state = (None, None)
 
     def remove(self, layer: SpikedLinear) -> None:
         """Bring back to memory what the layout had moved to disk."""
@@ -95,18 +96,20 @@ class Layout(ABC):
 
     def keep(self, layer: SpikedLinear, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What `make` returns, kept until the key or the layer's noise changes."""
-        stored = getattr(layer.noise, stored_name(layer))
-        if self._key != (*key, *identity(stored)):
-            with torch.inference_mode(False), torch.no_grad(), exact(stored.device):
-                self._kept = None
-                kept = make()
-                parked = park(stored)
-            setattr(layer.noise, stored_name(layer), parked)
-            self._kept, self._key = kept, (*key, *identity(parked))
-        return self._kept
+        name = stored_name(layer)
+        known, kept = self._state
+        if known == (*key, *identity(getattr(layer.noise, name))):
+            return kept
+        with _LOCK, torch.inference_mode(False), torch.no_grad(), exact(layer.weight.device):
+            self.reset()
+            kept = make()
+            parked = park(getattr(layer.noise, name))
+            setattr(layer.noise, name, parked)
+            self._state = (*key, *identity(parked)), kept
+        return kept
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"activations": self.activations, "_kept": None, "_key": None, "handle": 0}
+        return {"activations": self.activations, "_state": (None, None), "handle": 0}
 
 
 def stored_name(layer: SpikedLinear) -> str:

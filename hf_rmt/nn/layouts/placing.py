@@ -12,6 +12,7 @@ from hf_rmt.nn.layouts.base import ACTIVATIONS, LAYOUTS
 from hf_rmt.nn.layouts.choosing import CHOICES, TOKENS, choose
 from hf_rmt.nn.layouts.parking import give_back
 from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.ternary import LAYOUTS as TERNARY_LAYOUTS
 from hf_rmt.nn.ternary import TernaryLinear
 
 
@@ -62,7 +63,7 @@ def compressed_layers(model: nn.Module) -> list[SpikedLinear | TernaryLinear]:
 def place(layer: SpikedLinear | TernaryLinear, name: str, *, activations: str = "int8") -> None:
     """Give a layer a layout; where it cannot have it, it stays packed."""
     if isinstance(layer, TernaryLinear):
-        layer.layout = name
+        layer.layout = name if name in TERNARY_LAYOUTS else "packed"
         return
     if layer.layout_object is not None:
         layer.layout_object.remove(layer)
