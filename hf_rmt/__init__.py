@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         StepActivation,
         TernaryLinear,
     )
+    from hf_rmt.nn.layouts import layout_line, set_layout
     from hf_rmt.plan import CompressionPlan, LayerPlan
     from hf_rmt.report import CompressionReport, SpectralReport
     from hf_rmt.settings import CompressionSettings
@@ -63,6 +64,8 @@ _HOMES = {
     "StepActivation": "hf_rmt.nn",
     "TernaryLinear": "hf_rmt.nn",
     "CompressionSettings": "hf_rmt.settings",
+    "layout_line": "hf_rmt.nn.layouts",
+    "set_layout": "hf_rmt.nn.layouts",
     "CompressionPlan": "hf_rmt.plan",
     "LayerPlan": "hf_rmt.plan",
     "CompressionReport": "hf_rmt.report",

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_rmt.nn import TernaryLinear
-from hf_rmt.nn.ternary import LAYOUTS
 
+LAYOUTS = ("packed", "int8")
 SHAPES = ((768, 768), (3072, 768), (768, 3072), (1536, 384), (2, 384), (3, 768))
 SMALL_SHAPES = ((96, 64), (3, 64))
 TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096)

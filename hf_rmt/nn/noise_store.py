@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import threading
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.nn.codebooks import (
-    CODEBOOKS,
-    FINE_CODES,
-    RUN,
-    SCALE_STEP,
-    SCALES,
-    Codebook,
-    table,
-)
+from hf_rmt.nn.codebooks import CODEBOOKS, RUN, SCALES, TRITS, table
+from hf_rmt.nn.group_scales import repeated, scale_codes
+from hf_rmt.nn.packing import pack_runs, row_chunks, store_sizes
+from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
 
-CHUNK = 2**15
-CHUNKS = 24
-"""Weights are packed in pieces of this size, or of this part of the matrix if that is more: the
-memory of packing stays a fraction of the matrix."""
+PIECE = 640 * 2048
+"""Weights that are unpacked at once, whole runs of every kind: as many as bound the memory of the
+steps, for each piece costs a fixed time."""
 
 
 class NoiseStore(nn.Module):
@@ -66,7 +62,7 @@ class NoiseStore(nn.Module):
             shape = (out_features, in_features)
             self.register_buffer("residual", torch.zeros(shape, device=device, dtype=dtype))
         elif kind != "drop":
-            sizes = _sizes(CODEBOOKS[kind], out_features * in_features)
+            sizes = store_sizes(CODEBOOKS[kind], out_features * in_features)
             for name, size in zip(("codes", "fine", "coarse"), sizes, strict=True):
                 self.register_buffer(name, torch.zeros(size, device=device, dtype=torch.uint8))
             self.register_buffer("base", torch.zeros(1, device=device, dtype=torch.int32))
@@ -88,14 +84,21 @@ class NoiseStore(nn.Module):
                 f"the store was made for a weight of shape {shape}, got {tuple(weight.shape)}"
             )
         if self.kind == "keep":
-            for start, rows in _row_chunks(weight, signal):
+            for start, rows in row_chunks(weight, signal):
                 self.residual[start : start + len(rows)] = rows
         if self.kind not in CODEBOOKS:
             return
-        peak = torch.stack([rows.abs().amax() for _, rows in _row_chunks(weight, signal)]).amax()
+        peak = torch.stack([rows.abs().amax() for _, rows in row_chunks(weight, signal)]).amax()
         if not torch.isfinite(peak.to(torch.float32)):
             raise ValueError(
                 "the weight holds nan, inf or more than float32 can; leave such a layer dense"
+            )
+        least = torch.finfo(torch.float32).tiny / CODEBOOKS[self.kind].unit
+        if 0 < peak < least:
+            raise ValueError(
+                f"the largest entry of what is stored is {float(peak):.3g}, and scales in float32 "
+                f"take {least:.3g} at least; multiply the weight by a power of ten, or leave such "
+                "a layer dense"
             )
         self._pack(weight, signal, peak)
 
@@ -104,7 +107,7 @@ class NoiseStore(nn.Module):
         self.base.copy_((peak * book.unit).to(torch.float32).reshape(1).view(torch.int32))
         peak = torch.where(peak > 0, peak, 1.0)
         held, done = weight.new_empty(0, dtype=torch.float32), 0
-        for start, rows in _row_chunks(weight, signal):
+        for start, rows in row_chunks(weight, signal):
             held = torch.cat([held, (rows / peak).flatten().to(torch.float32)])
             if start + len(rows) == self.out_features:
                 held = nn.functional.pad(held, (0, -len(held) % book.run))
@@ -112,17 +115,47 @@ class NoiseStore(nn.Module):
             if not runs:
                 continue
             ready, held = held[: runs * book.run], held[runs * book.run :]
-            codes, fine, coarse = _pack_runs(book, ready.view(runs, RUN, book.group))
+            codes, fine, coarse = pack_runs(book, ready.view(runs, RUN, book.group))
             self.codes.view(-1, book.run_bytes)[done : done + runs] = codes
             self.fine.view(-1, RUN // 2)[done : done + runs] = fine
             self.coarse[done : done + runs] = coarse
             done += runs
 
-    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+    def check(self) -> None:
+        """Refuse tensors that no store of this kind can have.
+
+        Raises:
+            ValueError: If a tensor is missing, has another shape or dtype, is still on the meta
+                device or cannot be a scale.
+        """
+        if self.kind == "keep":
+            check_tensor("noise.residual", self.residual, (self.out_features, self.in_features))
+        if self.kind not in CODEBOOKS:
+            return
+        book = CODEBOOKS[self.kind]
+        sizes = store_sizes(book, self.out_features * self.in_features)
+        for name, size in zip(("codes", "fine", "coarse"), sizes, strict=True):
+            check_tensor(f"noise.{name}", getattr(self, name), (size,), torch.uint8)
+        check_tensor("noise.base", self.base, (1,), torch.int32)
+        base = float(self.base.view(torch.float32))
+        if not 0 <= base < math.inf:
+            raise ValueError(
+                f"noise.base is the largest scale and must be finite and not negative, got {base}; "
+                "the file is damaged, save or download it again"
+            )
+        if self.kind == "ternary" and self.codes.numel() and int(self.codes.max()) >= len(TRITS):
+            raise ValueError(
+                f"noise.codes of ternary noise must be below {len(TRITS)}, got "
+                f"{int(self.codes.max())}; the file is damaged, save or download it again"
+            )
+
+    def dense(self, dtype: torch.dtype | None = None, *, scratch: bool = False) -> Tensor:
         """The noise as a tensor of shape (out, in).
 
         Args:
             dtype: Of the result; None for float32, or for that of a kept residual.
+            scratch: Whether the result may lie in memory that the next call on this thread
+                overwrites, which spares the system the work of mapping it.
 
         Returns:
             A new tensor, except where a kept residual has that dtype already.
@@ -130,30 +163,53 @@ class NoiseStore(nn.Module):
         Raises:
             ValueError: If the store is one that drops the noise.
         """
-        return self.rows(0, self.out_features, dtype)
+        return self.rows(0, self.out_features, dtype, scratch=scratch)
 
-    def rows(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
+    def rows(
+        self, start: int, stop: int, dtype: torch.dtype | None = None, *, scratch: bool = False
+    ) -> Tensor:
         """Rows start to stop of `dense`, without unpacking the others."""
         if self.kind == "drop":
             raise ValueError("noise='drop' stores nothing to make dense")
         if self.kind == "keep":
             rows = self.residual[start:stop]
             return rows if dtype is None else rows.to(dtype)
-        book = CODEBOOKS[self.kind]
         first, last = start * self.in_features, stop * self.in_features
+        dtype = dtype or torch.float32
+        if torch.compiler.is_compiling():  # a loop would be unrolled into the program
+            return self._weights(first, last).to(dtype).view(-1, self.in_features)
+        codes = self.codes
+        if scratch and codes.device.type == "cpu":  # elsewhere, streams could overwrite it
+            result = scratch_memory(last - first, dtype)
+        else:
+            result = torch.empty(last - first, dtype=dtype, device=codes.device)
+        for low in range(first, last, PIECE):
+            high = min(low + PIECE, last)
+            self._weights(low, high, result[low - first : high - first])
+        return result.view(stop - start, self.in_features)
+
+    def _weights(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """Some neighbouring weights in row-major order, flat, float32 or what `out` takes."""
+        book = CODEBOOKS[self.kind]
         low, high = first // book.run, -(-last // book.run)
         values = book.decode(self.codes[low * book.run_bytes : high * book.run_bytes])
-        values = values.view(-1, book.group).mul_(self._scales(low, high)[:, None]).view(-1)
-        values = values[first - low * book.run : last - low * book.run]
-        values = values.view(stop - start, self.in_features)
-        return values if dtype is None else values.to(dtype)
+        whole = out is not None and out.dtype == values.dtype and len(out) == len(values)
+        values = self._scaled(values, book.group, low, high, out if whole else None)
+        if whole or out is None:
+            return values[first - low * book.run : last - low * book.run]
+        return out.copy_(values[first - low * book.run : last - low * book.run])
 
-    def _scales(self, low: int, high: int) -> Tensor:
-        """Scales of the groups of some runs, flat."""
-        fine = self.fine[low * RUN // 2 : high * RUN // 2].view(-1, RUN // 2)
-        codes = torch.cat([fine & 15, fine >> 4], dim=1) + self.coarse[low:high, None]
+    def _scaled(
+        self, values: Tensor, group: int, low: int, high: int, out: Tensor | None = None
+    ) -> Tensor:
+        """Weights of some runs times the scales of their groups, into `out` or in place."""
+        fine = self.fine[low * RUN // 2 : high * RUN // 2]
+        codes = scale_codes(fine, self.coarse[low:high])
         grid = table(SCALES, codes.device) * self.base.view(torch.float32)
-        return grid.index_select(0, codes.flatten().to(torch.int32))
+        target = (values if out is None else out).view(-1, group)
+        if torch.compiler.is_compiling():
+            return (values.view(-1, group) * repeated(grid, codes, group)).view(-1)
+        return torch.mul(values.view(-1, group), repeated(grid, codes, group), out=target).view(-1)
 
     def extra_repr(self) -> str:
         """What `print` shows of the store."""
@@ -184,7 +240,7 @@ def stored_bits(shape: tuple[int, int], rank: int, noise: str, *, dtype: torch.d
     size, width = shape[0] * shape[1], 8 * dtype.itemsize
     factors = rank * (shape[0] + shape[1])
     if noise in CODEBOOKS:
-        return 16 * factors + 8 * sum(_sizes(CODEBOOKS[noise], size)) + 32
+        return 16 * factors + 8 * sum(store_sizes(CODEBOOKS[noise], size)) + 32
     return width * (factors + (size if noise == "keep" else 0))
 
 
@@ -198,56 +254,21 @@ def check_kind(kind: str) -> None:
         raise ValueError(f"noise must be one of {', '.join(NOISE_KINDS)}, got {kind!r}")
 
 
-def rows_at_once(shape: Sequence[int]) -> int:
-    """Rows of a weight of that shape to work on at once, for memory's sake."""
-    return max(1, max(CHUNK, shape[0] * shape[1] // CHUNKS) // max(1, shape[1]))
+_SCRATCH = threading.local()
 
 
-def _sizes(book: Codebook, size: int) -> tuple[int, int, int]:
-    """Bytes of codes, of fine and of coarse scales for a number of weights."""
-    runs = -(-size // book.run)
-    return runs * book.run_bytes, runs * RUN // 2, runs
-
-
-def _row_chunks(
-    weight: Tensor, signal: tuple[Tensor, Tensor] | None
-) -> Iterator[tuple[int, Tensor]]:
-    """Rows of the weight less the signal, float32 or better, with the index of their first."""
-    step, dtype = rows_at_once(weight.shape), torch.promote_types(weight.dtype, torch.float32)
-    for start in range(0, len(weight), step):
-        rows = weight[start : start + step].to(dtype)
-        if signal is not None:
-            left, right = (factor.to(dtype) for factor in signal)
-            rows = torch.addmm(rows, left[start : start + step], right, alpha=-1)
-        yield start, rows
-
-
-def _pack_runs(book: Codebook, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes and scale codes of least squared error, for weights over the peak of the matrix.
+def scratch_memory(size: int, dtype: torch.dtype) -> Tensor:
+    """Memory of one unpacked layer that the layers of a thread share; its contents are of no use.
 
     Args:
-        book: The codebook.
-        runs: Shape (runs, RUN, group), entries in [-1, 1].
+        size: Entries.
+        dtype: Of the entries.
 
     Returns:
-        codes (runs, run_bytes), fine (runs, RUN / 2) and coarse (runs,).
+        A flat tensor. The next call on this thread returns the same memory.
     """
-    size = runs.abs().amax(2) if book.largest else runs.square().mean(2).sqrt()
-    start = torch.round(-SCALE_STEP * torch.log2(size)).clamp_max(255)
-    coarse = (start.amin(1, keepdim=True) + book.offsets[0]).clamp(0, 256 - FINE_CODES)
-    groups, grid = runs.view(-1, book.group), table(SCALES, runs.device) * book.unit
-    best = torch.full_like(size, torch.inf).flatten()
-    codes = torch.zeros((len(groups), book.group // book.block), dtype=torch.uint8).to(runs.device)
-    fine = torch.zeros_like(best, dtype=torch.uint8)
-    for offset in book.offsets:
-        tried = (start + offset - coarse).clamp_(0, FINE_CODES - 1)
-        scales = grid[(coarse + tried).to(torch.int32)].view(-1, 1)
-        bytes_ = book.encode(groups / scales)
-        values = book.decode(bytes_.flatten()).view_as(groups).mul_(scales)
-        error = values.sub_(groups).square_().sum(1)
-        better = error < best
-        best = torch.where(better, error, best)
-        fine = torch.where(better, tried.flatten().to(torch.uint8), fine)
-        codes = torch.where(better[:, None], bytes_, codes)
-    low, high = fine.view(-1, 2, RUN // 2).unbind(1)
-    return codes.view(len(runs), -1), low | high << 4, coarse.flatten().to(torch.uint8)
+    kept: dict[Any, Tensor] = vars(_SCRATCH)
+    if dtype not in kept or len(kept[dtype]) < size:
+        with torch.inference_mode(False):
+            kept[dtype] = torch.empty(size, dtype=dtype, device="cpu")
+    return kept[dtype][:size]

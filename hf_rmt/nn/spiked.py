@@ -11,7 +11,9 @@ from torch.nn import functional
 from hf_rmt.nn.codebooks import CODEBOOKS
 from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_conv1d
-from hf_rmt.nn.noise_store import NoiseStore, rows_at_once
+from hf_rmt.nn.noise_store import NoiseStore
+from hf_rmt.nn.packing import rows_at_once
+from hf_rmt.nn.tensor_checks import check_tensor
 
 
 @register_layer
@@ -41,6 +43,8 @@ class SpikedLinear(CompressedLayer):
     """
 
     kind = "spiked"
+    layout_object: Any = None
+    """What runs in place of `unpacked_forward`, set by `hf_rmt.nn.layouts`; never saved."""
 
     def __init__(
         self,
@@ -209,10 +213,28 @@ class SpikedLinear(CompressedLayer):
         """Apply the layer to x of shape (..., in); the result has the dtype of x."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        if self.layout_object is None:
+            return self.unpacked_forward(x)
+        if torch.compiler.is_compiling():
+            return self._compiled(x)
+        return self.layout_object.forward(self, x)
+
+    def _compiled(self, x: Tensor) -> Tensor:
+        """The layout as operators of a compiled program."""
+        handle = self.layout_object.handle
+        if torch.is_grad_enabled():
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            signal = self._signal(x, self.weight.to(x.dtype), bias)
+            return signal + torch.ops.hf_rmt.layout_noise(x, handle, self.out_features)
+        return torch.ops.hf_rmt.layout_linear(x, self.weight, self.bias, handle, self.out_features)
+
+    def unpacked_forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to x with its noise unpacked from the codes."""
         weight = self.weight.to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self._merges(x):
-            return self._act(x, _merged(weight, self.noise, self.in_features), bias)
+            merged = _merged(weight, self.noise, self.in_features, scratch=True)
+            return self._act(x, merged, bias)
         product = self._signal(x, weight, bias)
         return product if self.noise.kind == "drop" else product + _NoiseProduct.apply(x, self)
 
@@ -239,11 +261,45 @@ class SpikedLinear(CompressedLayer):
         sides = self.in_features + self.out_features
         return self._positions(x) * sides > self.in_features * self.out_features
 
+    @property
+    def layout(self) -> str:
+        """Name of the layout in memory; `set_layout` changes it."""
+        return "packed" if self.layout_object is None else self.layout_object.name
+
+    def check(self) -> None:
+        """Refuse tensors that no layer of this kind can have.
+
+        Raises:
+            ValueError: If the factors, the bias or the noise are incomplete or not finite.
+        """
+        check_tensor("weight", self.weight, (self.rank, self.in_features + self.out_features))
+        if self.bias is not None:
+            check_tensor("bias", self.bias, (self.out_features,))
+        self.noise.check()
+
+    def _reset_layout(self) -> None:
+        if self.layout_object is not None:
+            self.layout_object.reset()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._reset_layout()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._reset_layout()
+        super()._load_from_state_dict(*args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.layout_object is not None:
+            self.layout_object.bind(self)
+
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
+        layout = "" if self.layout_object is None else f", layout={self.layout!r}"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"rank={self.rank}, bias={self.bias is not None}"
+            f"rank={self.rank}, bias={self.bias is not None}{layout}"
         )
 
 
@@ -252,7 +308,7 @@ class _NoiseProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, layer: SpikedLinear) -> Tensor:
-        return layer._act(x, layer.noise.dense(x.dtype))
+        return layer._act(x, layer.noise.dense(x.dtype, scratch=True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, SpikedLinear], output: Tensor) -> None:
@@ -260,7 +316,7 @@ class _NoiseProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        noise = ctx.layer.noise.dense(gradient.dtype)
+        noise = ctx.layer.noise.dense(gradient.dtype, scratch=True)
         return ctx.layer._gradient(gradient, noise, ctx.shape), None
 
 
@@ -269,12 +325,14 @@ def split_factors(weight: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
     return weight[:, in_features:].T, weight[:, :in_features]
 
 
-def _merged(weight: Tensor, noise: NoiseStore, in_features: int) -> Tensor:
+def _merged(
+    weight: Tensor, noise: NoiseStore, in_features: int, *, scratch: bool = False
+) -> Tensor:
     """Signal plus noise, shape (out, in), in the dtype of the factors."""
     left, right = split_factors(weight, in_features)
     if noise.kind == "drop":
         return left @ right
-    dense = noise.dense(weight.dtype)
+    dense = noise.dense(weight.dtype, scratch=scratch)
     if len(right) == 0:
         return dense
     fresh = noise.kind != "keep" and not torch.is_grad_enabled()

@@ -118,6 +118,9 @@ class SpikedConv2d(SpikedLinear):
             x = functional.pad(x, self._edges(), mode)
         return super().forward(x)
 
+    def _compiled(self, x: Tensor) -> Tensor:
+        return self.unpacked_forward(x)
+
     def _edges(self) -> list[int]:
         """Padding left, right, above and below."""
         if self.padding == "valid":

@@ -14,6 +14,7 @@ from hf_rmt.checks import check_choice, check_integer, check_number
 from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_linear
 from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
+from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.nn.ternary_packing import (
     SCALE_OPTIONS,
     from_fifths,
@@ -23,7 +24,7 @@ from hf_rmt.nn.ternary_packing import (
     unpack_trits,
 )
 
-LAYOUTS = ("packed", "int8")
+LAYOUTS = ("packed", "int8", "dense")
 FEW_TOKENS = 64
 """Up to so many, unpacking to int8 and three products of digits beat unpacking to float."""
 
@@ -46,7 +47,8 @@ class TernaryLinear(CompressedLayer):
             rounding of its dtype. `int8` keeps an unpacked copy for speed: a byte a weight and, on
             a CPU with integer dot products (VNNI), inputs rounded to 16 bits of the largest entry
             of their row, which moves outputs by some 1e-4 of their spread at most; elsewhere and
-            for the smallest layers a copy in the dtype of the scales. Not part of the state.
+            for the smallest layers a copy in the dtype of the scales. `dense` keeps that copy
+            everywhere. Not part of the state.
         device: Of the tensors, which are empty until a state dict fills them.
         dtype: Of the scales and the bias.
 
@@ -238,15 +240,16 @@ class TernaryLinear(CompressedLayer):
 
     def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         shape = self.out_features, self.in_features
-        fast = self._layout == "int8"
+        fast, kept = self._layout == "int8", self._layout != "packed"
         tokens = x.numel() // max(1, self.in_features)
-        if (fast or 0 < tokens <= FEW_TOKENS) and runs_on_integers(x, shape):
+        few = 0 < tokens <= FEW_TOKENS and not kept
+        if (fast or few) and runs_on_integers(x, shape):
             signs = self._kept(torch.int8) if fast else self._signs()
             digits = 3 if x.dtype == torch.float32 and not fast else 2
             rows = x.reshape(tokens, self.in_features)
             product = integer_linear(rows, signs, self.scale, bias, digits=digits)
             return product.view(*x.shape[:-1], self.out_features)
-        weight = self._kept(self.scale.dtype).to(x.dtype) if fast else self.dense(x.dtype)
+        weight = self._kept(self.scale.dtype).to(x.dtype) if kept else self.dense(x.dtype)
         return functional.linear(x, weight, bias)
 
     def _signs(self) -> Tensor:
@@ -275,6 +278,25 @@ class TernaryLinear(CompressedLayer):
             self.weight = self.weight.new_empty(-(-self._size // 5))
         self.unpacked = None
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def memory_bytes(self) -> int:
+        """Bytes of memory that the layer takes once it has run."""
+        width = {"packed": 0, "int8": 1, "dense": self.scale.element_size()}[self._layout]
+        tensors = (self.weight, self.scale, *(() if self.bias is None else (self.bias,)))
+        return width * self._size + sum(tensor.nbytes for tensor in tensors)
+
+    def check(self) -> None:
+        """Refuse tensors that no layer of this kind can have.
+
+        Raises:
+            ValueError: If the weight, the scales or the bias are incomplete or not finite.
+        """
+        opened = self.weight.dim() == 2
+        shape = (1, -(-self._size // 4)) if opened else (-(-self._size // 5),)
+        check_tensor("weight", self.weight, shape, torch.int8)
+        check_tensor("scale", self.scale, tuple(self.scale.shape))
+        if self.bias is not None:
+            check_tensor("bias", self.bias, (self.out_features,))
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""

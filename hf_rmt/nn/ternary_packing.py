@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from hf_rmt.checks import check_choice
 from hf_rmt.nn.codebooks import CODEBOOKS, table
-from hf_rmt.nn.noise_store import rows_at_once
+from hf_rmt.nn.packing import rows_at_once
 
 SCALE_OPTIONS = ("row", "tensor")
 LIFTS = (64, 16, 4, 1)

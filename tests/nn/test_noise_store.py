@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_rmt.nn import NOISE_KINDS, NoiseStore, stored_bits
 from hf_rmt.nn.codebooks import CODEBOOKS, HALF_WIDTH, LEVELS, SPIRAL
-from hf_rmt.nn.noise_store import CHUNK
+from hf_rmt.nn.packing import CHUNK
 from hf_rmt.settings import PACKED_KINDS
 
 PACKED = tuple(CODEBOOKS)
@@ -154,8 +154,8 @@ def test_encoding_finds_the_nearest_point(kind: str) -> None:
 def test_chunks_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = gaussian(61, 77, seed=7)
     whole = filled(kind, weight).state_dict()
-    monkeypatch.setattr("hf_rmt.nn.noise_store.CHUNK", 77 * 4)
-    monkeypatch.setattr("hf_rmt.nn.noise_store.CHUNKS", 10**6)
+    monkeypatch.setattr("hf_rmt.nn.packing.CHUNK", 77 * 4)
+    monkeypatch.setattr("hf_rmt.nn.packing.CHUNKS", 10**6)
     pieces = filled(kind, weight).state_dict()
     assert all(torch.equal(whole[key], pieces[key]) for key in whole)
 
@@ -285,3 +285,67 @@ def test_bad_arguments_are_refused() -> None:
         NoiseStore("int8", 4, 4).store(torch.zeros(4, 5))
     with pytest.raises(ValueError, match="stores nothing"):
         NoiseStore("drop", 4, 4).dense()
+
+
+@pytest.mark.parametrize("kind", NOISE_KINDS)
+def test_what_was_stored_passes_the_check(kind: str) -> None:
+    filled(kind, gaussian(9, 70)).check()
+    filled(kind, torch.zeros(3, 5)).check()
+
+
+@pytest.mark.parametrize("kind", [*PACKED, "keep"])
+def test_every_tensor_is_checked(kind: str) -> None:
+    """Missing, of another shape, of another dtype: each is refused under its name."""
+    for name in dict(filled(kind, gaussian(9, 70)).named_buffers()):
+        for bad, words in (
+            (lambda t: t.to("meta"), "was not loaded"),
+            (lambda t: t[:-1] if len(t) > 1 else torch.cat([t, t]), "must have shape"),
+            (lambda t: t.to(torch.int16), "must be"),
+        ):
+            store = filled(kind, gaussian(9, 70))
+            setattr(store, name, bad(getattr(store, name)))
+            with pytest.raises(ValueError, match=f"noise.{name} {words}"):
+                store.check()
+
+
+@pytest.mark.parametrize("base", [math.nan, math.inf, -1.0])
+def test_a_scale_that_cannot_be_is_refused(base: float) -> None:
+    store = filled("int8", gaussian(9, 70))
+    store.base.copy_(torch.tensor([base]).view(torch.int32))
+    with pytest.raises(ValueError, match="largest scale and must be finite"):
+        store.check()
+
+
+def test_codes_that_no_five_trits_have_are_refused() -> None:
+    store = filled("ternary", gaussian(9, 70))
+    store.codes[3] = 243
+    with pytest.raises(ValueError, match="must be below 243, got 243"):
+        store.check()
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_weights_below_the_range_of_the_scales_are_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match="scales in float32 take"):
+        filled(kind, gaussian(8, 80).double() * 1e-60)
+    filled("keep", gaussian(8, 80).double() * 1e-60).check()
+    filled(kind, torch.zeros(8, 80).double())
+
+
+def test_scratch_memory_is_shared_and_of_the_wanted_dtype() -> None:
+    store = filled("int4", gaussian(33, 70))
+    first = store.dense(scratch=True)
+    expected = first.clone()
+    assert torch.equal(store.dense(), expected)
+    assert store.dense(scratch=True).data_ptr() == first.data_ptr()
+    assert store.dense().data_ptr() != first.data_ptr()
+    assert torch.equal(store.dense(torch.bfloat16, scratch=True), expected.bfloat16())
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("scratch", [True, False])
+def test_pieces_do_not_show(kind: str, scratch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(kind, gaussian(61, 77))
+    whole = store.dense().clone()
+    monkeypatch.setattr("hf_rmt.nn.noise_store.PIECE", 640)
+    assert torch.equal(store.dense(scratch=scratch), whole)
+    assert torch.equal(store.rows(7, 50, scratch=scratch), whole[7:50])

@@ -249,7 +249,7 @@ def test_autocast_is_that_of_the_dense_layer(layout: str, gradients: bool) -> No
 def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="scale must be one of row, tensor, got 'group'"):
         TernaryLinear(4, 2, scale="group")
-    with pytest.raises(ValueError, match="layout must be one of packed, int8, got 'int4'"):
+    with pytest.raises(ValueError, match="layout must be one of packed, int8, dense, got 'int4'"):
         TernaryLinear(4, 2, layout="int4")
     with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\), got 1.0"):
         TernaryLinear.random(4, 2, 1.0, 0)

@@ -1,0 +1,212 @@
+"""A matrix in 8-bit integers with a scale a row, and its product with inputs in integer digits.
+
+A row x of inputs is written as x = u (d_1 + d_2 / (2 t) + ...), u its largest entry over t, with
+digits in [-t, t]. The sums of products of digits are exact, so the only errors are the rounding of
+the last digit and that of the weights.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_rmt.nn.int8_matmul import ENTRIES_AT_ONCE, SMALLEST
+
+TOP = 127
+"""Largest digit, and largest integer of a weight."""
+NARROW = 63
+"""Largest digit on processors that add two products of bytes in 16 bits (AVX2)."""
+LARGEST_BLOCK = 32
+"""Inputs are rotated by Hadamard matrices of at most this side."""
+CUDA_ROWS, CUDA_MULTIPLE = 17, 8
+"""Fewest rows, and the number that divides the columns, in cuBLAS' integer product."""
+
+_ENGINE_LOCK = threading.Lock()
+
+
+class IntegerWeight:
+    """A matrix as integers with a scale a row.
+
+    Args:
+        matrix: float32, shape (out, in); it is not changed.
+        digits: 1 for inputs in 8 bits, rotated first; 2 for inputs in 16 bits.
+    """
+
+    def __init__(self, matrix: Tensor, *, digits: int = 1) -> None:
+        self.digits = digits
+        self.shape: tuple[int, int] = (matrix.shape[0], matrix.shape[1])
+        self.block = rotation_block(matrix.shape[1]) if digits == 1 else 1
+        matrix = self._rotated(matrix)
+        scales = matrix.abs().amax(1).clamp_min_(SMALLEST).div_(TOP)
+        integers = (matrix / scales[:, None]).round_().to(torch.int8)
+        self.engine = _engine(matrix.device)
+        self.packed: Any = None
+        if self.engine == "fbgemm":
+            self.packed = _prepacked(integers, scales)
+        else:
+            self.integers, self.scales = integers, scales
+        self.top = NARROW if self.engine == "fbgemm" and saturates() else TOP
+
+    def product(
+        self, rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
+    ) -> Tensor:
+        """Rows (left right + W)' + bias, W this matrix, a few rows at a time.
+
+        Args:
+            rows: Shape (tokens, in), of any floating dtype.
+            factors: left (out, rank) and right (rank, in) in float32, or None.
+            bias: Shape (out,) in float32, or None.
+
+        Returns:
+            Shape (tokens, out), float32.
+        """
+        step = max(32, ENTRIES_AT_ONCE // max(self.shape))
+        if len(rows) <= step:
+            return self._product(rows.to(torch.float32), factors, bias)
+        result = rows.new_empty(len(rows), self.shape[0], dtype=torch.float32)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step].to(torch.float32)
+            result[start : start + step] = self._product(part, factors, bias)
+        return result
+
+    def _product(
+        self, rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
+    ) -> Tensor:
+        total = _signal(rows, factors, bias)
+        rows = self._rotated(rows)
+        if len(rows) == 1 and factors is not None and self.digits == 1 and self.packed is not None:
+            # Without factors, a nan could get lost in the integers.
+            try:
+                one = torch.ops.quantized.linear_dynamic(rows, self.packed, self.top == NARROW)
+                return one if total is None else total.add_(one)
+            except RuntimeError:  # nan and infinity have no integers: the general way spreads them
+                pass
+        unit = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST).mul_(1 / self.top)
+        sums = self._sums(rows / unit)
+        if total is None:
+            return sums.mul_(unit)
+        return torch.addcmul(total, sums, unit)
+
+    def _sums(self, scaled: Tensor) -> Tensor:
+        """Product with entries in [-top, top], which are rounded."""
+        if self.digits == 1:
+            return self._integer_product(scaled)
+        high = scaled.round()
+        low = scaled.sub_(high).mul_(2 * self.top)
+        both = self._integer_product(torch.cat([high, low]))
+        return both[: len(high)].add_(both[len(high) :], alpha=1 / (2 * self.top))
+
+    def _integer_product(self, scaled: Tensor) -> Tensor:
+        if self.packed is not None:
+            return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+                scaled, 1.0, self.top + 1, self.packed
+            )
+        digits = scaled.round().to(torch.int8)
+        if digits.device.type == "cuda" and len(digits) < CUDA_ROWS:
+            digits = torch.nn.functional.pad(digits, (0, 0, 0, CUDA_ROWS - len(digits)))
+        sums = torch._int_mm(digits, self.integers.T)[: len(scaled)]
+        return sums.to(torch.float32).mul_(self.scales)
+
+    def _rotated(self, rows: Tensor) -> Tensor:
+        if self.block == 1:
+            return rows
+        turned = rows.reshape(-1, self.block) @ hadamard(self.block, rows.device)
+        return turned.view(rows.shape)
+
+
+def _signal(
+    rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
+) -> Tensor | None:
+    """Rows (left right)' + bias; None if there is neither."""
+    if factors is None:
+        return bias
+    left, right = factors
+    inner = rows @ right.T
+    return inner @ left.T if bias is None else torch.addmm(bias, inner, left.T)
+
+
+def rotation_block(width: int) -> int:
+    """Side of the Hadamard matrices by which rows of that width are rotated; 1 for no rotation."""
+    return min(LARGEST_BLOCK, width & -width)
+
+
+@cache
+def _hadamard_rows(side: int) -> Tensor:
+    with torch.inference_mode(False), torch.device("cpu"):
+        matrix = torch.ones(1, 1)
+        while len(matrix) < side:
+            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+        return matrix / side**0.5
+
+
+@cache
+def hadamard(side: int, device: torch.device) -> Tensor:
+    """The orthogonal symmetric matrix of entries +-1 / sqrt(side), side a power of two (Sylvester).
+
+    Examples:
+        >>> hadamard(2, torch.device("cpu")).mul(2**0.5).round().tolist()
+        [[1.0, 1.0], [1.0, -1.0]]
+    """
+    return _hadamard_rows(side).to(device)
+
+
+def why_no_integers(device: torch.device, width: int) -> str:
+    """Why a device has no integer product for rows of that width; empty if it has one."""
+    if device.type == "cuda":
+        fits = width % CUDA_MULTIPLE == 0
+        return "" if fits else f"cuBLAS multiplies integers in multiples of {CUDA_MULTIPLE} only"
+    if device.type != "cpu":
+        return f"torch has no integer product on {device.type}"
+    if _engine(device) == "fbgemm" or not _wraps(device):
+        return ""
+    return "the integer product of this processor is not exact"
+
+
+@cache
+def _engine(device: torch.device) -> str:
+    """Which of torch's products serves a device: `fbgemm`, else `int_mm`."""
+    if device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
+        return "int_mm"
+    try:
+        _prepacked(torch.ones(8, 8, dtype=torch.int8), torch.ones(8))
+    except (AttributeError, RuntimeError):  # a torch without these products
+        return "int_mm"
+    return "fbgemm"
+
+
+def _prepacked(integers: Tensor, scales: Tensor) -> Any:
+    """The weight as fbgemm wants it; it keeps no other copy."""
+    with _ENGINE_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # quantized tensors are deprecated, their products are not
+        before = torch.backends.quantized.engine
+        try:
+            torch.backends.quantized.engine = "fbgemm"
+            zeros = torch.zeros(len(scales), dtype=torch.int64)
+            weight = torch._make_per_channel_quantized_tensor(integers, scales.double(), zeros, 0)
+            return torch.ops.quantized.linear_prepack(weight, None)
+        finally:
+            torch.backends.quantized.engine = before
+
+
+@cache
+def saturates() -> bool:
+    """Whether fbgemm's product overflows for digits up to TOP, as it does without VNNI."""
+    side = 64
+    packed = _prepacked(torch.full((side, side), TOP, dtype=torch.int8), torch.ones(side))
+    digits = torch.full((1, side), float(TOP))
+    sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+        digits, 1.0, TOP + 1, packed
+    )
+    return not bool(sums.eq(TOP * TOP * side).all())
+
+
+@cache
+def _wraps(device: torch.device) -> bool:
+    """Whether torch's plain integer product is inexact here."""
+    digits = torch.full((32, 64), TOP, dtype=torch.int8, device=device)
+    return not bool(torch._int_mm(digits, digits.T).eq(TOP * TOP * 64).all())

@@ -1,0 +1,144 @@
+"""What a layout is: how the weight of a compressed layer lies in memory while it runs.
+
+The format on disk and the layout in memory are two things. A layout is built from the packed
+store, is never saved, and every layout of a layer computes the same map up to its own rounding.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from itertools import count
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from hf_rmt.nn.layouts.parking import park, unpark
+from hf_rmt.nn.spiked import SpikedLinear
+
+ACTIVATIONS = ("int8", "int16")
+"""Bits in which an integer layout writes its inputs: one digit of 8 bits, or two."""
+
+LAYOUTS: dict[str, type[Layout]] = {}
+"""The layouts by name. A module of this package adds its own with `register`."""
+
+_LOCK = threading.RLock()
+_HANDLES = count(1)
+_LAYERS: WeakValueDictionary[int, SpikedLinear] = WeakValueDictionary()
+"""Layers by the number under which compiled programs know them."""
+
+
+def register(layout: type[Layout]) -> type[Layout]:
+    """Add a layout to `LAYOUTS`; a class decorator."""
+    LAYOUTS[layout.name] = layout
+    return layout
+
+
+class Layout(ABC):
+    """One layer's weight as it lies in memory, made on first use and again when it changed.
+
+    Args:
+        layer: The layer; it is not changed before the first use.
+        activations: One of `ACTIVATIONS`, for layouts that round their inputs.
+
+    Attributes:
+        name: What a user calls the layout.
+        words: What the layout is, for messages.
+    """
+
+    name: ClassVar[str]
+    words: ClassVar[str]
+
+    def __init__(self, layer: SpikedLinear, *, activations: str = "int8") -> None:
+        self.activations = activations
+        self._state: tuple[Any, Any] = (None, None)
+        self.bind(layer)
+
+    @classmethod
+    def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
+        """Why a layer cannot have this layout; empty if it can."""
+        return "" if layer.noise.kind != "drop" else "it stores no noise"
+
+    @abstractmethod
+    def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+        """What the layer computes; x has been cast for autocast already."""
+
+    @abstractmethod
+    def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+        """The noise acting on x, without a gradient."""
+
+    @staticmethod
+    @abstractmethod
+    def estimate(layer: SpikedLinear) -> int:
+        """Bytes of memory that the layer would take, its bias included."""
+
+    @abstractmethod
+    def prepare(self, layer: SpikedLinear) -> None:
+        """Make now what the first use would make, if the layer's tensors are there."""
+
+    def bind(self, layer: SpikedLinear) -> None:
+        """Make this the layout of a layer that was copied or unpickled."""
+        self.handle = next(_HANDLES)
+        _LAYERS[self.handle] = layer
+
+    def reset(self) -> None:
+        """Forget what was made: the layer's tensors moved or changed."""
+        self._state = (None, None)
+
+    def remove(self, layer: SpikedLinear) -> None:
+        """Bring back to memory what the layout had moved to disk."""
+        self.reset()
+        name = stored_name(layer)
+        setattr(layer.noise, name, unpark(getattr(layer.noise, name)))
+
+    def keep(self, layer: SpikedLinear, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make` returns, kept until the key or the layer's noise changes."""
+        name = stored_name(layer)
+        known, kept = self._state
+        if known == (*key, *identity(getattr(layer.noise, name))):
+            return kept
+        with _LOCK, torch.inference_mode(False), torch.no_grad(), exact(layer.weight.device):
+            self.reset()
+            kept = make()
+            parked = park(getattr(layer.noise, name))
+            setattr(layer.noise, name, parked)
+            self._state = (*key, *identity(parked)), kept
+        return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"activations": self.activations, "_state": (None, None), "handle": 0}
+
+
+def stored_name(layer: SpikedLinear) -> str:
+    """Name of the large buffer of a layer's noise."""
+    return "residual" if layer.noise.kind == "keep" else "codes"
+
+
+def identity(tensor: Tensor) -> tuple[Any, ...]:
+    """What changes when a tensor is replaced or written to."""
+    version = -1 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, tensor.device, tensor.dtype
+
+
+def exact(device: torch.device) -> torch.autocast:
+    """A context in which autocast casts nothing."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def layer_of(handle: int) -> SpikedLinear:
+    """The layer that a compiled program calls by its number."""
+    return _LAYERS[handle]
+
+
+def signal_bytes(layer: SpikedLinear) -> int:
+    """Bytes of the factors and the bias."""
+    return sum(parameter.nbytes for parameter in layer.parameters())
+
+
+def store_bytes(layer: SpikedLinear, *, without_codes: bool = False) -> int:
+    """Bytes of the packed noise, or of what stays in memory when its codes lie on disk."""
+    names = {stored_name(layer)} if without_codes else set()
+    return sum(part.nbytes for name, part in layer.noise.named_buffers() if name not in names)

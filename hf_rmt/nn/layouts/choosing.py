@@ -1,0 +1,177 @@
+"""`fastest` and `smallest`: a layout for each shape of layer, measured once on this machine."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_rmt.nn.layouts.base import LAYOUTS
+from hf_rmt.nn.layouts.parking import cache_folder
+from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.spiked_conv import SpikedConv2d
+from hf_rmt.nn.ternary import LAYOUTS as TERNARY_LAYOUTS
+from hf_rmt.nn.ternary import TernaryLinear
+
+CHOICES = ("fastest", "smallest")
+TOKENS = (16, 128, 512)
+"""Rows of the inputs for which layouts are compared, if nobody says others."""
+REPEATS, BUDGET = 15, 0.4
+"""Rounds of interleaved calls, and seconds after which no other round begins."""
+MARGIN = 0.97
+"""Dense stays unless another layout takes less than this part of its time."""
+FILE = "layouts.json"
+
+logger = logging.getLogger(__name__)
+
+
+def choose(
+    layer: SpikedLinear | TernaryLinear, choice: str, *, activations: str, tokens: tuple[int, ...]
+) -> str:
+    """Name of the layout that a layer shall have.
+
+    Args:
+        layer: The layer; it is not changed.
+        choice: `fastest` or `smallest`.
+        activations: As in `set_layout`.
+        tokens: Rows of the inputs that are measured.
+
+    Returns:
+        A name of `LAYOUTS`.
+    """
+    names = possible(layer, activations)
+    if len(names) == 1:
+        return names[0]
+    if choice == "smallest":
+        if isinstance(layer, TernaryLinear):
+            return "packed"
+        return min(names, key=lambda name: LAYOUTS[name].estimate(layer))
+    if isinstance(layer, SpikedConv2d):
+        return "dense"  # the only other one, and packed unpacks before it does the same
+    key = _key(layer, activations, tokens)
+    known = remembered()
+    if key not in known:
+        best = fastest(measure(layer, names, activations, tokens))
+        remember(key, best)
+        return best
+    return known[key] if known[key] in names else names[0]
+
+
+def possible(layer: SpikedLinear | TernaryLinear, activations: str) -> tuple[str, ...]:
+    """Names of the layouts that a layer can have, `packed` first."""
+    if isinstance(layer, TernaryLinear):
+        return TERNARY_LAYOUTS
+    free = (name for name, kind in LAYOUTS.items() if not kind.refusal(layer))
+    return ("packed", *(name for name in free if name != "packed"))
+
+
+def fastest(times: Mapping[str, float]) -> str:
+    """The layout of least time; `dense` where no other is clearly faster."""
+    best = min(times, key=lambda name: times[name])
+    if "dense" in times and times[best] > MARGIN * times["dense"]:
+        return "dense"
+    return best
+
+
+@torch.no_grad()
+def measure(
+    layer: SpikedLinear | TernaryLinear,
+    names: tuple[str, ...],
+    activations: str,
+    tokens: tuple[int, ...],
+) -> dict[str, float]:
+    """Geometric mean over the numbers of tokens of the median seconds of each layout."""
+    from hf_rmt.nn.layouts.placing import place
+
+    like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
+    copies = {name: copy.deepcopy(layer).eval() for name in names}
+    for name, twin in copies.items():
+        place(twin, name, activations=activations)
+    logs = dict.fromkeys(names, 0.0)
+    for count in tokens:
+        x = torch.randn(count, layer.in_features, device=like.device, dtype=like.dtype)
+        for name, seconds in _interleaved(copies, x).items():
+            logs[name] += math.log(seconds) / len(tokens)
+    return {name: math.exp(value) for name, value in logs.items()}
+
+
+def _interleaved(layers: Mapping[str, Any], x: Tensor) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in layers}
+    end = time.perf_counter() + BUDGET
+    for turn in range(REPEATS + 1):
+        for name, layer in layers.items():
+            start = time.perf_counter()
+            layer(x)
+            if x.device.type == "cuda":
+                torch.cuda.synchronize(x.device)
+            if turn:
+                times[name].append(time.perf_counter() - start)
+        if turn > 2 and time.perf_counter() > end:
+            break
+    return {name: median(column) for name, column in times.items()}
+
+
+def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[int, ...]) -> str:
+    """All on which the choice depends, in one line."""
+    like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
+    kind = "ternary layer" if isinstance(layer, TernaryLinear) else layer.noise.kind
+    rank = 0 if isinstance(layer, TernaryLinear) else layer.rank
+    parts = (
+        device_name(like.device),
+        f"torch {torch.__version__}",
+        f"{torch.get_num_threads()} threads",
+        f"{layer.out_features}x{layer.in_features}",
+        f"rank {rank.bit_length()}",  # the next power of two is near enough
+        kind,
+        str(like.dtype).removeprefix("torch."),
+        f"activations {activations}",
+        "tokens " + " ".join(map(str, tokens)),
+    )
+    return ", ".join(parts)
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """The model of a processor or accelerator, with what limits its instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def remembered() -> dict[str, str]:
+    """What was measured on this machine, by key; empty if there is nothing that can be read."""
+    try:
+        content = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def remember(key: str, layout: str) -> None:
+    """Add a measurement to the file; a folder that cannot be written to is no error."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f"{FILE}.{os.getpid()}"
+        draft.write_text(json.dumps(remembered() | {key: layout}, indent=1), encoding="utf-8")
+        draft.replace(folder / FILE)
+    except OSError as error:
+        logger.debug("the measured layout is not remembered: %s", error)

@@ -1,0 +1,64 @@
+"""Layouts inside compiled programs: two operators that torch.compile calls and does not look into.
+
+What a layout keeps depends on versions of tensors and lives outside the graph. The operators get
+the number of the layer and do in eager mode what the layer does there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_rmt.nn.layouts.base import layer_of
+
+
+@torch.library.custom_op("hf_rmt::layout_linear", mutates_args=())
+def layout_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int
+) -> Tensor:
+    """The whole layer without gradients; weight and bias only tell the program what it reads."""
+    layer: Any = layer_of(handle)
+    with torch.no_grad():
+        return layer.layout_object.forward(layer, x).clone()
+
+
+@layout_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
+
+
+@torch.library.custom_op("hf_rmt::layout_noise", mutates_args=())
+def layout_noise(x: Tensor, handle: int, outputs: int) -> Tensor:
+    """The noise acting on x, shape (..., in) to (..., outputs)."""
+    layer: Any = layer_of(handle)
+    with torch.no_grad():
+        return layer.layout_object.noise_product(layer, x).clone()
+
+
+@layout_noise.register_fake
+def _(x: Tensor, handle: int, outputs: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
+
+
+@torch.library.custom_op("hf_rmt::layout_noise_gradient", mutates_args=())
+def layout_noise_gradient(gradient: Tensor, handle: int, inputs: int) -> Tensor:
+    """The gradient of x for that of `layout_noise`."""
+    return gradient @ layer_of(handle).noise.dense(gradient.dtype)
+
+
+@layout_noise_gradient.register_fake
+def _(gradient: Tensor, handle: int, inputs: int) -> Tensor:
+    return gradient.new_empty(*gradient.shape[:-1], inputs)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.handle, ctx.inputs = inputs[1], inputs[0].shape[-1]
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return layout_noise_gradient(gradient, ctx.handle, ctx.inputs), None, None
+
+
+layout_noise.register_autograd(_backward, setup_context=_setup)

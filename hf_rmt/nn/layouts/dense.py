@@ -1,0 +1,75 @@
+"""Signal and noise merged into one matrix of the model's dtype: exactly the dense layer's speed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hf_rmt.nn.layouts.base import (
+    Layout,
+    identity,
+    register,
+    signal_bytes,
+    store_bytes,
+)
+from hf_rmt.nn.spiked import SpikedLinear
+
+
+@register
+class DenseLayout(Layout):
+    """The merged matrix, its codes on disk.
+
+    While the signal trains, the matrix is that of the noise alone, and the signal acts beside it;
+    in evaluation both are merged, again after each change of the signal.
+    """
+
+    name = "dense"
+    words = "one dense matrix, the codes on disk"
+
+    def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+        """One product with the merged matrix; a second for the signal while it trains."""
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        learns = torch.is_grad_enabled() and layer.weight.requires_grad
+        if learns and layer.training:
+            signal = layer._signal(x, layer.weight.to(x.dtype), bias)
+            return signal + layer._act(x, self._noise(layer, x.dtype))
+        result = layer._act(x, self._merged(layer, x.dtype), bias)
+        if not learns:
+            return result
+        # The value is that of the matrix; the gradient of the factors comes from their product.
+        signal = layer._signal(x.detach(), layer.weight.to(x.dtype), None)
+        return result + (signal - signal.detach())
+
+    def prepare(self, layer: SpikedLinear) -> None:
+        """Merge now, or unpack the noise of a layer in training."""
+        make = self._noise if layer.training and layer.weight.requires_grad else self._merged
+        make(layer, layer.weight.dtype)
+
+    def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+        """The noise acting on x, from a matrix that is kept."""
+        return layer._act(x, self._noise(layer, x.dtype))
+
+    def _noise(self, layer: SpikedLinear, dtype: torch.dtype) -> Tensor:
+        return self.keep(layer, ("noise", dtype), lambda: layer.noise.dense(dtype))
+
+    def _merged(self, layer: SpikedLinear, dtype: torch.dtype) -> Tensor:
+        key = "merged", dtype, *identity(layer.weight)
+        return self.keep(layer, key, lambda: merged(layer, dtype))
+
+    @staticmethod
+    def estimate(layer: SpikedLinear) -> int:
+        """Bytes of the matrix, the factors and the bias."""
+        matrix = layer.out_features * layer.in_features * layer.weight.element_size()
+        return matrix + signal_bytes(layer) + store_bytes(layer, without_codes=True)
+
+
+def merged(layer: SpikedLinear, dtype: torch.dtype) -> Tensor:
+    """Signal plus noise, summed in float32 or better and rounded once."""
+    wide = torch.promote_types(layer.weight.dtype, torch.float32)
+    left, right = (factor.detach().to(wide) for factor in layer.factors())
+    noise = layer.noise.dense(wide)
+    if not layer.rank:
+        return noise.to(dtype)
+    fresh = layer.noise.kind != "keep"
+    result = noise.addmm_(left, right) if fresh else torch.addmm(noise, left, right)
+    return result.to(dtype)

@@ -1,0 +1,90 @@
+"""The noise as integers with one scale a row, multiplied by the processor's integer units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_rmt.nn.integer_weight import IntegerWeight, why_no_integers
+from hf_rmt.nn.layouts.base import Layout, exact, register, signal_bytes, store_bytes
+from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.spiked_conv import SpikedConv2d
+
+
+@register
+class Int8Layout(Layout):
+    """y = signal(x) + integers(x): the signal in floating point, the noise in integers.
+
+    Inputs of the noise are rounded token by token, to 8 bits after a rotation that spreads
+    outliers over the channels (`activations="int8"`), or to two digits of 8 bits, near exact
+    (`activations="int16"`). The signal sees the inputs as they are.
+    """
+
+    name = "int8"
+    words = "noise in 8-bit integers with a scale a row, the codes on disk"
+
+    @classmethod
+    def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
+        """Convolutions, dropped noise and devices without integer products cannot have it."""
+        if isinstance(layer, SpikedConv2d):
+            return "torch has no integer convolution with a scale a row"
+        reason = super().refusal(layer, activations=activations)
+        return reason or why_no_integers(layer.weight.device, layer.in_features)
+
+    def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+        """Signal in floating point beside the integer product."""
+        if not torch.is_grad_enabled():
+            return self._product(layer, x, signal=True)
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        signal = layer._signal(x, layer.weight.to(x.dtype), bias)
+        return signal + _IntegerProduct.apply(x, layer, self)
+
+    def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+        """The noise acting on x, by integers."""
+        return self._product(layer, x, signal=False)
+
+    def _product(self, layer: SpikedLinear, x: Tensor, *, signal: bool) -> Tensor:
+        integers = self._integers(layer)
+        factors, bias = None, None
+        if signal:
+            left, right = (factor.detach().to(torch.float32) for factor in layer.factors())
+            factors = (left, right) if layer.rank else None
+            bias = None if layer.bias is None else layer.bias.detach().to(torch.float32)
+        rows = x.detach().reshape(-1, layer.in_features)
+        with exact(x.device):
+            result = integers.product(rows, factors, bias)
+        return result.to(x.dtype).view(*x.shape[:-1], layer.out_features)
+
+    def prepare(self, layer: SpikedLinear) -> None:
+        """Make the integers now."""
+        self._integers(layer)
+
+    def _integers(self, layer: SpikedLinear) -> IntegerWeight:
+        digits = 2 if self.activations == "int16" else 1
+        return self.keep(
+            layer, (), lambda: IntegerWeight(layer.noise.dense(torch.float32), digits=digits)
+        )
+
+    @staticmethod
+    def estimate(layer: SpikedLinear) -> int:
+        """Bytes of integers, their scales and sums, factors and bias."""
+        integers = layer.out_features * (layer.in_features + 12)
+        return integers + signal_bytes(layer) + store_bytes(layer, without_codes=True)
+
+
+class _IntegerProduct(torch.autograd.Function):
+    """The noise acting on x by integers; the gradient of x is that of the packed noise."""
+
+    @staticmethod
+    def forward(x: Tensor, layer: SpikedLinear, layout: Int8Layout) -> Tensor:
+        return layout.noise_product(layer, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.layer = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient @ ctx.layer.noise.dense(gradient.dtype, scratch=True), None, None

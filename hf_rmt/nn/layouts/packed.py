@@ -1,0 +1,37 @@
+"""The codes as they lie on disk, unpacked in every forward: the least memory."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hf_rmt.nn.layouts.base import Layout, register, signal_bytes, store_bytes
+from hf_rmt.nn.spiked import SpikedLinear
+
+
+@register
+class PackedLayout(Layout):
+    """What a layer does by itself; every compressed layer can have this layout."""
+
+    name = "packed"
+    words = "codes unpacked in every forward"
+
+    @classmethod
+    def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
+        """Nothing speaks against it."""
+        return ""
+
+    def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+        """The layer's own forward."""
+        return layer.unpacked_forward(x)
+
+    def prepare(self, layer: SpikedLinear) -> None:
+        """Nothing is kept."""
+
+    def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+        """The noise acting on x, unpacked for it."""
+        return layer._act(x, layer.noise.dense(x.dtype, scratch=True))
+
+    @staticmethod
+    def estimate(layer: SpikedLinear) -> int:
+        """Bytes of codes, scales, factors and bias."""
+        return signal_bytes(layer) + store_bytes(layer)

@@ -1,0 +1,107 @@
+"""`set_layout`: which layout each layer of a model has, and one line that says so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from hf_rmt.checks import check_choice
+from hf_rmt.nn.layouts.base import ACTIVATIONS, LAYOUTS
+from hf_rmt.nn.layouts.choosing import CHOICES, TOKENS, choose
+from hf_rmt.nn.layouts.parking import give_back
+from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.ternary import LAYOUTS as TERNARY_LAYOUTS
+from hf_rmt.nn.ternary import TernaryLinear
+
+
+def set_layout(
+    model: nn.Module,
+    layout: str,
+    *,
+    activations: str = "int8",
+    tokens: tuple[int, ...] = TOKENS,
+) -> str:
+    """Choose how the weights of compressed layers lie in memory. Files are the same for all.
+
+    Args:
+        model: A model with compressed layers, or one such layer.
+        layout: `packed`, `int8`, `dense`; `fastest` measures these for each shape of layer and
+            remembers on this machine which won; `smallest` takes what needs the least memory.
+        activations: How `int8` writes its inputs: in `int8`, or near exact in `int16`.
+        tokens: Numbers of rows in an input for which `fastest` measures.
+
+    Returns:
+        The line of `layout_line`.
+
+    Raises:
+        ValueError: If a name is unknown.
+
+    Examples:
+        >>> from hf_rmt.nn import SpikedLinear
+        >>> set_layout(SpikedLinear(64, 64, 2, noise="int4"), "dense")
+        'layouts: 1 dense; 0.02 MB in memory, 0.02 MB dense'
+    """
+    check_choice("layout", layout, (*LAYOUTS, *CHOICES))
+    check_choice("activations", activations, ACTIVATIONS)
+    for layer in compressed_layers(model):
+        name = layout
+        if layout in CHOICES:
+            name = choose(layer, layout, activations=activations, tokens=tokens)
+        place(layer, name, activations=activations)
+    give_back()
+    return layout_line(model)
+
+
+def compressed_layers(model: nn.Module) -> list[SpikedLinear | TernaryLinear]:
+    """The layers of a model that have a layout."""
+    kinds = (SpikedLinear, TernaryLinear)
+    return [part for part in model.modules() if isinstance(part, kinds)]
+
+
+def place(layer: SpikedLinear | TernaryLinear, name: str, *, activations: str = "int8") -> None:
+    """Give a layer a layout; where it cannot have it, it stays packed."""
+    if isinstance(layer, TernaryLinear):
+        layer.layout = name if name in TERNARY_LAYOUTS else "packed"
+        return
+    if layer.layout_object is not None:
+        layer.layout_object.remove(layer)
+        layer.layout_object = None
+    kind = LAYOUTS[name]
+    if name != "packed" and not kind.refusal(layer, activations=activations):
+        layer.layout_object = kind(layer, activations=activations)
+        if not any(tensor.device.type == "meta" for tensor in (layer.weight, *layer.buffers())):
+            layer.layout_object.prepare(layer)
+
+
+def layout_line(model: nn.Module) -> str:
+    """One line: how many layers have which layout, what they take, and why some could not.
+
+    Args:
+        model: A model with compressed layers.
+
+    Returns:
+        The line; empty if there is no such layer.
+    """
+    layers = compressed_layers(model)
+    if not layers:
+        return ""
+    counts = Counter(layer.layout for layer in layers)
+    parts = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    taken = sum(memory_bytes(layer) for layer in layers)
+    dense = sum(_dense_bytes(layer) for layer in layers)
+    return f"layouts: {parts}; {taken / 1e6:.2f} MB in memory, {dense / 1e6:.2f} MB dense"
+
+
+def memory_bytes(layer: SpikedLinear | TernaryLinear) -> int:
+    """Bytes of memory that a layer takes once it has run."""
+    if isinstance(layer, TernaryLinear):
+        return layer.memory_bytes()
+    return LAYOUTS[layer.layout].estimate(layer)
+
+
+def _dense_bytes(layer: Any) -> int:
+    like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
+    bias = 0 if layer.bias is None else layer.bias.nbytes
+    return layer.out_features * layer.in_features * like.element_size() + bias

@@ -1,0 +1,37 @@
+"""What a tensor that was loaded must be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> None:
+    """Refuse a tensor that was not loaded, or is another than the layer's.
+
+    Args:
+        name: Of the tensor, for the message.
+        tensor: The tensor.
+        shape: That it must have.
+        dtype: That it must have; None for any floating one with finite entries.
+
+    Raises:
+        ValueError: If it is on the meta device, or has another shape, dtype or infinite entries.
+    """
+    if tensor.device.type == "meta":
+        raise ValueError(
+            f"{name} was not loaded; the file lacks it, save or download the model again"
+        )
+    if tuple(tensor.shape) != shape:
+        raise ValueError(
+            f"{name} must have shape {shape}, got {tuple(tensor.shape)}; the file belongs to "
+            "another model or is damaged"
+        )
+    if dtype is not None and tensor.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype}, got {tensor.dtype}; do not cast packed tensors")
+    if dtype is None and not tensor.is_floating_point():
+        raise ValueError(f"{name} must be of a floating dtype, got {tensor.dtype}")
+    if dtype is None and not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{name} holds nan or inf; the file is damaged, save or download it again")

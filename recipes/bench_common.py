@@ -1,0 +1,71 @@
+"""What the recipes that measure speed and memory share: the machine, the clock, the peers."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+WARM = 2
+
+Call = Callable[[], Any]
+
+
+def parser(text: str) -> argparse.ArgumentParser:
+    """A parser whose help is the docstring of the recipe."""
+    made = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument("--repeats", type=int, default=25)
+    made.add_argument("--embedded", action="store_true", help="small shapes, done in seconds")
+    return made
+
+
+def machine(device: str) -> str:
+    """Processor, its instructions, torch and threads, in one line."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in (row.partition(":") for row in lines)}
+    known = fields.get("flags", "").split()
+    flags = " ".join(flag for flag in FLAGS if flag in known)
+    return (
+        f"{fields.get('model name', 'unknown processor')} ({flags}), torch {torch.__version__} "
+        f"using {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
+    )
+
+
+def times(calls: Mapping[str, Call], repeats: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each call, all of them in turn, so that what else runs slows them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + WARM):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn >= WARM:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
+    """Median over the turns of each time over that of the base in the same turn."""
+    return {
+        name: median(own / other for own, other in zip(column, seconds[base], strict=True))
+        for name, column in seconds.items()
+    }
+
+
+def missing(package: str) -> bool:
+    """Whether a package that some rows need is not installed."""
+    return find_spec(package) is None

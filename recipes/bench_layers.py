@@ -1,0 +1,147 @@
+"""Speed of one compressed layer in every layout, over the dense layer of float32.
+
+    python recipes/bench_layers.py [--tokens 1 16 128 512] [--noise int8 int4] [--shapes 768x768]
+    python recipes/bench_layers.py --device cuda
+    python recipes/bench_layers.py --embedded
+
+All layers of a row run in turn; a number is the median over the turns of a layer's time over that
+of the dense layer in the same turn. `error` is the relative distance of the outputs from those of
+the packed layer. `torch dynamic` is
+torch's own dynamic int8 linear, without an exact signal and with one scale for all tokens; torchao
+and bitsandbytes take part where they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import warnings
+from statistics import median
+
+import torch
+from bench_common import Call, machine, missing, parser, ratios, times
+from torch import Tensor, nn
+
+from hf_rmt.nn import SpikedLinear
+from hf_rmt.nn.layouts import LAYOUTS, set_layout
+
+SHAPES = ("384x384", "768x768", "3072x768", "768x3072")
+TOKENS = {"cpu": (1, 16, 128, 512), "cuda": (1, 16, 128, 512, 4096)}
+SIGNAL = 24
+"""The smaller side over the rank of the signal."""
+
+
+def main() -> None:
+    options = parse()
+    torch.manual_seed(0)
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    print(machine(options.device))
+    for noise in options.noise:
+        for shape, tokens in itertools.product(options.shapes, options.tokens):
+            show(noise, shape, tokens, options)
+
+
+def parse() -> argparse.Namespace:
+    made = parser(__doc__)
+    made.add_argument("--shapes", nargs="+", help="out x in, such as 768x768")
+    made.add_argument("--tokens", nargs="+", type=int)
+    made.add_argument("--noise", nargs="+", default=["int8", "int4"])
+    options = made.parse_args()
+    options.shapes = options.shapes or (("64x64",) if options.embedded else SHAPES)
+    options.tokens = options.tokens or ((1, 4) if options.embedded else TOKENS[options.device])
+    options.repeats = 2 if options.embedded else options.repeats
+    return options
+
+
+@torch.no_grad()
+def show(noise: str, shape: str, tokens: int, options: argparse.Namespace) -> None:
+    rows, columns = map(int, shape.split("x"))
+    dense = nn.Linear(columns, rows).to(options.device).eval()
+    x = torch.randn(tokens, columns, device=options.device)
+    calls, notes = contestants(noise, dense, x)
+    seconds = times(calls, options.repeats, options.device)
+    base = "dense fp32" if options.device == "cpu" else "dense bf16"
+    shown = ratios(seconds, base)
+    parts = [f"{name} {value:.2f}" for name, value in shown.items() if name != base]
+    expected = calls["packed"]()
+    worst = {name: error(calls[name](), expected) for name in ("dense", "int8")}
+    print(
+        f"{noise} {shape} {tokens} tokens: {base} {median(seconds[base]) * 1e6:.0f} us; "
+        f"{', '.join(parts + notes)}; error: dense {worst['dense']:.1e}, int8 {worst['int8']:.1e}",
+        flush=True,
+    )
+
+
+def contestants(noise: str, dense: nn.Linear, x: Tensor) -> tuple[dict[str, Call], list[str]]:
+    """What is called, by name, and what could not take part."""
+    half, y = copy.deepcopy(dense).bfloat16(), x.bfloat16()
+    calls: dict[str, Call] = {"dense fp32": lambda: dense(x), "dense bf16": lambda: half(y)}
+    first = spiked(dense, noise)
+    layers = {name: copy.deepcopy(first) for name in (*LAYOUTS, "int8, two digits")}
+    for name, layer in layers.items():
+        digits = "int16" if "two" in name else "int8"
+        set_layout(layer, name.partition(",")[0], activations=digits)
+        calls[name] = lambda layer=layer: layer(x)
+    if x.device.type == "cpu":
+        calls["torch dynamic"] = dynamic(dense, x)
+    return calls, peers(dense, x, calls)
+
+
+def spiked(dense: nn.Linear, noise: str) -> SpikedLinear:
+    """The compressed layer of a dense one; what its factors hold does not matter for speed."""
+    weight = dense.weight.detach()
+    rank = min(weight.shape) // SIGNAL
+    u, s, v = torch.svd_lowrank(weight, rank)
+    return SpikedLinear.from_factors(u * s, v.T, weight, dense.bias, noise=noise).eval()
+
+
+def dynamic(dense: nn.Linear, x: Tensor) -> Call:
+    """torch's dynamic int8 linear."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = torch.ao.nn.quantized.dynamic.Linear.from_float(_observed(dense))
+    return lambda: layer(x)
+
+
+def _observed(dense: nn.Linear) -> nn.Linear:
+    layer = copy.deepcopy(dense)
+    layer.qconfig = torch.ao.quantization.per_channel_dynamic_qconfig
+    return layer
+
+
+def peers(dense: nn.Linear, x: Tensor, calls: dict[str, Call]) -> list[str]:
+    """Add the layers of other packages; returns a note for each that is missing."""
+    notes = []
+    if missing("torchao"):
+        notes.append("torchao not installed")
+    else:
+        from torchao.quantization import (
+            Int8DynamicActivationInt8WeightConfig,
+            Int8WeightOnlyConfig,
+            quantize_,
+        )
+
+        for config in (Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig):
+            model = nn.Sequential(copy.deepcopy(dense))
+            quantize_(model, config())
+            calls[f"torchao {config.__name__.removesuffix('Config')}"] = lambda m=model: m(x)
+    if missing("bitsandbytes"):
+        notes.append("bitsandbytes not installed")
+    else:
+        import bitsandbytes as bnb
+
+        layer = bnb.nn.Linear8bitLt(dense.in_features, dense.out_features, has_fp16_weights=False)
+        layer.load_state_dict(dense.state_dict())
+        placed = layer.to(x.device)
+        calls["bitsandbytes int8"] = lambda: placed(x)
+    return notes
+
+
+def error(ours: Tensor, exact: Tensor) -> float:
+    return float((ours.double() - exact.double()).norm() / exact.double().norm())
+
+
+if __name__ == "__main__":
+    main()

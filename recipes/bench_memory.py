@@ -1,0 +1,140 @@
+"""Memory that a model takes in every layout, each measured in a process of its own.
+
+    python recipes/bench_memory.py [--noise int8 int4] [--texts 4]
+    python recipes/bench_memory.py --embedded
+
+A number is the unique set size (private pages, clean and dirty) over that of the same process
+after all imports and a forward of a tiny model: after loading, after serving texts of the trained
+BERT of the extra `demo`, and after freed memory went back to the system. `file` is the size of
+model.safetensors. Linux only. `--embedded` measures a small random BERT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+LAYOUT_NAMES = ("packed", "int8", "dense")
+MEGA = 1e6
+
+
+def main() -> None:
+    options = parse()
+    if options.folder:
+        print(json.dumps(measured(options)))
+        return
+    head = ("model", "layout", "loaded", "served", "given back", "over dense", "file MB")
+    print("{:8}{:>12}{:>9}{:>9}{:>12}{:>12}{:>9}".format(*head))
+    with tempfile.TemporaryDirectory() as folder:
+        originals = Path(folder) / "dense"
+        make(originals, "", options)
+        base = row("dense", "plain", originals, 0.0, options)
+        for noise in options.noise:
+            target = Path(folder) / noise
+            make(target, noise, options)
+            for name in LAYOUT_NAMES:
+                row(noise, name, target, base, options)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--noise", nargs="+", default=["int8", "int4"])
+    parser.add_argument("--texts", type=int, default=4, help="served at once")
+    parser.add_argument("--embedded", action="store_true", help="a small random model, in seconds")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--layout", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.noise = options.noise[:1] if options.embedded else options.noise
+    return options
+
+
+def make(target: Path, noise: str, options: argparse.Namespace) -> None:
+    """Save the model to measure, compressed if a noise is named."""
+    from transformers import AutoModel, AutoTokenizer
+
+    from hf_rmt import RMTConfig, compress
+    from hf_rmt.demo import demo_model_path
+
+    if options.embedded:
+        model = tiny(seed=0, width=64)
+    else:
+        model = AutoModel.from_pretrained(demo_model_path())
+        AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(target)
+    if noise:
+        compress(model, RMTConfig(noise=noise))
+    model.save_pretrained(target)
+
+
+def row(noise: str, name: str, folder: Path, base: float, options: argparse.Namespace) -> float:
+    """Measure in a fresh process and print; returns the memory after serving, in MB."""
+    command = [sys.executable, __file__, "--folder", str(folder), "--layout", name]
+    command += ["--texts", str(options.texts)] + ["--embedded"] * options.embedded
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    loaded, served, rested = json.loads(done.stdout.splitlines()[-1])
+    file = sum(part.stat().st_size for part in folder.glob("*.safetensors")) / MEGA
+    over = f"{served / base:.2f}" if base else "1.00"
+    print(f"{noise:8}{name:>12}{loaded:9.1f}{served:9.1f}{rested:12.1f}{over:>12}{file:9.1f}")
+    return served
+
+
+def measured(options: argparse.Namespace) -> list[float]:
+    """MB over the imports: after loading, after serving, after freed memory went back."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    import hf_rmt.huggingface.quantizer  # noqa: F401  (an import that loading would count)
+    from hf_rmt.demo import SENTENCES
+    from hf_rmt.nn.layouts import set_layout
+
+    torch.set_num_threads(1)
+    batch = {"input_ids": torch.arange(48).view(4, 12)}
+    if not options.embedded:
+        tokenizer = AutoTokenizer.from_pretrained(options.folder)
+        texts = list(SENTENCES[: options.texts])
+        batch = dict(tokenizer(texts, padding=True, return_tensors="pt"))
+    with torch.inference_mode():
+        tiny(seed=1, width=32)(input_ids=torch.ones(1, 4, dtype=torch.long))
+        rest()
+        start = unique_bytes()
+        model = AutoModel.from_pretrained(options.folder)
+        if options.layout != "plain":
+            set_layout(model, options.layout)
+        found = [unique_bytes()]
+        model(**batch)
+        found.append(unique_bytes())
+        rest()
+        found.append(unique_bytes())
+    return [(value - start) / MEGA for value in found]
+
+
+def tiny(*, seed: int, width: int) -> Any:
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "vocab_size": 100}
+    return BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)).eval()
+
+
+def rest() -> None:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def unique_bytes() -> int:
+    """Private pages of this process."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+if __name__ == "__main__":
+    main()

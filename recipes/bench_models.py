@@ -1,0 +1,205 @@
+"""Whole models: latency over the dense model, memory of the layers, file and fidelity.
+
+    python recipes/bench_models.py [--model trained bert-base t5-base vit-base] [--batches 1 32]
+    python recipes/bench_models.py --embedded
+
+`trained` is the BERT of the extra `demo`, whose fidelity is the Spearman correlation of pairwise
+similarities of its embeddings with the dense model's; the others have the shapes of the named
+models and random weights, two blocks of them. All models run in turn; a number is the median over
+the turns of a model's time over the dense one's. Peers that are not installed are named as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+from bench_common import Call, machine, missing, parser, ratios, times
+from torch import nn
+
+import hf_rmt
+from hf_rmt import RMTConfig
+from hf_rmt.demo import SENTENCES, demo_model_path, embed, similarity_spearman
+from hf_rmt.nn.layouts import set_layout
+
+MODELS = ("trained", "bert-base", "t5-base", "vit-base")
+LAYOUT_NAMES = ("packed", "int8", "dense", "fastest")
+WORDS = 24
+"""Tokens of a text in the models with random weights."""
+
+Made = tuple[nn.Module, Callable[[int], dict[str, Any]], Callable[[nn.Module], float | None]]
+
+
+def main() -> None:
+    options = parse()
+    torch.manual_seed(0)
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    print(machine(options.device))
+    for name in options.model:
+        model, batch, fidelity = (tiny if options.embedded else subject)(name)
+        variants, notes = contestants(model, options)
+        for size in options.batches:
+            show(name, variants, batch(size), options)
+        for label, variant in variants.items():
+            rho = fidelity(variant)
+            said = "" if rho is None else f", Spearman {rho:.6f}"
+            print(f"{name} {label}: {file_megabytes(variant)}{said}", flush=True)
+        print(f"{name}: {', '.join(notes)}" if notes else f"{name}: all peers took part")
+
+
+def parse() -> argparse.Namespace:
+    made = parser(__doc__)
+    made.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    made.add_argument("--batches", nargs="+", type=int, default=[1, 32])
+    made.add_argument("--noise", default="int8")
+    options = made.parse_args()
+    if options.embedded:
+        options.model, options.batches, options.repeats = ["bert-base"], [1], 2
+    return options
+
+
+def subject(name: str) -> Made:
+    """A model, its batches by their size, and its fidelity where it is trained."""
+    if name == "trained":
+        return trained()
+    tokens = torch.randint(1, 900, (64, WORDS))
+    blocks: dict[str, Any] = {"num_hidden_layers": 2}
+    if name == "vit-base":
+        vit = transformers.ViTModel(transformers.ViTConfig(**blocks))
+        return vit, lambda size: {"pixel_values": torch.randn(size, 3, 224, 224)}, unknown
+    if name == "t5-base":
+        sizes = {"d_model": 768, "d_ff": 3072, "num_heads": 12, "num_layers": 2}
+        t5 = transformers.T5EncoderModel(transformers.T5Config(vocab_size=1000, **sizes))
+        return t5, lambda size: {"input_ids": tokens[:size]}, unknown
+    bert = transformers.BertModel(transformers.BertConfig(vocab_size=1000, **blocks))
+    return bert, lambda size: {"input_ids": tokens[:size]}, unknown
+
+
+def trained() -> Made:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo_model_path())
+    model = transformers.AutoModel.from_pretrained(demo_model_path())
+    reference = embed(model, tokenizer, SENTENCES)
+
+    def batch(size: int) -> dict[str, Any]:
+        return dict(tokenizer(list(SENTENCES[:size]), padding=True, return_tensors="pt"))
+
+    def fidelity(other: nn.Module) -> float:
+        return similarity_spearman(embed(other, tokenizer, SENTENCES), reference)
+
+    return model, batch, fidelity
+
+
+def tiny(name: str) -> Made:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 1000}
+    config = transformers.BertConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)
+    tokens = torch.randint(1, 900, (4, 8))
+    return transformers.BertModel(config), lambda size: {"input_ids": tokens[:size]}, unknown
+
+
+def unknown(model: nn.Module) -> None:
+    """Random weights have no embeddings worth keeping."""
+
+
+def contestants(
+    model: nn.Module, options: argparse.Namespace
+) -> tuple[dict[str, nn.Module], list[str]]:
+    model = model.eval().to(options.device)
+    variants = {"dense fp32": model, "dense bf16": copy.deepcopy(model).bfloat16()}
+    compressed = copy.deepcopy(model)
+    hf_rmt.compress(compressed, RMTConfig(noise=options.noise))
+    for name in LAYOUT_NAMES:
+        variants[name] = copy.deepcopy(compressed)
+        print(f"{name}: {set_layout(variants[name], name)}")
+    variants["int8, two digits"] = copy.deepcopy(compressed)
+    set_layout(variants["int8, two digits"], "int8", activations="int16")
+    if options.device == "cpu":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            variants["torch dynamic"] = torch.ao.quantization.quantize_dynamic(
+                copy.deepcopy(model), {nn.Linear}
+            )
+    return variants, list(peers(model, variants))
+
+
+def peers(model: nn.Module, variants: dict[str, nn.Module]) -> Iterator[str]:
+    """Add what is installed; yields a note for what is not."""
+    if missing("torchao"):
+        yield "torchao not installed"
+    else:
+        from torchao.quantization import (
+            Int8DynamicActivationInt8WeightConfig,
+            Int8WeightOnlyConfig,
+            quantize_,
+        )
+
+        for config in (Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig):
+            name = f"torchao {config.__name__.removesuffix('Config')}"
+            variants[name] = copy.deepcopy(model)
+            quantize_(variants[name], config())
+    if missing("bitsandbytes"):
+        yield "bitsandbytes not installed"
+    else:
+        yield from _bitsandbytes(model, variants)
+    for package in ("onnxruntime", "optimum.quanto"):
+        if missing(package.partition(".")[0]):
+            yield f"{package} not installed"
+
+
+def _bitsandbytes(model: nn.Module, variants: dict[str, nn.Module]) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)  # type: ignore[operator]
+        for name, options in (
+            ("bitsandbytes int8", {"load_in_8bit": True}),
+            ("bitsandbytes nf4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
+        ):
+            config = transformers.BitsAndBytesConfig(**options)
+            try:
+                variants[name] = type(model).from_pretrained(folder, quantization_config=config)
+            except (ImportError, RuntimeError, ValueError) as error:
+                yield f"{name} does not load here: {str(error).splitlines()[0]}"
+
+
+def show(
+    name: str, variants: dict[str, nn.Module], batch: dict[str, Any], options: argparse.Namespace
+) -> None:
+    batch = {key: value.to(options.device) for key, value in batch.items()}
+    calls: dict[str, Call] = {}
+    for label, variant in variants.items():
+        own = dict(batch)
+        if label == "dense bf16" and "pixel_values" in own:
+            own["pixel_values"] = own["pixel_values"].bfloat16()
+        calls[label] = lambda variant=variant, own=own: variant(**own)
+    with torch.no_grad():
+        seconds = times(calls, options.repeats, options.device)
+    base = median(seconds["dense fp32"])
+    size = len(next(iter(batch.values())))
+    shown = ", ".join(
+        f"{label} {value:.2f}" for label, value in ratios(seconds, "dense fp32").items()
+    )
+    print(f"{name} batch {size}: dense fp32 {base * 1e3:.1f} ms; {shown}", flush=True)
+
+
+def file_megabytes(model: Any) -> str:
+    if not hasattr(model, "save_pretrained"):
+        return "no file"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model.save_pretrained(folder)
+        except (AttributeError, RuntimeError, ValueError, TypeError, NotImplementedError):
+            return "cannot be saved as safetensors"
+        size = sum(os.path.getsize(path) for path in Path(folder).glob("*.safetensors"))
+    return f"file {size / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    main()

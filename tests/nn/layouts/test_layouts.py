@@ -1,0 +1,299 @@
+"""Every layout is held to the same tests: those of the dense layer that it stands for."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hf_rmt.nn import NOISE_KINDS, SpikedConv2d, SpikedLinear, TernaryLinear
+from hf_rmt.nn.counterparts import densify
+from hf_rmt.nn.layouts import ACTIVATIONS, LAYOUTS, layout_line, memory_bytes, set_layout
+from hf_rmt.nn.layouts.parking import is_parked
+
+OUT, IN, RANK = 96, 640, 3
+NAMES = tuple(LAYOUTS)
+DTYPES = (torch.float32, torch.bfloat16)
+STORED = tuple(kind for kind in NOISE_KINDS if kind != "drop")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_RMT_CACHE", str(tmp_path))
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layer_of(noise: str, dtype: torch.dtype = torch.float32, *, rank: int = RANK) -> SpikedLinear:
+    weight = normal(OUT, IN) + 2 * normal(OUT, rank, seed=1) @ normal(rank, IN, seed=2)
+    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    root = s[:rank].sqrt()
+    left, right = u[:, :rank] * root, root[:, None] * v[:rank]
+    bias = nn.Parameter(normal(OUT, seed=3).to(dtype))
+    parts = (part.to(dtype) for part in (left, right, weight))
+    return SpikedLinear.from_factors(*parts, bias, noise=noise).eval()
+
+
+def placed(noise: str, name: str, dtype: torch.dtype = torch.float32) -> SpikedLinear:
+    layer = layer_of(noise, dtype)
+    set_layout(layer, name)
+    return layer
+
+
+def allowed(layer: SpikedLinear, x: torch.Tensor) -> torch.Tensor:
+    """Bound on the root mean square error of a layer's outputs, by its rounding.
+
+    Factors, sums and outputs round by eps of |x| |W|, a few times. Integers add, for noise of size
+    n and an input of size |x|: inputs rounded to 1 / 127 of their largest entry (3.5 standard
+    deviations after the rotation, 5 bounds it) and weights to 1 / 127 of the row's, uniform errors
+    of variance 1 / 12; on processors with digits of 6 bits twice as much for the inputs.
+    """
+    length = x.double().norm(dim=-1, keepdim=True)
+    rows = layer.dense().double().square().sum(1).mean().sqrt()
+    bound = 3 * torch.finfo(x.dtype).eps * (length * rows + 1)
+    if layer.layout == "int8":
+        noise = layer.noise.dense(torch.float64)
+        size = noise.square().mean().sqrt() * length
+        bound = bound + size * 5 / 127 / 12**0.5 * 5**0.5
+    return bound
+
+
+def distance(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    ours, exact = ours.detach().double(), exact.detach().double()
+    return float((ours - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lead", [(), (1,), (2, 9), (2, 0), (300,)])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_forward_is_that_of_the_dense_weight(
+    noise: str, dtype: torch.dtype, name: str, lead: tuple[int, ...], gradients: bool
+) -> None:
+    layer, x = placed(noise, name, dtype), normal(*lead, IN, seed=4).to(dtype)
+    exact = nn.functional.linear(x.double(), layer.dense().double(), layer.bias.double())
+    with torch.set_grad_enabled(gradients):
+        result = layer(x)
+    assert result.dtype == dtype
+    assert result.shape == exact.shape
+    error = (result.double() - exact).square().mean(-1, keepdim=True).sqrt()
+    assert (error <= allowed(layer, x)).all()
+    assert layer.layout == (name if noise != "drop" else "packed")
+
+
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_are_those_of_the_dense_weight(
+    noise: str, dtype: torch.dtype, name: str, training: bool
+) -> None:
+    layer = placed(noise, name, dtype).train(training)
+    fixed = torch.zeros(OUT, IN).double() if noise == "drop" else layer.noise.dense().double()
+    x = normal(4, 5, IN, seed=5).to(dtype).requires_grad_()
+    other = x.detach().double().requires_grad_()
+    weight, bias = (p.detach().double().requires_grad_() for p in (layer.weight, layer.bias))
+    target = normal(4, 5, OUT, seed=6)
+    (layer(x).float() * target).sum().backward()
+    dense = weight[:, IN:].T @ weight[:, :IN] + fixed
+    (nn.functional.linear(other, dense, bias) * target.double()).sum().backward()
+    for ours, oracle in [(x, other), (layer.weight, weight), (layer.bias, bias)]:
+        size = oracle.grad.square().mean().sqrt()
+        error = (ours.grad.double() - oracle.grad).square().mean().sqrt()
+        assert error < 8 * torch.finfo(dtype).eps * size
+
+
+@pytest.mark.parametrize("noise", STORED)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_signal_trains_and_evaluation_sees_it(noise: str, name: str) -> None:
+    layer = placed(noise, name).train()
+    x, target = normal(64, IN, seed=8), normal(64, OUT, seed=9)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-4)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = (layer(x) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    layer.eval()
+    with torch.no_grad():
+        before = layer(x)
+        layer.weight.mul_(1.5)
+        after, exact = layer(x), nn.functional.linear(x, layer.dense(), layer.bias)
+    assert not torch.allclose(before, after)
+    assert ((after - exact).square().mean(-1, keepdim=True).sqrt() <= allowed(layer, x)).all()
+
+
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_state_is_that_of_the_packed_layer(noise: str, name: str) -> None:
+    layer = layer_of(noise)
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    set_layout(layer, name)
+    layer(normal(3, IN))
+    state = layer.state_dict()
+    assert list(state) == list(before)
+    assert all(torch.equal(before[key], state[key]) for key in before)
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    other = SpikedLinear(IN, OUT, RANK, noise=noise)
+    set_layout(other, name)
+    other(normal(1, IN))
+    other.load_state_dict(torch.load(file))
+    x = normal(3, IN, seed=7)
+    with torch.no_grad():
+        assert torch.equal(other(x), layer(x))
+
+
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_compute_the_same_and_are_free(noise: str, name: str) -> None:
+    layer, x = placed(noise, name), normal(3, IN, seed=7)
+    with torch.no_grad():
+        expected = layer(x)
+        for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert twin.layout == layer.layout
+            assert torch.equal(twin(x), expected)
+            twin.weight.zero_()
+            assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("noise", STORED)
+@pytest.mark.parametrize("name", NAMES)
+def test_going_back_to_packed_changes_nothing(noise: str, name: str) -> None:
+    layer, x = layer_of(noise), normal(3, IN, seed=7)
+    with torch.no_grad():
+        expected = layer(x)
+        set_layout(layer, name)
+        layer(x)
+        set_layout(layer, "packed")
+        assert torch.equal(layer(x), expected)
+    assert not any(is_parked(buffer) for buffer in layer.buffers())
+
+
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_casts_and_other_inputs(noise: str, name: str) -> None:
+    layer, x = placed(noise, name), normal(3, IN)
+    with torch.no_grad():
+        exact = layer(x)
+        for dtype in (torch.bfloat16, torch.float16):
+            assert layer(x.to(dtype)).dtype == dtype
+            assert distance(layer(x.to(dtype)), exact) < 0.02
+        half = layer.bfloat16()(x.bfloat16())
+    assert distance(half, exact) < 0.02
+
+
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast(noise: str, name: str) -> None:
+    layer, x = placed(noise, name), normal(3, IN).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = layer(x)
+    assert result.dtype == torch.bfloat16
+    assert distance(result, layer(x)) < 0.02
+    result.sum().backward()
+    assert x.grad.dtype == layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles_as_one_graph(noise: str, name: str) -> None:
+    torch.compiler.reset()
+    layer, x = placed(noise, name), normal(4, IN).requires_grad_()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layer(x))
+        layer.weight.mul_(1.1)
+        torch.testing.assert_close(compiled(x), layer(x))
+    compiled(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.dense().sum(0).expand(4, -1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_densify_gives_the_weights_of_the_packed_layer(name: str) -> None:
+    model = nn.Sequential(layer_of("int4"))
+    expected = model[0].dense().detach().clone()
+    set_layout(model, name)
+    model(normal(2, IN))
+    assert torch.equal(densify(model)[0].weight, expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("rank", [0, RANK])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_what_is_not_finite_spoils_its_row_alone(bad: float, rank: int, tokens: int) -> None:
+    layer = layer_of("int8", rank=rank)
+    set_layout(layer, "int8")
+    x = normal(tokens, IN)
+    x[0, 5] = bad
+    with torch.no_grad():
+        result = layer(x)
+    assert not result[0].isfinite().any()
+    assert result[1:].isfinite().all()
+
+
+def test_two_digits_are_near_exact() -> None:
+    """A second digit of 6 bits or more divides the rounding of inputs by 126 at least."""
+    layer, x = layer_of("int8"), normal(40, IN, seed=4)
+    x[:, 7] *= 1000  # one digit loses the others beside it
+    noise = layer.noise.dense()
+    unit = noise.abs().amax(1, keepdim=True) / 127
+    rounded = (noise / unit).round() * unit + layer.dense() - noise
+    exact = nn.functional.linear(x, rounded, layer.bias)
+    errors = {}
+    for activations in ACTIVATIONS:
+        set_layout(layer, "int8", activations=activations)
+        with torch.no_grad():
+            errors[activations] = (layer(x) - exact).norm() / exact.norm()
+    assert errors["int16"] < errors["int8"] / 30
+
+
+def test_the_line_says_what_runs_and_what_it_takes() -> None:
+    model = nn.Sequential(layer_of("int8"), layer_of("drop"), TernaryLinear(IN, OUT))
+    line = set_layout(model, "dense")
+    assert line.startswith("layouts: 2 dense, 1 packed; ")
+    assert line == layout_line(model)
+    assert layout_line(nn.Linear(2, 2)) == ""
+    assert memory_bytes(model[0]) > IN * OUT * 4
+
+
+def test_a_layer_without_a_layout_stays_packed() -> None:
+    conv = SpikedConv2d(16, 16, 2, kernel_size=3)
+    set_layout(conv, "int8")
+    assert conv.layout == "packed"
+
+
+@pytest.mark.parametrize("name", ["packed", "dense"])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_convolutions(name: str, gradients: bool) -> None:
+    layer = SpikedConv2d(8, 12, 2, kernel_size=3, padding=1, noise="int8")
+    layer.noise.store(normal(12, 72))
+    with torch.no_grad():
+        layer.weight.copy_(normal(2, 84, seed=1))
+    x = normal(2, 8, 6, 6, seed=2)
+    kernel = layer.dense().detach().unflatten(1, (8, 3, 3))
+    expected = nn.functional.conv2d(x, kernel, layer.bias, padding=1)
+    set_layout(layer, name)
+    for training in (True, False):
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(layer.train(training)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_names_are_checked() -> None:
+    with pytest.raises(ValueError, match="layout must be one of dense, int8, packed, fastest"):
+        set_layout(layer_of("int8"), "int4")
+    with pytest.raises(ValueError, match="activations must be one of int8, int16"):
+        set_layout(layer_of("int8"), "int8", activations="int4")
