@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hf_rmt.compression.apply import compress_shared
 from hf_rmt.compression.decision import Decision, dense_plan
-from hf_rmt.compression.excited import cut
+from hf_rmt.compression.excited import cut, shared_ranks
 from hf_rmt.compression.methods.truncation import of_rank
 from hf_rmt.compression.parallel import WorkResult
 from hf_rmt.compression.weight import compress_weight
@@ -20,7 +21,7 @@ from hf_rmt.huggingface.training.anneal import Anneal, amount
 from hf_rmt.huggingface.training.batch_moments import BatchMoments, measurable
 from hf_rmt.huggingface.training.choice import choose, shared
 from hf_rmt.huggingface.training.start_weights import digest, load_start, save_start
-from hf_rmt.nn.counterparts import weight_matrix
+from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
 from hf_rmt.plan import Cause
 from hf_rmt.report import CompressionReport
@@ -70,11 +71,18 @@ class AnnealedFilter:
         self.memory = {"cut_at": None, "left": 1.0, **(saved or {})}
         self._probes = {}
         reached = measurable(model, names, self.settings.min_size)
+        self._check_size(model, reached)
         self._moments = None if self.chosen else BatchMoments(model, reached)
         if self.chosen:
             self._reload_probes(args, next(model.parameters()).device)
         elif saved and self._gathers(state.global_step - 1):
             self._reload_moments(args, state)
+
+    def _check_size(self, model: nn.Module, names: Sequence[str]) -> None:
+        """Refuse a size without room for one direction a layer before any step is spent."""
+        if self.size is not None:
+            shapes = {name: matrix_shape(model.get_submodule(name)) for name in names}
+            shared_ranks({name: torch.ones(1) for name in names}, shapes, self.size)
 
     def step_begins(self, state: Any) -> None:
         """Listen to the batches of a step shortly before the choice."""

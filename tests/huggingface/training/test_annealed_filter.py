@@ -207,6 +207,13 @@ def test_training_that_ends_before_the_choice_changes_nothing(
     assert not hasattr(one.model.config, "quantization_config")
 
 
+def test_a_size_without_room_is_refused_before_any_step(tmp_path: Path) -> None:
+    watcher = Watcher()
+    with pytest.raises(ValueError, match=r"size=0\.001 allows .* one direction a layer takes"):
+        fine_tune(tmp_path, RMTCallback(size=0.001), watcher)
+    assert not watcher.weights
+
+
 def test_gathering_leaves_the_training_as_it_was(tmp_path: Path) -> None:
     plain, watched = Watcher(), Watcher()
     fine_tune(tmp_path, plain)
