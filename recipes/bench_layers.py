@@ -19,8 +19,10 @@ import itertools
 import warnings
 from statistics import median
 
+from workbench.command import run
+from workbench.timing import Call, machine, missing, ratios, times, timing_parser
+
 import torch
-from bench_common import Call, machine, missing, parser, ratios, times
 from torch import Tensor, nn
 
 from hf_rmt.nn import SpikedLinear
@@ -33,7 +35,8 @@ SIGNAL = 24
 
 
 def main() -> None:
-    options = parse()
+    """Measure and print, one shape after the other."""
+    options = filled(parser().parse_args())
     torch.manual_seed(0)
     if options.device == "cpu":
         torch.set_num_threads(1)
@@ -43,12 +46,17 @@ def main() -> None:
             show(noise, shape, tokens, options)
 
 
-def parse() -> argparse.Namespace:
-    made = parser(__doc__)
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = timing_parser(__doc__)
     made.add_argument("--shapes", nargs="+", help="out x in, such as 768x768")
-    made.add_argument("--tokens", nargs="+", type=int)
-    made.add_argument("--noise", nargs="+", default=["int8", "int4"])
-    options = made.parse_args()
+    made.add_argument("--tokens", nargs="+", type=int, help="rows of the input")
+    made.add_argument("--noise", nargs="+", default=["int8", "int4"], help="how noise is stored")
+    return made
+
+
+def filled(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with the defaults that depend on others."""
     options.shapes = options.shapes or (("64x64",) if options.embedded else SHAPES)
     options.tokens = options.tokens or ((1, 4) if options.embedded else TOKENS[options.device])
     options.repeats = 2 if options.embedded else options.repeats
@@ -144,4 +152,4 @@ def error(ours: Tensor, exact: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

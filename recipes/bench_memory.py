@@ -21,12 +21,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from workbench.command import parser_of, run
+
 LAYOUT_NAMES = ("packed", "int8", "dense")
 MEGA = 1e6
 
 
 def main() -> None:
-    options = parse()
+    """Measure and print, one process a row."""
+    options = parser().parse_args()
+    options.noise = options.noise[:1] if options.embedded else options.noise
     if options.folder:
         print(json.dumps(measured(options)))
         return
@@ -43,18 +47,15 @@ def main() -> None:
                 row(noise, name, target, base, options)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--noise", nargs="+", default=["int8", "int4"])
-    parser.add_argument("--texts", type=int, default=4, help="served at once")
-    parser.add_argument("--embedded", action="store_true", help="a small random model, in seconds")
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--layout", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    options.noise = options.noise[:1] if options.embedded else options.noise
-    return options
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = parser_of(__doc__)
+    made.add_argument("--noise", nargs="+", default=["int8", "int4"], help="how noise is stored")
+    made.add_argument("--texts", type=int, default=4, help="texts served at once")
+    made.add_argument("--embedded", action="store_true", help="a small random model, in seconds")
+    made.add_argument("--folder", help=argparse.SUPPRESS)
+    made.add_argument("--layout", help=argparse.SUPPRESS)
+    return made
 
 
 def make(target: Path, noise: str, options: argparse.Namespace) -> None:
@@ -137,4 +138,4 @@ def unique_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -21,9 +21,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from workbench.command import run
+from workbench.timing import Call, machine, missing, ratios, times, timing_parser
+
 import torch
 import transformers
-from bench_common import Call, machine, missing, parser, ratios, times
 from torch import nn
 
 import hf_rmt
@@ -40,7 +42,8 @@ Made = tuple[nn.Module, Callable[[int], dict[str, Any]], Callable[[nn.Module], f
 
 
 def main() -> None:
-    options = parse()
+    """Measure and print, one model after the other."""
+    options = filled(parser().parse_args())
     torch.manual_seed(0)
     if options.device == "cpu":
         torch.set_num_threads(1)
@@ -57,12 +60,18 @@ def main() -> None:
         print(f"{name}: {', '.join(notes)}" if notes else f"{name}: all peers took part")
 
 
-def parse() -> argparse.Namespace:
-    made = parser(__doc__)
-    made.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    made.add_argument("--batches", nargs="+", type=int, default=[1, 32])
-    made.add_argument("--noise", default="int8")
-    options = made.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The options of this recipe."""
+    made = timing_parser(__doc__)
+    models = {"nargs": "+", "choices": MODELS, "default": list(MODELS)}
+    made.add_argument("--model", help="which models", **models)
+    made.add_argument("--batches", nargs="+", type=int, default=[1, 32], help="texts at once")
+    made.add_argument("--noise", default="int8", help="how noise is stored")
+    return made
+
+
+def filled(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with those of a run in seconds, if it is one."""
     if options.embedded:
         options.model, options.batches, options.repeats = ["bert-base"], [1], 2
     return options
@@ -202,4 +211,4 @@ def file_megabytes(model: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -104,7 +104,7 @@ def compress(
     """
     check_module(model)
     check_settings(config)
-    config = RMTConfig() if config is None else RMTConfig(**config.to_dict())
+    config = _own(config)
 
     def select() -> list[str]:
         check_compressible(model, config, again=True)
@@ -125,6 +125,13 @@ def compress(
     config.size, config.calibrated = size, calibration is not None
     conclude(model, config, report)
     return report
+
+
+def _own(config: CompressionSettings | None) -> RMTConfig:
+    """A config that nobody else holds; plain settings become one."""
+    if isinstance(config, RMTConfig):
+        return config.replace()
+    return RMTConfig() if config is None else RMTConfig(**config.to_dict())
 
 
 def export_dense(model_or_path: ModelOrPath) -> nn.Module:

@@ -15,8 +15,11 @@ from hf_rmt.huggingface.compat import source_of
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.loader import uninstall_saving
 from hf_rmt.huggingface.saving import install_saving
+from hf_rmt.nn.layouts import set_layout
 from hf_rmt.plan import CompressionPlan
 from hf_rmt.report import CompressionReport, SpectralReport
+
+DEFAULT_LAYOUT = "packed"
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +43,18 @@ def conclude(model: Any, config: RMTConfig, report: CompressionReport) -> Compre
     warn_of_loss(report.plan)
     report = with_earlier(model, report)
     model.compression_report = report
+    lay_out(model, config)
     for prefix, part in transformers_models(model).items():
         part.compression_report = report_below(report, prefix)
         if len(part.compression_report.plan):
             attach(part, config, part.compression_report)
     return report
+
+
+def lay_out(model: Any, config: RMTConfig) -> None:
+    """Put compressed layers into the layout that a config asks for, and say so in one line."""
+    if config.layout != DEFAULT_LAYOUT:
+        logger.warning("%s", set_layout(model, config.layout, activations=config.activations))
 
 
 def report_below(report: CompressionReport, prefix: str) -> CompressionReport:

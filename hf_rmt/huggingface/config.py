@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from inspect import getdoc
-from typing import Any
+from typing import Any, Self
 
+from hf_rmt.checks import check_choice
 from hf_rmt.huggingface.record import FORMAT_VERSION, QUANT_METHOD, CompressionRecord
+from hf_rmt.nn.layouts import ACTIVATIONS, CHOICES, LAYOUTS
 from hf_rmt.settings import CompressionSettings, Option, all_options, methods
 
 RECORDED = ("layers", "base_model", "size", "calibrated", "format_version", "quant_method")
 """Fields that the library fills in."""
+IN_MEMORY = ("layout", "activations")
+"""Fields that say how a model lies in memory; the same files serve all."""
 PER_LINE = 88
 
 
@@ -29,6 +33,10 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         calibrated: Whether `compress` had calibration batches. Filled in by the library.
         format_version: Layout of the saved tensors. Filled in by the library.
         quant_method: Always "rmt".
+        layout: How the weights lie in memory after loading, as in `hf_rmt.set_layout`: `packed`,
+            `int8`, `dense`, `fastest` or `smallest`. It is not saved.
+        activations: How the `int8` layout writes its inputs, in `int8` or near exact in `int16`.
+            It is not saved.
 
     Raises:
         ValueError: If a value is unknown, two contradict each other, or the config was written
@@ -42,7 +50,20 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         True
     """
 
-    def __init__(self, *, method: str = "pdb", **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        method: str = "pdb",
+        layout: str = "packed",
+        activations: str = "int8",
+        **options: Any,
+    ) -> None:
+        check_choice("layout", layout, (*LAYOUTS, *CHOICES))
+        check_choice("activations", activations, ACTIVATIONS)
+        self._fill(method, options)
+        self.layout, self.activations = layout, activations
+
+    def _fill(self, method: str, options: dict[str, Any]) -> None:
         recorded = {key: options.pop(key) for key in RECORDED if key in options}
         if recorded.get("layers") is not None and method not in methods():
             # a package that is not imported now brought the method; loading needs only the layers
@@ -53,8 +74,15 @@ class RMTConfig(CompressionSettings, CompressionRecord):
 
     def to_dict(self) -> dict[str, Any]:
         """The method, the options that it reads, and what the library filled in, as plain JSON."""
-        settings = vars(self) if self.method not in methods() else super().to_dict()
-        return copy.deepcopy(settings | {key: getattr(self, key) for key in RECORDED})
+        known = self.method in methods()
+        settings = super().to_dict() if known else {**vars(self)}
+        saved = settings | {key: getattr(self, key) for key in RECORDED}
+        return copy.deepcopy({key: saved[key] for key in saved if key not in IN_MEMORY})
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some values changed, checked anew."""
+        in_memory = {key: getattr(self, key) for key in IN_MEMORY}
+        return super().replace(**{**in_memory, **changes})
 
     @classmethod
     def from_dict(
@@ -73,7 +101,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         Raises:
             ValueError: If the mapping has a field that this version does not know.
         """
-        known = {"method", *all_options(), *RECORDED}
+        known = {"method", *all_options(), *RECORDED, *IN_MEMORY}
         foreign = config_dict.get("layers") and config_dict.get("method", "pdb") not in methods()
         if (unknown := set(config_dict) - known) and not foreign:
             raise ValueError(

@@ -15,10 +15,11 @@ from tests.processes import RECIPES, succeed
 SCRIPTS = sorted(path.stem for path in RECIPES.glob("*.py"))
 FILES = sorted(RECIPES.rglob("*.py"))
 ROOMS = {f"hf_rmt{room}" for room in ("", ".demo", ".kernels", ".nn", ".plan", ".report")}
-ROOMS |= {"hf_rmt.spectra"}
+ROOMS |= {"hf_rmt.spectra", "hf_rmt.settings", "hf_rmt.nn.layouts"}
 """What anybody may import from the package."""
 DEEPER = {
     "bench_compress": {"hf_rmt.compression.weight"},
+    "bench_memory": {"hf_rmt.huggingface.quantizer"},
     "bench_fidelity": {"hf_rmt.compression.targets"},
     "bench_spectra": {"hf_rmt.spectra.ensembles"},
     "bench_ternary": {"hf_rmt.nn.ternary"},
@@ -43,6 +44,7 @@ WRITERS |= {"torch.save", "np.save", "np.savez", "json.dump"}
 ASIDE = {"replaced", "replaced_files", "replaced_folder", "TemporaryDirectory"}
 """Context managers whose block writes beside the results."""
 INSIDE = {
+    "bench_memory": {"make"},  # called with a temporary folder
     "bench_distributed": {"worker"},  # called with a temporary folder
     "workbench.method_rows": {"save_best", "write_card"},  # called with the folder written aside
 }

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from workbench.command import parser_of
+
 import torch
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -18,13 +20,11 @@ WARM = 2
 Call = Callable[[], Any]
 
 
-def parser(text: str) -> argparse.ArgumentParser:
+def timing_parser(text: str) -> argparse.ArgumentParser:
     """A parser whose help is the docstring of the recipe."""
-    made = argparse.ArgumentParser(
-        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument("--repeats", type=int, default=25)
+    made = parser_of(text)
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure")
+    made.add_argument("--repeats", type=int, default=25, help="turns; medians are shown")
     made.add_argument("--embedded", action="store_true", help="small shapes, done in seconds")
     return made
 
