@@ -11,7 +11,8 @@ from hf_rmt.huggingface.record import FORMAT_VERSION, QUANT_METHOD, CompressionR
 from hf_rmt.settings import CompressionSettings, Option, all_options, methods
 
 RECORDED = ("layers", "base_model", "size", "calibrated", "format_version", "quant_method")
-"""Fields that the library fills in."""
+OF_FILES = ("digest", "files", "code")
+"""Fields that the library fills in; the latter say which files a record was saved with."""
 PER_LINE = 88
 
 
@@ -28,6 +29,9 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         size: The share of parameters that `compress` was asked for. Filled in by the library.
         calibrated: Whether `compress` had calibration batches. Filled in by the library.
         format_version: Layout of the saved tensors. Filled in by the library.
+        digest: Of `layers`, as they were written. Filled in by the library.
+        files: SHA-256 of the files with the weights, by name. Filled in by the library.
+        code: Digest of the code file beside the weights. Filled in by the library.
         quant_method: Always "rmt".
 
     Raises:
@@ -43,7 +47,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
     """
 
     def __init__(self, *, method: str = "pdb", **options: Any) -> None:
-        recorded = {key: options.pop(key) for key in RECORDED if key in options}
+        recorded = {key: options.pop(key) for key in (*RECORDED, *OF_FILES) if key in options}
         if recorded.get("layers") is not None and method not in methods():
             # a package that is not imported now brought the method; loading needs only the layers
             CompressionRecord.__init__(self, method=method, **options, **recorded)
@@ -54,7 +58,10 @@ class RMTConfig(CompressionSettings, CompressionRecord):
     def to_dict(self) -> dict[str, Any]:
         """The method, the options that it reads, and what the library filled in, as plain JSON."""
         settings = vars(self) if self.method not in methods() else super().to_dict()
-        return copy.deepcopy(settings | {key: getattr(self, key) for key in RECORDED})
+        recorded = {key: getattr(self, key) for key in (*RECORDED, *OF_FILES)}
+        kept = {key: recorded[key] for key in recorded if key in RECORDED or recorded[key]}
+        settings = {key: value for key, value in settings.items() if key not in OF_FILES}
+        return copy.deepcopy(settings | kept)
 
     @classmethod
     def from_dict(
@@ -73,7 +80,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         Raises:
             ValueError: If the mapping has a field that this version does not know.
         """
-        known = {"method", *all_options(), *RECORDED}
+        known = {"method", *all_options(), *RECORDED, *OF_FILES}
         foreign = config_dict.get("layers") and config_dict.get("method", "pdb") not in methods()
         if (unknown := set(config_dict) - known) and not foreign:
             raise ValueError(

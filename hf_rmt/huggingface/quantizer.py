@@ -61,6 +61,7 @@ class RMTQuantizer(RMTLoader):
         return _CompressWeight(self)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        super()._process_model_after_weight_loading(model, **kwargs)
         if self.pre_quantized:
             plan = CompressionPlan.from_dict(self.quantization_config.layers or {})
             model.compression_report = CompressionReport(plan)
