@@ -48,9 +48,7 @@ def write_companions(model: Any, folder: Path, target: Path) -> None:
     try:
         _write_card(model, folder, target)
     except Exception as error:
-        logger.warning(
-            "the model is saved, but not its card: %s: %s", type(error).__name__, error
-        )
+        logger.warning("the model is saved, but not its card: %s: %s", type(error).__name__, error)
         (folder / CARD).unlink(missing_ok=True)
 
 
@@ -116,7 +114,7 @@ def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]
 def _write_card(model: Any, folder: Path, target: Path) -> None:
     """A card and its picture, unless a person has written a card."""
     readme = target / CARD
-    if readme.exists() and not _is_ours(readme):
+    if readme.exists() and not is_generated(readme):
         return
     picture = folder / PICTURE
     if not CHECKPOINT.fullmatch(target.name):
@@ -126,7 +124,7 @@ def _write_card(model: Any, folder: Path, target: Path) -> None:
     card_of(model, folder).save(folder / CARD)
 
 
-def _is_ours(readme: Path) -> bool:
+def is_generated(readme: Path) -> bool:
     """Whether a card is a generated one. What cannot be read is somebody's own."""
     try:
         return CARD_TAG in (ModelCard.load(readme).data.get("tags") or [])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,31 @@ def check_found(model: nn.Module, missing: Iterable[str], where: str) -> None:
             )
 
 
+def check_none_left(mismatched: Iterable[tuple[str, Any, Any]], where: str) -> None:
+    """Refuse a compressed tensor for which this model has a dense layer.
+
+    transformers would draw random weights for it, if it is told to ignore other shapes.
+
+    Args:
+        mismatched: Name, shape in the file and shape in the model, of each tensor.
+        where: The file, for the message.
+
+    Raises:
+        ValueError: If one of them is the weight of a compressed layer.
+    """
+    for key, found, wanted in mismatched:
+        if len(wanted) < 2 or not key.endswith("weight"):
+            continue
+        out, columns = wanted[0], math.prod(wanted[1:])
+        spiked = len(found) == 2 and found[1] == out + columns
+        ternary = tuple(found) == (-(-out * columns // 5),)
+        if spiked or ternary:
+            raise ValueError(
+                f"{key!r} of {where} belongs to a compressed layer, and this model has none there; "
+                "load the model with the class it was saved from"
+            )
+
+
 def check_values(
     model: nn.Module, expected: Mapping[str, tuple[torch.dtype, torch.Size]], where: str
 ) -> None:
@@ -142,9 +168,9 @@ def _fault(tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> str:
 
 def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
     """Integer tensors with values that packing never writes, and what is wrong with them."""
-    if isinstance(layer, TernaryLinear) and layer.weight.dim() == 1:
-        if _most(layer.weight) >= len(TRITS):
-            yield "weight", "holds codes of no weights"
+    is_packed = isinstance(layer, TernaryLinear) and layer.weight.dim() == 1
+    if is_packed and _most(layer.weight) >= len(TRITS):
+        yield "weight", "holds codes of no weights"
     store = getattr(layer, "noise", None)
     if not isinstance(store, NoiseStore) or store.kind not in CODEBOOKS:
         return

@@ -19,6 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from hf_rmt.huggingface.alarm import without_alarm
 from hf_rmt.huggingface.integrity import (
     check_found,
+    check_none_left,
     check_one_save,
     check_values,
     kinds_of_tensors,
@@ -146,9 +147,9 @@ def _watch_missing(model: Any, where: str) -> None:
 
 def _found_all(model: Any, where: str, info: Any) -> None:
     del model.__dict__["mark_tied_weights_as_initialized"]
-    missing = info.missing_and_mismatched()
     try:
-        check_found(model, missing, where)
+        check_found(model, info.missing_and_mismatched(), where)
+        check_none_left(info.mismatched_keys, where)
     except ValueError:
         info.mismatched_keys.clear()  # or transformers raises an error of its own over this one
         info.conversion_errors.clear()

@@ -131,7 +131,7 @@ def keep_records_true(model_class: Any) -> None:
     @wraps(save)
     def save_pretrained(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         own = getattr(model, "hf_quantizer", None)
-        if own is not None or not _is_recorded(model.config) and PART not in model.__dict__:
+        if own is not None or (not _is_recorded(model.config) and PART not in model.__dict__):
             return save(model, save_directory, *args, **kwargs)
         if PART in model.__dict__:
             with _on_its_own(model):
@@ -176,5 +176,3 @@ def _on_its_own(part: Any) -> Iterator[None]:
             yield
         finally:
             del part.hf_quantizer
-
-

@@ -33,6 +33,7 @@ def edit_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["quantization_config"].update(changes)
+    config["quantization_config"].pop("digest")  # the change is meant
     path.write_text(json.dumps(config))
 
 
