@@ -113,8 +113,7 @@ def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]
 
 def _write_card(model: Any, folder: Path, target: Path) -> None:
     """A card and its picture, unless a person has written a card."""
-    readme = target / CARD
-    if readme.exists() and not is_generated(readme):
+    if not writes_card(target):
         return
     picture = folder / PICTURE
     if not CHECKPOINT.fullmatch(target.name):
@@ -122,6 +121,11 @@ def _write_card(model: Any, folder: Path, target: Path) -> None:
         if content:
             picture.write_bytes(content)
     card_of(model, folder).save(folder / CARD)
+
+
+def writes_card(target: Path) -> bool:
+    """Whether a folder has no card yet, or a generated one that may be replaced."""
+    return not (target / CARD).exists() or is_generated(target / CARD)
 
 
 def is_generated(readme: Path) -> bool:

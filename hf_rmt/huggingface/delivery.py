@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from hf_rmt.huggingface.api import processors
-from hf_rmt.huggingface.companions import CARD, is_generated
+from hf_rmt.huggingface.companions import CARD, writes_card
 from hf_rmt.huggingface.source import OF_ONE_MODEL, WEIGHTS, carry, holds_model
 from hf_rmt.staging import staged
 
@@ -84,7 +84,7 @@ def deliver(
     parts = (result, *processors(source))
     with tempfile.TemporaryDirectory() as nowhere:
         target = Path(output or Path(nowhere, "model"))
-        theirs = (target / CARD).exists() and not is_generated(target / CARD)
+        theirs = not writes_card(target)
         with staged(target, stale=partial(_is_stale, keep=CARD if theirs else "")) as folder:
             for part in parts:
                 part.save_pretrained(folder)

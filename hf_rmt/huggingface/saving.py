@@ -11,8 +11,8 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from hf_rmt.huggingface.card import card_of, foreign_card
-from hf_rmt.huggingface.companions import has_config, write_companions
+from hf_rmt.huggingface.card import PICTURE, card_of, foreign_card
+from hf_rmt.huggingface.companions import has_config, write_companions, writes_card
 from hf_rmt.huggingface.loader import PART
 from hf_rmt.huggingface.record import drop_records, is_record, sub_configs
 from hf_rmt.staging import staged
@@ -53,7 +53,7 @@ def _save_pretrained(
             type(model).save_pretrained(model, folder, is_main_process, **options)
         return
     if is_main_process:
-        with staged(folder, stale=_stale_weights(variant)) as aside, _given(model, state_dict):
+        with staged(folder, stale=_stale(folder, variant)) as aside, _given(model, state_dict):
             type(model).save_pretrained(model, aside, state_dict=state_dict, **options)
             if has_config(aside):
                 write_companions(model, aside, folder)
@@ -102,17 +102,19 @@ def _given(model: Any, state_dict: dict[str, Any] | None) -> Iterator[None]:
         model.hf_quantizer.given_state = None
 
 
-def _stale_weights(variant: str | None) -> Callable[[str], bool]:
-    """Whether a file holds weights of an earlier save of the same variant, or says where they are.
+def _stale(folder: Path, variant: str | None) -> Callable[[str], bool]:
+    """Whether a file is of an earlier save: weights of the same variant, their index, our picture.
 
     A save in one file leaves the shards of an earlier one behind, and the other way round;
     transformers would read those.
     """
+    picture = PICTURE if writes_card(folder) else ""
     middle = rf"\.{re.escape(variant)}" if variant else ""
     shard = r"-\d{5}-of-\d{5}"
     pattern = rf"model({middle}({shard})?|{shard}{middle})\.safetensors"
     index = rf"model\.safetensors\.index{middle}\.json"
-    return lambda name: re.fullmatch(f"{pattern}|{index}", name) is not None
+    weights = re.compile(f"{pattern}|{index}")
+    return lambda name: name == picture or weights.fullmatch(name) is not None
 
 
 def keep_records_true(model_class: Any) -> None:

@@ -1,4 +1,4 @@
-"""A sample of the fuzzers; `python -m tests.fuzz.mutate` and `tests.fuzz.kill` run them at length."""
+"""A sample of the fuzzers, which `python -m tests.fuzz.mutate` and `.kill` run at length."""
 
 from __future__ import annotations
 
