@@ -10,9 +10,7 @@ from torch import nn
 from hf_rmt.compression.batches import mappings, run_batch
 
 
-@pytest.mark.parametrize(
-    "ids", [[[1, 2], [3, 4]], ((1, 2), (3, 4)), np.array([[1, 2], [3, 4]])]
-)
+@pytest.mark.parametrize("ids", [[[1, 2], [3, 4]], ((1, 2), (3, 4)), np.array([[1, 2], [3, 4]])])
 def test_lists_become_tensors(ids: Any) -> None:
     (batch,) = mappings([{"input_ids": ids, "labels": None}])
     assert torch.equal(batch["input_ids"], torch.tensor([[1, 2], [3, 4]]))

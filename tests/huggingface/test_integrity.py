@@ -53,18 +53,18 @@ TENSORS = {
 @pytest.mark.parametrize(
     ("tensor", "number"), [(key, i) for key, values in TENSORS.items() for i in range(len(values))]
 )
-def test_a_damaged_tensor_is_named(
-    tensor: str, number: int, recorded: bool, folder: Path
-) -> None:
+def test_a_damaged_tensor_is_named(tensor: str, number: int, recorded: bool, folder: Path) -> None:
     name, value = f"{LAYER}.{tensor}", TENSORS[tensor][number]
     tensors = load_file(folder / "model.safetensors")
     before = tensors.pop(name)
     if value is not None:
         value = value.view(torch.int32) if tensor == "noise.base" else value
         fits = value.numel() == 1 and value.dtype.is_floating_point == before.is_floating_point()
-        tensors[name] = value.expand(before.shape).clone() if fits else value.expand(
-            before.shape if value.numel() == 1 else value.shape
-        ).clone()
+        tensors[name] = (
+            value.expand(before.shape).clone()
+            if fits
+            else value.expand(before.shape if value.numel() == 1 else value.shape).clone()
+        )
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     words = "not of one save"
     if not recorded:
@@ -115,7 +115,9 @@ def test_a_wrong_field_of_the_record_is_named(field: str, value: object, folder:
 @pytest.mark.parametrize("field", ["shape", "outcome"])
 def test_a_missing_field_is_named(field: str, folder: Path) -> None:
     edit(folder, lambda record: record["layers"][LAYER].pop(field))
-    with pytest.raises(ValueError, match=rf"config\.json, layer '{LAYER}', field '{field}' is miss"):
+    with pytest.raises(
+        ValueError, match=rf"config\.json, layer '{LAYER}', field '{field}' is miss"
+    ):
         AutoModel.from_pretrained(folder)
 
 
