@@ -21,6 +21,9 @@ from hf_rmt.nn.counterparts import compressed_layers
 from hf_rmt.nn.noise_store import NoiseStore
 from hf_rmt.nn.ternary import TernaryLinear
 
+STORED = {"codes": "U8", "fine": "U8", "coarse": "U8", "base": "I32"}
+"""Types of the tensors of a packed noise store, as safetensors calls them."""
+
 
 def digest_of(layers: Mapping[str, Any]) -> str:
     """A digest of what a record says of the layers."""
@@ -65,6 +68,41 @@ def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
                 "not the recorded one. The file is damaged or of another model. Get both again, or "
                 "remove the field 'files' from quantization_config if you rewrote the file yourself"
             )
+
+
+def check_types(files: Iterable[str | Path]) -> None:
+    """Refuse integer codes that a file holds as another type, which transformers would cast.
+
+    Args:
+        files: The files with the weights; only those of safetensors are read.
+
+    Raises:
+        ValueError: If a tensor of a noise store has a type that none is written with.
+    """
+    for path in map(Path, files):
+        for name, entry in _header(path).items():
+            layer, _, key = name.rpartition(".noise.")
+            wanted = STORED.get(key) if layer else None
+            if wanted and entry.get("dtype") != wanted:
+                raise ValueError(
+                    f"layer {layer!r}: tensor {name!r} of {path.name} has dtype "
+                    f"{entry.get('dtype')} instead of {wanted}; the file is damaged, so get it "
+                    "again"
+                )
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """What a file of safetensors says of its tensors; empty if it says nothing that can be read."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            content = json.loads(file.read(size)) if size < path.stat().st_size else {}
+    except ValueError:
+        return {}  # transformers says what is wrong
+    entries = content.items() if isinstance(content, dict) else ()
+    return {name: entry for name, entry in entries if isinstance(entry, dict)}
 
 
 def kinds_of_tensors(model: nn.Module) -> dict[str, tuple[torch.dtype, torch.Size]]:
@@ -168,8 +206,8 @@ def _fault(tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> str:
 
 def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
     """Integer tensors with values that packing never writes, and what is wrong with them."""
-    is_packed = isinstance(layer, TernaryLinear) and layer.weight.dim() == 1
-    if is_packed and _most(layer.weight) >= len(TRITS):
+    packed = layer.weight if isinstance(layer, TernaryLinear) else None
+    if packed is not None and packed.dim() == 1 and _most(packed) >= len(TRITS):
         yield "weight", "holds codes of no weights"
     store = getattr(layer, "noise", None)
     if not isinstance(store, NoiseStore) or store.kind not in CODEBOOKS:

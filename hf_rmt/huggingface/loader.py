@@ -21,6 +21,7 @@ from hf_rmt.huggingface.integrity import (
     check_found,
     check_none_left,
     check_one_save,
+    check_types,
     check_values,
     kinds_of_tensors,
 )
@@ -82,6 +83,7 @@ class RMTLoader(HfQuantizer):
         for layer in plan:
             put_recorded(model, layer)
         check_one_save(record, files)
+        check_types(files)
         record.layers = plan.to_dict()
         drop_records(getattr(model, "config", None), parts_only=True)
         self.where = " or ".join(Path(file).name for file in files[:3]) or "the state dict"

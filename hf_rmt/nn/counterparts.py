@@ -86,8 +86,10 @@ def check_activation(model: nn.Module, linear: str, name: str) -> None:
     """Refuse a module that stands beside a linear and cannot be an activation."""
     beside = dict(model.get_submodule(linear.rpartition(".")[0]).named_children())
     found = beside.get(name)
-    leaf = found is not None and not list(found.children())
-    plain = leaf and (isinstance(found, nn.PReLU) or not found.state_dict())
+    if found is None or list(found.children()):
+        plain = False
+    else:
+        plain = isinstance(found, nn.PReLU) or not found.state_dict()
     if not plain or isinstance(found, nn.Dropout | nn.Identity | StepActivation):
         raise ValueError(
             f"the step's module must be an activation beside the layer, got {name!r}; the "

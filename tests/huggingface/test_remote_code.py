@@ -64,7 +64,7 @@ def test_each_model_is_loaded_by_the_version_that_was_written_with_it(
         loader = auto.AutoHfQuantizer.from_config(record, pre_quantized=True)
         assert type(loader) is module.RMTLoader
         assert type(loader.quantization_config) is module.CompressionRecord
-    with pytest.raises(ValueError, match="'unknown'.*pip install hf_rmt"):
+    with pytest.raises(ValueError, match=r"'unknown'.*pip install hf_rmt"):
         auto.AutoHfQuantizer.from_config({**record, "code": "unknown"}, pre_quantized=True)
 
 
