@@ -61,7 +61,6 @@ def staged(
 
 def publish(aside: Path, target: Path, *, stale: Callable[[str], bool]) -> None:
     """Put the files of one folder into another one, as `staged` says."""
-    _flush(aside)
     with contextlib.suppress(OSError):  # it is there, and not empty
         aside.rename(target)
         return
@@ -162,11 +161,3 @@ def _make_parents(target: Path) -> list[Path]:
     for parent in reversed(missing):
         parent.mkdir(exist_ok=True)
     return missing
-
-
-def _flush(folder: Path) -> None:
-    """Have the files on the disk before their names, for a machine that loses its power."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
