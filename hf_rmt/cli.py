@@ -16,8 +16,8 @@ from hf_rmt.compression.methods.spectral import SPECTRAL_OPTIONS
 from hf_rmt.settings import COMMON_OPTIONS, Option, methods, spectral_methods
 from hf_rmt.settings.method import method_options
 
-EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
-"""What bad input ends in; shown as one line unless --traceback asks for more."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None reads `sys.argv`.
 
     Returns:
-        The exit status: 0, or 1 after an error.
+        The exit status: 0; 1 after an error; 130 if it was interrupted.
     """
     options = _parser().parse_args(arguments)
     logger = logging.getLogger("hf_rmt")
@@ -37,10 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except BrokenPipeError:  # the reader, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except EXPECTED_ERRORS as error:
+    except KeyboardInterrupt:
         if options.traceback:
             raise
-        print(f"hf-rmt: {type(error).__name__}: {error}", file=sys.stderr)
+        print("hf-rmt: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if options.traceback:
+            raise
+        text = str(error).strip() or "no message; --traceback shows where"
+        print(f"hf-rmt: {type(error).__name__}: {text}", file=sys.stderr)
         return 1
     finally:
         logger.setLevel(level)  # a program that calls this function has its own
@@ -60,6 +66,7 @@ def _analyze(options: argparse.Namespace) -> None:
     from hf_rmt.huggingface.api import analyze
 
     _check_page(options)
+    _check_writable(options.save)
     report = analyze(
         options.model,
         target_modules=_targets(options),
@@ -90,7 +97,7 @@ def _compress(options: argparse.Namespace) -> None:
         return
     if not options.output and not options.push_to_hub:
         raise ValueError("say where the result goes: OUTPUT, --push-to-hub or --dry-run")
-    _check_writable(options.output)
+    _check_output(options, options.model)
     model, report = load_compressed(options.model, config)
     _deliver(options, model, options.model)
     _write_page(options, report)
@@ -100,14 +107,14 @@ def _compress(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from hf_rmt.huggingface.api import export_dense
 
-    _check_writable(options.output)
+    _check_output(options, options.model)
     _deliver(options, export_dense(options.model), options.model)
 
 
 def _extract_lora(options: argparse.Namespace) -> None:
     from hf_rmt.huggingface.lora.extract import extract_adapter
 
-    _check_writable(options.output)
+    _check_output(options, options.base, options.tuned)
     adapter = extract_adapter(
         options.base, options.tuned, size=options.size, threshold=options.threshold
     )
@@ -118,23 +125,19 @@ def _extract_lora(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from hf_rmt.demo import run_demo
 
+    _check_writable(options.output)
     result = run_demo(Path(options.output))
     _show(options, result, result.to_json())
 
 
 def _deliver(options: argparse.Namespace, result: Any, source: str) -> None:
-    """A model or an adapter, with the source's tokenizer, to OUTPUT, to the Hub, or to both."""
-    from hf_rmt.huggingface.api import processors
+    """A model or an adapter, with what its source carries, to OUTPUT, to the Hub, or to both."""
+    from hf_rmt.huggingface.delivery import deliver
 
-    parts = (result, *processors(source))
-    if options.output:
-        for part in parts:
-            part.save_pretrained(options.output)
-        _note(options, f"written to {options.output}")
-    if repo := getattr(options, "push_to_hub", None):
-        for part in parts:
-            part.push_to_hub(repo, private=options.private)
-        _note(options, f"pushed to {repo}")
+    repo = getattr(options, "push_to_hub", None)
+    private = getattr(options, "private", None)
+    for note in deliver(result, source, options.output, repo=repo, private=private):
+        _note(options, note)
 
 
 def _show(options: argparse.Namespace, result: object, text: str) -> None:
@@ -168,16 +171,18 @@ def _targets(options: argparse.Namespace) -> list[str] | str | None:
     return one if one == "all-linear" or re.search(r"[^\w.]", one) else values
 
 
+def _check_output(options: argparse.Namespace, *sources: str) -> None:
+    """Refuse an OUTPUT that is an input, holds another model, or cannot be written to."""
+    from hf_rmt.huggingface.delivery import check_output
+
+    check_output(options.output, sources, overwrite=options.overwrite)
+
+
 def _check_writable(folder: str | None) -> None:
     """Find out before the long work whether the result can be written."""
-    if folder is None:
-        return
-    path = Path(folder)
-    there = next(part for part in (path, *path.absolute().parents) if part.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"OUTPUT must be a folder, {there} is a file")
-    if not os.access(there, os.W_OK):
-        raise PermissionError(f"OUTPUT {path} cannot be written to; choose another folder")
+    from hf_rmt.huggingface.delivery import check_writable
+
+    check_writable(folder)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -261,11 +266,18 @@ def _add_compress(commands: Any, parents: list[argparse.ArgumentParser]) -> None
     parser.add_argument("--dry-run", action="store_true", help="print the plan, change nothing")
     _add_html(parser)
     _add_push(parser)
+    _add_overwrite(parser)
     parser.set_defaults(run=_compress)
 
 
 def _add_html(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="also write one page to browse in")
+
+
+def _add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a model that OUTPUT holds"
+    )
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:
@@ -279,6 +291,7 @@ def _add_export(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("export", parents=parents, help="write a plain dense model")
     parser.add_argument("model", help="compressed model: folder or Hub id")
     parser.add_argument("output", help="folder for the dense model")
+    _add_overwrite(parser)
     parser.set_defaults(run=_export)
 
 
@@ -295,6 +308,7 @@ def _add_extract_lora(commands: Any, parents: list[argparse.ArgumentParser]) -> 
     )
     sizes.add_argument("--threshold", type=float, metavar="X", help="importance to keep, up to 1")
     _add_push(parser)
+    _add_overwrite(parser)
     parser.set_defaults(run=_extract_lora)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 NOTABLE_LOSS = 0.01
@@ -190,12 +192,20 @@ class CompressionPlan:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: If a layer has a field that this version does not know.
+            ValueError: If a layer lacks a field, has one that this version does not know, or one
+                that cannot be; the error names layer and field.
         """
+        if not isinstance(layers, Mapping):
+            raise ValueError(
+                f"config.json, layers must be a mapping of names to fields, got {layers!r}; the "
+                "file is damaged, so get it again"
+            )
         return cls(tuple(_layer_from(name, entry) for name, entry in layers.items()))
 
 
-def _layer_from(name: str, entry: Mapping[str, Any]) -> LayerPlan:
+def _layer_from(name: str, entry: object) -> LayerPlan:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"config.json, layer {name!r} must be a mapping of fields, got {entry!r}")
     values = dict(entry)
     if (replaced := values.pop("compressed", None)) is not None:  # written before outcomes were
         rewritten = bool(values.get("dropped_energy"))
@@ -204,13 +214,96 @@ def _layer_from(name: str, entry: Mapping[str, Any]) -> LayerPlan:
             values["outcome"] = Outcome.REPLACED
     if unknown := set(values) - {field.name for field in fields(LayerPlan)}:
         raise ValueError(
-            f"layer {name!r} has unknown fields {sorted(unknown)}; "
+            f"config.json, layer {name!r} has unknown fields {sorted(unknown)}; "
             "it was written by a newer hf_rmt, upgrade the package"
         )
+    for key in {"shape", "outcome"} - set(values):
+        raise _wrong(name, key, "is missing")
+    for key, value in values.items():
+        rule, holds = _RULES[key]
+        if not holds(value):
+            raise _wrong(name, key, f"must be {rule}, got {value!r}")
     values["shape"] = tuple(values["shape"])
     values["outcome"] = Outcome(values["outcome"])
     values["cause"] = Cause(values.get("cause", ""))
     return LayerPlan(**{"name": name, **values})
+
+
+def _wrong(name: str, key: str, what: str) -> ValueError:
+    return ValueError(
+        f"config.json, layer {name!r}, field {key!r} {what}; the file is damaged or was changed, "
+        "so get it again"
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_share(value: object) -> bool:
+    return _is_number(value) and -ROUNDING <= value <= 1 + ROUNDING  # type: ignore[operator]
+
+
+def _is_shape(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(_is_count(side) and 0 < side < MOST_SIDE for side in value)
+    )
+
+
+def _is_step(value: object) -> bool:
+    """Whether a step has its three fields, with numbers that bound and increase."""
+    if not isinstance(value, Mapping) or set(value) != {"module", "thresholds", "heights"}:
+        return False
+    module, thresholds, heights = value["module"], value["thresholds"], value["heights"]
+    lists = isinstance(thresholds, list | tuple) and isinstance(heights, list | tuple)
+    return (
+        isinstance(module, str)
+        and bool(module)
+        and lists
+        and len(thresholds) <= MOST_STEPS
+        and len(heights) == len(thresholds) + 1
+        and all(_is_number(number) and abs(number) < MOST_LEVEL for number in thresholds)
+        and all(_is_number(number) and abs(number) < MOST_LEVEL for number in heights)
+        and all(low < high for low, high in pairwise(thresholds))
+    )
+
+
+ROUNDING = 1e-6
+MOST_SIDE, MOST_STEPS, MOST_LEVEL = 2**31, 64, 1e6
+"""Sides of matrices, thresholds of a step and its values are smaller in any model."""
+_COUNT = ("a whole number of at least 0", _is_count)
+_SHARE = ("a number from 0 to 1", _is_share)
+_TEXT = ("a text", lambda value: isinstance(value, str))
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": _TEXT,
+    "shape": (f"two whole numbers from 1 to {MOST_SIDE - 1}", _is_shape),
+    "outcome": (f"one of {', '.join(Outcome)}", lambda value: value in list(Outcome)),
+    "rank": _COUNT,
+    "noise": _TEXT,
+    "phase": _TEXT,
+    "n_spikes": _COUNT,
+    "upper_edge": ("a number or null", lambda value: value is None or _is_number(value)),
+    "signal_energy": _SHARE,
+    "dropped_energy": _SHARE,
+    "bits": _COUNT,
+    "dense_bits": _COUNT,
+    "nonzero": ("a whole number or null", lambda value: value is None or _is_count(value)),
+    "latency": ("a number or null", lambda value: value is None or _is_number(value)),
+    "reason": _TEXT,
+    "cause": ("a cause that is known", lambda value: value in list(Cause)),
+    "kind": _TEXT,
+    "step": (
+        f"null, or module, at most {MOST_STEPS} increasing thresholds and one more height",
+        lambda value: value is None or _is_step(value),
+    ),
+}
+"""What the fields of a recorded layer must be."""
 
 
 def _without_name(layer: LayerPlan) -> dict[str, Any]:

@@ -2,44 +2,62 @@
 
 `import hf_rmt.spectra` must stay free of torch, and `import hf_rmt` must be enough for
 `from_pretrained` to know the method. So where transformers is not imported yet, a finder waits
-for the one module that holds the registry and completes it right after it has run.
+for the module that holds the registry, and another one for that of the models, and completes them
+right after they have run.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 REGISTRY = "transformers.quantizers.auto"
+MODELS = "transformers.modeling_utils"
 
 
 def register_with_transformers() -> None:
     """Register the config and the quantizer now or when transformers is imported."""
-    if REGISTRY in sys.modules:
-        _register(sys.modules[REGISTRY])
-    elif not any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _RegistryFinder())
+    for name, register in ((REGISTRY, _register), (MODELS, _register_saving)):
+        if name in sys.modules and _is_imported(sys.modules[name]):
+            register(sys.modules[name])
+        elif not any(isinstance(f, _Finder) and f.name == name for f in sys.meta_path):
+            sys.meta_path.insert(0, _Finder(name, register))
+
+
+def _is_imported(module: ModuleType) -> bool:
+    return not getattr(module.__spec__, "_initializing", False)
 
 
 def _register(registry: ModuleType) -> None:
+    from hf_rmt.huggingface.alarm import silence_alarm
     from hf_rmt.huggingface.config import RMTConfig
     from hf_rmt.huggingface.quantizer import RMTQuantizer
     from hf_rmt.huggingface.record import QUANT_METHOD
 
+    silence_alarm()
     registry.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = RMTConfig
     registry.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = RMTQuantizer
 
 
-class _RegistryFinder(MetaPathFinder):
-    """Finds the registry as usual, and registers once it has been executed."""
+def _register_saving(models: ModuleType) -> None:
+    from hf_rmt.huggingface.saving import keep_records_true
+
+    keep_records_true(models.PreTrainedModel)
+
+
+class _Finder(MetaPathFinder):
+    """Finds a module as usual, and registers once it has been executed."""
+
+    def __init__(self, name: str, register: Callable[[ModuleType], None]) -> None:
+        self.name, self.register = name, register
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != REGISTRY:
+        if fullname != self.name:
             return None
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
@@ -49,7 +67,7 @@ class _RegistryFinder(MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            _register(module)
+            self.register(module)
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec

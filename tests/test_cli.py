@@ -23,6 +23,22 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+ODD_FOLDERS = {
+    "empty": {"notes.txt": ""},
+    "gguf": {"model.gguf": "GGUF"},
+    "adapter": {"adapter_config.json": "{}"},
+    "model": {"config.json": "{}"},
+    "broken": {"config.json": '{"model_type": "bert"'},
+    "bitsandbytes": {
+        "config.json": '{"model_type": "bert", "quantization_config": {"load_in_8bit": true}}'
+    },
+    "gptq": {
+        "config.json": '{"model_type": "bert", "quantization_config": {"quant_method": "gptq"}}'
+    },
+}
+"""Folders that hold no model which can be read, by name: their files."""
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(arguments) == 0, capsys.readouterr().err
     return capsys.readouterr().out
@@ -214,12 +230,34 @@ def test_quiet_is_quiet(dense: str, tmp_path: Path, capfd: pytest.CaptureFixture
         (["analyze", "{dense}", "--target-modules", "wq"], "matches no linear layer"),
         (["analyze", "{dense}", "--method", "svd"], "exactly one"),
         (["export", "{dense}", "{dense}/out"], "dense already"),
+        (["compress", "{dense}", "{dense}"], "is the folder that is read"),
+        (["export", "{dense}", "{dense}/."], "is the folder that is read"),
+        (["extract-lora", "{dense}", "{dense}/../tuned", "{dense}"], "is the folder that is read"),
+        (["compress", "{dense}", "{model}"], "pass --overwrite"),
+        (["compress", "{empty}", "{new}"], "without config.json"),
+        (["compress", "{dense}/model.safetensors", "{new}"], "is a file; pass the folder"),
+        (["compress", "{gguf}", "{new}"], "GGUF"),
+        (["compress", "{gguf}/model.gguf", "{new}"], "GGUF"),
+        (["compress", "{adapter}", "{new}"], "holds an adapter and no model"),
+        (["compress", "{bitsandbytes}", "{new}"], "quantized with 'bitsandbytes'"),
+        (["analyze", "{gptq}"], "quantized with 'gptq'"),
+        (["analyze", "{broken}"], "config.json"),
     ],
 )
 def test_bad_input_is_one_line_on_standard_error(
-    dense: str, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    dense: str,
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([argument.format(dense=dense) for argument in arguments]) == 1
+    places = {name: str(tmp_path / name) for name in ("new", *ODD_FOLDERS)}
+    for name, files in ODD_FOLDERS.items():
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+    assert main([argument.format(dense=dense, **places) for argument in arguments]) == 1
+    assert not (tmp_path / "new").exists()
     captured = capsys.readouterr()
     assert words in captured.err
     assert "Traceback" not in captured.err
@@ -229,3 +267,76 @@ def test_bad_input_is_one_line_on_standard_error(
 def test_the_traceback_is_shown_when_asked_for(dense: str) -> None:
     with pytest.raises(ValueError, match="--dry-run"):
         main(["compress", dense, "--traceback"])
+
+
+ENCODER = {
+    "modules.json": '[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]',
+    "sentence_bert_config.json": '{"max_seq_length": 32}',
+    "1_Pooling/config.json": "{}",
+    "2_Dense/model.safetensors": "weights of a module",
+    "onnx/model.onnx": "other format",
+    "pytorch_model.bin": "other format",
+    "checkpoint-5/optimizer.pt": "of a training",
+    "README.md": "the source's own",
+}
+
+
+def test_what_the_save_did_not_write_is_carried_over(
+    dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, small = tmp_path / "source", tmp_path / "small"
+    tiny_model("bert").save_pretrained(source)
+    for name, text in ENCODER.items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(text)
+    assert main(["compress", str(source), str(small)]) == 0
+    told = capsys.readouterr().err
+    carried = {name: (small / name).exists() for name in ENCODER if name != "README.md"}
+    left = {"onnx/model.onnx", "pytorch_model.bin", "checkpoint-5/optimizer.pt"}
+    assert {name for name, there in carried.items() if not there} == left
+    assert "left out" in told
+    assert all(name in told for name in ("onnx/model.onnx", "pytorch_model.bin"))
+    assert "the source's own" not in (small / "README.md").read_text()
+
+
+def test_a_model_that_is_replaced_leaves_nothing_of_its_own(
+    dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, out = str(tmp_path / "small"), tmp_path / "out"
+    run(capsys, "compress", dense, small)
+    run(capsys, "compress", dense, str(out))
+    (out / "notes.txt").write_text("mine")
+    run(capsys, "export", small, str(out), "--overwrite")
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "notes.txt",
+    }
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(
+    dense: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_rmt.huggingface.delivery.carry", interrupt)
+    assert main(["compress", dense, str(tmp_path / "out"), "--quiet"]) == 130
+    assert capsys.readouterr().err == "hf-rmt: interrupted; nothing was written\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("named", [["pipeline"], [3], "BertModel", {}, ["nothing"]])
+def test_an_odd_architecture_is_no_reason_to_fail(
+    named: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model("bert").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": named}))
+    status = main(["analyze", str(tmp_path), "--target-modules", "query"])
+    error = capsys.readouterr().err
+    assert status == 0 or "config.json" in error
+    assert "Traceback" not in error

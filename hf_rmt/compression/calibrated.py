@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.compression.apply import decide_shared
+from hf_rmt.compression.batches import NO_BATCH, Batch, mappings
 from hf_rmt.compression.calibrated_weight import check_calibratable, compress_calibrated_weight
 from hf_rmt.compression.decision import Decision, keep
 from hf_rmt.compression.low_rank import Excitation, choose_ranks, importance
-from hf_rmt.compression.moments import NO_BATCH, Batch, Moments, Sites, mappings, sites
+from hf_rmt.compression.moments import Moments, Sites, sites
 from hf_rmt.compression.parallel import matrix_cost, share, together
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.compression.weight import compress_weight
@@ -85,8 +86,9 @@ def repeatable(batches: Iterable[Batch]) -> Sequence[Batch] | Iterable[Batch]:
         TypeError: If a batch is no mapping, or the batches are one.
     """
     kept = list(batches) if isinstance(batches, Iterator) else batches
-    checked = mappings(kept)
-    for _ in checked if isinstance(kept, Sequence) else islice(checked, 1):
+    if isinstance(kept, Sequence) or not hasattr(kept, "__iter__") or isinstance(kept, Mapping):
+        return list(mappings(kept))
+    for _ in islice(mappings(kept), 1):
         pass
     return kept
 

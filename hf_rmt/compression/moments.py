@@ -12,33 +12,12 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from hf_rmt.compression.batches import NO_BATCH, Batch, mappings, run_batch
 from hf_rmt.compression.low_rank import Excitation, covariance
 from hf_rmt.nn.counterparts import matrix_shape
 
-NO_BATCH = "calibration holds no batch; pass some, or None to do without data"
-Batch = Mapping[str, Any]
 Sites = dict[str, list[str]]
 """Layers that are always given the same tensor, under the name of the first of them."""
-
-
-def mappings(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches one after the other, each held to be the arguments of a model.
-
-    Raises:
-        TypeError: If they are no batches.
-    """
-    if isinstance(batches, Mapping) or not hasattr(batches, "__iter__"):
-        raise TypeError(
-            f"calibration must be several batches, got one {type(batches).__name__}; pass [batch]"
-        )
-    for number, batch in enumerate(batches):
-        if not isinstance(batch, Mapping):
-            raise TypeError(
-                f"a calibration batch must be a mapping of the model's arguments, got "
-                f"{type(batch).__name__} as number {number}; pass tokenizer(texts, "
-                "return_tensors='pt')"
-            )
-        yield batch
 
 
 def excitations(
@@ -87,9 +66,9 @@ class Moments:
         generator, graph = torch.Generator().manual_seed(0), bool(self.slopes)
         heard = self._keep if graph else self._add_inputs
         with listening(self.model, self.leaders if graph else self.inputs, heard, graph=graph):
-            for batch in mappings(batches):
+            for number, batch in enumerate(mappings(batches)):
                 self._mask = batch.get("attention_mask")
-                output = _first_tensor(self.model(**batch))
+                output = _first_tensor(run_batch(self.model, batch, number))
                 if graph:
                     self._add_gradients(output, generator)
                 self.batches += 1
@@ -201,7 +180,7 @@ def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:
         given[name].append(known[2])
 
     with listening(model, names, heard, graph=False):
-        model(**batch)
+        run_batch(model, batch, 0)
     groups = defaultdict[tuple[int, ...], list[str]](list)
     for name, tokens in given.items():
         groups[tuple(tokens)].append(name)

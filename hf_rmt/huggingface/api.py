@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import (
@@ -30,6 +31,7 @@ from hf_rmt.compression.parallel import agreed
 from hf_rmt.huggingface.conclude import conclude
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.quantizer import RMTQuantizer, layers_left, quantized_already
+from hf_rmt.huggingface.source import check_method, check_source
 from hf_rmt.nn.counterparts import densify
 from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.settings import CompressionSettings
@@ -158,7 +160,26 @@ def load_if_path(model_or_path: ModelOrPath) -> Any:
     """A model as it is; a folder or Hub id loaded with the class it was saved from."""
     if isinstance(model_or_path, nn.Module):
         return model_or_path
-    return model_class(model_or_path).from_pretrained(model_or_path, dtype="auto")
+    return loaded(model_class(model_or_path), model_or_path)
+
+
+def loaded(kind: Any, path: str | PathLike[str], **options: Any) -> Any:
+    """A saved model; whatever is wrong with its files, the error names them.
+
+    Raises:
+        ValueError: If config.json or the weights cannot be read, or do not fit each other.
+        OSError: If a file is missing.
+    """
+    try:
+        return kind.from_pretrained(path, dtype="auto", **options)
+    except OSError:
+        raise
+    except (MemoryError, NotImplementedError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be loaded from its config.json and weights: {error or repr(error)}"
+        ) from error
 
 
 def model_class(path: str | PathLike[str]) -> Any:
@@ -174,17 +195,26 @@ def model_class(path: str | PathLike[str]) -> Any:
 def _saved_config(path: str | PathLike[str]) -> Any:
     if not isinstance(path, str | PathLike):
         raise TypeError(f"expected a loaded model, a folder or a Hub id, got {path!r}")
+    check_source(path)
     try:
-        return AutoConfig.from_pretrained(path)
+        saved = AutoConfig.from_pretrained(path)
     except OSError as error:
         raise OSError(
             f"{str(path)!r} is neither a folder with a model nor a Hub id that can be reached; "
             f"pass a local folder, or connect. {error}"
         ) from error
+    except (TypeError, KeyError, AttributeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"{path}: config.json cannot be read: {error}") from error
+    check_method(path, getattr(saved, "quantization_config", None))
+    return saved
 
 
 def _class_of(saved: Any) -> Any:
-    return getattr(transformers, (saved.architectures or [""])[0], AutoModel)
+    named = saved.architectures
+    name = named[0] if isinstance(named, list | tuple) and named else ""
+    found = getattr(transformers, name, None) if isinstance(name, str) and name else None
+    is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    return found if is_model else AutoModel
 
 
 def check_compressible(model: nn.Module, config: RMTConfig, *, again: bool = False) -> None:
@@ -222,8 +252,8 @@ def load_compressed(path: str | PathLike[str], config: RMTConfig) -> tuple[Any, 
     saved = _saved_config(path)
     if quantized := getattr(saved, "quantization_config", None):
         raise quantized_already(str(path), quantized.get("quant_method"), "export it dense first")
-    loaded = _class_of(saved).from_pretrained(path, quantization_config=config, dtype="auto")
-    return loaded, loaded.compression_report
+    model = loaded(_class_of(saved), path, quantization_config=config)
+    return model, model.compression_report
 
 
 def copy_tokenizer(source: str | PathLike[str], target: str | PathLike[str]) -> None:

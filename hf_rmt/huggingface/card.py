@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,12 @@ from hf_rmt.plan import TERNARY, CompressionPlan
 from hf_rmt.report import CompressionReport, model_card
 from hf_rmt.report.style import save_figure
 
+logger = logging.getLogger(__name__)
+
 PICTURE = "spectrum.png"
+DRAWN = "_rmt_picture"
+"""Where a model keeps its picture, beside the report that it shows."""
+NOT_ON_CARDS = {"layers", "digest", "files", "code"}
 
 CARD_TAG = "hf_rmt"
 
@@ -23,23 +30,36 @@ def hub_id(name: str | None) -> str | None:
     return name if name and not Path(name).exists() else None
 
 
-def draw_picture(model: Any, path: Path) -> None:
-    """Spectra if the model was compressed just now, else the plan over depth; needs matplotlib.
+def picture_of(model: Any) -> bytes:
+    """The picture of a model as a PNG file, drawn once for each report; empty where there is none.
 
+    Spectra if the model was compressed just now, else the plan over depth; needs matplotlib.
     Ternary layers alone have nothing to draw.
     """
-    path.unlink(missing_ok=True)
-    if all(layer.kind == TERNARY for layer in _plan(model).compressed):
-        return
     report = getattr(model, "compression_report", None)
+    known, content = model.__dict__.get(DRAWN, (None, b""))
+    if known is None or known is not report:
+        content = _drawn(model, report)
+        model.__dict__[DRAWN] = (report, content)
+    return content
+
+
+def _drawn(model: Any, report: Any) -> bytes:
+    if all(layer.kind == TERNARY for layer in _plan(model).compressed):
+        return b""
     try:
         if report is not None and report.spectra is not None:
             figure = report.spectra.plot_grid()
         else:
             figure = CompressionReport(_plan(model)).plot_overview()
+        with tempfile.TemporaryDirectory() as folder:
+            save_figure(figure, Path(folder, PICTURE))
+            return Path(folder, PICTURE).read_bytes()
     except ImportError:
-        return
-    save_figure(figure, path)
+        return b""
+    except Exception as error:
+        logger.warning("the picture of the card is left out: %s: %s", type(error).__name__, error)
+        return b""
 
 
 def _plan(model: Any) -> CompressionPlan:
@@ -57,7 +77,7 @@ def card_of(
         repo_id=repo_id,
         base_model=config.base_model,
         license=_license(source, token, online=repo_id is not None),
-        config={key: value for key, value in config.to_dict().items() if key != "layers"},
+        config={key: value for key, value in config.to_dict().items() if key not in NOT_ON_CARDS},
         picture=PICTURE if (folder / PICTURE).exists() else None,
         sizes=_sizes(_plan(model), folder),
         auto_class=auto_class(model),

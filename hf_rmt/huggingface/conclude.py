@@ -11,9 +11,9 @@ from typing import Any
 from hf_rmt.compression.summary import warn_of_loss
 from hf_rmt.compression.targets import transformers_models
 from hf_rmt.huggingface.card import hub_id
-from hf_rmt.huggingface.compat import source_of
+from hf_rmt.huggingface.compat import is_pretrained, source_of
 from hf_rmt.huggingface.config import RMTConfig
-from hf_rmt.huggingface.loader import uninstall_saving
+from hf_rmt.huggingface.loader import PART, uninstall_saving
 from hf_rmt.huggingface.saving import install_saving
 from hf_rmt.nn.layouts import set_layout
 from hf_rmt.plan import CompressionPlan
@@ -90,6 +90,7 @@ def attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
     known = before.quantization_config.base_model if before is not None else None
     config.base_model = known or hub_id(source_of(model))
     config.layers = report.plan.to_dict()
+    config.digest = config.files = config.code = None
     if stays_plain(report.plan):
         if before is not None:
             before.remove_quantization_config(model)
@@ -100,6 +101,18 @@ def attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
     model.quantization_method = config.quant_method
     model.config.quantization_config = model.hf_quantizer.quantization_config
     install_saving(model)
+    for name, part in model.named_modules():
+        if name and is_pretrained(part):
+            keep_record(part, config, report_below(report, name).plan)
+
+
+def keep_record(part: Any, config: RMTConfig, plan: CompressionPlan) -> None:
+    """Have a part of a model, itself a transformers model, know what its own save must record."""
+    part.__dict__.pop(PART, None)
+    if any(layer.compressed or layer.step for layer in plan):
+        own = copy.copy(config)
+        own.layers = plan.to_dict()
+        part.__dict__[PART] = own
 
 
 def stays_plain(plan: CompressionPlan) -> bool:

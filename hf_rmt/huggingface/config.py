@@ -13,7 +13,8 @@ from hf_rmt.nn.layouts import ACTIVATIONS, CHOICES, LAYOUTS
 from hf_rmt.settings import CompressionSettings, Option, all_options, methods
 
 RECORDED = ("layers", "base_model", "size", "calibrated", "format_version", "quant_method")
-"""Fields that the library fills in."""
+OF_FILES = ("digest", "files", "code")
+"""Fields that the library fills in; the latter say which files a record was saved with."""
 IN_MEMORY = ("layout", "activations")
 """Fields that say how a model lies in memory; the same files serve all."""
 PER_LINE = 88
@@ -32,6 +33,9 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         size: The share of parameters that `compress` was asked for. Filled in by the library.
         calibrated: Whether `compress` had calibration batches. Filled in by the library.
         format_version: Layout of the saved tensors. Filled in by the library.
+        digest: Of `layers`, as they were written. Filled in by the library.
+        files: SHA-256 of the files with the weights, by name. Filled in by the library.
+        code: Digest of the code file beside the weights. Filled in by the library.
         quant_method: Always "rmt".
         layout: How the weights lie in memory after loading, as in `hf_rmt.set_layout`: `packed`,
             `int8`, `dense`, `fastest` or `smallest`. It is not saved.
@@ -64,7 +68,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         self.layout, self.activations = layout, activations
 
     def _fill(self, method: str, options: dict[str, Any]) -> None:
-        recorded = {key: options.pop(key) for key in RECORDED if key in options}
+        recorded = {key: options.pop(key) for key in (*RECORDED, *OF_FILES) if key in options}
         if recorded.get("layers") is not None and method not in methods():
             # a package that is not imported now brought the method; loading needs only the layers
             CompressionRecord.__init__(self, method=method, **options, **recorded)
@@ -74,10 +78,12 @@ class RMTConfig(CompressionSettings, CompressionRecord):
 
     def to_dict(self) -> dict[str, Any]:
         """The method, the options that it reads, and what the library filled in, as plain JSON."""
-        known = self.method in methods()
-        settings = super().to_dict() if known else {**vars(self)}
-        saved = settings | {key: getattr(self, key) for key in RECORDED}
-        return copy.deepcopy({key: saved[key] for key in saved if key not in IN_MEMORY})
+        settings = {**vars(self)} if self.method not in methods() else super().to_dict()
+        recorded = {key: getattr(self, key) for key in (*RECORDED, *OF_FILES)}
+        kept = {key: recorded[key] for key in recorded if key in RECORDED or recorded[key]}
+        unsaved = {*OF_FILES, *IN_MEMORY}
+        settings = {key: value for key, value in settings.items() if key not in unsaved}
+        return copy.deepcopy(settings | kept)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some values changed, checked anew."""
@@ -101,7 +107,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         Raises:
             ValueError: If the mapping has a field that this version does not know.
         """
-        known = {"method", *all_options(), *RECORDED, *IN_MEMORY}
+        known = {"method", *all_options(), *RECORDED, *OF_FILES, *IN_MEMORY}
         foreign = config_dict.get("layers") and config_dict.get("method", "pdb") not in methods()
         if (unknown := set(config_dict) - known) and not foreign:
             raise ValueError(

@@ -6,22 +6,33 @@ A repository that was pushed carries this file, so it must not import the mathem
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
-from hf_rmt.huggingface.record import CompressionRecord
+from hf_rmt.huggingface.alarm import without_alarm
+from hf_rmt.huggingface.integrity import (
+    check_found,
+    check_none_left,
+    check_one_save,
+    check_types,
+    check_values,
+    kinds_of_tensors,
+)
+from hf_rmt.huggingface.record import CompressionRecord, drop_records
 from hf_rmt.nn.counterparts import densify, empty_layer, paired_name, place_step
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.swap import swap_module
 from hf_rmt.plan import CompressionPlan, LayerPlan
 
-ALARM = "import hf_rmt"
-"""Saved as the attention implementation of config.json, which transformers without this package
-does not know: it then raises an error that shows these words. The quantizer takes it out."""
+PART = "_rmt_part"
+"""Where a part of a compressed model, itself a transformers model, keeps its own record."""
 
 
 class RMTLoader(HfQuantizer):
@@ -29,6 +40,7 @@ class RMTLoader(HfQuantizer):
 
     quantization_config: CompressionRecord
     pre_quantized: bool
+    given_state: dict[str, torch.Tensor] | None = None
 
     def __init__(self, quantization_config: CompressionRecord, **kwargs: Any) -> None:
         super().__init__(copy.deepcopy(quantization_config), **kwargs)
@@ -54,24 +66,44 @@ class RMTLoader(HfQuantizer):
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Take the alarm out again."""
-        if config._attn_implementation == ALARM:
-            config._attn_implementation = None
+        config._attn_implementation = without_alarm(config._attn_implementation)
         return config
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+    def _process_model_before_weight_loading(
+        self,
+        model: nn.Module,
+        checkpoint_files: Iterable[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not self.pre_quantized:
             return
-        plan = CompressionPlan.from_dict(self.quantization_config.layers or {})
+        record, files = self.quantization_config, list(checkpoint_files or [])
+        plan = CompressionPlan.from_dict(record.layers or {})
         plan = runtime_names(model, plan)
         for layer in plan:
-            _put_recorded(model, layer)
-        self.quantization_config.layers = plan.to_dict()
+            put_recorded(model, layer)
+        check_one_save(record, files)
+        check_types(files)
+        record.layers = plan.to_dict()
+        drop_records(getattr(model, "config", None), parts_only=True)
+        self.where = " or ".join(Path(file).name for file in files[:3]) or "the state dict"
+        self.expected = kinds_of_tensors(model)
+        _watch_missing(model, self.where)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        if self.pre_quantized:
+            check_values(model, self.expected, self.where)
 
     def get_state_dict_and_metadata(
         self, model: nn.Module
     ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """The state dict, with factors that bfloat16 holds exactly saved in it."""
-        state = model.state_dict()
+        """The state dict, with factors that bfloat16 holds exactly saved in it.
+
+        `given_state`, where it is set, takes the place of the model's own.
+        """
+        state = dict(model.state_dict() if self.given_state is None else self.given_state)
+        record = self.quantization_config
+        record.digest = record.files = record.code = None  # they were of the files it came from
         for name, module in model.named_modules():
             key = f"{name}.weight"
             if isinstance(module, SpikedLinear) and key in state:
@@ -89,17 +121,42 @@ def uninstall_saving(model: Any) -> None:
     """Give a model its class's own saving back, and a config that names no code."""
     for name in ("save_pretrained", "push_to_hub"):
         model.__dict__.pop(name, None)
-    model.config.__dict__.pop("auto_map", None)
+    drop_records(model.config)
+    for part in model.modules():
+        part.__dict__.pop(PART, None)
 
 
-def _put_recorded(model: nn.Module, layer: LayerPlan) -> None:
-    """Put the recorded layer, with nothing in it yet, in the place of the dense one."""
-    if layer.compressed:
-        dense = model.get_submodule(layer.name)
-        empty = empty_layer(dense, layer)
-        swap_module(model, layer.name, empty)
-    if layer.step is not None:
-        place_step(model, layer.name, layer.step)
+def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
+    """Put the recorded layer, with nothing in it yet, in the place of the dense one.
+
+    Raises:
+        ValueError: If the record does not fit the layer; the error names layer and rule.
+    """
+    try:
+        if layer.compressed:
+            dense = model.get_submodule(layer.name)
+            swap_module(model, layer.name, empty_layer(dense, layer))
+        if layer.step is not None:
+            place_step(model, layer.name, layer.step)
+    except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"config.json, layer {layer.name!r}: {error}") from error
+
+
+def _watch_missing(model: Any, where: str) -> None:
+    """Have transformers ask us, before it fills missing tensors with random numbers."""
+    model.mark_tied_weights_as_initialized = partial(_found_all, model, where)
+
+
+def _found_all(model: Any, where: str, info: Any) -> None:
+    del model.__dict__["mark_tied_weights_as_initialized"]
+    try:
+        check_found(model, info.missing_and_mismatched(), where)
+        check_none_left(info.mismatched_keys, where)
+    except ValueError:
+        info.mismatched_keys.clear()  # or transformers raises an error of its own over this one
+        info.conversion_errors.clear()
+        raise
+    model.mark_tied_weights_as_initialized(info)
 
 
 def runtime_names(model: nn.Module, plan: CompressionPlan) -> CompressionPlan:

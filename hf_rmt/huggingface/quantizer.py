@@ -44,8 +44,10 @@ class RMTQuantizer(RMTLoader):
                 "model"
             )
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        super()._process_model_before_weight_loading(model, **kwargs)
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: Any = None, **kwargs: Any
+    ) -> None:
+        super()._process_model_before_weight_loading(model, checkpoint_files, **kwargs)
         if not self.pre_quantized:
             _check_on_the_fly(self.quantization_config)
             names = compressible_layers(model, self.quantization_config)
@@ -61,6 +63,7 @@ class RMTQuantizer(RMTLoader):
         return _CompressWeight(self)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        super()._process_model_after_weight_loading(model, **kwargs)
         if self.pre_quantized:
             plan = CompressionPlan.from_dict(self.quantization_config.layers or {})
             model.compression_report = CompressionReport(plan)

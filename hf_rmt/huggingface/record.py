@@ -12,6 +12,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from hf_rmt.checks import check_integer
 
 QUANT_METHOD = "rmt"
+REMOTE_MODULE = "hf_rmt_remote"
+"""Name of the code file that a pushed model carries."""
 FORMAT_VERSION = 1
 """Version of the saved layout; a higher one is refused."""
 
@@ -25,6 +27,9 @@ class CompressionRecord(QuantizationConfigMixin):
         size: Share of the layers' parameters that was asked for, if any.
         calibrated: Whether batches of inputs were used.
         format_version: Layout of the saved tensors.
+        digest: Of `layers`, as they were written.
+        files: SHA-256 of the files with the weights, by name.
+        code: Digest of the code file that was written beside them.
         quant_method: Always "rmt".
         **settings: What the user had asked for; kept as it is.
 
@@ -41,6 +46,9 @@ class CompressionRecord(QuantizationConfigMixin):
         size: float | None = None,
         calibrated: bool = False,
         format_version: int = FORMAT_VERSION,
+        digest: str | None = None,
+        files: dict[str, str] | None = None,
+        code: str | None = None,
         quant_method: str = QUANT_METHOD,
         **settings: Any,
     ) -> None:
@@ -63,3 +71,29 @@ class CompressionRecord(QuantizationConfigMixin):
         self.layers, self.base_model = layers, base_model
         self.size, self.calibrated = size, calibrated
         self.format_version, self.quant_method = format_version, quant_method
+        self.digest, self.files, self.code = digest, files, code
+
+
+def is_record(value: Any) -> bool:
+    """Whether the `quantization_config` of a config, a dict or an object, is one of ours."""
+    method = value.get("quant_method") if isinstance(value, dict) else value
+    return getattr(method, "quant_method", method) == QUANT_METHOD
+
+
+def sub_configs(config: Any) -> dict[str, Any]:
+    """Configs of the parts of a model, by their names in its config."""
+    named = {key: getattr(config, key, None) for key in getattr(config, "sub_configs", {})}
+    return {key: part for key, part in named.items() if part is not None}
+
+
+def drop_records(config: Any, *, parts_only: bool = False) -> None:
+    """Remove the record from a config and from those of its parts, and the name of our code."""
+    if not parts_only and is_record(config.__dict__.get("quantization_config")):
+        del config.quantization_config
+    if not parts_only and isinstance(config.__dict__.get("auto_map"), dict):
+        others = {k: v for k, v in config.auto_map.items() if REMOTE_MODULE not in str(v)}
+        del config.auto_map
+        if others:
+            config.auto_map = others
+    for part in sub_configs(config).values():
+        drop_records(part)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import inspect
 from functools import cache
 from types import ModuleType
 
 from hf_rmt import checks, plan
-from hf_rmt.huggingface import loader, record
+from hf_rmt.huggingface import alarm, integrity, loader, record
+from hf_rmt.huggingface.record import REMOTE_MODULE
 from hf_rmt.nn import (
     codebooks,
     compressed_layer,
@@ -28,7 +30,6 @@ from hf_rmt.nn import (
 )
 from hf_rmt.settings import noise_kinds
 
-REMOTE_MODULE = "hf_rmt_remote"
 REMOTE_FILE = f"{REMOTE_MODULE}.py"
 REMOTE_CONFIG = f"{REMOTE_MODULE}.RemoteConfig"
 
@@ -51,7 +52,9 @@ BUNDLED: tuple[ModuleType, ...] = (
     ternary,
     step_activation,
     counterparts,
+    alarm,
     record,
+    integrity,
     loader,
 )
 """In the order in which they import each other."""
@@ -60,8 +63,39 @@ EPILOGUE = '''
 from transformers import AutoConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
-AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QUANT_METHOD, CompressionRecord)
-AUTO_QUANTIZER_MAPPING.setdefault(QUANT_METHOD, RMTLoader)
+
+class LoaderVersions:
+    """The loaders of all versions of this file that the process has read.
+
+    Each model is loaded by the version that was written with it. The package itself, where it is
+    imported, takes the place of all of them.
+    """
+
+    def __init__(self):
+        self.versions = {}
+
+    def of(self, code):
+        if code not in self.versions:
+            raise ValueError(
+                f"config.json names version {code!r} of {REMOTE_MODULE}.py, which is not the file "
+                "beside it; get both again, or pip install hf_rmt and import it"
+            )
+        return self.versions[code]
+
+    def from_dict(self, config_dict, return_unused_kwargs=False, **kwargs):
+        record = self.of(config_dict.get("code", CODE))[0]
+        return record.from_dict(config_dict, return_unused_kwargs, **kwargs)
+
+    def __call__(self, quantization_config, **kwargs):
+        return self.of(quantization_config.code or CODE)[1](quantization_config, **kwargs)
+
+
+if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
+    AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = LoaderVersions()
+    AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = AUTO_QUANTIZER_MAPPING[QUANT_METHOD]
+if hasattr(AUTO_QUANTIZER_MAPPING[QUANT_METHOD], "versions"):
+    AUTO_QUANTIZER_MAPPING[QUANT_METHOD].versions[CODE] = (CompressionRecord, RMTLoader)
+silence_alarm()
 
 
 class RemoteConfig:
@@ -85,9 +119,21 @@ def remote_code() -> str:
     Returns:
         Python source that imports torch and transformers only.
     """
-    parts = [_without_own_imports(inspect.getsource(module)) for module in BUNDLED]
     head = f'"""{REMOTE_MODULE}: written by hf_rmt, which is the place to read and change it."""\n'
-    return "\n\n".join([head + "from __future__ import annotations", *parts, EPILOGUE])
+    start = f"{head}from __future__ import annotations\n\nCODE = {version_of_code()!r}"
+    return f"{start}\n\n{_body()}"
+
+
+@cache
+def version_of_code() -> str:
+    """A digest of the code file, which a record names."""
+    return hashlib.sha256(_body().encode()).hexdigest()[:16]
+
+
+@cache
+def _body() -> str:
+    parts = [_without_own_imports(inspect.getsource(module)) for module in BUNDLED]
+    return "\n\n".join([*parts, EPILOGUE])
 
 
 def _without_own_imports(source: str) -> str:

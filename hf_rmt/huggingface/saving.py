@@ -1,20 +1,24 @@
-"""What a saved or pushed model carries beside its tensors: alarm, remote code, card, picture."""
+"""Saving and pushing a compressed model, whole or in parts, so that it loads everywhere."""
 
 from __future__ import annotations
 
-import json
+import copy
+import re
 import tempfile
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
-
-from hf_rmt.huggingface.card import CARD_TAG, PICTURE, card_of, draw_picture, foreign_card
-from hf_rmt.huggingface.loader import ALARM
-from hf_rmt.huggingface.remote_code import REMOTE_CONFIG, REMOTE_FILE, remote_code
+from hf_rmt.huggingface.card import PICTURE, card_of, foreign_card
+from hf_rmt.huggingface.companions import has_config, write_companions, writes_card
+from hf_rmt.huggingface.loader import PART
+from hf_rmt.huggingface.record import drop_records, is_record, sub_configs
+from hf_rmt.staging import staged
 
 PUSH_OPTIONS = ("private", "commit_message", "commit_description", "revision", "create_pr", "tags")
+NOT_OF_A_PUSH = ("state_dict", "save_peft_format", "distributed_checkpoint", "token")
 
 
 def install_saving(model: Any) -> None:
@@ -28,20 +32,37 @@ def _save_pretrained(
     model: Any,
     save_directory: str | Path,
     is_main_process: bool = True,
+    state_dict: dict[str, Any] | None = None,
     push_to_hub: bool = False,
+    max_shard_size: int | str = "50GB",
+    variant: str | None = None,
     **kwargs: Any,
 ) -> None:
-    """`PreTrainedModel.save_pretrained`, and the files that make the folder load anywhere."""
+    """`PreTrainedModel.save_pretrained`, and the files that make the folder load anywhere.
+
+    All is written aside and put in place at the end, see `hf_rmt.staging`.
+    """
     folder = Path(save_directory)
     if folder.is_file():
         raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")
     repo_id = kwargs.pop("repo_id", folder.name)
     push = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
-    type(model).save_pretrained(model, save_directory, is_main_process=is_main_process, **kwargs)
+    options = {"max_shard_size": max_shard_size, "variant": variant, **kwargs}
+    if kwargs.get("distributed_checkpoint"):  # every process writes a part of its own
+        with _given(model, state_dict):
+            type(model).save_pretrained(model, folder, is_main_process, **options)
+        return
     if is_main_process:
-        _write_companions(model, folder)
-        if push_to_hub:
-            _push_to_hub(model, repo_id, token=kwargs.get("token"), **push)
+        with staged(folder, stale=_stale(folder, variant)) as aside, _given(model, state_dict):
+            type(model).save_pretrained(model, aside, state_dict=state_dict, **options)
+            if has_config(aside):
+                write_companions(model, aside, folder)
+    else:  # it takes part in gathering the weights, and writes nothing
+        with tempfile.TemporaryDirectory() as nowhere, _given(model, state_dict):
+            type(model).save_pretrained(model, nowhere, False, state_dict=state_dict, **options)
+    if is_main_process and push_to_hub:
+        passed = {key: value for key, value in options.items() if key not in NOT_OF_A_PUSH}
+        _push_to_hub(model, repo_id, token=kwargs.get("token"), save_options=passed, **push)
 
 
 def _push_to_hub(
@@ -52,6 +73,7 @@ def _push_to_hub(
     token: str | None = None,
     max_shard_size: int | str = "50GB",
     tags: list[str] | None = None,
+    save_options: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
     """`PreTrainedModel.push_to_hub` with the generated card in place of an empty template."""
@@ -59,26 +81,100 @@ def _push_to_hub(
 
     repo_id = hf_api().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-        card: Any = foreign_card(repo_id, token)
-        card = card or card_of(model, Path(folder), repo_id=repo_id, token=token)
-        card.data["tags"] = sorted({*(card.data.get("tags") or []), *(tags or [])})
-        card.save(Path(folder, "README.md"))
+        model.save_pretrained(folder, **{"max_shard_size": max_shard_size, **(save_options or {})})
+        if has_config(Path(folder)):
+            card: Any = foreign_card(repo_id, token)
+            card = card or card_of(model, Path(folder), repo_id=repo_id, token=token)
+            card.data["tags"] = sorted({*(card.data.get("tags") or []), *(tags or [])})
+            card.save(Path(folder, "README.md"))
         return model._upload_modified_files(
             folder, repo_id, files_timestamps={}, token=token, **kwargs
         )
 
 
-def _write_companions(model: Any, folder: Path) -> None:
-    """Alarm and remote code into the folder, and a card unless the user has written one."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["auto_map"] = {**(config.get("auto_map") or {}), "AutoConfig": REMOTE_CONFIG}
-    if not config.get("output_attentions"):  # those models refuse any but eager attention
-        config["attn_implementation"] = ALARM
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (folder / REMOTE_FILE).write_text(remote_code(), encoding="utf-8")
-    readme = folder / "README.md"
-    if not readme.exists() or CARD_TAG in (ModelCard.load(readme).data.get("tags") or []):
-        draw_picture(model, folder / PICTURE)
-        card_of(model, folder).save(readme)
+@contextmanager
+def _given(model: Any, state_dict: dict[str, Any] | None) -> Iterator[None]:
+    """Have the quantizer save the tensors that the caller gave, if any, and not the model's own."""
+    model.hf_quantizer.given_state = state_dict
+    try:
+        yield
+    finally:
+        model.hf_quantizer.given_state = None
+
+
+def _stale(folder: Path, variant: str | None) -> Callable[[str], bool]:
+    """Whether a file is of an earlier save: weights of the same variant, their index, our picture.
+
+    A save in one file leaves the shards of an earlier one behind, and the other way round;
+    transformers would read those.
+    """
+    picture = PICTURE if writes_card(folder) else ""
+    middle = rf"\.{re.escape(variant)}" if variant else ""
+    shard = r"-\d{5}-of-\d{5}"
+    pattern = rf"model({middle}({shard})?|{shard}{middle})\.safetensors"
+    index = rf"model\.safetensors\.index{middle}\.json"
+    weights = re.compile(f"{pattern}|{index}")
+    return lambda name: name == picture or weights.fullmatch(name) is not None
+
+
+def keep_records_true(model_class: Any) -> None:
+    """Make every transformers model save what it is: a config may hold the record of another one.
+
+    A dense model that was built from the config of a compressed one saves no record. A part of a
+    compressed model saves the record of its own layers.
+
+    Args:
+        model_class: `PreTrainedModel`.
+    """
+    save = model_class.save_pretrained
+    if getattr(save, "keeps_records_true", False):
+        return
+
+    @wraps(save)
+    def save_pretrained(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        own = getattr(model, "hf_quantizer", None)
+        if own is not None or (not _is_recorded(model.config) and PART not in model.__dict__):
+            return save(model, save_directory, *args, **kwargs)
+        if PART in model.__dict__:
+            with _on_its_own(model):
+                return _save_pretrained(model, save_directory, *args, **kwargs)
+        with _config_of_its_own(model):
+            drop_records(model.config)
+            return save(model, save_directory, *args, **kwargs)
+
+    save_pretrained.keeps_records_true = True  # type: ignore[attr-defined]
+    model_class.save_pretrained = save_pretrained
+
+
+def _is_recorded(config: Any) -> bool:
+    """Whether a config, or that of a part, holds a record."""
+    if is_record(getattr(config, "__dict__", {}).get("quantization_config")):
+        return True
+    return any(_is_recorded(part) for part in sub_configs(config).values())
+
+
+@contextmanager
+def _config_of_its_own(model: Any) -> Iterator[None]:
+    """Give a model a copy of its config, which may be changed, for a while."""
+    shared = model.config
+    model.config = copy.deepcopy(shared)
+    try:
+        yield
+    finally:
+        model.config = shared
+
+
+@contextmanager
+def _on_its_own(part: Any) -> Iterator[None]:
+    """Have a part of a compressed model be a compressed model itself, for a while."""
+    from hf_rmt.huggingface.quantizer import RMTQuantizer
+
+    record = copy.deepcopy(part.__dict__[PART])
+    with _config_of_its_own(part):
+        drop_records(part.config)
+        part.hf_quantizer = RMTQuantizer(record, pre_quantized=True)
+        part.config.quantization_config = part.hf_quantizer.quantization_config
+        try:
+            yield
+        finally:
+            del part.hf_quantizer

@@ -68,7 +68,11 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
         model: The model.
         linear: Runtime name of the linear, dense or compressed.
         step: `module`, the name of the activation in the linear's parent, `thresholds`, `heights`.
+
+    Raises:
+        ValueError: If there is no module of that name, or it is no activation.
     """
+    check_activation(model, linear, step["module"])
     layer: Any = model.get_submodule(linear)
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
     activation = StepActivation(
@@ -76,6 +80,21 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
     )
     parent = linear.rpartition(".")[0]
     swap_module(model, f"{parent}.{step['module']}".lstrip("."), activation)
+
+
+def check_activation(model: nn.Module, linear: str, name: str) -> None:
+    """Refuse a module that stands beside a linear and cannot be an activation."""
+    beside = dict(model.get_submodule(linear.rpartition(".")[0]).named_children())
+    found = beside.get(name)
+    if found is None or list(found.children()):
+        plain = False
+    else:
+        plain = isinstance(found, nn.PReLU) or not found.state_dict()
+    if not plain or isinstance(found, nn.Dropout | nn.Identity | StepActivation):
+        raise ValueError(
+            f"the step's module must be an activation beside the layer, got {name!r}; the "
+            f"modules there are {', '.join(beside)}"
+        )
 
 
 def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:

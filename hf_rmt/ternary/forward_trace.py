@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.compression.moments import Batch, listening
+from hf_rmt.compression.batches import Batch, run_batch
+from hf_rmt.compression.moments import listening
 
 CALLED = "no activation module follows it; one that forward calls is kept"
 UNREACHED = "no batch reached it; its activation is kept"
@@ -64,7 +65,7 @@ def places(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Pl
     norms = [name for name, part in modules.items() if type(part) is nn.LayerNorm]
     trace = _Trace([], {}, [])
     with listening(model, [*names, *activations, *norms], trace.hear, graph=False):
-        model(**batch)
+        run_batch(model, batch, 0)
     called = Counter(name for name, _ in trace.calls)
     readers = {maker: name for name, maker in trace.calls if name in activations}
     made = {name: maker for name, maker in trace.calls}

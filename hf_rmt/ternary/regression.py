@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.compression.moments import Batch, listening
+from hf_rmt.compression.batches import Batch, mappings, run_batch
+from hf_rmt.compression.moments import listening
 from hf_rmt.compression.parallel import together
 from hf_rmt.ternary.weight import Regression
 
@@ -18,8 +19,8 @@ def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[li
     calls: list[Tensor] = []
     found = []
     with listening(model, [last], lambda _, entry, result: calls.append(result), graph=False):
-        for batch in batches:
-            model(**batch)
+        for number, batch in enumerate(mappings(batches)):
+            run_batch(model, batch, number)
             found.append(calls.copy())
             calls.clear()
     return found
@@ -54,7 +55,7 @@ def regression(
         device = layer.weight.device
         sums = {key: torch.zeros(shape, device=device) for key, shape in shapes.items()}
         with listening(model, [last], lambda _, entry, result: entries.append(entry), graph=False):
-            for batch, targets in zip(batches, outputs, strict=True):
+            for batch, targets in zip(mappings(batches), outputs, strict=True):
                 model(**batch)
                 for entry, target in zip(entries, targets, strict=True):
                     _add(sums, entry, target, batch.get("attention_mask"))

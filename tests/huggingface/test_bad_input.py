@@ -33,6 +33,7 @@ def edit_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["quantization_config"].update(changes)
+    config["quantization_config"].pop("digest")  # the change is meant
     path.write_text(json.dumps(config))
 
 
@@ -108,7 +109,7 @@ def test_a_config_of_another_model_is_refused(compressed: Path) -> None:
 def test_a_truncated_file_is_an_error(compressed: Path) -> None:
     weights = compressed / "model.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
-    with pytest.raises(Exception, match=r"(?i)incomplete|invalid"):
+    with pytest.raises(ValueError, match=r"model\.safetensors are not of one save.*damaged"):
         AutoModel.from_pretrained(compressed)
 
 

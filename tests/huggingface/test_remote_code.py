@@ -2,9 +2,16 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from collections import Counter
+from types import ModuleType
+from typing import Any
 
-from hf_rmt.huggingface.remote_code import BUNDLED, remote_code
+import pytest
+from transformers.quantizers import auto
+
+from hf_rmt.huggingface.record import QUANT_METHOD
+from hf_rmt.huggingface.remote_code import BUNDLED, remote_code, version_of_code
 
 
 def test_the_code_file_imports_neither_the_package_nor_anything_relative() -> None:
@@ -33,3 +40,35 @@ def test_no_two_bundled_modules_define_the_same_name() -> None:
     )
     assert len(BUNDLED) > 4
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def module_of(source: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module: Any = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(compile(source, name, "exec"), module.__dict__)
+    return module
+
+
+def test_each_model_is_loaded_by_the_version_that_was_written_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for mapping in (auto.AUTO_QUANTIZER_MAPPING, auto.AUTO_QUANTIZATION_CONFIG_MAPPING):
+        monkeypatch.delitem(mapping, QUANT_METHOD)
+    other = remote_code().replace(version_of_code(), "another")
+    one, two = (
+        module_of(source, name, monkeypatch)
+        for source, name in ((remote_code(), "first_remote"), (other, "second_remote"))
+    )
+    for module, code in ((one, version_of_code()), (two, "another"), (one, version_of_code())):
+        record = {"quant_method": QUANT_METHOD, "layers": {}, "code": code}
+        loader = auto.AutoHfQuantizer.from_config(record, pre_quantized=True)
+        assert type(loader) is module.RMTLoader
+        assert type(loader.quantization_config) is module.CompressionRecord
+    with pytest.raises(ValueError, match=r"'unknown'.*pip install hf_rmt"):
+        auto.AutoHfQuantizer.from_config({**record, "code": "unknown"}, pre_quantized=True)
+
+
+def test_the_package_is_not_replaced_by_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD]
+    module_of(remote_code(), "third_remote", monkeypatch)
+    assert auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] is before

@@ -18,6 +18,7 @@ from torch import Tensor
 from hf_rmt.compression.low_rank import LowRankUpdate
 from hf_rmt.huggingface.card import hub_id
 from hf_rmt.report.tables import aligned_table, markdown_table, percent, shape_text
+from hf_rmt.staging import staged
 
 PREFIX = "base_model.model."
 """What PEFT puts before a model's names in a saved adapter."""
@@ -139,11 +140,11 @@ class ExtractedAdapter:
     def _save(self, folder: Path, base_model: str | None, repo_id: str | None = None) -> None:
         if folder.is_file():
             raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._peft_config(base_model).save_pretrained(str(folder))
-        tensors = {key: value.contiguous() for key, value in self._tensors().items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        self._card(hub_id(base_model), repo_id).save(folder / "README.md")
+        with staged(folder) as aside:
+            self._peft_config(base_model).save_pretrained(str(aside))
+            tensors = {key: value.contiguous() for key, value in self._tensors().items()}
+            save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+            self._card(hub_id(base_model), repo_id).save(aside / "README.md")
 
     def _peft_config(self, base_model: str | None) -> Any:
         """One entry of `rank_pattern` a layer, and alpha = rank everywhere, so the scale is 1."""

@@ -1,0 +1,142 @@
+"""What a saved model carries beside its tensors: alarm, digests, remote code, card, picture."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from hf_rmt.huggingface.alarm import ALARM
+from hf_rmt.huggingface.card import CARD_TAG, PICTURE, card_of, picture_of
+from hf_rmt.huggingface.integrity import digest_of, digest_of_file
+from hf_rmt.huggingface.record import sub_configs
+from hf_rmt.huggingface.remote_code import (
+    REMOTE_CONFIG,
+    REMOTE_FILE,
+    remote_code,
+    version_of_code,
+)
+from hf_rmt.plan import CompressionPlan
+
+logger = logging.getLogger(__name__)
+
+CONFIG, CARD = "config.json", "README.md"
+CHECKPOINT = re.compile(r"checkpoint-\d+")
+"""Folders of a `Trainer`, in which nobody looks for a picture that takes seconds to draw."""
+
+
+def has_config(folder: Path) -> bool:
+    """Whether a save wrote a model and not only an adapter."""
+    return (folder / CONFIG).exists()
+
+
+def write_companions(model: Any, folder: Path, target: Path) -> None:
+    """Complete a folder that holds config and weights.
+
+    Args:
+        model: The compressed model.
+        folder: Where its config and weights have been written.
+        target: Where they will be put; a card there that a person wrote is left alone.
+    """
+    (folder / REMOTE_FILE).write_text(remote_code(), encoding="utf-8")
+    _complete_config(model, folder, target)
+    try:
+        _write_card(model, folder, target)
+    except Exception as error:
+        logger.warning("the model is saved, but not its card: %s: %s", type(error).__name__, error)
+        (folder / CARD).unlink(missing_ok=True)
+
+
+def _complete_config(model: Any, folder: Path, target: Path) -> None:
+    """Alarm, digests and the name of the remote code into config.json."""
+    path = folder / CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["auto_map"] = {**(config.get("auto_map") or {}), "AutoConfig": REMOTE_CONFIG}
+    record = config["quantization_config"]
+    record["files"] = _other_variants(record, target) | {
+        file.name: digest_of_file(file) for file in sorted(folder.glob("*.safetensors"))
+    }
+    record["digest"], record["code"] = digest_of(record["layers"]), version_of_code()
+    _alarm(config)
+    _complete_parts(model, config, record)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _alarm(config: dict[str, Any]) -> None:
+    if not config.get("output_attentions"):  # those models refuse any but eager attention
+        config["attn_implementation"] = ALARM
+
+
+def _other_variants(record: dict[str, Any], target: Path) -> dict[str, str]:
+    """Digests of weights of other variants that are in the folder already, with this record."""
+    try:
+        before = json.loads((target / CONFIG).read_text(encoding="utf-8"))["quantization_config"]
+        files = before["files"] if before["layers"] == record["layers"] else {}
+        return {name: digest for name, digest in files.items() if (target / name).exists()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) -> None:
+    """Give the config of each part that can be loaded alone the record of its own layers."""
+    plan = CompressionPlan.from_dict(record["layers"])
+    for key, part in sub_configs(model.config).items():
+        inner = config.get(key)
+        if not isinstance(inner, dict):
+            continue
+        inner.pop("quantization_config", None)
+        layers = _layers_of(model, part, plan)
+        if layers:
+            inner["quantization_config"] = record | {"layers": layers, "digest": digest_of(layers)}
+            _alarm(inner)
+
+
+def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]:
+    """The layers of those modules that have a config, by their names there."""
+    found: dict[str, Any] = {}
+    outer: list[str] = []
+    for name, module in model.named_modules():
+        mine = name and getattr(module, "config", None) is config
+        if mine and not any(name.startswith(f"{other}.") for other in outer):
+            outer.append(name)
+    for name in outer:
+        below = [layer for layer in plan if layer.name.startswith(f"{name}.")]
+        own = (replace(layer, name=layer.name.removeprefix(f"{name}.")) for layer in below)
+        found |= CompressionPlan(tuple(own)).to_dict()
+    return found
+
+
+def _write_card(model: Any, folder: Path, target: Path) -> None:
+    """A card and its picture, unless a person has written a card."""
+    if not writes_card(target):
+        return
+    picture = folder / PICTURE
+    if not CHECKPOINT.fullmatch(target.name):
+        content = picture_of(model)
+        if content:
+            picture.write_bytes(content)
+    card_of(model, folder).save(folder / CARD)
+
+
+def writes_card(target: Path) -> bool:
+    """Whether a folder has no card yet, or a generated one that may be replaced."""
+    return not (target / CARD).exists() or is_generated(target / CARD)
+
+
+def is_generated(readme: Path) -> bool:
+    """Whether a card is a generated one. What cannot be read is somebody's own."""
+    try:
+        return CARD_TAG in (ModelCard.load(readme).data.get("tags") or [])
+    except Exception as error:
+        logger.warning(
+            "%s is no model card that can be read (%s: %s); it is left as it is",
+            readme,
+            type(error).__name__,
+            str(error).splitlines()[0] if str(error) else "",
+        )
+        return False

@@ -1,0 +1,115 @@
+"""Where the command line puts a model: checks before the work, and the files after it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from hf_rmt.huggingface.api import processors
+from hf_rmt.huggingface.companions import CARD, writes_card
+from hf_rmt.huggingface.source import OF_ONE_MODEL, WEIGHTS, carry, holds_model
+from hf_rmt.staging import staged
+
+
+def check_output(output: str | None, sources: Sequence[str], *, overwrite: bool) -> None:
+    """Refuse a target that is an input, holds another model, or cannot be written to.
+
+    Args:
+        output: The target; None for none.
+        sources: What will be read.
+        overwrite: Whether a model in the target may be replaced.
+
+    Raises:
+        ValueError: If the target is one of the sources.
+        FileExistsError: If it holds a model that may not be replaced.
+        OSError: If it cannot be written to.
+    """
+    if output is None:
+        return
+    target = Path(output)
+    for source in sources:
+        if target.resolve() == Path(source).resolve():
+            raise ValueError(
+                f"OUTPUT {target} is the folder that is read, which would be lost; choose another"
+            )
+    if holds_model(target) and not overwrite:
+        raise FileExistsError(
+            f"OUTPUT {target} holds a model already; choose another folder, or pass --overwrite"
+        )
+    check_writable(output)
+
+
+def check_writable(folder: str | None) -> None:
+    """Find out before the long work whether a folder can be written.
+
+    Raises:
+        NotADirectoryError: If it lies at or below a file.
+        PermissionError: If nothing can be written there.
+    """
+    if folder is None:
+        return
+    path = Path(folder)
+    there = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"OUTPUT must be a folder, {there} is a file")
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise PermissionError(
+            f"OUTPUT {path} cannot be written to ({error.strerror}); choose another folder"
+        ) from error
+
+
+def deliver(
+    result: Any, source: str, output: str | None, *, repo: str | None, private: bool | None
+) -> Iterator[str]:
+    """A model or an adapter, with what its source carries, into a folder, to the Hub, or to both.
+
+    Args:
+        result: What has `save_pretrained` and `push_to_hub`.
+        source: Folder or Hub id with the tokenizer and the other files.
+        output: The folder, written aside and put in place at the end; None for none.
+        repo: The repository; None for none.
+        private: Whether a new repository is private.
+
+    Yields:
+        Notes on what was done.
+    """
+    parts = (result, *processors(source))
+    with tempfile.TemporaryDirectory() as nowhere:
+        target = Path(output or Path(nowhere, "model"))
+        theirs = not writes_card(target)
+        with staged(target, stale=partial(_is_stale, keep=CARD if theirs else "")) as folder:
+            for part in parts:
+                part.save_pretrained(folder)
+            copied, left = carry(source, folder)
+            if theirs:
+                (folder / CARD).unlink(missing_ok=True)
+        if output:
+            yield f"written to {output}"
+        if left:
+            yield f"left out of what {source} holds: {', '.join(left)}"
+        if repo:
+            for part in parts:
+                part.push_to_hub(repo, private=private)
+            _push_files(target, copied, repo)
+            yield f"pushed to {repo}"
+
+
+def _is_stale(name: str, *, keep: str) -> bool:
+    """Whether a file of a replaced model must go: weights, card, what belongs to it alone."""
+    return name != keep and bool(WEIGHTS.fullmatch(name) or OF_ONE_MODEL.fullmatch(name))
+
+
+def _push_files(folder: Path, names: list[str], repo: str) -> None:
+    """Push the files that were carried along, if any."""
+    if names:
+        api = HfApi()
+        repo_id = api.create_repo(repo, exist_ok=True).repo_id
+        api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=names)

@@ -1,0 +1,235 @@
+"""Whether a record and the weights beside it are whole, and of one save.
+
+A repository that was pushed carries this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_rmt.nn.codebooks import CODEBOOKS, FINE_CODES, TRITS
+from hf_rmt.nn.compressed_layer import CompressedLayer
+from hf_rmt.nn.counterparts import compressed_layers
+from hf_rmt.nn.noise_store import NoiseStore
+from hf_rmt.nn.ternary import TernaryLinear
+
+STORED = {"codes": "U8", "fine": "U8", "coarse": "U8", "base": "I32"}
+"""Types of the tensors of a packed noise store, as safetensors calls them."""
+
+
+def digest_of(layers: Mapping[str, Any]) -> str:
+    """A digest of what a record says of the layers."""
+    text = json.dumps(layers, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_of_file(path: str | Path) -> str:
+    """The SHA-256 of a file, as `sha256sum` and the Hub say it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
+    """Refuse a record that was changed, or weights that another save has written.
+
+    Args:
+        record: The record of a model as it was read.
+        files: The files with the weights.
+
+    Raises:
+        ValueError: If a digest differs from the recorded one. Records of older versions have none.
+    """
+    digest = getattr(record, "digest", None)
+    if digest is not None and digest != digest_of(record.layers):
+        raise ValueError(
+            "config.json, quantization_config.layers is not what was saved: its digest differs. "
+            "Get the file again, or remove the field 'digest' there if you meant to change it"
+        )
+    known = getattr(record, "files", None)
+    if known is None:
+        return
+    if not isinstance(known, dict):
+        raise ValueError(
+            f"config.json, quantization_config.files must be a mapping of names to digests, got "
+            f"{known!r}; get the file again"
+        )
+    for path in map(Path, files):
+        if known.get(path.name) != digest_of_file(path):
+            raise ValueError(
+                f"config.json and {path.name} are not of one save: the SHA-256 of {path.name} is "
+                "not the recorded one. The file is damaged or of another model. Get both again, or "
+                "remove the field 'files' from quantization_config if you rewrote the file yourself"
+            )
+
+
+def check_types(files: Iterable[str | Path]) -> None:
+    """Refuse integer codes that a file holds as another type, which transformers would cast.
+
+    Args:
+        files: The files with the weights; only those of safetensors are read.
+
+    Raises:
+        ValueError: If a tensor of a noise store has a type that none is written with.
+    """
+    for path in map(Path, files):
+        for name, entry in _header(path).items():
+            layer, _, key = name.rpartition(".noise.")
+            wanted = STORED.get(key) if layer else None
+            if wanted and entry.get("dtype") != wanted:
+                raise ValueError(
+                    f"layer {layer!r}: tensor {name!r} of {path.name} has dtype "
+                    f"{entry.get('dtype')} instead of {wanted}; the file is damaged, so get it "
+                    "again"
+                )
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """What a file of safetensors says of its tensors; empty if it says nothing that can be read."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            content = json.loads(file.read(size)) if size < path.stat().st_size else {}
+    except ValueError:
+        return {}  # transformers says what is wrong
+    entries = content.items() if isinstance(content, dict) else ()
+    return {name: entry for name, entry in entries if isinstance(entry, dict)}
+
+
+def kinds_of_tensors(model: nn.Module) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    """Type and shape of each tensor that a compressed layer loads, by its name."""
+    return {
+        f"{name}.{key}": (tensor.dtype, tensor.shape)
+        for name, layer in compressed_layers(model).items()
+        for key, tensor in layer.state_dict(keep_vars=True).items()
+    }
+
+
+def check_found(model: nn.Module, missing: Iterable[str], where: str) -> None:
+    """Refuse to go on where tensors of a compressed layer were not in the file.
+
+    Args:
+        model: The model, its compressed layers in place.
+        missing: Names of tensors that were not found, or had another shape.
+        where: The file, for the message.
+
+    Raises:
+        ValueError: If one of them belongs to a compressed layer.
+    """
+    names = compressed_layers(model)
+    for key in sorted(missing):
+        owner = next((name for name in _above(key) if name in names), None)
+        if owner is not None:
+            raise ValueError(
+                f"layer {owner!r}: {where} has no tensor {key!r} of the recorded shape; it is "
+                "damaged or of another model, so get it again"
+            )
+
+
+def check_none_left(mismatched: Iterable[tuple[str, Any, Any]], where: str) -> None:
+    """Refuse a compressed tensor for which this model has a dense layer.
+
+    transformers would draw random weights for it, if it is told to ignore other shapes.
+
+    Args:
+        mismatched: Name, shape in the file and shape in the model, of each tensor.
+        where: The file, for the message.
+
+    Raises:
+        ValueError: If one of them is the weight of a compressed layer.
+    """
+    for key, found, wanted in mismatched:
+        if len(wanted) < 2 or not key.endswith("weight"):
+            continue
+        out, columns = wanted[0], math.prod(wanted[1:])
+        spiked = len(found) == 2 and found[1] == out + columns
+        ternary = tuple(found) == (-(-out * columns // 5),)
+        if spiked or ternary:
+            raise ValueError(
+                f"{key!r} of {where} belongs to a compressed layer, and this model has none there; "
+                "load the model with the class it was saved from"
+            )
+
+
+def check_values(
+    model: nn.Module, expected: Mapping[str, tuple[torch.dtype, torch.Size]], where: str
+) -> None:
+    """Refuse compressed layers whose tensors cannot be what was saved.
+
+    Args:
+        model: The loaded model.
+        expected: As of `kinds_of_tensors`, before the weights were loaded.
+        where: The file, for the messages.
+
+    Raises:
+        ValueError: If a tensor has another type or shape, is not finite, or holds codes that mean
+            nothing.
+    """
+    for name, layer in compressed_layers(model).items():
+        state = layer.state_dict(keep_vars=True)
+        for key, tensor in state.items():
+            full = f"{name}.{key}"
+            if full in expected and (fault := _fault(tensor, *expected[full])):
+                raise _damaged(name, key, fault, where)
+        for key, fault in _faulty_codes(layer):
+            raise _damaged(name, key, fault, where)
+
+
+def _damaged(name: str, key: str, fault: str, where: str) -> ValueError:
+    return ValueError(
+        f"layer {name!r}: tensor {f'{name}.{key}'!r} of {where} {fault}; the file is damaged, so "
+        "get it again"
+    )
+
+
+def _fault(tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> str:
+    """What is wrong with a tensor; empty for nothing."""
+    if tensor.is_floating_point() != dtype.is_floating_point or (
+        not dtype.is_floating_point and tensor.dtype != dtype
+    ):
+        return f"has dtype {tensor.dtype} instead of {dtype}"
+    if tensor.shape != shape:
+        return f"has shape {tuple(tensor.shape)} instead of {tuple(shape)}"
+    if tensor.device.type == "meta" or not dtype.is_floating_point:
+        return ""
+    return "" if bool(torch.isfinite(tensor).all()) else "holds nan or inf"
+
+
+def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
+    """Integer tensors with values that packing never writes, and what is wrong with them."""
+    packed = layer.weight if isinstance(layer, TernaryLinear) else None
+    if packed is not None and packed.dim() == 1 and _most(packed) >= len(TRITS):
+        yield "weight", "holds codes of no weights"
+    store = getattr(layer, "noise", None)
+    if not isinstance(store, NoiseStore) or store.kind not in CODEBOOKS:
+        return
+    if store.base.device.type != "meta":
+        base = float(store.base.view(torch.float32))
+        if not 0 <= base < float("inf"):
+            yield "noise.base", f"is the scale {base}, which must be finite and not negative"
+    if _most(store.coarse) > 256 - FINE_CODES:
+        yield "noise.coarse", "holds codes of no scale"
+    if store.kind == "ternary" and _most(store.codes) >= len(TRITS):
+        yield "noise.codes", "holds codes of no weights"
+
+
+def _most(codes: torch.Tensor) -> int:
+    """The largest byte; 0 where there is none or nothing is loaded."""
+    if codes.device.type == "meta" or not codes.numel():
+        return 0
+    return int(codes.view(torch.uint8).amax())
+
+
+def _above(key: str) -> Iterable[str]:
+    """Names of the modules that may hold a tensor, from the innermost one."""
+    parts = key.split(".")
+    return (".".join(parts[:end]) for end in range(len(parts) - 1, -1, -1))

@@ -1,0 +1,147 @@
+"""What a folder or a Hub id holds: whether it can be read, and what goes along with the weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from hf_rmt.huggingface.card import PICTURE
+from hf_rmt.huggingface.record import QUANT_METHOD, REMOTE_MODULE
+
+CONFIG, ADAPTER, MODULES = "config.json", "adapter_config.json", "modules.json"
+WEIGHTS = re.compile(
+    r".*\.(safetensors|bin|h5|msgpack|ot|onnx|onnx_data|pt|pth|ckpt|gguf|tflite|mlmodel|npz)"
+    r"|.*(safetensors|bin)\.index(\..+)?\.json"
+)
+"""Weights in any format, and where they are."""
+OF_ONE_MODEL = re.compile(
+    rf"README\.md|{re.escape(PICTURE)}|{REMOTE_MODULE}\.py|optimizer\.pt|scheduler\.pt|"
+    r"rng_state.*\.pth|trainer_state\.json|training_args\.bin|all_results\.json|"
+    r"(train|eval|test)_results\.json"
+)
+"""Files that tell of the source itself and would be wrong beside another model."""
+FOLDERS_LEFT = re.compile(r"checkpoint-\d+|runs|\..*|__pycache__")
+
+
+def check_source(path: str | PathLike[str]) -> None:
+    """Refuse a local path that holds no transformers model, and say what it holds instead.
+
+    Raises:
+        ValueError: If it holds weights in a form that cannot be read here.
+        OSError: If it is a folder without a model.
+    """
+    place = Path(path)
+    if place.suffix == ".gguf" or (place.is_dir() and _only_gguf(place)):
+        raise ValueError(
+            f"{place} holds a GGUF file, whose weights are quantized already; pass the folder of "
+            "the model that it was made from"
+        )
+    if place.is_file():
+        raise OSError(f"{place} is a file; pass the folder of the model, which holds {CONFIG}")
+    if not place.is_dir() or (place / CONFIG).exists():
+        return
+    if (place / ADAPTER).exists():
+        raise ValueError(
+            f"{place} holds an adapter and no model; merge it into its base first: "
+            "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new)"
+        )
+    raise OSError(
+        f"{place} is a folder without {CONFIG}, so it holds no transformers model; pass the folder "
+        "that save_pretrained has written"
+    )
+
+
+def check_method(path: str | PathLike[str], quantization: Any) -> None:
+    """Refuse a model that another method has quantized.
+
+    Args:
+        path: The source, for the message.
+        quantization: Its `quantization_config`, if it has one.
+
+    Raises:
+        ValueError: If the config is none of ours.
+    """
+    if quantization is None:
+        return
+    given = quantization if isinstance(quantization, dict) else vars(quantization)
+    method = given.get("quant_method") or ("bitsandbytes" if "load_in_8bit" in given else None)
+    method = getattr(method, "value", method)
+    if method != QUANT_METHOD:
+        raise ValueError(
+            f"{path} is quantized with {method!r}; hf_rmt reads full-precision weights: pass the "
+            "model that it was made from, or dequantize and save it first"
+        )
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder holds a model or an adapter of any format."""
+    if not folder.is_dir():
+        return False
+    names = [entry.name for entry in folder.iterdir()]
+    return any(name in (CONFIG, ADAPTER) or WEIGHTS.fullmatch(name) for name in names)
+
+
+def carry(source: str | PathLike[str], target: Path) -> tuple[list[str], list[str]]:
+    """Copy what a save did not write: modules of a sentence encoder, vocabularies, templates.
+
+    Args:
+        source: Folder or Hub id of the model.
+        target: Folder in which the new model and its tokenizer have been saved.
+
+    Returns:
+        Names of the files that were copied, and of those that were left out: weights in other
+        formats, the source's card, what a training left.
+    """
+    folder = _local(source)
+    if folder is None:
+        return [], []
+    modules = _modules(folder)
+    copied, left = [], []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if not path.is_file() or any(FOLDERS_LEFT.fullmatch(part) for part in name.parts):
+            continue
+        if (target / name).exists():
+            continue
+        module = name.parts[0] in modules
+        if not module and (WEIGHTS.fullmatch(path.name) or OF_ONE_MODEL.fullmatch(path.name)):
+            left.append(name.as_posix())
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / name)
+        copied.append(name.as_posix())
+    return copied, left
+
+
+def _modules(folder: Path) -> set[str]:
+    """Folders of the modules of a sentence encoder, whose weights go along."""
+    try:
+        entries = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        return {Path(entry["path"]).parts[0] for entry in entries if entry["path"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _local(source: str | PathLike[str]) -> Path | None:
+    """The source as a folder; of a Hub id, all but its weights are fetched."""
+    if Path(source).is_dir():
+        return Path(source)
+    formats = ("safetensors", "bin", "h5", "msgpack", "ot", "onnx", "onnx_data", "pt", "gguf")
+    try:
+        found = snapshot_download(
+            str(source), ignore_patterns=[f"*.{kind}" for kind in formats] + ["*/*.pb", "*.tflite"]
+        )
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        return None
+    return Path(found)
+
+
+def _only_gguf(folder: Path) -> bool:
+    return not (folder / CONFIG).exists() and any(folder.glob("*.gguf"))
