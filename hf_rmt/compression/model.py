@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hf_rmt.compression.apply import journal
+from hf_rmt.compression.coverage import kept_plans, with_kept
 from hf_rmt.compression.parallel import agreed
 from hf_rmt.compression.summary import analyze_layers, compression_report, warn_of_loss
 from hf_rmt.compression.targets import compressible_layers
@@ -132,10 +133,11 @@ def compress_layers(
             not changed then.
     """
     check_layers(model, names)
+    kept = kept_plans(model, config)
     report: CompressionReport = method_of(config).compress_model(
         model, names, config, calibration=calibration, size=size, dry_run=dry_run
     )
-    return report
+    return with_kept(report, kept, model)
 
 
 def interrupted_report(
