@@ -1,27 +1,30 @@
-"""Registering quant_method "rmt" without importing transformers before its time.
+"""Registering with transformers and PEFT without importing them before their time.
 
 `import hf_rmt.spectra` must stay free of torch, and `import hf_rmt` must be enough for
-`from_pretrained` to know the method. So where transformers is not imported yet, a finder waits
-for the one module that holds the registry and completes it right after it has run.
+`from_pretrained` to know the method "rmt" and for PEFT to know compressed layers. So where one of
+them is not imported yet, a finder waits for the one module that matters and completes it right
+after it has run.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 REGISTRY = "transformers.quantizers.auto"
+LORA = "peft.tuners.lora.model"
 
 
 def register_with_transformers() -> None:
-    """Register the config and the quantizer now or when transformers is imported."""
-    if REGISTRY in sys.modules:
-        _register(sys.modules[REGISTRY])
-    elif not any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _RegistryFinder())
+    """Register with transformers and PEFT now or when they are imported."""
+    for name, register in REGISTRATIONS.items():
+        if name in sys.modules:
+            register(sys.modules[name])
+        elif not any(isinstance(each, _Finder) and each.name == name for each in sys.meta_path):
+            sys.meta_path.insert(0, _Finder(name, register))
 
 
 def _register(registry: ModuleType) -> None:
@@ -33,13 +36,29 @@ def _register(registry: ModuleType) -> None:
     registry.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = RMTQuantizer
 
 
-class _RegistryFinder(MetaPathFinder):
-    """Finds the registry as usual, and registers once it has been executed."""
+def _register_lora(lora_model: ModuleType) -> None:
+    from hf_rmt.huggingface.compat import teach_peft
+
+    teach_peft(lora_model)
+
+
+REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
+    REGISTRY: _register,
+    LORA: _register_lora,
+}
+"""What is done once a module has been imported, by its name."""
+
+
+class _Finder(MetaPathFinder):
+    """Finds a module as usual, and completes it once it has been executed."""
+
+    def __init__(self, name: str, register: Callable[[ModuleType], None]) -> None:
+        self.name, self.register = name, register
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != REGISTRY:
+        if fullname != self.name:
             return None
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
@@ -49,7 +68,7 @@ class _RegistryFinder(MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            _register(module)
+            self.register(module)
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec

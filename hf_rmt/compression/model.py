@@ -78,6 +78,7 @@ def compress(
         What was, or would be, done, which is `model.compression_report` as well.
     """
     check_module(model)
+    check_no_adapter(model)
     check_settings(config)
     config = CompressionSettings() if config is None else config
     report = compress_layers(
@@ -161,6 +162,21 @@ def check_module(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress and analyze need a loaded model, got {model!r}; load it first")
+
+
+def check_no_adapter(model: nn.Module) -> None:
+    """Refuse a model with adapters around its layers, such as those of PEFT.
+
+    Raises:
+        ValueError: If it has one. It says which object to pass.
+    """
+    for name, part in model.named_modules():
+        if hasattr(part, "base_layer") and hasattr(part, "adapter_layer_names"):
+            raise ValueError(
+                f"{name!r} has an adapter around it ({type(part).__name__}). Compress the base "
+                "model first and add the adapter to it afterwards; or merge the adapter, and pass "
+                "what model.merge_and_unload() returns"
+            )
 
 
 def check_settings(config: object) -> None:

@@ -12,6 +12,7 @@ from hf_rmt.compression.directions import layers_named
 from hf_rmt.compression.left_dense import LeftDense, left_dense
 from hf_rmt.compression.names import check_found, is_covered, is_selected, nearest, some
 from hf_rmt.nn.dense_matrix import is_convolution, why_no_matrix
+from hf_rmt.plan import Cause
 from hf_rmt.settings import CompressionSettings, method_of
 
 ALL_LINEAR = "all-linear"
@@ -83,7 +84,7 @@ def select_layers(
     dense |= {name: f"stays dense: {held[name].reason}" for name in chosen if name in held}
     left = [name for name in chosen if name not in dense]
     if not left:
-        why = _why_none(settings, layers, dense)
+        why = _why_none(settings, layers, dense, held)
         raise ValueError(f"no layer of {type(model).__name__} is left to compress: {why}")
     for name in sorted(layers_named(settings) - set(left)):
         raise ValueError(
@@ -182,9 +183,14 @@ def _kept_dense(
 
 
 def _why_none(
-    settings: CompressionSettings, layers: Collection[str], dense: Mapping[str, str]
+    settings: CompressionSettings,
+    layers: Collection[str],
+    dense: Mapping[str, str],
+    held: Mapping[str, LeftDense],
 ) -> str:
     """Why nothing is left to compress, and what to do."""
+    if odd := {name: why for name, why in held.items() if why.cause is Cause.SUBCLASS}:
+        return f"{some(odd)} stay dense: {next(iter(odd.values())).reason}; choose another model"
     if not layers:
         return f"it has no {method_of(settings).accepted}; choose another model or method"
     if dense:

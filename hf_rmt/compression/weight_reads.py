@@ -125,7 +125,7 @@ class _Reader(ast.NodeVisitor):
         self.visit(node)
         return self.reads
 
-    def visit_If(self, node: ast.If) -> None:  # noqa: N802
+    def visit_If(self, node: ast.If) -> None:
         """Note the condition while its branches are visited."""
         self.visit(node.test)
         for branch, wanted in ((node.body, True), (node.orelse, False)):
@@ -134,24 +134,24 @@ class _Reader(ast.NodeVisitor):
                 self.visit(statement)
             self.guards.pop()
 
-    def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802
+    def visit_Assign(self, node: ast.Assign) -> None:
         """Remember a variable that stands for a layer."""
         self.generic_visit(node)
         if isinstance(node.targets[0], ast.Name) and (path := self._path(node.value)):
             self.known[node.targets[0].id] = path
 
-    def visit_For(self, node: ast.For) -> None:  # noqa: N802
+    def visit_For(self, node: ast.For) -> None:
         """Remember the variable of a loop over layers."""
         if isinstance(node.target, ast.Name) and (path := self._path(node.iter)):
             self.known[node.target.id] = f"{path}.*"
         self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         """Pass over `isinstance`, which looks at no value."""
         if not (isinstance(node.func, ast.Name) and node.func.id == "isinstance"):
             self.generic_visit(node)
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         """Note the weight of a layer, unless only its dtype or the like is asked for."""
         if node.attr in HARMLESS and isinstance(node.value, ast.Attribute):
             return

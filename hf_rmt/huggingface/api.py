@@ -22,6 +22,7 @@ from hf_rmt.compression.model import analyze as analyze_module
 from hf_rmt.compression.model import (
     check_has_compressed,
     check_module,
+    check_no_adapter,
     check_settings,
     compress_layers,
     interrupted_report,
@@ -103,6 +104,7 @@ def compress(
             other.
     """
     check_module(model)
+    check_no_adapter(model)
     check_settings(config)
     config = RMTConfig() if config is None else RMTConfig(**config.to_dict())
 

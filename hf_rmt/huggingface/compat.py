@@ -88,3 +88,38 @@ def converted(model: nn.Module) -> dict[str, LeftDense]:
                 f"transformers makes its weight of other tensors of the checkpoint ({operations})",
             )
     return found
+
+
+def teach_peft(lora_model: Any) -> None:
+    """Let PEFT put our LoRA layer around compressed layers.
+
+    PEFT asks a row of functions for the LoRA layer of a module. The last one, `dispatch_default`,
+    is looked up by its name each time, so one that asks ours first takes its place.
+
+    Args:
+        lora_model: The module `peft.tuners.lora.model`.
+    """
+    before = lora_model.dispatch_default
+    if getattr(before, "knows_compressed", False):
+        return
+
+    def dispatch(target: Any, adapter_name: str, config: Any, **kwargs: Any) -> Any:
+        from hf_rmt.huggingface.lora.layer import compressed_lora
+
+        ours = compressed_lora(target, adapter_name, config, **kwargs)
+        return before(target, adapter_name, config=config, **kwargs) if ours is None else ours
+
+    dispatch.knows_compressed = True  # type: ignore[attr-defined]
+    lora_model.dispatch_default = dispatch
+
+
+def refused_by_peft(model: Any, name: str) -> bool:
+    """Whether PEFT refuses to adapt a layer of this model, as it does some of Mamba."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
+    except ValueError:
+        return True
+    return False

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from hf_rmt.huggingface.card import CARD_TAG, PICTURE, card_of, draw_picture, foreign_card
 from hf_rmt.huggingface.loader import ALARM
+from hf_rmt.huggingface.lora.merged import record_ranks
 from hf_rmt.huggingface.remote_code import REMOTE_CONFIG, REMOTE_FILE, remote_code
 
 PUSH_OPTIONS = ("private", "commit_message", "commit_description", "revision", "create_pr", "tags")
@@ -37,6 +38,7 @@ def _save_pretrained(
         raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")
     repo_id = kwargs.pop("repo_id", folder.name)
     push = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
+    record_ranks(model)
     type(model).save_pretrained(model, save_directory, is_main_process=is_main_process, **kwargs)
     if is_main_process:
         _write_companions(model, folder)

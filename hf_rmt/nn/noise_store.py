@@ -16,6 +16,7 @@ from hf_rmt.nn.codebooks import (
     Codebook,
     table,
 )
+from hf_rmt.nn.export_ops import plain_noise
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
 
 CHUNK = 2**15
@@ -147,6 +148,14 @@ class NoiseStore(nn.Module):
         values = values[first - low * book.run : last - low * book.run]
         values = values.view(stop - start, self.in_features)
         return values if dtype is None else values.to(dtype)
+
+    def plain(self, dtype: torch.dtype) -> Tensor:
+        """What `dense` gives, by operations that every exported graph can hold."""
+        if self.kind == "keep":
+            return self.residual.to(dtype)
+        shape = self.out_features, self.in_features
+        stored = self.codes, self.fine, self.coarse, self.base
+        return plain_noise(self.kind, *stored, shape).to(dtype)
 
     def _scales(self, low: int, high: int) -> Tensor:
         """Scales of the groups of some runs, flat."""

@@ -11,6 +11,7 @@ from torch.nn import functional
 from hf_rmt.nn.codebooks import CODEBOOKS
 from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_conv1d
+from hf_rmt.nn.export_ops import is_exporting
 from hf_rmt.nn.noise_store import NoiseStore, rows_at_once
 
 
@@ -211,10 +212,19 @@ class SpikedLinear(CompressedLayer):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         weight = self.weight.to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if is_exporting():
+            return self._act_plainly(x, weight, bias)
         if self._merges(x):
             return self._act(x, _merged(weight, self.noise, self.in_features), bias)
         product = self._signal(x, weight, bias)
         return product if self.noise.kind == "drop" else product + _NoiseProduct.apply(x, self)
+
+    def _act_plainly(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What `forward` does, by operations that every graph can hold."""
+        if self.noise.kind == "drop":
+            return self._signal(x, weight, bias)
+        noise, (left, right) = self.noise.plain(x.dtype), split_factors(weight, self.in_features)
+        return self._act(x, noise + left @ right if self.rank else noise, bias)
 
     def _act(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         """What a dense layer does whose weight is the matrix, of shape (any, in)."""
