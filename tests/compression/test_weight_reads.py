@@ -115,7 +115,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("module", "expected"), CASES, ids=lambda case: type(case).__name__)
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    CASES,
+    ids=[f"{type(case).__name__}{i}" for i, (case, _) in enumerate(CASES)],
+)
 def test_reads_are_found(module: nn.Module, expected: set[str]) -> None:
     assert set(weights_read(module)) == expected
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,20 +73,36 @@ def _remarks(results: Sequence[Result]) -> list[str]:
     return ["## Refusals and failures", "\n".join(lines)] if lines else []
 
 
-def main(names: Sequence[str] = ()) -> None:
-    """Try all families, or those named, and write the page if none was named."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Try families and write the page once all have been tried."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="families to try; all by default")
+    parser.add_argument("--results", type=Path, help="JSON that is gone on with and added to")
+    options = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    results = []
-    for name in names or BY_NAME:
+    results = _known(options.results)
+    for name in options.names or BY_NAME:
+        if name in results:
+            continue
         start = time.perf_counter()
-        result = tried(BY_NAME[name])
-        results.append(result)
+        result = results[name] = tried(BY_NAME[name])
         bad = {key: one for key, one in result.outcome.items() if _short(one) == "fails"}
         print(name, f"{time.perf_counter() - start:.1f} s", result.why or bad or "ok", flush=True)
-    if not names:
-        PAGE.write_text(page(results), encoding="utf-8")
+        if options.results:
+            rows = {key: {**vars(value), "family": key} for key, value in results.items()}
+            options.results.write_text(json.dumps(rows), encoding="utf-8")
+    if results.keys() >= BY_NAME.keys():
+        PAGE.write_text(page([results[name] for name in BY_NAME]), encoding="utf-8")
+
+
+def _known(path: Path | None) -> dict[str, Result]:
+    """Results of an earlier run."""
+    if path is None or not path.exists():
+        return {}
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return {name: Result(**{**row, "family": BY_NAME[name]}) for name, row in rows.items()}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
