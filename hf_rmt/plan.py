@@ -43,6 +43,10 @@ class Cause(StrEnum):
     ZEROS_IN_PLACE = "zeros in place"
     NOT_REACHED = "not reached"
     ALL_WORTH = "all worth"
+    READ_BY_PARENT = "read by parent"
+    ROUTER = "router"
+    CONVERTED = "converted"
+    SUBCLASS = "subclass"
 
 
 @dataclass(frozen=True)

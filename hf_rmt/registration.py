@@ -1,9 +1,9 @@
-"""Registering quant_method "rmt" without importing transformers before its time.
+"""Registering with transformers and PEFT without importing them before their time.
 
 `import hf_rmt.spectra` must stay free of torch, and `import hf_rmt` must be enough for
-`from_pretrained` to know the method. So where transformers is not imported yet, a finder waits
-for the module that holds the registry, and another one for that of the models, and completes them
-right after they have run.
+`from_pretrained` to know the method "rmt" and for PEFT to know compressed layers. So where one of
+them is not imported yet, a finder waits for each module that matters, and completes it right after
+it has run.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from types import ModuleType
 
 REGISTRY = "transformers.quantizers.auto"
 MODELS = "transformers.modeling_utils"
+LORA = "peft.tuners.lora.model"
 
 
 def register_with_transformers() -> None:
-    """Register the config and the quantizer now or when transformers is imported."""
-    for name, register in ((REGISTRY, _register), (MODELS, _register_saving)):
+    """Register with transformers and PEFT now or when they are imported."""
+    for name, register in REGISTRATIONS.items():
         if name in sys.modules and _is_imported(sys.modules[name]):
             register(sys.modules[name])
-        elif not any(isinstance(f, _Finder) and f.name == name for f in sys.meta_path):
+        elif not any(isinstance(each, _Finder) and each.name == name for each in sys.meta_path):
             sys.meta_path.insert(0, _Finder(name, register))
 
 
@@ -48,8 +49,22 @@ def _register_saving(models: ModuleType) -> None:
     keep_records_true(models.PreTrainedModel)
 
 
+def _register_lora(lora_model: ModuleType) -> None:
+    from hf_rmt.huggingface.compat import teach_peft
+
+    teach_peft(lora_model)
+
+
+REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
+    REGISTRY: _register,
+    MODELS: _register_saving,
+    LORA: _register_lora,
+}
+"""What is done once a module has been imported, by its name."""
+
+
 class _Finder(MetaPathFinder):
-    """Finds a module as usual, and registers once it has been executed."""
+    """Finds a module as usual, and completes it once it has been executed."""
 
     def __init__(self, name: str, register: Callable[[ModuleType], None]) -> None:
         self.name, self.register = name, register

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hf_rmt.compression.apply import journal
+from hf_rmt.compression.coverage import kept_plans, with_kept
 from hf_rmt.compression.parallel import agreed
 from hf_rmt.compression.summary import analyze_layers, compression_report, warn_of_loss
 from hf_rmt.compression.targets import compressible_layers
@@ -77,6 +78,7 @@ def compress(
         What was, or would be, done, which is `model.compression_report` as well.
     """
     check_module(model)
+    check_no_adapter(model)
     check_settings(config)
     config = CompressionSettings() if config is None else config
     report = compress_layers(
@@ -132,10 +134,11 @@ def compress_layers(
             not changed then.
     """
     check_layers(model, names)
+    kept = kept_plans(model, config)
     report: CompressionReport = method_of(config).compress_model(
         model, names, config, calibration=calibration, size=size, dry_run=dry_run
     )
-    return report
+    return with_kept(report, kept, model)
 
 
 def interrupted_report(
@@ -159,6 +162,21 @@ def check_module(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress and analyze need a loaded model, got {model!r}; load it first")
+
+
+def check_no_adapter(model: nn.Module) -> None:
+    """Refuse a model with adapters around its layers, such as those of PEFT.
+
+    Raises:
+        ValueError: If it has one. It says which object to pass.
+    """
+    for name, part in model.named_modules():
+        if hasattr(part, "base_layer") and hasattr(part, "adapter_layer_names"):
+            raise ValueError(
+                f"{name!r} has an adapter around it ({type(part).__name__}). Compress the base "
+                "model first and add the adapter to it afterwards; or merge the adapter, and pass "
+                "what model.merge_and_unload() returns"
+            )
 
 
 def check_settings(config: object) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from hf_rmt.compression.directions import layers_named
+from hf_rmt.compression.left_dense import LeftDense, left_dense
 from hf_rmt.compression.names import check_found, is_covered, is_selected, nearest, some
 from hf_rmt.nn.dense_matrix import is_convolution, why_no_matrix
+from hf_rmt.plan import Cause
 from hf_rmt.settings import CompressionSettings, method_of
 
 ALL_LINEAR = "all-linear"
@@ -32,10 +34,7 @@ def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list
     Raises:
         ValueError: If a target matches nothing, or nothing is left.
     """
-    protected: set[str] = set()
-    for prefix, part in transformers_models(model).items():
-        protected |= {f"{prefix}.{name}".lstrip(".") for name in _protected(part, settings)}
-    return select_layers(model, settings, protected=protected)
+    return select_layers(model, settings, protected=_protected_everywhere(model, settings))
 
 
 def transformers_models(model: nn.Module) -> dict[str, Any]:
@@ -81,9 +80,11 @@ def select_layers(
     chosen = _chosen(layers, settings, model)
     _check_targets(settings, layers, model)
     dense = _kept_dense(chosen, layers, settings, _shared_weights(model), protected)
+    held = _held(left_dense(model), settings)
+    dense |= {name: f"stays dense: {held[name].reason}" for name in chosen if name in held}
     left = [name for name in chosen if name not in dense]
     if not left:
-        why = _why_none(settings, layers, dense)
+        why = _why_none(settings, layers, dense, held)
         raise ValueError(f"no layer of {type(model).__name__} is left to compress: {why}")
     for name in sorted(layers_named(settings) - set(left)):
         raise ValueError(
@@ -91,6 +92,34 @@ def select_layers(
             f"{nearest(name, left)}"
         )
     return left
+
+
+def kept_layers(model: nn.Module, settings: CompressionSettings) -> dict[str, LeftDense]:
+    """Layers that the settings select and that stay dense because of what the model does with them.
+
+    Args:
+        model: Any module; its tensors may be on the meta device.
+        settings: What the user asked for.
+
+    Returns:
+        Why, by runtime name, in the model's order. Layers that the user excepted are left out.
+    """
+    held = _held(left_dense(model), settings)
+    excepted = settings.modules_to_not_convert or []
+    accepts = method_of(settings).accepts
+    layers = {name: part for name, part in model.named_modules() if accepts(part) or name in held}
+    heads = _protected_everywhere(model, settings)
+    return {
+        name: held[name]
+        for name in _chosen(layers, settings, model)
+        if name in held and name not in heads and not is_covered(name, excepted)
+    }
+
+
+def _held(found: Mapping[str, LeftDense], settings: CompressionSettings) -> dict[str, LeftDense]:
+    """Those that stay dense whatever the user named, and the others unless the user named them."""
+    by_name = settings.target_modules not in (None, ALL_LINEAR)
+    return {name: why for name, why in found.items() if why.if_named or not by_name}
 
 
 def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
@@ -154,9 +183,14 @@ def _kept_dense(
 
 
 def _why_none(
-    settings: CompressionSettings, layers: Collection[str], dense: Mapping[str, str]
+    settings: CompressionSettings,
+    layers: Collection[str],
+    dense: Mapping[str, str],
+    held: Mapping[str, LeftDense],
 ) -> str:
     """Why nothing is left to compress, and what to do."""
+    if odd := {name: why for name, why in held.items() if why.cause is Cause.SUBCLASS}:
+        return f"{some(odd)} stay dense: {next(iter(odd.values())).reason}; choose another model"
     if not layers:
         return f"it has no {method_of(settings).accepted}; choose another model or method"
     if dense:
@@ -232,6 +266,15 @@ def _why_refused(
                 f"{name!r}, which is a {type(module).__name__}: a subclass of nn.Linear may do "
                 "anything with its weight"
             )
+
+
+def _protected_everywhere(model: nn.Module, settings: CompressionSettings) -> set[str]:
+    """Names of the protected layers of all transformers models inside a module."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in transformers_models(model).items()
+        for name in _protected(part, settings)
+    }
 
 
 def _protected(model: Any, settings: CompressionSettings) -> set[str]:

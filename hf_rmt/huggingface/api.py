@@ -23,6 +23,7 @@ from hf_rmt.compression.model import analyze as analyze_module
 from hf_rmt.compression.model import (
     check_has_compressed,
     check_module,
+    check_no_adapter,
     check_settings,
     compress_layers,
     interrupted_report,
@@ -105,6 +106,7 @@ def compress(
             other.
     """
     check_module(model)
+    check_no_adapter(model)
     check_settings(config)
     config = _own(config)
 

@@ -10,7 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from hf_rmt.compression.left_dense import LeftDense, register_rule
+from hf_rmt.compression.targets import transformers_models
 from hf_rmt.nn.swap import BOUND_HOOK, CARRIERS
+from hf_rmt.plan import Cause
 
 
 def is_pretrained(model: object) -> bool:
@@ -39,3 +42,84 @@ def move_accelerate_hook(old: nn.Module, new: nn.Module) -> None:
 
 
 CARRIERS[BOUND_HOOK] = move_accelerate_hook
+
+
+def converted_parameters(model: Any) -> dict[str, str]:
+    """Parameters of a transformers model that its checkpoints hold in another form.
+
+    Several tensors of a checkpoint may be joined into one parameter, one may be split into several,
+    or transposed or permuted, while the model loads. Saving does the reverse.
+
+    Returns:
+        The names of the operations, by the name of the parameter.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightTransform
+
+    conversions = getattr(model, "_weight_conversions", None) or []
+    conversions = [*conversions, *get_model_conversion_mapping(model, add_legacy=False)]
+    found = {}
+    for conversion in conversions:
+        if not isinstance(conversion, WeightConverter):
+            continue
+        targets, sources = (
+            conversion._original_target_patterns,
+            conversion._original_source_patterns,
+        )
+        reverse = WeightTransform(list(targets), list(sources))
+        reverse.scope_prefix = conversion.scope_prefix
+        reverse.base_model_prefix = conversion.base_model_prefix
+        operations = " and ".join(type(operation).__name__ for operation in conversion.operations)
+        for name, _ in model.named_parameters():
+            if reverse.rename_source_key(name)[1] is not None:
+                found[name] = operations
+    return found
+
+
+@register_rule
+def converted(model: nn.Module) -> dict[str, LeftDense]:
+    """The layers whose weight is not one tensor of the checkpoint, which factors could replace."""
+    found = {}
+    for prefix, part in transformers_models(model).items():
+        for key, operations in converted_parameters(part).items():
+            name = f"{prefix}.{key}".lstrip(".").removesuffix(".weight")
+            found[name] = LeftDense(
+                Cause.CONVERTED,
+                f"transformers makes its weight of other tensors of the checkpoint ({operations})",
+            )
+    return found
+
+
+def teach_peft(lora_model: Any) -> None:
+    """Let PEFT put our LoRA layer around compressed layers.
+
+    PEFT asks a row of functions for the LoRA layer of a module. The last one, `dispatch_default`,
+    is looked up by its name each time, so one that asks ours first takes its place.
+
+    Args:
+        lora_model: The module `peft.tuners.lora.model`.
+    """
+    before = lora_model.dispatch_default
+    if getattr(before, "knows_compressed", False):
+        return
+
+    def dispatch(target: Any, adapter_name: str, config: Any, **kwargs: Any) -> Any:
+        from hf_rmt.huggingface.lora.layer import compressed_lora
+
+        ours = compressed_lora(target, adapter_name, config, **kwargs)
+        return before(target, adapter_name, config=config, **kwargs) if ours is None else ours
+
+    dispatch.knows_compressed = True  # type: ignore[attr-defined]
+    lora_model.dispatch_default = dispatch
+
+
+def refused_by_peft(model: Any, name: str) -> bool:
+    """Whether PEFT refuses to adapt a layer of this model, as it does some of Mamba."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
+    except ValueError:
+        return True
+    return False

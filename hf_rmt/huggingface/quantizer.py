@@ -9,6 +9,7 @@ from torch import nn
 from transformers.core_model_loading import ConversionOps
 
 from hf_rmt.compression.apply import apply_decision
+from hf_rmt.compression.coverage import kept_plans, with_kept
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.compression.weight import compress_weight
@@ -51,6 +52,7 @@ class RMTQuantizer(RMTLoader):
         if not self.pre_quantized:
             _check_on_the_fly(self.quantization_config)
             names = compressible_layers(model, self.quantization_config)
+            self.kept = kept_plans(model, self.quantization_config)
             self.pending = {f"{name}.weight": name for name in names}
             self.decisions: dict[str, tuple[LayerPlan, SpectrumFit | None]] = {}
 
@@ -70,7 +72,8 @@ class RMTQuantizer(RMTLoader):
             attach(model, self.quantization_config, model.compression_report)
             return
         ordered = [self.decisions[name] for name in self.pending.values() if name in self.decisions]
-        conclude(model, self.quantization_config, compression_report(ordered, model))
+        report = with_kept(compression_report(ordered, model), self.kept, model)
+        conclude(model, self.quantization_config, report)
 
 
 def _check_on_the_fly(config: CompressionSettings) -> None:

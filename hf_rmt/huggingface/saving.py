@@ -14,6 +14,7 @@ from typing import Any
 from hf_rmt.huggingface.card import PICTURE, card_of, foreign_card
 from hf_rmt.huggingface.companions import has_config, write_companions, writes_card
 from hf_rmt.huggingface.loader import PART
+from hf_rmt.huggingface.lora.merged import record_ranks
 from hf_rmt.huggingface.record import drop_records, is_record, sub_configs
 from hf_rmt.staging import staged
 
@@ -47,6 +48,7 @@ def _save_pretrained(
         raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")
     repo_id = kwargs.pop("repo_id", folder.name)
     push = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
+    record_ranks(model)
     options = {"max_shard_size": max_shard_size, "variant": variant, **kwargs}
     if kwargs.get("distributed_checkpoint"):  # every process writes a part of its own
         with _given(model, state_dict):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.nn.codebooks import CODEBOOKS, RUN, SCALES, TRITS, table
+from hf_rmt.nn.export_ops import plain_noise
 from hf_rmt.nn.group_scales import repeated, scale_codes
 from hf_rmt.nn.packing import pack_runs, row_chunks, store_sizes
 from hf_rmt.nn.tensor_checks import check_tensor
@@ -198,6 +199,14 @@ class NoiseStore(nn.Module):
         if whole or out is None:
             return values[first - low * book.run : last - low * book.run]
         return out.copy_(values[first - low * book.run : last - low * book.run])
+
+    def plain(self, dtype: torch.dtype) -> Tensor:
+        """What `dense` gives, by operations that every exported graph can hold."""
+        if self.kind == "keep":
+            return self.residual.to(dtype)
+        shape = self.out_features, self.in_features
+        stored = self.codes, self.fine, self.coarse, self.base
+        return plain_noise(self.kind, *stored, shape).to(dtype)
 
     def _scaled(
         self, values: Tensor, group: int, low: int, high: int, out: Tensor | None = None

@@ -11,6 +11,7 @@ from torch.nn import functional
 from hf_rmt.nn.codebooks import CODEBOOKS
 from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_conv1d
+from hf_rmt.nn.export_ops import is_exporting
 from hf_rmt.nn.noise_store import NoiseStore
 from hf_rmt.nn.packing import rows_at_once
 from hf_rmt.nn.tensor_checks import check_tensor
@@ -213,6 +214,9 @@ class SpikedLinear(CompressedLayer):
         """Apply the layer to x of shape (..., in); the result has the dtype of x."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        if is_exporting():
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return self._act_plainly(x, self.weight.to(x.dtype), bias)
         if self.layout_object is None:
             return self.unpacked_forward(x)
         if torch.compiler.is_compiling():
@@ -237,6 +241,13 @@ class SpikedLinear(CompressedLayer):
             return self._act(x, merged, bias)
         product = self._signal(x, weight, bias)
         return product if self.noise.kind == "drop" else product + _NoiseProduct.apply(x, self)
+
+    def _act_plainly(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What `forward` does, by operations that every graph can hold."""
+        if self.noise.kind == "drop":
+            return self._signal(x, weight, bias)
+        noise, (left, right) = self.noise.plain(x.dtype), split_factors(weight, self.in_features)
+        return self._act(x, noise + left @ right if self.rank else noise, bias)
 
     def _act(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         """What a dense layer does whose weight is the matrix, of shape (any, in)."""

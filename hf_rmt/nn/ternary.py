@@ -13,6 +13,7 @@ from torch.nn import functional
 from hf_rmt.checks import check_choice, check_integer, check_number
 from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_linear
+from hf_rmt.nn.export_ops import is_exporting, plain_signs
 from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
 from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.nn.ternary_packing import (
@@ -233,6 +234,9 @@ class TernaryLinear(CompressedLayer):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if is_exporting():
+            signs = plain_signs(self.weight, (self.out_features, self.in_features))
+            return functional.linear(x, signs.to(x.dtype) * self.scale.to(x.dtype)[:, None], bias)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return self._product(x, bias)
         product = _TernaryProduct.apply(x, self)

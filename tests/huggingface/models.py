@@ -46,7 +46,7 @@ def tiny_model(family: str) -> PreTrainedModel:
     else:
         sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 4}
         model = ViTModel(ViTConfig(**sizes, intermediate_size=100, image_size=32, patch_size=16))
-    _add_spikes(model, convolutions=family == "resnet")
+    add_spikes(model, convolutions=family == "resnet")
     return model.eval()
 
 
@@ -81,7 +81,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def _add_spikes(model: nn.Module, *, convolutions: bool) -> None:
+def add_spikes(model: nn.Module, *, convolutions: bool) -> None:
     """Two strong directions in every weight: random ones have none."""
     for module in model.modules():
         if isinstance(module, nn.Linear):

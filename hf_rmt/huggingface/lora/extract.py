@@ -22,6 +22,7 @@ from hf_rmt.compression.moments import excitations
 from hf_rmt.huggingface.api import ModelOrPath, load_if_path
 from hf_rmt.huggingface.lora.adapter import PREFIX, ExtractedAdapter
 from hf_rmt.huggingface.lora.differences import Differences, differences, paired
+from hf_rmt.nn.counterparts import compressed_layers
 
 DEFAULT_SIZE = 0.03
 """Of the matrices' parameters: a BERT tuned on SST-2 keeps its accuracy with that."""
@@ -87,6 +88,8 @@ def extract_adapter(
     _check_options(size, threshold, rank)
     tuned_model = load_if_path(tuned)
     base_model, new = _load_base(base, tuned_model)
+    for role, model in (("base", base_model), ("tuned", tuned_model)):
+        _check_dense(role, model)
     task = _task(tuned_model)
     heads = [*_heads(tuned_model, task), *new]
     found = differences(base_model, tuned_model, heads=heads, targets=target_modules)
@@ -221,6 +224,15 @@ def _heads(model: nn.Module, task: str | None) -> list[str]:
 def _name(model: Any) -> str | None:
     """Where a loaded model came from."""
     return getattr(getattr(model, "config", None), "_name_or_path", None) or None
+
+
+def _check_dense(role: str, model: nn.Module) -> None:
+    if layers := compressed_layers(model):
+        raise ValueError(
+            f"{role} has compressed layers, such as {next(iter(layers))!r}, whose weights are no "
+            f"longer those of the original; pass the original model, or "
+            f"hf_rmt.export_dense({role}) for what it acts as"
+        )
 
 
 def _check_options(size: float | None, threshold: float | None, rank: int | None) -> None:

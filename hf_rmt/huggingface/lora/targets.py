@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
+from hf_rmt.huggingface.compat import refused_by_peft
 from hf_rmt.nn import SpikedLinear
+from hf_rmt.nn.compressed_layer import is_compressed
+from hf_rmt.plan import Cause
+
+UNFIT = (Cause.READ_BY_PARENT, Cause.ROUTER, Cause.SUBCLASS)
+"""Causes for which a layer that stayed dense gets no adapter."""
 
 
 def lora_targets(model: nn.Module) -> dict[str, list[str]]:
@@ -12,7 +21,11 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
 
     PEFT adapts the factors of a compressed layer as one parameter, of shape (rank, in + out);
     ranks of LoRA above that of the layer add nothing. Layers that stayed dense are adapted as
-    usual. `lora_dropout` must stay 0, since PEFT knows no dropout on parameters.
+    usual, but for routers, those whose weight another module reads, and those that PEFT refuses.
+    `lora_dropout` must stay 0, since PEFT knows no dropout on parameters.
+
+    `LoraConfig(target_modules=["query", "value"])` works on a compressed model as well. It adapts
+    the whole matrix, and a LoRA that was trained on the dense base loads that way.
 
     Args:
         model: A compressed model.
@@ -36,6 +49,15 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
     quantizer = getattr(model, "hf_quantizer", None)
     planned = quantizer.quantization_config.layers if quantizer is not None else {}
     return {
-        "target_modules": [name for name in planned if name not in spiked],
+        "target_modules": [
+            name for name, layer in planned.items() if _takes_lora(model, name, layer)
+        ],
         "target_parameters": factors,
     }
+
+
+def _takes_lora(model: nn.Module, name: str, layer: Mapping[str, Any]) -> bool:
+    """Whether a layer of the record stayed dense and can have an adapter around it."""
+    if is_compressed(model.get_submodule(name)) or layer.get("cause") in UNFIT:
+        return False
+    return not refused_by_peft(model, name)

@@ -1,0 +1,141 @@
+"""The LoRA layer that PEFT puts around a compressed linear layer.
+
+With it, `LoraConfig(target_modules=["query", "value"])` works on a compressed model, and a LoRA
+that was trained on the dense base loads onto the compressed one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import Tensor, nn
+
+from hf_rmt.nn.compressed_layer import CompressedLayer
+from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.spiked_conv import SpikedConv2d
+
+
+class CompressedLoraLinear(Linear):
+    """x W' + bias + s (x A') B', with a compressed W.
+
+    Merging appends A and s B to the signal of the layer, whose rank grows by that of the adapter.
+    A ternary layer has no signal, so its adapter cannot be merged.
+
+    Args:
+        base_layer: The compressed layer, or an adapter around it.
+        adapter_name: Name of the adapter.
+        config: PEFT's config of it.
+        **kwargs: As PEFT passes them.
+
+    Raises:
+        ValueError: If the config asks for what needs the dense weight, or the layer is a
+            convolution.
+    """
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any, **kwargs: Any):
+        start = config.init_lora_weights
+        if isinstance(start, str) and start.lower() not in ("gaussian", "eva", "orthogonal"):
+            raise ValueError(
+                f"init_lora_weights={start!r} starts from the dense weight, which a compressed "
+                "layer does not have; pass init_lora_weights=True, or train on "
+                "hf_rmt.export_dense(model)"
+            )
+        super().__init__(base_layer, adapter_name, config, **kwargs)
+        self.fan_in_fan_out = False
+
+    def _get_in_out_features(self, module: Any) -> tuple[int, int]:
+        return module.in_features, module.out_features
+
+    @property
+    def lora_variants(self) -> dict[Any, Any]:
+        """Plain LoRA alone: DoRA and its like need the dense weight."""
+        return {(): None}
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Append adapters to the signal of the layer.
+
+        Args:
+            safe_merge: Whether to refuse an adapter with values that are nan or infinite.
+            adapter_names: The adapters; None for the active ones.
+
+        Raises:
+            ValueError: If the layer has no signal, or an adapter is broken.
+        """
+        for name in check_adapters_to_merge(self, adapter_names) or []:
+            if name not in self.lora_A:
+                continue
+            rows = self._rows(name)
+            if safe_merge and not torch.isfinite(rows).all():
+                raise ValueError(f"adapter {name!r} holds nan or infinite values; train it again")
+            layer = self._spiked()
+            _set_factors(layer, torch.cat([layer.weight.detach(), rows.to(layer.weight)]))
+            self._shift_bias(name, 1.0)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Take merged adapters off the signal again, the last one first."""
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            layer = self._spiked()
+            _set_factors(layer, layer.weight.detach()[: layer.rank - self.r[name]])
+            self._shift_bias(name, -1.0)
+
+    def _rows(self, name: str) -> Tensor:
+        """The adapter as rows of the layer's factors, shape (r, in + out)."""
+        right: Any = self.lora_A[name].weight
+        left: Any = self.lora_B[name].weight
+        return torch.cat([right, self.scaling[name] * left.T], dim=1).detach()
+
+    def _spiked(self) -> SpikedLinear:
+        layer = self.get_base_layer()
+        if not isinstance(layer, SpikedLinear):
+            raise ValueError(
+                f"a {type(layer).__name__} has no signal that an adapter could be merged into; "
+                "keep the adapter beside it, or merge on hf_rmt.export_dense(model)"
+            )
+        return layer
+
+    def _shift_bias(self, name: str, sign: float) -> None:
+        bias: Any = self.lora_B[name].bias
+        layer: Any = self.get_base_layer()
+        if bias is None:
+            return
+        if layer.bias is None:
+            raise ValueError(
+                f"adapter {name!r} has a bias and the layer has none; train it with lora_bias=False"
+            )
+        layer.bias.data += sign * self.scaling[name] * bias.detach().to(layer.bias)
+
+
+def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> Any:
+    """The LoRA layer of a compressed layer; None for any other, which PEFT knows how to adapt.
+
+    Args:
+        target: The layer, or an adapter around it.
+        adapter_name: Name of the adapter.
+        config: PEFT's config of it.
+        **kwargs: As PEFT passes them.
+
+    Raises:
+        ValueError: If it is a compressed convolution.
+    """
+    layer = getattr(target, "base_layer", target)
+    if kwargs.get("parameter_name") is not None or not isinstance(layer, CompressedLayer):
+        return None
+    kwargs.pop("parameter_name", None)
+    if isinstance(layer, SpikedConv2d):
+        raise ValueError(
+            "LoRA on a compressed convolution adapts its factors: pass "
+            "LoraConfig(**hf_rmt.lora_targets(model)), or leave convolutions out of target_modules"
+        )
+    return CompressedLoraLinear(target, adapter_name, config=config, **kwargs)
+
+
+def _set_factors(layer: SpikedLinear, factors: Tensor) -> None:
+    """Give a layer other factors. Saving halves them only where that is exact."""
+    trains = layer.weight.requires_grad
+    layer.weight = nn.Parameter(factors.contiguous(), requires_grad=trains)
+    layer.rank = len(factors)
