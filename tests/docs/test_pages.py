@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hf_rmt.settings import methods, unregister_method
 from tests.test_readme import python_blocks
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 RUNNING = [page for page in PAGES if python_blocks(page.read_text(encoding="utf-8"))]
 LINK = re.compile(r"\]\((?!https?://|#)(?P<path>[^)#\s]+)")
 
 
 def name_of(page: Path) -> str:
-    return page.relative_to(DOCS).as_posix()
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(autouse=True)
+def only_methods_of_the_package() -> Iterator[None]:
+    known = set(methods())
+    yield
+    for name in set(methods()) - known:
+        unregister_method(name)
 
 
 @pytest.mark.parametrize("page", RUNNING, ids=name_of)
@@ -37,7 +48,7 @@ def test_each_guide_has_blocks_that_run() -> None:
     assert guides <= set(RUNNING)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for match in LINK.finditer(page.read_text(encoding="utf-8")):
         assert (page.parent / match["path"]).exists(), match["path"]
