@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,3 +53,16 @@ def test_each_guide_has_blocks_that_run() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for match in LINK.finditer(page.read_text(encoding="utf-8")):
         assert (page.parent / match["path"]).exists(), match["path"]
+
+
+def test_the_notebook_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_bert: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((DOCS / "tour.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for cell in cells:
+        assert not cell["outputs"], "clear the outputs before the notebook is committed"
+        exec(compile("".join(cell["source"]), cell["id"], "exec", dont_inherit=True), namespace)
