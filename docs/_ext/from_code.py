@@ -114,7 +114,8 @@ def api(module_name: str) -> str:
 def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [heads, ("---",) * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in lines)
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
 PARTS: dict[str, Callable[[], str]] = {
