@@ -26,6 +26,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_google_docstring = True
+napoleon_use_ivar = True  # or attributes with a default are described twice
 napoleon_custom_sections = ["Source"]
 html_theme = "furo"
 html_title = f"hf_rmt {release}"

@@ -99,16 +99,22 @@ def noise() -> str:
 
 
 def api(module_name: str) -> str:
-    """Directives that document the public classes and functions of a module."""
-    module = import_module(module_name)
-    lines = ["```{eval-rst}"]
+    """Directives that document the public classes and functions of a module.
+
+    A class that `hf_rmt` itself offers is documented there, and named here.
+    """
+    module, package = import_module(module_name), import_module("hf_rmt")
+    lines, above = ["```{eval-rst}"], []
     for name in module.__all__:
         value = getattr(module, name)
-        if isclass(value):
+        if module is not package and isclass(value) and value is getattr(package, name, None):
+            above.append(f"`{name}`")
+        elif isclass(value):
             lines += [f".. autoclass:: {module_name}.{name}", "   :members:", ""]
         elif isfunction(value):
             lines += [f".. autofunction:: {module_name}.{name}", ""]
-    return "\n".join([*lines, "```"])
+    seen = [f"Documented above: {', '.join(above)}.", ""] if above else []
+    return "\n".join([*seen, *lines, "```"])
 
 
 def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
