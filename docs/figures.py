@@ -27,7 +27,7 @@ def main() -> None:
     trained()
     simulated("noise.svg", "Pure noise: the law covers everything", noise())
     simulated("spikes.svg", "Noise and four directions of signal", noise(spikes=(30, 22, 16, 12)))
-    simulated("heavy-tail.svg", "A heavy tail has no edge", heavy_tail())
+    simulated("heavy-tail.svg", "No signal, but a few very large entries", heavy_tail())
 
 
 def trained() -> None:

@@ -32,6 +32,7 @@ def only_methods_of_the_package() -> Iterator[None]:
         unregister_method(name)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # of peft
 @pytest.mark.parametrize("page", RUNNING, ids=name_of)
 def test_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_bert: Path
