@@ -85,7 +85,8 @@ class CompressedLoraLinear(Linear):
 
     def _rows(self, name: str) -> Tensor:
         """The adapter as rows of the layer's factors, shape (r, in + out)."""
-        right, left = self.lora_A[name].weight, self.lora_B[name].weight
+        right: Any = self.lora_A[name].weight
+        left: Any = self.lora_B[name].weight
         return torch.cat([right, self.scaling[name] * left.T], dim=1).detach()
 
     def _spiked(self) -> SpikedLinear:
@@ -98,7 +99,8 @@ class CompressedLoraLinear(Linear):
         return layer
 
     def _shift_bias(self, name: str, sign: float) -> None:
-        bias, layer = self.lora_B[name].bias, self.get_base_layer()
+        bias: Any = self.lora_B[name].bias
+        layer: Any = self.get_base_layer()
         if bias is None:
             return
         if layer.bias is None:
