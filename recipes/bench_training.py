@@ -124,7 +124,7 @@ def trained(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, A
     judged = [by_length(rows[name]) for name in ("dev", "test") if name in rows]
     found = [trainer.predict(part) for part in judged]
     correct = np.concatenate([part.predictions.argmax(-1) == part.label_ids for part in found])
-    report = getattr(getattr(trainer.model, "hf_quantizer", None), "report", None)
+    report = getattr(trainer.model, "compression_report", None)
     return {
         "correct": correct.astype(int).tolist(),
         "share": report.plan.parameter_share if report else 1.0,

@@ -189,8 +189,9 @@ def _why_none(
     held: Mapping[str, LeftDense],
 ) -> str:
     """Why nothing is left to compress, and what to do."""
-    if odd := {name: why for name, why in held.items() if why.cause is Cause.SUBCLASS}:
-        return f"{some(odd)} stay dense: {next(iter(odd.values())).reason}; choose another model"
+    odd = [name for name, why in held.items() if why.cause is Cause.SUBCLASS]
+    if odd and settings.target_modules in (None, ALL_LINEAR):
+        return f"{some(odd)} stay dense: {held[odd[0]].reason}; choose another model"
     if not layers:
         return f"it has no {method_of(settings).accepted}; choose another model or method"
     if dense:

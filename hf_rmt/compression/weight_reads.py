@@ -70,7 +70,7 @@ def weights_read(module: nn.Module) -> dict[str, str]:
         The method that reads the weight, by the name of the layer below the module. Empty where
         the source is not at hand.
     """
-    kind: Any = type(module)
+    kind: type = type(module)
     reads = [read for read in class_reads(kind) if read.happens(module)]
     if not reads:
         return {}

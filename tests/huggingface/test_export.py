@@ -1,4 +1,4 @@
-"""Whole models as ONNX and as `torch.export` graphs, run at other batches and lengths."""
+"""Whole models as ONNX in onnxruntime and as `torch.export` graphs, at other sizes of inputs."""
 
 from __future__ import annotations
 
