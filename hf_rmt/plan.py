@@ -252,6 +252,10 @@ def _is_share(value: object) -> bool:
     return _is_number(value) and -ROUNDING <= value <= 1 + ROUNDING  # type: ignore[operator]
 
 
+def _is_error(value: object) -> bool:
+    return value is None or (_is_number(value) and value >= 0)  # type: ignore[operator]
+
+
 def _is_shape(value: object) -> bool:
     return (
         isinstance(value, list | tuple)
@@ -297,6 +301,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "dropped_energy": _SHARE,
     "bits": _COUNT,
     "dense_bits": _COUNT,
+    "rounding_error": ("a number of at least 0, or null", _is_error),
     "nonzero": ("a whole number or null", lambda value: value is None or _is_count(value)),
     "latency": ("a number or null", lambda value: value is None or _is_number(value)),
     "reason": _TEXT,

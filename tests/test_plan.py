@@ -63,3 +63,14 @@ def test_parameters_count_what_is_not_zero():
     assert thinned.parameter_share == 700 / 20_000
     assert CompressionPlan((thinned, dense)).parameter_share == 20_700 / 40_000
     assert CompressionPlan(()).parameter_share == 1.0
+
+
+def test_every_field_has_a_rule() -> None:
+    """A field without one could be written and never be read again."""
+    from dataclasses import fields
+
+    from hf_rmt import plan
+
+    assert {field.name for field in fields(LayerPlan)} == set(plan._RULES)
+    layer = replace(COMPRESSED, rounding_error=1e-5)
+    assert CompressionPlan.from_dict(CompressionPlan((layer,)).to_dict()).layers == (layer,)

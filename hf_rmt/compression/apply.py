@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_rmt.compression.decision import Decision
-from hf_rmt.compression.parallel import WorkResult, is_silent, matrix_cost, share
+from hf_rmt.compression.parallel import WorkResult, is_silent, map_over_processes, matrix_cost
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.compression.weight import compress_weight, relative_energies
 from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like
@@ -105,7 +105,7 @@ def decide_shared(
     costs = [matrix_cost(matrix_shape(layer)) for layer in layers]
     device = layers[0].weight.device if layers else "cpu"
     decisions = []
-    outcomes = share(work, names, costs, device=device)
+    outcomes = map_over_processes(work, names, costs, device=device)
     title = "Planning" if dry_run else "Compressing"
     for decision, tensors in tqdm(outcomes, title, len(names), disable=is_silent()):
         decisions.append(decision)

@@ -20,9 +20,9 @@ from hf_rmt.compression.apply import decide_shared
 from hf_rmt.compression.batches import NO_BATCH, Batch, mappings
 from hf_rmt.compression.calibrated_weight import check_calibratable, compress_calibrated_weight
 from hf_rmt.compression.decision import Decision, keep
-from hf_rmt.compression.low_rank import Excitation, choose_ranks, importance
+from hf_rmt.compression.low_rank import LayerMoments, choose_ranks, importance
 from hf_rmt.compression.moments import Moments, Sites, sites
-from hf_rmt.compression.parallel import matrix_cost, share, together
+from hf_rmt.compression.parallel import map_over_processes, matrix_cost, sum_over_processes
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
@@ -100,7 +100,7 @@ def measured(
     *,
     min_size: int,
     gradients: bool = False,
-) -> Iterator[tuple[list[str], dict[str, Excitation]]]:
+) -> Iterator[tuple[list[str], dict[str, LayerMoments]]]:
     """Groups of layers with what the batches excite in them, measured when a group is asked for.
 
     Args:
@@ -128,14 +128,14 @@ def measured(
         yield rest, {}
 
 
-def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, Excitation]:
+def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, LayerMoments]:
     """The excitations of a group, of the batches of all processes."""
 
     def work() -> tuple[None, dict[str, Tensor]]:
         moments.gather(batches)
         return None, moments.tensors()
 
-    together(work)
+    sum_over_processes(work)
     for key, tensor in moments.tensors().items():
         if not torch.isfinite(tensor).all():
             name, _, what = key.rpartition(" ")
@@ -143,7 +143,7 @@ def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, Excitatio
                 f"the {'gradients' if what == 'gradients' else 'inputs'} of {name!r} hold nan or "
                 "inf in calibration; check the batches and the weights, or load in float32"
             )
-    return moments.excitations()
+    return moments.measured_moments()
 
 
 def _sites(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]) -> Sites:
@@ -167,7 +167,7 @@ def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> S
         first = next(iter(batches), None)
         return None if first is None else look(first), {}
 
-    seen = [found for found in together(work)[0] if found is not None]
+    seen = [found for found in sum_over_processes(work)[0] if found is not None]
     if not seen:
         raise ValueError(NO_BATCH)
     return seen[0]
@@ -222,7 +222,7 @@ def _ranks(
 
 
 def _importances(
-    model: nn.Module, shapes: Mapping[str, tuple[int, int]], excited: Mapping[str, Excitation]
+    model: nn.Module, shapes: Mapping[str, tuple[int, int]], excited: Mapping[str, LayerMoments]
 ) -> dict[str, Tensor]:
     """What losing each direction of some layers costs, shared out over the processes."""
 
@@ -232,14 +232,14 @@ def _importances(
 
     costs = [matrix_cost(shape) for shape in shapes.values()]
     device = next(model.parameters()).device
-    outcomes = share(work, list(shapes), costs, device=device)
+    outcomes = map_over_processes(work, list(shapes), costs, device=device)
     return {
         name: tensors["importance"] for name, (_, tensors) in zip(shapes, outcomes, strict=True)
     }
 
 
 def _decision(
-    excited: Mapping[str, Excitation], ranks: Mapping[str, int | None] | None
+    excited: Mapping[str, LayerMoments], ranks: Mapping[str, int | None] | None
 ) -> Callable[[str, Tensor, CompressionSettings], Decision]:
     """What happens to the weights of a group."""
 

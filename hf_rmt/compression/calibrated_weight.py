@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_rmt.compression.decision import Decision, SpikedBuild
 from hf_rmt.compression.error_feedback import feed_back
-from hf_rmt.compression.low_rank import INPUT_DAMPING, Excitation, damped, low_rank
+from hf_rmt.compression.low_rank import INPUT_DAMPING, LayerMoments, damped, low_rank
 from hf_rmt.compression.methods.spectral import spectral_method_of
 from hf_rmt.compression.methods.truncation import of_rank
 from hf_rmt.compression.weight import (
@@ -42,7 +42,7 @@ class CalibratedBuild(SpikedBuild):
         excitation: What batches say about the layer.
     """
 
-    excitation: Excitation = field(kw_only=True, repr=False)
+    excitation: LayerMoments = field(kw_only=True, repr=False)
 
     def __call__(self, weight: Tensor) -> SpikedLinear:
         """The layer, its signal chosen against the error of its packed noise."""
@@ -80,7 +80,7 @@ def compress_calibrated_weight(
     name: str,
     weight: Tensor,
     settings: CompressionSettings,
-    excitation: Excitation,
+    excitation: LayerMoments,
     *,
     rank: int | None = None,
 ) -> Decision:
@@ -116,7 +116,7 @@ def compress_calibrated_weight(
 
 
 @torch.no_grad()
-def _settle(layer: SpikedLinear, weight: Tensor, excitation: Excitation) -> None:
+def _settle(layer: SpikedLinear, weight: Tensor, excitation: LayerMoments) -> None:
     """Choose the codes of N for W - S, then S = svd_r((W - N) C^{1/2}) C^{-1/2} for these codes.
 
     Doing both once more gains nothing on the trained BERT. The factors are rounded to bfloat16,

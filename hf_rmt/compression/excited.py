@@ -22,7 +22,7 @@ from torch import Tensor
 from hf_rmt.compression.low_rank import (
     GRADIENT_DAMPING,
     INPUT_DAMPING,
-    Excitation,
+    LayerMoments,
     choose_ranks,
     damped,
 )
@@ -33,7 +33,7 @@ NULL = 1e-6
 """Relative singular value of H' W K below which a direction is none."""
 
 
-def excited_directions(weight: Tensor, excitation: Excitation) -> tuple[Tensor, Tensor, Tensor]:
+def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor, Tensor, Tensor]:
     """The directions of a weight by what losing them costs.
 
     Args:
@@ -48,7 +48,7 @@ def excited_directions(weight: Tensor, excitation: Excitation) -> tuple[Tensor, 
 
     Examples:
         >>> weight, inputs = torch.eye(2), torch.diag(torch.tensor([1.0, 9.0]))
-        >>> excited_directions(weight, Excitation(inputs))[0].round().tolist()
+        >>> excited_directions(weight, LayerMoments(inputs))[0].round().tolist()
         [9.0, 1.0]
     """
     columns = _root(excitation.inputs, INPUT_DAMPING)

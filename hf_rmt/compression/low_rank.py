@@ -28,7 +28,7 @@ SMALLEST = 1e-150
 
 
 @dataclass(frozen=True)
-class Excitation:
+class LayerMoments:
     """Second moments of a layer's inputs and output gradients, gathered from batches.
 
     Attributes:
@@ -83,7 +83,7 @@ class LowRankUpdate:
         return self.shape[0] * self.shape[1]
 
 
-def importance(update: Tensor, excitation: Excitation | None = None) -> Tensor:
+def importance(update: Tensor, excitation: LayerMoments | None = None) -> Tensor:
     """What losing each direction of an update costs: s^4, or s^2 of the weighted G^{1/2} D C^{1/2}.
 
     Args:
@@ -103,7 +103,7 @@ def importance(update: Tensor, excitation: Excitation | None = None) -> Tensor:
 
 
 def low_rank(
-    update: Tensor, rank: int, excitation: Excitation | None = None
+    update: Tensor, rank: int, excitation: LayerMoments | None = None
 ) -> tuple[Tensor, Tensor]:
     """Balanced factors of the best approximation of an update under its excitation.
 
@@ -167,7 +167,7 @@ def _squares(gram: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
 
 
-def _weighted(update: Tensor, excitation: Excitation) -> Tensor:
+def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
     """A'D B with AA' the second moment of the rows' side and BB' that of the columns'."""
     rows, columns = _roots(excitation)
     matrix = update.double()
@@ -176,7 +176,7 @@ def _weighted(update: Tensor, excitation: Excitation) -> Tensor:
     return matrix if columns is None else matrix @ columns
 
 
-def _roots(excitation: Excitation) -> tuple[Tensor | None, Tensor | None]:
+def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
     """Lower triangular roots of the rows' and columns' second moments; a vector for tokens."""
     slopes, inputs = excitation.gradients, excitation.inputs.double()
     gradients = None if slopes is None else torch.linalg.cholesky(damped(slopes, GRADIENT_DAMPING))

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.compression.batches import NO_BATCH, Batch, mappings, run_batch
-from hf_rmt.compression.low_rank import Excitation, covariance
+from hf_rmt.compression.low_rank import LayerMoments, covariance
 from hf_rmt.nn.counterparts import matrix_shape
 
 Sites = dict[str, list[str]]
 """Layers that are always given the same tensor, under the name of the first of them."""
 
 
-def excitations(
+def measured_moments(
     model: nn.Module, names: Iterable[str], batches: Iterable[Batch]
-) -> dict[str, Excitation]:
+) -> dict[str, LayerMoments]:
     """Gather the second moments of layers' inputs and output gradients.
 
     Args:
@@ -41,7 +41,7 @@ def excitations(
     moments.gather(batches)
     if not moments.batches:
         raise ValueError(NO_BATCH)
-    return moments.excitations()
+    return moments.measured_moments()
 
 
 class Moments:
@@ -84,7 +84,7 @@ class Moments:
         }
         return slopes | inputs
 
-    def excitations(self) -> dict[str, Excitation]:
+    def measured_moments(self) -> dict[str, LayerMoments]:
         """The excitation of each layer that was used."""
         found = {}
         for name, first in self.leaders.items():
@@ -148,14 +148,14 @@ class _Inputs:
             self.total += tokens.float().sum(0)
             self.products += tokens.float().T @ tokens.float()
 
-    def excitation(self, gradients: Tensor | None, biased: bool) -> Excitation:
+    def excitation(self, gradients: Tensor | None, biased: bool) -> LayerMoments:
         mean = self.total / self.count
         if self.embedding:
-            return Excitation(mean, gradients)
+            return LayerMoments(mean, gradients)
         inputs = self.products / self.count
         if not biased:
-            return Excitation(inputs, gradients)
-        return Excitation(covariance(inputs, mean), gradients, mean)
+            return LayerMoments(inputs, gradients)
+        return LayerMoments(covariance(inputs, mean), gradients, mean)
 
 
 def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:

@@ -72,7 +72,7 @@ def n_processes() -> int:
     return distributed.get_world_size() if ready else 1
 
 
-def share(
+def map_over_processes(
     work: Callable[[Item], WorkResult],
     items: Sequence[Item],
     costs: Sequence[float],
@@ -115,7 +115,7 @@ def share(
         yield plain, _broadcast(tensors, owner)
 
 
-def together(work: Callable[[], WorkResult]) -> tuple[list[Any], dict[str, Tensor]]:
+def sum_over_processes(work: Callable[[], WorkResult]) -> tuple[list[Any], dict[str, Tensor]]:
     """Do the same on every process with its own data, and have the sums of the tensors on all.
 
     Args:
@@ -162,7 +162,7 @@ def agreed(model: Any, select: Callable[[], list[str]], settings: Any) -> list[s
         names = select()
         return (names, _evidence(model, names, settings)), {}
 
-    found, _ = together(work)
+    found, _ = sum_over_processes(work)
     for key in found[0][1]:
         if len({str(evidence[key]) for _, evidence in found}) > 1:
             shown = "; ".join(f"process {rank}: {e[key]}" for rank, (_, e) in enumerate(found))

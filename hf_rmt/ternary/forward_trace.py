@@ -20,7 +20,7 @@ ACTIVATION_MODULES = ("torch.nn.modules.activation", "transformers.activations")
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where a linear stands in a forward pass.
 
     Attributes:
@@ -49,7 +49,7 @@ class _Trace:
         self.alive.append(result)  # or its id would be given to another
 
 
-def places(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Place]:
+def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Position]:
     """Where linears stand, seen on one batch.
 
     Args:
@@ -75,18 +75,18 @@ def places(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Pl
         norm = made.get(name, "") if made.get(name) in norms else ""
         activation = readers.get(name, "")
         kept = _why_kept(name, activation, called)
-        found[name] = Place("" if kept else activation.rpartition(".")[2], norm, kept)
+        found[name] = Position("" if kept else activation.rpartition(".")[2], norm, kept)
     return found
 
 
-def places_unfed(model: nn.Module, names: Sequence[str]) -> dict[str, Place]:
+def positions_without_data(model: nn.Module, names: Sequence[str]) -> dict[str, Position]:
     """Where linears stand, seen on inputs of no meaning.
 
     Raises:
         ValueError: If the model does not run on any that are known.
     """
     try:
-        return places(model, names, dummy_batch(model))
+        return layer_positions(model, names, dummy_batch(model))
     except Exception as error:  # whatever a forward pass raises on them
         raise ValueError(
             f"{type(model).__name__} does not run on made-up inputs, on which to see its "

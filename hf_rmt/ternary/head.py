@@ -19,13 +19,18 @@ from hf_rmt.compression.apply import decide_shared
 from hf_rmt.compression.batches import Batch
 from hf_rmt.compression.calibrated import measured, on_first_batch, repeatable
 from hf_rmt.compression.decision import Decision
-from hf_rmt.compression.low_rank import Excitation
+from hf_rmt.compression.low_rank import LayerMoments
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.kernels import NoMatchError
 from hf_rmt.nn import TernaryLinear
 from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
-from hf_rmt.ternary.forward_trace import UNREACHED, Place, places, places_unfed
+from hf_rmt.ternary.forward_trace import (
+    UNREACHED,
+    Position,
+    layer_positions,
+    positions_without_data,
+)
 from hf_rmt.ternary.regression import outputs_of, regression
 from hf_rmt.ternary.weight import (
     Regression,
@@ -116,13 +121,13 @@ def _without_data(
             "weights='random' keeps nothing that a head has learnt until its last layer is refitted"
             ", which takes data; call hf_rmt.compress(model, config, calibration=batches)"
         )
-    found: Mapping[str, Place] = {}
+    found: Mapping[str, Position] = {}
     if settings.activation == "matched":
-        found = places_unfed(model, names)
+        found = positions_without_data(model, names)
 
     def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
         result = ternarize_weight(name, weight, settings)
-        place = found.get(name, Place())
+        place = found.get(name, Position())
         layer = made(result)
         if not place.activation or layer is None:
             return result.noted(place.kept)
@@ -170,7 +175,7 @@ def _by_name(decisions: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
 
 
 def _hidden_decision(
-    model: nn.Module, found: Mapping[str, Place], excited: Mapping[str, Excitation]
+    model: nn.Module, found: Mapping[str, Position], excited: Mapping[str, LayerMoments]
 ) -> Callable[[str, Tensor, CompressionSettings], Decision]:
     """What happens to the layers before the last."""
 
@@ -207,7 +212,7 @@ def _last_decision(
 
 
 def _stepped(
-    model: nn.Module, name: str, place: Place, result: Decision, arguments: Arguments
+    model: nn.Module, name: str, place: Position, result: Decision, arguments: Arguments
 ) -> Decision:
     """The decision with the step that takes the place of the layer's activation."""
     parent = model.get_submodule(name.rpartition(".")[0])
@@ -231,7 +236,7 @@ def _stepped(
 
 
 def _measured_arguments(
-    model: Any, name: str, weight: Tensor, layer: TernaryLinear, seen: Excitation
+    model: Any, name: str, weight: Tensor, layer: TernaryLinear, seen: LayerMoments
 ) -> Arguments:
     """What the activation is given on calibration, in the dense layer and the ternary one."""
     bias = model.get_submodule(name).bias
@@ -251,7 +256,7 @@ def _arguments(means: Tensor, weight: Tensor, layer: TernaryLinear, moment: Tens
     )
 
 
-def _from_norm(model: Any, name: str, place: Place, layer: TernaryLinear) -> Arguments:
+def _from_norm(model: Any, name: str, place: Position, layer: TernaryLinear) -> Arguments:
     """What a LayerNorm without an affine part, or with a constant one, lets the layer give.
 
     Its outputs lie on a sphere, |x|^2 = gain^2 in: weights that do not depend on x then give
@@ -273,6 +278,8 @@ def _from_norm(model: Any, name: str, place: Place, layer: TernaryLinear) -> Arg
     return _arguments(means, linear.weight.detach(), layer, moment)
 
 
-def _places(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Place]:
+def _places(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch]
+) -> dict[str, Position]:
     """Where layers stand, seen on the first batch that any process has."""
-    return on_first_batch(batches, lambda batch: places(model, names, batch))
+    return on_first_batch(batches, lambda batch: layer_positions(model, names, batch))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_rmt.compression.batches import Batch, mappings, run_batch
 from hf_rmt.compression.moments import listening
-from hf_rmt.compression.parallel import together
+from hf_rmt.compression.parallel import sum_over_processes
 from hf_rmt.ternary.weight import Regression
 
 
@@ -62,7 +62,7 @@ def regression(
                 entries.clear()
         return None, sums
 
-    return Regression(**together(work)[1])
+    return Regression(**sum_over_processes(work)[1])
 
 
 def _add(sums: dict[str, Tensor], entry: Tensor, target: Tensor, mask: Tensor | None) -> None:

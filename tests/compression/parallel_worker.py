@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.compression.parallel import share
+from hf_rmt.compression.parallel import map_over_processes
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
 from tests.huggingface.models import tiny_model
 from tests.huggingface.training.training import arguments, classifier, sentences
@@ -36,7 +36,7 @@ def kinds_of_tensors() -> dict[str, torch.Tensor]:
             "number": torch.tensor(float(item)),
         }
 
-    outcomes = list(share(work, range(5), [1.0, 5.0, 2.0, 1.0, 1.0]))
+    outcomes = list(map_over_processes(work, range(5), [1.0, 5.0, 2.0, 1.0, 1.0]))
     plain = [[outcome["item"], outcome["owner"]] for outcome, _ in outcomes]
     tensors = {
         f"{index}.{key}": value.contiguous()
@@ -55,7 +55,7 @@ def failure() -> str:
         return None, {"tensor": torch.zeros(2)}
 
     try:
-        list(share(work, range(2), [2.0, 1.0]))
+        list(map_over_processes(work, range(2), [2.0, 1.0]))
     except RuntimeError as error:
         return str(error)
     return "no error"

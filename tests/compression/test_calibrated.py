@@ -63,7 +63,7 @@ def test_moments_are_those_of_the_tokens_without_padding() -> None:
     model, name = tiny_model("bert"), f"{SELF}.value"
     moments = Moments(model, {f"{SELF}.query": [f"{SELF}.query", name]}, gradients=False)
     moments.gather(batches())
-    found = moments.excitations()[name]
+    found = moments.measured_moments()[name]
     inputs = seen_inputs(model, name, batches())
     assert found.mean is not None
     torch.testing.assert_close(found.mean, inputs.mean(0), atol=1e-5, rtol=1e-4)

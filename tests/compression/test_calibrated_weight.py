@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from hf_rmt.compression.calibrated_weight import check_calibratable, compress_calibrated_weight
-from hf_rmt.compression.low_rank import INPUT_DAMPING, Excitation, damped, low_rank
+from hf_rmt.compression.low_rank import INPUT_DAMPING, LayerMoments, damped, low_rank
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.settings import CompressionSettings
 
 SVD = CompressionSettings(method="svd", rank=6, noise="drop", min_size=1)
 
 
-def problem(rows: int = 48, columns: int = 40) -> tuple[Tensor, Excitation]:
+def problem(rows: int = 48, columns: int = 40) -> tuple[Tensor, LayerMoments]:
     """A weight with three spikes, and inputs that are strong along other directions."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(rows, columns, generator=generator) / columns**0.5
@@ -23,10 +23,10 @@ def problem(rows: int = 48, columns: int = 40) -> tuple[Tensor, Excitation]:
     inputs = torch.randn(300, columns, generator=generator) * torch.logspace(-1.5, 0.7, columns)
     inputs = inputs @ rotation
     mean = torch.randn(columns, generator=generator)
-    return weight, Excitation(inputs.T @ inputs / 300, mean=mean)
+    return weight, LayerMoments(inputs.T @ inputs / 300, mean=mean)
 
 
-def loss(error: Tensor, excitation: Excitation) -> float:
+def loss(error: Tensor, excitation: LayerMoments) -> float:
     error = error.detach().double()
     return float(((error @ excitation.inputs.double()) * error).sum())
 
@@ -71,7 +71,7 @@ def test_directions_that_no_input_excites_leave_the_factors_finite() -> None:
     weight, _ = problem()
     inputs = torch.zeros(40, 40)
     inputs[0, 0] = 1.0
-    result = compress_calibrated_weight("layer", weight, SVD, Excitation(inputs))
+    result = compress_calibrated_weight("layer", weight, SVD, LayerMoments(inputs))
     dense = result.layer(weight).dense()
     assert torch.isfinite(dense).all()
     torch.testing.assert_close(dense[:, 0], weight[:, 0], atol=0.02, rtol=0.02)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_rmt.compression.excited import cut, excited_directions, shared_ranks
-from hf_rmt.compression.low_rank import GRADIENT_DAMPING, INPUT_DAMPING, Excitation, low_rank
+from hf_rmt.compression.low_rank import GRADIENT_DAMPING, INPUT_DAMPING, LayerMoments, low_rank
 
 SHAPES = [(12, 7), (7, 12), (9, 9)]
 
@@ -39,7 +39,7 @@ def test_the_cut_loses_what_the_directions_left_out_are_worth(
 ) -> None:
     """Eckart and Young for the outputs, which no other weight of the rank can beat."""
     weight, inputs = random(*shape), moment(shape[1])
-    values, left, right = excited_directions(weight, Excitation(inputs))
+    values, left, right = excited_directions(weight, LayerMoments(inputs))
     signal = cut(weight, left[:, :rank], right[:, :rank], 0.0)
     assert torch.linalg.matrix_rank(signal, rtol=1e-5) == rank
     rest = float(values[rank:].sum())
@@ -55,7 +55,7 @@ def test_directions_are_worth_what_inputs_and_gradients_make_of_them(
     inputs, gradients = moment(shape[1]), 7 * moment(shape[0]).flip(0, 1)
     if diagonal:
         inputs, gradients = inputs.diagonal(), gradients.diagonal()
-    values, _, probes = excited_directions(weight, Excitation(inputs, gradients))
+    values, _, probes = excited_directions(weight, LayerMoments(inputs, gradients))
     left, right = damped(gradients, GRADIENT_DAMPING), damped(inputs, INPUT_DAMPING)
     expected = torch.linalg.eigvals(left @ weight.double() @ right @ weight.double().T).real
     largest = expected.sort(descending=True).values[: len(values)]
@@ -69,7 +69,7 @@ def test_directions_are_worth_what_inputs_and_gradients_make_of_them(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_is_left_of_the_rest_is_scaled(shape: tuple[int, int]) -> None:
     weight = random(*shape)
-    _, left, right = excited_directions(weight, Excitation(moment(shape[1]), moment(shape[0])))
+    _, left, right = excited_directions(weight, LayerMoments(moment(shape[1]), moment(shape[0])))
     probes = left[:, :3], right[:, :3]
     none, part, whole = (cut(weight, *probes, left_over) for left_over in (0.0, 0.3, 1.0))
     torch.testing.assert_close(whole, weight)
@@ -86,7 +86,7 @@ def test_a_weight_of_the_rank_is_left_alone_whatever_the_probe(shape: tuple[int,
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_cut_is_the_best_weight_under_inputs_and_gradients(shape: tuple[int, int]) -> None:
     weight = random(*shape)
-    excitation = Excitation(moment(shape[1]), moment(shape[0]).flip(0, 1))
+    excitation = LayerMoments(moment(shape[1]), moment(shape[0]).flip(0, 1))
     _, left, right = excited_directions(weight, excitation)
     signal = cut(weight, left[:, :2], right[:, :2], 0.0)
     factors = low_rank(weight, 2, excitation)
@@ -107,7 +107,7 @@ def test_the_directions_follow_a_weight_that_trains() -> None:
     """A small step beside the kept directions is kept to first order, not projected away."""
     shape, rank, step = (40, 30), 4, 1e-4
     weight, inputs = random(*shape), moment(30)
-    _, left, right = excited_directions(weight, Excitation(inputs, moment(40)))
+    _, left, right = excited_directions(weight, LayerMoments(inputs, moment(40)))
     probes = left[:, :rank].float(), right[:, :rank].float()
     signal = cut(weight, *probes, 0.0)
     turn = step * random(40, 40, seed=7) @ signal  # changes the range, stays of the rank

@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_rmt.compression.low_rank import (
     GRADIENT_DAMPING,
     INPUT_DAMPING,
-    Excitation,
+    LayerMoments,
     LowRankUpdate,
     choose_ranks,
     covariance,
@@ -37,11 +37,11 @@ def root(matrix: Tensor, damping: float) -> Tensor:
     return vectors * values.sqrt() @ vectors.T
 
 
-def linear_excitation() -> Excitation:
-    return Excitation(moment(7, 1), moment(5, 2), random(7, seed=3))
+def linear_excitation() -> LayerMoments:
+    return LayerMoments(moment(7, 1), moment(5, 2), random(7, seed=3))
 
 
-def weighted(update: Tensor, excitation: Excitation) -> Tensor:
+def weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
     gradients = root(excitation.gradients, GRADIENT_DAMPING)
     return gradients @ update.double() @ root(excitation.inputs, INPUT_DAMPING)
 
@@ -74,9 +74,9 @@ def test_plain_factors_are_the_truncated_svd(shape: tuple[int, int], rank: int) 
 @pytest.mark.parametrize("kind", ["linear", "embedding"])
 def test_weighted_factors_are_balanced(kind: str) -> None:
     """However far the two excitations lie apart, one learning rate trains both factors."""
-    update, excitation = random(9, 4), Excitation(1e6 * moment(4, 1), 1e-6 * moment(9, 2))
+    update, excitation = random(9, 4), LayerMoments(1e6 * moment(4, 1), 1e-6 * moment(9, 2))
     if kind == "embedding":
-        excitation = Excitation(1e6 * torch.arange(1.0, 10.0), 1e-6 * moment(4, 5))
+        excitation = LayerMoments(1e6 * torch.arange(1.0, 10.0), 1e-6 * moment(4, 5))
     left, right = low_rank(update, 3, excitation)
     torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1))
 
@@ -94,7 +94,7 @@ def test_weighted_factors_lose_no_more_than_the_importance_says() -> None:
 def test_an_embedding_is_weighted_by_the_frequencies_of_its_tokens() -> None:
     update = random(9, 4)
     frequencies = torch.rand(9, generator=torch.Generator().manual_seed(4))
-    excitation = Excitation(frequencies, moment(4, 5))
+    excitation = LayerMoments(frequencies, moment(4, 5))
     rows = torch.diag(frequencies + INPUT_DAMPING * frequencies.mean()).double().sqrt()
     matrix = rows @ update.double() @ root(excitation.gradients, GRADIENT_DAMPING)
     torch.testing.assert_close(

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_rmt import RMTConfig, SpikedLinear, compress
 from hf_rmt.compression.apply import compress_shared
-from hf_rmt.compression.parallel import assign, matrix_cost, share
+from hf_rmt.compression.parallel import assign, map_over_processes, matrix_cost
 from hf_rmt.compression.targets import compressible_layers
 from tests.compression import parallel_worker
 from tests.huggingface.models import tiny_model
@@ -67,7 +67,7 @@ def test_one_process_works_on_one_item_at_a_time() -> None:
         done.append(item)
         return item, {}
 
-    outcomes = share(work, [3, 4], [1.0, 9.0])
+    outcomes = map_over_processes(work, [3, 4], [1.0, 9.0])
     assert next(outcomes) == (3, {})
     assert done == [3]
 

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
-from hf_rmt.ternary.forward_trace import CALLED, SHARED, UNREACHED, Place, dummy_batch, places
+from hf_rmt.ternary.forward_trace import (
+    CALLED,
+    SHARED,
+    UNREACHED,
+    Position,
+    dummy_batch,
+    layer_positions,
+)
 from tests.huggingface.models import tiny_model
 
 WIDTH = 6
@@ -35,8 +42,8 @@ def linear() -> nn.Linear:
     return nn.Linear(WIDTH, WIDTH)
 
 
-def seen(run: Forward, names: list[str], **parts: nn.Module) -> dict[str, Place]:
-    return places(Net(run, **parts), names, {"x": torch.randn(2, WIDTH)})
+def seen(run: Forward, names: list[str], **parts: nn.Module) -> dict[str, Position]:
+    return layer_positions(Net(run, **parts), names, {"x": torch.randn(2, WIDTH)})
 
 
 def test_linears_come_by_their_last_calls_and_those_without_one_first() -> None:
@@ -54,7 +61,7 @@ def test_linears_come_by_their_last_calls_and_those_without_one_first() -> None:
 )
 def test_functions_of_each_entry_are_activations(activation: nn.Module) -> None:
     found = seen(lambda net, x: net.act(net.up(x)), ["up"], up=linear(), act=activation)
-    assert found == {"up": Place(activation="act")}
+    assert found == {"up": Position(activation="act")}
 
 
 @pytest.mark.parametrize(
@@ -63,14 +70,14 @@ def test_functions_of_each_entry_are_activations(activation: nn.Module) -> None:
 )
 def test_what_mixes_entries_or_is_trained_is_no_activation(other: nn.Module) -> None:
     found = seen(lambda net, x: net.act(net.up(x)), ["up"], up=linear(), act=other)
-    assert found == {"up": Place(kept=CALLED)}
+    assert found == {"up": Position(kept=CALLED)}
 
 
 def test_an_activation_may_follow_its_linear_at_every_call() -> None:
     def twice(net: Any, x: Tensor) -> Tensor:
         return net.act(net.up(net.act(net.up(x))))
 
-    assert seen(twice, ["up"], up=linear(), act=nn.Tanh()) == {"up": Place(activation="act")}
+    assert seen(twice, ["up"], up=linear(), act=nn.Tanh()) == {"up": Position(activation="act")}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +90,7 @@ def test_an_activation_may_follow_its_linear_at_every_call() -> None:
 )
 def test_an_activation_of_another_module_or_of_more_than_the_linear_is_kept(run: Forward) -> None:
     found = seen(run, ["block.0"], block=nn.Sequential(linear(), nn.Tanh()), act=nn.Tanh())
-    assert found == {"block.0": Place(kept=SHARED)}
+    assert found == {"block.0": Position(kept=SHARED)}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +104,7 @@ def test_the_norm_is_the_layer_norm_that_the_linear_reads(before: nn.Module, nor
         up=linear(),
         act=nn.GELU(),
     )
-    assert found == {"up": Place(activation="act", norm=norm)}
+    assert found == {"up": Position(activation="act", norm=norm)}
 
 
 def test_a_tensor_in_the_memory_of_one_that_is_gone_is_another() -> None:
@@ -105,7 +112,7 @@ def test_a_tensor_in_the_memory_of_one_that_is_gone_is_another() -> None:
         net.up(x)
         return net.act(x + 1)  # a new tensor, where the forgotten one was
 
-    assert seen(forgetful, ["up"], up=linear(), act=nn.Tanh()) == {"up": Place(kept=CALLED)}
+    assert seen(forgetful, ["up"], up=linear(), act=nn.Tanh()) == {"up": Position(kept=CALLED)}
 
 
 @pytest.mark.parametrize("size", [32, [32, 16]])
@@ -116,8 +123,8 @@ def test_a_picture_without_meaning_has_the_size_that_the_config_says(size: Any) 
     assert picture.shape == (1, 3, 32, 32 if size == 32 else 16)
     assert picture.dtype == torch.bfloat16
     model.config.image_size = 32
-    assert places(model, ["pooler.dense"], dummy_batch(model)) == {
-        "pooler.dense": Place(activation="activation")
+    assert layer_positions(model, ["pooler.dense"], dummy_batch(model)) == {
+        "pooler.dense": Position(activation="activation")
     }
 
 

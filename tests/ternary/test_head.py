@@ -26,7 +26,7 @@ from hf_rmt import RMTCallback, RMTConfig, analyze, compress, export_dense
 from hf_rmt.compression.targets import select_layers
 from hf_rmt.huggingface.remote_code import remote_code
 from hf_rmt.nn import StepActivation, TernaryLinear
-from hf_rmt.ternary.forward_trace import CALLED, SHARED, places
+from hf_rmt.ternary.forward_trace import CALLED, SHARED, layer_positions
 from tests.huggingface.models import WIDTH
 from tests.huggingface.training.training import classifier
 
@@ -247,7 +247,7 @@ def test_a_shared_activation_is_kept_and_said_so() -> None:
     report = compress(model, RMTConfig(method="ntk"), calibration=data)
     assert isinstance(model.act, nn.ReLU)
     assert [plan.reason for plan in report.plan][:2] == [SHARED, SHARED]
-    assert list(places(model, ["first"], data[0])) == ["first"]
+    assert list(layer_positions(model, ["first"], data[0])) == ["first"]
 
 
 def test_a_projection_before_the_blocks_is_no_head() -> None:

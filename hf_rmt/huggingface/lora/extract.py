@@ -12,13 +12,13 @@ from transformers import AutoConfig
 
 from hf_rmt.checks import check_integer, check_number
 from hf_rmt.compression.low_rank import (
-    Excitation,
+    LayerMoments,
     LowRankUpdate,
     choose_ranks,
     importance,
     low_rank,
 )
-from hf_rmt.compression.moments import excitations
+from hf_rmt.compression.moments import measured_moments
 from hf_rmt.huggingface.api import ModelOrPath, load_if_path
 from hf_rmt.huggingface.lora.adapter import PREFIX, ExtractedAdapter
 from hf_rmt.huggingface.lora.differences import Differences, differences, paired
@@ -93,7 +93,9 @@ def extract_adapter(
     task = _task(tuned_model)
     heads = [*_heads(tuned_model, task), *new]
     found = differences(base_model, tuned_model, heads=heads, targets=target_modules)
-    excited = {} if calibration is None else excitations(tuned_model, found.matrices, calibration)
+    excited = (
+        {} if calibration is None else measured_moments(tuned_model, found.matrices, calibration)
+    )
     extraction = _Extraction(base_model, tuned_model, excited)
     ranks = extraction.ranks(found.matrices, size=size, threshold=threshold, rank=rank)
     updates, shifts = extraction.factors(ranks, dtype)
@@ -105,7 +107,7 @@ def extract_adapter(
 class _Extraction:
     """The updates of two models, made one at a time."""
 
-    def __init__(self, base: nn.Module, tuned: Any, excited: Mapping[str, Excitation]) -> None:
+    def __init__(self, base: nn.Module, tuned: Any, excited: Mapping[str, LayerMoments]) -> None:
         self.originals: dict[str, Any] = paired(base, tuned)
         self.tuned, self.excited = tuned, excited
 

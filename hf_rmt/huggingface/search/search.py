@@ -15,7 +15,7 @@ from hf_rmt.compression.methods.spectral import spectral_method_of
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.huggingface.api import check_compressible
 from hf_rmt.huggingface.config import RMTConfig
-from hf_rmt.huggingface.search.trials import Log, Removal, States
+from hf_rmt.huggingface.search.trials import Log, NoiseStates, Removal
 from hf_rmt.huggingface.training.start_weights import digest
 from hf_rmt.plan import CompressionPlan
 from hf_rmt.report.search import SearchReport, within
@@ -95,7 +95,7 @@ def search(
     _check(config, tolerance, grid, max_evaluations)
     names = compressible_layers(model, config)
     identity = {} if resume_from is None else _identity(model, config, tolerance, grid)
-    states = States(model, names, config)
+    states = NoiseStates(model, names, config)
     log = Log(evaluate, states, most=max_evaluations, path=resume_from, identity=identity)
     try:
         return _Search(states, log, tolerance, grid).run()
@@ -107,7 +107,7 @@ def search(
 class _Search:
     """The order in which states are tried."""
 
-    def __init__(self, states: States, log: Log, tolerance: float, grid: list[float]) -> None:
+    def __init__(self, states: NoiseStates, log: Log, tolerance: float, grid: list[float]) -> None:
         self.states, self.log, self.tolerance, self.grid = states, log, tolerance, grid
         self.baseline = self._first_metric({})
         if not math.isfinite(self.baseline):

@@ -1,4 +1,4 @@
-"""States of a model with part of its noise removed, and what a metric says of them.
+"""NoiseStates of a model with part of its noise removed, and what a metric says of them.
 
 A state is made of the very layers that `compress` would put in place; the model's own weights are
 set aside meanwhile, untouched. Each layer is decomposed once and its singular vectors are held:
@@ -18,7 +18,13 @@ from tqdm.auto import tqdm
 
 from hf_rmt.compression.apply import apply_decision
 from hf_rmt.compression.directions import kept_directions
-from hf_rmt.compression.parallel import WorkResult, is_silent, matrix_cost, n_processes, share
+from hf_rmt.compression.parallel import (
+    WorkResult,
+    is_silent,
+    map_over_processes,
+    matrix_cost,
+    n_processes,
+)
 from hf_rmt.compression.spectrum import Decomposition, decompose
 from hf_rmt.compression.weight import keep_directions
 from hf_rmt.huggingface.config import RMTConfig
@@ -34,7 +40,7 @@ Removal = dict[str, float]
 """Fraction of its noise that each layer loses; layers that are not named stay as they are."""
 
 
-class States:
+class NoiseStates:
     """The layers of a model, each as it is or with a fraction of its noise removed.
 
     Attributes:
@@ -102,7 +108,7 @@ class States:
         found = {}
         costs = [matrix_cost(shape) for shape in self.shapes.values()]
         device = next(iter(self._originals.values())).weight.device
-        outcomes = share(work, list(self.shapes), costs, device=device)
+        outcomes = map_over_processes(work, list(self.shapes), costs, device=device)
         for name, (plain, tensors) in zip(self.shapes, outcomes, strict=True):
             if plain is not None:
                 self._decompositions[name] = Decomposition(plain[0], tensors["vectors"])
@@ -174,7 +180,7 @@ class Log:
     def __init__(
         self,
         evaluate: Callable[[Any], float],
-        states: States,
+        states: NoiseStates,
         *,
         most: int,
         path: str | os.PathLike[str] | None,
@@ -259,5 +265,5 @@ def _is_first() -> bool:
 def _of_first(work: Callable[[], Value]) -> Value:
     """Do the same work on every process; what process 0 found counts on all, as do failures."""
     processes = range(n_processes())
-    outcomes = share(lambda _: (work(), {}), processes, [1.0 for _ in processes])
+    outcomes = map_over_processes(lambda _: (work(), {}), processes, [1.0 for _ in processes])
     return next(value for value, _ in outcomes)

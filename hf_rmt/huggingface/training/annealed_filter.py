@@ -190,7 +190,7 @@ class AnnealedFilter:
     def _choose(self, args: Any, model: nn.Module, step: int) -> None:
         """Choose ranks and directions by the moments of the batches so far."""
         assert self._moments is not None
-        excited, self._moments = self._moments.excitations(), None
+        excited, self._moments = self._moments.measured_moments(), None
         choice = choose(model, self._names, excited, self.settings, self.size)
         self._probes, kept = choice.probes, _on_cpu(choice.probes)
         self.memory |= {

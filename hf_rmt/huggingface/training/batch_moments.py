@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from hf_rmt.compression.low_rank import Excitation
+from hf_rmt.compression.low_rank import LayerMoments
 from hf_rmt.compression.parallel import n_processes
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import is_convolution
@@ -89,7 +89,7 @@ class BatchMoments:
                 self.sums[f"{name} tokens"] = torch.zeros(1, device=device, dtype=torch.float64)
                 self.sums[f"{name} products"] = _room(columns, device)
 
-    def excitations(self) -> dict[str, Excitation]:
+    def measured_moments(self) -> dict[str, LayerMoments]:
         """What the batches of all processes say, once they have been summed up.
 
         Returns:
@@ -102,7 +102,7 @@ class BatchMoments:
                 distributed.all_reduce(tensor)
         return {name: found for name in self.names if (found := self._excitation(name)) is not None}
 
-    def _excitation(self, name: str) -> Excitation | None:
+    def _excitation(self, name: str) -> LayerMoments | None:
         first = self.leaders.get(name)
         if first is None or not float(self.sums[f"{first} tokens"]):
             return None
@@ -110,7 +110,7 @@ class BatchMoments:
         slopes, batches = self.sums[f"{name} slopes"], self.sums[f"{name} batches"].float()
         if not (torch.isfinite(inputs).all() and torch.isfinite(slopes).all()):
             return None
-        return Excitation(inputs, slopes / batches if slopes.any() else None)
+        return LayerMoments(inputs, slopes / batches if slopes.any() else None)
 
     def _take_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._mask = kwargs.get("attention_mask")

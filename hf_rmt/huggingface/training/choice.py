@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hf_rmt.compression.directions import kept_directions, removal
 from hf_rmt.compression.excited import cut, excited_directions, shared_ranks
-from hf_rmt.compression.low_rank import Excitation
-from hf_rmt.compression.parallel import WorkResult, matrix_cost, share
+from hf_rmt.compression.low_rank import LayerMoments
+from hf_rmt.compression.parallel import WorkResult, map_over_processes, matrix_cost
 from hf_rmt.compression.spectrum import spectrum
 from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
 from hf_rmt.plan import Cause
@@ -46,7 +46,7 @@ class Choice(NamedTuple):
 def choose(
     model: nn.Module,
     names: Sequence[str],
-    excited: Mapping[str, Excitation],
+    excited: Mapping[str, LayerMoments],
     settings: CompressionSettings,
     size: float | None,
 ) -> Choice:
@@ -102,7 +102,7 @@ def choose(
 def shared(model: nn.Module, names: Sequence[str], work: Callable[[str], WorkResult]) -> Any:
     """The outcomes of work on layers, shared out over the processes."""
     costs = [matrix_cost(matrix_shape(model.get_submodule(name))) for name in names]
-    return share(work, names, costs, device=next(model.parameters()).device)
+    return map_over_processes(work, names, costs, device=next(model.parameters()).device)
 
 
 def _why(
@@ -149,7 +149,7 @@ def _energy(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
 
 
-def _mean_slope(excited: Iterable[Excitation]) -> float:
+def _mean_slope(excited: Iterable[LayerMoments]) -> float:
     """Mean square of the gradient of one output, for layers that no gradient reached."""
     moments = [one.gradients for one in excited if one.gradients is not None]
     means = [float((one.diagonal() if one.ndim == 2 else one).mean()) for one in moments]

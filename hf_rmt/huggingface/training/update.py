@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_rmt.compression.decision import rewritten_plan
-from hf_rmt.compression.parallel import WorkResult, is_silent, matrix_cost, share
+from hf_rmt.compression.parallel import WorkResult, is_silent, map_over_processes, matrix_cost
 from hf_rmt.compression.refilter import filter_weight
 from hf_rmt.compression.shrinkage import along, leading_directions
 from hf_rmt.compression.targets import compressible_layers
@@ -91,7 +91,9 @@ def filter_update(
         return (result.plan, result.fit), {} if filtered is None else {"weight": filtered}
 
     costs = [matrix_cost(start.shape) for start in starts]
-    outcomes = share(work, range(len(names)), costs, device=weight_matrix(layers[0]).device)
+    outcomes = map_over_processes(
+        work, range(len(names)), costs, device=weight_matrix(layers[0]).device
+    )
     plans, spectra = [], []
     shown = tqdm(outcomes, "Filtering", len(names), disable=is_silent())
     for layer, start, ((plan, fit), tensors) in zip(layers, starts, shown, strict=True):
@@ -133,7 +135,9 @@ def _persistent(
         return replace(plan, dropped_energy=rest / whole if whole else 0.0), {"update": kept}
 
     costs = [matrix_cost(start.shape) for start in starts]
-    outcomes = share(work, range(len(names)), costs, device=weight_matrix(layers[0]).device)
+    outcomes = map_over_processes(
+        work, range(len(names)), costs, device=weight_matrix(layers[0]).device
+    )
     plans = []
     for layer, start, (plan, tensors) in zip(layers, starts, outcomes, strict=True):
         plans.append(plan)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import BertForSequenceClassification
 
 from hf_rmt import extract_adapter
-from hf_rmt.compression.moments import excitations
+from hf_rmt.compression.moments import measured_moments
 from tests.huggingface.lora.adapters import inputs, logits, rebuilt
 
 
@@ -57,7 +57,9 @@ def test_excitations_are_the_moments_of_inputs_and_gradients_without_padding() -
             return self.net(x)
 
     x, mask = torch.randn(5, 6, 4), torch.rand(5, 6) > 0.4
-    found = excitations(Masked(), ["net.0", "net.2"], [{"x": x, "attention_mask": mask.long()}])
+    found = measured_moments(
+        Masked(), ["net.0", "net.2"], [{"x": x, "attention_mask": mask.long()}]
+    )
     probe = torch.randn(5, 6, 2, generator=torch.Generator().manual_seed(0))[mask]
     hidden = torch.tanh(net[0](x[mask]))
     slopes = probe @ net[2].weight * (1 - hidden**2)

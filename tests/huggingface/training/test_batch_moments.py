@@ -59,7 +59,7 @@ def test_moments_are_those_of_the_batches_after_the_first() -> None:
     model, batches = twins(), [batch(seed) for seed in range(3)]
     moments = BatchMoments(model, NAMES)
     steps(model, moments, batches)
-    excited = moments.excitations()
+    excited = moments.measured_moments()
     assert set(excited) == {"first", "second", "third"}
     inputs = torch.cat([part["x"].reshape(-1, 6) for part in batches[1:]])
     expected = inputs.T @ inputs / len(inputs)
@@ -78,7 +78,7 @@ def test_padding_counts_for_nothing() -> None:
     steps(model, moments, batches)
     kept = batches[1]["x"][mask.bool()]
     torch.testing.assert_close(
-        moments.excitations()["first"].inputs, kept.T @ kept / int(mask.sum())
+        moments.measured_moments()["first"].inputs, kept.T @ kept / int(mask.sum())
     )
 
 
@@ -95,7 +95,7 @@ def test_an_evaluation_between_two_steps_is_not_heard() -> None:
     moments.stop()
     inputs = batch(1)["x"].reshape(-1, 6)
     torch.testing.assert_close(
-        moments.excitations()["first"].inputs, inputs.T @ inputs / len(inputs)
+        moments.measured_moments()["first"].inputs, inputs.T @ inputs / len(inputs)
     )
     assert not any(part._forward_hooks for part in model.modules())
 
@@ -107,7 +107,7 @@ def test_of_many_tokens_some_count_and_gradients_keep_their_size(
     model = twins()
     moments, batches = BatchMoments(model, NAMES), [batch(0), batch(1)]
     steps(model, moments, batches)
-    excited = moments.excitations()
+    excited = moments.measured_moments()
     thin = batches[1]["x"].reshape(-1, 6)[::3]
     torch.testing.assert_close(excited["first"].inputs, thin.T @ thin / 7)
     slopes = 2 * model(**batches[1]).detach().reshape(-1, 4)[::3]
@@ -121,7 +121,7 @@ def test_of_a_wide_side_the_diagonal_must_do(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(batch_moments, "WIDEST", 4)
     thin = BatchMoments(model, NAMES)
     steps(model, thin, batches)
-    expected, found = whole.excitations()["third"], thin.excitations()["third"]
+    expected, found = whole.measured_moments()["third"], thin.measured_moments()["third"]
     torch.testing.assert_close(found.inputs, expected.inputs.diagonal())
     torch.testing.assert_close(found.gradients, expected.gradients)
 
@@ -153,7 +153,7 @@ def test_convolutions_of_one_image_that_read_it_otherwise_share_nothing() -> Non
     images = torch.randn(2, 3, 8, 8)
     steps(block, moments, [{"x": images}, {"x": images}])
     assert moments.leaders == {name: name for name in names}
-    excited = moments.excitations()
+    excited = moments.measured_moments()
     assert excited["parts.wide"].inputs.shape == (27, 27)
     pixels = images.flatten(2).transpose(1, 2).reshape(-1, 3)
     torch.testing.assert_close(excited["parts.narrow"].inputs, pixels.T @ pixels / len(pixels))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_rmt.compression.excited import cut
-from hf_rmt.compression.low_rank import Excitation
+from hf_rmt.compression.low_rank import LayerMoments
 from hf_rmt.huggingface.training.choice import NO_SIGNAL, NOT_REACHED, TOO_SMALL, WHOLE, choose
 from hf_rmt.settings import CompressionSettings
 
@@ -26,9 +26,9 @@ def model() -> nn.Module:
     )
 
 
-def excited(scale: float = 1.0, rows: int = 40) -> Excitation:
+def excited(scale: float = 1.0, rows: int = 40) -> LayerMoments:
     inputs = torch.diag(torch.logspace(0, -3, 60))
-    return Excitation(inputs, scale * torch.eye(rows))
+    return LayerMoments(inputs, scale * torch.eye(rows))
 
 
 def test_a_steeper_layer_gets_more_of_the_size() -> None:
@@ -65,7 +65,7 @@ def test_layers_that_stay_dense_say_why() -> None:
 
 def test_without_gradients_a_layer_is_worth_the_mean() -> None:
     made = model()
-    blind = Excitation(excited().inputs)
+    blind = LayerMoments(excited().inputs)
     found = {"a": blind, "b": excited(100.0)}
     choice = choose(made, ["a", "b"], found, DROP, 0.5)
     ranks = [entry["rank"] for entry in choice.layers.values()]
