@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -44,8 +45,13 @@ class RMTQuantizer(RMTLoader):
                 "model"
             )
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        super()._process_model_before_weight_loading(model, **kwargs)
+    def _process_model_before_weight_loading(
+        self,
+        model: nn.Module,
+        checkpoint_files: Iterable[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super()._process_model_before_weight_loading(model, checkpoint_files, **kwargs)
         if not self.pre_quantized:
             _check_on_the_fly(self.quantization_config)
             names = compressible_layers(model, self.quantization_config)

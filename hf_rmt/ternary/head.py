@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.compression.apply import decide_shared
+from hf_rmt.compression.batches import Batch
 from hf_rmt.compression.calibrated import measured, repeatable
 from hf_rmt.compression.decision import Decision
 from hf_rmt.compression.low_rank import Excitation
-from hf_rmt.compression.moments import Batch
 from hf_rmt.compression.parallel import together
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.kernels import NoMatchError
