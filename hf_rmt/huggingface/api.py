@@ -205,7 +205,7 @@ def _saved_config(path: str | PathLike[str]) -> Any:
             f"{str(path)!r} is neither a folder with a model nor a Hub id that can be reached; "
             f"pass a local folder, or connect. {error}"
         ) from error
-    except (TypeError, KeyError, AttributeError, ValueError, StrictDataclassError) as error:
+    except (TypeError, LookupError, AttributeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"{path}: config.json cannot be read: {error}") from error
     check_method(path, getattr(saved, "quantization_config", None))
     return saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -46,7 +47,10 @@ class RMTQuantizer(RMTLoader):
             )
 
     def _process_model_before_weight_loading(
-        self, model: nn.Module, checkpoint_files: Any = None, **kwargs: Any
+        self,
+        model: nn.Module,
+        checkpoint_files: Iterable[str] | None = None,
+        **kwargs: Any,
     ) -> None:
         super()._process_model_before_weight_loading(model, checkpoint_files, **kwargs)
         if not self.pre_quantized:
