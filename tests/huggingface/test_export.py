@@ -26,6 +26,7 @@ class Encoder(nn.Module):
         super().__init__()
         model: Any = tiny_model(family)
         self.model = model.get_encoder() if family == "t5" else model
+        self.model.set_attn_implementation("eager")  # torch.onnx trips over a dense T5 otherwise
         compress(self.model, RMTConfig(noise=noise))
         self.pictures = family == "vit"
 
