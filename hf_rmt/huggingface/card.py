@@ -10,9 +10,11 @@ from typing import Any
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 from transformers.models.auto import modeling_auto
+from yaml import YAMLError
 
+from hf_rmt.huggingface.compat import auto_mapping, source_of, task_of
 from hf_rmt.plan import TERNARY, CompressionPlan
-from hf_rmt.report import CompressionReport, model_card
+from hf_rmt.report import CardMetadata, CompressionReport, model_card
 from hf_rmt.report.style import save_figure
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,11 @@ logger = logging.getLogger(__name__)
 PICTURE = "spectrum.png"
 DRAWN = "_rmt_picture"
 """Where a model keeps its picture, beside the report that it shows."""
+PROCESSORS = {
+    "tokenizer_config.json": "AutoTokenizer",
+    "preprocessor_config.json": "AutoImageProcessor",
+}
+"""What a repository's files for inputs are loaded with."""
 NOT_ON_CARDS = {"layers", "digest", "files", "code"}
 
 CARD_TAG = "hf_rmt"
@@ -71,18 +78,44 @@ def card_of(
 ) -> ModelCard:
     """The generated card of a folder with saved weights; the network is asked only for a push."""
     config = model.hf_quantizer.quantization_config
-    source = model.config._name_or_path
+    auto, about = auto_class(model), _source_card(source_of(model), token, online=bool(repo_id))
+    report = getattr(model, "compression_report", None)
     text = model_card(
         _plan(model),
         repo_id=repo_id,
         base_model=config.base_model,
-        license=_license(source, token, online=repo_id is not None),
+        license=about.get("license"),
+        metadata=_metadata(auto, about),
+        processor=processor_in(folder),
+        model_parameters=None if report is None else report.sizes.model_parameters,
         config={key: value for key, value in config.to_dict().items() if key not in NOT_ON_CARDS},
         picture=PICTURE if (folder / PICTURE).exists() else None,
         sizes=_sizes(_plan(model), folder),
-        auto_class=auto_class(model),
+        auto_class=auto,
     )
     return ModelCard(text)
+
+
+def processor_in(folder: Path) -> str | None:
+    """The Auto class of what prepares the inputs, if a folder holds it."""
+    for name, auto in PROCESSORS.items():
+        if (folder / name).exists():
+            return auto
+    return None
+
+
+def _metadata(auto: str, about: dict[str, Any]) -> CardMetadata:
+    """What the Hub lists a model under: its task, and what the card of its source says."""
+    return CardMetadata(
+        pipeline_tag=about.get("pipeline_tag") or task_of(auto),
+        language=_several(about.get("language")),
+        datasets=_several(about.get("datasets")),
+        metrics=_several(about.get("metrics")),
+    )
+
+
+def _several(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(entry) for entry in value or ()]
 
 
 def auto_class(model: Any) -> str:
@@ -98,7 +131,7 @@ def auto_class(model: Any) -> str:
 
 
 def _loads(auto: Any, model: Any) -> bool:
-    classes = auto._model_mapping.get(type(model.config), ())
+    classes = auto_mapping(auto).get(type(model.config), ())
     return type(model) in (classes if isinstance(classes, tuple) else (classes,))
 
 
@@ -118,16 +151,16 @@ def foreign_card(repo_id: str, token: str | None) -> ModelCard | None:
     return None if CARD_TAG in (card.data.get("tags") or []) else card
 
 
-def _license(source: str | None, token: str | None, *, online: bool) -> str | None:
-    """Licence that the card of the model's source states, if it can be read."""
+def _source_card(source: str, token: str | None, *, online: bool) -> dict[str, Any]:
+    """What the card of the model's source says in its front matter, if it can be read."""
     if not source:
-        return None
+        return {}
     try:
         path = Path(source, "README.md")
         if not path.is_file():
             if not online or Path(source).is_dir():
-                return None
+                return {}
             path = Path(hf_hub_download(source, "README.md", token=token))
-        return ModelCard.load(path).data.get("license")
-    except (OSError, ValueError, HfHubHTTPError):
-        return None
+        return dict(ModelCard.load(path).data.to_dict())
+    except (OSError, ValueError, HfHubHTTPError, YAMLError):
+        return {}

@@ -123,3 +123,18 @@ def refused_by_peft(model: Any, name: str) -> bool:
     except ValueError:
         return True
     return False
+
+
+def auto_mapping(auto: Any) -> Any:
+    """Which model classes an Auto class of transformers loads, by the class of their config."""
+    return auto._model_mapping
+
+
+def task_of(auto: str) -> str | None:
+    """The first task of a pipeline that loads its model with an Auto class; None for none."""
+    from transformers.pipelines import SUPPORTED_TASKS
+
+    for task, entry in SUPPORTED_TASKS.items():
+        if auto != "AutoModel" and auto in [kind.__name__ for kind in entry["pt"]]:
+            return str(task)
+    return None

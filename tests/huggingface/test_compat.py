@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hf_rmt.huggingface.compat import (
     teach_peft,
 )
 from hf_rmt.nn import TernaryLinear
+from tests.huggingface.models import tiny_model
 
 
 def test_conversions_of_checkpoints_are_known() -> None:
@@ -46,3 +48,44 @@ def test_peft_names_what_it_refuses_of_mamba() -> None:
         model = MambaModel(MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=10))
     assert refused_by_peft(model, "layers.0.mixer.out_proj")
     assert not refused_by_peft(model, "layers.0.mixer.in_proj")
+
+
+def test_auto_classes_know_their_models_and_tasks_know_their_auto_classes() -> None:
+    from transformers import AutoModelForSequenceClassification, BertConfig
+
+    from hf_rmt.huggingface.compat import auto_mapping, task_of
+
+    found = auto_mapping(AutoModelForSequenceClassification)[BertConfig]
+    assert found.__name__ == "BertForSequenceClassification"
+    assert task_of("AutoModelForSequenceClassification") == "text-classification"
+    assert task_of("AutoModelForImageClassification") == "image-classification"
+    assert task_of("AutoModel") is None
+
+
+def test_a_model_knows_where_it_came_from(tmp_path: Path) -> None:
+    from hf_rmt.huggingface.compat import is_pretrained, source_of
+
+    model = tiny_model("bert")
+    assert source_of(model) == ""
+    model.save_pretrained(tmp_path)
+    assert source_of(type(model).from_pretrained(tmp_path)) == str(tmp_path)
+    assert is_pretrained(model)
+    assert not is_pretrained(nn.Linear(2, 2))
+
+
+def test_a_hook_of_accelerate_runs_around_the_new_module() -> None:
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    from hf_rmt.huggingface.compat import move_accelerate_hook
+
+    class Doubling(ModelHook):
+        def post_forward(self, module: nn.Module, output: Any) -> Any:
+            return 2 * output
+
+    old, new = nn.Linear(3, 3), nn.Linear(3, 3)
+    x = torch.ones(1, 3)
+    plain = [layer(x).detach() for layer in (old, new)]
+    add_hook_to_module(old, Doubling())
+    move_accelerate_hook(old, new)
+    torch.testing.assert_close(old(x), plain[0])
+    torch.testing.assert_close(new(x), 2 * plain[1])
