@@ -316,7 +316,7 @@ PICTURES = [
         "ViTMAEForPreTraining",
         "ViTMAEConfig",
         {**PICTURE, "decoder_hidden_size": WIDTH, "decoder_num_hidden_layers": 1}
-        | {"decoder_num_attention_heads": 4, "decoder_intermediate_size": 80, "mask_ratio": 0.0},
+        | {"decoder_num_attention_heads": 4, "decoder_intermediate_size": 80, "mask_ratio": 0.5},
         pixels,
     ),
     Family("SiglipModel", "SiglipConfig", CLIP_PARTS, pixels_and_tokens),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def quieten() -> None:
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
     card._drawn = lambda *_: b""
-    sys.stdin.close()  # nobody is there to be asked whether code may run
+    sys.stdin = io.StringIO()  # nobody is there to be asked whether code may run
 
 
 def compressed(noise: str, *, family: str = "bert", rank: int = 8) -> Any:
