@@ -248,8 +248,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def _is_share(value: object) -> bool:
-    return _is_number(value) and -ROUNDING <= value <= 1 + ROUNDING  # type: ignore[operator]
+def _is_energy(value: object) -> bool:
+    return _is_number(value) and value >= -ROUNDING  # type: ignore[operator]
 
 
 def _is_error(value: object) -> bool:
@@ -286,7 +286,8 @@ ROUNDING = 1e-6
 MOST_SIDE, MOST_STEPS, MOST_LEVEL = 2**31, 64, 1e6
 """Sides of matrices, thresholds of a step and its values are smaller in any model."""
 _COUNT = ("a whole number of at least 0", _is_count)
-_SHARE = ("a number from 0 to 1", _is_share)
+_ENERGY = ("a number of at least 0", _is_energy)
+"""Directions that inputs choose are no orthogonal part of a weight; they may exceed its energy."""
 _TEXT = ("a text", lambda value: isinstance(value, str))
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": _TEXT,
@@ -297,8 +298,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "phase": _TEXT,
     "n_spikes": _COUNT,
     "upper_edge": ("a number or null", lambda value: value is None or _is_number(value)),
-    "signal_energy": _SHARE,
-    "dropped_energy": _SHARE,
+    "signal_energy": _ENERGY,
+    "dropped_energy": _ENERGY,
     "bits": _COUNT,
     "dense_bits": _COUNT,
     "rounding_error": ("a number of at least 0, or null", _is_error),
