@@ -64,6 +64,8 @@ def test_a_second_call_on_the_wrapper_adds_to_the_record() -> None:
     first = ["query", "key"]
     compress(holder, LOW.replace(target_modules=first))
     report = compress(holder, LOW.replace(target_modules=["value"]))
+    assert {layer.name.rpartition(".")[2] for layer in report.plan} == {"value"}
+    report = holder.compression_report
     assert {layer.name.rpartition(".")[2] for layer in report.plan} == {*first, "value"}
     inner: Any = holder.inner["text"]
     assert len(inner.hf_quantizer.quantization_config.layers) == len(report.plan)
