@@ -37,7 +37,7 @@ def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
     joint = JOINT.get(store.kind, 1)
     if columns % joint:  # a code would lie across two rows
         return
-    scales = store._scales(0, len(store.coarse)).repeat_interleave(book.group)
+    scales = store.group_scales().repeat_interleave(book.group)
     order = _order(moment, joint)
     aims = torch.empty_like(target, dtype=torch.float32)
     aims[:, order] = _aims(

@@ -220,6 +220,12 @@ class NoiseStore(nn.Module):
             return (values.view(-1, group) * repeated(grid, codes, group)).view(-1)
         return torch.mul(values.view(-1, group), repeated(grid, codes, group), out=target).view(-1)
 
+    def group_scales(self) -> Tensor:
+        """The scale of each group of a packed store, float32, flat."""
+        codes = scale_codes(self.fine, self.coarse).to(torch.int32)
+        grid = table(SCALES, codes.device) * self.base.view(torch.float32)
+        return grid.index_select(0, codes)
+
     def extra_repr(self) -> str:
         """What `print` shows of the store."""
         return self.kind
