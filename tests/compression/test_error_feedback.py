@@ -40,7 +40,7 @@ def naive(store: NoiseStore, weight: Tensor, moment: Tensor) -> Tensor:
     """Round column after column, each time moving the open ones to their best given the fixed."""
     joint = 2 if store.kind == "int4" else 1
     group = CODEBOOKS[store.kind].group
-    scales = store._scales(0, len(store.coarse)).repeat_interleave(group)[: weight.numel()]
+    scales = store.group_scales().repeat_interleave(group)[: weight.numel()]
     scales, rest = scales.view(weight.shape).double(), weight.double().clone()
     energies = moment.diagonal().view(-1, joint).sum(1)
     order = torch.argsort(energies, descending=True, stable=True).tolist()
