@@ -177,6 +177,7 @@ def matched_step(
         NoMatchError: If no step has the moments.
 
     Examples:
+        >>> import numpy as np
         >>> step = matched_step(np.tanh, mean=0.0, tau=1.0, step_tau=1.0)
         >>> step["thresholds"], [round(height, 3) for height in step["heights"]]
         ([0.0], [-0.759, 0.759])

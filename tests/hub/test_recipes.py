@@ -29,6 +29,6 @@ print(float(max((ours[key] - theirs[key]).abs().max() for key in ours | theirs))
 def test_the_best_model_is_pushed_with_its_card(loopback_hub):
     loopback_hub.run(RECIPE)
     card = loopback_hub.repos[REPO]["README.md"].decode()
-    assert "Noise removed after fine-tuning: digits" in card
+    assert "Noise removed after training: digits" in card
     assert "| PDB |" in card
     assert float(loopback_hub.run(PULL).stdout.splitlines()[-1]) == 0

@@ -8,7 +8,7 @@ from hf_rmt.checks import check_integer
 from hf_rmt.compression.apply import compress_shared
 from hf_rmt.compression.methods.spectral import SPECTRAL_OPTIONS, SpectralMethod
 from hf_rmt.nn.counterparts import matrix_shape
-from hf_rmt.settings import CompressionSettings, Option, register_method
+from hf_rmt.settings import CompressionSettings, Option
 from hf_rmt.spectra import SpectrumFit
 from hf_rmt.spectra.truncation import truncate
 
@@ -39,6 +39,3 @@ class OneRank(SpectralMethod):
         shortest = min(min(matrix_shape(model.get_submodule(name))) for name in names)
         told = settings.replace(max_rank=max(1, shortest // settings.parts))
         return compress_shared(model, names, told, dry_run=dry_run)
-
-
-register_method(OneRank())
