@@ -22,7 +22,6 @@ DEEPER = {
     "bench_memory": {"hf_rmt.huggingface.quantizer"},
     "bench_fidelity": {"hf_rmt.compression.targets"},
     "bench_spectra": {"hf_rmt.spectra.ensembles"},
-    "bench_ternary": {"hf_rmt.nn.ternary"},
     "kernel_spectra": {"hf_rmt.kernels.simulation", "hf_rmt.report.style"},
     "ntk_mlp": {"hf_rmt.report.tables"},
     "spectra": {
