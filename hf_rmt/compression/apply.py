@@ -34,7 +34,7 @@ NEW_WEIGHT = "weight"
 """Name of the weight of a layer that is rewritten, among the tensors of a decision."""
 
 
-class journal:  # noqa: N801 # a context manager, used like a function
+class Journal:
     """While it is entered, what is done to layers is noted, for the case of an error half-way.
 
     Attributes:
@@ -44,7 +44,7 @@ class journal:  # noqa: N801 # a context manager, used like a function
     def __init__(self) -> None:
         self.decisions: list[tuple[LayerPlan, SpectrumFit | None]] = []
 
-    def __enter__(self) -> journal:
+    def __enter__(self) -> Journal:
         self._token = _JOURNAL.set(self.decisions)
         return self
 
@@ -187,13 +187,23 @@ def apply_plan(
     """
     dense = model.get_submodule(plan.name)
     tensors = dict(tensors)
-    _note(plan)
     if (shift := tensors.pop(SHIFT, None)) is not None:
         dense.bias.data.add_(shift)
     if plan.outcome is Outcome.REWRITTEN:
         set_matrix(dense, tensors[NEW_WEIGHT])
-    if plan.outcome is not Outcome.REPLACED:
-        return
+    if plan.outcome is Outcome.REPLACED:
+        _replace(model, plan, dense, tensors, layer)
+    if plan.outcome is not Outcome.KEPT:
+        _note(plan)
+
+
+def _replace(
+    model: Any,
+    plan: LayerPlan,
+    dense: Any,
+    tensors: dict[str, Tensor],
+    layer: CompressedLayer | None,
+) -> None:
     if layer is None or not layer.stands_for(dense):  # a convolution was decided on as a matrix
         layer = compressed_like(dense, plan.kind, plan.rank, plan.noise, device="meta")
         layer.bias = None

@@ -20,7 +20,7 @@ from hf_rmt.compression.apply import decide_shared
 from hf_rmt.compression.batches import NO_BATCH, Batch, mappings
 from hf_rmt.compression.calibrated_weight import check_calibratable, compress_calibrated_weight
 from hf_rmt.compression.decision import Decision, keep
-from hf_rmt.compression.low_rank import LayerMoments, choose_ranks, importance
+from hf_rmt.compression.low_rank import LayerMoments, importance, shared_ranks
 from hf_rmt.compression.moments import Moments, Sites, sites
 from hf_rmt.compression.parallel import map_over_processes, matrix_cost, sum_over_processes
 from hf_rmt.compression.summary import compression_report
@@ -201,24 +201,14 @@ def _ranks(
 ) -> dict[str, int | None]:
     """Ranks shared out over the layers by importance per parameter; None for one left dense."""
     worth: dict[str, Tensor] = {}
-    costs, most, budget = {}, {}, 0
+    shapes: dict[str, tuple[int, int]] = {}
     told = {"min_size": settings.min_size, "gradients": True}
     for group, excited in measured(model, names, batches, **told):
         reached = [name for name in group if name in excited]
-        shapes = {name: matrix_shape(model.get_submodule(name)) for name in reached}
-        for name, (rows, columns) in shapes.items():
-            costs[name], most[name] = rows + columns, rows * columns // (rows + columns)
-            budget += int(size * rows * columns) - rows * columns % (rows + columns)
-        worth |= _importances(model, shapes, excited)
-    least = sum(costs.values())
-    if budget < least:
-        raise ValueError(
-            f"size={size} allows {budget} parameters, and one direction a layer takes {least}; "
-            "raise size, or name fewer target_modules"
-        )
-    further = {name: values[1 : most[name]] for name, values in worth.items()}
-    ranks = choose_ranks(further, costs, budget=budget - least)
-    return {name: None if rank + 1 >= most[name] else rank + 1 for name, rank in ranks.items()}
+        here = {name: matrix_shape(model.get_submodule(name)) for name in reached}
+        worth |= _importances(model, here, excited)
+        shapes |= here
+    return shared_ranks(worth, shapes, size)
 
 
 def _importances(

@@ -10,7 +10,6 @@ from torch import nn
 
 from hf_rmt.compression.left_dense import LeftDense
 from hf_rmt.compression.targets import kept_layers
-from hf_rmt.nn.compressed_layer import CompressedLayer
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import has_matrix
 from hf_rmt.plan import CompressionPlan, LayerPlan, Outcome
@@ -43,35 +42,6 @@ def with_kept(
     places = {name: place for place, (name, _) in enumerate(model.named_modules())}
     ordered = sorted(plans.values(), key=lambda plan: places[plan.name])
     return replace(report, plan=CompressionPlan(tuple(ordered)))
-
-
-def model_parameters(model: nn.Module) -> int:
-    """Parameters of a model as it was when dense; a shared one counts once.
-
-    Args:
-        model: The model, dense or with compressed layers.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, CompressedLayer)]
-    factors = {id(layer._parameters.get("weight")) for layer in layers}
-    others = sum(part.numel() for part in model.parameters() if id(part) not in factors)
-    return others + sum(layer.in_features * layer.out_features for layer in layers)
-
-
-def covered_share(model: nn.Module, plan: CompressionPlan) -> float:
-    """Share of all parameters of a model that lie in the matrices which a plan changes.
-
-    Experts that are one tensor of three dimensions, embeddings and heads are parameters too, so
-    that the share may be small though every layer is compressed.
-
-    Args:
-        model: The model, before or after the compression.
-        plan: What was done to it.
-
-    Returns:
-        A number in [0, 1].
-    """
-    covered = sum(layer.shape[0] * layer.shape[1] for layer in plan.changed)
-    return covered / max(1, model_parameters(model))
 
 
 def _kept_plan(name: str, layer: Any, why: LeftDense) -> LayerPlan:

@@ -14,8 +14,6 @@ longer fit, the orthogonal projection on the range of W K takes its place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,6 @@ from hf_rmt.compression.low_rank import (
     GRADIENT_DAMPING,
     INPUT_DAMPING,
     LayerMoments,
-    choose_ranks,
     damped,
 )
 
@@ -115,35 +112,3 @@ def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor
 
 def _turned(root: Tensor) -> Tensor:
     return root if root.ndim == 1 else root.T
-
-
-def shared_ranks(
-    worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], size: float
-) -> dict[str, int | None]:
-    """Ranks by which layers keep a share of their parameters, by worth per parameter.
-
-    Args:
-        worth: What each direction of a layer is worth, descending.
-        shapes: Of the layers' matrices.
-        size: Share of all their parameters, in (0, 1].
-
-    Returns:
-        The ranks, at least 1; None for a layer whose factors would be no smaller than it is.
-
-    Raises:
-        ValueError: If there is no room for one direction a layer.
-    """
-    costs = {name: sum(shapes[name]) for name in worth}
-    entries = {name: shapes[name][0] * shapes[name][1] for name in worth}
-    most = {name: entries[name] // costs[name] for name in worth}
-    # a layer that stays dense has more parameters than its last factors had
-    surplus = sum(entries[name] % costs[name] for name in worth)
-    budget, least = int(size * sum(entries.values())) - surplus, sum(costs.values())
-    if budget < least:
-        raise ValueError(
-            f"size={size} allows {budget} parameters, and one direction a layer takes {least}; "
-            "raise size, or name fewer target_modules"
-        )
-    further = {name: values[1 : most[name]] for name, values in worth.items()}
-    ranks = choose_ranks(further, costs, budget=budget - least)
-    return {name: None if rank + 1 >= most[name] else rank + 1 for name, rank in ranks.items()}

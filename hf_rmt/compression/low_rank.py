@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -161,6 +161,38 @@ def choose_ranks(
         if rank < len(values[name]):
             heapq.heappush(queue, (-values[name][rank] / costs[name], name))
     return ranks
+
+
+def shared_ranks(
+    worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], size: float
+) -> dict[str, int | None]:
+    """Ranks by which layers keep a share of their parameters, by worth per parameter.
+
+    Args:
+        worth: What each direction of a layer is worth, descending.
+        shapes: Of the layers' matrices.
+        size: Share of all their parameters, in (0, 1].
+
+    Returns:
+        The ranks, at least 1; None for a layer whose factors would be no smaller than it is.
+
+    Raises:
+        ValueError: If there is no room for one direction a layer.
+    """
+    costs = {name: sum(shapes[name]) for name in worth}
+    entries = {name: shapes[name][0] * shapes[name][1] for name in worth}
+    most = {name: entries[name] // costs[name] for name in worth}
+    # a layer that stays dense has more parameters than its last factors had
+    surplus = sum(entries[name] % costs[name] for name in worth)
+    budget, least = int(size * sum(entries.values())) - surplus, sum(costs.values())
+    if budget < least:
+        raise ValueError(
+            f"size={size} allows {budget} parameters, and one direction a layer takes {least}; "
+            "raise size, or name fewer target_modules"
+        )
+    further = {name: values[1 : most[name]] for name, values in worth.items()}
+    ranks = choose_ranks(further, costs, budget=budget - least)
+    return {name: None if rank + 1 >= most[name] else rank + 1 for name, rank in ranks.items()}
 
 
 def _squares(gram: Tensor) -> Tensor:

@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_rmt.compression.apply import journal
+from hf_rmt.compression.apply import Journal
 from hf_rmt.compression.coverage import kept_plans, with_kept
+from hf_rmt.compression.history import with_earlier
 from hf_rmt.compression.parallel import agreed
 from hf_rmt.compression.summary import analyze_layers, compression_report, warn_of_loss
 from hf_rmt.compression.targets import compressible_layers
@@ -75,24 +76,27 @@ def compress(
     """Compress a loaded model in place; `hf_rmt.huggingface.api.compress` tells of the arguments.
 
     Returns:
-        What was, or would be, done, which is `model.compression_report` as well.
+        What was, or would be, done. `model.compression_report` holds what was done in all calls.
     """
     check_module(model)
     check_no_adapter(model)
     check_settings(config)
     config = CompressionSettings() if config is None else config
-    report = compress_layers(
+
+    def conclude(report: CompressionReport) -> None:
+        warn_of_loss(report.plan)
+        joined: Any = with_earlier(model, report)
+        model.compression_report = joined
+
+    return compress_layers(
         model,
         agreed(model, lambda: compressible_layers(model, config), config),
         config,
+        conclude,
         dry_run=dry_run,
         calibration=calibration,
         size=size,
     )
-    if not dry_run:
-        warn_of_loss(report.plan)
-        model.compression_report = report  # type: ignore[assignment]
-    return report
 
 
 def export_dense(model: nn.Module) -> nn.Module:
@@ -111,6 +115,7 @@ def compress_layers(
     model: nn.Module,
     names: list[str],
     config: CompressionSettings,
+    conclude: Callable[[CompressionReport], Any],
     *,
     dry_run: bool,
     calibration: Iterable[Mapping[str, Any]] | None,
@@ -122,6 +127,8 @@ def compress_layers(
         model: Any module with its weights in memory.
         names: The layers.
         config: What to do.
+        conclude: Records what was done on the model. After an error it is called as well, with
+            what had been done before, so that the model is whole.
         dry_run: Only plan.
         calibration: Batches of the model's arguments, or None.
         size: Share of the layers' parameters to keep, or None.
@@ -135,22 +142,23 @@ def compress_layers(
     """
     check_layers(model, names)
     kept = kept_plans(model, config)
-    report: CompressionReport = method_of(config).compress_model(
-        model, names, config, calibration=calibration, size=size, dry_run=dry_run
-    )
-    return with_kept(report, kept, model)
-
-
-def interrupted_report(
-    model: nn.Module, names: list[str], done: journal, error: BaseException
-) -> CompressionReport:
-    """The report on the layers that were changed before an error, which gets a note of them."""
-    report = compression_report(done.decisions, model)
-    error.add_note(
-        f"{len(report.plan.changed)} of {len(names)} layers had been changed before; the model is "
-        "whole, and its compression_report tells which. Compress again for the others, or call "
-        "model.dequantize()"
-    )
+    with Journal() as done:
+        try:
+            report: CompressionReport = method_of(config).compress_model(
+                model, names, config, calibration=calibration, size=size, dry_run=dry_run
+            )
+        except BaseException as error:
+            if done.decisions:
+                conclude(compression_report(done.decisions, model))
+                error.add_note(
+                    f"{len(done.decisions)} of {len(names)} layers had been changed before; the "
+                    "model is whole, and its compression_report tells which. Compress again for "
+                    "the others, or call model.dequantize()"
+                )
+            raise
+    report = with_kept(report, kept, model)
+    if not dry_run:
+        conclude(report)
     return report
 
 

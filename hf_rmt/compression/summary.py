@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from hf_rmt.compression.latency import latency_ratio
@@ -67,10 +68,19 @@ def _sizes(plan: CompressionPlan, model: Any, *, done: bool) -> Sizes:
     now = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     spared = sum(layer.dense_bits - layer.bits for layer in plan.compressed) // 8
     before = now + spared if done else now
-    parameters = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    for layer in compressed_layers(model).values():
-        parameters[id(layer.weight)] = layer.in_features * layer.out_features
-    return Sizes(file=(before, before - spared), model_parameters=sum(parameters.values()))
+    return Sizes(file=(before, before - spared), model_parameters=model_parameters(model))
+
+
+def model_parameters(model: nn.Module) -> int:
+    """Parameters of a model as it was when dense; a shared one counts once.
+
+    Args:
+        model: The model, dense or with compressed layers.
+    """
+    layers = compressed_layers(model).values()
+    factors = {id(layer._parameters.get("weight")) for layer in layers}
+    others = sum(part.numel() for part in model.parameters() if id(part) not in factors)
+    return others + sum(layer.in_features * layer.out_features for layer in layers)
 
 
 def with_latencies(

@@ -18,7 +18,6 @@ from transformers.tokenization_utils_base import (
 )
 from transformers.utils import has_file
 
-from hf_rmt.compression.apply import journal
 from hf_rmt.compression.model import analyze as analyze_module
 from hf_rmt.compression.model import (
     check_has_compressed,
@@ -26,7 +25,6 @@ from hf_rmt.compression.model import (
     check_no_adapter,
     check_settings,
     compress_layers,
-    interrupted_report,
 )
 from hf_rmt.compression.parallel import agreed
 from hf_rmt.huggingface.conclude import conclude
@@ -115,20 +113,16 @@ def compress(
         return layers_left(model, config)
 
     names = agreed(model, select, config)
-    with journal() as done:
-        try:
-            report = compress_layers(
-                model, names, config, dry_run=dry_run, calibration=calibration, size=size
-            )
-        except BaseException as error:
-            if done.decisions:
-                conclude(model, config, interrupted_report(model, names, done, error))
-            raise
-    if dry_run:
-        return report
     config.size, config.calibrated = size, calibration is not None
-    conclude(model, config, report)
-    return report
+    return compress_layers(
+        model,
+        names,
+        config,
+        lambda report: conclude(model, config, report),
+        dry_run=dry_run,
+        calibration=calibration,
+        size=size,
+    )
 
 
 def _own(config: CompressionSettings | None) -> RMTConfig:
@@ -221,10 +215,8 @@ def _class_of(saved: Any) -> Any:
 
 def check_compressible(model: nn.Module, config: RMTConfig, *, again: bool = False) -> None:
     """Refuse what cannot be compressed; with `again`, a model of which we compressed a part can."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"compress needs a loaded model, got {model!r}; load it first")
-    if not isinstance(config, CompressionSettings):
-        raise TypeError(f"config must be an RMTConfig, got {config!r}")
+    check_module(model)
+    check_settings(config)
     offloaded = any(parameter.device.type == "meta" for parameter in model.parameters())
     quantizer = getattr(model, "hf_quantizer", None)
     ours = isinstance(quantizer, RMTQuantizer) and not offloaded

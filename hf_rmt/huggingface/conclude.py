@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
+from hf_rmt.compression.history import report_below, with_earlier
 from hf_rmt.compression.summary import warn_of_loss
 from hf_rmt.compression.targets import transformers_models
 from hf_rmt.huggingface.card import hub_id
@@ -17,7 +17,7 @@ from hf_rmt.huggingface.loader import PART, uninstall_saving
 from hf_rmt.huggingface.saving import install_saving
 from hf_rmt.nn.layouts import set_layout
 from hf_rmt.plan import CompressionPlan
-from hf_rmt.report import CompressionReport, SpectralReport
+from hf_rmt.report import CompressionReport
 
 DEFAULT_LAYOUT = "packed"
 
@@ -54,25 +54,8 @@ def conclude(model: Any, config: RMTConfig, report: CompressionReport) -> Compre
 def lay_out(model: Any, config: RMTConfig) -> None:
     """Put compressed layers into the layout that a config asks for, and say so in one line."""
     if config.layout != DEFAULT_LAYOUT:
-        logger.warning("%s", set_layout(model, config.layout, activations=config.activations))
-
-
-def report_below(report: CompressionReport, prefix: str) -> CompressionReport:
-    """The part of a report on the layers below a module, by their names there."""
-    if not prefix:
-        return report
-    start = f"{prefix}."
-    plans = tuple(
-        replace(layer, name=layer.name.removeprefix(start))
-        for layer in report.plan
-        if layer.name.startswith(start)
-    )
-    spectra = tuple(
-        replace(layer, name=layer.name.removeprefix(start))
-        for layer in report.spectra or ()
-        if layer.name.startswith(start)
-    )
-    return CompressionReport(CompressionPlan(plans), SpectralReport(spectra) if spectra else None)
+        line = set_layout(model, config.layout, activations=config.activations)
+        logger.warning("%s", line)  # what is asked for by name is answered, whatever the log level
 
 
 def attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
@@ -128,30 +111,3 @@ def stays_plain(plan: CompressionPlan) -> bool:
         shown,
     )
     return True
-
-
-def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
-    """A report joined with those of earlier compressions, in the order of the model's layers."""
-    earlier = [earlier_report(part, prefix) for prefix, part in _reported(model).items()]
-    layers = {layer.name: layer for one in (*earlier, report) for layer in one.plan}
-    named = tuple(layers[name] for name, _ in model.named_modules() if name in layers)
-    seen = {part.name: part for one in (*earlier, report) for part in one.spectra or ()}
-    known = tuple(seen[layer.name] for layer in named if layer.name in seen)
-    return replace(
-        report, plan=CompressionPlan(named), spectra=SpectralReport(known) if known else None
-    )
-
-
-def earlier_report(part: Any, prefix: str) -> CompressionReport:
-    """What was done to a module before, by the names that its layers have in a larger one."""
-    report: CompressionReport = part.compression_report
-    start = f"{prefix}." if prefix else ""
-    plans = tuple(replace(layer, name=start + layer.name) for layer in report.plan)
-    spectra = tuple(replace(layer, name=start + layer.name) for layer in report.spectra or ())
-    return CompressionReport(CompressionPlan(plans), SpectralReport(spectra) if spectra else None)
-
-
-def _reported(model: Any) -> dict[str, Any]:
-    """The model and the transformers models in it that have a report already, by name."""
-    parts = {"": model, **transformers_models(model)}
-    return {name: part for name, part in parts.items() if hasattr(part, "compression_report")}

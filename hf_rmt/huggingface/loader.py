@@ -114,6 +114,8 @@ class RMTLoader(HfQuantizer):
         # save_pretrained leaves the dtype's name, not the dtype, in the model's config
         densify(model, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         uninstall_saving(model)
+        for part in model.modules():
+            part.__dict__.pop("compression_report", None)  # it told of layers that are gone
         return model
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.compression.coverage import covered_share, kept_plans, model_parameters
+from hf_rmt.compression.coverage import kept_plans
 from hf_rmt.compression.left_dense import left_dense
 from hf_rmt.compression.model import compress
+from hf_rmt.compression.summary import model_parameters
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.plan import Cause
 from hf_rmt.settings import CompressionSettings
@@ -92,4 +93,4 @@ def test_the_share_counts_experts_and_is_the_same_before_and_after() -> None:
     assert model_parameters(model) == whole
     report = compress(model, SETTINGS)
     assert model_parameters(model) == whole
-    assert covered_share(model, report.plan) == 40 * 40 / whole
+    assert report.covered == 40 * 40 / whole

@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rmt.compression.excited import cut, excited_directions, shared_ranks
-from hf_rmt.compression.low_rank import GRADIENT_DAMPING, INPUT_DAMPING, LayerMoments, low_rank
+from hf_rmt.compression.excited import cut, excited_directions
+from hf_rmt.compression.low_rank import (
+    GRADIENT_DAMPING,
+    INPUT_DAMPING,
+    LayerMoments,
+    low_rank,
+    shared_ranks,
+)
 
 SHAPES = [(12, 7), (7, 12), (9, 9)]
 

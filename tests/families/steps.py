@@ -13,7 +13,6 @@ import torch
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.compression.coverage import covered_share
 from hf_rmt.nn.counterparts import compressed_layers
 from tests.families.entries import Family
 
@@ -197,7 +196,7 @@ def _covers(result: Result) -> bool:
     except ValueError as error:
         result.outcome, result.why = dict.fromkeys(STEPS, REFUSED), str(error)
         return False
-    result.share = covered_share(model, report.plan)
+    result.share = report.covered or 0.0
     causes = Counter(str(layer.cause) for layer in report.plan if not layer.compressed)
     result.kept = dict(causes)
     return True

@@ -111,3 +111,14 @@ def test_what_another_library_quantized_is_refused() -> None:
     model.hf_quantizer = type("Other", (), {"quantization_config": BODY})()
     with pytest.raises(ValueError, match="BertForSequenceClassification is quantized already"):
         hf_rmt.compress(model, RMTConfig(target_modules=["pooler.dense"]))
+
+
+def test_a_model_that_was_made_dense_records_the_second_compression_alone(tmp_path: Path) -> None:
+    model = classifier()
+    hf_rmt.compress(model, RMTConfig(target_modules=["query"]))
+    model.dequantize()
+    assert not hasattr(model, "compression_report")
+    hf_rmt.compress(model, RMTConfig(target_modules=["key"]))
+    assert [layer.name.rpartition(".")[2] for layer in model.compression_report.plan] == ["key"]
+    again = reload(model, tmp_path)
+    assert torch.equal(logits(again), logits(model))

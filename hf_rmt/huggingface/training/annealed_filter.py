@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hf_rmt.compression.apply import compress_shared
 from hf_rmt.compression.decision import Decision, dense_plan
-from hf_rmt.compression.excited import cut, shared_ranks
+from hf_rmt.compression.excited import cut
+from hf_rmt.compression.low_rank import shared_ranks
 from hf_rmt.compression.methods.truncation import of_rank
 from hf_rmt.compression.parallel import WorkResult
 from hf_rmt.compression.weight import compress_weight

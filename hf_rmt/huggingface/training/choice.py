@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.compression.directions import kept_directions, removal
-from hf_rmt.compression.excited import cut, excited_directions, shared_ranks
-from hf_rmt.compression.low_rank import LayerMoments
+from hf_rmt.compression.excited import cut, excited_directions
+from hf_rmt.compression.low_rank import LayerMoments, shared_ranks
 from hf_rmt.compression.parallel import WorkResult, map_over_processes, matrix_cost
 from hf_rmt.compression.spectrum import spectrum
 from hf_rmt.nn.counterparts import matrix_shape, weight_matrix

@@ -1,0 +1,66 @@
+"""What was done to a model in several compressions, and to a part of it, as one report each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hf_rmt.compression.targets import transformers_models
+from hf_rmt.nn.compressed_layer import is_compressed
+from hf_rmt.plan import CompressionPlan, LayerPlan
+from hf_rmt.report import CompressionReport, SpectralReport
+
+
+def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
+    """A report joined with those of earlier compressions, in the order of the model's layers.
+
+    What an earlier report says of a layer that was made dense since then is left out.
+
+    Args:
+        model: The model, whose parts may have reports of their own.
+        report: What was done last.
+    """
+    parts = {"": model, **transformers_models(model)}
+    earlier = [
+        _renamed(part.compression_report, "", f"{name}." if name else "")
+        for name, part in parts.items()
+        if hasattr(part, "compression_report")
+    ]
+    plans = {plan.name: plan for one in earlier for plan in one.plan if _stands(plan, model)}
+    plans |= {plan.name: plan for plan in report.plan}
+    named = tuple(plans[name] for name, _ in model.named_modules() if name in plans)
+    seen = {part.name: part for one in (*earlier, report) for part in one.spectra or ()}
+    known = tuple(seen[plan.name] for plan in named if plan.name in seen)
+    return replace(
+        report, plan=CompressionPlan(named), spectra=SpectralReport(known) if known else None
+    )
+
+
+def report_below(report: CompressionReport, prefix: str) -> CompressionReport:
+    """The part of a report on the layers below a module, by their names there.
+
+    Args:
+        report: Of the whole model.
+        prefix: Runtime name of the module; empty for the model itself.
+    """
+    return _renamed(report, f"{prefix}.", "") if prefix else report
+
+
+def _renamed(report: CompressionReport, old: str, new: str) -> CompressionReport:
+    """What a report says of the layers whose names begin with one prefix, under another one."""
+    plans = tuple(
+        replace(plan, name=new + plan.name.removeprefix(old))
+        for plan in report.plan
+        if plan.name.startswith(old)
+    )
+    spectra = tuple(
+        replace(layer, name=new + layer.name.removeprefix(old))
+        for layer in report.spectra or ()
+        if layer.name.startswith(old)
+    )
+    return CompressionReport(CompressionPlan(plans), SpectralReport(spectra) if spectra else None)
+
+
+def _stands(plan: LayerPlan, model: Any) -> bool:
+    """Whether a layer still is what a plan made of it."""
+    return not plan.compressed or is_compressed(model.get_submodule(plan.name))
