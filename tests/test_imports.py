@@ -70,7 +70,8 @@ model = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.L
 print(len(hf_rmt.analyze(model, target_modules="all-linear")))
 settings = hf_rmt.CompressionSettings(noise="int4", target_modules=["0"])
 report = hf_rmt.compress(model, settings)
-print([layer.name for layer in report.plan.compressed], model.compression_report.plan == report.plan)
+same = model.compression_report.plan == report.plan
+print([layer.name for layer in report.plan.compressed], same)
 print(type(hf_rmt.export_dense(model)[0]).__name__, type(model[0]).__name__)
 try:
     hf_rmt.RMTConfig

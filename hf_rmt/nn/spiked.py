@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_rmt.nn.codebooks import CODEBOOKS
-from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
+from hf_rmt.nn.compressed_layer import register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_conv1d
 from hf_rmt.nn.export_ops import is_exporting
+from hf_rmt.nn.laid_out_layer import LaidOutLayer
+from hf_rmt.nn.noise_product import NoiseProduct, merged, split_factors
 from hf_rmt.nn.noise_store import NoiseStore
 from hf_rmt.nn.packing import rows_at_once
 from hf_rmt.nn.tensor_checks import check_tensor
 
 
 @register_layer
-class SpikedLinear(CompressedLayer):
+class SpikedLinear(LaidOutLayer):
     """y = x (left right + noise)' + bias, with trainable factors and frozen noise.
 
     The one parameter `weight` of shape (rank, in + out) holds right beside the transpose of
@@ -44,8 +46,6 @@ class SpikedLinear(CompressedLayer):
     """
 
     kind = "spiked"
-    layout_object: Any = None
-    """What runs in place of `unpacked_forward`, set by `hf_rmt.nn.layouts`; never saved."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class SpikedLinear(CompressedLayer):
 
     def dense(self) -> Tensor:
         """The weight that the layer acts as, signal plus noise, shape (out, in)."""
-        return _merged(self.weight, self.noise, self.in_features)
+        return merged(self.weight, self.noise, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x of shape (..., in); the result has the dtype of x."""
@@ -237,10 +237,10 @@ class SpikedLinear(CompressedLayer):
         weight = self.weight.to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self._merges(x):
-            merged = _merged(weight, self.noise, self.in_features, scratch=True)
-            return self._act(x, merged, bias)
+            matrix = merged(weight, self.noise, self.in_features, scratch=True)
+            return self._act(x, matrix, bias)
         product = self._signal(x, weight, bias)
-        return product if self.noise.kind == "drop" else product + _NoiseProduct.apply(x, self)
+        return product if self.noise.kind == "drop" else product + NoiseProduct.apply(x, self)
 
     def _act_plainly(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What `forward` does, by operations that every graph can hold."""
@@ -272,11 +272,6 @@ class SpikedLinear(CompressedLayer):
         sides = self.in_features + self.out_features
         return self._positions(x) * sides > self.in_features * self.out_features
 
-    @property
-    def layout(self) -> str:
-        """Name of the layout in memory; `set_layout` changes it."""
-        return "packed" if self.layout_object is None else self.layout_object.name
-
     def check(self) -> None:
         """Refuse tensors that no layer of this kind can have.
 
@@ -288,23 +283,6 @@ class SpikedLinear(CompressedLayer):
             check_tensor("bias", self.bias, (self.out_features,))
         self.noise.check()
 
-    def _reset_layout(self) -> None:
-        if self.layout_object is not None:
-            self.layout_object.reset()
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        self._reset_layout()
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        self._reset_layout()
-        super()._load_from_state_dict(*args)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self.layout_object is not None:
-            self.layout_object.bind(self)
-
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
         layout = "" if self.layout_object is None else f", layout={self.layout!r}"
@@ -312,42 +290,6 @@ class SpikedLinear(CompressedLayer):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"rank={self.rank}, bias={self.bias is not None}{layout}"
         )
-
-
-class _NoiseProduct(torch.autograd.Function):
-    """The noise acting on x, unpacked again for the gradient instead of kept."""
-
-    @staticmethod
-    def forward(x: Tensor, layer: SpikedLinear) -> Tensor:
-        return layer._act(x, layer.noise.dense(x.dtype, scratch=True))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, SpikedLinear], output: Tensor) -> None:
-        ctx.layer, ctx.shape = inputs[1], inputs[0].shape
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        noise = ctx.layer.noise.dense(gradient.dtype, scratch=True)
-        return ctx.layer._gradient(gradient, noise, ctx.shape), None
-
-
-def split_factors(weight: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
-    """The factors (left, right) as views of the parameter that holds them."""
-    return weight[:, in_features:].T, weight[:, :in_features]
-
-
-def _merged(
-    weight: Tensor, noise: NoiseStore, in_features: int, *, scratch: bool = False
-) -> Tensor:
-    """Signal plus noise, shape (out, in), in the dtype of the factors."""
-    left, right = split_factors(weight, in_features)
-    if noise.kind == "drop":
-        return left @ right
-    dense = noise.dense(weight.dtype, scratch=scratch)
-    if len(right) == 0:
-        return dense
-    fresh = noise.kind != "keep" and not torch.is_grad_enabled()
-    return dense.addmm_(left, right) if fresh else torch.addmm(dense, left, right)
 
 
 def _fits(bias: Tensor, dtype: torch.dtype) -> TypeGuard[nn.Parameter]:

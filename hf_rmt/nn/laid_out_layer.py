@@ -1,0 +1,43 @@
+"""A compressed layer whose weight may lie in memory in several ways; `hf_rmt.nn.layouts` has them.
+
+The layout of a layer is never saved. It forgets what it made whenever the layer's tensors move or
+are loaded anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from hf_rmt.nn.compressed_layer import CompressedLayer
+
+
+class LaidOutLayer(CompressedLayer):
+    """A compressed layer with a layout.
+
+    Attributes:
+        layout_object: What computes in place of the packed forward; None for the packed layout.
+    """
+
+    layout_object: Any = None
+
+    @property
+    def layout(self) -> str:
+        """Name of the layout in memory; `set_layout` changes it."""
+        return "packed" if self.layout_object is None else self.layout_object.name
+
+    def _reset_layout(self) -> None:
+        if self.layout_object is not None:
+            self.layout_object.reset()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._reset_layout()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._reset_layout()
+        super()._load_from_state_dict(*args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.layout_object is not None:
+            self.layout_object.bind(self)
