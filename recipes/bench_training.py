@@ -13,9 +13,6 @@ the output folder is not done again.
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,24 +20,20 @@ from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
 from workbench.glue_data import (
-    DataArguments,
     by_length,
     length_of,
     name_of,
     splits_of,
     tokenized,
 )
-from workbench.training_table import table
-from workbench.writing import write_json
+from workbench.training_bench import BenchArguments, begin, on_file, settings_of, table
 
 import numpy as np
-import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
@@ -53,21 +46,10 @@ DEFAULTS = (0.35, 0.2, 0.8)
 
 
 @dataclass
-class Arguments(DataArguments):
+class Arguments(BenchArguments):
     """What the recipe is told."""
 
-    task: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "sst2, mrpc, ..."})
-    model: str | None = field(default=None, metadata={"help": "folder or Hub id; default: demo"})
-    embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
-    output_dir: str = field(default="results/training", metadata={"help": "where results go"})
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "one training each"})
     rows: list[str] = field(default_factory=lambda: list(ROWS), metadata={"help": "see above"})
-    epochs: float = field(default=2.0, metadata={"help": "of training"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "of all weights"})
-    batch_size: int = field(default=32, metadata={"help": "texts a step"})
-    max_steps: int = field(
-        default=-1, metadata={"help": "update steps in place of epochs; -1 for none"}
-    )
 
 
 def parser() -> Any:
@@ -78,11 +60,7 @@ def parser() -> Any:
 def main() -> None:
     """Train, judge, print the table."""
     arguments = parsed(parser())
-    logging.getLogger("hf_rmt").setLevel(logging.ERROR)
-    if arguments.embedded:
-        arguments.task = ["embedded"]
-    elif arguments.data_dir is None and "HF_RMT_DATA" in os.environ:
-        arguments.data_dir = str(Path(os.environ["HF_RMT_DATA"], "data"))
+    begin(arguments)
     for task in arguments.task:
         results = {
             row: [measured(arguments, task, row, seed) for seed in arguments.seeds]
@@ -93,12 +71,8 @@ def main() -> None:
 
 def measured(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, Any]:
     """One run, read from its file where it was done before."""
-    folder = Path(arguments.output_dir, name_of(arguments, task))
-    file = folder / f"{row}-{seed}.json"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, trained(arguments, task, row, seed), indent=None)
-    return json.loads(file.read_text())
+    file = Path(arguments.output_dir, name_of(arguments, task), f"{row}-{seed}.json")
+    return on_file(file, lambda: trained(arguments, task, row, seed))
 
 
 def trained(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, Any]:
@@ -149,26 +123,6 @@ def callback_of(row: str) -> RMTCallback | None:
     if kind not in made or bool(numbers) != (kind in ("annealed", "once")):
         raise SystemExit(f"--rows must be among {', '.join(made)}, two with -SIZE, got {row!r}")
     return made[kind]()
-
-
-def settings_of(arguments: Arguments, task: str, seed: int) -> TrainingArguments:
-    return TrainingArguments(
-        str(Path(arguments.output_dir, name_of(arguments, task), "trainer")),
-        num_train_epochs=arguments.epochs,
-        max_steps=arguments.max_steps,
-        learning_rate=arguments.learning_rate,
-        warmup_steps=0.06,
-        per_device_train_batch_size=arguments.batch_size,
-        per_device_eval_batch_size=64,
-        train_sampling_strategy="group_by_length",
-        seed=seed,
-        save_strategy="no",
-        logging_steps=20,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
 
 
 if __name__ == "__main__":

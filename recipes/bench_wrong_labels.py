@@ -14,9 +14,6 @@ the output folder is not done again.
 from __future__ import annotations
 
 import copy
-import json
-import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,25 +21,21 @@ from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
 from workbench.glue_data import (
-    DataArguments,
     by_length,
     length_of,
     name_of,
     splits_of,
     tokenized,
 )
-from workbench.training_table import table
-from workbench.writing import write_json
+from workbench.training_bench import BenchArguments, begin, on_file, settings_of, table
 
 import numpy as np
-import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
     set_seed,
 )
 
@@ -52,24 +45,15 @@ from hf_rmt.demo import demo_model_path
 
 
 @dataclass
-class Arguments(DataArguments):
+class Arguments(BenchArguments):
     """What the recipe is told."""
 
-    task: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "sst2, mrpc, ..."})
-    model: str | None = field(default=None, metadata={"help": "folder or Hub id; default: demo"})
-    embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
     output_dir: str = field(default="results/wrong", metadata={"help": "where results go"})
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "one training each"})
     label_noise: float = field(default=0.4, metadata={"help": "share of labels to shuffle"})
     max_train_samples: int | None = field(
         default=2000, metadata={"help": "training texts; default: all"}
     )
     epochs: float = field(default=4.0, metadata={"help": "of training"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "of all weights"})
-    batch_size: int = field(default=32, metadata={"help": "texts a step"})
-    max_steps: int = field(
-        default=-1, metadata={"help": "update steps in place of epochs; -1 for none"}
-    )
 
 
 class Halfway(TrainerCallback):
@@ -90,11 +74,7 @@ def parser() -> Any:
 def main() -> None:
     """Train, judge, print the table."""
     arguments = parsed(parser())
-    logging.getLogger("hf_rmt").setLevel(logging.ERROR)
-    if arguments.embedded:
-        arguments.task = ["embedded"]
-    elif arguments.data_dir is None and "HF_RMT_DATA" in os.environ:
-        arguments.data_dir = str(Path(os.environ["HF_RMT_DATA"], "data"))
+    begin(arguments)
     for task in arguments.task:
         seeds = [measured(arguments, task, seed) for seed in arguments.seeds]
         results = {row: [one[row] for one in seeds] for row in seeds[0]}
@@ -104,10 +84,7 @@ def main() -> None:
 def measured(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
     """All rows of a seed, read from their file where they were done before."""
     file = Path(arguments.output_dir, name_of(arguments, task), f"{seed}.json")
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, trained(arguments, task, seed), indent=None)
-    return json.loads(file.read_text())
+    return on_file(file, lambda: trained(arguments, task, seed))
 
 
 def trained(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
@@ -161,26 +138,6 @@ def cures(start: Any, tuned: Any, early: Any) -> dict[str, Callable[[], Any]]:
         "dose": lambda: filtered(tuned, dose="auto", early=early),
         "half-dose": lambda: filtered(early, dose="auto", early=early),
     }
-
-
-def settings_of(arguments: Arguments, task: str, seed: int) -> TrainingArguments:
-    return TrainingArguments(
-        str(Path(arguments.output_dir, name_of(arguments, task), "trainer")),
-        num_train_epochs=arguments.epochs,
-        max_steps=arguments.max_steps,
-        learning_rate=arguments.learning_rate,
-        warmup_steps=0.06,
-        per_device_train_batch_size=arguments.batch_size,
-        per_device_eval_batch_size=64,
-        train_sampling_strategy="group_by_length",
-        seed=seed,
-        save_strategy="no",
-        logging_steps=50,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
 
 
 if __name__ == "__main__":
