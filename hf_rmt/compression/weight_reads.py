@@ -26,7 +26,7 @@ SETTING_UP = (
 )
 """Beginnings of names of methods that run before or between forwards, not in them."""
 CHANGING = {"training"}
-"""Attributes whose value of now says nothing about later."""
+"""Attributes whose present value says nothing about later calls."""
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: lambda a, b: a == b,
     ast.NotEq: lambda a, b: a != b,

@@ -137,14 +137,10 @@ class AnnealedFilter:
             )
             return None
         self._finish_cut(state, model, loaded_best=loaded_best)
-        trainable = {name: model.get_submodule(name).weight.requires_grad for name in self._names}
-        report = compress_shared(model, self._names, self.settings, decide=self._decide)
-        for name, trains in trainable.items():
-            model.get_submodule(name).weight.requires_grad_(trains)
-        return report
+        return compress_shared(model, self._names, self.settings, decide=self._decide)
 
     def _finish_cut(self, state: Any, model: nn.Module, *, loaded_best: bool) -> None:
-        """Take what noise is left, and say so if there is any."""
+        """Remove the noise that is left, and say so if there is any."""
         step, left = state.global_step, self.memory["left"]
         if loaded_best:
             step = state.best_global_step or 0
