@@ -6,6 +6,7 @@ each, so that a new version that breaks one is found by name.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -138,3 +139,28 @@ def task_of(auto: str) -> str | None:
         if auto != "AutoModel" and auto in [kind.__name__ for kind in entry["pt"]]:
             return str(task)
     return None
+
+
+def calling_trainer() -> Any:
+    """The Trainer whose event a callback is handling; None outside of one.
+
+    Events of transformers pass no reference to the Trainer, and only the Trainer reaches the
+    reports. So it is looked for among the callers.
+    """
+    from transformers import Trainer
+
+    frame = inspect.currentframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
+
+
+def mark_loaded(module: nn.Module) -> None:
+    """Tell transformers that the tensors of a module are not to be initialised."""
+    marked: Any = module
+    marked._is_hf_initialized = True
+    for child in module.modules():
+        for tensor in (*child._parameters.values(), *child._buffers.values()):
+            if tensor is not None and tensor.device.type != "meta":
+                known: Any = tensor
+                known._is_hf_initialized = True

@@ -14,6 +14,7 @@ from hf_rmt.compression.coverage import kept_plans, with_kept
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.compression.weight import compress_weight
+from hf_rmt.huggingface.compat import mark_loaded
 from hf_rmt.huggingface.conclude import attach, conclude
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.loader import RMTLoader
@@ -144,16 +145,7 @@ class _CompressWeight(ConversionOps):
             return {full_layer_name: weight}
         plan = apply_decision(model, result, matrix)
         self.quantizer.decisions[name] = (plan, result.fit)
-        _mark_loaded(model.get_submodule(name))
+        mark_loaded(model.get_submodule(name))
         if missing_keys is not None:
             missing_keys.discard(full_layer_name)
         return {}
-
-
-def _mark_loaded(module: Any) -> None:
-    """Tell transformers that factors and noise are not to be initialised."""
-    module._is_hf_initialized = True
-    for child in module.modules():
-        for tensor in (*child._parameters.values(), *child._buffers.values()):
-            if tensor is not None and tensor.device.type != "meta":
-                tensor._is_hf_initialized = True

@@ -89,3 +89,38 @@ def test_a_hook_of_accelerate_runs_around_the_new_module() -> None:
     move_accelerate_hook(old, new)
     torch.testing.assert_close(old(x), plain[0])
     torch.testing.assert_close(new(x), 2 * plain[1])
+
+
+def test_tensors_that_are_marked_are_not_initialised() -> None:
+    from hf_rmt.huggingface.compat import mark_loaded
+
+    model = tiny_model("bert")
+    linear = nn.Linear(48, 48)
+    before = linear.weight.detach().clone()
+    mark_loaded(linear)
+    model.encoder.layer[0].attention.self.query = linear
+    model.init_weights()
+    assert torch.equal(linear.weight, before)
+
+
+def test_a_callback_finds_the_trainer_that_calls_it(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainerCallback
+
+    from hf_rmt.huggingface.compat import calling_trainer
+    from tests.huggingface.training.training import arguments, classifier, sentences
+
+    found = []
+
+    class Asking(TrainerCallback):
+        def on_train_begin(self, *others: Any, **kwargs: Any) -> None:
+            found.append(calling_trainer())
+
+    trainer = Trainer(
+        classifier(),
+        arguments(tmp_path, max_steps=1),
+        train_dataset=sentences(8),
+        callbacks=[Asking()],
+    )
+    trainer.train()
+    assert found == [trainer]
+    assert calling_trainer() is None

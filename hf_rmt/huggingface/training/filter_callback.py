@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.huggingface.api import check_compressible
+from hf_rmt.huggingface.compat import calling_trainer
 from hf_rmt.huggingface.conclude import conclude
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.training.anneal import Anneal
@@ -28,7 +29,6 @@ from hf_rmt.huggingface.training.callback_arguments import (
 from hf_rmt.huggingface.training.scheduled_filter import ScheduledFilter
 from hf_rmt.huggingface.training.spectral_logs import summary
 from hf_rmt.huggingface.training.trainer import (
-    calling_trainer,
     check_alone,
     check_whole_weights,
 )

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from types import FrameType
 from typing import Any
 
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
-
-def calling_trainer() -> Trainer | None:
-    """The Trainer whose event this is: events pass no reference, and only it reaches reports."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
-        frame = frame.f_back
-    return None if frame is None else frame.f_locals["self"]
+from hf_rmt.huggingface.compat import calling_trainer
 
 
 def check_alone(callback: TrainerCallback) -> None:
