@@ -21,8 +21,9 @@ class TernaryCallback(TrainerCallback):
     model. Checkpoints hold the latent weights; they resume the training, and load no other way.
 
     To heal a head alone, freeze the rest by `model.requires_grad_(False)` before the Trainer is
-    made, and take larger steps than for a body: 1e-3 rather than 5e-5, which flips few entries.
-    Whoever only wants the body to adapt to a ternary head needs no callback.
+    made; the ternary weights train all the same. Take larger steps than for a body: 1e-3 rather
+    than 5e-5, which flips few entries. Whoever only wants the body to adapt to a ternary head
+    needs no callback.
 
     Attributes:
         flipped: Share of the entries of each layer, by name, that training changed to another of
@@ -55,7 +56,9 @@ class TernaryCallback(TrainerCallback):
                 "saved so"
             )
         for name, layer in self._before.items():
-            swap_module(model, name, LatentTernaryLinear.from_ternary(layer))
+            latent = LatentTernaryLinear.from_ternary(layer)
+            swap_module(model, name, latent)
+            latent.weight.requires_grad_()  # also where the dense layer was frozen
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any

@@ -135,6 +135,18 @@ def test_linears_inside_the_blocks_train_too(tmp_path: Path) -> None:
     assert callback.flipped[DECODER] > 0
 
 
+@pytest.mark.parametrize("first", ["freeze", "compress"])
+def test_a_frozen_model_trains_its_ternary_weights_alone(tmp_path: Path, first: str) -> None:
+    model, callback = classifier(), TernaryCallback()
+    batches = [{"input_ids": row["input_ids"][None]} for row in sentences()]
+    model.requires_grad_(first == "compress")
+    compress(model, RMTConfig(method="ntk"), calibration=batches)
+    model.requires_grad_(False)
+    Trainer(model, arguments(tmp_path), train_dataset=sentences(), callbacks=[callback])
+    learns = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert learns == {f"{name}.weight" for name in HEAD}
+
+
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     class Sharded(Trainer):
         def create_accelerator_and_postprocess(self) -> None:
