@@ -169,7 +169,7 @@ def check_module(model: object) -> None:
         TypeError: If it is none.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"compress and analyze need a loaded model, got {model!r}; load it first")
+        raise TypeError(f"hf_rmt needs a loaded model, got {model!r}; load it first")
 
 
 def check_no_adapter(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ def never(model: nn.Module) -> float:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model": "x"}, "search needs a loaded model, got 'x'"),
+        ({"model": "x"}, "hf_rmt needs a loaded model, got 'x'"),
         ({"evaluate": None}, "evaluate must be a function of the model, got None"),
         ({"tolerance": None}, "tolerance must be a number, got None"),
         ({"max_evaluations": None}, "max_evaluations must be an integer of at least 1, got None"),
@@ -70,5 +70,5 @@ def test_a_batch_that_is_no_mapping_is_named_by_its_place() -> None:
 
 
 def test_adapters_need_a_model() -> None:
-    with pytest.raises(TypeError, match="lora_targets needs a loaded model, got None"):
+    with pytest.raises(TypeError, match="hf_rmt needs a loaded model, got None"):
         lora_targets(None)  # type: ignore[arg-type]

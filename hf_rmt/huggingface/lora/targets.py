@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from hf_rmt.compression.model import check_module
 from hf_rmt.huggingface.compat import refused_by_peft
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.nn.compressed_layer import is_compressed
@@ -37,8 +38,7 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
         TypeError: If the model is none.
         ValueError: If the model has no compressed layer with a signal.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"lora_targets needs a loaded model, got {model!r}; load it first")
+    check_module(model)
     spiked = {name: part for name, part in model.named_modules() if isinstance(part, SpikedLinear)}
     factors = [f"{name}.weight" for name, part in spiked.items() if part.rank]
     if not factors:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_rmt.checks import check_integer
 from hf_rmt.compression.methods.spectral import spectral_method_of
+from hf_rmt.compression.model import check_module
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.huggingface.api import check_compressible
 from hf_rmt.huggingface.config import RMTConfig
@@ -192,8 +193,7 @@ def _check_types(
     model: object, evaluate: object, tolerance: object, fractions: object, most: object
 ) -> list[float]:
     """Refuse what is of the wrong type; the fractions come back ascending, each once."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"search needs a loaded model, got {model!r}; load it first")
+    check_module(model)
     if not callable(evaluate):
         raise TypeError(f"evaluate must be a function of the model, got {evaluate!r}")
     if not isinstance(fractions, Iterable):
