@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from inspect import getdoc
 from typing import Any, Self
@@ -18,6 +19,18 @@ OF_FILES = ("digest", "files", "code")
 IN_MEMORY = ("layout", "activations")
 """Fields that say how a model lies in memory; the same files serve all."""
 PER_LINE = 88
+
+
+class _Fields:
+    """What `dataclasses` knows of a config: its base class is a dataclass without our options.
+
+    Without this, `dataclasses.replace` and `asdict` would lose every option in silence.
+    """
+
+    def __get__(self, instance: object, owner: type) -> dict[str, dataclasses.Field[Any]]:
+        names = ("method", *all_options(), *RECORDED, *OF_FILES, *IN_MEMORY)
+        described: Any = dataclasses.make_dataclass("Described", names)
+        return dict(described.__dataclass_fields__)
 
 
 class RMTConfig(CompressionSettings, CompressionRecord):
@@ -53,6 +66,8 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         >>> RMTConfig.from_dict(RMTConfig(max_rank=8).to_dict()) == RMTConfig(max_rank=8)
         True
     """
+
+    __dataclass_fields__ = _Fields()
 
     def __init__(
         self,

@@ -15,6 +15,15 @@ def test_json_and_back() -> None:
     assert RMTConfig.from_dict(json.loads(config.to_json_string())) == config
 
 
+def test_dataclasses_know_every_option() -> None:
+    config = RMTConfig(method="svd", rank=3, noise="drop", layout="int8")
+    assert dataclasses.replace(config) == config
+    assert dataclasses.replace(config, rank=4) == config.replace(rank=4)
+    assert dataclasses.asdict(config) == vars(config)
+    with pytest.raises(TypeError, match="rnk"):
+        dataclasses.replace(config, rnk=4)
+
+
 def test_unused_keyword_arguments_come_back() -> None:
     config, unused = RMTConfig.from_dict({"noise": "int4"}, return_unused_kwargs=True, colour=1)
     assert config == RMTConfig(noise="int4")
