@@ -23,15 +23,8 @@ from typing import Any
 from workbench.command import dataclass_parser, parsed, run
 from workbench.from_scratch import Arguments, counts, study
 from workbench.image_tensors import read_cifar10
+from workbench.networks import NETWORKS
 
-from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetForImageClassification
-
-NETWORKS = ("vgg16", "resnet18")
-VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
-"""Channels of the convolutions; 0 halves the image."""
-RESNET18 = (64, 128, 256, 512)
-CLASSES = 10
 PUBLISHED = {
     "resnet18": {
         "base": 0.8349,
@@ -65,17 +58,6 @@ class CifarArguments(Arguments):
     epochs: int = field(default=30, metadata={"help": "of the training"})
 
 
-class Logits(nn.Module):
-    """A transformers classifier as a plain network: images in, logits out."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images).logits
-
-
 def parser() -> Any:
     """The options of this recipe."""
     return dataclass_parser(CifarArguments, __doc__)
@@ -87,7 +69,7 @@ def main() -> None:
         raise SystemExit(f"--network must be {' or '.join(NETWORKS)}, got {arguments.network!r}")
     logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is wanted here
     images = read_cifar10(arguments.data_dir, embedded=arguments.embedded)
-    build = vgg16 if arguments.network == "vgg16" else resnet18
+    build = NETWORKS[arguments.network]
     noise = f", {arguments.label_noise:.0%} label noise" if arguments.label_noise else ""
     name = "digits" if arguments.embedded else "CIFAR10"
     foreign = arguments.embedded or arguments.label_noise
@@ -107,42 +89,6 @@ def main() -> None:
             "one share is removed in all hidden layers, chosen on training images",
         ),
     )
-
-
-def vgg16(width: float, channels: int) -> nn.Sequential:
-    """VGG16 with batch normalisation and one linear layer, as it is usual for 32 x 32 pixels."""
-    layers: list[nn.Module] = []
-    for size in VGG16:
-        if not size:
-            layers.append(nn.MaxPool2d(2))
-            continue
-        filters = scaled(size, width)
-        convolution = nn.Conv2d(channels, filters, 3, padding=1, bias=False)
-        layers += [convolution, nn.BatchNorm2d(filters), nn.ReLU()]
-        channels = filters
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, CLASSES))
-
-
-def resnet18(width: float, channels: int) -> nn.Module:
-    """ResNet18 whose first convolution is 3 x 3 and keeps the size, as is usual for 32 x 32."""
-    sizes = [scaled(size, width) for size in RESNET18]
-    config = ResNetConfig(
-        num_channels=channels,
-        embedding_size=sizes[0],
-        hidden_sizes=sizes,
-        depths=[2, 2, 2, 2],
-        layer_type="basic",
-        num_labels=CLASSES,
-    )
-    model = ResNetForImageClassification(config)
-    stem = model.resnet.embedder
-    stem.embedder.convolution = nn.Conv2d(channels, sizes[0], 3, padding=1, bias=False)
-    stem.pooler = nn.Identity()
-    return Logits(model)
-
-
-def scaled(size: int, width: float) -> int:
-    return max(1, round(size * width))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 Each seed is one plain fine-tuning. The rows of the table compare the tuned model with filtered
 copies of it: the noise is removed from what training added (`hf_rmt.filter_update`), or from the
 whole weights by one method after another. How much is removed is chosen on rows that are kept back
-from the training rows.
+from the training rows. Rows such as `pdb-layers` choose layer by layer, by `hf_rmt.search`.
 
     python recipes/glue_rte.py --embedded
     python recipes/glue_rte.py --task sst2 mrpc rte --data_dir FOLDER --model FOLDER
+    python recipes/glue_rte.py --task sst2 --methods pdb pdb-layers svd svd-layers
     python recipes/glue_rte.py --task sst2 --label_noise 0.3 --epochs 8 --heldout_samples 3000
     accelerate launch --multi_gpu --num_processes 2 recipes/glue_rte.py --task rte
 
@@ -106,6 +107,7 @@ def run(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
         splits=[name for name in rows if name != "selection"],
         methods=arguments.methods,
         fractions=arguments.fractions,
+        evaluations=arguments.search_evaluations,
         calibration=batches(tokenized(few(splits["train"]), tokenizer, length), collator),
     )
 
@@ -147,8 +149,9 @@ def differences(arguments: Arguments) -> tuple[str, ...]:
         f"model: the published one is a BERT of unnamed size, ours {Path(arguments.model).name}",
         f"training rows: {f'at most {subset}' if subset else 'all'} less the selection split",
         f"epochs: {arguments.epochs or 'by task, 2 or 3'}; the published number is not given",
-        "filter: the published one works layer by layer and watches the test accuracy; here one "
-        "share is removed in all layers and chosen on rows of the training set",
+        "filter: the published one works layer by layer and watches the test accuracy; here what "
+        "is removed is chosen on rows of the training set, and is one share in all layers where a "
+        "row does not say layer by layer",
         "PUB: one published number, which does not say BEMA or kernel; it stands beside both",
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from accelerate.utils import send_to_device
@@ -13,6 +13,8 @@ from hf_rmt import RMTConfig
 
 UPDATE, RANKS, HEAD = "update", "ranks", "ntk"
 """Methods that are more than a method of `RMTConfig` on whole weights."""
+LAYERS = "-layers"
+"""Ends the name of a row whose share is found by `hf_rmt.search`, for each layer by itself."""
 BLOCKS = r".*\.\d+\..*"
 """Names of what lies in a numbered block, as the other methods have it."""
 
@@ -33,7 +35,11 @@ class Filtered(NamedTuple):
 
 
 def filtered(
-    tuned: Any, base: Any, method: str, removed: float, calibration: Sequence[Any] = ()
+    tuned: Any,
+    base: Any,
+    method: str,
+    removed: float | Mapping[str, float],
+    calibration: Sequence[Any] = (),
 ) -> Filtered:
     """A copy of the tuned model whose noise one method has removed.
 
@@ -41,13 +47,19 @@ def filtered(
         tuned: The model, not changed.
         base: The model that its training began with.
         method: Name of the method, one of `TITLES` in `method_rows`.
-        removed: Share of the noise directions to remove; of shared ranks, share of parameters.
+        removed: Share of the noise directions to remove; of shared ranks, share of parameters;
+            of a row that is filtered layer by layer, a share for each layer.
         calibration: Batches of the model's arguments, for a ternary head.
 
     Returns:
         The copy, and what is left.
     """
     model = copy.deepcopy(tuned)
+    if isinstance(removed, Mapping):
+        if not removed:
+            return Filtered(model, 1.0)
+        config = search_config(method).replace(noise_removal=dict(removed))
+        return Filtered(model, hf_rmt.compress(model, config).plan.size_ratio)
     if method == HEAD:
         batches = send_to_device(list(calibration), model.device)
         report = hf_rmt.compress(model, RMTConfig(method=HEAD), calibration=batches)
@@ -71,3 +83,9 @@ def filtered(
     changed = {layer.name for layer in report.plan.changed}
     whole = frozenset(layer.name for layer in report.plan) - changed
     return Filtered(model, report.plan.size_ratio, whole)
+
+
+def search_config(method: str) -> RMTConfig:
+    """The config of a search; whatever is told a rank starts from one direction a layer."""
+    law = method.removesuffix(LAYERS)
+    return RMTConfig(method=law, noise="drop", **({"rank": 1} if law == "svd" else {}))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.common import check_settings, shuffled_labels
 from workbench.image_tensors import Images
@@ -26,8 +27,18 @@ from tqdm.auto import tqdm
 LAWS = ("pdb", "bema", "kernel")
 """The methods that find the noise themselves, so that all of it can be removed."""
 EVALUATION_BATCH = 500
+SHIFT = 4
+"""Pixels, at most, by which an augmented image is moved."""
 NORM_IMAGES = 2000
 """Training images, at most, on which a filtered network measures its batch normalisation again."""
+
+
+class Training(NamedTuple):
+    """A trained network, the network that its training began with, and what judges copies."""
+
+    net: nn.Module
+    start: nn.Module
+    evaluate: Callable[[nn.Module, str], np.ndarray]
 
 
 @dataclass(kw_only=True)
@@ -55,6 +66,7 @@ class Arguments:
     learning_rate: float = field(default=0.05, metadata={"help": "the largest one"})
     weight_decay: float = field(default=5e-4, metadata={"help": "of all weights"})
     batch_size: int = field(default=64, metadata={"help": "images of a step"})
+    augment: bool = field(default=False, metadata={"help": "shift and mirror training images"})
     max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
     selection_samples: int = field(
         default=1000, metadata={"help": "training images kept back to choose, a fifth at most"}
@@ -112,6 +124,37 @@ def _seed(
     arguments: Arguments, images: Images, build: Callable[[], nn.Module], folder: Path, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rows of one training: the share removed chosen, and all of the noise removed."""
+    run = trained(arguments, images, build, folder, seed)
+    rows = method_rows(
+        folder / "rows.json",
+        *run,
+        methods=arguments.methods,
+        fractions=arguments.fractions,
+        splits=["test"],
+    )
+    return rows, all_removed(folder / "rows-all-removed.json", run, _laws(arguments))
+
+
+def all_removed(file: Path, run: Training, methods: Sequence[str]) -> dict[str, Any]:
+    """The rows of one training with all of the noise removed; see `method_rows`."""
+    return method_rows(file, *run, methods=methods, fractions=[1.0], splits=["test"])
+
+
+def trained(
+    arguments: Arguments, images: Images, build: Callable[[], nn.Module], folder: Path, seed: int
+) -> Training:
+    """Train a network, or read it from the folder where that was done before.
+
+    Args:
+        arguments: What the recipe was told.
+        images: The data.
+        build: Makes an untrained network.
+        folder: Of this training alone.
+        seed: Of the weights and of the order of the images.
+
+    Returns:
+        The network, and what judges it and its filtered copies.
+    """
     check_settings(folder, arguments)
     device = PartialState(cpu=arguments.use_cpu).device
     splits = _splits(arguments, images, seed)
@@ -129,26 +172,7 @@ def _seed(
             update_bn(splits["train"][0][:NORM_IMAGES].split(EVALUATION_BATCH), model, device)
         return correct(model, *splits[split])
 
-    about = {"splits": ["test"]}
-    rows = method_rows(
-        folder / "rows.json",
-        net,
-        start,
-        evaluate,
-        methods=arguments.methods,
-        fractions=arguments.fractions,
-        **about,
-    )
-    everything = method_rows(
-        folder / "rows-all-removed.json",
-        net,
-        start,
-        evaluate,
-        methods=_laws(arguments),
-        fractions=[1.0],
-        **about,
-    )
-    return rows, everything
+    return Training(net, start, evaluate)
 
 
 def fit(net: nn.Module, images: Tensor, labels: Tensor, arguments: Arguments, seed: int) -> None:
@@ -163,25 +187,67 @@ def fit(net: nn.Module, images: Tensor, labels: Tensor, arguments: Arguments, se
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(net.parameters()).device
-    optimizer = torch.optim.SGD(
-        net.parameters(),
-        arguments.learning_rate,
-        momentum=0.9,
-        weight_decay=arguments.weight_decay,
-    )
-    steps = arguments.epochs * -(-len(labels) // arguments.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.learning_rate, steps)
+    optimizer, schedule = _optimizer(net, arguments, len(labels))
     net.train()
     progress = tqdm(range(arguments.epochs), f"Training, seed {seed}", disable=None)
     for _ in progress:
         for rows in torch.randperm(len(labels), generator=generator).split(arguments.batch_size):
-            loss = functional.cross_entropy(net(images[rows].to(device)), labels[rows].to(device))
+            batch = augmented(images[rows], generator) if arguments.augment else images[rows]
+            loss = functional.cross_entropy(net(batch.to(device)), labels[rows].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}")
     net.eval()
+
+
+def _optimizer(net: nn.Module, arguments: Arguments, images: int) -> tuple[Any, Any]:
+    """Stochastic gradient descent, and its learning rate over the whole run."""
+    rate, steps = arguments.learning_rate, arguments.epochs * -(-images // arguments.batch_size)
+    optimizer = torch.optim.SGD(
+        net.parameters(), rate, momentum=0.9, weight_decay=arguments.weight_decay
+    )
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+
+
+def start_left(arguments: Arguments, images: int) -> float:
+    """Share of the random start that weight decay alone leaves in a trained weight.
+
+    A step of rate lr with momentum m shrinks a weight by lr decay / (1 - m), so what is left is
+    the exponential of minus the sum of these over the run.
+
+    Args:
+        arguments: Epochs, rates, decay and batch size.
+        images: To train on.
+    """
+    optimizer, schedule = _optimizer(nn.Linear(1, 1), arguments, images)
+    group, total = optimizer.param_groups[0], 0.0
+    for _ in range(schedule.total_steps):
+        total += group["lr"] * group["weight_decay"] / (1 - group["momentum"])
+        optimizer.step()
+        schedule.step()
+    return math.exp(-total)
+
+
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The images, each moved by up to four pixels and mirrored or not.
+
+    Args:
+        images: Shape (images, channels, height, width).
+        generator: Of the shifts and of which images are mirrored.
+
+    Returns:
+        New images of the same shape; what a shift uncovers is 0.
+    """
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (SHIFT,) * 4)
+    down, right = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=generator)
+    mirrored = torch.randint(0, 2, (count, 1), generator=generator).bool()
+    rows, columns = torch.arange(height), torch.arange(width)
+    columns = torch.where(mirrored, columns.flip(0), columns)
+    pixels = torch.arange(count)[:, None, None], (down + rows)[:, :, None]
+    return padded.movedim(1, 3)[*pixels, (right + columns)[:, None, :]].movedim(3, 1)
 
 
 @torch.no_grad()
@@ -226,7 +292,8 @@ def _notes(arguments: Arguments, images: Images, *, normalised: bool) -> tuple[s
         f"{train} images to train and {selection} to choose on{noise}, "
         f"{len(images.test_y)} to test",
         f"{arguments.epochs} epochs of SGD, learning rate {arguments.learning_rate:g}, weight "
-        f"decay {arguments.weight_decay:g}, batches of {arguments.batch_size}",
+        f"decay {arguments.weight_decay:g}, batches of {arguments.batch_size}"
+        + (", images shifted and mirrored" if arguments.augment else ""),
         "the share removed was chosen for each seed on images kept back from the training images",
         *(
             [

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.glue_data import DataArguments, name_of
-from workbench.method_rows import FRACTIONS, HEAD, METHODS
+from workbench.method_rows import FRACTIONS, HEAD, LAYERWISE, METHODS
 
 import torch
 from datasets import Dataset
@@ -32,11 +32,14 @@ class Arguments(DataArguments):
     )
     methods: list[str] = field(
         default_factory=lambda: [*METHODS, HEAD],
-        metadata={"help": ", ".join((*METHODS, HEAD))},
+        metadata={"help": ", ".join((*METHODS, HEAD, *LAYERWISE))},
     )
     fractions: list[float] = field(
         default_factory=lambda: list(FRACTIONS),
         metadata={"help": "shares of the noise directions to try to remove"},
+    )
+    search_evaluations: int = field(
+        default=100, metadata={"help": "most evaluations of a row that filters layer by layer"}
     )
     epochs: float | None = field(default=None, metadata={"help": "default: 2 for sst2, else 3"})
     learning_rate: float = field(default=5e-5, metadata={"help": "the largest one"})

@@ -6,6 +6,7 @@ What is finished stands in a file and is not done again.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from workbench.common import LEVEL, paired_bootstrap
-from workbench.filters import HEAD, RANKS, UPDATE, filtered
+from workbench.filters import HEAD, LAYERS, RANKS, UPDATE, filtered, search_config
 from workbench.result_figures import curve_figure, save_table
 from workbench.results import Result, ResultsTable
 from workbench.writing import write_figure, write_json, write_text
 
 import numpy as np
 from accelerate import PartialState
+
+import hf_rmt
+from hf_rmt.report.search import SearchReport
 
 BASE = "base"
 TITLES = {
@@ -32,10 +36,16 @@ TITLES = {
     "slr": "SLR",
     "svd": "SVD",
     HEAD: "ternary head",
+    **{
+        f"{law}{LAYERS}": f"{title}, layer by layer"
+        for law, title in [("pdb", "PDB"), ("bema", "BEMA"), ("kernel", "kernel"), ("svd", "SVD")]
+    },
 }
 TUNED, TRAINED = "base (fine-tuned)", "base (trained from nothing)"
 """What the base is called in tables and figures."""
-METHODS = [name for name in TITLES if name not in (BASE, HEAD)]
+METHODS = [name for name in TITLES if name not in (BASE, HEAD) and not name.endswith(LAYERS)]
+LAYERWISE = [name for name in TITLES if name.endswith(LAYERS)]
+"""Rows as Wu, Zhu & Li (2025) filter: one layer after the other, as far as the accuracy holds."""
 FRACTIONS = [0.1, 0.4, 0.6, 0.8, 1.0]
 """Wu, Zhu & Li (2025) remove 40 to 100 % of the noise directions; 10 % is a cautious choice."""
 RANK_FRACTIONS = [0.8, 0.9, 0.95, 0.98, 0.99]
@@ -64,6 +74,7 @@ def method_rows(
     methods: Sequence[str] = METHODS,
     fractions: Sequence[float] = FRACTIONS,
     calibration: Sequence[Any] = (),
+    evaluations: int = 100,
 ) -> dict[str, Any]:
     """All rows of one tuned model.
 
@@ -77,33 +88,62 @@ def method_rows(
         fractions: Shares of the noise to try; for svd and slr of all directions, of which one
             stays. Shared ranks have their own, of parameters; a ternary head has none to choose.
         calibration: Batches of the model's arguments, for a ternary head.
+        evaluations: Most evaluations on the selection split for a row layer by layer.
 
     Returns:
         By row: `removed` (what was chosen), `kept` (share that is left), `curve` (removed and
         selection accuracy), `whole` (removed and the number of layers that are whole again,
-        though a smaller share filtered them), and for each split the correctness of the examples
+        though a smaller share filtered them), `layers` (the share of each layer, in rows that
+        choose layer by layer), and for each split the correctness of the examples
         as 0 and 1.
     """
     rows = json.loads(file.read_text()) if file.exists() else {}
     for method in (BASE, *methods):
         if method in rows:
             continue
+        about: dict[str, Any] = {}
         if method == BASE:
-            removed, whole, model, kept = 0.0, [], tuned, 1.0
+            removed, model, kept = 0.0, tuned, 1.0
             curve = [[0.0, float(np.mean(evaluate(tuned, "selection")))]]
+        elif method in LAYERWISE:
+            found = searched(file, tuned, method, evaluate, fractions, evaluations)
+            removed, curve = found.mean_removal, [[found.mean_removal, found.metric]]
+            model, kept = filtered(tuned, base, method, found.removal).model, found.size_ratio
+            about = {"layers": found.removal}
         else:
             tried = {RANKS: RANK_FRACTIONS, HEAD: [0.0]}.get(method, fractions)
             curve, whole = sweep(tuned, base, method, evaluate, tried, calibration)
             removed = choice(curve)
             model, kept, _ = filtered(tuned, base, method, removed, calibration)
+            about = {"whole": whole} if whole else {}
         correct = {name: np.asarray(evaluate(model, name), int).tolist() for name in splits}
         rows[method] = {"removed": removed, "kept": kept, "curve": curve, "splits": correct}
-        rows[method] |= {"whole": whole} if whole else {}
+        rows[method] |= about
         shown = ", ".join(f"{name} {np.mean(values):.4f}" for name, values in correct.items())
         if PartialState().is_main_process:
             write_json(file, rows, indent=None)
             print(f"{file.parent}: {TITLES[method]}, {removed:.0%} removed: {shown}", flush=True)
     return rows
+
+
+def searched(
+    file: Path,
+    tuned: Any,
+    method: str,
+    evaluate: Evaluate,
+    fractions: Sequence[float],
+    evaluations: int,
+) -> SearchReport:
+    """The most noise that each layer can lose while the selection split is classified as well."""
+    return hf_rmt.search(
+        copy.deepcopy(tuned),
+        lambda model: float(np.mean(evaluate(model, "selection"))),
+        tolerance=0.0,
+        config=search_config(method),
+        fractions=fractions,
+        max_evaluations=evaluations,
+        resume_from=file.with_name(f"search-{method}.json"),
+    )
 
 
 def sweep(
@@ -240,8 +280,9 @@ def save_best(
         if method not in (BASE, HEAD)
     ]
     accuracy, place, method = max(candidates)
-    removed = seeds[-place][method]["removed"]
-    model, kept, _ = filtered(*models(-place), method, removed)
+    row = seeds[-place][method]
+    removed = row["removed"]
+    model, kept, _ = filtered(*models(-place), method, row.get("layers", removed))
     if PartialState().is_main_process:
         model.save_pretrained(folder)
     what = (

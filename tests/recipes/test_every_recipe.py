@@ -20,6 +20,7 @@ ROOMS |= {"hf_rmt.spectra", "hf_rmt.settings", "hf_rmt.nn.layouts"}
 DEEPER = {
     "bench_compress": {"hf_rmt.compression.weight"},
     "bench_memory": {"hf_rmt.huggingface.quantizer"},
+    "bench_regime": {"hf_rmt.report.tables"},
     "bench_fidelity": {"hf_rmt.compression.targets"},
     "bench_spectra": {"hf_rmt.spectra.ensembles"},
     "kernel_spectra": {"hf_rmt.kernels.simulation", "hf_rmt.report.style"},
@@ -31,6 +32,8 @@ DEEPER = {
     "workbench.comparison": {"hf_rmt.report.axes", "hf_rmt.report.bins", "hf_rmt.report.style"},
     "workbench.estimation_tables": {"hf_rmt.spectra.balance", "hf_rmt.spectra.ensembles"},
     "workbench.memory_study": {"hf_rmt.report.style"},
+    "workbench.method_rows": {"hf_rmt.report.search"},
+    "workbench.regime_figure": {"hf_rmt.report.style"},
     "workbench.result_figures": {"hf_rmt.report.style"},
     "workbench.results": {"hf_rmt.report.records", "hf_rmt.report.tables"},
     "workbench.simulated_bert": {"hf_rmt.spectra.ensembles"},

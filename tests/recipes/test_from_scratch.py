@@ -68,14 +68,14 @@ def test_the_networks_are_those_of_the_publication(recipes: Any) -> None:
     fcnn = recipes("mnist_fcnn").network(784)
     widths = [tuple(part.weight.shape) for part in fcnn if isinstance(part, torch.nn.Linear)]
     assert widths == [(512, 784), (512, 512), (350, 512), (10, 350)]
-    cnn = recipes("cifar10_cnn")
+    networks = recipes("workbench.networks")
     image = torch.zeros(2, 3, 32, 32)
-    for build, layers in ((cnn.vgg16, 16 - 3 + 1), (cnn.resnet18, 18 + 3)):
+    for build, layers in ((networks.vgg16, 16 - 3 + 1), (networks.resnet18, 18 + 3)):
         net = build(0.125, 3).eval()
         assert net(image).shape == (2, 10)
         kinds = (torch.nn.Conv2d, torch.nn.Linear)
         assert sum(isinstance(part, kinds) for part in net.modules()) == layers
-    first = select_layers(cnn.vgg16(0.125, 3), CompressionSettings())[0]
+    first = select_layers(networks.vgg16(0.125, 3), CompressionSettings())[0]
     assert first == "3"  # the first convolution reads the image and stays dense
 
 
@@ -116,3 +116,41 @@ def test_label_noise_reaches_what_is_trained_on_and_chosen_on_alone(recipes: Any
     assert 0.25 < wrong["train"] < 0.45  # of 40 % shuffled labels a tenth stays by chance
     together = torch.cat([splits["selection"][0], splits["train"][0]]).flatten()
     assert torch.equal(together.sort().values, labels.float().sort().values)
+
+
+def test_augmented_images_are_shifted_or_mirrored(recipes: Any) -> None:
+    scratch = recipes("workbench.from_scratch")
+    images = torch.zeros(400, 2, 16, 16)
+    images[:, :, 8, 5] = 1.0
+    moved = scratch.augmented(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    assert torch.equal(moved.sum((1, 2, 3)), images.sum((1, 2, 3)))  # no pixel leaves the image
+    places = moved[:, 0].flatten(1).argmax(1)
+    rows, columns = places // 16 - 8, places % 16
+    assert set(rows.tolist()) == set(range(-4, 5))
+    assert set(columns.tolist()) == {*range(1, 10), *range(6, 15)}  # 5, or 10 where mirrored
+    again = scratch.augmented(images, torch.Generator().manual_seed(0))
+    assert torch.equal(moved, again)
+
+
+def test_what_is_left_of_the_start_is_what_decay_alone_leaves(recipes: Any) -> None:
+    scratch = recipes("workbench.from_scratch")
+    arguments = scratch.Arguments(epochs=3, weight_decay=5e-3, batch_size=4)
+    left = scratch.start_left(arguments, 400)
+    # a network that the loss does not reach is moved by its decay alone
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))
+    start = net[1].weight.detach().clone()
+    scratch.fit(net, torch.zeros(400, 1, 2, 2), torch.zeros(400).long(), arguments, 0)
+    measured = (net[1].weight.detach() / start).flatten()
+    assert measured == pytest.approx(np.full(8, left), rel=0.1)
+    assert left < 0.8
+
+
+def test_the_map_over_decay_and_epochs(tmp_path: Path) -> None:
+    options = ("--epochs_list", "1", "--decays", "5e-4", "5e-2", "--width", "0.05")
+    process = run("bench_regime.py", tmp_path, *options, "--max_train_samples", "64")
+    assert process.returncode == 0, process.stderr[-3000:]
+    lines = (tmp_path / "vgg16" / "map.md").read_text().splitlines()
+    assert len(lines) == 2 + 2 * 3
+    assert (tmp_path / "vgg16" / "map.png").exists()
+    assert process.stdout.splitlines()[-1] == lines[-1]

@@ -58,3 +58,39 @@ def test_untouched_layers_are_told(method: str) -> None:
     some, every = (filtered(net, net, method, share).whole for share in (0.5, 1.0))
     # the first layer is noise alone: a law finds nothing in it, a truncation keeps one direction
     assert every - some == ({"0"} if method == "pdb" else set())
+
+
+def test_a_row_layer_by_layer_is_searched_and_can_be_saved_again(tmp_path: Path) -> None:
+    from torch import nn
+
+    torch.manual_seed(0)
+    parts = [nn.Linear(96, 96, bias=False) for _ in range(2)]
+    for part in parts:
+        part.weight.data = torch.randn(96, 96) + 40 * torch.outer(*torch.randn(2, 96)) / 96
+    net = nn.Sequential(*parts, nn.Linear(96, 2))
+    asked: list[str] = []
+
+    def evaluate(model: Any, split: str) -> list[bool]:
+        asked.append(split)
+        dense = getattr(model[1], "dense", lambda: model[1].weight)()
+        return [True, bool(torch.equal(dense, net[1].weight))]  # the second layer must stay
+
+    rows = method_rows.method_rows(
+        tmp_path / "rows.json",
+        net,
+        net,
+        evaluate,
+        splits=["test"],
+        methods=["pdb-layers"],
+        fractions=[0.5, 1.0],
+    )
+    row = rows["pdb-layers"]
+    assert row["layers"] == {"0": 1.0}
+    assert row["curve"] == [[0.5, 1.0]]
+    assert row["splits"]["test"] == [1, 1]
+    assert row["kept"] == pytest.approx((192 + 96**2) / (2 * 96**2))
+    assert set(asked) == {"selection", "test"}
+    assert (tmp_path / "search-pdb-layers.json").exists()
+    again = filtered(net, net, "pdb-layers", row["layers"]).model
+    assert [type(part).__name__ for part in again] == ["SpikedLinear", "Linear", "Linear"]
+    assert filtered(net, net, "pdb-layers", {}).kept == 1.0

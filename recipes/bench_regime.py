@@ -1,0 +1,131 @@
+"""When can all of the noise go? A map over weight decay and epochs, for VGG16 or ResNet18.
+
+    python recipes/bench_regime.py --embedded
+    python recipes/bench_regime.py --data_dir CIFAR.npz --network vgg16 --width 0.25
+    python recipes/bench_regime.py --data_dir CIFAR.npz --decays 5e-4 5e-3 --epochs_list 30 100
+
+A random start is noise. Weight decay shrinks it from step to step, and what the data ask for grows
+in its place: the longer and the stronger the decay, the less of the start is left in the trained
+weights. Each cell of the map is one training (stochastic gradient descent with momentum, a cosine
+of the learning rate, shifted and mirrored images). All of the noise is then removed by PDB, BEMA
+and the kernel law. The recipe writes a table and a figure: accuracy lost against the share of the
+start that is left. A second run goes on with what the output folder already holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from workbench.command import dataclass_parser, parsed, run
+from workbench.common import paired_bootstrap
+from workbench.from_scratch import LAWS, Arguments, all_removed, counts, start_left, trained
+from workbench.image_tensors import Images, read_cifar10
+from workbench.method_rows import TITLES
+from workbench.networks import NETWORKS
+from workbench.processes import one_process
+from workbench.regime_figure import Point, regime_figure
+from workbench.writing import write_figure, write_text
+
+import numpy as np
+from torch import nn
+
+from hf_rmt.report.tables import markdown_table
+
+
+@dataclass(kw_only=True)
+class RegimeArguments(Arguments):
+    """What the recipe is told."""
+
+    network: str = field(default="vgg16", metadata={"help": " or ".join(NETWORKS)})
+    width: float = field(default=0.25, metadata={"help": "scale of all numbers of channels"})
+    decays: list[float] = field(
+        default_factory=lambda: [5e-4, 2e-3, 5e-3], metadata={"help": "weight decays of the map"}
+    )
+    epochs_list: list[int] = field(
+        default_factory=lambda: [30, 100], metadata={"help": "epochs of the map"}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "trainings of a cell"})
+    augment: bool = field(default=True, metadata={"help": "shift and mirror training images"})
+    output_dir: str = field(
+        default="results/regime", metadata={"help": "folder for models, table and figure"}
+    )
+
+
+def parser() -> Any:
+    """The options of this recipe."""
+    return dataclass_parser(RegimeArguments, __doc__)
+
+
+def main() -> None:
+    """Train and filter each cell, shortest trainings first, and draw the map after each."""
+    arguments = parsed(parser())
+    if arguments.network not in NETWORKS:
+        raise SystemExit(f"--network must be {' or '.join(NETWORKS)}, got {arguments.network!r}")
+    one_process()
+    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is wanted here
+    images = read_cifar10(arguments.data_dir, embedded=arguments.embedded)
+    channels = images.train_x.shape[1]
+    build = NETWORKS[arguments.network]
+    points: list[Point] = []
+    for epochs in sorted(arguments.epochs_list):
+        for decay in arguments.decays:
+            cell = replace(arguments, epochs=epochs, weight_decay=decay)
+            points += cell_points(cell, images, lambda: build(arguments.width, channels))
+            save(arguments, points)
+    print(table(points))
+
+
+def cell_points(
+    arguments: RegimeArguments, images: Images, build: Callable[[], nn.Module]
+) -> list[Point]:
+    """One cell of the map: a point for each law."""
+    place = f"decay-{arguments.weight_decay:g}-epochs-{arguments.epochs}"
+    folder = Path(arguments.output_dir, arguments.network, place)
+    seeds = []
+    for seed in arguments.seeds:
+        training = trained(arguments, images, build, folder / f"seed-{seed}", seed)
+        seeds.append(all_removed(folder / f"seed-{seed}" / "rows.json", training, LAWS))
+    left = start_left(arguments, counts(arguments, len(images.train_y))[1])
+    return [point(arguments, seeds, law, left) for law in LAWS]
+
+
+def point(
+    arguments: RegimeArguments, seeds: Sequence[Mapping[str, Any]], law: str, left: float
+) -> Point:
+    """What removing all noise by one law does in one cell."""
+    ours, base = (
+        [np.array(rows[method]["splits"]["test"]) for rows in seeds] for method in (law, "base")
+    )
+    interval = paired_bootstrap(ours, base)
+    return Point(
+        law=TITLES[law],
+        decay=arguments.weight_decay,
+        epochs=arguments.epochs,
+        start_left=left,
+        base=float(np.mean(base)),
+        difference=interval.mean,
+        interval=(interval.low, interval.high),
+        kept=float(np.mean([rows[law]["kept"] for rows in seeds])),
+    )
+
+
+def save(arguments: RegimeArguments, points: Sequence[Point]) -> None:
+    """The table and the figure of the cells that are done."""
+    folder = Path(arguments.output_dir, arguments.network)
+    name = "digits" if arguments.embedded else "CIFAR10"
+    title = f"{arguments.network} on {name}: all noise removed"
+    write_text(folder / "map.md", table(points) + "\n")
+    write_figure(regime_figure(points, title=title), folder, "map")
+
+
+def table(points: Sequence[Point]) -> str:
+    """One line for each cell and law."""
+    return markdown_table([one.to_row() for one in points])
+
+
+if __name__ == "__main__":
+    run(main)
