@@ -19,26 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
-from workbench.glue_data import (
-    by_length,
-    length_of,
-    name_of,
-    splits_of,
-    tokenized,
-)
-from workbench.training_bench import BenchArguments, begin, on_file, settings_of, table
+from workbench.glue_data import name_of
+from workbench.problems import IMAGES, ProblemArguments, problem_of
+from workbench.training_bench import begin, on_file, settings_of, table
 
 import numpy as np
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    Trainer,
-    set_seed,
-)
+from transformers import Trainer
 
 from hf_rmt import RMTCallback, RMTConfig
-from hf_rmt.demo import demo_model_path
 
 ROWS = ("plain", "callback", "published", "annealed-0.1", "once-0.1")
 DEFAULTS = (0.35, 0.2, 0.8)
@@ -46,7 +34,7 @@ DEFAULTS = (0.35, 0.2, 0.8)
 
 
 @dataclass
-class Arguments(BenchArguments):
+class Arguments(ProblemArguments):
     """What the recipe is told."""
 
     rows: list[str] = field(default_factory=lambda: list(ROWS), metadata={"help": "see above"})
@@ -77,26 +65,18 @@ def measured(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, 
 
 def trained(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, Any]:
     """Train one row and judge what it leaves."""
-    splits, labels = splits_of(arguments, task, seed)
-    path = arguments.model or str(demo_model_path())
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    length = length_of(arguments, task)
-    rows = {name: tokenized(part, tokenizer, length) for name, part in splits.items()}
-    set_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=len(labels))
-    callback = callback_of(row)
+    problem, callback = problem_of(arguments, task, seed), callback_of(row)
     trainer = Trainer(
-        model,
-        settings_of(arguments, task, seed),
-        train_dataset=rows["train"],
-        data_collator=DataCollatorWithPadding(tokenizer),
+        problem.start,
+        settings_of(arguments, task, seed, sequences=task not in IMAGES),
+        train_dataset=problem.train,
+        data_collator=problem.collator,
         callbacks=[] if callback is None else [callback],
     )
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    judged = [by_length(rows[name]) for name in ("dev", "test") if name in rows]
-    found = [trainer.predict(part) for part in judged]
+    found = [trainer.predict(part) for part in problem.judged]
     correct = np.concatenate([part.predictions.argmax(-1) == part.label_ids for part in found])
     report = getattr(trainer.model, "compression_report", None)
     return {

@@ -20,32 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
-from workbench.glue_data import (
-    by_length,
-    length_of,
-    name_of,
-    splits_of,
-    tokenized,
-)
-from workbench.training_bench import BenchArguments, begin, on_file, settings_of, table
+from workbench.glue_data import name_of
+from workbench.problems import IMAGES, ProblemArguments, problem_of
+from workbench.training_bench import begin, on_file, settings_of, table
 
 import numpy as np
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    Trainer,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import Trainer, TrainerCallback
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.demo import demo_model_path
 
 
 @dataclass
-class Arguments(BenchArguments):
+class Arguments(ProblemArguments):
     """What the recipe is told."""
 
     output_dir: str = field(default="results/wrong", metadata={"help": "where results go"})
@@ -89,32 +76,25 @@ def measured(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
 
 def trained(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
     """Train once, try every cure."""
-    splits, labels = splits_of(arguments, task, seed)
-    path = arguments.model or str(demo_model_path())
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    length = length_of(arguments, task)
-    rows = {name: tokenized(part, tokenizer, length) for name, part in splits.items()}
-    set_seed(seed)
-    start = AutoModelForSequenceClassification.from_pretrained(path, num_labels=len(labels))
-    collator, halfway = DataCollatorWithPadding(tokenizer), Halfway()
-    settings = settings_of(arguments, task, seed)
+    problem, halfway = problem_of(arguments, task, seed), Halfway()
+    settings = settings_of(arguments, task, seed, sequences=task not in IMAGES)
     trainer = Trainer(
-        copy.deepcopy(start),
+        copy.deepcopy(problem.start),
         settings,
-        train_dataset=rows["train"],
-        data_collator=collator,
+        train_dataset=problem.train,
+        data_collator=problem.collator,
         callbacks=[halfway],
     )
     trainer.train()
-    judged = [by_length(rows[name]) for name in ("dev", "test") if name in rows]
 
     def correct(model: Any) -> list[int]:
-        found = [Trainer(model, settings, data_collator=collator).predict(part) for part in judged]
+        judge = Trainer(model, settings, data_collator=problem.collator)
+        found = [judge.predict(part) for part in problem.judged]
         right = [part.predictions.argmax(-1) == part.label_ids for part in found]
         return np.concatenate(right).astype(int).tolist()
 
     results = {}
-    for row, cure in cures(start, trainer.model.cpu(), halfway.model.cpu()).items():
+    for row, cure in cures(problem.start, trainer.model.cpu(), halfway.model.cpu()).items():
         results[row] = {"correct": correct(cure()), "share": 1.0, "seconds": 1.0}
     return results
 

@@ -21,11 +21,8 @@ from typing import Any
 from workbench.command import dataclass_parser, parsed, run
 from workbench.from_scratch import Arguments, counts, study
 from workbench.image_tensors import read_mnist
+from workbench.networks import fcnn
 
-from torch import nn
-
-WIDTHS = (512, 512, 350)
-CLASSES = 10
 PUBLISHED = {
     "base": 0.9799,
     "pdb": 0.9804,
@@ -61,7 +58,7 @@ def main() -> None:
     study(
         arguments,
         images,
-        lambda: network(images.train_x[0].numel()),
+        lambda: fcnn(images.train_x[0].numel()),
         name=name,
         title=f"FCNN on {name}{noise}",
         published={} if arguments.embedded or arguments.label_noise else PUBLISHED,
@@ -72,15 +69,6 @@ def main() -> None:
             "one share is removed in all layers but the last, chosen on training images",
         ),
     )
-
-
-def network(inputs: int) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
-    sizes = (inputs, *WIDTHS)
-    layers: list[nn.Module] = [nn.Flatten()]
-    for size, width in zip(sizes, WIDTHS, strict=False):
-        layers += [nn.Linear(size, width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(WIDTHS[-1], CLASSES))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""VGG16 and ResNet18 for images of 32 x 32 pixels, with any number of channels."""
+"""The networks that are trained from nothing: fully connected, VGG16 and ResNet18."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from transformers import ResNetConfig, ResNetForImageClassification
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
 """Channels of the convolutions; 0 halves the image."""
 RESNET18 = (64, 128, 256, 512)
+WIDTHS = (512, 512, 350)
+"""Of the hidden layers of the fully connected network."""
 CLASSES = 10
 
 
@@ -20,6 +22,15 @@ class Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images).logits
+
+
+def fcnn(inputs: int) -> nn.Sequential:
+    """Linear layers with ReLU between them."""
+    sizes = (inputs, *WIDTHS)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for size, width in zip(sizes, WIDTHS, strict=False):
+        layers += [nn.Linear(size, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(WIDTHS[-1], CLASSES))
 
 
 def vgg16(width: float, channels: int) -> nn.Sequential:

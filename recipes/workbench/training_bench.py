@@ -45,8 +45,10 @@ def begin(arguments: BenchArguments) -> None:
         arguments.data_dir = str(Path(os.environ["HF_RMT_DATA"], "data"))
 
 
-def settings_of(arguments: BenchArguments, task: str, seed: int) -> TrainingArguments:
-    """Settings of the Trainer of one run."""
+def settings_of(
+    arguments: BenchArguments, task: str, seed: int, *, sequences: bool = True
+) -> TrainingArguments:
+    """Settings of the Trainer of one run, on texts or on images."""
     return TrainingArguments(
         str(Path(arguments.output_dir, name_of(arguments, task), "trainer")),
         num_train_epochs=arguments.epochs,
@@ -55,7 +57,8 @@ def settings_of(arguments: BenchArguments, task: str, seed: int) -> TrainingArgu
         warmup_steps=0.06,
         per_device_train_batch_size=arguments.batch_size,
         per_device_eval_batch_size=64,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="group_by_length" if sequences else "random",
+        remove_unused_columns=sequences,
         seed=seed,
         save_strategy="no",
         logging_steps=20,

@@ -65,7 +65,7 @@ def test_convolutional_networks_are_filtered(network: str, tmp_path: Path) -> No
 
 
 def test_the_networks_are_those_of_the_publication(recipes: Any) -> None:
-    fcnn = recipes("mnist_fcnn").network(784)
+    fcnn = recipes("workbench.networks").fcnn(784)
     widths = [tuple(part.weight.shape) for part in fcnn if isinstance(part, torch.nn.Linear)]
     assert widths == [(512, 784), (512, 512), (350, 512), (10, 350)]
     networks = recipes("workbench.networks")

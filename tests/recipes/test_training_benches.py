@@ -1,0 +1,87 @@
+"""`bench_training.py` and `bench_wrong_labels.py` on images; texts are what `--embedded` runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+SIDE = 8
+SIZE = {"height": SIDE, "width": SIDE}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 40 and 10 random images as MNIST and CIFAR-10 have them, and a small ViT."""
+    folder, generator = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    (folder / "mnist").mkdir()
+    (folder / "cifar10").mkdir()
+    arrays = {}
+    for part, split, count in (("train", "train", 40), ("t10k", "test", 10)):
+        images = generator.integers(0, 256, (count, SIDE, SIDE), dtype=np.uint8)
+        labels = (np.arange(count) % 3).astype(np.uint8)
+        for kind, array in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+            (folder / "mnist" / f"{part}-{kind}").write_bytes(head + array.tobytes())
+        arrays |= {f"{split}_x": np.stack([images] * 3, -1), f"{split}_y": labels}
+    np.savez(folder / "cifar10" / "few.npz", **arrays)
+    config = ViTConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=SIDE,
+        patch_size=4,
+    )
+    ViTForImageClassification(config).vit.save_pretrained(folder / "vit")
+    ViTImageProcessorPil(size=SIZE).save_pretrained(folder / "vit")
+    return folder
+
+
+def run(name: str, data: Path, *options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = ["--data_dir", data, "--image_model", data / "vit", "--image_size", SIDE]
+    told += ["--task", "mnist", "cifar10", "--max_steps", 4, "--batch_size", 8, *options]
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, told)])
+    importlib.import_module(name).main()
+
+
+def test_cures_for_wrong_labels_are_judged_on_images(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("bench_wrong_labels", data, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
+    shown = capsys.readouterr().out
+    for task in ("mnist", "cifar10"):
+        rows = json.loads((tmp_path / f"{task}-noise0.4" / "0.json").read_text())
+        assert {"tuned", "half", "scaled-0.5", "rank-4", "filter", "dose"} <= set(rows)
+        assert all(len(row["correct"]) == 10 for row in rows.values())
+        assert f"{task}-noise0.4" in shown
+
+
+def test_the_callback_is_judged_on_images(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ("--rows", "plain", "annealed-0.5", "--output_dir", str(tmp_path))
+    run("bench_training", data, *rows, monkeypatch=monkeypatch)
+    for task in ("mnist", "cifar10"):
+        plain, ours = (
+            json.loads((tmp_path / task / f"{row}-0.json").read_text())
+            for row in ("plain", "annealed-0.5")
+        )
+        assert (plain["share"], plain["steps"]) == (1.0, 4)
+        assert 0.3 < ours["share"] <= 0.5
+        assert len(ours["correct"]) == 10
+
+
+def test_a_task_without_files_or_name_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for task, words in (("cifar10", "which has none"), ("digits", "mnist")):
+        told = ["--task", task, "--data_dir", str(tmp_path), "--output_dir", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["bench_training.py", *told])
+        with pytest.raises(SystemExit, match=words):
+            importlib.import_module("bench_training").main()
