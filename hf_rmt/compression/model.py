@@ -22,7 +22,7 @@ from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.nn.counterparts import compressed_layers, densify, matrix_shape
 from hf_rmt.nn.swap import why_not_swapped
 from hf_rmt.report import CompressionReport, SpectralReport
-from hf_rmt.settings import CompressionSettings, method_named, method_of, spectral_methods
+from hf_rmt.settings import CompressionSettings, method_of, spectral_methods
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of weights that can be decomposed."""
@@ -30,17 +30,20 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 def analyze(
     model: nn.Module,
+    config: CompressionSettings | None = None,
     *,
     target_modules: list[str] | str | None = None,
-    method: str = "pdb",
+    method: str | None = None,
     **options: Any,
 ) -> SpectralReport:
     """Fit the double bulk model, or another, to every attention and MLP weight of a model.
 
     Args:
         model: Any module with its weights in memory.
+        config: What `compress` would be told, in place of the keywords below.
         target_modules: Which layers, as in `CompressionSettings`.
-        method: How signal and noise are told apart, as in `CompressionSettings`.
+        method: How signal and noise are told apart, as in `CompressionSettings`; None for its
+            default.
         **options: What the method takes, such as `rank` for `svd`.
 
     Returns:
@@ -48,21 +51,34 @@ def analyze(
         acts; where a model has some, only those are.
 
     Raises:
-        TypeError: If the model is not a module.
-        ValueError: If a target matches nothing, or the method is unknown or told too much or too
-            little.
+        TypeError: If the model is not a module, or the config not one.
+        ValueError: If a target matches nothing, the method is unknown or told too much or too
+            little, or a config and keywords are given.
     """
     check_module(model)
-    if not method_named(method).reads_spectrum:
-        raise ValueError(
-            f"method={method!r} looks at no spectrum, so there is nothing to analyze; choose among "
-            f"{', '.join(spectral_methods())}"
-        )
-    # how noise would be stored does not matter here, and some methods store none
-    told = {"noise": "drop", **options}
-    settings = CompressionSettings(method=method, target_modules=target_modules, **told)
+    named = {"target_modules": target_modules, "method": method}
+    given = {name: value for name, value in named.items() if value is not None}
+    settings = _settings(config, given | options)
     names = list(compressed_layers(model)) or compressible_layers(model, settings)
     return analyze_layers(model, names, settings)
+
+
+def _settings(config: CompressionSettings | None, keywords: dict[str, Any]) -> CompressionSettings:
+    """The settings of an analysis, from a config or from keywords."""
+    check_settings(config)
+    if config is not None and keywords:
+        raise ValueError(
+            f"a config and {', '.join(keywords)} were given; pass the config alone, or change it: "
+            f"config.replace({', '.join(f'{name}=...' for name in keywords)})"
+        )
+    # how noise would be stored does not matter here, and some methods store none
+    settings = config or CompressionSettings(**{"noise": "drop", **keywords})
+    if not method_of(settings).reads_spectrum:
+        raise ValueError(
+            f"method={settings.method!r} looks at no spectrum, so there is nothing to analyze; "
+            f"choose among {', '.join(spectral_methods())}"
+        )
+    return settings
 
 
 def compress(

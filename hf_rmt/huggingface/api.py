@@ -40,29 +40,32 @@ ModelOrPath = nn.Module | str | PathLike[str]
 
 def analyze(
     model_or_path: ModelOrPath,
+    config: RMTConfig | None = None,
     *,
     target_modules: list[str] | str | None = None,
-    method: str = "pdb",
+    method: str | None = None,
     **options: Any,
 ) -> SpectralReport:
     """Fit the double bulk model, or another, to every attention and MLP weight of a model.
 
     Args:
         model_or_path: A loaded model, a folder or a Hub id.
+        config: What `compress` would be told, in place of the keywords below.
         target_modules: Which layers, as in `RMTConfig`.
-        method: How signal and noise are told apart, as in `RMTConfig`.
+        method: How signal and noise are told apart, as in `RMTConfig`; None for its default.
         **options: What the method takes, such as `rank` for `svd`, as in `RMTConfig`.
 
     Returns:
         The spectra: a table when printed, plots, JSON and CSV.
 
     Raises:
-        ValueError: If a target matches nothing, or the method is unknown or told too much or too
-            little.
+        TypeError: If the model is not a module, or the config not one.
+        ValueError: If a target matches nothing, the method is unknown or told too much or too
+            little, or a config and keywords are given.
         OSError: If the path or id cannot be loaded.
     """
     model = load_if_path(model_or_path)
-    return analyze_module(model, target_modules=target_modules, method=method, **options)
+    return analyze_module(model, config, target_modules=target_modules, method=method, **options)
 
 
 def compress(

@@ -66,6 +66,14 @@ def test_analysis_by_every_method(method: str, tmp_path: Path) -> None:
     kept = {"svd": 4, "slr": 4, "magnitude": 0, "uniform": 0}
     if not lawful:
         assert {layer.fit.n_spikes for layer in report} == {kept[method]}
+    assert analyze(tiny_model("bert"), config(method)).table() == report.table()
+
+
+def test_an_analysis_takes_a_config_or_keywords() -> None:
+    with pytest.raises(ValueError, match=r"a config and rank were given.*replace\(rank=\.\.\.\)"):
+        analyze(tiny_model("bert"), config("svd"), rank=3)
+    with pytest.raises(TypeError, match="config must be an RMTConfig, got 'svd'"):
+        analyze(tiny_model("bert"), "svd")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("of", ["weights", "update"])
