@@ -3,13 +3,15 @@
     python recipes/bench_regime.py --embedded
     python recipes/bench_regime.py --data_dir CIFAR.npz --network vgg16 --width 0.25
     python recipes/bench_regime.py --data_dir CIFAR.npz --decays 5e-4 5e-3 --epochs_list 30 100
+    python recipes/bench_regime.py --data_dir CIFAR.npz --network vgg16 --min_size 100
 
 A random start is noise. Weight decay shrinks it from step to step, and what the data ask for grows
 in its place: the longer and the stronger the decay, the less of the start is left in the trained
 weights. Each cell of the map is one training (stochastic gradient descent with momentum, a cosine
 of the learning rate, shifted and mirrored images). All of the noise is then removed by PDB, BEMA
 and the kernel law. The recipe writes a table and a figure: accuracy lost against the share of the
-start that is left. A second run goes on with what the output folder already holds.
+start that is left. --min_size leaves narrow layers alone, which need all of their directions. A
+second run goes on with what the output folder already holds.
 """
 
 from __future__ import annotations
@@ -22,7 +24,15 @@ from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
 from workbench.common import paired_bootstrap
-from workbench.from_scratch import LAWS, Arguments, all_removed, counts, start_left, trained
+from workbench.from_scratch import (
+    LAWS,
+    Arguments,
+    all_removed,
+    counts,
+    filter_options,
+    start_left,
+    trained,
+)
 from workbench.image_tensors import Images, read_cifar10
 from workbench.method_rows import TITLES
 from workbench.networks import NETWORKS
@@ -85,10 +95,14 @@ def cell_points(
     """One cell of the map: a point for each law."""
     place = f"decay-{arguments.weight_decay:g}-epochs-{arguments.epochs}"
     folder = Path(arguments.output_dir, arguments.network, place)
+    one = replace(arguments, decays=[], epochs_list=[], min_size=None)  # of all cells and filters
+    options = filter_options(arguments)
     seeds = []
     for seed in arguments.seeds:
-        training = trained(arguments, images, build, folder / f"seed-{seed}", seed)
-        seeds.append(all_removed(folder / f"seed-{seed}" / "rows.json", training, LAWS))
+        place = folder / f"seed-{seed}"
+        training = trained(one, images, build, place, seed)
+        file = place / f"rows{suffix(arguments)}.json"
+        seeds.append(all_removed(file, training, LAWS, **options))
     left = start_left(arguments, counts(arguments, len(images.train_y))[1])
     return [point(arguments, seeds, law, left) for law in LAWS]
 
@@ -113,13 +127,20 @@ def point(
     )
 
 
+def suffix(arguments: RegimeArguments) -> str:
+    """What tells the results of one choice of layers from those of another."""
+    return "" if arguments.min_size is None else f"-min-size-{arguments.min_size}"
+
+
 def save(arguments: RegimeArguments, points: Sequence[Point]) -> None:
     """The table and the figure of the cells that are done."""
     folder = Path(arguments.output_dir, arguments.network)
     name = "digits" if arguments.embedded else "CIFAR10"
-    title = f"{arguments.network} on {name}: all noise removed"
-    write_text(folder / "map.md", table(points) + "\n")
-    write_figure(regime_figure(points, title=title), folder, "map")
+    least = arguments.min_size
+    where = "" if least is None else f" of layers with at least {least} channels"
+    title = f"{arguments.network} on {name}: all noise{where} removed"
+    write_text(folder / f"map{suffix(arguments)}.md", table(points) + "\n")
+    write_figure(regime_figure(points, title=title), folder, f"map{suffix(arguments)}")
 
 
 def table(points: Sequence[Point]) -> str:

@@ -26,6 +26,9 @@ LARGEST_BLOCK = 32
 CUDA_ROWS, CUDA_MULTIPLE = 17, 8
 """Fewest rows, and the number that divides the columns, in cuBLAS' integer product."""
 
+FBGEMM = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+"""(inputs, their scale, their zero, packed weight) -> float32, in one pass over the inputs."""
+
 _ENGINE_LOCK = threading.Lock()
 
 
@@ -86,31 +89,29 @@ class IntegerWeight:
                 return one if total is None else total.add_(one)
             except RuntimeError:  # nan and infinity have no integers: the general way spreads them
                 pass
-        unit = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST).mul_(1 / self.top)
-        sums = self._sums(rows / unit)
+        largest = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST)
+        sums = self._sums(rows / largest)
         if total is None:
-            return sums.mul_(unit)
-        return torch.addcmul(total, sums, unit)
+            return sums.mul_(largest)
+        return torch.addcmul(total, sums, largest)
 
     def _sums(self, scaled: Tensor) -> Tensor:
-        """Product with entries in [-top, top], which are rounded."""
+        """Product with entries in [-1, 1], which are rounded to digits over top."""
         if self.digits == 1:
             return self._integer_product(scaled)
-        high = scaled.round()
+        high = scaled.mul(self.top).round_().div_(self.top)
         low = scaled.sub_(high).mul_(2 * self.top)
         both = self._integer_product(torch.cat([high, low]))
         return both[: len(high)].add_(both[len(high) :], alpha=1 / (2 * self.top))
 
     def _integer_product(self, scaled: Tensor) -> Tensor:
         if self.packed is not None:
-            return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-                scaled, 1.0, self.top + 1, self.packed
-            )
-        digits = scaled.round().to(torch.int8)
+            return FBGEMM(scaled, 1 / self.top, self.top + 1, self.packed)
+        digits = scaled.mul(self.top).round_().to(torch.int8)
         if digits.device.type == "cuda" and len(digits) < CUDA_ROWS:
             digits = torch.nn.functional.pad(digits, (0, 0, 0, CUDA_ROWS - len(digits)))
         sums = torch._int_mm(digits, self.integers.T)[: len(scaled)]
-        return sums.to(torch.float32).mul_(self.scales)
+        return sums.to(torch.float32).mul_(self.scales / self.top)
 
     def _rotated(self, rows: Tensor) -> Tensor:
         if self.block == 1:
@@ -199,9 +200,7 @@ def saturates() -> bool:
     side = 64
     packed = _prepacked(torch.full((side, side), TOP, dtype=torch.int8), torch.ones(side))
     digits = torch.full((1, side), float(TOP))
-    sums = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-        digits, 1.0, TOP + 1, packed
-    )
+    sums = FBGEMM(digits, 1.0, TOP + 1, packed)
     return not bool(sums.eq(TOP * TOP * side).all())
 
 

@@ -40,6 +40,7 @@ def filtered(
     method: str,
     removed: float | Mapping[str, float],
     calibration: Sequence[Any] = (),
+    **options: Any,
 ) -> Filtered:
     """A copy of the tuned model whose noise one method has removed.
 
@@ -50,6 +51,7 @@ def filtered(
         removed: Share of the noise directions to remove; of shared ranks, share of parameters;
             of a row that is filtered layer by layer, a share for each layer.
         calibration: Batches of the model's arguments, for a ternary head.
+        **options: Further options of `RMTConfig`, for methods that look at a spectrum.
 
     Returns:
         The copy, and what is left.
@@ -58,7 +60,7 @@ def filtered(
     if isinstance(removed, Mapping):
         if not removed:
             return Filtered(model, 1.0)
-        config = search_config(method).replace(noise_removal=dict(removed))
+        config = search_config(method, **options).replace(noise_removal=dict(removed))
         return Filtered(model, hf_rmt.compress(model, config).plan.size_ratio)
     if method == HEAD:
         batches = send_to_device(list(calibration), model.device)
@@ -72,10 +74,10 @@ def filtered(
         return Filtered(model, adapter.size)
     if method in ("svd", "slr"):
         kept: dict[str, Any] = {"fraction": 1 - removed} if removed < 1 else {"rank": 1}
-        config = RMTConfig(method=method, noise="drop", **kept)
+        config = RMTConfig(method=method, noise="drop", **kept, **options)
     else:
         law = "pdb" if method == UPDATE else method
-        config = RMTConfig(method=law, noise="drop", noise_removal=removed)
+        config = RMTConfig(method=law, noise="drop", noise_removal=removed, **options)
     if method == UPDATE:
         report = hf_rmt.filter_update(base, model, config)
     else:
@@ -85,7 +87,8 @@ def filtered(
     return Filtered(model, report.plan.size_ratio, whole)
 
 
-def search_config(method: str) -> RMTConfig:
+def search_config(method: str, **options: Any) -> RMTConfig:
     """The config of a search; whatever is told a rank starts from one direction a layer."""
     law = method.removesuffix(LAYERS)
-    return RMTConfig(method=law, noise="drop", **({"rank": 1} if law == "svd" else {}))
+    ranks = {"rank": 1} if law == "svd" else {}
+    return RMTConfig(method=law, noise="drop", **ranks, **options)

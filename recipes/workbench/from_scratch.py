@@ -30,7 +30,8 @@ EVALUATION_BATCH = 500
 SHIFT = 4
 """Pixels, at most, by which an augmented image is moved."""
 NORM_IMAGES = 2000
-"""Training images, at most, on which a filtered network measures its batch normalisation again."""
+"""Training images, at most, on which a filtered network measures its batch normalisation again, as
+training saw them: shifted and mirrored or not."""
 
 
 class Training(NamedTuple):
@@ -68,6 +69,9 @@ class Arguments:
     batch_size: int = field(default=64, metadata={"help": "images of a step"})
     augment: bool = field(default=False, metadata={"help": "shift and mirror training images"})
     max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
+    min_size: int | None = field(
+        default=None, metadata={"help": "smallest side of a layer that is filtered; default: 32"}
+    )
     selection_samples: int = field(
         default=1000, metadata={"help": "training images kept back to choose, a fifth at most"}
     )
@@ -131,13 +135,24 @@ def _seed(
         methods=arguments.methods,
         fractions=arguments.fractions,
         splits=["test"],
+        options=filter_options(arguments),
     )
-    return rows, all_removed(folder / "rows-all-removed.json", run, _laws(arguments))
+    file = folder / "rows-all-removed.json"
+    return rows, all_removed(file, run, _laws(arguments), **filter_options(arguments))
 
 
-def all_removed(file: Path, run: Training, methods: Sequence[str]) -> dict[str, Any]:
+def filter_options(arguments: Arguments) -> dict[str, Any]:
+    """What the user says of the layers to filter, as options of `RMTConfig`."""
+    return {} if arguments.min_size is None else {"min_size": arguments.min_size}
+
+
+def all_removed(
+    file: Path, run: Training, methods: Sequence[str], **options: Any
+) -> dict[str, Any]:
     """The rows of one training with all of the noise removed; see `method_rows`."""
-    return method_rows(file, *run, methods=methods, fractions=[1.0], splits=["test"])
+    return method_rows(
+        file, *run, methods=methods, fractions=[1.0], splits=["test"], options=options
+    )
 
 
 def trained(
@@ -167,9 +182,13 @@ def trained(
         fit(net, *splits["train"], arguments, seed)
         write_tensors(file, net.state_dict())
 
+    seen = splits["train"][0][:NORM_IMAGES]
+    if arguments.augment:
+        seen = augmented(seen, torch.Generator().manual_seed(seed))
+
     def evaluate(model: nn.Module, split: str) -> np.ndarray:
         if model is not net:  # a filtered layer has another mean and variance
-            update_bn(splits["train"][0][:NORM_IMAGES].split(EVALUATION_BATCH), model, device)
+            update_bn(seen.split(EVALUATION_BATCH), model, device)
         return correct(model, *splits[split])
 
     return Training(net, start, evaluate)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from workbench.common import LEVEL, paired_bootstrap
@@ -75,6 +76,7 @@ def method_rows(
     fractions: Sequence[float] = FRACTIONS,
     calibration: Sequence[Any] = (),
     evaluations: int = 100,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """All rows of one tuned model.
 
@@ -89,6 +91,7 @@ def method_rows(
             stays. Shared ranks have their own, of parameters; a ternary head has none to choose.
         calibration: Batches of the model's arguments, for a ternary head.
         evaluations: Most evaluations on the selection split for a row layer by layer.
+        options: Further options of the methods that look at a spectrum, as in `RMTConfig`.
 
     Returns:
         By row: `removed` (what was chosen), `kept` (share that is left), `curve` (removed and
@@ -106,15 +109,18 @@ def method_rows(
             removed, model, kept = 0.0, tuned, 1.0
             curve = [[0.0, float(np.mean(evaluate(tuned, "selection")))]]
         elif method in LAYERWISE:
-            found = searched(file, tuned, method, evaluate, fractions, evaluations)
+            found = searched(file, tuned, method, evaluate, fractions, evaluations, **options)
             removed, curve = found.mean_removal, [[found.mean_removal, found.metric]]
-            model, kept = filtered(tuned, base, method, found.removal).model, found.size_ratio
+            model, kept = (
+                filtered(tuned, base, method, found.removal, **options)[0],
+                found.size_ratio,
+            )
             about = {"layers": found.removal}
         else:
             tried = {RANKS: RANK_FRACTIONS, HEAD: [0.0]}.get(method, fractions)
-            curve, whole = sweep(tuned, base, method, evaluate, tried, calibration)
+            curve, whole = sweep(tuned, base, method, evaluate, tried, calibration, **options)
             removed = choice(curve)
-            model, kept, _ = filtered(tuned, base, method, removed, calibration)
+            model, kept, _ = filtered(tuned, base, method, removed, calibration, **options)
             about = {"whole": whole} if whole else {}
         correct = {name: np.asarray(evaluate(model, name), int).tolist() for name in splits}
         rows[method] = {"removed": removed, "kept": kept, "curve": curve, "splits": correct}
@@ -133,13 +139,14 @@ def searched(
     evaluate: Evaluate,
     fractions: Sequence[float],
     evaluations: int,
+    **options: Any,
 ) -> SearchReport:
     """The most noise that each layer can lose while the selection split is classified as well."""
     return hf_rmt.search(
         copy.deepcopy(tuned),
         lambda model: float(np.mean(evaluate(model, "selection"))),
         tolerance=0.0,
-        config=search_config(method),
+        config=search_config(method, **options),
         fractions=fractions,
         max_evaluations=evaluations,
         resume_from=file.with_name(f"search-{method}.json"),
@@ -153,6 +160,7 @@ def sweep(
     evaluate: Evaluate,
     fractions: Sequence[float],
     calibration: Sequence[Any] = (),
+    **options: Any,
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Accuracy on the selection split against the share removed, and layers that are whole again.
 
@@ -166,7 +174,9 @@ def sweep(
     """
     curve, untouched = [], {}
     for removed in fractions:
-        model, _, untouched[removed] = filtered(tuned, base, method, removed, calibration)
+        model, _, untouched[removed] = filtered(
+            tuned, base, method, removed, calibration, **options
+        )
         curve.append([removed, float(np.mean(evaluate(model, "selection")))])
     whole = []
     for removed, layers in untouched.items():
