@@ -29,7 +29,7 @@ from transformers import Trainer
 from hf_rmt import RMTCallback, RMTConfig
 
 ROWS = ("plain", "callback", "published", "annealed-0.1", "once-0.1")
-DEFAULTS = (0.35, 0.2, 0.8)
+DEFAULTS = (0.35, 0.6, 0.95)
 """Size, and the parts of the run where the noise begins to go and is gone."""
 
 

@@ -38,7 +38,7 @@ class Anneal:
         check_choice("unit of anneal", self.unit, UNITS)
         for end in (self.start, self.stop):
             if isinstance(end, bool) or not isinstance(end, int | float):
-                raise TypeError(f"anneal must hold two numbers, got {end!r}; pass (0.2, 0.8)")
+                raise TypeError(f"anneal must hold two numbers, got {end!r}; pass (0.6, 0.95)")
         if not 0 <= self.start <= self.stop or (self.unit == "run" and self.stop > 1):
             raise ValueError(
                 f"anneal must be (start, stop) with 0 <= start <= stop, and stop <= 1 for parts of "
@@ -69,7 +69,7 @@ class Anneal:
         if not isinstance(given, tuple | list) or len(given) not in (2, 3):
             raise TypeError(
                 f"anneal must be (start, stop), (start, stop, unit) or None, got {given!r}; "
-                "pass (0.2, 0.8)"
+                "pass (0.6, 0.95)"
             )
         start, stop, *unit = given
         whole = all(isinstance(end, int) and not isinstance(end, bool) for end in (start, stop))

@@ -69,15 +69,17 @@ class AnnealedFilter:
             max_steps=state.max_steps, epochs=state.num_train_epochs
         )
         self._names = list(names)
-        self.memory = {"cut_at": None, "left": 1.0, **(saved or {})}
+        folder = str(Path(args.output_dir).absolute())
+        began = (saved or {}).get("folder", folder)
+        self.memory = {"cut_at": None, "left": 1.0, **(saved or {}), "folder": folder}
         self._probes = {}
         reached = measurable(model, names, self.settings.min_size)
         self._check_size(model, reached)
         self._moments = None if self.chosen else BatchMoments(model, reached)
         if self.chosen:
-            self._reload_probes(args, next(model.parameters()).device)
+            self._reload_probes(args, began, next(model.parameters()).device)
         elif saved and self._gathers(state.global_step - 1):
-            self._reload_moments(args, state)
+            self._reload_moments(args, began, state)
 
     def _check_size(self, model: nn.Module, names: Sequence[str]) -> None:
         """Refuse a size without room for one direction a layer before any step is spent."""
@@ -202,12 +204,11 @@ class AnnealedFilter:
     def _save_probes(self, args: Any, probes: Mapping[str, Tensor]) -> None:
         if args.should_save and args.save_strategy != "no":
             save_start(probes, args.output_dir, name=PROBES_FILE)
-            self.memory["folder"] = str(Path(args.output_dir).absolute())
 
-    def _reload_probes(self, args: Any, device: Any) -> None:
+    def _reload_probes(self, args: Any, began: str, device: Any) -> None:
         """Read the probes that lie beside the checkpoints, here or where the run began."""
         here = Path(args.output_dir, PROBES_FILE).is_file()
-        folder = args.output_dir if here else self.memory.get("folder", args.output_dir)
+        folder = args.output_dir if here else began
         probes = load_start(folder, self.memory["probes"], name=PROBES_FILE)
         self._probes = {name: probe.to(device) for name, probe in probes.items()}
         if not here:
@@ -238,14 +239,23 @@ class AnnealedFilter:
         lost = entry["rest"] / entry["energy"] if entry["energy"] else 0.0
         return replace(result, plan=replace(result.plan, dropped_energy=lost, **about))
 
-    def _reload_moments(self, args: Any, state: Any) -> None:
+    def _reload_moments(self, args: Any, began: str, state: Any) -> None:
         """Take up the sums of a run that was cut off while they were gathered."""
         assert self._moments is not None
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         name = MOMENTS_FILE.format(process=args.process_index)
-        if not (folder / name).is_file():
+        places = [
+            Path(base, f"checkpoint-{state.global_step}") for base in (args.output_dir, began)
+        ]
+        found = [folder for folder in places if (folder / name).is_file()]
+        if not found:
+            logger.warning(
+                "%s lies neither in %s nor in %s, so the directions are chosen by the batches from "
+                "here on; keep it beside the checkpoint to go on exactly",
+                name,
+                *places,
+            )
             return
-        sums = load_start(folder, None, name=name)
+        sums = load_start(found[0], None, name=name)
         self._moments.set_leaders(self.memory["leaders"])
         for key, value in self._moments.sums.items():
             value.copy_(sums[key])

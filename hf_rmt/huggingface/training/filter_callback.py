@@ -41,12 +41,12 @@ Schedule = Literal["epoch", "end"] | int
 class RMTCallback(TrainerCallback, ExportableState):
     """Takes the noise out of a model's weights while `Trainer` fine-tunes it.
 
-    By default the training goes on as usual for a fifth of its steps. The inputs of each layer are
-    then known from the batches that passed, and the directions are chosen that matter to its
-    outputs. Whatever else a weight holds is scaled down, step by step, and is gone after four
-    fifths of the steps; the rest of the training sees the model that is saved. Weights keep their
-    shape until the end, so optimizer, checkpoints and resuming see nothing unusual. Then the layers
-    become `SpikedLinear`, and `trainer.save_model()` writes the compact model.
+    By default the training goes on as usual for three fifths of its steps. The weights then know
+    the task, and the batches that passed tell the inputs of each layer. The directions are chosen
+    that matter to the loss. Whatever else a weight holds is scaled down, step by step, and is gone
+    after 95 % of the steps; the rest of the training sees the model that is saved. Weights keep
+    their shape until the end, so optimizer, checkpoints and resuming see nothing unusual. Then the
+    layers become `SpikedLinear`, and `trainer.save_model()` writes the compact model.
 
     The filter as it was published, by the weights alone and at once, is
     `RMTCallback.published()`.
@@ -61,7 +61,7 @@ class RMTCallback(TrainerCallback, ExportableState):
             checkpoints for a run that is resumed.
         size: Share of the layers' parameters that is kept, in (0, 1]. Ranks are shared out over
             the layers by what a direction is worth to the loss.
-        anneal: When the noise is scaled down: `(0.2, 0.8)`, parts of the run; two integers,
+        anneal: When the noise is scaled down: `(0.6, 0.95)`, parts of the run; two integers,
             update steps; `(1, 3, "epochs")`. Two equal ends remove it at once.
         schedule: Filter at once, by the weights alone, in place of annealing: `"epoch"`, `"end"`
             only, or every so many update steps. The first filter of a layer decides how many
@@ -85,7 +85,7 @@ class RMTCallback(TrainerCallback, ExportableState):
     Examples:
         >>> callback = RMTCallback()
         >>> callback.size, callback.anneal.steps(max_steps=100, epochs=2)
-        (0.35, (20, 80))
+        (0.35, (60, 95))
         >>> RMTCallback.published().schedule
         'epoch'
     """
@@ -108,7 +108,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         schedule = dosed_schedule(self.target, schedule, dose)
         self.schedule = resolved_schedule(self.config, self.target, schedule, size, anneal)
         self.dose = dose
-        self.anneal = Anneal.of((0.2, 0.8) if anneal is None else anneal)
+        self.anneal = Anneal.of(DEFAULT_ANNEAL if anneal is None else anneal)
         self.size = DEFAULT_SIZE if _is_default(config, size, self.schedule) else size
         self.log = log
         self.memory: dict[str, Any] = {}
@@ -238,6 +238,11 @@ class RMTCallback(TrainerCallback, ExportableState):
 
 DEFAULT_SIZE = 0.35
 """Share of the blocks' parameters that `RMTCallback()` keeps."""
+DEFAULT_ANNEAL = (0.6, 0.95)
+"""Parts of the run in which `RMTCallback()` scales the noise down.
+
+Directions that are chosen early know less of the task: in runs of 188 steps on SST-2 the accuracy
+is 1 point higher than with (0.2, 0.8), and 0.3 points higher than with (0.75, 1.0)."""
 
 
 def _is_default(config: Any, size: float | None, schedule: Any) -> bool:

@@ -20,7 +20,7 @@ from transformers import (
 
 from hf_rmt import RMTConfig
 from hf_rmt.compression.excited import cut
-from hf_rmt.huggingface.training.annealed_filter import PROBES_FILE
+from hf_rmt.huggingface.training.annealed_filter import MOMENTS_FILE, PROBES_FILE
 from hf_rmt.huggingface.training.choice import WHOLE
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
 from tests.huggingface.models import tiny_model
@@ -48,11 +48,11 @@ def test_the_noise_falls_to_nothing_and_the_model_that_trained_is_saved(tmp_path
     watcher = Watcher()
     trainer = fine_tune(tmp_path, RMTCallback(size=0.4), watcher)
     left = noise_left(trainer)
-    assert left[3] == 1.0
-    assert left[13] == 0.0  # after 0.2 and 0.8 of 16 steps
+    assert left[10] == 1.0
+    assert left[15] == 0.0  # after 0.6 and 0.95 of 16 steps
     assert sorted(left.values(), reverse=True) == list(left.values())
     layers = spiked_layers(trainer.model)
-    assert rank(watcher.weights[3]) == 48
+    assert rank(watcher.weights[10]) == 48
     assert rank(watcher.weights[STEPS]) == layers[QUERY].rank < 24
     for name, layer in layers.items():
         if name == QUERY:
@@ -75,7 +75,7 @@ def test_the_plan_says_what_the_choice_gave_up(tmp_path: Path) -> None:
     watcher = Watcher()
     trainer = fine_tune(tmp_path, RMTCallback(size=0.3), watcher, save_strategy="epoch")
     probes = load_file(tmp_path / PROBES_FILE)
-    weight = watcher.weights[3]
+    weight = watcher.weights[10]
     signal = cut(weight, probes[f"{QUERY} left"], probes[f"{QUERY} right"], 0.0)
     lost = ((weight - signal).norm() / weight.norm()) ** 2
     entry = trainer.model.config.quantization_config.layers[QUERY]
@@ -136,18 +136,28 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     assert comparable(resumed.state.log_history) == comparable(whole.state.log_history)
 
 
-def test_a_run_goes_on_in_another_folder(tmp_path: Path) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 8}
+@pytest.mark.parametrize("step", [8, 12])
+def test_a_run_goes_on_in_another_folder(
+    step: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the moments are gathered, and after the choice."""
+    saving = {"save_strategy": "steps", "save_steps": step}
     whole = fine_tune(tmp_path / "one", RMTCallback(size=0.4), **saving)
-    checkpoint = str(tmp_path / "one" / "checkpoint-8")
-    resumed = fine_tune(tmp_path / "two", RMTCallback(size=0.4), resume=checkpoint, **saving)
+    checkpoint = tmp_path / "one" / f"checkpoint-{step}"
+    resume = {"resume": str(checkpoint), **saving}
+    resumed = fine_tune(tmp_path / "two", RMTCallback(size=0.4), **resume)
     states = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
     assert (tmp_path / "two" / PROBES_FILE).is_file()
+    if step == 8:
+        (checkpoint / MOMENTS_FILE.format(process=0)).unlink()
+        fine_tune(tmp_path / "three", RMTCallback(size=0.4), **resume)
+        assert "chosen by the batches from here on; keep it beside the checkpoint" in caplog.text
+        return
     for folder in ("one", "two"):
         (tmp_path / folder / PROBES_FILE).unlink()
     with pytest.raises(FileNotFoundError, match="put it back beside the checkpoints"):
-        fine_tune(tmp_path / "two", RMTCallback(size=0.4), resume=checkpoint, **saving)
+        fine_tune(tmp_path / "two", RMTCallback(size=0.4), **resume)
 
 
 def test_only_evaluations_without_noise_count_for_the_best_model(tmp_path: Path) -> None:
