@@ -3,12 +3,12 @@
     python recipes/bench_wrong_labels.py --embedded
     HF_RMT_DATA=FOLDER python recipes/bench_wrong_labels.py --task sst2 --label_noise 0.4
 
-Rows: `tuned` is the model after all epochs; `half` the model halfway, which is early stopping that
-knows when; `scaled-0.7` interpolates with the start; `rank-4` cuts the update of each layer to its
-four largest directions; `filter` is `hf_rmt.filter_update` as it comes; `dose` the same with
-`dose="auto"`, which keeps of each update what lies in its leading directions halfway; `half-dose`
-keeps of the update halfway these directions only. All are judged on clean labels. What stands in
-the output folder is not done again.
+Rows: `tuned` is the model after all epochs; `quarter` and `half` are the models after these parts
+of the training, which is early stopping; `scaled-0.7` interpolates with the start; `rank-4` cuts
+the update of each layer to its four largest directions; `filter` is `hf_rmt.filter_update` as it
+comes; `dose` the same with `dose="auto"`, which keeps of each update what lies in its leading
+directions after a quarter of the training; `half-dose` takes those that it has halfway. All are
+judged on clean labels. What stands in the output folder is not done again.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ class Arguments(ProblemArguments):
     epochs: float = field(default=4.0, metadata={"help": "of training"})
 
 
-class Halfway(TrainerCallback):
-    """Keeps a copy of the model after half of the steps."""
+class Early(TrainerCallback):
+    """Keeps copies of the model after a quarter and after half of the steps."""
 
-    model: Any = None
+    def __init__(self) -> None:
+        self.models: dict[str, Any] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        if state.global_step == state.max_steps // 2:
-            self.model = copy.deepcopy(model)
+        for name, part in (("quarter", 4), ("half", 2)):
+            if state.global_step == max(1, round(state.max_steps / part)):
+                self.models[name] = copy.deepcopy(model).cpu()
 
 
 def parser() -> Any:
@@ -76,14 +78,14 @@ def measured(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
 
 def trained(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
     """Train once, try every cure."""
-    problem, halfway = problem_of(arguments, task, seed), Halfway()
+    problem, early = problem_of(arguments, task, seed), Early()
     settings = settings_of(arguments, task, seed, sequences=task not in IMAGES)
     trainer = Trainer(
         copy.deepcopy(problem.start),
         settings,
         train_dataset=problem.train,
         data_collator=problem.collator,
-        callbacks=[halfway],
+        callbacks=[early],
     )
     trainer.train()
 
@@ -94,13 +96,13 @@ def trained(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
         return np.concatenate(right).astype(int).tolist()
 
     results = {}
-    for row, cure in cures(problem.start, trainer.model.cpu(), halfway.model.cpu()).items():
+    for row, cure in cures(problem.start, trainer.model.cpu(), early.models).items():
         results[row] = {"correct": correct(cure()), "share": 1.0, "seconds": 1.0}
     return results
 
 
-def cures(start: Any, tuned: Any, early: Any) -> dict[str, Callable[[], Any]]:
-    """What each row makes of the models at the start, at the end and halfway."""
+def cures(start: Any, tuned: Any, early: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """What each row makes of the models at the start, at the end and early."""
 
     def filtered(model: Any, *config: Any, **options: Any) -> Any:
         made = copy.deepcopy(model)
@@ -110,13 +112,14 @@ def cures(start: Any, tuned: Any, early: Any) -> dict[str, Callable[[], Any]]:
     four = RMTConfig(method="svd", rank=4, noise="drop")
     return {
         "tuned": lambda: tuned,
-        "half": lambda: early,
+        "quarter": lambda: early["quarter"],
+        "half": lambda: early["half"],
         "scaled-0.7": lambda: filtered(tuned, dose=0.7),
         "scaled-0.5": lambda: filtered(tuned, dose=0.5),
         "rank-4": lambda: filtered(tuned, four),
         "filter": lambda: filtered(tuned),
-        "dose": lambda: filtered(tuned, dose="auto", early=early),
-        "half-dose": lambda: filtered(early, dose="auto", early=early),
+        "dose": lambda: filtered(tuned, dose="auto", early=early["quarter"]),
+        "half-dose": lambda: filtered(tuned, dose="auto", early=early["half"]),
     }
 
 

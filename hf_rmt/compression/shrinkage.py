@@ -6,7 +6,7 @@ squared error: singular value and vectors of signal plus noise are both off, and
 up for both.
 
 What a training learns from right labels it learns first, and memorises the wrong ones later
-(Arpit et al., ICML 2017). So the leading directions of the update halfway tell signal from noise
+(Arpit et al., ICML 2017). So the leading directions of an early update tell signal from noise
 where the spectrum of the whole update cannot: `along` keeps of it what lies in them.
 """
 
@@ -68,17 +68,35 @@ def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
     return (left[:, :count] * kept @ right[:count]).to(update), int((kept > 0).sum())
 
 
-def leading_directions(update: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The leading singular vectors of an update.
+def participation_ratio(values: Tensor) -> float:
+    """Over how many directions the energy of a matrix is spread: (sum s^2)^2 / sum s^4.
+
+    Args:
+        values: Singular values s, shape (any,).
+
+    Returns:
+        Between 1, for one direction, and their number, if all are equal; 0 for a matrix of zeros.
+
+    Examples:
+        >>> participation_ratio(torch.tensor([3.0, 3.0, 0.0]))
+        2.0
+    """
+    energies = values.double() ** 2
+    total = energies.sum()
+    return float(total**2 / (energies**2).sum()) if total > 0 else 0.0
+
+
+def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
+    """The leading singular vectors of an update, as many as its participation ratio says.
 
     Args:
         update: Shape (out, in).
-        count: How many; all where there are fewer.
 
     Returns:
         Orthonormal columns, shapes (out, count) and (in, count), float32.
     """
-    left, _, right = torch.linalg.svd(update.double(), full_matrices=False)
+    left, values, right = torch.linalg.svd(update.double(), full_matrices=False)
+    count = round(participation_ratio(values / values[:1].clamp_min(1e-300)))
     return left[:, :count].float().contiguous(), right[:count].T.float().contiguous()
 
 

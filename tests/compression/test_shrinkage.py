@@ -9,6 +9,7 @@ from hf_rmt.compression.shrinkage import (
     along,
     leading_directions,
     optimal_singular_values,
+    participation_ratio,
     shrunk_update,
 )
 
@@ -59,18 +60,28 @@ def test_an_update_of_nothing_is_kept_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("shape", [(12, 9), (9, 12)])
-def test_the_part_along_the_own_directions_is_the_truncated_svd(shape: tuple[int, int]) -> None:
+def test_as_many_directions_lead_as_the_participation_ratio_says(shape: tuple[int, int]) -> None:
     update = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     u, s, v = torch.linalg.svd(update, full_matrices=False)
-    part = along(update, *leading_directions(update, 4))
-    torch.testing.assert_close(part, u[:, :4] * s[:4] @ v[:4], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        along(update, *leading_directions(update, 99)), update, rtol=1e-4, atol=1e-5
-    )
+    count = round(float((s**2).sum() ** 2 / (s**4).sum()))
+    assert 1 < count < 9
+    part = along(update, *leading_directions(update))
+    torch.testing.assert_close(part, u[:, :count] * s[:count] @ v[:count], rtol=1e-4, atol=1e-5)
+    # the scale of an update does not matter, and an equal spread leaves everything
+    tiny = along(update, *leading_directions(update * 1e-30))
+    torch.testing.assert_close(tiny, part, rtol=1e-4, atol=1e-5)
+    equal = u @ v
+    torch.testing.assert_close(along(update, *leading_directions(equal)), update, atol=1e-5, rtol=0)
+
+
+def test_an_update_of_nothing_leads_nowhere() -> None:
+    nothing = torch.zeros(4, 3)
+    assert not along(torch.ones(4, 3), *leading_directions(nothing)).any()
+    assert participation_ratio(torch.zeros(3)) == 0.0
 
 
 def test_what_lies_beside_the_directions_is_gone_and_the_rest_keeps_its_size() -> None:
     early = torch.outer(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0]))
     later = torch.tensor([[5.0, 3.0], [7.0, 2.0], [1.0, 1.0]])
-    part = along(later, *leading_directions(early, 1))
+    part = along(later, *leading_directions(early))
     torch.testing.assert_close(part, 3 * early)

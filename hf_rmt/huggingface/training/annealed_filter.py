@@ -21,7 +21,14 @@ from hf_rmt.compression.weight import compress_weight
 from hf_rmt.huggingface.training.anneal import Anneal, amount
 from hf_rmt.huggingface.training.batch_moments import BatchMoments, measurable
 from hf_rmt.huggingface.training.choice import choose, shared
-from hf_rmt.huggingface.training.start_weights import digest, load_start, save_start
+from hf_rmt.huggingface.training.start_weights import (
+    carry_start,
+    digest,
+    home,
+    keep_start,
+    load_start,
+    save_start,
+)
 from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
 from hf_rmt.plan import Cause
@@ -69,15 +76,16 @@ class AnnealedFilter:
             max_steps=state.max_steps, epochs=state.num_train_epochs
         )
         self._names = list(names)
-        folder = str(Path(args.output_dir).absolute())
-        began = (saved or {}).get("folder", folder)
+        folder, began = home(args, saved)
         self.memory = {"cut_at": None, "left": 1.0, **(saved or {}), "folder": folder}
         self._probes = {}
         reached = measurable(model, names, self.settings.min_size)
         self._check_size(model, reached)
         self._moments = None if self.chosen else BatchMoments(model, reached)
         if self.chosen:
-            self._reload_probes(args, began, next(model.parameters()).device)
+            probes = carry_start(args, began, self.memory["probes"], name=PROBES_FILE)
+            device = next(model.parameters()).device
+            self._probes = {name: probe.to(device) for name, probe in probes.items()}
         elif saved and self._gathers(state.global_step - 1):
             self._reload_moments(args, began, state)
 
@@ -199,20 +207,7 @@ class AnnealedFilter:
             "share": choice.share,
             "probes": digest(kept),
         }
-        self._save_probes(args, kept)
-
-    def _save_probes(self, args: Any, probes: Mapping[str, Tensor]) -> None:
-        if args.should_save and args.save_strategy != "no":
-            save_start(probes, args.output_dir, name=PROBES_FILE)
-
-    def _reload_probes(self, args: Any, began: str, device: Any) -> None:
-        """Read the probes that lie beside the checkpoints, here or where the run began."""
-        here = Path(args.output_dir, PROBES_FILE).is_file()
-        folder = args.output_dir if here else began
-        probes = load_start(folder, self.memory["probes"], name=PROBES_FILE)
-        self._probes = {name: probe.to(device) for name, probe in probes.items()}
-        if not here:
-            self._save_probes(args, probes)
+        keep_start(kept, args, name=PROBES_FILE)
 
     def _numbers(self) -> dict[str, float]:
         """The four curves of an annealed training."""

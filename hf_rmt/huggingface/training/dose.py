@@ -26,9 +26,8 @@ from hf_rmt.plan import CompressionPlan
 
 SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.2)
 """Parts of the update that are tried."""
-
-PERSISTENT = 8
-"""Directions of the update halfway that `dose="auto"` keeps in each layer."""
+EARLY = 0.25
+"""Part of the training after which `dose="auto"` takes the directions of an update for signal."""
 
 
 @dataclass(frozen=True)

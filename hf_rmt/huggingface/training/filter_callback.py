@@ -67,9 +67,10 @@ class RMTCallback(TrainerCallback, ExportableState):
             only, or every so many update steps. The first filter of a layer decides how many
             directions it keeps. None: anneal where that is possible, else `"epoch"`.
         dose: Against wrong labels, with `target="update"`, when training ends. `"auto"` keeps of
-            each layer's update what lies in its eight leading directions halfway: what is learnt
-            first is signal, and wrong labels are memorised later. A number in (0, 1] scales what
-            training added to every parameter.
+            each layer's update what lies in the leading directions that it had after a quarter of
+            the training: what is learnt first is signal, and wrong labels are memorised later.
+            The participation ratio of the spectrum says how many directions lead. A number in
+            (0, 1] scales what training added to every parameter.
         log: What is logged under `rmt/`: four summary curves; with `"layers"` those of each layer
             as well and how many layers are in which phase; with False nothing. Layers reach the
             reports (TensorBoard, W&B, `log_history`), not the progress bar.

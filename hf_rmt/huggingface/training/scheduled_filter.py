@@ -17,9 +17,9 @@ from hf_rmt.compression.refilter import filter_weight, first_plan
 from hf_rmt.compression.shrinkage import along, leading_directions
 from hf_rmt.compression.spectrum import spectrum
 from hf_rmt.huggingface.training.choice import shared
-from hf_rmt.huggingface.training.dose import PERSISTENT, DosedUpdate
+from hf_rmt.huggingface.training.dose import EARLY, DosedUpdate
 from hf_rmt.huggingface.training.spectral_logs import spectral_logs
-from hf_rmt.huggingface.training.start_weights import digest, load_start, save_start
+from hf_rmt.huggingface.training.start_weights import carry_start, digest, home, keep_start
 from hf_rmt.nn.counterparts import weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix, to_weight
 from hf_rmt.plan import CompressionPlan, LayerPlan
@@ -43,7 +43,8 @@ class ScheduledFilter:
         schedule: `"epoch"`, `"end"`, or every so many update steps.
         target: `"weights"` or `"update"`.
         dose: When training ends, a number scales all of the update; `"auto"` keeps of each layer's
-            what lies in the leading directions that it had halfway; None filters its spectrum.
+            what lies in the leading directions that it had after a quarter of the training; None
+            filters its spectrum.
     """
 
     def __init__(
@@ -67,12 +68,14 @@ class ScheduledFilter:
         """Keep the weights at the start, or pick up what a checkpoint kept."""
         self._names, self.filtered_at = list(names), -1
         blank: dict[str, Any] = {"first_filter": None, "first_plans": {}, "start_digest": None}
-        self.memory = {**blank, **(saved or {})}
-        if self.target == "update":
-            self._keep_start(args, model, resumed=saved is not None)
-        self._early = {}
-        if self.memory.get("early_digest"):
-            self._early = load_start(args.output_dir, self.memory["early_digest"], name=EARLY_FILE)
+        folder, began = home(args, saved)
+        self.memory = {**blank, **(saved or {}), "folder": folder}
+        if self.target == "update" and saved is not None:
+            self._start = carry_start(args, began, self.memory["start_digest"])
+        elif self.target == "update":
+            self._keep_start(args, model)
+        early = self.memory.get("early_digest")
+        self._early = carry_start(args, began, early, name=EARLY_FILE) if early else {}
 
     def step_begins(self, state: Any) -> None:
         """Nothing is to be done before a step."""
@@ -82,7 +85,7 @@ class ScheduledFilter:
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
         """Filter after an update that the schedule names, before anything is saved."""
-        if self.dose == "auto" and state.global_step == max(1, state.max_steps // 2):
+        if self.dose == "auto" and state.global_step == max(1, round(EARLY * state.max_steps)):
             self._keep_early(args, model)
         every = self.schedule if isinstance(self.schedule, int) else None
         epoch_ends = self.schedule == "epoch" and float(state.epoch).is_integer()
@@ -160,11 +163,8 @@ class ScheduledFilter:
         self.filtered_at = state.global_step
         return {**spectral_logs(fits), "rmt/energy_dropped": dropped}
 
-    def _keep_start(self, args: Any, model: nn.Module, *, resumed: bool) -> None:
-        """Hold the weights at the start: the model's, or those beside the checkpoint."""
-        if resumed:
-            self._start = load_start(args.output_dir, self.memory["start_digest"])
-            return
+    def _keep_start(self, args: Any, model: nn.Module) -> None:
+        """Hold the weights at the start, and keep them beside the checkpoints."""
         weights = {name: weight_matrix(model.get_submodule(name)) for name in self._names}
         if self.dose not in (None, "auto"):
             layers = {f"{name}.weight" for name in self._names}
@@ -177,14 +177,13 @@ class ScheduledFilter:
             name: weight.to("cpu", copy=True).contiguous() for name, weight in weights.items()
         }
         self.memory["start_digest"] = digest(self._start)
-        if args.should_save and args.save_strategy != "no":
-            save_start(self._start, args.output_dir)
+        keep_start(self._start, args)
 
     def _keep_early(self, args: Any, model: nn.Module) -> None:
-        """Remember where the update of each layer leads halfway."""
+        """Remember where the update of each layer leads early."""
 
         def work(name: str) -> WorkResult:
-            left, right = leading_directions(self._matrix(model, name), PERSISTENT)
+            left, right = leading_directions(self._matrix(model, name))
             return None, {"left": left, "right": right}
 
         outcomes = shared(model, self._names, work)
@@ -194,8 +193,7 @@ class ScheduledFilter:
             for side, tensor in tensors.items()
         }
         self.memory["early_digest"] = digest(self._early)
-        if args.should_save and args.save_strategy != "no":
-            save_start(self._early, args.output_dir, name=EARLY_FILE)
+        keep_start(self._early, args, name=EARLY_FILE)
 
     def _apply_dose(self, model: nn.Module) -> None:
         """Scale the whole update, or keep of the layers' what lies in the early directions."""
@@ -204,7 +202,7 @@ class ScheduledFilter:
             return
         if not self._early:
             logger.warning(
-                "training ended before half of its steps, so that dose='auto' knows no early "
+                "training ended before a quarter of its steps, so that dose='auto' knows no early "
                 "directions: the model stays as it was trained"
             )
             return

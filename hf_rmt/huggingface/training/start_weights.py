@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -59,6 +60,57 @@ def load_start(
             "another training has used the folder: put the file back, or start anew"
         )
     return weights
+
+
+def keep_start(weights: Mapping[str, Tensor], args: Any, *, name: str = START_FILE) -> None:
+    """Write tensors beside the checkpoints of a training, if it writes any.
+
+    Args:
+        weights: By name, on the CPU.
+        args: `TrainingArguments`.
+        name: Of the file.
+    """
+    if args.should_save and args.save_strategy != "no":
+        save_start(weights, args.output_dir, name=name)
+
+
+def carry_start(
+    args: Any, began: str, expected: str | None, *, name: str = START_FILE
+) -> dict[str, Tensor]:
+    """Read what a training keeps beside its checkpoints, and take it along to another folder.
+
+    Args:
+        args: `TrainingArguments` of the run that goes on.
+        began: Output folder in which the run began.
+        expected: Digest, as a checkpoint records it; None for no check.
+        name: Of the file.
+
+    Returns:
+        The tensors by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: If the file lies in neither folder.
+        ValueError: If it holds other weights.
+    """
+    if Path(args.output_dir, name).is_file() or not Path(began, name).is_file():
+        return load_start(args.output_dir, expected, name=name)
+    weights = load_start(began, expected, name=name)
+    keep_start(weights, args, name=name)
+    return weights
+
+
+def home(args: Any, saved: Mapping[str, Any] | None) -> tuple[str, str]:
+    """The output folder of a run, and the one in which it began.
+
+    Args:
+        args: `TrainingArguments`.
+        saved: What a checkpoint kept of the callback, or None.
+
+    Returns:
+        Two absolute paths, equal for a run that was not moved.
+    """
+    here = str(Path(args.output_dir).absolute())
+    return here, (saved or {}).get("folder", here)
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:

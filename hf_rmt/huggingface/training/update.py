@@ -18,7 +18,7 @@ from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.huggingface.api import ModelOrPath, check_compressible, load_if_path
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.lora.differences import paired
-from hf_rmt.huggingface.training.dose import PERSISTENT, DosedUpdate, check_dose
+from hf_rmt.huggingface.training.dose import DosedUpdate, check_dose
 from hf_rmt.nn.counterparts import weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
 from hf_rmt.plan import CompressionPlan
@@ -49,8 +49,9 @@ def filter_update(
         dose: Against wrong labels, in place of that filter; only the layers are taken from the
             config then. A number in (0, 1] scales what training added to every parameter that the
             base has. `"auto"` needs one of the next two.
-        early: With `dose="auto"`: the model halfway through the training, such as a checkpoint. Of
-            each layer's update stays what lies in the eight leading directions that it had then.
+        early: With `dose="auto"`: the model after about a quarter of the training, such as a
+            checkpoint. What stays of each layer's update is what lies in the leading directions
+            that it had then; their number is the participation ratio of its spectrum then.
         evaluate: With `dose="auto"`: the score of a model, higher is better, on rows that it was
             not trained on. Several scales are tried, with all of the update and with the shrunk
             spikes of the blocks only, and the best is kept. Few rows with wrong labels choose
@@ -112,8 +113,8 @@ def _check_told(dose: object, early: object, evaluate: object) -> None:
     if len(given) != (dose == "auto"):
         raise ValueError(
             f"dose='auto' takes either early or evaluate, and nothing else does, got dose={dose!r} "
-            f"with {' and '.join(given) or 'neither'}; pass the model halfway through training as "
-            "early, or a function of the model that returns its score on rows kept back"
+            f"with {' and '.join(given) or 'neither'}; pass the model after a quarter of "
+            "training as early, or a function of the model that returns its score on rows kept back"
         )
 
 
@@ -121,14 +122,14 @@ def _persistent(
     starts: Sequence[Tensor], early: nn.Module, tuned: nn.Module, names: Sequence[str]
 ) -> CompressionReport:
     """Keep of the updates what lies in the leading directions that they had early."""
-    halfway = _starts(early, tuned, names)
+    quarter = _starts(early, tuned, names)
     layers = [tuned.get_submodule(name) for name in names]
 
     def work(index: int) -> WorkResult:
         weight = weight_matrix(layers[index])
         start = starts[index].to(weight)
         update = weight - start
-        pair = leading_directions(halfway[index].to(weight) - start, PERSISTENT)
+        pair = leading_directions(quarter[index].to(weight) - start)
         kept = along(update, *pair)
         whole, rest = (float(part.double().square().sum()) for part in (update, update - kept))
         plan = rewritten_plan(names[index], update, f"along {pair[0].shape[1]} early directions")
