@@ -51,7 +51,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         code: Digest of the code file beside the weights. Filled in by the library.
         quant_method: Always "rmt".
         layout: How the weights lie in memory after loading, as in `hf_rmt.set_layout`: `packed`,
-            `int8`, `dense`, `fastest` or `smallest`. It is not saved.
+            `int8`, `dense`, `fused`, `fastest` or `smallest`. It is not saved.
         activations: How the `int8` layout writes its inputs, in `int8` or near exact in `int16`.
             It is not saved.
 

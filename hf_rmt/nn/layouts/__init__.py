@@ -1,6 +1,6 @@
 """How the weights of compressed layers lie in memory, one file a layout."""
 
-from hf_rmt.nn.layouts import compiled, dense, int8, packed
+from hf_rmt.nn.layouts import compiled, dense, fused, int8, packed
 from hf_rmt.nn.layouts.base import ACTIVATIONS, LAYOUTS, Layout, register
 from hf_rmt.nn.layouts.choosing import CHOICES
 from hf_rmt.nn.layouts.placing import layout_line, memory_bytes, set_layout
@@ -12,6 +12,7 @@ __all__ = [
     "Layout",
     "compiled",
     "dense",
+    "fused",
     "int8",
     "layout_line",
     "memory_bytes",

@@ -73,7 +73,8 @@ def possible(layer: SpikedLinear | TernaryLinear, activations: str) -> tuple[str
     """Names of the layouts that a layer can have, `packed` first."""
     if isinstance(layer, TernaryLinear):
         return TERNARY_LAYOUTS
-    free = (name for name, kind in LAYOUTS.items() if not kind.refusal(layer))
+    kinds = {name: kind for name, kind in LAYOUTS.items() if not kind.by_name_only}
+    free = (name for name, kind in kinds.items() if not kind.refusal(layer))
     return ("packed", *(name for name in free if name != "packed"))
 
 

@@ -29,11 +29,14 @@ def set_layout(
         model: A model with compressed layers, or one such layer.
         layout: `packed`, `int8`, `dense`; `fastest` measures these for each shape of layer and
             remembers on this machine which won; `smallest` takes what needs the least memory.
+            `fused` decodes codes inside the product, by a Triton kernel that has not run on a GPU
+            yet; only its name chooses it.
         activations: How `int8` writes its inputs: in `int8`, or near exact in `int16`.
         tokens: Numbers of rows in an input for which `fastest` measures.
 
     Returns:
-        The line of `layout_line`.
+        The line of `layout_line`, and why some layers stay packed, if they could not have the
+        layout.
 
     Raises:
         ValueError: If a name is unknown.
@@ -51,7 +54,18 @@ def set_layout(
             name = choose(layer, layout, activations=activations, tokens=tokens)
         place(layer, name, activations=activations)
     give_back()
-    return layout_line(model)
+    return layout_line(model) + refusals(model, layout, activations=activations)
+
+
+def refusals(model: nn.Module, layout: str, *, activations: str = "int8") -> str:
+    """Why layers of a model cannot have a layout, as the end of a line; empty if all can."""
+    if layout in CHOICES:
+        return ""
+    layers = [layer for layer in compressed_layers(model) if isinstance(layer, SpikedLinear)]
+    layers = [layer for layer in layers if layer.noise.kind != "drop"]  # these need no layout
+    why = (LAYOUTS[layout].refusal(layer, activations=activations) for layer in layers)
+    counts = Counter(filter(None, why))
+    return "".join(f"; {count} not {layout}: {reason}" for reason, count in counts.items())
 
 
 def compressed_layers(model: nn.Module) -> list[SpikedLinear | TernaryLinear]:

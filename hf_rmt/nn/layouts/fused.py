@@ -1,0 +1,81 @@
+"""Packed codes that a Triton kernel decodes in registers while it multiplies: for CUDA."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_rmt.nn.codebooks import CODEBOOKS
+from hf_rmt.nn.layouts.base import Layout, register, signal_bytes, store_bytes
+from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.spiked_conv import SpikedConv2d
+
+
+@register
+class FusedLayout(Layout):
+    """y = signal(x) + kernel(codes, x): the noise is never unpacked as a whole.
+
+    The kernel is tested in Triton's interpreter and has not run on a GPU yet. So nothing chooses
+    this layout by itself; it must be asked for by name.
+    """
+
+    name = "fused"
+    words = "codes decoded inside the product, by a Triton kernel"
+    by_name_only = True
+
+    @classmethod
+    def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
+        """Convolutions, noise that is no code, and places without Triton cannot have it."""
+        if isinstance(layer, SpikedConv2d):
+            return "its kernel multiplies no convolution"
+        if layer.noise.kind not in CODEBOOKS:
+            return super().refusal(layer) or "its noise is stored as it is, not in codes"
+        if find_spec("triton") is None:
+            return "Triton is not installed; it comes with CUDA builds of torch"
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if layer.weight.device.type not in ("cuda", "meta") and not interpreted:
+            return f"its kernel runs on CUDA, and the layer is on {layer.weight.device.type}"
+        return ""
+
+    def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+        """Signal beside the fused product, both in the dtype of x."""
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        signal = layer._signal(x, layer.weight.to(x.dtype), bias)
+        if not torch.is_grad_enabled():
+            return signal.add_(self.noise_product(layer, x))
+        return signal + _FusedProduct.apply(x, layer, self)
+
+    def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+        """The noise acting on x, from its codes."""
+        from hf_rmt.nn.fused_kernel import fused_product
+
+        rows = fused_product(x.detach().reshape(-1, layer.in_features), layer.noise)
+        return rows.view(*x.shape[:-1], layer.out_features)
+
+    def prepare(self, layer: SpikedLinear) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def estimate(layer: SpikedLinear) -> int:
+        """Bytes of codes, scales, factors and bias."""
+        return signal_bytes(layer) + store_bytes(layer)
+
+
+class _FusedProduct(torch.autograd.Function):
+    """The noise acting on x by the kernel; the gradient of x unpacks the noise for once."""
+
+    @staticmethod
+    def forward(x: Tensor, layer: SpikedLinear, layout: FusedLayout) -> Tensor:
+        return layout.noise_product(layer, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.layer = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient @ ctx.layer.noise.dense(gradient.dtype, scratch=True), None, None
