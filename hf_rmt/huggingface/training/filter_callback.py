@@ -32,6 +32,7 @@ from hf_rmt.huggingface.training.trainer import (
     check_alone,
     check_whole_weights,
 )
+from hf_rmt.report import CompressionReport
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ class RMTCallback(TrainerCallback, ExportableState):
         ValueError: If a value is unknown or two contradict each other; when training begins, if
             the model is compressed, an adapter, or sharded (FSDP, DeepSpeed), the Trainer has
             another `RMTCallback`, or a run is resumed with other settings.
-        RuntimeError: On every process, if filtering failed on one.
+        RuntimeError: On every process, if filtering failed on one; when training begins, if the
+            callback has made the model compact already.
 
     Examples:
         >>> callback = RMTCallback()
@@ -115,6 +117,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         self.memory: dict[str, Any] = {}
         self._filter = self._made()
         self._logged_at = -1
+        self._report: CompressionReport | None = None
 
     @classmethod
     def published(
@@ -165,6 +168,12 @@ class RMTCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Find the layers; keep the start, or pick up what a checkpoint kept."""
         self.on_init_end(args, state, control, model)
+        if self._report and getattr(model, "compression_report", None) is self._report:
+            raise RuntimeError(
+                f"RMTCallback made this {type(model).__name__} compact when it was trained before, "
+                "and the optimizer of this Trainer still holds the old weights; make a new Trainer "
+                "without RMTCallback to train the compact layers on"
+            )
         check_compressible(model, self.config)
         names = compressible_layers(model, self.config)
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
@@ -208,7 +217,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         loaded_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
         report = self._filter.finish(state, model, loaded_best=loaded_best)
         if report is not None:
-            conclude(model, self.config, report)
+            self._report = conclude(model, self.config, report)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any

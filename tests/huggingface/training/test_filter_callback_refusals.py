@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
 from hf_rmt import RMTConfig, compress
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
-from tests.huggingface.training.training import arguments, classifier, fine_tune
+from tests.huggingface.test_quantizer import spiked_layers
+from tests.huggingface.training.training import QUERY, arguments, classifier, fine_tune, sentences
 
 
 @pytest.mark.parametrize(
@@ -67,3 +70,14 @@ def test_a_compressed_model_and_an_adapter_are_refused(tmp_path: Path) -> None:
     adapted = get_peft_model(classifier(), LoraConfig(target_modules=["query"]))
     with pytest.raises(ValueError, match="frozen beneath an adapter"):
         fine_tune(tmp_path, RMTCallback(schedule="epoch"), model=adapted)
+
+
+def test_a_trainer_trains_its_model_to_a_compact_one_once(tmp_path: Path) -> None:
+    trainer = fine_tune(tmp_path, RMTCallback(size=0.4))
+    pickle.loads(pickle.dumps(trainer.callback_handler.callbacks[-1]))
+    with pytest.raises(RuntimeError, match="make a new Trainer without RMTCallback"):
+        trainer.train()
+    again = Trainer(trainer.model, arguments(tmp_path), train_dataset=sentences())
+    before = spiked_layers(again.model)[QUERY].weight.detach().clone()
+    again.train()
+    assert not torch.equal(spiked_layers(again.model)[QUERY].weight, before)
