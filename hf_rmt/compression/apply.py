@@ -17,6 +17,7 @@ from hf_rmt.compression.weight import compress_weight, relative_energies
 from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like
 from hf_rmt.nn.counterparts import matrix_shape, place_step, weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
+from hf_rmt.nn.memory import trim_memory
 from hf_rmt.nn.swap import swap_module
 from hf_rmt.plan import LayerPlan, Outcome
 from hf_rmt.report import CompressionReport
@@ -195,6 +196,7 @@ def apply_plan(
         _replace(model, plan, dense, tensors, layer)
     if plan.outcome is not Outcome.KEPT:
         _note(plan)
+        trim_memory()
 
 
 def _replace(

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hf_rmt.nn.memory import trim_memory
+
 SMALLEST = 2**16
 """Tensors of fewer bytes stay in memory."""
 IN_MEMORY = ("tmpfs", "ramfs")
@@ -106,8 +108,7 @@ def give_back() -> None:
     for low, high, path in _mappings():
         if path.endswith(".safetensors"):
             _page_out(low, high)
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    trim_memory()
 
 
 def _mappings() -> list[tuple[int, int, str]]:

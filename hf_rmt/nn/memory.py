@@ -1,0 +1,26 @@
+"""Freed memory, given back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the system, where the C library can do so (glibc).
+
+    A large weight that was freed may stay with the process otherwise, and the memory of a
+    compression looks like many times the largest layer.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library, or another system
+        return None
