@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 1 after an error; 130 if it was interrupted.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_hyphenated(sys.argv[1:] if arguments is None else arguments))
     logger = logging.getLogger("hf_rmt")
     level = logger.level
     _quieten(options.quiet)
@@ -51,6 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         logger.setLevel(level)  # a program that calls this function has its own
     return 0
+
+
+def _hyphenated(words: Sequence[str]) -> list[str]:
+    """The words with flags as the recipes and transformers write them, --target_modules, hyphened.
+
+    Examples:
+        >>> _hyphenated(["--max_rank=3", "my_model"])
+        ['--max-rank=3', 'my_model']
+    """
+    flags = re.compile("^--[^=]*")
+    return [flags.sub(lambda flag: flag[0].replace("_", "-"), word) for word in words]
 
 
 def _quieten(quiet: bool) -> None:

@@ -53,6 +53,12 @@ def test_analyze_prints_a_table_or_json_and_saves(
     assert len(json.loads(run(capsys, "analyze", dense, "--json"))["layers"]) == 6
 
 
+def test_flags_may_have_underscores(dense: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--target-modules", "--target_modules")
+    tables = [run(capsys, "analyze", dense, flag, "query") for flag in flags]
+    assert tables[0] == tables[1]
+
+
 def test_reports_become_one_page(
     dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
