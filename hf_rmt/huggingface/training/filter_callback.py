@@ -70,8 +70,9 @@ class RMTCallback(TrainerCallback, ExportableState):
         dose: Against wrong labels, with `target="update"`, when training ends. `"auto"` keeps of
             each layer's update what lies in the leading directions that it had after a quarter of
             the training: what is learnt first is signal, and wrong labels are memorised later.
-            The participation ratio of the spectrum says how many directions lead. A number in
-            (0, 1] scales what training added to every parameter.
+            The participation ratio of the spectrum says how many directions lead. It harms where
+            labels are right, or where a quarter of the training is too short to learn the task. A
+            number in (0, 1] scales what training added to every parameter.
         log: What is logged under `rmt/`: four summary curves; with `"layers"` those of each layer
             as well and how many layers are in which phase; with False nothing. Layers reach the
             reports (TensorBoard, W&B, `log_history`), not the progress bar.
