@@ -8,6 +8,7 @@ that were trained on: noise that hits all classes alike changes the level of a s
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.2)
 """Parts of the update that are tried."""
 EARLY = 0.25
 """Part of the training after which `dose="auto"` takes the directions of an update for signal."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,27 @@ def check_dose(dose: Any) -> None:
     if isinstance(dose, str):
         raise ValueError(f"dose must be 'auto', a number in (0, 1] or None, got {dose!r}")
     check_number("dose", dose, "(0")
+
+
+def worse(before: float, after: float) -> bool:
+    """Whether a dose lowered the score on rows kept back; process 0 decides for all, and says so.
+
+    Args:
+        before: The score of the model as it was trained; higher is better.
+        after: With its updates cut to their early directions.
+    """
+    verdict = [after < before]
+    if n_processes() > 1:
+        distributed.broadcast_object_list(verdict, src=0)
+    if verdict[0]:
+        logger.warning(
+            "dose='auto' lowers the score on the evaluation rows (accuracy, else minus the loss) "
+            "from %.4g to %.4g, so the model stays as it was trained: after a quarter of the "
+            "training it had not learnt its task, or few labels are wrong",
+            before,
+            after,
+        )
+    return verdict[0]
 
 
 class DosedUpdate:

@@ -31,6 +31,7 @@ from hf_rmt.huggingface.training.spectral_logs import summary
 from hf_rmt.huggingface.training.trainer import (
     check_alone,
     check_whole_weights,
+    held_out_score,
 )
 from hf_rmt.report import CompressionReport
 
@@ -71,8 +72,10 @@ class RMTCallback(TrainerCallback, ExportableState):
             each layer's update what lies in the leading directions that it had after a quarter of
             the training: what is learnt first is signal, and wrong labels are memorised later.
             The participation ratio of the spectrum says how many directions lead. It harms where
-            labels are right, or where a quarter of the training is too short to learn the task. A
-            number in (0, 1] scales what training added to every parameter.
+            labels are right, or where a quarter of the training is too short to learn the task. So
+            give the Trainer an `eval_dataset`, its labels clean or not: if the model gets worse on
+            it (accuracy, else loss), it stays as it was trained. A number in (0, 1] scales what
+            training added to every parameter.
         log: What is logged under `rmt/`: four summary curves; with `"layers"` those of each layer
             as well and how many layers are in which phase; with False nothing. Layers reach the
             reports (TensorBoard, W&B, `log_history`), not the progress bar.
@@ -216,7 +219,11 @@ class RMTCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Filter the model that training leaves, be it the best or the last, and compact it."""
         loaded_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        if isinstance(self._filter, ScheduledFilter):
+            self._filter.score = held_out_score(args) if self.dose == "auto" else None
         report = self._filter.finish(state, model, loaded_best=loaded_best)
+        if isinstance(self._filter, ScheduledFilter):
+            self._filter.score = None  # it holds the Trainer, which cannot be pickled
         if report is not None:
             self._report = conclude(model, self.config, report)
 

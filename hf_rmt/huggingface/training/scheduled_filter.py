@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from hf_rmt.compression.refilter import filter_weight, first_plan
 from hf_rmt.compression.shrinkage import along, leading_directions
 from hf_rmt.compression.spectrum import spectrum
 from hf_rmt.huggingface.training.choice import shared
-from hf_rmt.huggingface.training.dose import EARLY, DosedUpdate
+from hf_rmt.huggingface.training.dose import EARLY, DosedUpdate, worse
 from hf_rmt.huggingface.training.spectral_logs import spectral_logs
 from hf_rmt.huggingface.training.start_weights import carry_start, digest, home, keep_start
 from hf_rmt.nn.counterparts import weight_matrix
@@ -45,6 +45,9 @@ class ScheduledFilter:
         dose: When training ends, a number scales all of the update; `"auto"` keeps of each layer's
             what lies in the leading directions that it had after a quarter of the training; None
             filters its spectrum.
+
+    Attributes:
+        score: Of the model on rows kept back, to judge `dose="auto"` by; None takes it as it is.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class ScheduledFilter:
         self._start: dict[str, Tensor] = {}
         self._names: list[str] = []
         self._early: dict[str, Tensor] = {}
+        self.score: Callable[[], float] | None = None
 
     def begin(
         self, args: Any, state: Any, model: nn.Module, names: Sequence[str], saved: Any
@@ -211,9 +215,14 @@ class ScheduledFilter:
             left, right = (self._early[f"{name} {side}"] for side in ("left", "right"))
             return None, {"update": along(self._matrix(model, name), left, right)}
 
+        weights = [weight_matrix(model.get_submodule(name)).clone() for name in self._names]
+        before = None if self.score is None else self.score()
         outcomes = shared(model, self._names, work)
         for name, (_, tensors) in zip(self._names, outcomes, strict=True):
             self._replace(model, name, tensors["update"])
+        if self.score is not None and before is not None and worse(before, self.score()):
+            for name, weight in zip(self._names, weights, strict=True):
+                set_matrix(model.get_submodule(name), weight)
 
     def _parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """All parameters at the start, by their names."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -43,3 +45,35 @@ def check_whole_weights(callback: TrainerCallback, args: Any, model: nn.Module) 
             "them or keeps a copy of its own, which would undo each change; train with DDP, or "
             "without the callback and call hf_rmt.compress on the saved model"
         )
+
+
+def held_out_score(args: Any) -> Callable[[], float] | None:
+    """How good the model is on the rows that the calling Trainer evaluates on; higher is better.
+
+    It is the accuracy of a classifier, which wrong labels lower but do not turn round, and else
+    minus the loss.
+
+    Args:
+        args: `TrainingArguments`.
+
+    Returns:
+        A function, alike on all processes; None where the Trainer has no such rows, has several
+        sets of them, or would turn the model into another dtype to evaluate it.
+    """
+    trainer = calling_trainer()
+    rows = None if trainer is None else trainer.eval_dataset
+    if rows is None or isinstance(rows, dict) or args.fp16_full_eval or args.bf16_full_eval:
+        return None
+
+    def score() -> float:
+        loader = trainer.get_eval_dataloader()
+        labels = next(iter(loader)).get("labels")
+        single = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
+        found = trainer.evaluation_loop(
+            loader, "Judging the dose", prediction_loss_only=None if single else True
+        )
+        if single and getattr(found.predictions, "ndim", 0) == 2:
+            return float((found.predictions.argmax(-1) == found.label_ids).mean())
+        return -float(found.metrics.get("eval_loss", math.nan))
+
+    return score

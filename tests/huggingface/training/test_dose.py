@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from transformers import Trainer, TrainerCallback
 
 from hf_rmt import RMTCallback, filter_update
 from hf_rmt.compression.shrinkage import participation_ratio
+from hf_rmt.huggingface.training import filter_callback
 from hf_rmt.huggingface.training.dose import SCALES
+from hf_rmt.huggingface.training.trainer import held_out_score
 from tests.huggingface.training.test_filter_callback_resuming import Power
 from tests.huggingface.training.test_update import blocks, trained, tuned_blocks
 from tests.huggingface.training.training import (
@@ -192,3 +195,50 @@ def test_training_that_ends_before_a_quarter_is_left_alone(
     trainer.train()
     assert torch.equal(trainer.model.get_submodule(QUERY).weight, watcher.weights[1])
     assert "knows no early directions" in caplog.text
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_evaluation_rows_give_an_accuracy_or_a_loss(classes: bool, tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Scores(RMTCallback):
+        def on_train_end(self, args: Any, *others: Any, **kwargs: Any) -> None:
+            score = held_out_score(args)
+            assert score is not None
+            seen.append(score())
+
+    rows, model = sentences(), classifier()
+    if not classes:  # labels of several classes at once are no integers
+        rows = [{**row, "labels": torch.eye(2)[row["labels"]]} for row in rows]
+        model.config.problem_type = "multi_label_classification"
+    settings = arguments(tmp_path, num_train_epochs=1)
+    told: dict[str, Any] = {"train_dataset": rows, "eval_dataset": rows}
+    trainer = Trainer(model, settings, callbacks=[Scores(size=0.4)], **told)
+    trainer.train()
+    found = trainer.predict(rows)
+    expected = -found.metrics["test_loss"]
+    if classes:
+        expected = float((found.predictions.argmax(-1) == found.label_ids).mean())
+    assert seen == [pytest.approx(expected, rel=1e-4)]
+    assert held_out_score(settings) is None  # no Trainer calls here
+
+
+@pytest.mark.parametrize(("scores", "stays"), [((0.9, 0.8), False), ((0.8, 0.9), True)])
+def test_a_score_says_whether_the_dose_stays(
+    scores: tuple[float, float],
+    stays: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plain = trainer_of(tmp_path)
+    plain.train()
+    told = iter(scores)
+    monkeypatch.setattr(filter_callback, "held_out_score", lambda args: lambda: next(told))
+    callback = RMTCallback(target="update", dose="auto")
+    trainer = trainer_of(tmp_path, callback, rows=sentences())
+    trainer.train()
+    pickle.dumps(callback)
+    ours, theirs = (each.model.get_submodule(QUERY).weight for each in (trainer, plain))
+    assert torch.equal(ours, theirs) is not stays
+    assert ("lowers the score on the evaluation rows" in caplog.text) is not stays
