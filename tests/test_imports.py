@@ -45,10 +45,12 @@ print(AUTO_QUANTIZATION_CONFIG_MAPPING["rmt"].__name__, AUTO_QUANTIZER_MAPPING["
 
 def test_public_names_are_not_shadowed_by_submodules():
     script = """
-import pkgutil, types
+import importlib.util, pkgutil, types
 import hf_rmt
+unneeded = set() if importlib.util.find_spec("triton") else {"hf_rmt.nn.fused_kernel"}
 for module in pkgutil.walk_packages(hf_rmt.__path__, "hf_rmt."):
-    __import__(module.name)
+    if module.name not in unneeded:
+        __import__(module.name)
 print([n for n in hf_rmt.__all__ if isinstance(getattr(hf_rmt, n), types.ModuleType)])
 """
     assert run(script).strip() == "[]"

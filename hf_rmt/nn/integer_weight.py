@@ -89,29 +89,29 @@ class IntegerWeight:
                 return one if total is None else total.add_(one)
             except RuntimeError:  # nan and infinity have no integers: the general way spreads them
                 pass
-        largest = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST)
-        sums = self._sums(rows / largest)
+        unit = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST).mul_(1 / self.top)
+        sums = self._sums(rows / unit)
         if total is None:
-            return sums.mul_(largest)
-        return torch.addcmul(total, sums, largest)
+            return sums.mul_(unit)
+        return torch.addcmul(total, sums, unit)
 
     def _sums(self, scaled: Tensor) -> Tensor:
-        """Product with entries in [-1, 1], which are rounded to digits over top."""
+        """Product with entries in [-top, top], which are rounded."""
         if self.digits == 1:
             return self._integer_product(scaled)
-        high = scaled.mul(self.top).round_().div_(self.top)
+        high = scaled.round()
         low = scaled.sub_(high).mul_(2 * self.top)
         both = self._integer_product(torch.cat([high, low]))
         return both[: len(high)].add_(both[len(high) :], alpha=1 / (2 * self.top))
 
     def _integer_product(self, scaled: Tensor) -> Tensor:
         if self.packed is not None:
-            return FBGEMM(scaled, 1 / self.top, self.top + 1, self.packed)
-        digits = scaled.mul(self.top).round_().to(torch.int8)
+            return FBGEMM(scaled, 1.0, self.top + 1, self.packed)
+        digits = scaled.round().to(torch.int8)
         if digits.device.type == "cuda" and len(digits) < CUDA_ROWS:
             digits = torch.nn.functional.pad(digits, (0, 0, 0, CUDA_ROWS - len(digits)))
         sums = torch._int_mm(digits, self.integers.T)[: len(scaled)]
-        return sums.to(torch.float32).mul_(self.scales / self.top)
+        return sums.to(torch.float32).mul_(self.scales)
 
     def _rotated(self, rows: Tensor) -> Tensor:
         if self.block == 1:
