@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _hyphenated(words: Sequence[str]) -> list[str]:
-    """The words with flags as the recipes and transformers write them, --target_modules, hyphened.
+    """Write flags with hyphens: recipes and transformers write --target_modules.
 
     Examples:
         >>> _hyphenated(["--max_rank=3", "my_model"])

@@ -40,7 +40,7 @@ def analyze(
 
     Args:
         model: Any module with its weights in memory.
-        config: What `compress` would be told, in place of the keywords below.
+        config: A config for `compress`, in place of the keywords below.
         target_modules: Which layers, as in `CompressionSettings`.
         method: How signal and noise are told apart, as in `CompressionSettings`; None for its
             default.
@@ -51,7 +51,7 @@ def analyze(
         acts; where a model has some, only those are.
 
     Raises:
-        TypeError: If the model is not a module, or the config not one.
+        TypeError: If the model is no module, or `config` is no config.
         ValueError: If a target matches nothing, the method is unknown or told too much or too
             little, or a config and keywords are given.
     """

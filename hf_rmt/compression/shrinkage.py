@@ -81,9 +81,10 @@ def participation_ratio(values: Tensor) -> float:
         >>> participation_ratio(torch.tensor([3.0, 3.0, 0.0]))
         2.0
     """
-    energies = values.double() ** 2
-    total = energies.sum()
-    return float(total**2 / (energies**2).sum()) if total > 0 else 0.0
+    if not values.any():
+        return 0.0
+    energies = (values.double() / values.abs().max()) ** 2  # squares of tiny values would vanish
+    return float(energies.sum() ** 2 / (energies**2).sum())
 
 
 def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,7 @@ def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
         Orthonormal columns, shapes (out, count) and (in, count), float32.
     """
     left, values, right = torch.linalg.svd(update.double(), full_matrices=False)
-    count = round(participation_ratio(values / values[:1].clamp_min(1e-300)))
+    count = round(participation_ratio(values))
     return left[:, :count].float().contiguous(), right[:count].T.float().contiguous()
 
 

@@ -166,7 +166,7 @@ def relative_energies(weight: Tensor, new: Tensor) -> tuple[float, float]:
     """
     sums = torch.zeros(3, dtype=torch.float64, device=weight.device)
     step = rows_at_once(weight.shape)
-    for start in range(0, len(weight), step):  # in float64, all rows at once would take four times
+    for start in range(0, len(weight), step):  # float64 copies of all rows would be large
         old, now = (part[start : start + step].double() for part in (weight, new))
         sums += torch.stack([part.square().sum() for part in (old, now, old - now)])
     whole, kept, lost = sums.tolist()

@@ -50,7 +50,7 @@ def analyze(
 
     Args:
         model_or_path: A loaded model, a folder or a Hub id.
-        config: What `compress` would be told, in place of the keywords below.
+        config: A config for `compress`, in place of the keywords below.
         target_modules: Which layers, as in `RMTConfig`.
         method: How signal and noise are told apart, as in `RMTConfig`; None for its default.
         **options: What the method takes, such as `rank` for `svd`, as in `RMTConfig`.
@@ -59,7 +59,7 @@ def analyze(
         The spectra: a table when printed, plots, JSON and CSV.
 
     Raises:
-        TypeError: If the model is not a module, or the config not one.
+        TypeError: If the model is no module, or `config` is no config.
         ValueError: If a target matches nothing, the method is unknown or told too much or too
             little, or a config and keywords are given.
         OSError: If the path or id cannot be loaded.

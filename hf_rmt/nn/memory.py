@@ -10,8 +10,8 @@ from functools import cache
 def trim_memory() -> None:
     """Give freed memory back to the system, where the C library can do so (glibc).
 
-    A large weight that was freed may stay with the process otherwise, and the memory of a
-    compression looks like many times the largest layer.
+    Without this the C library keeps large weights after they were freed. The process then seems to
+    need several times the memory of its largest layer.
     """
     trim = _trim()
     if trim is not None:

@@ -135,7 +135,9 @@ class AnnealedFilter:
             name=MOMENTS_FILE.format(process=args.process_index),
         )
 
-    def finish(self, state: Any, model: Any, *, loaded_best: bool) -> CompressionReport | None:
+    def finish(
+        self, args: Any, state: Any, model: Any, *, loaded_best: bool
+    ) -> CompressionReport | None:
         """Make the compact model of what training left; None if nothing was chosen in time."""
         if self._moments is not None:
             self._moments.stop()

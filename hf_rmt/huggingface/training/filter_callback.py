@@ -31,7 +31,6 @@ from hf_rmt.huggingface.training.spectral_logs import summary
 from hf_rmt.huggingface.training.trainer import (
     check_alone,
     check_whole_weights,
-    held_out_score,
 )
 from hf_rmt.report import CompressionReport
 
@@ -219,11 +218,7 @@ class RMTCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Filter the model that training leaves, be it the best or the last, and compact it."""
         loaded_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
-        if isinstance(self._filter, ScheduledFilter):
-            self._filter.score = held_out_score(args) if self.dose == "auto" else None
-        report = self._filter.finish(state, model, loaded_best=loaded_best)
-        if isinstance(self._filter, ScheduledFilter):
-            self._filter.score = None  # it holds the Trainer, which cannot be pickled
+        report = self._filter.finish(args, state, model, loaded_best=loaded_best)
         if report is not None:
             self._report = conclude(model, self.config, report)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from hf_rmt.huggingface.training.choice import shared
 from hf_rmt.huggingface.training.dose import EARLY, DosedUpdate, worse
 from hf_rmt.huggingface.training.spectral_logs import spectral_logs
 from hf_rmt.huggingface.training.start_weights import carry_start, digest, home, keep_start
+from hf_rmt.huggingface.training.trainer import held_out_score
 from hf_rmt.nn.counterparts import weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix, to_weight
 from hf_rmt.plan import CompressionPlan, LayerPlan
@@ -45,9 +46,6 @@ class ScheduledFilter:
         dose: When training ends, a number scales all of the update; `"auto"` keeps of each layer's
             what lies in the leading directions that it had after a quarter of the training; None
             filters its spectrum.
-
-    Attributes:
-        score: Of the model on rows kept back, to judge `dose="auto"` by; None takes it as it is.
     """
 
     def __init__(
@@ -64,7 +62,6 @@ class ScheduledFilter:
         self._start: dict[str, Tensor] = {}
         self._names: list[str] = []
         self._early: dict[str, Tensor] = {}
-        self.score: Callable[[], float] | None = None
 
     def begin(
         self, args: Any, state: Any, model: nn.Module, names: Sequence[str], saved: Any
@@ -103,6 +100,7 @@ class ScheduledFilter:
 
     def finish(
         self,
+        args: Any,
         state: Any,
         model: Any,
         *,
@@ -110,7 +108,7 @@ class ScheduledFilter:
     ) -> CompressionReport | None:
         """Filter what training leaves; returns the report of a model that was made compact."""
         if self.dose is not None:
-            self._apply_dose(model)
+            self._apply_dose(args, model)
             return None
         step = (state.best_global_step or 0) if loaded_best else state.global_step
         first = self.memory["first_filter"]
@@ -199,7 +197,7 @@ class ScheduledFilter:
         self.memory["early_digest"] = digest(self._early)
         keep_start(self._early, args, name=EARLY_FILE)
 
-    def _apply_dose(self, model: nn.Module) -> None:
+    def _apply_dose(self, args: Any, model: nn.Module) -> None:
         """Scale the whole update, or keep of the layers' what lies in the early directions."""
         if self.dose != "auto":
             DosedUpdate(model, self._parameters(model), self._names).place(self.dose or 1.0)
@@ -215,13 +213,17 @@ class ScheduledFilter:
             left, right = (self._early[f"{name} {side}"] for side in ("left", "right"))
             return None, {"update": along(self._matrix(model, name), left, right)}
 
-        weights = [weight_matrix(model.get_submodule(name)).clone() for name in self._names]
-        before = None if self.score is None else self.score()
-        outcomes = shared(model, self._names, work)
+        outcomes = list(shared(model, self._names, work))
+        score = held_out_score(args)
+        before = None if score is None else score()
+        trained = {
+            name: weight_matrix(model.get_submodule(name)).clone()
+            for name in (self._names if score is not None else ())
+        }
         for name, (_, tensors) in zip(self._names, outcomes, strict=True):
             self._replace(model, name, tensors["update"])
-        if self.score is not None and before is not None and worse(before, self.score()):
-            for name, weight in zip(self._names, weights, strict=True):
+        if score is not None and before is not None and worse(before, score()):
+            for name, weight in trained.items():
                 set_matrix(model.get_submodule(name), weight)
 
     def _parameters(self, model: nn.Module) -> dict[str, Tensor]:

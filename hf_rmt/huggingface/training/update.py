@@ -122,14 +122,14 @@ def _persistent(
     starts: Sequence[Tensor], early: nn.Module, tuned: nn.Module, names: Sequence[str]
 ) -> CompressionReport:
     """Keep of the updates what lies in the leading directions that they had early."""
-    quarter = _starts(early, tuned, names)
+    earlier = _starts(early, tuned, names)
     layers = [tuned.get_submodule(name) for name in names]
 
     def work(index: int) -> WorkResult:
         weight = weight_matrix(layers[index])
         start = starts[index].to(weight)
         update = weight - start
-        pair = leading_directions(quarter[index].to(weight) - start)
+        pair = leading_directions(earlier[index].to(weight) - start)
         kept = along(update, *pair)
         whole, rest = (float(part.double().square().sum()) for part in (update, update - kept))
         plan = rewritten_plan(names[index], update, f"along {pair[0].shape[1]} early directions")

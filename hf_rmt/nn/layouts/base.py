@@ -114,6 +114,25 @@ class Layout(ABC):
         return {"activations": self.activations, "_state": (None, None), "handle": 0}
 
 
+class LayoutProduct(torch.autograd.Function):
+    """The noise acting on x in a layout; for the gradient of x the noise is unpacked once."""
+
+    @staticmethod
+    def forward(x: Tensor, layer: SpikedLinear, layout: Layout) -> Tensor:
+        """What `Layout.noise_product` gives."""
+        return layout.noise_product(layer, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the layer, and not its noise."""
+        ctx.layer = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient of x."""
+        return gradient @ ctx.layer.noise.dense(gradient.dtype, scratch=True), None, None
+
+
 def stored_name(layer: SpikedLinear) -> str:
     """Name of the large buffer of a layer's noise."""
     return "residual" if layer.noise.kind == "keep" else "codes"

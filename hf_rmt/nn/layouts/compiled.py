@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from hf_rmt.nn.layouts.base import layer_of
 
 
-@torch.library.custom_op("hf_rmt::layout_linear", mutates_args=())
+@library.custom_op("hf_rmt::layout_linear", mutates_args=())
 def layout_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int
 ) -> Tensor:
@@ -29,7 +29,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int)
     return x.new_empty(*x.shape[:-1], outputs)
 
 
-@torch.library.custom_op("hf_rmt::layout_noise", mutates_args=())
+@library.custom_op("hf_rmt::layout_noise", mutates_args=())
 def layout_noise(x: Tensor, handle: int, outputs: int) -> Tensor:
     """The noise acting on x, shape (..., in) to (..., outputs)."""
     layer: Any = layer_of(handle)
@@ -42,7 +42,7 @@ def _(x: Tensor, handle: int, outputs: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], outputs)
 
 
-@torch.library.custom_op("hf_rmt::layout_noise_gradient", mutates_args=())
+@library.custom_op("hf_rmt::layout_noise_gradient", mutates_args=())
 def layout_noise_gradient(gradient: Tensor, handle: int, inputs: int) -> Tensor:
     """The gradient of x for that of `layout_noise`."""
     return gradient @ layer_of(handle).noise.dense(gradient.dtype)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_rmt.nn.codebooks import CODEBOOKS
-from hf_rmt.nn.layouts.base import Layout, register, signal_bytes, store_bytes
+from hf_rmt.nn.layouts.base import Layout, LayoutProduct, register, signal_bytes, store_bytes
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
 
@@ -47,7 +46,7 @@ class FusedLayout(Layout):
         signal = layer._signal(x, layer.weight.to(x.dtype), bias)
         if not torch.is_grad_enabled():
             return signal.add_(self.noise_product(layer, x))
-        return signal + _FusedProduct.apply(x, layer, self)
+        return signal + LayoutProduct.apply(x, layer, self)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
         """The noise acting on x, from its codes."""
@@ -63,19 +62,3 @@ class FusedLayout(Layout):
     def estimate(layer: SpikedLinear) -> int:
         """Bytes of codes, scales, factors and bias."""
         return signal_bytes(layer) + store_bytes(layer)
-
-
-class _FusedProduct(torch.autograd.Function):
-    """The noise acting on x by the kernel; the gradient of x unpacks the noise for once."""
-
-    @staticmethod
-    def forward(x: Tensor, layer: SpikedLinear, layout: FusedLayout) -> Tensor:
-        return layout.noise_product(layer, x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.layer = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient @ ctx.layer.noise.dense(gradient.dtype, scratch=True), None, None

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_rmt import RMTCallback, filter_update
 from hf_rmt.compression.shrinkage import participation_ratio
-from hf_rmt.huggingface.training import filter_callback
+from hf_rmt.huggingface.training import scheduled_filter
 from hf_rmt.huggingface.training.dose import SCALES
 from hf_rmt.huggingface.training.trainer import held_out_score
 from tests.huggingface.training.test_filter_callback_resuming import Power
@@ -234,7 +234,7 @@ def test_a_score_says_whether_the_dose_stays(
     plain = trainer_of(tmp_path)
     plain.train()
     told = iter(scores)
-    monkeypatch.setattr(filter_callback, "held_out_score", lambda args: lambda: next(told))
+    monkeypatch.setattr(scheduled_filter, "held_out_score", lambda args: lambda: next(told))
     callback = RMTCallback(target="update", dose="auto")
     trainer = trainer_of(tmp_path, callback, rows=sentences())
     trainer.train()
