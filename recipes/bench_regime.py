@@ -93,16 +93,15 @@ def cell_points(
     arguments: RegimeArguments, images: Images, build: Callable[[], nn.Module]
 ) -> list[Point]:
     """One cell of the map: a point for each law."""
-    place = f"decay-{arguments.weight_decay:g}-epochs-{arguments.epochs}"
-    folder = Path(arguments.output_dir, arguments.network, place)
-    one = replace(arguments, decays=[], epochs_list=[], min_size=None)  # of all cells and filters
-    options = filter_options(arguments)
+    cell = f"decay-{arguments.weight_decay:g}-epochs-{arguments.epochs}"
+    # A training depends neither on the other cells nor on which layers are filtered later.
+    alone = replace(arguments, decays=[], epochs_list=[], min_size=None)
     seeds = []
     for seed in arguments.seeds:
-        place = folder / f"seed-{seed}"
-        training = trained(one, images, build, place, seed)
-        file = place / f"rows{suffix(arguments)}.json"
-        seeds.append(all_removed(file, training, LAWS, **options))
+        folder = Path(arguments.output_dir, arguments.network, cell, f"seed-{seed}")
+        training = trained(alone, images, build, folder, seed)
+        file = folder / f"rows{suffix(arguments)}.json"
+        seeds.append(all_removed(file, training, LAWS, **filter_options(arguments)))
     left = start_left(arguments, counts(arguments, len(images.train_y))[1])
     return [point(arguments, seeds, law, left) for law in LAWS]
 

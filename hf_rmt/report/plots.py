@@ -181,7 +181,7 @@ def _draw_line(
 ) -> None:
     """A line with full markers, and hollow ones over it where asked."""
     look: dict[str, Any] = {
-        "color": colours.series[style % len(colours.series)],
+        "color": colours.of(style),
         "marker": MARKERS[style % len(MARKERS)],
         "markersize": 5,
         "clip_on": False,

@@ -36,6 +36,10 @@ class Palette:
     signal: str
     series: tuple[str, ...]
 
+    def of(self, place: int) -> str:
+        """The colour of a series by its place; the colours begin anew where they run out."""
+        return self.series[place % len(self.series)]
+
 
 LIGHT = Palette(
     background="#ffffff",

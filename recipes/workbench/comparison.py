@@ -246,7 +246,7 @@ def _draw_ranges(axes: Axes, methods: Mapping[str, ArrayLike], colours: Palette)
             ls="",
             marker=MARKERS[place % len(MARKERS)],
             markersize=5,
-            color=colours.series[place % len(colours.series)],
+            color=colours.of(place),
             label=method,
         )
     ticker = matplotlib_part("ticker")
@@ -257,5 +257,5 @@ def _draw_ranges(axes: Axes, methods: Mapping[str, ArrayLike], colours: Palette)
 
 
 def _look(place: int, colours: Palette) -> dict[str, Any]:
-    colour = colours.series[place % len(colours.series)]
+    colour = colours.of(place)
     return {"color": colour, "ls": DASHES[place % len(DASHES)]}

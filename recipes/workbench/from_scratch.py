@@ -135,7 +135,7 @@ def _seed(
         methods=arguments.methods,
         fractions=arguments.fractions,
         splits=["test"],
-        options=filter_options(arguments),
+        **filter_options(arguments),
     )
     file = folder / "rows-all-removed.json"
     return rows, all_removed(file, run, _laws(arguments), **filter_options(arguments))
@@ -150,9 +150,7 @@ def all_removed(
     file: Path, run: Training, methods: Sequence[str], **options: Any
 ) -> dict[str, Any]:
     """The rows of one training with all of the noise removed; see `method_rows`."""
-    return method_rows(
-        file, *run, methods=methods, fractions=[1.0], splits=["test"], options=options
-    )
+    return method_rows(file, *run, methods=methods, fractions=[1.0], splits=["test"], **options)
 
 
 def trained(

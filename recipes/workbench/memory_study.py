@@ -74,7 +74,7 @@ def draw_curves(
         for axes, (label, curves) in zip(grid, panels.items(), strict=True):
             for place, (method, points) in enumerate(curves.items()):
                 look = {
-                    "color": colours.series[place % len(colours.series)],
+                    "color": colours.of(place),
                     "marker": MARKERS[place % len(MARKERS)],
                     "markersize": 4,
                     "ls": "-" if place < len(colours.series) else "--",
@@ -88,7 +88,7 @@ def draw_curves(
         for axes, curves in zip(grid, panels.values(), strict=True):
             axes.set_ylim(low, high)
             for place, points in enumerate(curves.values()):
-                colour = colours.series[place % len(colours.series)]
+                colour = colours.of(place)
                 _draw_beyond(axes, points, (low, high), colour)
         grid[0].set_ylabel(metric)
         handles = grid[0].get_legend_handles_labels()

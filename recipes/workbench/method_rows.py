@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from workbench.common import LEVEL, paired_bootstrap
@@ -76,7 +75,7 @@ def method_rows(
     fractions: Sequence[float] = FRACTIONS,
     calibration: Sequence[Any] = (),
     evaluations: int = 100,
-    options: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
 ) -> dict[str, Any]:
     """All rows of one tuned model.
 
@@ -91,7 +90,7 @@ def method_rows(
             stays. Shared ranks have their own, of parameters; a ternary head has none to choose.
         calibration: Batches of the model's arguments, for a ternary head.
         evaluations: Most evaluations on the selection split for a row layer by layer.
-        options: Further options of the methods that look at a spectrum, as in `RMTConfig`.
+        **options: Further options of the methods that look at a spectrum, as in `RMTConfig`.
 
     Returns:
         By row: `removed` (what was chosen), `kept` (share that is left), `curve` (removed and
@@ -111,10 +110,8 @@ def method_rows(
         elif method in LAYERWISE:
             found = searched(file, tuned, method, evaluate, fractions, evaluations, **options)
             removed, curve = found.mean_removal, [[found.mean_removal, found.metric]]
-            model, kept = (
-                filtered(tuned, base, method, found.removal, **options)[0],
-                found.size_ratio,
-            )
+            model = filtered(tuned, base, method, found.removal, **options).model
+            kept = found.size_ratio  # over all layers that were searched, filtered or not
             about = {"layers": found.removal}
         else:
             tried = {RANKS: RANK_FRACTIONS, HEAD: [0.0]}.get(method, fractions)

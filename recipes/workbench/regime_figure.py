@@ -1,4 +1,4 @@
-"""The map of `bench_regime.py`: accuracy lost with all noise removed against what is left of it."""
+"""The map of `bench_regime.py`: what removing all noise costs, against what is left of the random start."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def regime_figure(points: Sequence[Point], *, title: str = "", dark: bool = Fals
         axes.axhline(0.0, color=colours.ink, lw=0.9, ls="--", label="nothing removed")
         for style, law in enumerate(dict.fromkeys(point.law for point in points)):
             ours = sorted((p for p in points if p.law == law), key=lambda p: p.start_left)
-            colour = colours.series[style % len(colours.series)]
+            colour = colours.of(style)
             x = [p.start_left for p in ours]
             y = [100 * p.difference for p in ours]
             axes.plot(x, y, color=colour, marker=MARKERS[style % len(MARKERS)], label=law)

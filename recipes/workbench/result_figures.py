@@ -98,7 +98,7 @@ def curve_figure(
             axes.axhline(base, color=colours.ink, lw=0.9, ls="--", label="nothing removed")
         for style, (method, points) in enumerate(curves.items()):
             x = [100 * fraction for fraction, _ in points]
-            colour = colours.series[style % len(colours.series)]
+            colour = colours.of(style)
             marker = MARKERS[style % len(MARKERS)]
             y = [value for _, value in points]
             axes.plot(x, y, color=colour, marker=marker, markersize=5, label=method)
