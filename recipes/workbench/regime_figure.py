@@ -1,4 +1,4 @@
-"""The map of `bench_regime.py`: what removing all noise costs, against what is left of the random start."""
+"""The figure of `bench_regime.py`: what removing all noise costs, in each cell of the map."""
 
 from __future__ import annotations
 
