@@ -6,7 +6,9 @@ each, so that a new version that breaks one is found by name.
 
 from __future__ import annotations
 
-import inspect
+import gc
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -141,18 +143,28 @@ def task_of(auto: str) -> str | None:
     return None
 
 
-def calling_trainer() -> Any:
-    """The Trainer whose event a callback is handling; None outside of one.
+def trainer_holding(state: Any) -> Any:
+    """The Trainer whose state a callback is given; None where no Trainer holds it.
 
-    Events of transformers pass no reference to the Trainer, and only the Trainer reaches the
-    reports. So it is looked for among the callers.
+    Events of transformers pass the state and no reference to the Trainer, and only the Trainer
+    reaches the reports. So the objects of the process are searched, once for each training.
     """
+    global _last_found
     from transformers import Trainer
 
-    frame = inspect.currentframe()
-    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
-        frame = frame.f_back
-    return None if frame is None else frame.f_locals["self"]
+    known = _last_found()
+    if known is None or known.state is not state:
+        trainers = [entry for entry in gc.get_objects() if issubclass(type(entry), Trainer)]
+        known = next((entry for entry in trainers if vars(entry).get("state") is state), None)
+        _last_found = _nothing if known is None else weakref.ref(known)
+    return known
+
+
+def _nothing() -> None:
+    return None
+
+
+_last_found: Callable[[], Any] = _nothing
 
 
 def mark_loaded(module: nn.Module) -> None:

@@ -103,24 +103,28 @@ def test_tensors_that_are_marked_are_not_initialised() -> None:
     assert torch.equal(linear.weight, before)
 
 
-def test_a_callback_finds_the_trainer_that_calls_it(tmp_path: Path) -> None:
-    from transformers import Trainer, TrainerCallback
+def test_a_callback_finds_the_trainer_by_the_state_that_it_is_given(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainerCallback, TrainerState
 
-    from hf_rmt.huggingface.compat import calling_trainer
+    from hf_rmt.huggingface.compat import trainer_holding
     from tests.huggingface.training.training import arguments, classifier, sentences
 
     found = []
 
     class Asking(TrainerCallback):
-        def on_train_begin(self, *others: Any, **kwargs: Any) -> None:
-            found.append(calling_trainer())
+        def on_init_end(self, args: Any, state: Any, *others: Any, **kwargs: Any) -> None:
+            found.append(trainer_holding(state))
 
-    trainer = Trainer(
-        classifier(),
-        arguments(tmp_path, max_steps=1),
-        train_dataset=sentences(8),
-        callbacks=[Asking()],
+        on_train_begin = on_step_end = on_train_end = on_init_end
+
+    def made() -> Trainer:
+        settings = arguments(tmp_path, max_steps=1)
+        return Trainer(classifier(), settings, train_dataset=sentences(8), callbacks=[Asking()])
+
+    first, second = made(), made()
+    for trainer in (first, second, first):
+        trainer.train()
+    assert [id(trainer) for trainer in found] == list(
+        map(id, [first, second, *3 * [first], *3 * [second], *3 * [first]])
     )
-    trainer.train()
-    assert found == [trainer]
-    assert calling_trainer() is None
+    assert trainer_holding(TrainerState()) is None

@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.huggingface.api import check_compressible
-from hf_rmt.huggingface.compat import calling_trainer
+from hf_rmt.huggingface.compat import trainer_holding
 from hf_rmt.huggingface.conclude import conclude
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.training.anneal import Anneal
@@ -162,8 +162,8 @@ class RMTCallback(TrainerCallback, ExportableState):
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Refuse what cannot work before anything is spent on it."""
-        check_alone(self)
-        check_whole_weights(self, args, model)
+        check_alone(self, state)
+        check_whole_weights(self, args, state, model)
         _refuse_adapter(model)
 
     def on_train_begin(
@@ -240,7 +240,7 @@ class RMTCallback(TrainerCallback, ExportableState):
             return
         logs = logs if self.log == "layers" else summary(logs)
         self._logged_at = state.global_step
-        trainer = calling_trainer()
+        trainer = trainer_holding(state)
         if trainer is None:
             state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
             return

@@ -108,7 +108,7 @@ class ScheduledFilter:
     ) -> CompressionReport | None:
         """Filter what training leaves; returns the report of a model that was made compact."""
         if self.dose is not None:
-            self._apply_dose(args, model)
+            self._apply_dose(args, state, model)
             return None
         step = (state.best_global_step or 0) if loaded_best else state.global_step
         first = self.memory["first_filter"]
@@ -197,7 +197,7 @@ class ScheduledFilter:
         self.memory["early_digest"] = digest(self._early)
         keep_start(self._early, args, name=EARLY_FILE)
 
-    def _apply_dose(self, args: Any, model: nn.Module) -> None:
+    def _apply_dose(self, args: Any, state: Any, model: nn.Module) -> None:
         """Scale the whole update, or keep of the layers' what lies in the early directions."""
         if self.dose != "auto":
             DosedUpdate(model, self._parameters(model), self._names).place(self.dose or 1.0)
@@ -214,7 +214,7 @@ class ScheduledFilter:
             return None, {"update": along(self._matrix(model, name), left, right)}
 
         outcomes = list(shared(model, self._names, work))
-        score = held_out_score(args)
+        score = held_out_score(args, state)
         before = None if score is None else score()
         trained = {
             name: weight_matrix(model.get_submodule(name)).clone()

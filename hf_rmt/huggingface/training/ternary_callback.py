@@ -47,7 +47,7 @@ class TernaryCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Make the layers trainable before there is an optimizer."""
-        check_whole_weights(self, args, model)
+        check_whole_weights(self, args, state, model)
         self._before = _ternary_layers(model)
         if not self._before:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What callbacks ask of the Trainer that calls them."""
+"""What callbacks ask of the Trainer that calls them, which is known by its state."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_rmt.huggingface.compat import calling_trainer
+from hf_rmt.huggingface.compat import trainer_holding
 
 
-def check_alone(callback: TrainerCallback) -> None:
+def check_alone(callback: TrainerCallback, state: Any) -> None:
     """Refuse a second callback of the same class: both would compress the same layers.
 
     Raises:
         ValueError: If the Trainer has one.
     """
-    trainer, kind = calling_trainer(), type(callback)
+    trainer, kind = trainer_holding(state), type(callback)
     others = trainer.callback_handler.callbacks if trainer is not None else []
     if sum(isinstance(other, kind) for other in others) > 1:
         raise ValueError(
@@ -27,13 +27,13 @@ def check_alone(callback: TrainerCallback) -> None:
         )
 
 
-def check_whole_weights(callback: TrainerCallback, args: Any, model: nn.Module) -> None:
+def check_whole_weights(callback: TrainerCallback, args: Any, state: Any, model: nn.Module) -> None:
     """Refuse training that shards the weights, or keeps a copy of its own.
 
     Raises:
         ValueError: For FSDP, DeepSpeed and tensor parallelism.
     """
-    trainer = calling_trainer()
+    trainer = trainer_holding(state)
     kinds = {
         "FSDP": args.fsdp or getattr(trainer, "is_fsdp_enabled", False),
         "DeepSpeed": args.deepspeed or getattr(trainer, "is_deepspeed_enabled", False),
@@ -47,20 +47,21 @@ def check_whole_weights(callback: TrainerCallback, args: Any, model: nn.Module) 
         )
 
 
-def held_out_score(args: Any) -> Callable[[], float] | None:
-    """How good the model is on the rows that the calling Trainer evaluates on; higher is better.
+def held_out_score(args: Any, state: Any) -> Callable[[], float] | None:
+    """How good the model is on the rows that the Trainer evaluates on; higher is better.
 
     It is the accuracy of a classifier, which wrong labels lower but do not turn round, and else
     minus the loss.
 
     Args:
         args: `TrainingArguments`.
+        state: The Trainer's state.
 
     Returns:
         A function, alike on all processes; None where the Trainer has no such rows, has several
         sets of them, or would turn the model into another dtype to evaluate it.
     """
-    trainer = calling_trainer()
+    trainer = trainer_holding(state)
     rows = None if trainer is None else trainer.eval_dataset
     if rows is None or isinstance(rows, dict) or args.fp16_full_eval or args.bf16_full_eval:
         return None

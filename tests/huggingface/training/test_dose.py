@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from hf_rmt import RMTCallback, filter_update
 from hf_rmt.compression.shrinkage import participation_ratio
@@ -202,8 +202,8 @@ def test_evaluation_rows_give_an_accuracy_or_a_loss(classes: bool, tmp_path: Pat
     seen: list[float] = []
 
     class Scores(RMTCallback):
-        def on_train_end(self, args: Any, *others: Any, **kwargs: Any) -> None:
-            score = held_out_score(args)
+        def on_train_end(self, args: Any, state: Any, *others: Any, **kwargs: Any) -> None:
+            score = held_out_score(args, state)
             assert score is not None
             seen.append(score())
 
@@ -220,7 +220,7 @@ def test_evaluation_rows_give_an_accuracy_or_a_loss(classes: bool, tmp_path: Pat
     if classes:
         expected = float((found.predictions.argmax(-1) == found.label_ids).mean())
     assert seen == [pytest.approx(expected, rel=1e-4)]
-    assert held_out_score(settings) is None  # no Trainer calls here
+    assert held_out_score(settings, TrainerState()) is None  # no Trainer holds this one
 
 
 @pytest.mark.parametrize(("scores", "stays"), [((0.9, 0.8), False), ((0.8, 0.9), True)])
@@ -234,7 +234,7 @@ def test_a_score_says_whether_the_dose_stays(
     plain = trainer_of(tmp_path)
     plain.train()
     told = iter(scores)
-    monkeypatch.setattr(scheduled_filter, "held_out_score", lambda args: lambda: next(told))
+    monkeypatch.setattr(scheduled_filter, "held_out_score", lambda args, state: lambda: next(told))
     callback = RMTCallback(target="update", dose="auto")
     trainer = trainer_of(tmp_path, callback, rows=sentences())
     trainer.train()
