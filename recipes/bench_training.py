@@ -20,11 +20,8 @@ from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
 from workbench.glue_data import name_of
-from workbench.problems import IMAGES, ProblemArguments, problem_of
+from workbench.problems import IMAGES, ProblemArguments, correct, problem_of, trainer_of
 from workbench.training_bench import begin, on_file, settings_of, table
-
-import numpy as np
-from transformers import Trainer
 
 from hf_rmt import RMTCallback, RMTConfig
 
@@ -66,21 +63,17 @@ def measured(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, 
 def trained(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, Any]:
     """Train one row and judge what it leaves."""
     problem, callback = problem_of(arguments, task, seed), callback_of(row)
-    trainer = Trainer(
-        problem.start,
-        settings_of(arguments, task, seed, sequences=task not in IMAGES),
-        train_dataset=problem.train,
-        data_collator=problem.collator,
-        callbacks=[] if callback is None else [callback],
+    settings = settings_of(arguments, task, seed, sequences=task not in IMAGES)
+    trainer = trainer_of(
+        problem, settings, problem.start, *([] if callback is None else [callback])
     )
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    found = [trainer.predict(part) for part in problem.judged]
-    correct = np.concatenate([part.predictions.argmax(-1) == part.label_ids for part in found])
+    right = correct(trainer, problem)
     report = getattr(trainer.model, "compression_report", None)
     return {
-        "correct": correct.astype(int).tolist(),
+        "correct": right,
         "share": report.plan.parameter_share if report else 1.0,
         "seconds": seconds,
         "steps": trainer.state.global_step,

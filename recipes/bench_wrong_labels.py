@@ -21,11 +21,10 @@ from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
 from workbench.glue_data import name_of
-from workbench.problems import IMAGES, ProblemArguments, problem_of
+from workbench.problems import IMAGES, ProblemArguments, correct, problem_of, trainer_of
 from workbench.training_bench import begin, on_file, settings_of, table
 
-import numpy as np
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 import hf_rmt
 from hf_rmt import RMTConfig
@@ -80,24 +79,12 @@ def trained(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
     """Train once, try every cure."""
     problem, early = problem_of(arguments, task, seed), Early()
     settings = settings_of(arguments, task, seed, sequences=task not in IMAGES)
-    trainer = Trainer(
-        copy.deepcopy(problem.start),
-        settings,
-        train_dataset=problem.train,
-        data_collator=problem.collator,
-        callbacks=[early],
-    )
+    trainer = trainer_of(problem, settings, copy.deepcopy(problem.start), early)
     trainer.train()
-
-    def correct(model: Any) -> list[int]:
-        judge = Trainer(model, settings, data_collator=problem.collator)
-        found = [judge.predict(part) for part in problem.judged]
-        right = [part.predictions.argmax(-1) == part.label_ids for part in found]
-        return np.concatenate(right).astype(int).tolist()
-
     results = {}
     for row, cure in cures(problem.start, trainer.model.cpu(), early.models).items():
-        results[row] = {"correct": correct(cure()), "share": 1.0, "seconds": 1.0}
+        right = correct(trainer_of(problem, settings, cure()), problem)
+        results[row] = {"correct": right, "share": 1.0, "seconds": 1.0}
     return results
 
 

@@ -35,6 +35,7 @@ from workbench.text_to_text import (
     classes,
     made_tokenizer,
     prompts,
+    small_t5,
     text_to_text,
     token_loss,
     words_of,
@@ -50,7 +51,6 @@ from transformers import (
     DataCollatorForSeq2Seq,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    T5Config,
     T5ForConditionalGeneration,
     set_seed,
 )
@@ -62,16 +62,6 @@ PUBLISHED = {
 """Accuracies of T5-base in Wu, Zhu & Li (2025): base, PDB, PUB (one number, twice), SLR, SVD."""
 LONGEST = 12
 """Tokens of what is written, at the most."""
-SMALL = {
-    "d_model": 128,
-    "d_kv": 32,
-    "d_ff": 512,
-    "num_heads": 4,
-    "num_layers": 2,
-    "num_decoder_layers": 1,
-    "decoder_start_token_id": 0,
-}
-"""The T5 of `--from_scratch`."""
 
 
 @dataclass
@@ -217,7 +207,7 @@ def model_of(arguments: T5Arguments, tokenizer: Any, seed: int) -> Any:
     set_seed(seed)
     options = {} if arguments.dropout is None else {"dropout_rate": arguments.dropout}
     if arguments.from_scratch:
-        return T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **SMALL, **options))
+        return T5ForConditionalGeneration(small_t5(tokenizer, **options))
     options["dtype"] = torch.float32
     with needs_hub(arguments.model):
         return AutoModelForSeq2SeqLM.from_pretrained(arguments.model, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,12 @@ from workbench.glue_data import TASKS, by_length, length_of, splits_of, tokenize
 from workbench.image_data import collator_of, from_arrays, pixels
 from workbench.image_tensors import read_mnist
 from workbench.networks import fcnn
+from workbench.text_to_text import made_tokenizer, small_t5
 from workbench.training_bench import BenchArguments
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -24,6 +27,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    T5ForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
     set_seed,
 )
 
@@ -77,7 +84,8 @@ def problem_of(arguments: ProblemArguments, task: str, seed: int) -> Problem:
 
     Args:
         arguments: What the bench was told.
-        task: A GLUE task, `embedded`, `cifar10` (a ViT) or `mnist` (a small network, from nothing).
+        task: A GLUE task, `embedded`, `t5` (SST-2 and a small T5, from nothing), `cifar10` (a ViT)
+            or `mnist` (a small network, from nothing).
         seed: Of the head, or of the network, and of the labels that are shuffled.
 
     Raises:
@@ -87,19 +95,58 @@ def problem_of(arguments: ProblemArguments, task: str, seed: int) -> Problem:
         return _cifar10(arguments, seed)
     if task == "mnist":
         return _mnist(arguments, seed)
+    if task == "t5":
+        return _t5(arguments, seed)
     if task not in (*TASKS, "embedded"):
-        raise SystemExit(f"--task must be among {', '.join((*TASKS, *IMAGES))}, got {task!r}")
-    return _texts(arguments, task, seed)
+        raise SystemExit(f"--task must be among {', '.join((*TASKS, 't5', *IMAGES))}, got {task!r}")
+    return _bert(arguments, task, seed)
 
 
-def _texts(arguments: ProblemArguments, task: str, seed: int) -> Problem:
+def trainer_of(
+    problem: Problem, settings: TrainingArguments, model: Any, *callbacks: TrainerCallback
+) -> Trainer:
+    """A Trainer of a model on the rows of a problem."""
+    return Trainer(
+        model,
+        settings,
+        train_dataset=problem.train,
+        data_collator=problem.collator,
+        callbacks=list(callbacks),
+        preprocess_logits_for_metrics=_logits,
+    )
+
+
+def correct(trainer: Trainer, problem: Problem) -> list[int]:
+    """Whether the trained model is right, 0 or 1, for each row that is judged."""
+    found = [trainer.predict(part) for part in problem.judged]
+    right = [part.predictions.argmax(-1) == part.label_ids for part in found]
+    return np.concatenate(right).astype(int).tolist()
+
+
+def _logits(outputs: Any, labels: Tensor) -> Tensor:
+    """The logits, which in a T5 are followed by the states of its encoder."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def _bert(arguments: ProblemArguments, task: str, seed: int) -> Problem:
     splits, labels = splits_of(arguments, task, seed)
     path = arguments.model or str(demo_model_path())
     tokenizer = AutoTokenizer.from_pretrained(path)
-    length = length_of(arguments, task)
-    rows = {name: tokenized(part, tokenizer, length) for name, part in splits.items()}
     set_seed(seed)
     start = AutoModelForSequenceClassification.from_pretrained(path, num_labels=len(labels))
+    return _texts(start, tokenizer, splits, length_of(arguments, task))
+
+
+def _t5(arguments: ProblemArguments, seed: int) -> Problem:
+    splits, labels = splits_of(arguments, "sst2", seed)
+    tokenizer = made_tokenizer(list(splits["train"]["text"]))
+    set_seed(seed)
+    start = T5ForSequenceClassification(small_t5(tokenizer, num_labels=len(labels)))
+    return _texts(start, tokenizer, splits, length_of(arguments, "sst2"))
+
+
+def _texts(start: Any, tokenizer: Any, splits: Mapping[str, Dataset], length: int) -> Problem:
+    rows = {name: tokenized(part, tokenizer, length) for name, part in splits.items()}
     judged = [by_length(rows[name]) for name in ("dev", "test") if name in rows]
     return Problem(start, rows["train"], judged, DataCollatorWithPadding(tokenizer))
 

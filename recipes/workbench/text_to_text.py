@@ -11,7 +11,7 @@ from workbench.glue_data import spec_of
 import numpy as np
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import T5Tokenizer
+from transformers import T5Config, T5Tokenizer
 
 WORDS = {
     "rte": ("entailment", "not_entailment"),
@@ -21,6 +21,16 @@ WORDS = {
 """What the model writes where a label is a number."""
 VOCABULARY = 4000
 """Pieces that a tokenizer made here knows, at the most."""
+SMALL = {
+    "d_model": 128,
+    "d_kv": 32,
+    "d_ff": 512,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_decoder_layers": 1,
+    "decoder_start_token_id": 0,
+}
+"""The shape of a T5 that is trained from nothing."""
 
 
 def words_of(task: str, labels: Sequence[str]) -> list[str]:
@@ -69,3 +79,8 @@ def made_tokenizer(texts: Sequence[str]) -> T5Tokenizer:
     # equal scores come in any order, and each process would number its words otherwise
     others.sort(key=lambda piece: (-round(piece[1], 6), piece[0]))
     return T5Tokenizer(vocab=[tuple(piece) for piece in special + others], extra_ids=0)
+
+
+def small_t5(tokenizer: Any, **options: Any) -> T5Config:
+    """The settings of a small T5 that is trained from nothing on the pieces of a tokenizer."""
+    return T5Config(vocab_size=len(tokenizer), **SMALL, **options)

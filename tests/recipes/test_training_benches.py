@@ -1,4 +1,4 @@
-"""`bench_training.py` and `bench_wrong_labels.py` on images; texts are what `--embedded` runs."""
+"""`bench_training.py` and `bench_wrong_labels.py` on images and a T5; `--embedded` runs texts."""
 
 from __future__ import annotations
 
@@ -75,6 +75,26 @@ def test_the_callback_is_judged_on_images(
         assert (plain["share"], plain["steps"]) == (1.0, 4)
         assert 0.3 < ours["share"] <= 0.5
         assert len(ours["correct"]) == 10
+
+
+def test_a_small_t5_is_trained_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"a {word} film number {n}\t{n % 2}" for n, word in enumerate(["dull", "fine"] * 20)]
+    for name in ("train", "dev"):
+        text = "\n".join(["sentence\tlabel", *lines])
+        (tmp_path / f"{name}.tsv").write_text(text, encoding="utf-8")
+    told = ["bench_training.py", "--task", "t5", "--data_dir", str(tmp_path), "--max_steps", "4"]
+    told += ["--rows", "plain", "annealed-0.5", "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", told)
+    importlib.import_module("bench_training").main()
+    plain, ours = (
+        json.loads((tmp_path / "out" / "t5" / f"{row}-0.json").read_text())
+        for row in ("plain", "annealed-0.5")
+    )
+    assert len(plain["correct"]) == len(ours["correct"]) == 40
+    assert (plain["share"], ours["steps"]) == (1.0, 4)
+    assert 0.3 < ours["share"] <= 0.5
 
 
 def test_a_task_without_files_or_name_is_refused(
