@@ -1,0 +1,85 @@
+"""`hf-rmt analyze | compress | export | extract-lora | demo`: one library call per command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hf_rmt.cli.flags import parser
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; None reads `sys.argv`.
+
+    Returns:
+        The exit status: 0; 1 after an error; 130 if it was interrupted.
+    """
+    options = parser(__doc__).parse_args(
+        _hyphenated(sys.argv[1:] if arguments is None else arguments)
+    )
+    try:
+        with _loudness(options.quiet):
+            options.run(options)
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        if options.traceback:
+            raise
+        print("hf-rmt: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if options.traceback:
+            raise
+        text = str(error).strip() or "no message; --traceback shows where"
+        print(f"hf-rmt: {type(error).__name__}: {text}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _hyphenated(words: Sequence[str]) -> list[str]:
+    """Write flags with hyphens: recipes and transformers write --target_modules.
+
+    Examples:
+        >>> _hyphenated(["--max_rank=3", "my_model"])
+        ['--max-rank=3', 'my_model']
+    """
+    flags = re.compile("^--[^=]*")
+    return [flags.sub(lambda flag: flag[0].replace("_", "-"), word) for word in words]
+
+
+@contextmanager
+def _loudness(quiet: bool) -> Iterator[None]:
+    """Progress bars and warnings go to standard error, and nowhere when asked for quiet.
+
+    What a program that calls `main` has set itself is put back at the end.
+    """
+    logger = logging.getLogger("hf_rmt")
+    level, before = logger.level, dict(os.environ)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logger.setLevel(logging.ERROR if quiet else logging.WARNING)
+    bars: Any = sys.modules.get("transformers.utils.logging") if quiet else None
+    shown = bars is not None and bars.is_progress_bar_enabled()
+    if quiet:  # for what is imported later
+        os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if shown:  # it read the environment when it was imported
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name in ("TRANSFORMERS_VERBOSITY", "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            os.environ.pop(name, None)
+            os.environ.update({name: before[name]} if name in before else {})
+        if shown:
+            bars.enable_progress_bar()

@@ -1,0 +1,147 @@
+"""What each command does with its parsed options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from hf_rmt.settings import COMMON_OPTIONS
+from hf_rmt.settings.method import method_options
+
+
+def run_analyze(options: argparse.Namespace) -> None:
+    """Print what the spectra of a model are."""
+    from hf_rmt.huggingface.api import analyze
+
+    _check_page(options)
+    _check_writable(options.save)
+    report = analyze(
+        options.model,
+        target_modules=_targets(options),
+        method=options.method,
+        **_given(options),
+    )
+    if options.save:
+        report.save(options.save)
+    _write_page(options, report)
+    _show(options, report, report.to_json())
+
+
+def run_compress(options: argparse.Namespace) -> None:
+    """Compress a model and write it, or print the plan."""
+    from hf_rmt.huggingface.api import compress, load_compressed, load_if_path
+    from hf_rmt.huggingface.config import RMTConfig
+
+    config = RMTConfig(
+        method=options.method,
+        target_modules=_targets(options),
+        modules_to_not_convert=options.modules_to_not_convert,
+        **_given(options),
+    )
+    _check_page(options)
+    if options.dry_run:
+        report = compress(load_if_path(options.model), config, dry_run=True)
+        _write_page(options, report)
+        _show(options, report, report.to_json())
+        return
+    if not options.output and not options.push_to_hub:
+        raise ValueError("say where the result goes: OUTPUT, --push-to-hub or --dry-run")
+    _check_output(options, options.model)
+    model, report = load_compressed(options.model, config)
+    _deliver(options, model, options.model)
+    _write_page(options, report)
+    _show(options, report, report.to_json())
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Write a compressed model as a plain one."""
+    from hf_rmt.huggingface.api import export_dense
+
+    _check_output(options, options.model)
+    _deliver(options, export_dense(options.model), options.model)
+
+
+def run_extract_lora(options: argparse.Namespace) -> None:
+    """Write what fine-tuning changed as an adapter."""
+    from hf_rmt.huggingface.lora.extract import extract_adapter
+
+    _check_output(options, options.base, options.tuned)
+    adapter = extract_adapter(
+        options.base, options.tuned, size=options.size, threshold=options.threshold
+    )
+    _deliver(options, adapter, options.tuned)
+    _show(options, adapter, adapter.to_json())
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    """Do all of it once on a trained BERT."""
+    from hf_rmt.demo import run_demo as run
+
+    _check_writable(options.output)
+    result = run(Path(options.output))
+    _show(options, result, result.to_json())
+
+
+def _deliver(options: argparse.Namespace, result: Any, source: str) -> None:
+    """A model or an adapter, with what its source carries, to OUTPUT, to the Hub, or to both."""
+    from hf_rmt.huggingface.delivery import deliver
+
+    repo = getattr(options, "push_to_hub", None)
+    private = getattr(options, "private", None)
+    for note in deliver(result, source, options.output, repo=repo, private=private):
+        _note(options, note)
+
+
+def _show(options: argparse.Namespace, result: object, text: str) -> None:
+    """The result on standard output, as JSON if asked for."""
+    print(text if options.json else result)
+
+
+def _note(options: argparse.Namespace, text: str) -> None:
+    if not options.quiet:
+        print(text, file=sys.stderr)
+
+
+def _write_page(options: argparse.Namespace, report: Any) -> None:
+    """The report as one HTML file, under the model's own name, if asked for."""
+    if options.html:
+        report.to_html(options.html, title=Path(options.model).name or options.model)
+        _note(options, f"page written to {options.html}")
+
+
+def _check_page(options: argparse.Namespace) -> None:
+    """Find out before the long work whether the page can be written."""
+    path = Path(options.html or "report.html")
+    if options.html and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise ValueError(f"--html must name a file in a folder that can be written to, got {path}")
+
+
+def _targets(options: argparse.Namespace) -> list[str] | str | None:
+    """Names, unless the one value is all-linear or has the signs of a regular expression."""
+    values = options.target_modules
+    one = values[0] if values is not None and len(values) == 1 else ""
+    return one if one == "all-linear" or re.search(r"[^\w.]", one) else values
+
+
+def _check_output(options: argparse.Namespace, *sources: str) -> None:
+    """Refuse an OUTPUT that is an input, holds another model, or cannot be written to."""
+    from hf_rmt.huggingface.delivery import check_output
+
+    check_output(options.output, sources, overwrite=options.overwrite)
+
+
+def _check_writable(folder: str | None) -> None:
+    """Find out before the long work whether the result can be written."""
+    from hf_rmt.huggingface.delivery import check_writable
+
+    check_writable(folder)
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of methods that stand on the command line."""
+    known = [*method_options(), *(option.name for option in COMMON_OPTIONS if option.parse)]
+    return {name: getattr(options, name) for name in known if hasattr(options, name)}
