@@ -14,7 +14,7 @@ import torch
 import hf_rmt
 from hf_rmt import RMTConfig
 from hf_rmt.nn.counterparts import compressed_layers
-from tests.families.entries import Family
+from tests.families.family import Family
 
 NOISES = ("int8", "drop")
 TOLERANCE = 1e-6

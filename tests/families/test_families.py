@@ -9,7 +9,8 @@ from torch import nn
 from hf_rmt.compression.left_dense import read_by_parent
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.settings import CompressionSettings
-from tests.families.entries import BY_NAME, FAMILIES, Family
+from tests.families.entries import BY_NAME, FAMILIES
+from tests.families.family import Family
 from tests.families.steps import tensors, tried
 
 SAMPLE = (
