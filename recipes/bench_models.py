@@ -15,14 +15,14 @@ import argparse
 import copy
 import os
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from workbench.command import run
-from workbench.timing import Call, machine, missing, ratios, times, timing_parser
+from workbench.peers import peers
+from workbench.timing import Call, machine, ratios, times, timing_parser
 
 import torch
 import transformers
@@ -50,7 +50,7 @@ def main() -> None:
     print(machine(options.device))
     for name in options.model:
         model, batch, fidelity = (tiny if options.embedded else subject)(name)
-        variants, notes = contestants(model, options)
+        variants, notes = contestants(model, batch(2), options)
         for size in options.batches:
             show(name, variants, batch(size), options)
         for label, variant in variants.items():
@@ -120,10 +120,11 @@ def unknown(model: nn.Module) -> None:
 
 
 def contestants(
-    model: nn.Module, options: argparse.Namespace
-) -> tuple[dict[str, nn.Module], list[str]]:
+    model: nn.Module, batch: dict[str, Any], options: argparse.Namespace
+) -> tuple[dict[str, Any], list[str]]:
+    """The models that are compared by their labels, and what is said of those that are missing."""
     model = model.eval().to(options.device)
-    variants = {"dense fp32": model, "dense bf16": copy.deepcopy(model).bfloat16()}
+    variants: dict[str, Any] = {"dense fp32": model, "dense bf16": copy.deepcopy(model).bfloat16()}
     compressed = copy.deepcopy(model)
     hf_rmt.compress(compressed, RMTConfig(noise=options.noise))
     for name in LAYOUT_NAMES:
@@ -131,55 +132,11 @@ def contestants(
         print(f"{name}: {set_layout(variants[name], name)}")
     variants["int8, two digits"] = copy.deepcopy(compressed)
     set_layout(variants["int8, two digits"], "int8", activations="int16")
-    if options.device == "cpu":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            variants["torch dynamic"] = torch.ao.quantization.quantize_dynamic(
-                copy.deepcopy(model), {nn.Linear}
-            )
-    return variants, list(peers(model, variants))
-
-
-def peers(model: nn.Module, variants: dict[str, nn.Module]) -> Iterator[str]:
-    """Add what is installed; yields a note for what is not."""
-    if missing("torchao"):
-        yield "torchao not installed"
-    else:
-        from torchao.quantization import (
-            Int8DynamicActivationInt8WeightConfig,
-            Int8WeightOnlyConfig,
-            quantize_,
-        )
-
-        for config in (Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig):
-            name = f"torchao {config.__name__.removesuffix('Config')}"
-            variants[name] = copy.deepcopy(model)
-            quantize_(variants[name], config())
-    if missing("bitsandbytes"):
-        yield "bitsandbytes not installed"
-    else:
-        yield from _bitsandbytes(model, variants)
-    for package in ("onnxruntime", "optimum.quanto"):
-        if missing(package.partition(".")[0]):
-            yield f"{package} not installed"
-
-
-def _bitsandbytes(model: nn.Module, variants: dict[str, nn.Module]) -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)  # type: ignore[operator]
-        for name, options in (
-            ("bitsandbytes int8", {"load_in_8bit": True}),
-            ("bitsandbytes nf4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
-        ):
-            config = transformers.BitsAndBytesConfig(**options)
-            try:
-                variants[name] = type(model).from_pretrained(folder, quantization_config=config)
-            except (ImportError, RuntimeError, ValueError) as error:
-                yield f"{name} does not load here: {str(error).splitlines()[0]}"
+    return variants, list(peers(model, compressed, batch, variants))
 
 
 def show(
-    name: str, variants: dict[str, nn.Module], batch: dict[str, Any], options: argparse.Namespace
+    name: str, variants: dict[str, Any], batch: dict[str, Any], options: argparse.Namespace
 ) -> None:
     batch = {key: value.to(options.device) for key, value in batch.items()}
     calls: dict[str, Call] = {}
@@ -199,6 +156,8 @@ def show(
 
 
 def file_megabytes(model: Any) -> str:
+    if hasattr(model, "megabytes"):
+        return f"file {model.megabytes:.1f} MB"
     if not hasattr(model, "save_pretrained"):
         return "no file"
     with tempfile.TemporaryDirectory() as folder:
