@@ -7,8 +7,10 @@ Rows: `tuned` is the model after all epochs; `quarter` and `half` are the models
 of the training, which is early stopping; `scaled-0.7` interpolates with the start; `rank-4` cuts
 the update of each layer to its four largest directions; `filter` is `hf_rmt.filter_update` as it
 comes; `dose` the same with `dose="auto"`, which keeps of each update what lies in its leading
-directions after a quarter of the training; `half-dose` takes those that it has halfway. All are
-judged on clean labels. What stands in the output folder is not done again.
+directions after a quarter of the training; `half-dose` takes those that it has halfway. `callback`
+is a training of its own with `RMTCallback(target="update", dose="auto")`, whose Trainer evaluates
+on rows kept back, with labels as wrong as those of the others. All are judged on clean labels. What
+stands in the output folder is not done again.
 """
 
 from __future__ import annotations
@@ -85,6 +87,12 @@ def trained(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
     for row, cure in cures(problem.start, trainer.model.cpu(), early.models).items():
         right = correct(trainer_of(problem, settings, cure()), problem)
         results[row] = {"correct": right, "share": 1.0, "seconds": 1.0}
+    if problem.kept is not None:
+        callback = hf_rmt.RMTCallback(target="update", dose="auto")
+        trainer = trainer_of(problem, settings, problem.start, callback)
+        trainer.train()
+        right = correct(trainer, problem)
+        results["callback"] = {"correct": right, "share": 1.0, "seconds": 1.0}
     return results
 
 

@@ -57,12 +57,15 @@ class Problem(NamedTuple):
         train: Its rows.
         judged: Rows with clean labels, in the order in which they are judged.
         collator: Makes batches of them.
+        kept: Rows that are not trained on, with labels as wrong as those of the others; None where
+            there are none left.
     """
 
     start: Any
     train: Any
     judged: list[Any]
     collator: Any
+    kept: Any
 
 
 class Classifier(nn.Module):
@@ -110,6 +113,7 @@ def trainer_of(
         model,
         settings,
         train_dataset=problem.train,
+        eval_dataset=problem.kept,
         data_collator=problem.collator,
         callbacks=list(callbacks),
         preprocess_logits_for_metrics=_logits,
@@ -148,7 +152,8 @@ def _t5(arguments: ProblemArguments, seed: int) -> Problem:
 def _texts(start: Any, tokenizer: Any, splits: Mapping[str, Dataset], length: int) -> Problem:
     rows = {name: tokenized(part, tokenizer, length) for name, part in splits.items()}
     judged = [by_length(rows[name]) for name in ("dev", "test") if name in rows]
-    return Problem(start, rows["train"], judged, DataCollatorWithPadding(tokenizer))
+    collator = DataCollatorWithPadding(tokenizer)
+    return Problem(start, rows["train"], judged, collator, rows["selection"])
 
 
 def _cifar10(arguments: ProblemArguments, seed: int) -> Problem:
@@ -168,7 +173,9 @@ def _cifar10(arguments: ProblemArguments, seed: int) -> Problem:
     processor.size = {"shortest_edge": arguments.image_size} if crops else side
     processor.crop_size = side
     train, test = (pixels(splits[name], processor) for name in ("train", "test"))
-    return Problem(start, train, [test], collator_of(start))
+    count = _trained(arguments, len(chosen))
+    kept = train.select(range(count, len(chosen))) if count < len(chosen) else None
+    return Problem(start, train.select(range(count)), [test], collator_of(start), kept)
 
 
 def _mnist(arguments: ProblemArguments, seed: int) -> Problem:
@@ -177,8 +184,9 @@ def _mnist(arguments: ProblemArguments, seed: int) -> Problem:
     labels = _noisy(arguments, images.train_y[chosen].tolist(), seed)
     torch.manual_seed(seed)
     start = Classifier(fcnn(images.train_x[0].numel()))
-    train = _rows(images.train_x[chosen], labels)
-    return Problem(start, train, [_rows(images.test_x, images.test_y.tolist())], None)
+    rows, count = _rows(images.train_x[chosen], labels), _trained(arguments, len(chosen))
+    judged = [_rows(images.test_x, images.test_y.tolist())]
+    return Problem(start, rows[:count], judged, None, rows[count:] or None)
 
 
 def _image_model() -> str:
@@ -195,12 +203,22 @@ def _file(arguments: ProblemArguments, task: str, pattern: str) -> Path:
 
 
 def _chosen(arguments: ProblemArguments, count: int) -> np.ndarray:
-    """The rows to train on."""
-    return np.random.default_rng(0).permutation(count)[: arguments.max_train_samples]
+    """The rows to train on, and behind them those to keep back where there are more."""
+    order = np.random.default_rng(0).permutation(count)
+    return order[: _trained(arguments, count) + arguments.selection_samples]
+
+
+def _trained(arguments: ProblemArguments, count: int) -> int:
+    """How many of so many rows are trained on."""
+    return min(count, arguments.max_train_samples or count)
 
 
 def _noisy(arguments: ProblemArguments, labels: list[int], seed: int) -> list[int]:
-    return shuffled_labels(labels, arguments.label_noise, seed=seed)
+    """Labels with a share of them shuffled, those of the rows kept back among themselves."""
+    count = _trained(arguments, len(labels))
+    parts = (labels[:count], labels[count:])
+    noisy = (shuffled_labels(part, arguments.label_noise, seed=seed) for part in parts)
+    return [label for part in noisy for label in part]
 
 
 def _rows(images: Tensor, labels: list[int]) -> list[dict[str, Any]]:

@@ -53,13 +53,35 @@ def run(name: str, data: Path, *options: str, monkeypatch: pytest.MonkeyPatch) -
 def test_cures_for_wrong_labels_are_judged_on_images(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("bench_wrong_labels", data, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
+    told = ("--max_train_samples", "24", "--selection_samples", "8", "--output_dir", str(tmp_path))
+    run("bench_wrong_labels", data, *told, monkeypatch=monkeypatch)
     shown = capsys.readouterr().out
     for task in ("mnist", "cifar10"):
         rows = json.loads((tmp_path / f"{task}-noise0.4" / "0.json").read_text())
-        assert {"tuned", "half", "scaled-0.5", "rank-4", "filter", "dose"} <= set(rows)
+        assert {"tuned", "half", "scaled-0.5", "rank-4", "filter", "dose", "callback"} <= set(rows)
         assert all(len(row["correct"]) == 10 for row in rows.values())
         assert f"{task}-noise0.4" in shown
+
+
+def test_rows_are_kept_back_without_a_change_of_the_others(data: Path) -> None:
+    problems = importlib.import_module("workbench.problems")
+    told = {"data_dir": str(data), "image_model": str(data / "vit"), "label_noise": 0.5}
+    for task in ("mnist", "cifar10"):
+        few, more, all_rows = (
+            problems.problem_of(
+                problems.ProblemArguments(**told, image_size=SIDE, **sizes), task, seed=0
+            )
+            for sizes in (
+                {"max_train_samples": 24, "selection_samples": 0},
+                {"max_train_samples": 24, "selection_samples": 8},
+                {},
+            )
+        )
+        assert few.kept is None
+        assert all_rows.kept is None
+        assert (len(more.train), len(more.kept), len(all_rows.train)) == (24, 8, 40)
+        labels = [[row["labels"] for row in problem.train] for problem in (few, more)]
+        assert labels[0] == labels[1]
 
 
 def test_the_callback_is_judged_on_images(
