@@ -165,7 +165,7 @@ def _possible(fit: SpectrumFit, law: BulkLaw, energies: Array) -> Mask:
 
 
 def _telling(fit: SpectrumFit, explained: Mask) -> bool:
-    """Whether so many and so strong spikes are explained that the verdict must say so."""
+    """Whether the spikes that are explained are many and strong enough to change the verdict."""
     edge = 0.0 if fit.noise_law is None else fit.noise_law.upper_edge
     excess = np.maximum(fit.eigenvalues[fit.is_signal] - edge, 0.0)
     enough = excess[explained].sum() >= EXPLAINED_STRENGTH * excess.sum()

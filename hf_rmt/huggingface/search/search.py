@@ -172,7 +172,10 @@ class _Search:
         return accepted
 
     def _checked(self, accepted: list[Removal]) -> tuple[Removal, float]:
-        """The last state that holds a second time, as one does at once if the metric is fixed."""
+        """The last accepted state whose metric still holds when it is measured a second time.
+
+        A metric that gives the same number each time confirms the last state at once.
+        """
         while accepted:
             metric = self.log.metric(accepted[-1], again=True)
             if metric is not None and self._holds(metric):

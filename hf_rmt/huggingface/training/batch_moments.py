@@ -160,7 +160,7 @@ class BatchMoments:
 
 
 def _reading(layer: Any) -> tuple[Any, ...]:
-    """How a layer reads its input: two convolutions may see other patches of one tensor."""
+    """How a layer reads its input; empty but for convolutions, which may cut it differently."""
     if not is_convolution(layer):
         return ()
     return layer.kernel_size, layer.stride, str(layer.padding), layer.dilation
