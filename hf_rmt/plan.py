@@ -47,6 +47,7 @@ class Cause(StrEnum):
     ROUTER = "router"
     CONVERTED = "converted"
     SUBCLASS = "subclass"
+    MADE_ANEW = "made anew"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hf_rmt.compression.targets import transformers_models
 from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.report import CompressionReport, SpectralReport
@@ -20,11 +19,10 @@ def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
         model: The model, whose parts may have reports of their own.
         report: What was done last.
     """
-    parts = {"": model, **transformers_models(model)}
     earlier = [
-        _renamed(part.compression_report, "", f"{name}." if name else "")
-        for name, part in parts.items()
-        if hasattr(part, "compression_report")
+        _renamed(vars(part)["compression_report"], "", f"{name}." if name else "")
+        for name, part in model.named_modules()
+        if "compression_report" in vars(part)
     ]
     plans = {plan.name: plan for one in earlier for plan in one.plan if _stands(plan, model)}
     plans |= {plan.name: plan for plan in report.plan}
@@ -63,4 +61,4 @@ def _renamed(report: CompressionReport, old: str, new: str) -> CompressionReport
 
 def _stands(plan: LayerPlan, model: Any) -> bool:
     """Whether a layer still is what a plan made of it."""
-    return not plan.compressed or is_compressed(model.get_submodule(plan.name))
+    return plan.compressed == is_compressed(model.get_submodule(plan.name))

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_rmt.compression.weight_reads import weights_read
 from hf_rmt.nn.compressed_layer import is_compressed
-from hf_rmt.nn.dense_matrix import has_matrix
+from hf_rmt.nn.dense_matrix import MADE_ANEW, has_matrix, is_made_anew
 from hf_rmt.plan import Cause
 
 GATES = ("gate", "shared_expert_gate")
@@ -97,6 +97,13 @@ def _chooses(name: str, model: nn.Module) -> bool:
         return True
     beside = model.get_submodule(".".join(above)).named_children()
     return last in GATES and any("expert" in other for other, _ in beside if other != last)
+
+
+@register_rule
+def made_anew(model: nn.Module) -> dict[str, LeftDense]:
+    """Layers whose weight is no parameter, because torch's older functions make it anew."""
+    why = LeftDense(Cause.MADE_ANEW, MADE_ANEW)
+    return {name: why for name, part in model.named_modules() if is_made_anew(part)}
 
 
 @register_rule

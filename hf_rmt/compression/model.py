@@ -19,6 +19,7 @@ from hf_rmt.compression.history import with_earlier
 from hf_rmt.compression.parallel import agreed
 from hf_rmt.compression.summary import analyze_layers, compression_report, warn_of_loss
 from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.compression.undisturbed import undisturbed
 from hf_rmt.nn.counterparts import compressed_layers, densify, matrix_shape
 from hf_rmt.nn.swap import why_not_swapped
 from hf_rmt.report import CompressionReport, SpectralReport
@@ -28,6 +29,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of weights that can be decomposed."""
 
 
+@undisturbed
 def analyze(
     model: nn.Module,
     config: CompressionSettings | None = None,
@@ -127,6 +129,7 @@ def export_dense(model: nn.Module) -> nn.Module:
     return densify(copy.deepcopy(model))
 
 
+@undisturbed
 def compress_layers(
     model: nn.Module,
     names: list[str],
@@ -185,7 +188,9 @@ def check_module(model: object) -> None:
         TypeError: If it is none.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"hf_rmt needs a loaded model, got {model!r}; load it first")
+        kind = type(model).__name__
+        shown = repr(model) if isinstance(model, str | int | None) else f"a {kind}"
+        raise TypeError(f"hf_rmt needs a loaded model, got {shown}; load it first")
 
 
 def check_no_adapter(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from hf_rmt.compression.directions import layers_named
 from hf_rmt.compression.left_dense import LeftDense, left_dense
 from hf_rmt.compression.names import check_found, is_covered, is_selected, nearest, some
-from hf_rmt.nn.dense_matrix import is_convolution, why_no_matrix
+from hf_rmt.nn.dense_matrix import MADE_ANEW, is_convolution, is_made_anew, why_no_matrix
 from hf_rmt.plan import Cause
 from hf_rmt.settings import CompressionSettings, method_of
 
@@ -189,7 +189,7 @@ def _why_none(
     held: Mapping[str, LeftDense],
 ) -> str:
     """Why nothing is left to compress, and what to do."""
-    odd = [name for name, why in held.items() if why.cause is Cause.SUBCLASS]
+    odd = [name for name, why in held.items() if why.cause in (Cause.SUBCLASS, Cause.MADE_ANEW)]
     if odd and settings.target_modules in (None, ALL_LINEAR):
         return f"{some(odd)} stay dense: {held[odd[0]].reason}; choose another model"
     if not layers:
@@ -219,10 +219,10 @@ def _in_repeated_block(name: str, model: nn.Module) -> bool:
 
 
 def _shared_weights(model: nn.Module) -> set[int]:
-    """Identities of parameters that several modules hold."""
+    """Identities of parameters that stand in a model several times, alone or with their module."""
     counts = Counter(
         id(parameter)
-        for module in model.modules()
+        for _, module in model.named_modules(remove_duplicate=False)
         for parameter in module._parameters.values()
         if parameter is not None
     )
@@ -260,7 +260,9 @@ def _why_refused(
     for name, module in model.named_modules():
         if not name or not is_selected(name, target):
             continue
-        if reason := why_no_matrix(module):
+        if is_made_anew(module):
+            yield f"{name!r}, but {MADE_ANEW}"
+        elif reason := why_no_matrix(module):
             yield f"{name!r}, which is {reason}"
         elif isinstance(module, nn.Linear):
             yield (

@@ -27,7 +27,7 @@ from hf_rmt.compression.model import (
     compress_layers,
 )
 from hf_rmt.compression.parallel import agreed
-from hf_rmt.huggingface.conclude import conclude
+from hf_rmt.huggingface.conclude import adopt, conclude
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.quantizer import RMTQuantizer, layers_left, quantized_already
 from hf_rmt.huggingface.source import check_method, check_source
@@ -152,6 +152,8 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
     model: Any = load_if_path(model_or_path)
     check_has_compressed(model)
     dense: Any = copy.deepcopy(model) if model is model_or_path else model
+    if isinstance(dense, PreTrainedModel):
+        adopt(dense)
     return dense.dequantize() if isinstance(dense, PreTrainedModel) else densify(dense)
 
 

@@ -8,13 +8,15 @@ from collections import Counter
 from typing import Any
 
 from hf_rmt.compression.history import report_below, with_earlier
+from hf_rmt.compression.names import some
 from hf_rmt.compression.summary import warn_of_loss
 from hf_rmt.compression.targets import transformers_models
 from hf_rmt.huggingface.card import hub_id
 from hf_rmt.huggingface.compat import is_pretrained, source_of
 from hf_rmt.huggingface.config import RMTConfig
-from hf_rmt.huggingface.loader import PART, uninstall_saving
+from hf_rmt.huggingface.loader import PART, RMTLoader, uninstall_saving
 from hf_rmt.huggingface.saving import install_saving
+from hf_rmt.nn.counterparts import compressed_layers
 from hf_rmt.nn.layouts import set_layout
 from hf_rmt.plan import CompressionPlan
 from hf_rmt.report import CompressionReport
@@ -58,6 +60,36 @@ def lay_out(model: Any, config: RMTConfig) -> None:
         logger.warning("%s", line)  # what is asked for by name is answered, whatever the log level
 
 
+def adopt(model: Any) -> None:
+    """Record on a transformers model what was done to its parts, if its own record lacks it.
+
+    A part may have been compressed by itself, before or after it became a part of this model.
+
+    Args:
+        model: A transformers model that is to be saved or undone as a whole.
+
+    Raises:
+        ValueError: If nothing tells how a compressed layer was made.
+    """
+    own = getattr(model, "hf_quantizer", None)
+    known = own.quantization_config.layers or {} if own is not None else {}
+    missing = set(compressed_layers(model)) - set(known)
+    if not missing:
+        return
+    report = with_earlier(model, CompressionReport(CompressionPlan(())))
+    told = {plan.name for plan in report.plan}
+    if unknown := sorted(missing - told):
+        raise ValueError(
+            f"{some(unknown)} in {type(model).__name__} were compressed as layers of another "
+            "model, whose record stayed there; put that whole model in, or put in the dense layers "
+            "and call hf_rmt.compress on this model"
+        )
+    makers = (getattr(part, "hf_quantizer", None) for part in model.modules())
+    configs = (maker.quantization_config for maker in makers if maker is not None)
+    model.compression_report = report
+    attach(model, next(configs, RMTConfig()), report)
+
+
 def attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
     """Give a transformers model the quantizer that saving and loading need, if any.
 
@@ -79,14 +111,24 @@ def attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
             before.remove_quantization_config(model)
         uninstall_saving(model)
         return
+    parts = {name: part for name, part in model.named_modules() if name and is_pretrained(part)}
+    for part in parts.values():
+        _release(part)
     model.hf_quantizer = RMTQuantizer(config, pre_quantized=True)
     model.is_quantized = True
     model.quantization_method = config.quant_method
     model.config.quantization_config = model.hf_quantizer.quantization_config
     install_saving(model)
-    for name, part in model.named_modules():
-        if name and is_pretrained(part):
-            keep_record(part, config, report_below(report, name).plan)
+    for name, part in parts.items():
+        keep_record(part, config, report_below(report, name).plan)
+
+
+def _release(part: Any) -> None:
+    """Take from a part the quantizer it has of its own: the whole model has one now."""
+    own = getattr(part, "hf_quantizer", None)
+    if isinstance(own, RMTLoader):
+        own.remove_quantization_config(part)
+        uninstall_saving(part)
 
 
 def keep_record(part: Any, config: RMTConfig, plan: CompressionPlan) -> None:

@@ -13,6 +13,7 @@ from hf_rmt.compression.apply import apply_decision
 from hf_rmt.compression.coverage import kept_plans, with_kept
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.compression.undisturbed import undisturbed
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.huggingface.compat import mark_loaded
 from hf_rmt.huggingface.conclude import attach, conclude
@@ -93,9 +94,9 @@ def layers_left(model: Any, config: RMTConfig) -> list[str]:
     Raises:
         ValueError: If one of them is compressed already, or as `compressible_layers` does.
     """
-    if getattr(model, "hf_quantizer", None) is None:
-        return compressible_layers(model, config)
     before = compressed_layers(model)
+    if not before:
+        return compressible_layers(model, config)
     try:  # to select as on the first time, compressed layers must look like what they were
         for name, part in before.items():
             model.set_submodule(name, part.to_dense().to("meta"))
@@ -122,6 +123,7 @@ class _CompressWeight(ConversionOps):
     def __init__(self, quantizer: RMTQuantizer) -> None:
         self.quantizer = quantizer
 
+    @undisturbed
     def convert(
         self,
         input_dict: dict[str, Any],

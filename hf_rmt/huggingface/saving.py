@@ -16,6 +16,7 @@ from hf_rmt.huggingface.companions import has_config, write_companions, writes_c
 from hf_rmt.huggingface.loader import PART
 from hf_rmt.huggingface.lora.merged import record_ranks
 from hf_rmt.huggingface.record import drop_records, is_record, sub_configs
+from hf_rmt.nn.counterparts import compressed_layers
 from hf_rmt.staging import staged
 
 PUSH_OPTIONS = ("private", "commit_message", "commit_description", "revision", "create_pr", "tags")
@@ -43,6 +44,9 @@ def _save_pretrained(
 
     All is written aside and put in place at the end, see `hf_rmt.staging`.
     """
+    from hf_rmt.huggingface.conclude import adopt
+
+    adopt(model)
     folder = Path(save_directory)
     if folder.is_file():
         raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")
@@ -135,6 +139,11 @@ def keep_records_true(model_class: Any) -> None:
     @wraps(save)
     def save_pretrained(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         own = getattr(model, "hf_quantizer", None)
+        if own is None and PART not in model.__dict__ and compressed_layers(model):
+            from hf_rmt.huggingface.conclude import adopt
+
+            adopt(model)  # a part of it was compressed by itself
+            return model.save_pretrained(save_directory, *args, **kwargs)
         if own is not None or (not _is_recorded(model.config) and PART not in model.__dict__):
             return save(model, save_directory, *args, **kwargs)
         if PART in model.__dict__:

@@ -15,6 +15,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from hf_rmt.nn.constants import constant
+
 SCALE_STEP = 8
 """Scale codes to the octave, steps of 9 %. The codes of the weights are chosen after the scale
 was rounded, so that the coarse step costs nearly nothing."""
@@ -110,13 +112,16 @@ def table(
     if torch.compiler.is_compiling():
         return torch.tensor(values, device=device, dtype=dtype)
     key = id(values), device
-    if key not in _TABLES:
-        with torch.inference_mode(False):
-            _TABLES[key] = torch.tensor(values, device=device, dtype=dtype)
-    return _TABLES[key]
+    if key in _TABLES:
+        return _TABLES[key]
+    with torch.inference_mode(False):
+        made = torch.tensor(values, device=device, dtype=dtype)
+    if type(made) is Tensor:  # a mode that traces programs makes tensors without values
+        _TABLES[key] = made
+    return made
 
 
-@cache
+@constant
 def _nearest_level() -> Tensor:
     """Index of the level nearest to the middle of each of LEVEL_CELLS cells between the ends."""
     levels = table(LEVELS, torch.device("cpu"))
@@ -153,7 +158,7 @@ def _gather_pairs(values: Sequence[object], index: Tensor) -> Tensor:
     return torch.view_as_real(pairs.index_select(0, index.to(torch.int32))).flatten()
 
 
-@cache
+@constant
 def _nearest() -> Tensor:
     """Index of the point nearest to the centre of each cell, row by row."""
     with torch.device("cpu"):

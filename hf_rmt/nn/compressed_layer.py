@@ -80,6 +80,14 @@ class CompressedLayer(nn.Module):
         return dense.train(self.training)
 
 
+def autocast_input(x: Tensor) -> Tensor:
+    """An input in the dtype that autocast wants on its device, if it is on there."""
+    kind = x.device.type
+    if x.is_meta or not torch.is_autocast_enabled(kind):  # nothing is ever cast on meta
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 def register_layer(layer: type[CompressedLayer]) -> type[CompressedLayer]:
     """Make a class of compressed layers known by its kind; a class decorator.
 

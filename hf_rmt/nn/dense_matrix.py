@@ -11,10 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+MADE_ANEW = (
+    "its weight is made anew before each forward, by pruning, weight_norm or spectral_norm of "
+    "torch.nn.utils; call prune.remove, remove_weight_norm or remove_spectral_norm first"
+)
+
 
 def has_matrix(module: nn.Module) -> bool:
     """Whether a dense layer is one matrix; a subclass may do anything with its weight."""
-    return type(module) is nn.Linear or is_conv1d(module) or is_plain_convolution(module)
+    plain = type(module) is nn.Linear or is_conv1d(module) or is_plain_convolution(module)
+    return plain and not is_made_anew(module)
+
+
+def is_made_anew(module: nn.Module) -> bool:
+    """Whether the weight is no parameter but made from other tensors before each forward.
+
+    The functions of `torch.nn.utils` for pruning, `weight_norm` and `spectral_norm` do so.
+    """
+    return isinstance(module.__dict__.get("weight"), Tensor)
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_rmt.nn.constants import constant
 from hf_rmt.nn.int8_matmul import ENTRIES_AT_ONCE, SMALLEST
 
 TOP = 127
@@ -136,16 +137,16 @@ def rotation_block(width: int) -> int:
     return min(LARGEST_BLOCK, width & -width)
 
 
-@cache
+@constant
 def _hadamard_rows(side: int) -> Tensor:
-    with torch.inference_mode(False), torch.device("cpu"):
+    with torch.device("cpu"):
         matrix = torch.ones(1, 1)
         while len(matrix) < side:
             matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
         return matrix / side**0.5
 
 
-@cache
+@constant
 def hadamard(side: int, device: torch.device) -> Tensor:
     """The orthogonal symmetric matrix of entries +-1 / sqrt(side), side a power of two (Sylvester).
 

@@ -16,14 +16,21 @@ class LaidOutLayer(CompressedLayer):
 
     Attributes:
         layout_object: What computes in place of the packed forward; None for the packed layout.
+        mode_changes: Calls of `train` and `eval`, after which the signal is read anew.
     """
 
     layout_object: Any = None
+    mode_changes = 0
 
     @property
     def layout(self) -> str:
         """Name of the layout in memory; `set_layout` changes it."""
         return "packed" if self.layout_object is None else self.layout_object.name
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every module; what was made of the signal is made anew."""
+        self.mode_changes += 1
+        return super().train(mode)
 
     def _reset_layout(self) -> None:
         if self.layout_object is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_rmt.nn.codebooks import CODEBOOKS
-from hf_rmt.nn.compressed_layer import register_layer
+from hf_rmt.nn.compressed_layer import autocast_input, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_conv1d
 from hf_rmt.nn.export_ops import is_exporting
 from hf_rmt.nn.laid_out_layer import LaidOutLayer
@@ -212,8 +212,7 @@ class SpikedLinear(LaidOutLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x of shape (..., in); the result has the dtype of x."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = autocast_input(x)
         if is_exporting():
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return self._act_plainly(x, self.weight.to(x.dtype), bias)

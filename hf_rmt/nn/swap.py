@@ -36,7 +36,8 @@ OWN_ATTRIBUTES = {
     *("training", "in_features", "out_features", "nx", "nf"),
     *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
     *("transposed", "output_padding", "padding_mode"),
-    *("rank", "scale", "sparsity", "dense_class", "dense_requires_grad", "layout_object"),
+    *("rank", "scale", "sparsity", "dense_class", "dense_requires_grad"),
+    *("layout_object", "mode_changes"),
 }
 """Attributes that the constructors of dense and compressed layers set themselves."""
 

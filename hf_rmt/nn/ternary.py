@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_rmt.checks import check_choice, check_integer, check_number
-from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
+from hf_rmt.nn.compressed_layer import CompressedLayer, autocast_input, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_linear
 from hf_rmt.nn.export_ops import is_exporting, plain_signs
 from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
@@ -231,8 +231,7 @@ class TernaryLinear(CompressedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x of shape (..., in); the result has the dtype of x."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = autocast_input(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if is_exporting():
             signs = plain_signs(self.weight, (self.out_features, self.in_features))

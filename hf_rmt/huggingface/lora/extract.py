@@ -19,6 +19,7 @@ from hf_rmt.compression.low_rank import (
     low_rank,
 )
 from hf_rmt.compression.moments import measured_moments
+from hf_rmt.compression.undisturbed import undisturbed
 from hf_rmt.huggingface.api import ModelOrPath, load_if_path
 from hf_rmt.huggingface.lora.adapter import PREFIX, ExtractedAdapter
 from hf_rmt.huggingface.lora.differences import Differences, differences, paired
@@ -42,6 +43,7 @@ HEADS = {
 """Endings of the modules that PEFT carries whole for a task, whatever the config says."""
 
 
+@undisturbed
 def extract_adapter(
     base: ModelOrPath,
     tuned: ModelOrPath,

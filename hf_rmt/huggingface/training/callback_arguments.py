@@ -144,4 +144,4 @@ def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that must stay, those of the config beside the others."""
     others = {key: arguments[key] for key in arguments if key not in ("config", *FREE)}
     kind = {"kind": "annealed" if arguments["schedule"] is None else "at once"}
-    return {**others, **kind, **filter_config(arguments["config"]).to_dict()}
+    return {**filter_config(arguments["config"]).to_dict(), **kind, **others}

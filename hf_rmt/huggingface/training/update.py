@@ -15,6 +15,7 @@ from hf_rmt.compression.parallel import WorkResult, is_silent, map_over_processe
 from hf_rmt.compression.refilter import filter_weight
 from hf_rmt.compression.shrinkage import along, leading_directions
 from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.compression.undisturbed import undisturbed
 from hf_rmt.huggingface.api import ModelOrPath, check_compressible, load_if_path
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.lora.differences import paired
@@ -25,6 +26,7 @@ from hf_rmt.plan import CompressionPlan
 from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
 
 
+@undisturbed
 def filter_update(
     base: ModelOrPath,
     tuned: nn.Module,

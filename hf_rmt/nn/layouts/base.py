@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hf_rmt.nn.layouts.parking import park, unpark
 from hf_rmt.nn.spiked import SpikedLinear
@@ -25,6 +26,8 @@ ACTIVATIONS = ("int8", "int16")
 LAYOUTS: dict[str, type[Layout]] = {}
 """The layouts by name. A module of this package adds its own with `register`."""
 
+_STEPS = count(1)
+_LAST_STEP = 0
 _LOCK = threading.RLock()
 _HANDLES = count(1)
 _LAYERS: WeakValueDictionary[int, SpikedLinear] = WeakValueDictionary()
@@ -142,6 +145,23 @@ def identity(tensor: Tensor) -> tuple[Any, ...]:
     """What changes when a tensor is replaced or written to."""
     version = -1 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), version, tensor.device, tensor.dtype
+
+
+def signal_identity(layer: SpikedLinear, tensor: Tensor) -> tuple[Any, ...]:
+    """What changes when a tensor of the signal is replaced or may have been written to.
+
+    Fused optimizers and writes through `.data` leave no trace in a tensor's version. So each step
+    of any optimizer counts as a change, and each call of `train` or `eval`.
+    """
+    return *identity(tensor), _LAST_STEP, layer.mode_changes
+
+
+def _count_step(*_: Any) -> None:
+    global _LAST_STEP
+    _LAST_STEP = next(_STEPS)
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 def exact(device: torch.device) -> torch.autocast:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from hf_rmt.nn.layouts.base import (
     Layout,
-    identity,
     register,
     signal_bytes,
+    signal_identity,
     store_bytes,
 )
 from hf_rmt.nn.spiked import SpikedLinear
@@ -19,8 +19,8 @@ from hf_rmt.nn.spiked import SpikedLinear
 class DenseLayout(Layout):
     """The merged matrix, its codes on disk.
 
-    While the signal trains, the matrix is that of the noise alone, and the signal acts beside it;
-    in evaluation both are merged, again after each change of the signal.
+    Where the signal gets a gradient, the matrix is that of the noise alone, and the signal acts
+    beside it. Elsewhere both are merged, again after each change of the signal.
     """
 
     name = "dense"
@@ -29,16 +29,10 @@ class DenseLayout(Layout):
     def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
         """One product with the merged matrix; a second for the signal while it trains."""
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        learns = torch.is_grad_enabled() and layer.weight.requires_grad
-        if learns and layer.training:
+        if torch.is_grad_enabled() and layer.weight.requires_grad:
             signal = layer._signal(x, layer.weight.to(x.dtype), bias)
             return signal + layer._act(x, self._noise(layer, x.dtype))
-        result = layer._act(x, self._merged(layer, x.dtype), bias)
-        if not learns:
-            return result
-        # The value is that of the matrix; the gradient of the factors comes from their product.
-        signal = layer._signal(x.detach(), layer.weight.to(x.dtype), None)
-        return result + (signal - signal.detach())
+        return layer._act(x, self._merged(layer, x.dtype), bias)
 
     def prepare(self, layer: SpikedLinear) -> None:
         """Merge now, or unpack the noise of a layer in training."""
@@ -53,7 +47,7 @@ class DenseLayout(Layout):
         return self.keep(layer, ("noise", dtype), lambda: layer.noise.dense(dtype))
 
     def _merged(self, layer: SpikedLinear, dtype: torch.dtype) -> Tensor:
-        key = "merged", dtype, *identity(layer.weight)
+        key = "merged", dtype, *signal_identity(layer, layer.weight)
         return self.keep(layer, key, lambda: merged(layer, dtype))
 
     @staticmethod

@@ -13,9 +13,9 @@ from hf_rmt.nn.layouts.base import (
     Layout,
     LayoutProduct,
     exact,
-    identity,
     register,
     signal_bytes,
+    signal_identity,
     store_bytes,
 )
 from hf_rmt.nn.spiked import SpikedLinear
@@ -72,7 +72,7 @@ class Int8Layout(Layout):
         In float32 they are views. Making them takes a tenth of the time of a small layer.
         """
         parts = [part for part in (layer.weight, layer.bias) if part is not None]
-        key = [identity(part) for part in parts]
+        key = [signal_identity(layer, part) for part in parts]
         known, kept, _ = self._made
         if known == key:
             return kept

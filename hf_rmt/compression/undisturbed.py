@@ -1,0 +1,39 @@
+"""Work that must not depend on the modes in which the user's program happens to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+
+DEVICES = ("cpu", "cuda", "xpu", "mps")
+"""Kinds of devices on which autocast may be on."""
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def undisturbed(function: F) -> F:
+    """Have a function run outside of autocast and of inference mode; a decorator.
+
+    Autocast would round the products that weights are made of, and tensors that are made in
+    inference mode could not be trained later.
+
+    Args:
+        function: Any function.
+
+    Returns:
+        The function; modes are as before when it returns or raises.
+    """
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            for kind in filter(torch.is_autocast_enabled, DEVICES):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]

@@ -1,0 +1,32 @@
+"""Tensors that never change, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Constant = TypeVar("Constant", bound=Callable[..., Tensor])
+
+
+def constant(make: Constant) -> Constant:
+    """Have a function that makes a tensor make it once for each of its arguments; a decorator.
+
+    A mode that traces programs gets tensors without values from it, which are not kept.
+    """
+    known: dict[Any, Tensor] = {}
+
+    @wraps(make)
+    def once(*key: Any) -> Tensor:
+        if key in known:
+            return known[key]
+        with torch.inference_mode(False):
+            made = make(*key)
+        if type(made) is Tensor:
+            known[key] = made
+        return made
+
+    return once  # type: ignore[return-value]

@@ -1,0 +1,157 @@
+"""A model that is saved whole after a part of it was compressed by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    EncoderDecoderModel,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import hf_rmt
+from hf_rmt import RMTConfig
+from tests.families.entries import CLIP_PARTS, T5, TEXT_BODY
+
+SVD = RMTConfig(method="svd", rank=4, noise="int8")
+IDS = torch.arange(14).view(2, 7) + 3
+
+
+def bert(kind: Any = BertForSequenceClassification, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(BertConfig(**{**TEXT_BODY, **options})).eval()
+
+
+def pair(folder: Path) -> Any:
+    """An encoder and a decoder that were compressed and saved each by itself."""
+    decodes = {"is_decoder": True, "add_cross_attention": True}
+    for name, model in (("a", bert(BertModel)), ("b", bert(BertLMHeadModel, **decodes))):
+        hf_rmt.compress(model, SVD)
+        model.save_pretrained(folder / name)
+    whole: Any = EncoderDecoderModel.from_encoder_decoder_pretrained(folder / "a", folder / "b")
+    whole.config.decoder_start_token_id = whole.config.pad_token_id = 0
+    return whole.eval()
+
+
+def body(folder: Path) -> Any:
+    model = bert()
+    hf_rmt.compress(model.bert, SVD)
+    return model
+
+
+def plain_part(folder: Path) -> Any:
+    model = bert()
+    hf_rmt.compress(model.bert.encoder, SVD)
+    return model
+
+
+def assigned(folder: Path) -> Any:
+    model, other = bert(), bert(BertModel, num_hidden_layers=1)
+    hf_rmt.compress(other, SVD)
+    model.bert = other
+    return model
+
+
+def one_part_then_another(folder: Path) -> Any:
+    model = bert()
+    hf_rmt.compress(model.bert, SVD.replace(target_modules=["query"]))
+    hf_rmt.compress(model, SVD.replace(target_modules=["key", "classifier"], rank=1))
+    return model
+
+
+def another_part_later(folder: Path) -> Any:
+    model = bert()
+    hf_rmt.compress(model, SVD.replace(target_modules=["key"]))
+    hf_rmt.compress(model.bert, SVD.replace(target_modules=["query"]))
+    return model
+
+
+def t5_encoder(folder: Path) -> Any:
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(T5Config(**T5)).eval()
+    hf_rmt.compress(model.encoder, SVD)
+    return model
+
+
+def clip_text(folder: Path) -> Any:
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(**CLIP_PARTS)).eval()
+    hf_rmt.compress(model.text_model, SVD)
+    return model
+
+
+MAKERS = [body, plain_part, assigned, one_part_then_another, another_part_later]
+MAKERS += [t5_encoder, clip_text, pair]
+
+
+def outputs(model: Any) -> torch.Tensor:
+    arguments: dict[str, Any] = {"input_ids": IDS}
+    if isinstance(model, T5ForConditionalGeneration | EncoderDecoderModel):
+        arguments["decoder_input_ids"] = IDS
+    if isinstance(model, CLIPModel):
+        arguments["pixel_values"] = torch.ones(2, 3, 32, 32)
+    with torch.no_grad():
+        found = model(**arguments)
+    return found.logits_per_text if isinstance(model, CLIPModel) else found.logits
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_whole_saves_and_reloads(make: Callable[[Path], Any], tmp_path: Path) -> None:
+    model = make(tmp_path)
+    expected, state = outputs(model), model.state_dict()
+    model.save_pretrained(tmp_path / "whole")
+    again = type(model).from_pretrained(tmp_path / "whole").eval()
+    assert {name: type(part) for name, part in again.named_modules()} == {
+        name: type(part) for name, part in model.named_modules()
+    }
+    assert all(torch.equal(tensor, state[key]) for key, tensor in again.state_dict().items())
+    torch.testing.assert_close(outputs(again), expected, rtol=0, atol=1e-6)
+    assert len(model.compression_report.plan) == len(again.compression_report.plan)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_whole_becomes_dense(make: Callable[[Path], Any], tmp_path: Path) -> None:
+    model = make(tmp_path)
+    dense: Any = hf_rmt.export_dense(model)
+    torch.testing.assert_close(outputs(dense), outputs(model), rtol=1e-4, atol=1e-4)
+    dense.save_pretrained(tmp_path / "dense")
+    assert not hasattr(type(model).from_pretrained(tmp_path / "dense").config, "quantization_config")
+
+
+def test_a_part_can_still_be_saved_by_itself(tmp_path: Path) -> None:
+    model = body(tmp_path)
+    model.save_pretrained(tmp_path / "whole")
+    model.bert.save_pretrained(tmp_path / "part")
+    again: Any = BertModel.from_pretrained(tmp_path / "part").eval()
+    with torch.no_grad():
+        ours, theirs = again(IDS)[0], model.bert(IDS)[0]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_layers_without_a_record_are_not_saved(tmp_path: Path) -> None:
+    model, other = bert(), body(tmp_path)
+    model.bert.encoder.layer[0].output.dense = other.bert.encoder.layer[0].output.dense
+    with pytest.raises(ValueError, match=r"layer\.0\.output\.dense.*compressed as layers of another"):
+        model.save_pretrained(tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+
+
+def test_a_compressed_part_is_not_compressed_again(tmp_path: Path) -> None:
+    model = body(tmp_path)
+    assert isinstance(model, PreTrainedModel)
+    with pytest.raises(ValueError, match="is quantized already with 'rmt'"):
+        hf_rmt.compress(model, SVD)
+    assert isinstance(model.classifier, nn.Linear)
