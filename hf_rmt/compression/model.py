@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from hf_rmt.compression.apply import Journal
 from hf_rmt.compression.coverage import kept_plans, with_kept
@@ -182,15 +183,23 @@ def compress_layers(
 
 
 def check_module(model: object) -> None:
-    """Refuse what is no torch module.
+    """Refuse what is no torch module with its weights.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is no module.
+        ValueError: If a part of it has no weights yet.
     """
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         shown = repr(model) if isinstance(model, str | int | None) else f"a {kind}"
         raise TypeError(f"hf_rmt needs a loaded model, got {shown}; load it first")
+    parts: Iterable[tuple[str, Any]] = model.named_modules()
+    for name, part in parts:
+        if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():
+            raise ValueError(
+                f"{name!r} is a {type(part).__name__} that has no weight before its first batch; "
+                "run the model on one batch first"
+            )
 
 
 def check_no_adapter(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hf_rmt.compression.batches import NO_BATCH, Batch, mappings, run_batch
 from hf_rmt.compression.low_rank import LayerMoments, covariance
 from hf_rmt.nn.counterparts import matrix_shape
+from hf_rmt.nn.tensor_checks import version_of
 
 Sites = dict[str, list[str]]
 """Layers that are always given the same tensor, under the name of the first of them."""
@@ -42,6 +43,29 @@ def measured_moments(
     if not moments.batches:
         raise ValueError(NO_BATCH)
     return moments.measured_moments()
+
+
+class TensorNumbers:
+    """A number for each tensor that is seen, the same as long as its values are."""
+
+    def __init__(self) -> None:
+        self._alive: dict[int, tuple[Any, int, int]] = {}
+        self._numbers = count()
+
+    def number(self, tensor: Tensor) -> int:
+        """The number of a tensor. An address is used again once its tensor is gone."""
+        known = self._alive.get(id(tensor))
+        if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
+            known = self._alive[id(tensor)] = (
+                ref(tensor),
+                version_of(tensor),
+                next(self._numbers),
+            )
+        return known[2]
+
+    def clear(self) -> None:
+        """Forget the tensors; numbers are not given twice."""
+        self._alive.clear()
 
 
 class Moments:
@@ -169,15 +193,10 @@ def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:
     Returns:
         The layers by site; one that was not called is a site of its own, at the end.
     """
-    alive: dict[int, tuple[Any, int, int]] = {}
-    numbers, given = count(), defaultdict[str, list[int]](list)
+    numbers, given = TensorNumbers(), defaultdict[str, list[int]](list)
 
     def heard(name: str, entry: Tensor, _: Tensor) -> None:
-        # an address is used again once its tensor is gone
-        known = alive.get(id(entry))
-        if known is None or known[0]() is not entry or known[1] != entry._version:
-            known = alive[id(entry)] = (ref(entry), entry._version, next(numbers))
-        given[name].append(known[2])
+        given[name].append(numbers.number(entry))
 
     with listening(model, names, heard, graph=False):
         run_batch(model, batch, 0)

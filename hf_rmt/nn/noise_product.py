@@ -13,6 +13,8 @@ from hf_rmt.nn.noise_store import NoiseStore
 class NoiseProduct(torch.autograd.Function):
     """The noise acting on x, unpacked again for the gradient instead of kept."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, layer: Any) -> Tensor:
         """The noise of a `SpikedLinear` acting on x."""

@@ -285,5 +285,8 @@ def scratch_memory(size: int, dtype: torch.dtype) -> Tensor:
     kept: dict[Any, Tensor] = vars(_SCRATCH)
     if dtype not in kept or len(kept[dtype]) < size:
         with torch.inference_mode(False):
-            kept[dtype] = torch.empty(size, dtype=dtype, device="cpu")
+            made = torch.empty(size, dtype=dtype, device="cpu")
+        if type(made) is not Tensor:  # a mode that traces programs makes tensors without values
+            return made
+        kept[dtype] = made
     return kept[dtype][:size]

@@ -1,9 +1,14 @@
-"""What a tensor that was loaded must be."""
+"""What a tensor that was loaded must be, and whether it was written to since."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to; -1 for one of inference mode, which does not count."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def check_tensor(

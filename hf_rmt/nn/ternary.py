@@ -313,6 +313,8 @@ class TernaryLinear(CompressedLayer):
 class _TernaryProduct(torch.autograd.Function):
     """x (s T)', which unpacks the weight again for the gradient instead of keeping it."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, layer: TernaryLinear) -> Tensor:
         return layer._product(x)

@@ -128,7 +128,9 @@ def test_the_whole_becomes_dense(make: Callable[[Path], Any], tmp_path: Path) ->
     dense: Any = hf_rmt.export_dense(model)
     torch.testing.assert_close(outputs(dense), outputs(model), rtol=1e-4, atol=1e-4)
     dense.save_pretrained(tmp_path / "dense")
-    assert not hasattr(type(model).from_pretrained(tmp_path / "dense").config, "quantization_config")
+    assert not hasattr(
+        type(model).from_pretrained(tmp_path / "dense").config, "quantization_config"
+    )
 
 
 def test_a_part_can_still_be_saved_by_itself(tmp_path: Path) -> None:
@@ -144,7 +146,9 @@ def test_a_part_can_still_be_saved_by_itself(tmp_path: Path) -> None:
 def test_layers_without_a_record_are_not_saved(tmp_path: Path) -> None:
     model, other = bert(), body(tmp_path)
     model.bert.encoder.layer[0].output.dense = other.bert.encoder.layer[0].output.dense
-    with pytest.raises(ValueError, match=r"layer\.0\.output\.dense.*compressed as layers of another"):
+    with pytest.raises(
+        ValueError, match=r"layer\.0\.output\.dense.*compressed as layers of another"
+    ):
         model.save_pretrained(tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import count
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from hf_rmt.compression.low_rank import LayerMoments
+from hf_rmt.compression.moments import TensorNumbers
 from hf_rmt.compression.parallel import n_processes
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import is_convolution
@@ -42,8 +41,7 @@ class BatchMoments:
         self.leaders: dict[str, str] = {}
         self.sums: dict[str, Tensor] = {}
         self._given: dict[str, list[int]] = defaultdict(list)
-        self._alive: dict[int, tuple[Any, int, int]] = {}
-        self._numbers = count()
+        self._numbers = TensorNumbers()
         self._hooks: list[Any] = []
         self._mask: Any = None
 
@@ -66,7 +64,7 @@ class BatchMoments:
 
     def end_step(self) -> None:
         """After the first step, settle which layers share an input, alike on all processes."""
-        self._alive.clear()
+        self._numbers.clear()
         if self.leaders or not self._given:
             return
         groups = defaultdict[Any, list[str]](list)
@@ -121,18 +119,11 @@ class BatchMoments:
                 return
             entry = (args[0] if args else next(iter(kwargs.values()))).detach()
             if not self.leaders:
-                self._given[name].append(self._number(args[0] if args else entry))
+                self._given[name].append(self._numbers.number(args[0] if args else entry))
             elif name in self.leaders:
                 self._add(name, layer, entry, result)
 
         return hook
-
-    def _number(self, entry: Tensor) -> int:
-        """The same number for the same tensor; an address is used again once it is gone."""
-        known = self._alive.get(id(entry))
-        if known is None or known[0]() is not entry or known[1] != entry._version:
-            known = self._alive[id(entry)] = (ref(entry), entry._version, next(self._numbers))
-        return known[2]
 
     @torch.no_grad()
     def _add(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:

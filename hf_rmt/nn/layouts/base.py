@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hf_rmt.nn.layouts.parking import park, unpark
 from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.tensor_checks import version_of
 
 ACTIVATIONS = ("int8", "int16")
 """Bits in which an integer layout writes its inputs: one digit of 8 bits, or two."""
@@ -143,8 +144,7 @@ def stored_name(layer: SpikedLinear) -> str:
 
 def identity(tensor: Tensor) -> tuple[Any, ...]:
     """What changes when a tensor is replaced or written to."""
-    version = -1 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, tensor.device, tensor.dtype
+    return tensor.data_ptr(), version_of(tensor), tensor.device, tensor.dtype
 
 
 def signal_identity(layer: SpikedLinear, tensor: Tensor) -> tuple[Any, ...]:

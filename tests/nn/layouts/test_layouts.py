@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,45 @@ def test_the_signal_trains_and_evaluation_sees_it(noise: str, name: str) -> None
         after, exact = layer(x), nn.functional.linear(x, layer.dense(), layer.bias)
     assert not torch.allclose(before, after)
     assert ((after - exact).square().mean(-1, keepdim=True).sqrt() <= allowed(layer, x)).all()
+
+
+def write_data(layer: SpikedLinear) -> None:
+    layer.weight.data.mul_(2)
+    layer.eval()
+
+
+def step_fused(layer: SpikedLinear) -> None:
+    """Fused optimizers leave the version of a tensor as it was."""
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+def train_in_evaluation_mode(layer: SpikedLinear) -> None:
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.01, fused=True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(normal(8, IN, seed=3)).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("noise", STORED)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("change", [write_data, step_fused, train_in_evaluation_mode])
+def test_changes_that_leave_no_version_are_seen(
+    noise: str, dtype: torch.dtype, name: str, change: Callable[[SpikedLinear], None]
+) -> None:
+    layer, x = placed(noise, name, dtype), normal(7, IN, seed=8).to(dtype)
+    with torch.no_grad():
+        before = layer(x)
+    change(layer)
+    with torch.no_grad():
+        after = layer(x)
+        layer._reset_layout()
+        assert torch.equal(after, layer(x))
+    assert not torch.allclose(before, after)
 
 
 @pytest.mark.parametrize("noise", NOISE_KINDS)
