@@ -108,16 +108,20 @@ def _note(options: argparse.Namespace, text: str) -> None:
 
 def _write_page(options: argparse.Namespace, report: Any) -> None:
     """The report as one HTML file, under the model's own name, if asked for."""
-    if options.html:
+    if options.html is not None:
         report.to_html(options.html, title=Path(options.model).name or options.model)
         _note(options, f"page written to {options.html}")
 
 
 def _check_page(options: argparse.Namespace) -> None:
     """Find out before the long work whether the page can be written."""
-    path = Path(options.html or "report.html")
-    if options.html and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise ValueError(f"--html must name a file in a folder that can be written to, got {path}")
+    if options.html is None:
+        return
+    path = Path(options.html)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(
+            f"--html must name a file in a folder that can be written to, got {options.html!r}"
+        )
 
 
 def _targets(options: argparse.Namespace) -> list[str] | str | None:

@@ -44,11 +44,14 @@ class Decision:
             weight: The weight that was decided on, shape (out, in).
 
         Raises:
-            ValueError: If the layer is not replaced.
+            ValueError: If the layer is not replaced, or its numbers cannot be stored.
         """
         if self.build is None:
             raise ValueError(f"{self.plan.name} stays dense: {self.plan.reason}")
-        return self.build(weight)
+        try:
+            return self.build(weight)
+        except ValueError as error:
+            raise ValueError(f"layer {self.plan.name!r}: {error}") from error
 
     def dense(self, weight: Tensor) -> Tensor | None:
         """The new weight as a dense matrix, shape (out, in); None for a layer that is kept."""

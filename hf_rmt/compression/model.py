@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedParameter
 
 from hf_rmt.compression.apply import Journal
 from hf_rmt.compression.coverage import kept_plans, with_kept
@@ -193,9 +193,8 @@ def check_module(model: object) -> None:
         kind = type(model).__name__
         shown = repr(model) if isinstance(model, str | int | None) else f"a {kind}"
         raise TypeError(f"hf_rmt needs a loaded model, got {shown}; load it first")
-    parts: Iterable[tuple[str, Any]] = model.named_modules()
-    for name, part in parts:
-        if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():
+    for name, part in model.named_modules():
+        if any(isinstance(entry, UninitializedParameter) for entry in part.parameters(False)):
             raise ValueError(
                 f"{name!r} is a {type(part).__name__} that has no weight before its first batch; "
                 "run the model on one batch first"

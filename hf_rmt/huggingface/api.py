@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import transformers
+from accelerate.utils import extract_model_from_parallel
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
@@ -30,7 +32,7 @@ from hf_rmt.compression.parallel import agreed
 from hf_rmt.huggingface.conclude import adopt, conclude
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.quantizer import RMTQuantizer, layers_left, quantized_already
-from hf_rmt.huggingface.source import check_method, check_source
+from hf_rmt.huggingface.source import CONFIG, check_method, check_source
 from hf_rmt.nn.counterparts import densify
 from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.settings import CompressionSettings
@@ -164,6 +166,11 @@ def load_if_path(model_or_path: ModelOrPath) -> Any:
     return loaded(model_class(model_or_path), model_or_path)
 
 
+def unwrapped(model: Any) -> Any:
+    """The model inside the wrappers of torch that only call it, such as `DataParallel`."""
+    return extract_model_from_parallel(model, keep_torch_compile=False)
+
+
 def loaded(kind: Any, path: str | PathLike[str], **options: Any) -> Any:
     """A saved model; whatever is wrong with its files, the error names them.
 
@@ -179,7 +186,8 @@ def loaded(kind: Any, path: str | PathLike[str], **options: Any) -> Any:
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be loaded from its config.json and weights: {error or repr(error)}"
+            f"{path} cannot be loaded from its config.json and weights: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
@@ -200,12 +208,14 @@ def _saved_config(path: str | PathLike[str]) -> Any:
     try:
         saved = AutoConfig.from_pretrained(path)
     except OSError as error:
+        if Path(path, CONFIG).is_file():
+            raise ValueError(f"{path}: {CONFIG} cannot be read: {error}") from error
         raise OSError(
             f"{str(path)!r} is neither a folder with a model nor a Hub id that can be reached; "
             f"pass a local folder, or connect. {error}"
         ) from error
     except (TypeError, LookupError, AttributeError, ValueError, StrictDataclassError) as error:
-        raise ValueError(f"{path}: config.json cannot be read: {error}") from error
+        raise ValueError(f"{path}: {CONFIG} cannot be read: {error}") from error
     check_method(path, getattr(saved, "quantization_config", None))
     return saved
 

@@ -37,6 +37,8 @@ def check_source(path: str | PathLike[str]) -> None:
         ValueError: If it holds weights in a form that cannot be read here.
         OSError: If it is a folder without a model.
     """
+    if not str(path).strip():
+        raise ValueError("the name of the model is empty; pass a folder or a Hub id")
     place = Path(path)
     if place.suffix == ".gguf" or (place.is_dir() and _only_gguf(place)):
         raise ValueError(

@@ -47,9 +47,13 @@ def read(source: str | Path) -> Any:
     Raises:
         ValueError: If it is no JSON.
     """
-    if isinstance(source, str) and source.lstrip()[:1] in ("{", "["):
-        return json.loads(source)
-    return json.loads(Path(source).read_text(encoding="utf-8"))
+    is_text = isinstance(source, str) and source.lstrip()[:1] in ("{", "[")
+    text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        named = "the text" if is_text else str(source)
+        raise ValueError(f"{named} is no JSON: {error}; pass what was written as JSON") from error
 
 
 def written(text: str, path: str | Path | None) -> str:

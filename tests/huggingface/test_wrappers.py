@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from hf_rmt import RMTConfig, SpikedLinear, compress
+from hf_rmt import RMTConfig, SpikedLinear, compress, extract_adapter, filter_update
 from tests.huggingface.training.training import classifier
 
 LOW = RMTConfig(method="svd", rank=8, noise="drop")
@@ -69,3 +70,17 @@ def test_a_second_call_on_the_wrapper_adds_to_the_record() -> None:
     assert {layer.name.rpartition(".")[2] for layer in report.plan} == {*first, "value"}
     inner: Any = holder.inner["text"]
     assert len(inner.hf_quantizer.quantization_config.layers) == len(report.plan)
+
+
+@pytest.mark.parametrize("wrapper", ["DataParallel", "compiled"])
+def test_an_update_is_filtered_and_extracted_inside_wrappers(wrapper: str) -> None:
+    wrap, base, tuned = WRAPPERS[wrapper], classifier(), classifier()
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    other = copy.deepcopy(tuned)
+    report = filter_update(wrap(base), wrap(tuned))
+    assert report.plan == filter_update(base, other).plan
+    states = zip(tuned.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in states)
+    assert extract_adapter(wrap(base), wrap(other), rank=2).ranks

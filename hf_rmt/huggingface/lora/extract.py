@@ -20,9 +20,10 @@ from hf_rmt.compression.low_rank import (
 )
 from hf_rmt.compression.moments import measured_moments
 from hf_rmt.compression.undisturbed import undisturbed
-from hf_rmt.huggingface.api import ModelOrPath, load_if_path
+from hf_rmt.huggingface.api import ModelOrPath, load_if_path, unwrapped
 from hf_rmt.huggingface.lora.adapter import PREFIX, ExtractedAdapter
 from hf_rmt.huggingface.lora.differences import Differences, differences, paired
+from hf_rmt.huggingface.source import check_source
 from hf_rmt.nn.counterparts import compressed_layers
 
 DEFAULT_SIZE = 0.03
@@ -88,7 +89,7 @@ def extract_adapter(
         OSError: If a path or id cannot be loaded.
     """
     _check_options(size, threshold, rank)
-    tuned_model = load_if_path(tuned)
+    tuned_model = unwrapped(load_if_path(tuned))
     base_model, new = _load_base(base, tuned_model)
     for role, model in (("base", base_model), ("tuned", tuned_model)):
         _check_dense(role, model)
@@ -202,7 +203,8 @@ def _carried(
 def _load_base(base: ModelOrPath, tuned: Any) -> tuple[Any, list[str]]:
     """The base as a model of the tuned one's class, and the modules that its files lack."""
     if isinstance(base, nn.Module):
-        return base, []
+        return unwrapped(base), []
+    check_source(base)
     kind, config = getattr(tuned, "config", None), AutoConfig.from_pretrained(base)
     if kind is None or config.model_type != kind.model_type:
         raise ValueError(

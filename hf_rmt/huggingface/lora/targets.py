@@ -13,6 +13,8 @@ from hf_rmt.nn import SpikedLinear
 from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.plan import Cause
 
+WITHIN = ".base_layer"
+"""Where PEFT keeps a layer that has an adapter around it."""
 UNFIT = (Cause.READ_BY_PARENT, Cause.ROUTER, Cause.SUBCLASS)
 """Causes for which a layer that stayed dense gets no adapter."""
 
@@ -29,7 +31,7 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
     the whole matrix, and a LoRA that was trained on the dense base loads that way.
 
     Args:
-        model: A compressed model.
+        model: A compressed model. It may have adapters already.
 
     Returns:
         `target_modules` and `target_parameters`.
@@ -39,7 +41,13 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
         ValueError: If the model has no compressed layer with a signal.
     """
     check_module(model)
-    spiked = {name: part for name, part in model.named_modules() if isinstance(part, SpikedLinear)}
+    if hasattr(type(model), "get_base_model"):  # a PeftModel, which names its parts otherwise
+        model = model.get_base_model()
+    spiked = {
+        name.replace(WITHIN, ""): part
+        for name, part in model.named_modules()
+        if isinstance(part, SpikedLinear)
+    }
     factors = [f"{name}.weight" for name, part in spiked.items() if part.rank]
     if not factors:
         raise ValueError(
@@ -50,7 +58,9 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
     planned = quantizer.quantization_config.layers if quantizer is not None else {}
     return {
         "target_modules": [
-            name for name, layer in planned.items() if _takes_lora(model, name, layer)
+            name
+            for name, layer in planned.items()
+            if name not in spiked and _takes_lora(model, name, layer)
         ],
         "target_parameters": factors,
     }

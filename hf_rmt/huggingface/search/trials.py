@@ -187,7 +187,7 @@ class Log:
         identity: dict[str, Any],
     ) -> None:
         self.evaluate, self.states, self.most = evaluate, states, most
-        self.path, self.identity = None if path is None else Path(path), identity
+        self.path, self.identity = None if path is None else _file(path), identity
         self.evaluations = list(_of_first(self._read))
         made = len(self.evaluations)
         self.bar = tqdm(total=max(most, made), desc="Searching", initial=made, disable=is_silent())
@@ -256,6 +256,17 @@ class Log:
                 "file, or repeat that search"
             )
         return evaluations_of(content["evaluations"])
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    """A path that can be written to, checked before anything is evaluated."""
+    file = Path(path)
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise ValueError(
+            f"resume_from must name a file in a folder that exists, got {str(path)!r}; make the "
+            "folder, or name another file"
+        )
+    return file
 
 
 def _is_first() -> bool:

@@ -16,7 +16,7 @@ from hf_rmt.compression.refilter import filter_weight
 from hf_rmt.compression.shrinkage import along, leading_directions
 from hf_rmt.compression.targets import compressible_layers
 from hf_rmt.compression.undisturbed import undisturbed
-from hf_rmt.huggingface.api import ModelOrPath, check_compressible, load_if_path
+from hf_rmt.huggingface.api import ModelOrPath, check_compressible, load_if_path, unwrapped
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.lora.differences import paired
 from hf_rmt.huggingface.training.dose import DosedUpdate, check_dose
@@ -74,15 +74,17 @@ def filter_update(
     config = RMTConfig(noise="drop") if config is None else config
     check_dose(dose)
     _check_told(dose, early, evaluate)
+    tuned = unwrapped(tuned)
     check_compressible(tuned, config)
     names = compressible_layers(tuned, config)
     layers = [tuned.get_submodule(name) for name in names]
-    original = load_if_path(base)
+    original = unwrapped(load_if_path(base))
     check_compressible(original, config)
     starts = _starts(original, tuned, names)
     _check_changed(starts, tuned, names)
     if early is not None:
-        return _persistent(starts, load_if_path(early), tuned, names)
+        earlier = unwrapped(load_if_path(early))
+        return _persistent(starts, earlier, tuned, names)
     if dose is not None:
         return _dosed(original, tuned, names, dose, evaluate)
 

@@ -39,6 +39,7 @@ def set_layout(
         layout.
 
     Raises:
+        TypeError: If the model is no module.
         ValueError: If a name is unknown.
 
     Examples:
@@ -46,6 +47,8 @@ def set_layout(
         >>> set_layout(SpikedLinear(64, 64, 2, noise="int4"), "dense")
         'layouts: 1 dense; 0.02 MB in memory, 0.02 MB dense'
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a loaded model, got a {type(model).__name__}")
     check_choice("layout", layout, (*LAYOUTS, *CHOICES))
     check_choice("activations", activations, ACTIVATIONS)
     for layer in compressed_layers(model):

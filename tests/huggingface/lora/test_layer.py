@@ -118,3 +118,14 @@ def test_a_model_with_adapters_is_refused_with_what_to_pass() -> None:
 def test_a_compressed_model_is_no_source_of_an_adapter() -> None:
     with pytest.raises(ValueError, match=r"export_dense\(tuned\)"):
         hf_rmt.extract_adapter(classifier(), compressed())
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_targets_are_the_same_for_a_model_that_has_an_adapter() -> None:
+    model = compressed()
+    wanted = hf_rmt.lora_targets(model)
+    model.add_adapter(LoraConfig(r=2, **wanted))
+    assert hf_rmt.lora_targets(model) == wanted
+    model.add_adapter(LoraConfig(r=2, **wanted), "second")
+    other = compressed()
+    assert hf_rmt.lora_targets(get_peft_model(other, LoraConfig(r=2, **wanted))) == wanted

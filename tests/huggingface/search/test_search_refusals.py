@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,3 +55,17 @@ def test_what_is_no_dense_model_is_refused() -> None:
     ):
         with pytest.raises(error, match=match):
             search(other, lambda model: 0.0, tolerance=0.1)
+
+
+def test_a_file_that_cannot_serve_is_refused_before_anything_is_evaluated(tmp_path: Path) -> None:
+    def evaluate(model: Any) -> float:
+        raise AssertionError("too late")
+
+    (tmp_path / "bad.json").write_text("no json")
+    for path, words in (
+        (tmp_path / "nowhere" / "x.json", "a file in a folder that exists"),
+        (tmp_path, "a file in a folder that exists"),
+        (tmp_path / "bad.json", "bad.json is no JSON"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            search(Blocks(), evaluate, tolerance=0.1, resume_from=path)

@@ -9,6 +9,7 @@ import pytest
 from transformers import Trainer
 
 from hf_rmt import RMTConfig
+from hf_rmt.huggingface.training.callback_arguments import check_same
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
 from tests.huggingface.training.training import arguments, classifier, fine_tune
 
@@ -54,6 +55,16 @@ def test_a_run_is_resumed_under_the_settings_it_began_with(
     callback = RMTCallback(RMTConfig(noise="drop", **settings), target=target, schedule="epoch")
     with pytest.raises(ValueError, match=words):
         fine_tune(run, callback, resume=str(run / "checkpoint-5"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": 0.3}, {"anneal": (0.1, 0.5)}, {"config": RMTConfig(noise="drop")}]
+)
+def test_what_an_annealed_run_began_with_must_stay(change: dict[str, Any]) -> None:
+    began, goes_on = RMTCallback().state()["args"], RMTCallback(**change).state()["args"]
+    check_same(began, began)
+    with pytest.raises(ValueError, match=rf"({next(iter(change))}|size) must stay"):
+        check_same(goes_on, began)
 
 
 def test_schedule_and_log_may_change_on_the_way(run: Path, tmp_path: Path) -> None:
