@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 from hf_rmt.compression.decision import Decision
 from hf_rmt.compression.parallel import WorkResult, is_silent, map_over_processes, matrix_cost
 from hf_rmt.compression.summary import compression_report
+from hf_rmt.compression.threads import layer_map
 from hf_rmt.compression.weight import compress_weight, relative_energies
 from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like
 from hf_rmt.nn.counterparts import matrix_shape, place_step, weight_matrix
@@ -76,7 +78,8 @@ def decide_shared(
 ) -> list[tuple[LayerPlan, SpectrumFit | None]]:
     """Compress layers of a model in place, the layers shared out over the processes.
 
-    On one process there is one weight in flight at a time.
+    On one process there is one large weight in flight at a time, or a few small ones; see
+    `hf_rmt.compression.threads`.
 
     Args:
         model: Any module with its weights in memory, the same on every process.
@@ -106,13 +109,15 @@ def decide_shared(
     costs = [matrix_cost(matrix_shape(layer)) for layer in layers]
     device = layers[0].weight.device if layers else "cpu"
     decisions = []
-    outcomes = map_over_processes(work, names, costs, device=device)
+    alone = layer_map(layers, settings) if decide is compress_weight else map
+    outcomes = map_over_processes(work, names, costs, device=device, alone=alone)
     title = "Planning" if dry_run else "Compressing"
-    for decision, tensors in tqdm(outcomes, title, len(names), disable=is_silent()):
-        decisions.append(decision)
-        if not dry_run:
-            plan = decision[0]
-            apply_plan(model, plan, tensors, layer=made.pop(plan.name, None))
+    with closing(outcomes):
+        for decision, tensors in tqdm(outcomes, title, len(names), disable=is_silent()):
+            decisions.append(decision)
+            if not dry_run:
+                plan = decision[0]
+                apply_plan(model, plan, tensors, layer=made.pop(plan.name, None))
     return decisions
 
 

@@ -8,7 +8,7 @@ so before any tensor is awaited, so that all fail with its message.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -78,17 +78,20 @@ def map_over_processes(
     costs: Sequence[float],
     *,
     device: torch.device | str = "cpu",
-) -> Iterator[WorkResult]:
+    alone: Callable[..., Iterable[WorkResult]] = map,
+) -> Generator[WorkResult]:
     """Do a piece of work for each item on one process, and have the outcome on all.
 
     Every process must ask for the same items in the same order. On one process each item is
-    worked on when its outcome is asked for; on several, all are before the first is returned.
+    worked on when its outcome is asked for, unless `alone` does otherwise; on several, all are
+    before the first is returned.
 
     Args:
         work: Called with an item on the process that owns it.
         items: What to work on.
         costs: Expected time of each item, in any unit.
         device: Where tensors of other processes arrive; one that the process group can reach.
+        alone: Called with the work and the items on one process; gives the outcomes in order.
 
     Yields:
         The outcome of each item, in order: equal on every process, bit for bit.
@@ -97,7 +100,7 @@ def map_over_processes(
         RuntimeError: On every process, if the work failed on one; its message says where.
     """
     if n_processes() == 1:
-        yield from map(work, items)
+        yield from alone(work, items)
         return
     owners = assign(costs, n_processes())
     rank = distributed.get_rank()

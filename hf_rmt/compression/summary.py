@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from hf_rmt.compression.latency import latency_ratio
 from hf_rmt.compression.spectrum import spectrum
+from hf_rmt.compression.threads import layer_map
 from hf_rmt.nn.counterparts import compressed_layers, weight_matrix
 from hf_rmt.nn.spiked_conv import geometry_of
 from hf_rmt.plan import NOTABLE_LOSS, SPIKED, CompressionPlan, LayerPlan
@@ -28,12 +30,16 @@ def analyze_layers(
     model: Any, names: list[str], settings: CompressionSettings | None = None
 ) -> SpectralReport:
     """Fitted spectra of weights; a compressed layer is analysed as it acts."""
-    layers = []
-    for name in tqdm(names, desc="Analysing", disable=None):
+    settings = settings or CompressionSettings()
+
+    def work(name: str) -> LayerSpectrum:
         weight = weight_matrix(model.get_submodule(name))
         shape = (weight.shape[0], weight.shape[1])
-        layers.append(LayerSpectrum(name, shape, spectrum(weight, settings)))
-    return SpectralReport(tuple(layers))
+        return LayerSpectrum(name, shape, spectrum(weight, settings))
+
+    layers = [model.get_submodule(name) for name in names]
+    with closing(layer_map(layers, settings)(work, names)) as found:
+        return SpectralReport(tuple(tqdm(found, "Analysing", len(names), disable=None)))
 
 
 def compression_report(

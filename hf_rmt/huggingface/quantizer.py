@@ -13,6 +13,7 @@ from hf_rmt.compression.apply import apply_decision
 from hf_rmt.compression.coverage import kept_plans, with_kept
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.compression.threads import suited_threads
 from hf_rmt.compression.undisturbed import undisturbed
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.huggingface.compat import mark_loaded
@@ -139,14 +140,16 @@ class _CompressWeight(ConversionOps):
         name = self.quantizer.pending[full_layer_name]
         dense = model.get_submodule(name)
         matrix = to_matrix(dense, weight)
-        result = compress_weight(name, matrix, self.quantizer.quantization_config)
-        self.quantizer.decisions[name] = (result.plan, result.fit)
+        with suited_threads(matrix.shape):  # so that the bits are those of `compress`
+            result = compress_weight(name, matrix, self.quantizer.quantization_config)
+            plan = result.plan
+            if plan.outcome is Outcome.REPLACED:
+                plan = apply_decision(model, result, matrix)
+        self.quantizer.decisions[name] = (plan, result.fit)
         if result.rewritten is not None:
             return {full_layer_name: to_weight(dense, result.rewritten)}
         if result.plan.outcome is not Outcome.REPLACED:
             return {full_layer_name: weight}
-        plan = apply_decision(model, result, matrix)
-        self.quantizer.decisions[name] = (plan, result.fit)
         mark_loaded(model.get_submodule(name))
         if missing_keys is not None:
             missing_keys.discard(full_layer_name)

@@ -44,6 +44,8 @@ class Method(ABC):
         takes_heads: Whether it takes the head of a model by default, and not the blocks.
         reads_spectrum: Whether it tells signal from noise by eigenvalues: its decisions then carry
             a fitted spectrum, and it can be analysed.
+        concurrent: Whether `decide` may be called on several threads at a time. It may where it
+            changes nothing that another call sees.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Method(ABC):
     accepted: str = "linear layer or convolution"
     takes_heads: bool = False
     reads_spectrum: bool = False
+    concurrent: bool = False
 
     def check(self, settings: Any) -> None:
         """Refuse options that contradict each other; called with checked values.

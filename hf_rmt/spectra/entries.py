@@ -131,7 +131,9 @@ def repeated_rows(tall: Array) -> int:
     norms = np.sqrt(np.einsum("ij,ij->i", tall, tall))
     directions = np.random.default_rng(0).standard_normal((tall.shape[1], 2)).astype(tall.dtype)
     live = norms > 0
-    projections = (tall @ directions)[live] / norms[live, None]
+    # A product of NumPy's would wake the threads of its BLAS, which then get in torch's way.
+    images = [np.einsum("ij,j->i", tall, direction) for direction in directions.T.copy()]
+    projections = np.stack(images, axis=1)[live] / norms[live, None]
     projections = projections * np.where(projections[:, :1] < 0, -1, 1)
     steps = np.abs(np.diff(projections[np.argsort(projections[:, 0], kind="stable")], axis=0))
     single = np.finfo(np.float32).eps * np.sqrt(tall.shape[1]) if tall.dtype != float else 0.0

@@ -18,6 +18,7 @@ class PopulationDoubleBulk(SpectralMethod):
 
     name = "pdb"
     help = "The population double bulk: noise of two variances (Wu, Zhu & Li 2025)."
+    concurrent = True
 
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
@@ -36,6 +37,7 @@ class PowerLawBulk(SpectralMethod):
         "Noise of a power law of variances, with as many parameters as pdb and nearer to the "
         "spectra of trained MLPs."
     )
+    concurrent = True
 
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
@@ -51,6 +53,7 @@ class Bema(SpectralMethod):
 
     name = "bema"
     help = "The unit bulk, noise of one variance, fitted to quantiles (Ke, Ma & Lin 2023)."
+    concurrent = True
 
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
@@ -66,6 +69,7 @@ class Kernel(SpectralMethod):
 
     name = "kernel"
     help = "The unit bulk, fitted to a kernel density of the singular values (Staats et al. 2023)."
+    concurrent = True
 
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings

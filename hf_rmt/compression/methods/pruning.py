@@ -30,6 +30,7 @@ class Pruning(SpectralMethod):
     finds_law = False
     stores_noise = False
     chooses_directions = False
+    concurrent = True
 
     @abstractmethod
     def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:

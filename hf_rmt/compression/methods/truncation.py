@@ -53,6 +53,7 @@ class TruncatedSVD(SpectralMethod):
 
     name = "svd"
     help = "The largest singular directions, as many as rank, energy or fraction say."
+    concurrent = True
     options: tuple[Option, ...] = (RANK, ENERGY, FRACTION, *SPECTRAL_OPTIONS)
     one_of: tuple[str, ...] = ("rank", "energy", "fraction")
     finds_law = False

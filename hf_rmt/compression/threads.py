@@ -1,0 +1,166 @@
+"""Small weights worked on several at a time, each by one thread, in bounded memory.
+
+A second thread gains little on the matrices of a small transformer: their eigendecompositions and
+their packing are many short steps. Several of them at once keep the processor busy instead. What
+is made of a small weight then has the same bits for any number of threads, for the last bits of an
+eigendecomposition depend on how many threads share it. A large weight has all threads to itself,
+so that never more than one is in flight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from hf_rmt.nn.counterparts import matrix_shape
+from hf_rmt.settings import CompressionSettings, method_of
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+SMALL_SIDE, SMALL_ENTRIES = 1024, 2**22
+"""The smaller side, and the entries, up to which a weight counts as small. At 2048 x 2048 two
+threads decompose one weight 1.6 times as fast as one thread does; at 768 x 3072, 1.0 times."""
+IN_FLIGHT = 2**24
+"""Entries of all weights that are worked on, or wait to be put into the model, at one time."""
+
+
+def is_small(shape: Sequence[int]) -> bool:
+    """Whether a weight of that shape is worked on by one thread."""
+    return min(shape) <= SMALL_SIDE and math.prod(shape) <= SMALL_ENTRIES
+
+
+@contextmanager
+def suited_threads(shape: Sequence[int]) -> Iterator[None]:
+    """While it is entered, torch has as many threads as suit a weight: one for a small weight.
+
+    Args:
+        shape: Of the weight.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or not is_small(shape):
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def layer_map(
+    layers: Sequence[nn.Module], settings: CompressionSettings
+) -> Callable[..., Generator[Any]]:
+    """How work on layers is done one after the other, or at the same time.
+
+    Args:
+        layers: The layer of each item.
+        settings: They name the method, which says whether it decides on several weights at a time.
+
+    Returns:
+        A function of the work and the items: `map_over_threads`, one at a time off the CPU.
+    """
+    tensors = chain.from_iterable(layer.parameters() for layer in layers)
+    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    return partial(
+        map_over_threads,
+        shapes=[matrix_shape(layer) for layer in layers],
+        concurrent=on_cpu and method_of(settings).concurrent,
+    )
+
+
+def map_over_threads(
+    work: Callable[[Item], Outcome],
+    items: Sequence[Item],
+    shapes: Sequence[Sequence[int]],
+    *,
+    concurrent: bool = True,
+) -> Generator[Outcome]:
+    """Do a piece of work for each item, as many at a time as torch has threads.
+
+    Small weights that follow each other are worked on at the same time, as long as they are not
+    more than `torch.get_num_threads()` times the largest of them, and `IN_FLIGHT` entries. An item
+    counts until the next outcome is asked for, so that its outcome can be put away before.
+
+    Close the iterator if it is left early: work that has not begun is then given up, work that
+    has begun is waited for, and torch has its number of threads again.
+
+    Args:
+        work: Called with an item, on any thread; it must not change what other items see.
+        items: What to work on.
+        shapes: Of the weight of each item.
+        concurrent: Whether the work can be done for several items at a time.
+
+    Yields:
+        The outcome of each item, in order. An error of the work is raised in its place in that
+        order, when the outcomes before it have been returned.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or not concurrent or not _is_plain_thread():
+        for item, shape in zip(items, shapes, strict=True):
+            with suited_threads(shape):
+                outcome = work(item)
+            yield outcome
+            del outcome  # or it would stay in memory beside the next one
+        return
+    sizes = [math.prod(shape) if is_small(shape) else 0 for shape in shapes]
+    room = min(threads * max(sizes, default=0), IN_FLIGHT)
+    waiting: deque[tuple[int, Future[Outcome]]] = deque()
+    with _workers(threads) as pool:
+        for item, size in zip(items, sizes, strict=True):
+            held = sum(entries for entries, _ in waiting)
+            while waiting and (not size or waiting[0][1].done() or held + size > room):
+                held -= waiting[0][0]
+                yield _first(waiting, threads)
+            if size:
+                waiting.append((size, pool.submit(copy_context().run, work, item)))
+            else:
+                yield work(item)
+        while waiting:
+            yield _first(waiting, threads)
+
+
+def _first(waiting: deque[tuple[int, Future[Outcome]]], threads: int) -> Outcome:
+    """The outcome that is due, waited for; nothing else holds it then."""
+    outcome = waiting.popleft()[1].result()
+    torch.set_num_threads(threads)  # a thread that begins here takes the number set last anywhere
+    return outcome
+
+
+@contextmanager
+def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """So many threads, on each of which torch uses no other."""
+    pool = ThreadPoolExecutor(threads, "hf_rmt", _prepare, (torch.is_grad_enabled(),))
+    try:
+        yield pool
+    finally:
+        try:
+            pool.shutdown(cancel_futures=True)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _prepare(grad: bool) -> None:
+    """Settings of torch that each thread has for itself."""
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(grad)
+
+
+def _is_plain_thread() -> bool:
+    """Whether other threads see torch as this one does, and can have a number of threads each."""
+    return not (
+        torch.is_inference_mode_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.get_default_device().type != "cpu"
+        or "OpenMP" not in torch.__config__.parallel_info()
+    )
