@@ -73,7 +73,10 @@ class LayerPlan:
         reason: Why the layer stays dense, or what is unusual about it; may be empty.
         cause: Why the layer is not replaced, as an enumeration; empty for one that is.
         kind: What replaces it: `spiked`, a signal and noise; `ternary`, one ternary matrix.
-        step: Of a layer whose activation became a step, its `module`, `thresholds` and `heights`;
+        step: Of a layer whose activation became a step, its `thresholds` and `heights`, and the
+            `module` whose place it takes. Where forward calls the activation as a function instead,
+            the `function` that the heights are given to, the `values` that it makes of them, its
+            `slopes` there, and `gain`, what the matched heights were multiplied with to be values.
             None elsewhere.
     """
 
@@ -265,23 +268,45 @@ def _is_shape(value: object) -> bool:
 
 
 def _is_step(value: object) -> bool:
-    """Whether a step has its three fields, with numbers that bound and increase."""
-    if not isinstance(value, Mapping) or set(value) != {"module", "thresholds", "heights"}:
+    """Whether a step has its fields, with numbers that bound and increase."""
+    if not isinstance(value, Mapping) or set(value) not in STEP_FIELDS:
         return False
-    module, thresholds, heights = value["module"], value["thresholds"], value["heights"]
-    lists = isinstance(thresholds, list | tuple) and isinstance(heights, list | tuple)
+    points = len(value["thresholds"]) if _are_levels(value["thresholds"]) else -1
+    named = value["module"] if "module" in value else value["function"]
     return (
-        isinstance(module, str)
-        and bool(module)
-        and lists
-        and len(thresholds) <= MOST_STEPS
-        and len(heights) == len(thresholds) + 1
-        and all(_is_number(number) and abs(number) < MOST_LEVEL for number in thresholds)
-        and all(_is_number(number) and abs(number) < MOST_LEVEL for number in heights)
-        and all(low < high for low, high in pairwise(thresholds))
+        isinstance(named, str)
+        and bool(named)
+        and 0 <= points <= MOST_STEPS
+        and all(low < high for low, high in pairwise(value["thresholds"]))
+        and _are_levels(value["heights"], points + 1)
+        and ("module" in value or _fits_function(value, points + 1))
     )
 
 
+def _fits_function(step: Mapping[str, Any], pieces: int) -> bool:
+    """Whether a step says what a function makes of its heights."""
+    return (
+        _are_levels(step["values"], pieces)
+        and _are_levels(step["slopes"], pieces)
+        and all(step["slopes"])
+        and _is_number(step["gain"])
+        and 0 < step["gain"] <= 1
+    )
+
+
+def _are_levels(value: object, count: int | None = None) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and count in (None, len(value))
+        and all(_is_number(number) and abs(number) < MOST_LEVEL for number in value)
+    )
+
+
+STEP_FIELDS: tuple[set[str], ...] = (
+    {"module", "thresholds", "heights"},
+    {"function", "thresholds", "heights", "values", "slopes", "gain"},
+)
+"""What is recorded of a step: where it replaces a module, and where a function reads it."""
 ROUNDING = 1e-6
 MOST_SIDE, MOST_STEPS, MOST_LEVEL = 2**31, 64, 1e6
 """Sides of matrices, thresholds of a step and its values are smaller in any model."""
@@ -309,7 +334,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "cause": ("a cause that is known", lambda value: value in list(Cause)),
     "kind": _TEXT,
     "step": (
-        f"null, or module, at most {MOST_STEPS} increasing thresholds and one more height",
+        f"null, or module or function, at most {MOST_STEPS} increasing thresholds, one more height "
+        "and, with a function, as many values and slopes, none of them 0, and a gain in (0, 1]",
         lambda value: value is None or _is_step(value),
     ),
 }

@@ -18,7 +18,7 @@ torch.manual_seed(0)
 shape = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128)
 model = BertForSequenceClassification(BertConfig(vocab_size=64, **shape)).eval()
 batches = [{{"input_ids": torch.randint(64, (16, 9))}} for _ in range(4)]
-hf_rmt.compress(model, hf_rmt.RMTConfig(method="ntk"), calibration=batches)
+hf_rmt.compress(model, hf_rmt.RMTConfig(method="ntk", activation="matched"), calibration=batches)
 model.push_to_hub({HEAD!r})
 torch.save(model(torch.arange(64)[None]).logits, "head.pt")
 """
