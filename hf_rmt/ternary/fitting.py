@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 FEW = 64
 """Samples below which the user is warned of the fit, and nothing is judged by it."""
 REFITTED = "refitted to the outputs it had"
+NO_READER = "after it is kept: no layer reads it that could be refitted"
 Decided = dict[str, tuple[LayerPlan, SpectrumFit | None]]
 """What was decided, layer by layer under its name."""
 
@@ -132,7 +133,9 @@ class Head:
 
         def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
             result = self.refit(weight, seen, hidden)
-            return result if result.plan.reason else result.noted(REFITTED)
+            result = result if result.plan.reason else result.noted(REFITTED)
+            function = self.found[name].function
+            return result if function is None else result.noted(f"{function} {NO_READER}")
 
         told: dict[str, Any] = {"dry_run": dry_run, "decide": decide}
         return by_name(decide_shared(self.model, [self.last], self.settings, **told))
