@@ -49,7 +49,8 @@ def compress_head(
         batches: Keyword arguments of the model; on several processes each may have its own. The
             last layer is fitted to what it gave in the dense model, not to labels: those of a few
             hundred sentences say less.
-        dry_run: Only plan; the model is not changed.
+        dry_run: Only plan; the model is as it was in the end. With `activation="auto"` both heads
+            are tried on it meanwhile.
 
     Returns:
         The plan, with what became of the activations in the reasons.
