@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from itertools import pairwise
-from math import isfinite
 from typing import Any
+
+from hf_rmt.step_record import MOST_STEPS, is_number, is_step
 
 NOTABLE_LOSS = 0.01
 """Dropped energy from which a user is told to expect fine-tuning: 4-bit noise, whose error is half
@@ -247,16 +247,12 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
 def _is_energy(value: object) -> bool:
-    return _is_number(value) and value >= -ROUNDING  # type: ignore[operator]
+    return is_number(value) and value >= -ROUNDING  # type: ignore[operator]
 
 
 def _is_error(value: object) -> bool:
-    return value is None or (_is_number(value) and value >= 0)  # type: ignore[operator]
+    return value is None or (is_number(value) and value >= 0)  # type: ignore[operator]
 
 
 def _is_shape(value: object) -> bool:
@@ -267,49 +263,9 @@ def _is_shape(value: object) -> bool:
     )
 
 
-def _is_step(value: object) -> bool:
-    """Whether a step has its fields, with numbers that bound and increase."""
-    if not isinstance(value, Mapping) or set(value) not in STEP_FIELDS:
-        return False
-    points = len(value["thresholds"]) if _are_levels(value["thresholds"]) else -1
-    named = value["module"] if "module" in value else value["function"]
-    return (
-        isinstance(named, str)
-        and bool(named)
-        and 0 <= points <= MOST_STEPS
-        and all(low < high for low, high in pairwise(value["thresholds"]))
-        and _are_levels(value["heights"], points + 1)
-        and ("module" in value or _fits_function(value, points + 1))
-    )
-
-
-def _fits_function(step: Mapping[str, Any], pieces: int) -> bool:
-    """Whether a step says what a function makes of its heights."""
-    return (
-        _are_levels(step["values"], pieces)
-        and _are_levels(step["slopes"], pieces)
-        and all(step["slopes"])
-        and _is_number(step["gain"])
-        and 0 < step["gain"] <= 1
-    )
-
-
-def _are_levels(value: object, count: int | None = None) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and count in (None, len(value))
-        and all(_is_number(number) and abs(number) < MOST_LEVEL for number in value)
-    )
-
-
-STEP_FIELDS: tuple[set[str], ...] = (
-    {"module", "thresholds", "heights"},
-    {"function", "thresholds", "heights", "values", "slopes", "gain"},
-)
-"""What is recorded of a step: where it replaces a module, and where a function reads it."""
 ROUNDING = 1e-6
-MOST_SIDE, MOST_STEPS, MOST_LEVEL = 2**31, 64, 1e6
-"""Sides of matrices, thresholds of a step and its values are smaller in any model."""
+MOST_SIDE = 2**31
+"""Sides of matrices are smaller in any model."""
 _COUNT = ("a whole number of at least 0", _is_count)
 _ENERGY = ("a number of at least 0", _is_energy)
 """Directions that inputs choose are no orthogonal part of a weight; they may exceed its energy."""
@@ -322,21 +278,21 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "noise": _TEXT,
     "phase": _TEXT,
     "n_spikes": _COUNT,
-    "upper_edge": ("a number or null", lambda value: value is None or _is_number(value)),
+    "upper_edge": ("a number or null", lambda value: value is None or is_number(value)),
     "signal_energy": _ENERGY,
     "dropped_energy": _ENERGY,
     "bits": _COUNT,
     "dense_bits": _COUNT,
     "rounding_error": ("a number of at least 0, or null", _is_error),
     "nonzero": ("a whole number or null", lambda value: value is None or _is_count(value)),
-    "latency": ("a number or null", lambda value: value is None or _is_number(value)),
+    "latency": ("a number or null", lambda value: value is None or is_number(value)),
     "reason": _TEXT,
     "cause": ("a cause that is known", lambda value: value in list(Cause)),
     "kind": _TEXT,
     "step": (
         f"null, or module or function, at most {MOST_STEPS} increasing thresholds, one more height "
         "and, with a function, as many values and slopes, none of them 0, and a gain in (0, 1]",
-        lambda value: value is None or _is_step(value),
+        lambda value: value is None or is_step(value),
     ),
 }
 """What the fields of a recorded layer must be."""
