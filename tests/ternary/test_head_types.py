@@ -117,3 +117,14 @@ def test_a_module_is_still_replaced_where_it_can_be() -> None:
     compress(model, MATCHED, calibration=batches())
     assert type(model.bert.pooler.activation) is StepActivation
     assert model.bert.pooler.dense.step is None
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_no_adapter_goes_around_a_layer_that_ends_with_a_step() -> None:
+    peft = pytest.importorskip("peft")
+    model: Any = head_type("roberta")
+    compress(model, MATCHED, calibration=batches())
+    with pytest.raises(ValueError, match=r"behind the step activation.*activation='keep'"):
+        peft.get_peft_model(model, peft.LoraConfig(target_modules=["classifier.dense"]))
+    around = peft.get_peft_model(model, peft.LoraConfig(target_modules=["classifier.out_proj"]))
+    assert "lora_A" in str(around)
