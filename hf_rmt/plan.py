@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from itertools import pairwise
-from math import isfinite
 from typing import Any
+
+from hf_rmt.step_record import MOST_STEPS, is_number, is_step
 
 NOTABLE_LOSS = 0.01
 """Dropped energy from which a user is told to expect fine-tuning: 4-bit noise, whose error is half
@@ -74,7 +74,10 @@ class LayerPlan:
         reason: Why the layer stays dense, or what is unusual about it; may be empty.
         cause: Why the layer is not replaced, as an enumeration; empty for one that is.
         kind: What replaces it: `spiked`, a signal and noise; `ternary`, one ternary matrix.
-        step: Of a layer whose activation became a step, its `module`, `thresholds` and `heights`;
+        step: Of a layer whose activation became a step, its `thresholds` and `heights`, and the
+            `module` whose place it takes. Where forward calls the activation as a function instead,
+            the `function` that the heights are given to, the `values` that it makes of them, its
+            `slopes` there, and `gain`, what the matched heights were multiplied with to be values.
             None elsewhere.
     """
 
@@ -245,16 +248,12 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
 def _is_energy(value: object) -> bool:
-    return _is_number(value) and value >= -ROUNDING  # type: ignore[operator]
+    return is_number(value) and value >= -ROUNDING  # type: ignore[operator]
 
 
 def _is_error(value: object) -> bool:
-    return value is None or (_is_number(value) and value >= 0)  # type: ignore[operator]
+    return value is None or (is_number(value) and value >= 0)  # type: ignore[operator]
 
 
 def _is_shape(value: object) -> bool:
@@ -265,27 +264,9 @@ def _is_shape(value: object) -> bool:
     )
 
 
-def _is_step(value: object) -> bool:
-    """Whether a step has its three fields, with numbers that bound and increase."""
-    if not isinstance(value, Mapping) or set(value) != {"module", "thresholds", "heights"}:
-        return False
-    module, thresholds, heights = value["module"], value["thresholds"], value["heights"]
-    lists = isinstance(thresholds, list | tuple) and isinstance(heights, list | tuple)
-    return (
-        isinstance(module, str)
-        and bool(module)
-        and lists
-        and len(thresholds) <= MOST_STEPS
-        and len(heights) == len(thresholds) + 1
-        and all(_is_number(number) and abs(number) < MOST_LEVEL for number in thresholds)
-        and all(_is_number(number) and abs(number) < MOST_LEVEL for number in heights)
-        and all(low < high for low, high in pairwise(thresholds))
-    )
-
-
 ROUNDING = 1e-6
-MOST_SIDE, MOST_STEPS, MOST_LEVEL = 2**31, 64, 1e6
-"""Sides of matrices, thresholds of a step and its values are smaller in any model."""
+MOST_SIDE = 2**31
+"""Sides of matrices are smaller in any model."""
 _COUNT = ("a whole number of at least 0", _is_count)
 _ENERGY = ("a number of at least 0", _is_energy)
 """Directions that inputs choose are no orthogonal part of a weight; they may exceed its energy."""
@@ -298,20 +279,21 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "noise": _TEXT,
     "phase": _TEXT,
     "n_spikes": _COUNT,
-    "upper_edge": ("a number or null", lambda value: value is None or _is_number(value)),
+    "upper_edge": ("a number or null", lambda value: value is None or is_number(value)),
     "signal_energy": _ENERGY,
     "dropped_energy": _ENERGY,
     "bits": _COUNT,
     "dense_bits": _COUNT,
     "rounding_error": ("a number of at least 0, or null", _is_error),
     "nonzero": ("a whole number or null", lambda value: value is None or _is_count(value)),
-    "latency": ("a number or null", lambda value: value is None or _is_number(value)),
+    "latency": ("a number or null", lambda value: value is None or is_number(value)),
     "reason": _TEXT,
     "cause": ("a cause that is known", lambda value: value in list(Cause)),
     "kind": _TEXT,
     "step": (
-        f"null, or module, at most {MOST_STEPS} increasing thresholds and one more height",
-        lambda value: value is None or _is_step(value),
+        f"null, or module or function, at most {MOST_STEPS} increasing thresholds, one more height "
+        "and, with a function, as many values and slopes, none of them 0, and a gain in (0, 1]",
+        lambda value: value is None or is_step(value),
     ),
 }
 """What the fields of a recorded layer must be."""

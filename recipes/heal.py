@@ -185,7 +185,8 @@ def compressed(arguments: Arguments, teacher: Any, calibration: Any) -> tuple[An
     """A compressed copy of the teacher, and what was done to it."""
     student = copy.deepcopy(teacher)
     if arguments.method == "ntk":
-        config, size = RMTConfig(method="ntk", sparsity=arguments.sparsity), None
+        steps = {"sparsity": arguments.sparsity, "activation": "matched"}
+        config, size = RMTConfig(method="ntk", **steps), None
         student.requires_grad_(False)  # but for the ternary weights, when they train
     else:
         config, size = RMTConfig(method=arguments.method, noise="drop"), arguments.size

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -200,7 +200,7 @@ def apply_plan(
     if plan.outcome is Outcome.REPLACED:
         _replace(model, plan, dense, tensors, layer)
     if plan.outcome is not Outcome.KEPT:
-        _note(plan)
+        note_done(plan)
         trim_memory()
 
 
@@ -222,7 +222,18 @@ def _replace(
         place_step(model, plan.name, plan.step)
 
 
-def _note(plan: LayerPlan) -> None:
+@contextmanager
+def unnoted() -> Iterator[None]:
+    """While it is entered, no journal notes what is done: it may be undone again."""
+    token = _JOURNAL.set(None)
+    try:
+        yield
+    finally:
+        _JOURNAL.reset(token)
+
+
+def note_done(plan: LayerPlan) -> None:
+    """Have the journal, if there is one, note what was done to a layer."""
     noted = _JOURNAL.get()
-    if noted is not None:
+    if noted is not None and plan.outcome is not Outcome.KEPT:
         noted.append((plan, None))

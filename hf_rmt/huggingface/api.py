@@ -93,8 +93,8 @@ def compress(
         calibration: Batches of the model's arguments, such as a few hundred tokenized sentences,
             gone through several times; an iterator is read into memory. Signal and noise are then
             split to lessen the error of the layers' outputs on them, and biases keep the mean
-            outputs. Labels are not needed, padding is left out. `method="ntk"` matches activations
-            at the scale they have on them, and refits the last layer to its old outputs.
+            outputs. Labels are not needed, padding is left out. `method="ntk"` refits the
+            last layer to its old outputs, and judges by them whether activations become steps.
         size: Only with calibration and `noise="drop"`: the share of the layers' parameters to
             keep, in (0, 1]. Ranks are shared out over the layers by what each direction is worth
             to the model's outputs, in place of what the method finds.

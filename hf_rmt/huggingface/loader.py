@@ -137,7 +137,9 @@ def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
     try:
         if layer.compressed:
             dense = model.get_submodule(layer.name)
-            swap_module(model, layer.name, empty_layer(dense, layer))
+            empty: Any = empty_layer(dense, layer)
+            empty._is_hf_initialized = True  # a family's own code would draw a dense weight in it
+            swap_module(model, layer.name, empty)
         if layer.step is not None:
             place_step(model, layer.name, layer.step)
     except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:

@@ -8,7 +8,7 @@ import inspect
 from functools import cache
 from types import ModuleType
 
-from hf_rmt import checks, plan
+from hf_rmt import checks, plan, step_record
 from hf_rmt.huggingface import alarm, integrity, loader, record
 from hf_rmt.huggingface.record import REMOTE_MODULE
 from hf_rmt.nn import (
@@ -39,6 +39,7 @@ REMOTE_CONFIG = f"{REMOTE_MODULE}.RemoteConfig"
 BUNDLED: tuple[ModuleType, ...] = (
     checks,
     noise_kinds,
+    step_record,
     plan,
     dense_matrix,
     compressed_layer,

@@ -7,7 +7,7 @@ from hf_rmt.nn.latent_ternary import LatentTernaryLinear
 from hf_rmt.nn.noise_store import NoiseStore, stored_bits
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
-from hf_rmt.nn.step_activation import StepActivation
+from hf_rmt.nn.step_activation import StepActivation, StepBefore
 from hf_rmt.nn.ternary import TernaryLinear
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
 
@@ -18,6 +18,7 @@ __all__ = [
     "SpikedConv2d",
     "SpikedLinear",
     "StepActivation",
+    "StepBefore",
     "TernaryLinear",
     "stored_bits",
 ]

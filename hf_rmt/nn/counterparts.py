@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like, is_compressed
 from hf_rmt.nn.dense_matrix import dense_shape, has_matrix, to_matrix
-from hf_rmt.nn.step_activation import StepActivation
+from hf_rmt.nn.step_activation import StepActivation, StepBefore
 from hf_rmt.nn.swap import swap_module
 from hf_rmt.nn.ternary import TernaryLinear
 from hf_rmt.plan import LayerPlan
@@ -62,24 +62,34 @@ def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
-    """Put a recorded step in the place of the activation that stands beside a linear.
+    """Put a recorded step in the place of the activation that a linear feeds.
 
     Args:
         model: The model.
         linear: Runtime name of the linear, dense or compressed.
-        step: `module`, the name of the activation in the linear's parent, `thresholds`, `heights`.
+        step: As `LayerPlan.step`: with `module`, it takes the place of that module beside the
+            linear; with `function`, it becomes the last thing that the linear does.
 
     Raises:
-        ValueError: If there is no module of that name, or it is no activation.
+        ValueError: If there is no module of that name, it is no activation, or the linear is not
+            ternary and so has no room for a step.
     """
-    check_activation(model, linear, step["module"])
     layer: Any = model.get_submodule(linear)
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
-    activation = StepActivation(
-        step["thresholds"], step["heights"], device=like.device, dtype=like.dtype
-    )
+    told: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+    points = step["thresholds"], step["heights"]
+    if "function" in step:
+        if not isinstance(layer, TernaryLinear):
+            raise ValueError(
+                f"a step before a function that forward calls is held by a ternary layer, and this "
+                f"one is a {type(layer).__name__}"
+            )
+        layer.step = StepBefore(*points, values=step["values"], slopes=step["slopes"], **told)
+        layer.step.train(layer.training)
+        return
+    check_activation(model, linear, step["module"])
     parent = linear.rpartition(".")[0]
-    swap_module(model, f"{parent}.{step['module']}".lstrip("."), activation)
+    swap_module(model, f"{parent}.{step['module']}".lstrip("."), StepActivation(*points, **told))
 
 
 def check_activation(model: nn.Module, linear: str, name: str) -> None:

@@ -35,6 +35,8 @@ class LatentTernaryLinear(nn.Linear):
         (tensor([1.]), 'TernaryLinear')
     """
 
+    step: nn.Module | None
+
     def __init__(
         self,
         in_features: int,
@@ -49,6 +51,7 @@ class LatentTernaryLinear(nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         check_options(sparsity, scale)
         self.sparsity, self.scale = sparsity, scale
+        self.register_module("step", None)
 
     @classmethod
     def from_linear(
@@ -77,7 +80,7 @@ class LatentTernaryLinear(nn.Linear):
         """A layer of equal outputs whose weight trains.
 
         Args:
-            layer: A ternary layer; it is not changed. The bias is shared.
+            layer: A ternary layer; it is not changed. The bias is shared, and so is its step.
 
         Returns:
             The layer; its latent weight is s T, in float32 at least. Where all rows have as many
@@ -89,7 +92,9 @@ class LatentTernaryLinear(nn.Linear):
         wide = torch.promote_types(layer.scale.dtype, torch.float32)
         linear.weight = nn.Parameter(linear.weight.detach().to(wide))
         scale = "row" if len(layer.scale) == layer.out_features else "tensor"
-        return cls.from_linear(linear, sparsity=sparsity, scale=scale)
+        latent = cls.from_linear(linear, sparsity=sparsity, scale=scale)
+        latent.step = layer.step
+        return latent
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the ternary layer to x of shape (..., in); the result has the dtype of x."""
@@ -98,17 +103,20 @@ class LatentTernaryLinear(nn.Linear):
         # A zero that carries the gradient, not weight + (ternary - weight), which would round.
         weight = ternary + (self.weight - self.weight.detach())
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return functional.linear(x, weight.to(x.dtype), bias)
+        result = functional.linear(x, weight.to(x.dtype), bias)
+        return result if self.step is None else self.step(result)
 
     def freeze(self, *, layout: str = "packed") -> TernaryLinear:
-        """The packed layer of equal outputs; the bias is shared.
+        """The packed layer of equal outputs; the bias is shared, and so is a step.
 
         Args:
             layout: As in `TernaryLinear`.
         """
-        return TernaryLinear.from_linear(
+        frozen = TernaryLinear.from_linear(
             self, sparsity=self.sparsity, scale=self.scale, layout=layout
         )
+        frozen.step = self.step
+        return frozen
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""

@@ -70,16 +70,23 @@ class StepActivation(nn.Module):
         return steps + (smooth - smooth.detach()).to(steps.dtype)
 
     def _steps(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, self.heights.dtype)
-        wide, values = x.to(dtype), self.heights.to(dtype) - self.mean.to(dtype)
+        return self._chosen(x, self.heights, self.mean)
+
+    def _chosen(self, x: Tensor, heights: Tensor, mean: Tensor) -> Tensor:
+        """The entry of `heights`, less the mean, that belongs to the piece of each x."""
+        dtype = torch.promote_types(x.dtype, heights.dtype)
+        wide, values = x.to(dtype), heights.to(dtype) - mean.to(dtype)
         steps = values[0].expand_as(wide)
         for threshold, value in zip(self.thresholds.to(dtype), values[1:], strict=True):
             steps = torch.where(wide > threshold, value, steps)
         return steps.to(x.dtype)
 
     def _smoothed(self, x: Tensor) -> Tensor:
+        return self._ramps(x, self.heights)
+
+    def _ramps(self, x: Tensor, heights: Tensor) -> Tensor:
         total = torch.zeros_like(x)
-        for threshold, jump in zip(self.thresholds, self.heights.diff(), strict=True):
+        for threshold, jump in zip(self.thresholds, heights.diff(), strict=True):
             u = ((x - threshold) / self.width).clamp(-1, 1)
             total = total + jump * (u - u * u.abs() / 2)
         return total
@@ -88,6 +95,60 @@ class StepActivation(nn.Module):
         """What `print` shows of the activation."""
         thresholds, heights = self.thresholds.tolist(), self.heights.tolist()
         return f"thresholds={thresholds}, heights={heights}, mean={self.mean.item():g}"
+
+
+class StepBefore(StepActivation):
+    """A step whose result an activation f is applied to, so that f(h_j) = v_j is what comes out.
+
+    It stands where a forward pass calls f as a function, which nothing can replace. The gradient
+    is that of a `StepActivation` with the heights v_j, also behind f, whose slope at h_j is divided
+    out.
+
+    Args:
+        thresholds: t_1 < ... < t_k, finite.
+        heights: h_0 .. h_k, what f is given.
+        values: v_0 .. v_k, what f makes of them.
+        slopes: f'(h_0) .. f'(h_k), finite and not 0.
+        width: Half width of the triangles, > 0, in units of x.
+        device: Of the buffers.
+        dtype: Of the buffers.
+
+    Raises:
+        ValueError: If numbers are missing, not finite, out of order, or a slope is 0.
+
+    Examples:
+        >>> step = StepBefore([0.0], [-1.0, 1.0], values=[-0.7616, 0.7616], slopes=[0.42, 0.42])
+        >>> step(torch.tensor([-3.0, 0.5])).tanh()
+        tensor([-0.7616,  0.7616])
+    """
+
+    values: Tensor
+    slopes: Tensor
+
+    def __init__(
+        self,
+        thresholds: Sequence[float],
+        heights: Sequence[float],
+        *,
+        values: Sequence[float],
+        slopes: Sequence[float],
+        width: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(thresholds, heights, width=width, device=device, dtype=dtype)
+        for name, numbers in (("values", values), ("slopes", slopes)):
+            if len(numbers) != len(heights) or not all(math.isfinite(each) for each in numbers):
+                raise ValueError(
+                    f"{name} must be {len(heights)} finite numbers, one for each height, got "
+                    f"{list(numbers)}"
+                )
+            self.register_buffer(name, torch.tensor(numbers, device=device, dtype=_dtype(dtype)))
+        if not all(slopes):
+            raise ValueError(f"slopes must not be 0, or no gradient passes, got {list(slopes)}")
+
+    def _smoothed(self, x: Tensor) -> Tensor:
+        return self._ramps(x, self.values) / self._chosen(x.detach(), self.slopes, self.mean)
 
 
 def _dtype(dtype: torch.dtype | None) -> torch.dtype:

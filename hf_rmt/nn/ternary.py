@@ -39,6 +39,10 @@ class TernaryLinear(CompressedLayer):
     the first use; from then on four, shape (1, ceil(out in / 4)), which unpack faster. Only the
     bias trains; to train the weight see `LatentTernaryLinear`.
 
+    Attributes:
+        step: A `StepBefore` that y goes through, where the activation that reads y is called as a
+            function; or None. `dense` and `to_linear` leave it out.
+
     Args:
         in_features: Width of the input.
         out_features: Width of the output.
@@ -67,6 +71,7 @@ class TernaryLinear(CompressedLayer):
     weight: Tensor
     scale: Tensor
     unpacked: Tensor | None
+    step: nn.Module | None
 
     def __init__(
         self,
@@ -90,6 +95,7 @@ class TernaryLinear(CompressedLayer):
         self.register_buffer("unpacked", None, persistent=False)
         zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
         self.bias = None if zeros is None else nn.Parameter(zeros)
+        self.register_module("step", None)
         self.layout = layout
 
     @classmethod
@@ -231,6 +237,10 @@ class TernaryLinear(CompressedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x of shape (..., in); the result has the dtype of x."""
+        result = self._linear(x)
+        return result if self.step is None else self.step(result)
+
+    def _linear(self, x: Tensor) -> Tensor:
         x = autocast_input(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if is_exporting():

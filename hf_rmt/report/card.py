@@ -144,6 +144,14 @@ def _ternary_words(layers: Sequence[LayerPlan]) -> str:
             f" The activations after {steps} of them are steps with the Gaussian moments of the "
             "activations that they replace, so that wide layers keep their kernels."
         )
+    placed = [layer.step for layer in layers if layer.step is not None]
+    called = {str(step["function"]) for step in placed if "function" in step}
+    if called:
+        names = ", ".join(sorted(called))
+        text += (
+            f" Where the model calls its activation as a function ({names}), the step is in the "
+            "layer and gives the function what it makes the levels of."
+        )
     return text
 
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.overrides import TorchFunctionMode
 
 from hf_rmt.compression.batches import Batch, run_batch
 from hf_rmt.compression.moments import listening
+from hf_rmt.nn.compressed_layer import is_compressed
+from hf_rmt.ternary.functions import (
+    ACTIVATION_MODULES,
+    Function,
+    called_function,
+    module_function,
+)
 
-CALLED = "no activation module follows it; one that forward calls is kept"
+UNFOLLOWED = "no known activation reads what it gives"
 UNREACHED = "no batch reached it; its activation is kept"
-SHARED = "its activation is used elsewhere too, and is kept"
-ACTIVATION_MODULES = ("torch.nn.modules.activation", "transformers.activations")
+SHARED = "more than one activation reads what it gives; all is kept"
+OUTPUT = "output"
+"""Stands for the model's own output among those who read a tensor."""
 
 
 @dataclass(frozen=True)
@@ -28,25 +41,136 @@ class Position:
             empty for none.
         norm: Runtime name of the LayerNorm whose output it reads; empty for none.
         kept: Why there is no activation to replace; empty where there is one.
+        function: The function that alone reads what it gives, where no module can be replaced.
+        reader: Runtime name of the linear that alone reads what the function gives; empty for none.
     """
 
     activation: str = ""
     norm: str = ""
     kept: str = ""
+    function: Function | None = None
+    reader: str = ""
 
 
 @dataclass
-class _Trace:
-    """Calls in order: who was called, and who made what it was given."""
+class _Reading:
+    """One call that was given a tensor: its name, and what it is if it is an activation."""
 
-    calls: list[tuple[str, str]]
-    makers: dict[int, str]
-    alive: list[Tensor]
+    name: str
+    function: Function | None = None
+    made: _Value | None = None
 
-    def hear(self, name: str, entry: Any, result: Any) -> None:
-        self.calls.append((name, self.makers.get(id(entry), "")))
-        self.makers[id(result)] = name
-        self.alive.append(result)  # or its id would be given to another
+
+@dataclass
+class _Value:
+    """A tensor that is followed, which stays alive: else its id would be given to another."""
+
+    maker: str
+    tensor: Tensor
+    readings: list[_Reading] = field(default_factory=list)
+
+
+class _Trace(TorchFunctionMode):
+    """Hears of modules by hooks and of functions by torch, and notes who reads which tensor.
+
+    Functions that a module calls which is heard itself are no readers of their own. Activation
+    modules that forward makes are heard by hooks on all modules, while the trace runs.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        modules = dict(model.named_modules())
+        linear = {name: part for name, part in modules.items() if _is_linear(part)}
+        found = {name: module_function(part) for name, part in modules.items()}
+        self.model, self.names = model, set(names)
+        self.norms = {name for name, part in modules.items() if type(part) is nn.LayerNorm}
+        self.activations = {name: function for name, function in found.items() if function}
+        self.linears = {*linear, *names}
+        self.order: list[str] = []
+        self.made: dict[str, list[_Value]] = {}
+        self.read: dict[str, str] = {}
+        self._followed: dict[int, _Value] = {}
+        self._registered = {id(part) for part in modules.values()}
+        self._depth, self._checking = 0, False
+
+    def run(self, batch: Batch) -> None:
+        """Run the model on a batch."""
+        heard = [*self.linears, *self.norms, *self.activations]
+        with ExitStack() as stack:
+            for name in heard:
+                hook = self.model.get_submodule(name).register_forward_pre_hook(self._enter)
+                stack.callback(hook.remove)
+            stack.callback(register_module_forward_pre_hook(self._enter_made).remove)
+            stack.callback(register_module_forward_hook(self._leave_made).remove)
+            stack.enter_context(listening(self.model, heard, self._leave, graph=False))
+            with self:
+                result = run_batch(self.model, batch, 0)
+        for tensor in _tensors(result):
+            self._note(tensor, _Reading(OUTPUT))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note which of the tensors that are followed a function is given."""
+        kwargs = kwargs or {}
+        if self._depth:
+            return func(*args, **kwargs)
+        given = [each for each in _tensors((args, kwargs)) if self._value(each) is not None]
+        versions = [tensor._version for tensor in given]
+        result = func(*args, **kwargs)
+        made = list(_tensors(result)) if given else []
+        for tensor, version in zip(given, versions, strict=True):
+            unchanged = any(each is tensor for each in made) and tensor._version == version
+            if made and not unchanged:  # dropout gives back what it is given
+                name = str(getattr(func, "__name__", func))
+                self._note(tensor, _Reading(name, called_function(func, args, kwargs)), result)
+        return result
+
+    def _enter(self, *_: Any) -> None:
+        self._depth += 1
+
+    def _leave(self, name: str, entry: Any, result: Any) -> None:
+        self._depth -= 1
+        self.order.append(name)
+        value = self._value(entry)
+        if value is not None:
+            self.read[name] = value.maker
+            self._note(entry, _Reading(name, self.activations.get(name)), result)
+        if name in self.names or name in self.norms:
+            self.made.setdefault(name, []).append(self._follow(result, name))
+
+    def _enter_made(self, module: nn.Module, _: Any) -> None:
+        self._depth += self._is_made(module)
+
+    def _leave_made(self, module: nn.Module, given: Any, result: Any) -> None:
+        """Note what reads a tensor, where forward has made the module itself."""
+        if not self._is_made(module):
+            return
+        self._checking = True
+        function = module_function(module)
+        self._checking = False
+        self._depth -= 1
+        for tensor in _tensors(given):
+            self._note(tensor, _Reading(type(module).__name__, function), result)
+
+    def _is_made(self, module: nn.Module) -> bool:
+        """Whether forward has made a module, or keeps it where no model sees it."""
+        if self._checking or id(module) in self._registered:
+            return False
+        return type(module).__module__ in ACTIVATION_MODULES
+
+    def _note(self, tensor: Tensor, reading: _Reading, result: Any = None) -> None:
+        value = self._value(tensor)
+        if value is None:
+            return
+        value.readings.append(reading)
+        if reading.function is not None:
+            reading.made = self._follow(result, "")
+
+    def _follow(self, tensor: Any, maker: str) -> _Value:
+        value = self._followed[id(tensor)] = _Value(maker, tensor)
+        return value
+
+    def _value(self, tensor: Any) -> _Value | None:
+        return self._followed.get(id(tensor))
 
 
 def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Position]:
@@ -60,23 +184,11 @@ def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dic
     Returns:
         Their places, in the order of their last calls; those that were not called come first.
     """
-    modules = dict(model.named_modules())
-    activations = [name for name, part in modules.items() if _is_activation(part)]
-    norms = [name for name, part in modules.items() if type(part) is nn.LayerNorm]
-    trace = _Trace([], {}, [])
-    with listening(model, [*names, *activations, *norms], trace.hear, graph=False):
-        run_batch(model, batch, 0)
-    called = Counter(name for name, _ in trace.calls)
-    readers = {maker: name for name, maker in trace.calls if name in activations}
-    made = {name: maker for name, maker in trace.calls}
-    order = {name: position for position, (name, _) in enumerate(trace.calls)}
-    found = {}
-    for name in sorted(names, key=lambda name: order.get(name, -1)):
-        norm = made.get(name, "") if made.get(name) in norms else ""
-        activation = readers.get(name, "")
-        kept = _why_kept(name, activation, called)
-        found[name] = Position("" if kept else activation.rpartition(".")[2], norm, kept)
-    return found
+    trace = _Trace(model, names)
+    trace.run(batch)
+    order = {name: position for position, name in enumerate(trace.order)}
+    ordered = sorted(names, key=lambda name: order.get(name, -1))
+    return {name: _position(trace, name) for name in ordered}
 
 
 def positions_without_data(model: nn.Module, names: Sequence[str]) -> dict[str, Position]:
@@ -114,26 +226,57 @@ def dummy_batch(model: Any) -> Batch:
     raise ValueError(f"nothing is known of the inputs of {type(model).__name__}")
 
 
-def _why_kept(name: str, activation: str, called: Counter[str]) -> str:
-    if not called[name]:
-        return UNREACHED
-    if not activation:
-        return CALLED
-    beside = activation.rpartition(".")[0] == name.rpartition(".")[0]
-    return "" if beside and called[activation] == called[name] else SHARED
+def _position(trace: _Trace, name: str) -> Position:
+    norm = trace.read.get(name, "")
+    norm = norm if norm in trace.norms else ""
+    if name not in trace.made:
+        return Position(kept=UNREACHED)
+    module = _module_beside(trace, name)
+    if module:
+        return Position(module, norm)
+    readings = [value.readings for value in trace.made[name]]
+    if not any(reading.function for given in readings for reading in given):
+        return Position(norm=norm, kept=UNFOLLOWED)
+    firsts = [given[0] for given in readings if len(given) == 1 and given[0].function]
+    functions = {str(reading.function) for reading in firsts}
+    if len(firsts) < len(readings) or len(functions) > 1:
+        return Position(norm=norm, kept=SHARED)
+    return Position(norm=norm, function=firsts[0].function, reader=_reader(trace, firsts))
 
 
-def _is_activation(module: nn.Module) -> bool:
-    """Whether a module is a function of each entry, without parameters.
+def _module_beside(trace: _Trace, name: str) -> str:
+    """The activation module beside a linear that has been called for it alone; empty for none."""
+    given = [reading.name for value in trace.made[name] for reading in value.readings]
+    fed = [reader for reader in given if reader in trace.activations]
+    if not fed:
+        return ""
+    parent, _, activation = fed[-1].rpartition(".")
+    alone = trace.order.count(fed[-1]) == len(trace.made[name])
+    return activation if alone and parent == name.rpartition(".")[0] else ""
 
-    Processors compute several values at once with other code than a single one, so the two results
-    are compared up to rounding.
-    """
-    if type(module).__module__ not in ACTIVATION_MODULES or any(True for _ in module.parameters()):
-        return False
-    values = torch.tensor([[-1.0, 0.5, 2.0]])
-    try:
-        together, alone = module(values), torch.cat([module(value) for value in values.T], dim=0)
-    except (IndexError, RuntimeError, TypeError):
-        return False
-    return torch.allclose(together.flatten(), alone.flatten(), rtol=1e-5, atol=1e-6)
+
+def _reader(trace: _Trace, readings: Sequence[_Reading]) -> str:
+    """The linear that alone reads what an activation gives, at every call; empty for none."""
+    found = {
+        tuple(after.name for after in reading.made.readings) if reading.made else ()
+        for reading in readings
+    }
+    (first, *others) = found
+    alone = not others and len(first) == 1 and first[0] in trace.linears
+    return first[0] if alone else ""
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_compressed(module)
+
+
+def _tensors(given: Any) -> Iterator[Tensor]:
+    """The tensors in nested arguments or results."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, Mapping):
+        for each in given.values():
+            yield from _tensors(each)
+    elif isinstance(given, list | tuple):
+        for each in given:
+            yield from _tensors(each)

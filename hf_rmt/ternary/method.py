@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hf_rmt.report import CompressionReport
 
 WEIGHTS = ("trained", "random")
-ACTIVATIONS = ("matched", "keep")
+ACTIVATIONS = ("auto", "matched", "keep")
 
 
 def _choice(allowed: tuple[str, ...]) -> Any:
@@ -45,10 +45,11 @@ WEIGHTS_OPTION = Option(
 )
 ACTIVATION = Option(
     "activation",
-    "matched",
+    "auto",
     _choice(ACTIVATIONS),
-    "For ntk: an activation that is a module beside its linear layer is matched by a step of the "
-    "same Gaussian moments, or kept.",
+    "For ntk: activations between layers are `matched` by steps of the same Gaussian moments, or "
+    "kept (`keep`). `auto` takes what predicts the last layer's outputs better on every fourth "
+    "calibration row, which the fit does not see; without calibration it keeps them.",
     choices=ACTIVATIONS,
 )
 
@@ -83,7 +84,7 @@ class TernaryHead(Method):
 
     def why_data(self, settings: CompressionSettings) -> str:
         """Matched steps and random weights take what the layers are given."""
-        if (settings.activation, settings.weights) == ("keep", "trained"):
+        if settings.activation != "matched" and settings.weights == "trained":
             return ""
         return (
             f"method={self.name!r} with activation={settings.activation!r} and weights="

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from hf_rmt.compression.batches import Batch, mappings, run_batch
 from hf_rmt.compression.moments import listening
 from hf_rmt.compression.parallel import sum_over_processes
-from hf_rmt.ternary.weight import Regression
+from hf_rmt.ternary.least_squares import Regression
+
+HELD_OUT = 4
+"""Every so many samples, one is held out of the fit that tells whether a step does."""
 
 
 def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[list[Tensor]]:
@@ -28,7 +31,7 @@ def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[li
 
 def regression(
     model: Any, last: str, batches: Iterable[Batch], outputs: Sequence[Sequence[Tensor]]
-) -> Regression:
+) -> tuple[Regression, Regression]:
     """Inputs of a layer as they are now against the outputs it had, padding left out.
 
     Args:
@@ -38,7 +41,7 @@ def regression(
         outputs: Of the same batches, as `outputs_of` gave them.
 
     Returns:
-        The sums over the tokens of all processes.
+        The sums over the tokens of all processes: of three samples in four, and of the fourth.
     """
     layer = model.get_submodule(last)
     entries: list[Tensor] = []
@@ -49,31 +52,60 @@ def regression(
         "outputs": (rows,),
         "squares": (columns, columns),
         "products": (columns, rows),
+        "energies": (rows,),
     }
 
     def work() -> tuple[None, dict[str, Tensor]]:
-        device = layer.weight.device
-        sums = {key: torch.zeros(shape, device=device) for key, shape in shapes.items()}
+        device, samples = layer.weight.device, 0
+        parts = [
+            {key: torch.zeros(shape, device=device) for key, shape in shapes.items()}
+            for _ in range(2)
+        ]
         with listening(model, [last], lambda _, entry, result: entries.append(entry), graph=False):
             for batch, targets in zip(mappings(batches), outputs, strict=True):
                 model(**batch)
                 for entry, target in zip(entries, targets, strict=True):
-                    _add(sums, entry, target, batch.get("attention_mask"))
+                    held = held_out(len(entry), samples).to(device)
+                    _add(parts, held, entry, target, batch.get("attention_mask"))
+                samples += len(entries[0]) if entries else 0
                 entries.clear()
-        return None, sums
+        return None, {f"{n} {key}": part[key] for n, part in enumerate(parts) for key in part}
 
-    return Regression(**sum_over_processes(work)[1])
+    sums = sum_over_processes(work)[1]
+    fitted, held = (Regression(**{key: sums[f"{n} {key}"] for key in shapes}) for n in range(2))
+    return fitted, held
 
 
-def _add(sums: dict[str, Tensor], entry: Tensor, target: Tensor, mask: Tensor | None) -> None:
-    if mask is not None and mask.shape == entry.shape[:-1]:
-        entry, target = entry[mask.bool()], target[mask.bool()]
-    x, y = entry.flatten(0, -2).float(), target.flatten(0, -2).float()
-    for key, part in (
-        ("count", torch.tensor(float(len(x)))),
-        ("inputs", x.sum(0)),
-        ("outputs", y.sum(0)),
-        ("squares", x.T @ x),
-        ("products", x.T @ y),
-    ):
-        sums[key] += part
+def held_out(count: int, before: int) -> Tensor:
+    """Which of the next samples are held out: every fourth.
+
+    Args:
+        count: How many they are.
+        before: How many came before them.
+    """
+    return torch.arange(before, before + count) % HELD_OUT == HELD_OUT - 1
+
+
+def _add(
+    parts: Sequence[dict[str, Tensor]],
+    held: Tensor,
+    entry: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+) -> None:
+    """Add the samples that are not held out to the first sums, the others to the second."""
+    masked = mask is not None and mask.shape == entry.shape[:-1]
+    for sums, chosen in zip(parts, (~held, held), strict=True):
+        kept = chosen
+        if mask is not None and masked:
+            kept = mask.bool() & chosen.view(-1, *[1] * (mask.dim() - 1))
+        x, y = (each[kept].flatten(0, -2).float() for each in (entry, target))
+        for key, part in (
+            ("count", torch.tensor(float(len(x)))),
+            ("inputs", x.sum(0)),
+            ("outputs", y.sum(0)),
+            ("squares", x.T @ x),
+            ("products", x.T @ y),
+            ("energies", y.square().sum(0)),
+        ):
+            sums[key] += part

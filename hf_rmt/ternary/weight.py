@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.compression.decision import Decision, dense_plan, keep
-from hf_rmt.compression.low_rank import covariance, damped
+from hf_rmt.compression.low_rank import damped
 from hf_rmt.compression.seeding import layer_generator
 from hf_rmt.kernels import gaussian_moments, match_step_activation
 from hf_rmt.nn import TernaryLinear
@@ -22,13 +22,10 @@ from hf_rmt.nn.ternary_packing import pack_trits
 from hf_rmt.plan import TERNARY, Cause, Outcome
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.ternary.coordinate_descent import descend, fitted_scales
+from hf_rmt.ternary.least_squares import RIDGE, Regression
 
 RANDOM_SPARSITY = 1 / 3
 """Share of zeros among random weights where none is asked for: three values alike."""
-RIDGE = 0.5
-"""Part of the mean second moment that is added to each. Three trained BERTs' heads, calibrated on
-300 sentences, then decide as the dense ones do on 99.4 % of new sentences (SST-2) and 98.1 % of new
-pairs (MRPC); with a fifth of it on 98.7 and 97.6 %."""
 UNVARIED = "not refitted: its inputs are the same in all samples"
 ODD = 1e-9
 """|m2| tau^2 / tau_out of an activation that counts as odd."""
@@ -47,45 +44,6 @@ class TernaryBuild:
     def __call__(self, weight: Tensor) -> TernaryLinear:
         """The layer; the weight was looked at before."""
         return self.made
-
-
-@dataclass(frozen=True)
-class Regression:
-    """Sums over samples of inputs x and outputs y: what least squares needs of them.
-
-    Attributes:
-        count: Samples, shape ().
-        inputs: Sum of x, shape (in,).
-        outputs: Sum of y, shape (out,).
-        squares: Sum of x x', shape (in, in).
-        products: Sum of x y', shape (in, out).
-    """
-
-    count: Tensor
-    inputs: Tensor
-    outputs: Tensor
-    squares: Tensor
-    products: Tensor
-
-    def solve(self, prior: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Ridge regression about W_0, W' = (C + r I)^{-1} (B + r W_0') with r = RIDGE tr(C) / in.
-
-        Args:
-            prior: W_0, shape (out, in), which stands where the samples say little.
-            bias: Whether there is one, so that C and B are covariances.
-
-        Returns:
-            W, shape (out, in), C, and the means of x and y side by side.
-        """
-        mean_x, mean_y = self.inputs / self.count, self.outputs / self.count
-        moment, cross = self.squares / self.count, self.products / self.count
-        if bias:
-            moment = covariance(moment, mean_x)
-            cross = cross - torch.outer(mean_x, mean_y)
-        ridged = damped(moment, RIDGE)
-        offset = (ridged - moment) @ prior.T.to(ridged)
-        weight = torch.linalg.solve(ridged, cross.double() + offset).T
-        return weight, moment, torch.cat([mean_x, mean_y])
 
 
 def made(decision: Decision) -> TernaryLinear | None:
@@ -125,7 +83,13 @@ def ternarize_weight(
 
 
 def refit_weight(
-    name: str, weight: Tensor, bias: Tensor | None, settings: CompressionSettings, seen: Regression
+    name: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    settings: CompressionSettings,
+    seen: Regression,
+    *,
+    gain: float = 1.0,
 ) -> Decision:
     """Fit a last layer to the outputs it should have: ridge, made ternary, scales and bias fitted.
 
@@ -137,20 +101,23 @@ def refit_weight(
         bias: Of the dense layer, shape (out,) or None.
         settings: `sparsity` and `weights` are read.
         seen: Its inputs in the compressed model with its outputs in the dense one.
+        gain: What its inputs have been multiplied with, beside all else that became of them.
 
     Returns:
         The plan with the layer and what its bias gains.
     """
-    prior = weight if settings.weights == "trained" else torch.zeros_like(weight)
+    prior = weight / gain if settings.weights == "trained" else torch.zeros_like(weight)
     fitted, moment, means = seen.solve(prior, bias=bias is not None)
     if not weight.any() or not torch.isfinite(fitted).all() or not fitted.any():
         return ternarize_weight(name, weight, settings)
     if not moment.any():
-        return ternarize_weight(name, weight, settings).noted(UNVARIED)
-    layer = _rounded(fitted.to(weight.dtype), settings)
-    _approximate(layer, fitted, settings, moment)
-    result = _ternarized(name, weight, layer)
-    if bias is None:
+        result = ternarize_weight(name, weight, settings).noted(UNVARIED)
+        layer = made(result)
+    else:
+        layer = _rounded(fitted.to(weight.dtype), settings)
+        _approximate(layer, fitted, settings, moment)
+        result = _ternarized(name, weight, layer)
+    if bias is None or layer is None:
         return result
     mean_x, mean_y = means.split([weight.shape[1], weight.shape[0]])
     target = mean_y - layer.dense(mean_x.dtype) @ mean_x

@@ -64,7 +64,9 @@ def filtered(
         return Filtered(model, hf_rmt.compress(model, config).plan.size_ratio)
     if method == HEAD:
         batches = send_to_device(list(calibration), model.device)
-        report = hf_rmt.compress(model, RMTConfig(method=HEAD), calibration=batches)
+        report = hf_rmt.compress(
+            model, RMTConfig(method=HEAD, activation="matched"), calibration=batches
+        )
         return Filtered(model, report.plan.size_ratio)
     if method == RANKS:
         adapter = hf_rmt.extract_adapter(base, tuned, size=1 - removed, target_modules=BLOCKS)

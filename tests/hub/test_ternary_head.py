@@ -8,7 +8,7 @@ from safetensors.torch import load
 
 from tests.hub.test_push_pull import NO_PACKAGE
 
-HEAD = "user/ternary-head"
+HEAD, CALLED = "user/ternary-head", "user/called-head"
 PUSH = f"""
 import torch
 import hf_rmt
@@ -18,9 +18,19 @@ torch.manual_seed(0)
 shape = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128)
 model = BertForSequenceClassification(BertConfig(vocab_size=64, **shape)).eval()
 batches = [{{"input_ids": torch.randint(64, (16, 9))}} for _ in range(4)]
-hf_rmt.compress(model, hf_rmt.RMTConfig(method="ntk"), calibration=batches)
+hf_rmt.compress(model, hf_rmt.RMTConfig(method="ntk", activation="matched"), calibration=batches)
 model.push_to_hub({HEAD!r})
 torch.save(model(torch.arange(64)[None]).logits, "head.pt")
+
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+shape = dict(dim=64, n_layers=1, n_heads=2, hidden_dim=128)
+model = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=64, **shape)).eval()
+hf_rmt.compress(
+    model, hf_rmt.RMTConfig(method="ntk", activation="matched"), calibration=batches
+)
+model.push_to_hub({CALLED!r})
+torch.save(model(torch.arange(64)[None]).logits, "called.pt")
 """
 PULL = """
 import torch
@@ -28,6 +38,15 @@ from transformers import AutoModelForSequenceClassification
 model = AutoModelForSequenceClassification.from_pretrained({source!r}{option}).eval()
 assert torch.equal(model(torch.arange(64)[None]).logits, torch.load("head.pt"))
 print(type(model.classifier).__name__, type(model.bert.pooler.activation).__name__)
+"""
+
+
+PULL_CALLED = """
+import torch
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained({source!r}{option}).eval()
+assert torch.equal(model(torch.arange(64)[None]).logits, torch.load("called.pt"))
+print(type(model.classifier).__name__, type(model.pre_classifier.step).__name__)
 """
 
 
@@ -45,6 +64,8 @@ def pushed(loopback_hub):
 def test_pull_is_exact(pushed, before, option):
     run = pushed.run(before + PULL.format(source=HEAD, option=option))
     assert run.stdout.split() == ["TernaryLinear", "StepActivation"]
+    run = pushed.run(before + PULL_CALLED.format(source=CALLED, option=option))
+    assert run.stdout.split() == ["TernaryLinear", "StepBefore"]
 
 
 def test_five_weights_are_pushed_in_a_byte(pushed):

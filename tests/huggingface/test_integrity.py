@@ -76,6 +76,10 @@ def test_a_damaged_tensor_is_named(tensor: str, number: int, recorded: bool, fol
 
 
 STEP = {"module": "dropout", "thresholds": [0.0], "heights": [0.0, 1.0]}
+BEFORE = {
+    **{"function": "tanh", "thresholds": [0.0], "heights": [-1.0, 1.0]},
+    **{"values": [-0.76, 0.76], "slopes": [0.42, 0.42], "gain": 1.0},
+}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +107,13 @@ STEP = {"module": "dropout", "thresholds": [0.0], "heights": [0.0, 1.0]}
         ("step", {**STEP, "thresholds": [0.0] * 100}),
         ("step", {**STEP, "heights": [float("nan"), 1.0]}),
         ("step", {"module": "dense"}),
+        ("step", BEFORE),
+        ("step", {**BEFORE, "slopes": [0.42, 0.0]}),
+        ("step", {**BEFORE, "values": [0.76]}),
+        ("step", {**BEFORE, "gain": 2}),
+        ("step", {**BEFORE, "function": ""}),
+        ("step", {**BEFORE, "module": "dense"}),
+        ("step", {**STEP, "heights": "ab"}),
         ("surprise", 1),
     ],
 )

@@ -125,6 +125,7 @@ def test_help_needs_no_more_than_the_command_line() -> None:
 
 EMBEDDED = {
     "bench_compress": "peak_in_largest_weights",
+    "bench_heads": "default",
     "bench_spectra": "300 x 200",
     "bench_ternary": "96x64",
     "kernel_spectra": "three values",

@@ -121,6 +121,15 @@ def test_a_ternary_head_is_told_of_in_its_own_words():
     assert "hf-rmt export" not in text
 
 
+def test_a_step_before_a_function_is_told_of():
+    step = {"function": "tanh", "thresholds": [0.0], "heights": [-1.0, 1.0], "gain": 1.0}
+    step |= {"values": [-0.76, 0.76], "slopes": [0.42, 0.42]}
+    text = card(CompressionPlan((ternary("dense", step=step), ternary("out"))), config={})
+    assert "activations after 1 of them are steps" in text
+    assert "calls its activation as a function (tanh), the step is in the layer" in text
+    assert "hf-rmt export" not in text
+
+
 def test_layers_compressed_in_two_ways_are_told_of_in_both():
     body = layer_plan(dropped_energy=0.1, rank=4)
     head = ternary("head", dropped_energy=0.7)

@@ -26,12 +26,12 @@ from hf_rmt import RMTCallback, RMTConfig, analyze, compress, export_dense
 from hf_rmt.compression.targets import select_layers
 from hf_rmt.huggingface.remote_code import remote_code
 from hf_rmt.nn import StepActivation, TernaryLinear
-from hf_rmt.ternary.forward_trace import CALLED, SHARED, layer_positions
 from tests.huggingface.models import WIDTH
 from tests.huggingface.training.training import classifier
 
 HEAD = ["bert.pooler.dense", "classifier"]
 BLOCK = "bert.encoder.layer.0.intermediate"
+MATCHED = RMTConfig(method="ntk", activation="matched")
 
 
 def batches(count: int = 6, size: int = 16) -> list[dict[str, torch.Tensor]]:
@@ -85,7 +85,7 @@ def test_a_head_is_ternary_with_steps_and_reloads_in_a_new_process(
 ) -> None:
     model = trained().to(dtype)
     dense = logits(model)
-    report = compress(model, RMTConfig(method="ntk"), calibration=batches())
+    report = compress(model, MATCHED, calibration=batches())
     assert [plan.name for plan in report.plan] == HEAD
     assert all(type(model.get_submodule(name)) is TernaryLinear for name in HEAD)
     assert isinstance(model.bert.pooler.activation, StepActivation)
@@ -108,8 +108,8 @@ def test_a_head_is_ternary_with_steps_and_reloads_in_a_new_process(
 def test_the_refit_brings_the_logits_back() -> None:
     model, without = trained(), trained()
     dense = logits(model)
-    compress(model, RMTConfig(method="ntk"), calibration=batches(12))
-    told = RMTConfig(method="ntk", target_modules=["pooler.dense"])
+    compress(model, MATCHED, calibration=batches(12))
+    told = RMTConfig(method="ntk", target_modules=["pooler.dense"], activation="matched")
     compress(without, told, calibration=batches(12))
     fitted, plain = ((logits(each) - dense).square().mean() for each in (model, without))
     assert fitted < plain
@@ -128,7 +128,7 @@ def test_kept_activations_stay_and_export_equals_the_ternary_model() -> None:
 
 def test_a_model_with_steps_has_no_dense_export() -> None:
     model = trained()
-    compress(model, RMTConfig(method="ntk"), calibration=batches())
+    compress(model, MATCHED, calibration=batches())
     with pytest.raises(ValueError, match=r"pooler\.activation.*activation='keep'"):
         export_dense(model)
 
@@ -142,18 +142,18 @@ def test_loading_makes_the_same_weights_as_memory_does(tmp_path: Path) -> None:
     assert torch.equal(logits(loaded.eval()), logits(model))
     assert float((model.classifier.dense() == 0).float().mean()) == 0.5
     with pytest.raises(ValueError, match="calibration=batches"):
-        BertForSequenceClassification.from_pretrained(
-            tmp_path, quantization_config=RMTConfig(method="ntk")
-        )
+        BertForSequenceClassification.from_pretrained(tmp_path, quantization_config=MATCHED)
 
 
 @pytest.mark.parametrize("family", ["vit", "roberta", "t5"])
 def test_other_heads(family: str, tmp_path: Path) -> None:
     model, inputs, names = other(family)
     dense = logits(model, inputs)
-    report = compress(model, RMTConfig(method="ntk"), calibration=[inputs] * 2)
+    report = compress(model, MATCHED, calibration=[inputs] * 2)
     assert [plan.name for plan in report.plan] == names
-    assert [plan.reason for plan in report.plan][:-1] == [CALLED] * (len(names) - 1)
+    assert [plan.step["function"] for plan in report.plan if plan.step] == ["tanh"] * (
+        len(names) - 1
+    )
     new = logits(model, inputs)
     assert (new - dense).var(dim=0).mean() < 0.3 * dense.var(dim=0).mean()
     model.save_pretrained(tmp_path)
@@ -163,7 +163,7 @@ def test_other_heads(family: str, tmp_path: Path) -> None:
 
 def test_blocks_on_request_have_their_own_activations_matched() -> None:
     model = trained()
-    told = RMTConfig(method="ntk", target_modules=["intermediate.dense"])
+    told = RMTConfig(method="ntk", target_modules=["intermediate.dense"], activation="matched")
     report = compress(model, told, calibration=batches())
     (plan,) = report.plan
     assert plan.name == f"{BLOCK}.dense"
@@ -174,9 +174,9 @@ def test_blocks_on_request_have_their_own_activations_matched() -> None:
 def test_a_dry_run_changes_nothing_and_plans_the_same_bits() -> None:
     model = trained()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    planned = compress(model, RMTConfig(method="ntk"), calibration=batches(), dry_run=True)
+    planned = compress(model, MATCHED, calibration=batches(), dry_run=True)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
-    done = compress(model, RMTConfig(method="ntk"), calibration=batches())
+    done = compress(model, MATCHED, calibration=batches())
     assert [plan.bits for plan in planned.plan] == [plan.bits for plan in done.plan]
 
 
@@ -196,7 +196,7 @@ def test_random_weights_keep_the_size_and_need_data() -> None:
 
 def test_tau_without_data_is_refused_unless_a_layer_norm_tells_it() -> None:
     with pytest.raises(ValueError, match="pass calibration=batches"):
-        compress(trained(), RMTConfig(method="ntk"))
+        compress(trained(), MATCHED)
 
 
 class Block(nn.Module):
@@ -218,10 +218,10 @@ def test_tau_from_a_layer_norm_is_that_of_data(caplog: pytest.LogCaptureFixture)
     dense, plain, calibrated = Block(), Block(), Block()
     for model in (plain, calibrated):
         model.load_state_dict(dense.state_dict())
-    told = compress(plain, RMTConfig(method="ntk"))
+    told = compress(plain, MATCHED)
     assert "tau=" in caplog.text
     data = [{"x": torch.randn(4000, 400)}]
-    measured = compress(calibrated, RMTConfig(method="ntk"), calibration=data)
+    measured = compress(calibrated, MATCHED, calibration=data)
     steps = [report.plan.layers[0].step for report in (told, measured)]
     assert steps[0]["thresholds"] == pytest.approx(steps[1]["thresholds"], rel=0.03)
     assert steps[0]["heights"] == pytest.approx(steps[1]["heights"], rel=0.03, abs=0.003)
@@ -241,28 +241,32 @@ class Shared(nn.Module):
         return self.third(self.act(self.second(self.act(self.first(x)))))
 
 
-def test_a_shared_activation_is_kept_and_said_so() -> None:
+def test_a_shared_activation_stays_and_steps_go_before_it() -> None:
+    torch.manual_seed(0)
     model = Shared()
-    data = [{"x": torch.randn(64, 40)}]
-    report = compress(model, RMTConfig(method="ntk"), calibration=data)
+    x = torch.randn(64, 40)
+    report = compress(model, MATCHED, calibration=[{"x": x}])
     assert isinstance(model.act, nn.ReLU)
-    assert [plan.reason for plan in report.plan][:2] == [SHARED, SHARED]
-    assert list(layer_positions(model, ["first"], data[0])) == ["first"]
+    assert [plan.step and plan.step["function"] for plan in report.plan] == ["ReLU", "ReLU", None]
+    with torch.no_grad():
+        for layer, plan in zip((model.first, model.second), report.plan, strict=False):
+            x = model.act(layer(x))
+            assert sorted(x.unique().tolist()) == pytest.approx(sorted(set(plan.step["values"])))
 
 
 def test_a_projection_before_the_blocks_is_no_head() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Module(), nn.Linear(8, 3))
     model[1].layers = nn.ModuleList([nn.Sequential(nn.Linear(8, 8))])
-    assert select_layers(model, RMTConfig(method="ntk")) == ["2"]
+    assert select_layers(model, MATCHED) == ["2"]
 
 
 def test_what_does_not_apply_is_refused() -> None:
     with pytest.raises(ValueError, match="TernaryCallback"):
-        RMTCallback(RMTConfig(method="ntk"))
+        RMTCallback(MATCHED)
     with pytest.raises(ValueError, match=r"size=0\.5"):
-        compress(trained(), RMTConfig(method="ntk"), calibration=batches(), size=0.5)
+        compress(trained(), MATCHED, calibration=batches(), size=0.5)
     with pytest.raises(ValueError, match="no batch"):
-        compress(trained(), RMTConfig(method="ntk"), calibration=[])
+        compress(trained(), MATCHED, calibration=[])
 
 
 def test_no_two_bundled_modules_define_the_same_constant() -> None:
@@ -278,5 +282,5 @@ def test_no_two_bundled_modules_define_the_same_constant() -> None:
 
 def test_a_compressed_head_can_be_analysed() -> None:
     model = trained()
-    compress(model, RMTConfig(method="ntk"), calibration=batches())
+    compress(model, MATCHED, calibration=batches())
     assert [layer.name for layer in analyze(model)] == HEAD

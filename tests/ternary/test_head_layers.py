@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from hf_rmt import RMTConfig, compress
 from hf_rmt.kernels import NoMatchError
-from hf_rmt.ternary.forward_trace import CALLED, UNREACHED
-from hf_rmt.ternary.head import REFITTED
+from hf_rmt.ternary.fitting import REFITTED
+from hf_rmt.ternary.forward_trace import UNREACHED
+from hf_rmt.ternary.head import NO_DATA
 from hf_rmt.ternary.weight import made, ternarize_weight
-from tests.ternary.test_head import Block, Shared, batches, logits, other, trained
+from tests.ternary.test_head import MATCHED, Block, Shared, batches, logits, other, trained
 
 KEEP = RMTConfig(method="ntk", activation="keep")
 
@@ -46,7 +47,7 @@ def inputs() -> dict[str, Tensor]:
 
 
 def test_plans_come_in_the_order_of_the_names_and_say_what_became_of_each() -> None:
-    report = compress(Perceptron(), RMTConfig(method="ntk"), calibration=[inputs()])
+    report = compress(Perceptron(), MATCHED, calibration=[inputs()])
     assert [plan.name for plan in report.plan] == ["down", "spare", "up"]
     reasons = [plan.reason for plan in report.plan]
     assert reasons[:2] == [REFITTED, UNREACHED]
@@ -89,22 +90,30 @@ def test_a_layer_of_zeros_stays_dense_with_its_activation(activation: str) -> No
 def test_a_layer_of_zeros_behind_a_norm_stays_dense_without_data() -> None:
     model = Block()
     model.up.weight.data.zero_()
-    report = compress(model, RMTConfig(method="ntk"))
+    report = compress(model, MATCHED)
     assert isinstance(model.act, nn.GELU)
     assert [plan.compressed for plan in report.plan] == [False, True]
 
 
-def test_without_data_it_is_said_why_an_activation_is_kept() -> None:
+def test_without_data_activations_are_kept_and_it_is_said_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model, _, names = other("roberta")
     report = compress(model, RMTConfig(method="ntk"))
-    assert [(plan.name, plan.reason) for plan in report.plan] == [(name, CALLED) for name in names]
+    assert [(plan.name, plan.reason) for plan in report.plan] == [(name, NO_DATA) for name in names]
+    assert "pass calibration=batches" in caplog.text
+
+
+def test_a_called_function_without_a_norm_before_it_has_no_tau_without_data() -> None:
+    with pytest.raises(ValueError, match=r"what 'tanh' after 'classifier.dense' is given"):
+        compress(other("roberta")[0], MATCHED)
 
 
 def test_a_dry_run_without_data_changes_nothing() -> None:
     model = Block()
-    planned = compress(model, RMTConfig(method="ntk"), dry_run=True)
+    planned = compress(model, MATCHED, dry_run=True)
     assert (type(model.up), type(model.act), type(model.down)) == (nn.Linear, nn.GELU, nn.Linear)
-    done = compress(model, RMTConfig(method="ntk"))
+    done = compress(model, MATCHED)
     assert [plan.bits for plan in planned.plan] == [plan.bits for plan in done.plan]
 
 
@@ -118,7 +127,7 @@ def test_random_weights_need_data_whatever_becomes_of_activations(activation: st
 def test_an_activation_without_a_step_is_named() -> None:
     model = Perceptron(Square())
     with pytest.raises(NoMatchError, match=r"Square after 'up' has no one-level step at tau=0\.\d"):
-        compress(model, RMTConfig(method="ntk"), calibration=[inputs()])
+        compress(model, MATCHED, calibration=[inputs()])
 
 
 class Shuffled:

@@ -14,7 +14,7 @@ from hf_rmt.ternary.regression import outputs_of
 from hf_rmt.ternary.weight import matched_step
 from tests.ternary.test_head import Block, batches, trained
 
-CONFIG = RMTConfig(method="ntk")
+CONFIG = RMTConfig(method="ntk", activation="matched")
 
 
 class Perceptron(nn.Module):

@@ -11,7 +11,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_rmt import RMTConfig, compress
 from hf_rmt.ternary.weight import UNVARIED
-from tests.ternary.test_head import batches, logits, other, trained
+from tests.ternary.test_head import MATCHED, batches, logits, other, trained
 
 
 @pytest.mark.parametrize("copies", [1, 3, 10])
@@ -37,7 +37,7 @@ def test_a_last_layer_whose_inputs_do_not_vary_is_not_refitted() -> None:
     with torch.no_grad():
         model.bert.pooler.dense.weight.mul_(1e-3)  # so that the step never changes its side
         model.bert.pooler.dense.bias.fill_(3.0)
-    plan = compress(model, RMTConfig(method="ntk"), calibration=batches()).plan
+    plan = compress(model, MATCHED, calibration=batches()).plan
     assert [layer.reason for layer in plan][1] == UNVARIED
     assert torch.isfinite(logits(model)).all()
 
@@ -66,4 +66,4 @@ def test_without_data_a_model_that_wants_more_says_what_to_pass(family: str) -> 
     else:
         model = other("t5")[0]
     with pytest.raises(ValueError, match=r"made-up inputs.*pass calibration=batches"):
-        compress(model, RMTConfig(method="ntk"))
+        compress(model, MATCHED)

@@ -55,12 +55,15 @@ def test_inputs_as_they_are_now_meet_the_outputs_that_were(
     targets = [each[mask] for each, mask in zip(gave[0], kept, strict=True)]
     x = torch.cat([*tokens, *(each.mean(1) for each in given)]).float()
     y = torch.cat([*targets, *gave[1]]).float()
-    found = regression(model, "last", data, outputs)
+    fitted, held = regression(model, "last", data, outputs)
+    assert 0 < held.count < 0.5 * fitted.count
+    found = fitted + held
     assert float(found.count) == len(x)
     for value, expected in (
         (found.inputs, x.sum(0)),
         (found.outputs, y.sum(0)),
         (found.squares, x.T @ x),
         (found.products, x.T @ y),
+        (found.energies, y.square().sum(0)),
     ):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-4)

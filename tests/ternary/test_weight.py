@@ -42,7 +42,7 @@ def ridged(x: torch.Tensor) -> torch.Tensor:
 
 def sums(x: torch.Tensor, y: torch.Tensor) -> Regression:
     count = torch.tensor(float(len(x)))
-    return Regression(count, x.sum(0), y.sum(0), x.T @ x, x.T @ y)
+    return Regression(count, x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum(0))
 
 
 def test_the_plan_counts_codes_and_scales() -> None:
@@ -138,7 +138,7 @@ def test_a_weight_without_numbers_stays_dense(bad: float) -> None:
     assert not result.plan.compressed
     with pytest.raises(ValueError, match="head stays dense"):
         result.layer(weight)
-    nothing = Regression(*(torch.zeros(shape) for shape in ((), 4, 3, (4, 4), (4, 3))))
+    nothing = Regression(*(torch.zeros(shape) for shape in ((), 4, 3, (4, 4), (4, 3), 3)))
     assert not refit_weight("head", weight, None, SETTINGS, nothing).plan.compressed
 
 
@@ -187,7 +187,7 @@ def test_no_step_for_a_parabola() -> None:
         ({"sparsity": 1.0}, "must lie in"),
         ({"sparsity": -0.1}, r"must lie in \[0, 1\)"),
         ({"weights": "other"}, "weights must be one of trained, random"),
-        ({"activation": "other"}, "activation must be one of matched, keep"),
+        ({"activation": "other"}, "activation must be one of auto, matched, keep"),
     ],
 )
 def test_settings_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:

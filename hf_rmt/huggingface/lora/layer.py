@@ -120,7 +120,7 @@ def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs:
         **kwargs: As PEFT passes them.
 
     Raises:
-        ValueError: If it is a compressed convolution.
+        ValueError: If it is a compressed convolution, or a layer that ends with a step.
     """
     layer = getattr(target, "base_layer", target)
     if kwargs.get("parameter_name") is not None or not isinstance(layer, CompressedLayer):
@@ -130,6 +130,12 @@ def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs:
         raise ValueError(
             "LoRA on a compressed convolution adapts its factors: pass "
             "LoraConfig(**hf_rmt.lora_targets(model)), or leave convolutions out of target_modules"
+        )
+    if getattr(layer, "step", None) is not None:
+        raise ValueError(
+            "an adapter would be added behind the step activation that this ternary layer ends "
+            "with, not before it; leave the layer out of target_modules, or compress with "
+            "activation='keep'"
         )
     return CompressedLoraLinear(target, adapter_name, config=config, **kwargs)
 

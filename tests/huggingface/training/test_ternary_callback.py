@@ -22,6 +22,7 @@ def ternary(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """A classifier with a ternary head and a matched step."""
     model = classifier().to(dtype)
     batches = [{"input_ids": row["input_ids"][None]} for row in sentences()]
+    options = {"activation": "matched", **options}
     compress(model, RMTConfig(method="ntk", **options), calibration=batches)
     return model
 
@@ -112,7 +113,8 @@ def test_the_head_of_each_family_trains_alone(
     model, inputs, names = other(family)
     model = model.to(dtype)
     inputs = {key: it.to(dtype) if it.is_floating_point() else it for key, it in inputs.items()}
-    compress(model, RMTConfig(method="ntk"), calibration=[inputs] * 2)
+    config = RMTConfig(method="ntk", activation="matched")
+    compress(model, config, calibration=[inputs] * 2)
     model.requires_grad_(False)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     rows = [{key: it[k] for key, it in inputs.items()} | {"labels": k % 2} for k in range(16)]

@@ -1,0 +1,56 @@
+"""What a record says of a step activation, and whether it can be one. Plain values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from math import isfinite
+from typing import Any
+
+MOST_STEPS, MOST_LEVEL = 64, 1e6
+"""Thresholds of a step and its values are fewer and smaller in any model."""
+STEP_FIELDS: tuple[set[str], ...] = (
+    {"module", "thresholds", "heights"},
+    {"function", "thresholds", "heights", "values", "slopes", "gain"},
+)
+"""What is recorded of a step: where it replaces a module, and where a function reads it."""
+
+
+def is_step(value: object) -> bool:
+    """Whether a step has its fields, with numbers that bound and increase."""
+    if not isinstance(value, Mapping) or set(value) not in STEP_FIELDS:
+        return False
+    points = len(value["thresholds"]) if _are_levels(value["thresholds"]) else -1
+    named = value["module"] if "module" in value else value["function"]
+    return (
+        isinstance(named, str)
+        and bool(named)
+        and 0 <= points <= MOST_STEPS
+        and all(low < high for low, high in pairwise(value["thresholds"]))
+        and _are_levels(value["heights"], points + 1)
+        and ("module" in value or _fits_function(value, points + 1))
+    )
+
+
+def _fits_function(step: Mapping[str, Any], pieces: int) -> bool:
+    """Whether a step says what a function makes of its heights."""
+    return (
+        _are_levels(step["values"], pieces)
+        and _are_levels(step["slopes"], pieces)
+        and all(step["slopes"])
+        and is_number(step["gain"])
+        and 0 < step["gain"] <= 1
+    )
+
+
+def _are_levels(value: object, count: int | None = None) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and count in (None, len(value))
+        and all(is_number(number) and abs(number) < MOST_LEVEL for number in value)
+    )
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -1,0 +1,108 @@
+"""What a function must be given so that it gives wanted levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hf_rmt.kernels.activations import Array
+from hf_rmt.ternary.functions import Function
+
+POINTS = 4097
+"""Points at which the function is looked at, closer together near 0."""
+REACH = 30.0
+"""Arguments are looked for up to this, or this many times the largest level if that is above 1."""
+FLAT = 0.01
+"""Part of its greatest slope below which the function counts as flat: no gradient would pass."""
+HALVINGS = 60
+MARGIN = 0.1
+"""Distance of moved levels from the end of a range, as a part of the jump between them."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Levels of a step before a function f, which gives gain h + shift of wanted heights h.
+
+    Attributes:
+        heights: What f is given.
+        values: What it gives.
+        slopes: Its derivative there.
+        gain: 1, or less where the wanted heights lie further apart than values of f do.
+        moved: Whether the values are not the wanted heights themselves.
+    """
+
+    heights: list[float]
+    values: list[float]
+    slopes: list[float]
+    gain: float = 1.0
+    moved: bool = False
+
+
+def levels_before(function: Function, wanted: Sequence[float], *, free: bool) -> Levels | None:
+    """Arguments at which a function takes wanted values, on one piece where it is monotone.
+
+    Args:
+        function: The function.
+        wanted: The values, at least one.
+        free: Whether gain h + shift will do as well as h, as before a layer that is refitted with a
+            bias. The gain is only used if the values lie too far apart.
+
+    Returns:
+        The levels; None if the function does not take these values where it has a slope.
+
+    Examples:
+        >>> from torch.nn import functional
+        >>> tanh, relu = (Function(name, name) for name in ("tanh", "relu"))
+        >>> round(levels_before(tanh, [-0.5, 0.5], free=False).heights[1], 4)
+        0.5493
+        >>> levels_before(relu, [-1.0, 2.0], free=False) is None
+        True
+        >>> [round(value, 2) for value in levels_before(relu, [-1.0, 2.0], free=True).values]
+        [0.3, 3.3]
+    """
+    heights = np.asarray(wanted, dtype=np.float64)
+    pieces = list(_pieces(function, REACH * max(1.0, float(abs(heights).max()))))
+    for x, y in pieces:
+        if y.min() <= heights.min() and heights.max() <= y.max():
+            return _levels(function, x, y, heights)
+    if not free or not pieces:
+        return None
+    x, y = pieces[0]
+    room, span = float(np.ptp(y)), float(np.ptp(heights))
+    gain = 1.0 if span <= room else room / span
+    spare = min(MARGIN * span * gain, (room - span * gain) / 2)
+    low = float(heights.min()) * gain
+    lowest = min(max(low, float(y.min()) + spare), float(y.max()) - spare - span * gain)
+    values = np.clip(heights * gain - low + lowest, y.min(), y.max())
+    return _levels(function, x, y, values, gain=gain, moved=True)
+
+
+def _pieces(function: Function, reach: float) -> Iterator[tuple[Array, Array]]:
+    """Arguments and values where the function is monotone and not flat; widest range first."""
+    bound = np.arcsinh(100 * reach)
+    x = np.sinh(np.linspace(-bound, bound, POINTS)) / 100
+    y, slopes = function.values(x), function.slopes(x)
+    signs = np.where(abs(slopes) >= FLAT * abs(slopes).max(), np.sign(slopes), 0)
+    ends = [0, *(np.flatnonzero(np.diff(signs)) + 1), POINTS]
+    parts = [slice(low, high) for low, high in pairwise(ends) if signs[low] and high - low > 1]
+    for part in sorted(parts, key=lambda part: -np.ptp(y[part])):
+        yield x[part], y[part]
+
+
+def _levels(function: Function, x: Array, y: Array, values: Array, **told: Any) -> Levels:
+    """The arguments in one piece, by halving the interval between two points."""
+    if y[0] > y[-1]:
+        x, y = x[::-1], y[::-1]
+    after = np.clip(np.searchsorted(y, values), 1, len(y) - 1)
+    low, high = x[after - 1], x[after]
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        below = function.values(middle) < values
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    heights = (low + high) / 2
+    values, slopes = function.values(heights), function.slopes(heights)
+    return Levels(heights.tolist(), values.tolist(), slopes.tolist(), **told)

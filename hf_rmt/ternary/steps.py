@@ -1,0 +1,154 @@
+"""Steps for activations of a head: the scale that they are matched at, and where they are put."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_rmt.compression.decision import Decision
+from hf_rmt.compression.low_rank import LayerMoments
+from hf_rmt.kernels import NoMatchError
+from hf_rmt.nn import TernaryLinear
+from hf_rmt.ternary.forward_trace import Position
+from hf_rmt.ternary.functions import Function, module_function
+from hf_rmt.ternary.preimages import levels_before
+from hf_rmt.ternary.weight import matched_step, spread
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What an activation is given: mean and variance over samples and units.
+
+    Attributes:
+        mean: In the dense model and the ternary one.
+        variance: In the dense model.
+        ternary_variance: In the ternary one.
+    """
+
+    mean: float
+    variance: float
+    ternary_variance: float
+
+
+def stepped(
+    model: nn.Module,
+    name: str,
+    place: Position,
+    result: Decision,
+    arguments: Arguments,
+    *,
+    free: bool = False,
+) -> Decision:
+    """The decision with the step that takes the place of a layer's activation.
+
+    Args:
+        model: The model.
+        name: Runtime name of the layer.
+        place: Where it stands; it has a module or a function.
+        result: What becomes of the layer.
+        arguments: What the activation is given.
+        free: Whether the layer that reads the activation is refitted with a bias.
+
+    Returns:
+        The decision; without a step if a function does not take the values of one.
+
+    Raises:
+        NoMatchError: If no step has the moments of the activation.
+    """
+    function = activation_of(model, name, place)
+    tau, step_tau = arguments.variance**0.5, arguments.ternary_variance**0.5
+    try:
+        step = matched_step(function.values, mean=arguments.mean, tau=tau, step_tau=step_tau)
+    except NoMatchError as error:
+        raise NoMatchError(
+            f"{function} after {name!r} has no one-level step at tau={tau:.3g} "
+            f"and mean {arguments.mean:.3g}; set activation='keep'. {error}",
+            error.residual,
+        ) from error
+    if place.activation:
+        recorded: dict[str, Any] = {"module": place.activation, **step}
+    elif levels := levels_before(function, step["heights"], free=free):
+        recorded = {
+            "function": function.name,
+            "thresholds": step["thresholds"],
+            "heights": levels.heights,
+            "values": levels.values,
+            "slopes": levels.slopes,
+            "gain": levels.gain,
+        }
+    else:
+        return result.noted(_out_of_reach(function, step["heights"]))
+    plan = replace(result.plan, step=recorded)
+    return replace(result, plan=plan).noted(f"step for {function}, {tau=:.3g}")
+
+
+def activation_of(model: nn.Module, name: str, place: Position) -> Function:
+    """The activation that a layer feeds.
+
+    Raises:
+        ValueError: If it feeds none.
+    """
+    if place.function is not None:
+        return place.function
+    parent = model.get_submodule(name.rpartition(".")[0])
+    function = module_function(parent.get_submodule(place.activation))
+    if function is None:
+        raise ValueError(f"{name!r} feeds no activation: {place.kept or place.activation}")
+    return function
+
+
+def measured_arguments(
+    model: Any, name: str, weight: Tensor, layer: TernaryLinear, seen: LayerMoments
+) -> Arguments:
+    """What the activation is given on calibration, in the dense layer and the ternary one."""
+    bias = model.get_submodule(name).bias
+    means = seen.inputs.new_zeros(len(weight))
+    if seen.mean is not None:
+        means = weight.to(seen.inputs) @ seen.mean + bias.detach().to(seen.inputs)
+    return _arguments(means, weight, layer, seen.inputs)
+
+
+def arguments_from_norm(model: Any, name: str, place: Position, layer: TernaryLinear) -> Arguments:
+    """What a LayerNorm without an affine part, or with a constant one, lets the layer give.
+
+    Its outputs lie on a sphere, |x|^2 = gain^2 in: weights that do not depend on x then give
+    arguments of variance gain^2 |w|^2, up to what the biases vary by.
+
+    Raises:
+        ValueError: If the layer reads no such norm.
+    """
+    linear, norm = model.get_submodule(name), model.get_submodule(place.norm or name)
+    gain, offset = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    flat = gain is None or bool((gain == gain.flatten()[0]).all())
+    if not place.norm or not flat or (offset is not None and offset.any()):
+        raise ValueError(
+            f"tau, the scale of what {place.activation or str(place.function)!r} after {name!r} is "
+            "given, is known without data only behind a LayerNorm of constant gain and no offset; "
+            "pass calibration=batches to hf_rmt.compress, or set activation='keep'"
+        )
+    moment = torch.eye(linear.in_features, device=linear.weight.device)
+    if gain is not None:
+        moment *= gain.detach().flatten()[0] ** 2
+    means = moment.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
+    return _arguments(means, linear.weight.detach(), layer, moment)
+
+
+def _arguments(means: Tensor, weight: Tensor, layer: TernaryLinear, moment: Tensor) -> Arguments:
+    between = float(means.var(unbiased=False))
+    ternary = layer.dense(moment.dtype)
+    return Arguments(
+        float(means.mean()),
+        float(spread(weight, moment).mean()) + between,
+        float(spread(ternary, moment).mean()) + between,
+    )
+
+
+def _out_of_reach(function: Function, heights: list[float]) -> str:
+    levels = " and ".join(f"{height:.3g}" for height in sorted(set(heights)))
+    return (
+        f"{function} is kept: forward calls it as a function, which does not give the levels "
+        f"{levels} of its step, and no layer that is refitted with a bias reads it"
+    )
