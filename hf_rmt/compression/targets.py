@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from hf_rmt.compression.blocks import in_repeated_block, linears
 from hf_rmt.compression.directions import layers_named
 from hf_rmt.compression.left_dense import LeftDense, left_dense
 from hf_rmt.compression.names import check_found, is_covered, is_selected, nearest, some
-from hf_rmt.nn.dense_matrix import MADE_ANEW, is_convolution, is_made_anew, why_no_matrix
+from hf_rmt.nn.dense_matrix import MADE_ANEW, is_made_anew, why_no_matrix
 from hf_rmt.plan import Cause
 from hf_rmt.settings import CompressionSettings, method_of
 
@@ -122,33 +123,6 @@ def _held(found: Mapping[str, LeftDense], settings: CompressionSettings) -> dict
     return {name: why for name, why in found.items() if why.if_named or not by_name}
 
 
-def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
-    """The linear layers of the repeated blocks; `TARGET_MODULES` tells the whole rule."""
-    repeated = {name: part for name, part in layers.items() if _in_repeated_block(name, model)}
-    if repeated:
-        return _linears(repeated) or list(repeated)
-    *hidden, _ = layers or [""]
-    reads_the_input = bool(hidden) and is_convolution(layers[hidden[0]])
-    return hidden[reads_the_input:]
-
-
-def after_blocks(names: list[str], model: nn.Module) -> list[str]:
-    """The head: the layers after the repeated blocks, or all where nothing repeats.
-
-    A transformers model may register its head before its body; what lies outside the body is head
-    as well.
-    """
-    blocks = [place for place, name in enumerate(names) if _in_repeated_block(name, model)]
-    last = max(blocks, default=-1)
-    body = getattr(model, "base_model_prefix", "")
-    outside = bool(body) and isinstance(getattr(model, body, None), nn.Module)
-    return [
-        name
-        for place, name in enumerate(names)
-        if place not in blocks and (place > last or (outside and not is_covered(name, [body])))
-    ]
-
-
 def _chosen(
     layers: Mapping[str, nn.Module], settings: CompressionSettings, model: nn.Module
 ) -> list[str]:
@@ -156,7 +130,7 @@ def _chosen(
     if targets is None:
         return method_of(settings).default_targets(layers, model)
     if targets == ALL_LINEAR:
-        return _linears(layers)
+        return linears(layers)
     return [name for name in layers if is_selected(name, targets)]
 
 
@@ -203,19 +177,6 @@ def _why_none(
     else:
         rule = method_of(settings).why_no_default()
     return f"{rule}; name layers in target_modules, among {some(layers)}"
-
-
-def _linears(layers: Mapping[str, nn.Module]) -> list[str]:
-    return [name for name, module in layers.items() if not is_convolution(module)]
-
-
-def _in_repeated_block(name: str, model: nn.Module) -> bool:
-    """Whether an ancestor is one of a list of numbered blocks inside the model."""
-    parts = name.split(".")
-    return any(
-        part.isdigit() and isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList)
-        for i, part in enumerate(parts[:-1])
-    )
 
 
 def _shared_weights(model: nn.Module) -> set[int]:
@@ -298,5 +259,5 @@ def _heads(model: nn.Module, prefix: str) -> Iterator[str]:
     """Names outside the body of a model; further repeated blocks, such as a decoder's, are body."""
     for name, _ in model.named_modules():
         outside = name.split(".")[0] not in (prefix, "")
-        if outside and not _in_repeated_block(name, model):
+        if outside and not in_repeated_block(name, model):
             yield name

@@ -195,7 +195,7 @@ class SpectralMethod(Method):
 
     def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
         """The linear layers of the repeated blocks, as `TARGET_MODULES` tells."""
-        from hf_rmt.compression.targets import of_blocks
+        from hf_rmt.compression.blocks import of_blocks
 
         return of_blocks(layers, model)
 
