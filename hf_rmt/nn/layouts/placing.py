@@ -25,6 +25,10 @@ def set_layout(
 ) -> str:
     """Choose how the weights of compressed layers lie in memory. Files are the same for all.
 
+    A layout reads the signal anew when its tensors are written to, after each step of an
+    optimizer, and when `train` or `eval` is called. Call one of these after writing to a weight
+    through `.data`.
+
     Args:
         model: A model with compressed layers, or one such layer.
         layout: `packed`, `int8`, `dense`; `fastest` measures these for each shape of layer and
