@@ -168,7 +168,8 @@ def load_if_path(model_or_path: ModelOrPath) -> Any:
 
 def unwrapped(model: Any) -> Any:
     """The model inside the wrappers of torch that only call it, such as `DataParallel`."""
-    return extract_model_from_parallel(model, keep_torch_compile=False)
+    is_model = isinstance(model, nn.Module)
+    return extract_model_from_parallel(model, keep_torch_compile=False) if is_model else model
 
 
 def loaded(kind: Any, path: str | PathLike[str], **options: Any) -> Any:

@@ -18,6 +18,9 @@ from hf_rmt.compression.targets import transformers_models
 from hf_rmt.nn.swap import BOUND_HOOK, CARRIERS
 from hf_rmt.plan import Cause
 
+WITHIN_ADAPTER = ".base_layer"
+"""Where PEFT keeps a layer that has an adapter around it."""
+
 
 def is_pretrained(model: object) -> bool:
     """Whether a module is a transformers model.

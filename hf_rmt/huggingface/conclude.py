@@ -12,7 +12,7 @@ from hf_rmt.compression.names import some
 from hf_rmt.compression.summary import warn_of_loss
 from hf_rmt.compression.targets import transformers_models
 from hf_rmt.huggingface.card import hub_id
-from hf_rmt.huggingface.compat import is_pretrained, source_of
+from hf_rmt.huggingface.compat import WITHIN_ADAPTER, is_pretrained, source_of
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.loader import PART, RMTLoader, uninstall_saving
 from hf_rmt.huggingface.saving import install_saving
@@ -73,7 +73,8 @@ def adopt(model: Any) -> None:
     """
     own = getattr(model, "hf_quantizer", None)
     known = own.quantization_config.layers or {} if own is not None else {}
-    missing = set(compressed_layers(model)) - set(known)
+    names = (name.replace(WITHIN_ADAPTER, "") for name in compressed_layers(model))
+    missing = set(names) - set(known)
     if not missing:
         return
     report = with_earlier(model, CompressionReport(CompressionPlan(())))

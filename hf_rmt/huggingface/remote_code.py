@@ -14,6 +14,7 @@ from hf_rmt.huggingface.record import REMOTE_MODULE
 from hf_rmt.nn import (
     codebooks,
     compressed_layer,
+    constants,
     counterparts,
     dense_matrix,
     export_ops,
@@ -44,6 +45,7 @@ BUNDLED: tuple[ModuleType, ...] = (
     dense_matrix,
     compressed_layer,
     swap,
+    constants,
     codebooks,
     export_ops,
     group_scales,

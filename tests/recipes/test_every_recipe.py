@@ -18,7 +18,6 @@ ROOMS = {f"hf_rmt{room}" for room in ("", ".demo", ".kernels", ".nn", ".plan", "
 ROOMS |= {"hf_rmt.spectra", "hf_rmt.settings", "hf_rmt.nn.layouts"}
 """What anybody may import from the package."""
 DEEPER = {
-    "bench_compress": {"hf_rmt.compression.weight"},
     "bench_memory": {"hf_rmt.huggingface.quantizer"},
     "bench_regime": {"hf_rmt.report.tables"},
     "bench_fidelity": {"hf_rmt.compression.targets"},

@@ -8,13 +8,11 @@ from typing import Any
 from torch import nn
 
 from hf_rmt.compression.model import check_module
-from hf_rmt.huggingface.compat import refused_by_peft
+from hf_rmt.huggingface.compat import WITHIN_ADAPTER, refused_by_peft
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.plan import Cause
 
-WITHIN = ".base_layer"
-"""Where PEFT keeps a layer that has an adapter around it."""
 UNFIT = (Cause.READ_BY_PARENT, Cause.ROUTER, Cause.SUBCLASS)
 """Causes for which a layer that stayed dense gets no adapter."""
 
@@ -44,7 +42,7 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
     if hasattr(type(model), "get_base_model"):  # a PeftModel, which names its parts otherwise
         model = model.get_base_model()
     spiked = {
-        name.replace(WITHIN, ""): part
+        name.replace(WITHIN_ADAPTER, ""): part
         for name, part in model.named_modules()
         if isinstance(part, SpikedLinear)
     }
