@@ -54,8 +54,11 @@ def main() -> None:
         for size in options.batches:
             show(name, variants, batch(size), options)
         for label, variant in variants.items():
-            rho = fidelity(variant)
-            said = "" if rho is None else f", Spearman {rho:.6f}"
+            try:
+                rho = fidelity(variant)
+                said = "" if rho is None else f", Spearman {rho:.6f}"
+            except RuntimeError as error:  # a peer may not run in inference mode
+                said = f", not judged: {error}"
             print(f"{name} {label}: {file_megabytes(variant)}{said}", flush=True)
         print(f"{name}: {', '.join(notes)}" if notes else f"{name}: all peers took part")
 
