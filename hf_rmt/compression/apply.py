@@ -224,7 +224,7 @@ def _replace(
 
 @contextmanager
 def unnoted() -> Iterator[None]:
-    """While it is entered, no journal notes what is done: it may be undone again."""
+    """No journal notes what is done inside, because it may be undone again."""
     token = _JOURNAL.set(None)
     try:
         yield

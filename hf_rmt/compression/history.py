@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,14 +20,15 @@ def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
         model: The model, whose parts may have reports of their own.
         report: What was done last.
     """
+    parts = dict(model.named_modules())
     earlier = [
         _renamed(vars(part)["compression_report"], "", f"{name}." if name else "")
-        for name, part in model.named_modules()
+        for name, part in parts.items()
         if "compression_report" in vars(part)
     ]
-    plans = {plan.name: plan for one in earlier for plan in one.plan if _stands(plan, model)}
+    plans = {plan.name: plan for one in earlier for plan in one.plan if _stands(plan, parts)}
     plans |= {plan.name: plan for plan in report.plan}
-    named = tuple(plans[name] for name, _ in model.named_modules() if name in plans)
+    named = tuple(plans[name] for name in parts if name in plans)
     seen = {part.name: part for one in (*earlier, report) for part in one.spectra or ()}
     known = tuple(seen[plan.name] for plan in named if plan.name in seen)
     return replace(
@@ -59,6 +61,6 @@ def _renamed(report: CompressionReport, old: str, new: str) -> CompressionReport
     return CompressionReport(CompressionPlan(plans), SpectralReport(spectra) if spectra else None)
 
 
-def _stands(plan: LayerPlan, model: Any) -> bool:
-    """Whether a layer still is what a plan made of it."""
-    return plan.compressed == is_compressed(model.get_submodule(plan.name))
+def _stands(plan: LayerPlan, parts: Mapping[str, Any]) -> bool:
+    """Whether a layer is still there and what a plan made of it."""
+    return plan.name in parts and plan.compressed == is_compressed(parts[plan.name])

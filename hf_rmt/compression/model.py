@@ -190,8 +190,8 @@ def check_module(model: object) -> None:
         ValueError: If a part of it has no weights yet.
     """
     if not isinstance(model, nn.Module):
-        kind = type(model).__name__
-        shown = repr(model) if isinstance(model, str | int | None) else f"a {kind}"
+        plain = isinstance(model, str | int | None)  # a dict of weights would fill the screen
+        shown = repr(model) if plain else type(model).__name__
         raise TypeError(f"hf_rmt needs a loaded model, got {shown}; load it first")
     for name, part in model.named_modules():
         if any(isinstance(entry, UninitializedParameter) for entry in part.parameters(False)):

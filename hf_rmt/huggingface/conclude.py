@@ -72,7 +72,7 @@ def adopt(model: Any) -> None:
         ValueError: If nothing tells how a compressed layer was made.
     """
     own = getattr(model, "hf_quantizer", None)
-    known = own.quantization_config.layers or {} if own is not None else {}
+    known = own.quantization_config.layers or {} if isinstance(own, RMTLoader) else {}
     names = (name.replace(WITHIN_ADAPTER, "") for name in compressed_layers(model))
     missing = set(names) - set(known)
     if not missing:
@@ -82,11 +82,11 @@ def adopt(model: Any) -> None:
     if unknown := sorted(missing - told):
         raise ValueError(
             f"{some(unknown)} in {type(model).__name__} were compressed as layers of another "
-            "model, whose record stayed there; put that whole model in, or put in the dense layers "
+            "model, and only that model knows how. Put that whole model in, or put dense layers in "
             "and call hf_rmt.compress on this model"
         )
     makers = (getattr(part, "hf_quantizer", None) for part in model.modules())
-    configs = (maker.quantization_config for maker in makers if maker is not None)
+    configs = (maker.quantization_config for maker in makers if isinstance(maker, RMTLoader))
     model.compression_report = report
     attach(model, next(configs, RMTConfig()), report)
 

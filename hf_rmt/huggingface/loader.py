@@ -138,7 +138,7 @@ def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
         if layer.compressed:
             dense = model.get_submodule(layer.name)
             empty: Any = empty_layer(dense, layer)
-            empty._is_hf_initialized = True  # a family's own code would draw a dense weight in it
+            empty._is_hf_initialized = True  # or the model's own code would draw a dense weight
             swap_module(model, layer.name, empty)
         if layer.step is not None:
             place_step(model, layer.name, layer.step)

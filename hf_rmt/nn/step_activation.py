@@ -98,7 +98,7 @@ class StepActivation(nn.Module):
 
 
 class StepBefore(StepActivation):
-    """A step whose result an activation f is applied to, so that f(h_j) = v_j is what comes out.
+    """A step in front of an activation f, which turns the heights h_j into v_j = f(h_j).
 
     It stands where a forward pass calls f as a function, which nothing can replace. The gradient
     is that of a `StepActivation` with the heights v_j, also behind f, whose slope at h_j is divided

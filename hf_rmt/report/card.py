@@ -150,7 +150,7 @@ def _ternary_words(layers: Sequence[LayerPlan]) -> str:
         names = ", ".join(sorted(called))
         text += (
             f" Where the model calls its activation as a function ({names}), the step is in the "
-            "layer and gives the function what it makes the levels of."
+            "layer. Its heights are what the function turns into the levels."
         )
     return text
 

@@ -79,7 +79,7 @@ def test_a_layer_without_a_weight_is_refused() -> None:
 def test_what_is_no_model_is_named_by_its_class_alone() -> None:
     with pytest.raises(TypeError) as error:
         compress(Net().state_dict(), SVD)  # type: ignore[arg-type]
-    assert str(error.value) == "hf_rmt needs a loaded model, got a OrderedDict; load it first"
+    assert str(error.value) == "hf_rmt needs a loaded model, got OrderedDict; load it first"
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,14 @@ def test_a_compressed_part_is_not_compressed_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is quantized already with 'rmt'"):
         hf_rmt.compress(model, SVD)
     assert isinstance(model.classifier, nn.Linear)
+
+
+def test_layers_that_were_dropped_since_are_not_recorded(tmp_path: Path) -> None:
+    model = bert(num_hidden_layers=2)
+    hf_rmt.compress(model.bert, SVD)
+    model.bert.encoder.layer = model.bert.encoder.layer[:1]
+    model.config.num_hidden_layers = 1
+    model.save_pretrained(tmp_path / "whole")
+    again = BertForSequenceClassification.from_pretrained(tmp_path / "whole").eval()
+    torch.testing.assert_close(outputs(again), outputs(model), rtol=0, atol=1e-6)
+    assert "layer.1" not in str([plan.name for plan in again.compression_report.plan])

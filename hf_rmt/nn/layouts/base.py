@@ -27,8 +27,8 @@ ACTIVATIONS = ("int8", "int16")
 LAYOUTS: dict[str, type[Layout]] = {}
 """The layouts by name. A module of this package adds its own with `register`."""
 
-_STEPS = count(1)
-_LAST_STEP = 0
+_STEPS = 0
+"""Steps that optimizers have made in this process."""
 _LOCK = threading.RLock()
 _HANDLES = count(1)
 _LAYERS: WeakValueDictionary[int, SpikedLinear] = WeakValueDictionary()
@@ -153,12 +153,12 @@ def signal_identity(layer: SpikedLinear, tensor: Tensor) -> tuple[Any, ...]:
     Fused optimizers and writes through `.data` leave no trace in a tensor's version. So each step
     of any optimizer counts as a change, and each call of `train` or `eval`.
     """
-    return *identity(tensor), _LAST_STEP, layer.mode_changes
+    return *identity(tensor), _STEPS, layer.mode_changes
 
 
 def _count_step(*_: Any) -> None:
-    global _LAST_STEP
-    _LAST_STEP = next(_STEPS)
+    global _STEPS
+    _STEPS += 1
 
 
 register_optimizer_step_post_hook(_count_step)

@@ -52,7 +52,7 @@ def set_layout(
         'layouts: 1 dense; 0.02 MB in memory, 0.02 MB dense'
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a loaded model, got a {type(model).__name__}")
+        raise TypeError(f"model must be a loaded model, got {type(model).__name__}; load it first")
     check_choice("layout", layout, (*LAYOUTS, *CHOICES))
     check_choice("activations", activations, ACTIVATIONS)
     for layer in compressed_layers(model):
