@@ -224,3 +224,5 @@ CODEBOOKS = {
     ),
 }
 """Codes take 8, 4 and 1.6 bits a weight; scales 9/16, 9/32 and 9/80."""
+POINTS = {"int8": LEVELS, "int4": SPIRAL, "ternary": TRITS}
+"""What the bytes stand for: weights over their scale."""

@@ -10,10 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_rmt.nn.codebooks import CODEBOOKS, LEVELS, SCALES, SPIRAL, TRITS
+from hf_rmt.nn.codebooks import CODEBOOKS, POINTS, SCALES, TRITS
 
-RUN_CODES = {"int8": LEVELS, "int4": SPIRAL, "ternary": TRITS}
-"""What a byte of each kind of store stands for."""
 MANTISSA = 2**23
 POWERS = (0.0, *(2.0 ** (exponent - 127) for exponent in range(1, 255)), float("inf"))
 """Value of the exponent bits of a float32."""
@@ -38,7 +36,7 @@ def plain_noise(
         base: As in the store.
         shape: Of the result, (out, in).
     """
-    points = _table(RUN_CODES[kind], codes).index_select(0, codes.to(torch.int32))
+    points = _table(POINTS[kind], codes).index_select(0, codes.to(torch.int32))
     nibbles = fine.to(torch.int32).view(len(coarse), -1)
     places = torch.cat([nibbles % 16, nibbles // 16], dim=1) + coarse.to(torch.int32)[:, None]
     scales = _table(SCALES, codes).index_select(0, places.flatten()) * _as_float(base)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hf_rmt.nn.codebooks import CODEBOOKS, RUN, SCALES, TRITS, table
 from hf_rmt.nn.export_ops import plain_noise
 from hf_rmt.nn.group_scales import repeated, scale_codes
+from hf_rmt.nn.jit_unpack import can_unpack, unpack
 from hf_rmt.nn.packing import pack_runs, row_chunks, store_sizes
 from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
@@ -193,12 +194,23 @@ class NoiseStore(nn.Module):
         """Some neighbouring weights in row-major order, flat, float32 or what `out` takes."""
         book = CODEBOOKS[self.kind]
         low, high = first // book.run, -(-last // book.run)
-        values = book.decode(self.codes[low * book.run_bytes : high * book.run_bytes])
-        whole = out is not None and out.dtype == values.dtype and len(out) == len(values)
-        values = self._scaled(values, book.group, low, high, out if whole else None)
+        size = (high - low) * book.run
+        whole = out is not None and out.dtype == torch.float32 and len(out) == size
+        values = self._unpacked(low, high, out if whole else None)
         if whole or out is None:
             return values[first - low * book.run : last - low * book.run]
         return out.copy_(values[first - low * book.run : last - low * book.run])
+
+    def _unpacked(self, low: int, high: int, out: Tensor | None) -> Tensor:
+        """Weights of runs low to high, flat float32, in `out` if it is given."""
+        book = CODEBOOKS[self.kind]
+        codes = self.codes[low * book.run_bytes : high * book.run_bytes]
+        if not can_unpack(codes):
+            return self._scaled(book.decode(codes), book.group, low, high, out)
+        values = torch.empty((high - low) * book.run, device=codes.device) if out is None else out
+        fine, coarse = self.fine[low * RUN // 2 : high * RUN // 2], self.coarse[low:high]
+        unpack(codes, fine, coarse, self.base, self.kind, values)
+        return values
 
     def plain(self, dtype: torch.dtype) -> Tensor:
         """What `dense` gives, by operations that every exported graph can hold."""

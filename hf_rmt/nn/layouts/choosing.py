@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_rmt.nn.jit_unpack import has_numba
 from hf_rmt.nn.layouts.base import LAYOUTS
 from hf_rmt.nn.layouts.parking import cache_folder
 from hf_rmt.nn.spiked import SpikedLinear
@@ -133,6 +134,7 @@ def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[in
         device_name(like.device),
         f"torch {torch.__version__}",
         f"{torch.get_num_threads()} threads",
+        "numba" if has_numba() else "no numba",
         f"{layer.out_features}x{layer.in_features}",
         f"rank {rank.bit_length()}",  # the next power of two is near enough
         kind,
