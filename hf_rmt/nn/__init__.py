@@ -3,6 +3,7 @@
 Knows torch and nothing of transformers.
 """
 
+from hf_rmt.nn import jit_unpack, noise_store
 from hf_rmt.nn.latent_ternary import LatentTernaryLinear
 from hf_rmt.nn.noise_store import NoiseStore, stored_bits
 from hf_rmt.nn.spiked import SpikedLinear
@@ -10,6 +11,8 @@ from hf_rmt.nn.spiked_conv import SpikedConv2d
 from hf_rmt.nn.step_activation import StepActivation, StepBefore
 from hf_rmt.nn.ternary import TernaryLinear
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
+
+noise_store.unpacker = jit_unpack
 
 __all__ = [
     "NOISE_KINDS",

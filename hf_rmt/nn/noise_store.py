@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hf_rmt.nn.codebooks import CODEBOOKS, RUN, SCALES, TRITS, table
 from hf_rmt.nn.export_ops import plain_noise
 from hf_rmt.nn.group_scales import repeated, scale_codes
-from hf_rmt.nn.jit_unpack import can_unpack, unpack
 from hf_rmt.nn.packing import pack_runs, row_chunks, store_sizes
 from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
@@ -20,6 +19,8 @@ from hf_rmt.settings.noise_kinds import NOISE_KINDS
 PIECE = 640 * 2048
 """Weights that are unpacked at once, whole runs of every kind: as many as bound the memory of the
 steps, for each piece costs a fixed time."""
+unpacker: Any = None
+"""The module `jit_unpack`, set by the package; a code file that a model carries has none."""
 
 
 class NoiseStore(nn.Module):
@@ -205,11 +206,11 @@ class NoiseStore(nn.Module):
         """Weights of runs low to high, flat float32, in `out` if it is given."""
         book = CODEBOOKS[self.kind]
         codes = self.codes[low * book.run_bytes : high * book.run_bytes]
-        if not can_unpack(codes):
+        if unpacker is None or not unpacker.can_unpack(codes):
             return self._scaled(book.decode(codes), book.group, low, high, out)
         values = torch.empty((high - low) * book.run, device=codes.device) if out is None else out
         fine, coarse = self.fine[low * RUN // 2 : high * RUN // 2], self.coarse[low:high]
-        unpack(codes, fine, coarse, self.base, self.kind, values)
+        unpacker.unpack(codes, fine, coarse, self.base, self.kind, values)
         return values
 
     def plain(self, dtype: torch.dtype) -> Tensor:
