@@ -6,9 +6,10 @@
 
 All layers of a row run in turn; a number is the median over the turns of a layer's time over that
 of the dense layer in the same turn. `error` is the relative distance of the outputs from those of
-the packed layer. `torch dynamic` is
-torch's own dynamic int8 linear, without an exact signal and with one scale for all tokens; torchao
-and bitsandbytes take part where they are installed.
+the packed layer. `packed` unpacks with Numba where the extra `fast` is installed, and then
+`packed without Numba` is shown too. `torch dynamic` is torch's own dynamic int8 linear, without an
+exact signal and with one scale for all tokens; torchao and bitsandbytes take part where they are
+installed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from workbench.timing import Call, machine, missing, ratios, times, timing_parse
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.nn import SpikedLinear
+from hf_rmt.nn import SpikedLinear, noise_store
+from hf_rmt.nn.jit_unpack import has_numba
 from hf_rmt.nn.layouts import LAYOUTS, set_layout
 
 SHAPES = ("384x384", "768x768", "3072x768", "768x3072")
@@ -95,7 +97,22 @@ def contestants(noise: str, dense: nn.Linear, x: Tensor) -> tuple[dict[str, Call
         calls[name] = lambda layer=layer: layer(x)
     if x.device.type == "cpu":
         calls["torch dynamic"] = dynamic(dense, x)
+        if has_numba():
+            calls["packed without Numba"] = without_numba(calls["packed"])
     return calls, peers(dense, x, calls)
+
+
+def without_numba(call: Call) -> Call:
+    """The call as it is where Numba is not installed."""
+
+    def slower() -> Tensor:
+        kept, noise_store.unpacker = noise_store.unpacker, None
+        try:
+            return call()
+        finally:
+            noise_store.unpacker = kept
+
+    return slower
 
 
 def spiked(dense: nn.Linear, noise: str) -> SpikedLinear:

@@ -9,9 +9,6 @@ which makes it s^4; with calibration batches both are measured.
 
 from __future__ import annotations
 
-import heapq
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -122,77 +119,6 @@ def low_rank(
         rows, columns = _roots(excitation)
         left, right = balanced(_divided(left, rows), _divided(right.T, columns).T)
     return left.float(), right.float()
-
-
-def choose_ranks(
-    importances: Mapping[str, Tensor],
-    costs: Mapping[str, int],
-    *,
-    budget: int | None = None,
-    threshold: float = 1.0,
-) -> dict[str, int]:
-    """Ranks of all layers: directions are taken by their importance per parameter.
-
-    Args:
-        importances: What losing each direction of a layer costs, descending.
-        costs: Parameters of one direction of each layer.
-        budget: Most parameters in all; None for no limit.
-        threshold: Fraction of all importance at which to stop.
-
-    Returns:
-        The rank of each layer.
-
-    Examples:
-        >>> choose_ranks({"a": torch.tensor([9.0, 1.0]), "b": torch.tensor([4.0, 3.0])},
-        ...              {"a": 10, "b": 10}, budget=30)
-        {'a': 1, 'b': 2}
-    """
-    values = {name: importance.tolist() for name, importance in importances.items()}
-    ranks, rest = dict.fromkeys(values, 0), sum(map(sum, values.values()))
-    lost, left = (1 - threshold) * rest, math.inf if budget is None else budget
-    queue = [(-value[0] / costs[name], name) for name, value in values.items() if value]
-    heapq.heapify(queue)
-    while queue and (rest > lost or threshold == 1):
-        _, name = heapq.heappop(queue)
-        if costs[name] > left:
-            continue
-        rank = ranks[name] = ranks[name] + 1
-        left, rest = left - costs[name], rest - values[name][rank - 1]
-        if rank < len(values[name]):
-            heapq.heappush(queue, (-values[name][rank] / costs[name], name))
-    return ranks
-
-
-def shared_ranks(
-    worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], size: float
-) -> dict[str, int | None]:
-    """Ranks by which layers keep a share of their parameters, by worth per parameter.
-
-    Args:
-        worth: What each direction of a layer is worth, descending.
-        shapes: Of the layers' matrices.
-        size: Share of all their parameters, in (0, 1].
-
-    Returns:
-        The ranks, at least 1; None for a layer whose factors would be no smaller than it is.
-
-    Raises:
-        ValueError: If there is no room for one direction a layer.
-    """
-    costs = {name: sum(shapes[name]) for name in worth}
-    entries = {name: shapes[name][0] * shapes[name][1] for name in worth}
-    most = {name: entries[name] // costs[name] for name in worth}
-    # a layer that stays dense has more parameters than its last factors had
-    surplus = sum(entries[name] % costs[name] for name in worth)
-    budget, least = int(size * sum(entries.values())) - surplus, sum(costs.values())
-    if budget < least:
-        raise ValueError(
-            f"size={size} allows {budget} parameters, and one direction a layer takes {least}; "
-            "raise size, or name fewer target_modules"
-        )
-    further = {name: values[1 : most[name]] for name, values in worth.items()}
-    ranks = choose_ranks(further, costs, budget=budget - least)
-    return {name: None if rank + 1 >= most[name] else rank + 1 for name, rank in ranks.items()}
 
 
 def _squares(gram: Tensor) -> Tensor:

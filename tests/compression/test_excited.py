@@ -12,8 +12,8 @@ from hf_rmt.compression.low_rank import (
     INPUT_DAMPING,
     LayerMoments,
     low_rank,
-    shared_ranks,
 )
+from hf_rmt.compression.ranks import shared_ranks
 
 SHAPES = [(12, 7), (7, 12), (9, 9)]
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +9,6 @@ from hf_rmt.compression.low_rank import (
     INPUT_DAMPING,
     LayerMoments,
     LowRankUpdate,
-    choose_ranks,
     covariance,
     importance,
     low_rank,
@@ -111,37 +108,6 @@ def test_full_rank_is_exact_even_where_the_update_has_less(excited: bool) -> Non
     update = random(5, 2) @ random(2, 7, seed=9)
     left, right = low_rank(update, 5, linear_excitation() if excited else None)
     torch.testing.assert_close(left @ right, update, rtol=0, atol=1e-5)
-
-
-def test_ranks_are_the_best_choice_within_the_budget() -> None:
-    """Against all choices, where every direction costs the same and greed is optimal."""
-    worth = {
-        name: (random(4, seed=i) ** 2).sort(descending=True).values for i, name in enumerate("abc")
-    }
-    ranks = choose_ranks(worth, dict.fromkeys(worth, 10), budget=59)
-    choices = [c for c in itertools.product(range(5), repeat=3) if sum(c) <= 5]
-    best = max(
-        choices, key=lambda c: sum(float(worth[n][:r].sum()) for n, r in zip("abc", c, strict=True))
-    )
-    assert tuple(ranks.values()) == best
-
-
-def test_a_direction_that_no_longer_fits_makes_room_for_a_cheaper_one() -> None:
-    worth = {"dear": torch.tensor([100.0, 90.0]), "cheap": torch.tensor([1.0, 0.5])}
-    assert choose_ranks(worth, {"dear": 10, "cheap": 2}, budget=14) == {"dear": 1, "cheap": 2}
-
-
-def test_worth_is_counted_per_parameter() -> None:
-    worth = {"dear": torch.tensor([3.0]), "cheap": torch.tensor([2.0])}
-    assert choose_ranks(worth, {"dear": 10, "cheap": 2}, budget=10) == {"dear": 0, "cheap": 1}
-
-
-def test_the_threshold_stops_as_soon_as_enough_is_kept() -> None:
-    worth = {"a": torch.tensor([8.0, 1.0]), "b": torch.tensor([0.9, 0.1])}
-    costs = {"a": 1, "b": 1}
-    assert choose_ranks(worth, costs, threshold=0.8) == {"a": 1, "b": 0}
-    assert choose_ranks(worth, costs, threshold=0.9) == {"a": 2, "b": 0}
-    assert choose_ranks(worth, costs) == {"a": 2, "b": 2}
 
 
 def test_an_update_counts_its_parameters() -> None:

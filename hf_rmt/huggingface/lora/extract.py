@@ -14,11 +14,11 @@ from hf_rmt.checks import check_integer, check_number
 from hf_rmt.compression.low_rank import (
     LayerMoments,
     LowRankUpdate,
-    choose_ranks,
     importance,
     low_rank,
 )
 from hf_rmt.compression.moments import measured_moments
+from hf_rmt.compression.ranks import choose_ranks
 from hf_rmt.compression.undisturbed import undisturbed
 from hf_rmt.huggingface.api import ModelOrPath, load_if_path, unwrapped
 from hf_rmt.huggingface.lora.adapter import PREFIX, ExtractedAdapter

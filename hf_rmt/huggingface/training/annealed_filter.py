@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from hf_rmt.compression.apply import compress_shared
 from hf_rmt.compression.decision import Decision, dense_plan
 from hf_rmt.compression.excited import cut
-from hf_rmt.compression.low_rank import shared_ranks
 from hf_rmt.compression.methods.truncation import of_rank
 from hf_rmt.compression.parallel import WorkResult
+from hf_rmt.compression.ranks import shared_ranks
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.huggingface.training.anneal import Anneal, amount
 from hf_rmt.huggingface.training.batch_moments import BatchMoments, measurable
-from hf_rmt.huggingface.training.choice import choose, shared
+from hf_rmt.huggingface.training.choice import Size, choose, shared
 from hf_rmt.huggingface.training.start_weights import (
     carry_start,
     digest,
@@ -42,6 +42,8 @@ GATHERED = 24
 EVERY, CUTS = 8, 16
 """Most update steps between two cuts of the weights, and least cuts while the noise falls. What is
 evaluated or saved is cut first."""
+MOSTLY_DENSE = 0.9
+"""Share of the parameters from which on little is won, so that the user is told."""
 PROBES_FILE = "_rmt_probes.safetensors"
 MOMENTS_FILE = "_rmt_moments-{process}.safetensors"
 
@@ -52,10 +54,11 @@ class AnnealedFilter:
     Args:
         settings: Which layers, and by which rule ranks are found where no size is given.
         anneal: When.
-        size: Share of the layers' parameters to keep, or None for the rule of the settings.
+        size: Share of the layers' parameters to keep; `"auto"` for what the batches ask for; None
+            for the rule of the settings.
     """
 
-    def __init__(self, settings: CompressionSettings, anneal: Anneal, size: float | None) -> None:
+    def __init__(self, settings: CompressionSettings, anneal: Anneal, size: Size) -> None:
         self.settings, self.anneal, self.size = settings, anneal, size
         self.memory: dict[str, Any] = {}
         self.first = self.last = 0
@@ -93,7 +96,8 @@ class AnnealedFilter:
         """Refuse a size without room for one direction a layer before any step is spent."""
         if self.size is not None:
             shapes = {name: matrix_shape(model.get_submodule(name)) for name in names}
-            shared_ranks({name: torch.ones(1) for name in names}, shapes, self.size)
+            least = 1.0 if self.size == "auto" else self.size
+            shared_ranks({name: torch.ones(1) for name in names}, shapes, least)
 
     def step_begins(self, state: Any) -> None:
         """Listen to the batches of a step shortly before the choice."""
@@ -201,6 +205,13 @@ class AnnealedFilter:
         assert self._moments is not None
         excited, self._moments = self._moments.measured_moments(), None
         choice = choose(model, self._names, excited, self.settings, self.size)
+        if self.size == "auto" and choice.share > MOSTLY_DENSE:
+            logger.warning(
+                "size='auto' keeps %.0f %% of the parameters: less would lose directions that count "
+                "for the loss on the training batches; pass size=0.5 to keep half of them all the "
+                "same, and compare the accuracy",
+                100 * choice.share,
+            )
         self._probes, kept = choice.probes, _on_cpu(choice.probes)
         self.memory |= {
             "cut_at": None,

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from hf_rmt.checks import check_number
+from hf_rmt.checks import check_choice, check_number
 from hf_rmt.compression.methods.spectral import SpectralMethod
 from hf_rmt.huggingface.config import RMTConfig
+from hf_rmt.huggingface.training.choice import Size
 from hf_rmt.huggingface.training.dose import check_dose
 from hf_rmt.settings import method_of
 
@@ -55,14 +56,16 @@ def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
             f"schedule must be 'epoch', 'end' or at least 1 step, got {schedule!r}; "
             "pass schedule='end' to filter once"
         )
-    if size is not None:
+    if isinstance(size, str):
+        check_choice("size, where it is no number,", size, ("auto",))
+    elif size is not None:
         check_number("size", size, "(0")
     if log not in (True, False, "layers"):
         raise ValueError(f"log must be True, False or 'layers', got {log!r}")
 
 
 def resolved_schedule(
-    config: RMTConfig, target: str, schedule: Any, size: float | None, anneal: Any
+    config: RMTConfig, target: str, schedule: Any, size: Size, anneal: Any
 ) -> Any:
     """The schedule of a filter at once; None if the noise is to be annealed.
 

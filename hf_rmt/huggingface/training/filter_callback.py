@@ -26,6 +26,7 @@ from hf_rmt.huggingface.training.callback_arguments import (
     resolved_schedule,
     resolved_target,
 )
+from hf_rmt.huggingface.training.choice import Size
 from hf_rmt.huggingface.training.scheduled_filter import ScheduledFilter
 from hf_rmt.huggingface.training.spectral_logs import summary
 from hf_rmt.huggingface.training.trainer import (
@@ -54,14 +55,16 @@ class RMTCallback(TrainerCallback, ExportableState):
 
     Args:
         config: Which layers, and by which rule the rank of a layer is found where no size is
-            given. None: `RMTConfig(noise="drop")` with `size=0.35`. A config that stores the
+            given. None: `RMTConfig(noise="drop")` with `size="auto"`. A config that stores the
             noise, or chooses entries, is served by the schedule.
         target: `"weights"`, or `"update"`: filter what training added, W - W_start, and leave the
             pretrained part alone. The model then stays dense, whatever the noise: the weights at
             the start have noise of their own. They are kept on the CPU, and beside the
             checkpoints for a run that is resumed.
         size: Share of the layers' parameters that is kept, in (0, 1]. Ranks are shared out over
-            the layers by what a direction is worth to the loss.
+            the layers by what a direction is worth to the loss. `"auto"` is the smallest share that
+            keeps 99.9 % of what all directions are worth: small where a task needs few of them,
+            large where the network is narrow for its task.
         anneal: When the noise is scaled down: `(0.6, 0.95)`, parts of the run; two integers,
             update steps; `(1, 3, "epochs")`. Two equal ends remove it at once.
         schedule: Filter at once, by the weights alone, in place of annealing: `"epoch"`, `"end"`
@@ -91,7 +94,7 @@ class RMTCallback(TrainerCallback, ExportableState):
     Examples:
         >>> callback = RMTCallback()
         >>> callback.size, callback.anneal.steps(max_steps=100, epochs=2)
-        (0.35, (60, 95))
+        ('auto', (60, 95))
         >>> RMTCallback.published().schedule
         'epoch'
     """
@@ -101,7 +104,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         config: RMTConfig | Mapping[str, Any] | None = None,
         *,
         target: Literal["weights", "update"] | None = None,
-        size: float | None = None,
+        size: float | Literal["auto"] | None = None,
         anneal: Anneal | tuple[Any, ...] | None = None,
         schedule: Schedule | None = None,
         dose: float | Literal["auto"] | None = None,
@@ -115,7 +118,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         self.schedule = resolved_schedule(self.config, self.target, schedule, size, anneal)
         self.dose = dose
         self.anneal = Anneal.of(DEFAULT_ANNEAL if anneal is None else anneal)
-        self.size = DEFAULT_SIZE if _is_default(config, size, self.schedule) else size
+        self.size: Size = "auto" if _is_default(config, size, self.schedule) else size
         self.log = log
         self.memory: dict[str, Any] = {}
         self._filter = self._made()
@@ -249,8 +252,6 @@ class RMTCallback(TrainerCallback, ExportableState):
         control.should_log = wanted  # logging takes the wish for the step's own log away
 
 
-DEFAULT_SIZE = 0.35
-"""Share of the blocks' parameters that `RMTCallback()` keeps."""
 DEFAULT_ANNEAL = (0.6, 0.95)
 """Parts of the run in which `RMTCallback()` scales the noise down.
 
@@ -258,7 +259,7 @@ Directions that are chosen early know less of the task: in runs of 188 steps on 
 is 1 point higher than with (0.2, 0.8), and 0.3 points higher than with (0.75, 1.0)."""
 
 
-def _is_default(config: Any, size: float | None, schedule: Any) -> bool:
+def _is_default(config: Any, size: Size, schedule: Any) -> bool:
     return config is None and size is None and schedule is None
 
 

@@ -20,6 +20,8 @@ from transformers import (
 
 from hf_rmt import RMTConfig
 from hf_rmt.compression.excited import cut
+from hf_rmt.compression.ranks import ranks_that_lose
+from hf_rmt.huggingface.training import choice
 from hf_rmt.huggingface.training.annealed_filter import MOMENTS_FILE, PROBES_FILE
 from hf_rmt.huggingface.training.choice import WHOLE
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
@@ -62,13 +64,39 @@ def test_the_noise_falls_to_nothing_and_the_model_that_trained_is_saved(tmp_path
     assert torch.equal(logits(saved), logits(trainer.model))
 
 
-def test_the_default_leaves_the_share_that_it_promises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [1e-3, 0.2])
+def test_the_default_keeps_what_the_batches_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: float
+) -> None:
+    asked = []
+
+    def spy(allowed: float, worth: Any, shapes: Any) -> Any:
+        asked.append((allowed, ranks_that_lose(allowed, worth, shapes)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(choice, "LOST", lost)
+    monkeypatch.setattr(choice, "ranks_that_lose", spy)
     trainer = fine_tune(tmp_path, RMTCallback())
     plan = trainer.model.compression_report.plan
-    assert 0.2 < plan.parameter_share <= 0.35
+    assert asked == [(lost, {layer.name: layer.rank for layer in plan})]
+    assert 0 < plan.parameter_share < (0.6 if lost == 1e-3 else 0.2)
     shares = [log["rmt/parameter_share"] for log in trainer.state.log_history if "rmt/rank" in log]
     assert shares
     assert all(share == pytest.approx(plan.parameter_share) for share in shares)
+
+
+def test_a_model_whose_directions_all_count_stays_dense_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(choice, "LOST", 0.0)
+    trainer = fine_tune(tmp_path, RMTCallback())
+    (said,) = [record.getMessage() for record in caplog.records if "size='auto'" in record.msg]
+    assert "keeps 100 % of the parameters" in said
+    assert "pass size=0.5" in said
+    assert not spiked_layers(trainer.model)
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(saved), logits(trainer.model))
 
 
 def test_the_plan_says_what_the_choice_gave_up(tmp_path: Path) -> None:
@@ -275,7 +303,7 @@ def test_a_text_to_text_model_from_nothing_trains_and_shrinks(tmp_path: Path) ->
             str(tmp_path), num_train_epochs=3, per_device_train_batch_size=4, **settings
         ),
         train_dataset=[{"input_ids": row, "labels": row} for row in tokens],
-        callbacks=[RMTCallback()],
+        callbacks=[RMTCallback(size=0.35)],
     )
     trainer.train()
     plan = trainer.model.compression_report.plan

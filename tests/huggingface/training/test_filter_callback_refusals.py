@@ -25,6 +25,7 @@ from tests.huggingface.training.training import QUERY, arguments, classifier, fi
         ({"schedule": True}, TypeError, "a number of steps, got True"),
         ({"target": "noise"}, ValueError, "target must be 'weights' or 'update', got 'noise'"),
         ({"size": 0}, ValueError, "size must lie in"),
+        ({"size": "small"}, ValueError, "must be one of auto, got 'small'"),
         ({"size": 0.3, "schedule": "end"}, ValueError, "size=0.3 .* do not go with schedule='end'"),
         ({"anneal": (0, 1), "schedule": 3}, ValueError, "anneal=.* do not go with schedule=3"),
         ({"size": 0.3, "target": "update"}, ValueError, "do not go with target='update'"),
