@@ -207,9 +207,9 @@ class AnnealedFilter:
         choice = choose(model, self._names, excited, self.settings, self.size)
         if self.size == "auto" and choice.share > MOSTLY_DENSE:
             logger.warning(
-                "size='auto' keeps %.0f %% of the parameters: less would lose directions that count "
-                "for the loss on the training batches; pass size=0.5 to keep half of them all the "
-                "same, and compare the accuracy",
+                "size='auto' keeps %.0f %% of the parameters: with less, directions would go that "
+                "count for the loss on the training batches; pass size=0.5 to keep half of them "
+                "all the same, and compare the accuracy",
                 100 * choice.share,
             )
         self._probes, kept = choice.probes, _on_cpu(choice.probes)
