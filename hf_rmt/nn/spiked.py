@@ -239,7 +239,11 @@ class SpikedLinear(LaidOutLayer):
             matrix = merged(weight, self.noise, self.in_features, scratch=True)
             return self._act(x, matrix, bias)
         product = self._signal(x, weight, bias)
-        return product if self.noise.kind == "drop" else product + NoiseProduct.apply(x, self)
+        if self.noise.kind == "drop":
+            return product
+        if torch.is_grad_enabled():
+            return product + NoiseProduct.apply(x, self)
+        return product.add_(NoiseProduct.forward(x, self))  # apply itself takes 50 microseconds
 
     def _act_plainly(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What `forward` does, by operations that every graph can hold."""
