@@ -12,13 +12,7 @@ import transformers
 from accelerate.utils import extract_model_from_parallel
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
-from transformers.tokenization_utils_base import (
-    FULL_TOKENIZER_FILE,
-    TOKENIZER_CONFIG_FILE,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import has_file
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from hf_rmt.compression.model import analyze as analyze_module
 from hf_rmt.compression.model import (
@@ -32,7 +26,7 @@ from hf_rmt.compression.parallel import agreed
 from hf_rmt.huggingface.conclude import adopt, conclude
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.quantizer import RMTQuantizer, layers_left, quantized_already
-from hf_rmt.huggingface.source import CONFIG, check_method, check_source
+from hf_rmt.huggingface.source import CONFIG, check_entries, check_method, check_source
 from hf_rmt.nn.counterparts import densify
 from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.settings import CompressionSettings
@@ -207,7 +201,8 @@ def _saved_config(path: str | PathLike[str]) -> Any:
         raise TypeError(f"expected a loaded model, a folder or a Hub id, got {path!r}")
     check_source(path)
     try:
-        saved = AutoConfig.from_pretrained(path)
+        check_entries(PreTrainedConfig.get_config_dict(path)[0])
+        saved = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except OSError as error:
         if Path(path, CONFIG).is_file():
             raise ValueError(f"{path}: {CONFIG} cannot be read: {error}") from error
@@ -216,6 +211,11 @@ def _saved_config(path: str | PathLike[str]) -> Any:
             f"pass a local folder, or connect. {error}"
         ) from error
     except (TypeError, LookupError, AttributeError, ValueError, StrictDataclassError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{path} brings Python code of its own, which is not run from here; load it with "
+                "from_pretrained(..., trust_remote_code=True) and pass the loaded model"
+            ) from error
         raise ValueError(f"{path}: {CONFIG} cannot be read: {error}") from error
     check_method(path, getattr(saved, "quantization_config", None))
     return saved
@@ -264,28 +264,3 @@ def load_compressed(path: str | PathLike[str], config: RMTConfig) -> tuple[Any, 
         raise quantized_already(str(path), quantized.get("quant_method"), "export it dense first")
     model = loaded(_class_of(saved), path, quantization_config=config)
     return model, model.compression_report
-
-
-def copy_tokenizer(source: str | PathLike[str], target: str | PathLike[str]) -> None:
-    """Copy the tokenizer or image processor beside a saved model, where there is one."""
-    for part in processors(source):
-        part.save_pretrained(target)
-
-
-def processors(source: str | PathLike[str]) -> list[Any]:
-    """The tokenizer and the image processor of a folder or Hub id, those that it has."""
-    found = []
-    for processor in (AutoTokenizer, AutoImageProcessor):
-        try:
-            found.append(processor.from_pretrained(source))
-        except (OSError, ValueError, ImportError):
-            continue
-    return [part for part in found if not _is_made_up(part, source)]
-
-
-def _is_made_up(part: Any, source: str | PathLike[str]) -> bool:
-    """Whether this is the tokenizer without words that stands for one that nobody saved."""
-    if not isinstance(part, PreTrainedTokenizerBase) or not part.vocab_files_names:
-        return False  # those of bytes or characters need no file
-    files = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, *part.vocab_files_names.values())
-    return not any(has_file(source, file) for file in files)

@@ -10,9 +10,8 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from hf_rmt.huggingface.api import processors
 from hf_rmt.huggingface.companions import CARD, writes_card
-from hf_rmt.huggingface.source import OF_ONE_MODEL, WEIGHTS, carry, holds_model
+from hf_rmt.huggingface.source import OF_ONE_MODEL, WEIGHTS, carry, holds_model, processors
 from hf_rmt.staging import staged
 
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoImageProcessor, AutoTokenizer
+from transformers.tokenization_utils_base import (
+    FULL_TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import has_file
 
 from hf_rmt.huggingface.card import PICTURE
 from hf_rmt.huggingface.record import QUANT_METHOD, REMOTE_MODULE
@@ -58,6 +66,23 @@ def check_source(path: str | PathLike[str]) -> None:
         f"{place} is a folder without {CONFIG}, so it holds no transformers model; pass the folder "
         "that save_pretrained has written"
     )
+
+
+def check_entries(entries: Mapping[str, Any]) -> None:
+    """Refuse a config.json whose shape no reader expects.
+
+    Args:
+        entries: What config.json holds.
+
+    Raises:
+        TypeError: If its `quantization_config` is no mapping.
+    """
+    quantization = entries.get("quantization_config")
+    if not isinstance(quantization, dict | None):
+        raise TypeError(
+            f"quantization_config must be a mapping, got {quantization!r}; remove it if the "
+            "weights are not quantized"
+        )
 
 
 def check_method(path: str | PathLike[str], quantization: Any) -> None:
@@ -147,3 +172,22 @@ def _local(source: str | PathLike[str]) -> Path | None:
 
 def _only_gguf(folder: Path) -> bool:
     return not (folder / CONFIG).exists() and any(folder.glob("*.gguf"))
+
+
+def processors(source: str | PathLike[str]) -> list[Any]:
+    """The tokenizer and the image processor of a folder or Hub id, those that it has."""
+    found = []
+    for processor in (AutoTokenizer, AutoImageProcessor):
+        try:
+            found.append(processor.from_pretrained(source))
+        except (OSError, ValueError, ImportError):
+            continue
+    return [part for part in found if not _is_made_up(part, source)]
+
+
+def _is_made_up(part: Any, source: str | PathLike[str]) -> bool:
+    """Whether this is the tokenizer without words that stands for one that nobody saved."""
+    if not isinstance(part, PreTrainedTokenizerBase) or not part.vocab_files_names:
+        return False  # those of bytes or characters need no file
+    files = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, *part.vocab_files_names.values())
+    return not any(has_file(source, file) for file in files)

@@ -22,6 +22,9 @@ ODD_FOLDERS = {
     "gptq": {
         "config.json": '{"model_type": "bert", "quantization_config": {"quant_method": "gptq"}}'
     },
+    "number": {"config.json": '{"model_type": "bert", "quantization_config": 3}'},
+    "list": {"config.json": '["bert"]'},
+    "code": {"config.json": '{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Config"}}'},
 }
 """Folders that hold no model which can be read, by name: their files."""
 
@@ -99,6 +102,9 @@ def test_quiet_is_quiet_while_the_command_runs(
         (["compress", "{bitsandbytes}", "{new}"], "quantized with 'bitsandbytes'"),
         (["analyze", "{gptq}"], "quantized with 'gptq'"),
         (["analyze", "{broken}"], "config.json"),
+        (["analyze", "{number}"], "quantization_config must be a mapping, got 3; remove it"),
+        (["export", "{list}", "{new}"], "config.json"),
+        (["compress", "{code}", "{new}"], "trust_remote_code=True) and pass the loaded model"),
     ],
 )
 def test_bad_input_is_one_line_on_standard_error(
