@@ -179,7 +179,7 @@ def processors(source: str | PathLike[str]) -> list[Any]:
     found = []
     for processor in (AutoTokenizer, AutoImageProcessor):
         try:
-            found.append(processor.from_pretrained(source))
+            found.append(processor.from_pretrained(source, trust_remote_code=False))
         except (OSError, ValueError, ImportError):
             continue
     return [part for part in found if not _is_made_up(part, source)]

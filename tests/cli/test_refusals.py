@@ -162,6 +162,22 @@ def test_what_the_save_did_not_write_is_carried_over(
     assert "the source's own" not in (small / "README.md").read_text()
 
 
+def test_nobody_is_asked_whether_code_of_a_tokenizer_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("builtins.input", asked.append)
+    source, small = tmp_path / "source", tmp_path / "small"
+    tiny_model("vit").save_pretrained(source)
+    named = {"tokenizer_class": "OddTokenizer", "auto_map": {"AutoTokenizer": ["odd.Odd", None]}}
+    (source / "tokenizer_config.json").write_text(json.dumps(named))
+    (source / "odd.py").write_text("raise AssertionError('this code must not run')")
+    assert main(["compress", str(source), str(small)]) == 0
+    assert not asked
+    for file in ("tokenizer_config.json", "odd.py"):
+        assert (small / file).read_text() == (source / file).read_text()
+
+
 def test_a_model_that_is_replaced_leaves_nothing_of_its_own(
     dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
