@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.nn import SpikedLinear, noise_store
-from hf_rmt.nn.jit_unpack import has_numba
 from hf_rmt.nn.layouts import LAYOUTS, set_layout
 
 SHAPES = ("384x384", "768x768", "3072x768", "768x3072")
@@ -97,7 +96,7 @@ def contestants(noise: str, dense: nn.Linear, x: Tensor) -> tuple[dict[str, Call
         calls[name] = lambda layer=layer: layer(x)
     if x.device.type == "cpu":
         calls["torch dynamic"] = dynamic(dense, x)
-        if has_numba():
+        if noise_store.unpacker.has_numba():
             calls["packed without Numba"] = without_numba(calls["packed"])
     return calls, peers(dense, x, calls)
 
