@@ -255,7 +255,7 @@ def _check_size(size: float | None, settings: CompressionSettings) -> None:
         raise ValueError(f"size must lie in (0, 1], got {size!r}; it is a share of the parameters")
     if settings.noise != "drop" or settings.noise_removal != 1.0:
         raise ValueError(
-            f"size says how much is kept of weights that lose the rest, got "
+            f"size needs the noise to be dropped completely, got "
             f"noise={settings.noise!r} and noise_removal={settings.noise_removal}; set "
             "noise='drop' and leave noise_removal at 1.0"
         )

@@ -63,7 +63,7 @@ def shared_ranks(
         The ranks, at least 1; None for a layer whose factors would be no smaller than it is.
 
     Raises:
-        ValueError: If there is no room for one direction a layer.
+        ValueError: If there is no room for one direction per layer.
     """
     costs = {name: sum(shapes[name]) for name in worth}
     entries = {name: shapes[name][0] * shapes[name][1] for name in worth}
@@ -73,7 +73,7 @@ def shared_ranks(
     budget, least = int(size * sum(entries.values())) - surplus, sum(costs.values())
     if budget < least:
         raise ValueError(
-            f"size={size} allows {budget} parameters, and one direction a layer takes {least}; "
+            f"size={size} allows {budget} parameters, but one direction per layer needs {least}; "
             "raise size, or name fewer target_modules"
         )
     further = {name: values[1 : most[name]] for name, values in worth.items()}
@@ -84,7 +84,7 @@ def shared_ranks(
 def ranks_that_lose(
     lost: float, worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, int | None]:
-    """Ranks of the smallest size, in whole percent, at which at most a part of the worth is lost.
+    """Ranks of the smallest size, in whole percent, that loses at most a given part of the worth.
 
     Args:
         lost: The part, of what all directions of all layers are worth together, in [0, 1].
@@ -95,7 +95,7 @@ def ranks_that_lose(
         The ranks, as `shared_ranks` gives them.
 
     Raises:
-        ValueError: If there is no room for one direction a layer.
+        ValueError: If there is no room for one direction per layer.
 
     Examples:
         >>> import torch

@@ -213,7 +213,7 @@ def _saved_config(path: str | PathLike[str]) -> Any:
     except (TypeError, LookupError, AttributeError, ValueError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"{path} brings Python code of its own, which is not run from here; load it with "
+                f"{path} brings its own Python code, which hf_rmt does not run; load it with "
                 "from_pretrained(..., trust_remote_code=True) and pass the loaded model"
             ) from error
         raise ValueError(f"{path}: {CONFIG} cannot be read: {error}") from error

@@ -69,7 +69,7 @@ def check_source(path: str | PathLike[str]) -> None:
 
 
 def check_entries(entries: Mapping[str, Any]) -> None:
-    """Refuse a config.json whose shape no reader expects.
+    """Refuse a config.json with a malformed `quantization_config`.
 
     Args:
         entries: What config.json holds.
@@ -175,7 +175,7 @@ def _only_gguf(folder: Path) -> bool:
 
 
 def processors(source: str | PathLike[str]) -> list[Any]:
-    """The tokenizer and the image processor of a folder or Hub id, those that it has."""
+    """The tokenizer and the image processor of a folder or Hub id, as far as they exist."""
     found = []
     for processor in (AutoTokenizer, AutoImageProcessor):
         try:
@@ -186,7 +186,7 @@ def processors(source: str | PathLike[str]) -> list[Any]:
 
 
 def _is_made_up(part: Any, source: str | PathLike[str]) -> bool:
-    """Whether this is the tokenizer without words that stands for one that nobody saved."""
+    """Whether this is the empty tokenizer that transformers makes when none was saved."""
     if not isinstance(part, PreTrainedTokenizerBase) or not part.vocab_files_names:
         return False  # those of bytes or characters need no file
     files = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, *part.vocab_files_names.values())

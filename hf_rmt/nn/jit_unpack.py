@@ -5,7 +5,7 @@ Torch takes several passes over the weights, and gathers slowly. Where Numba is 
 and writes the weight. The products are the same, bit for bit.
 """
 
-# Numba's decorator has no types, and it compiles functions that need none.
+# Numba's decorator has no types, and the functions that it compiles need none.
 # mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
 # mypy: disallow-untyped-calls=False
 
@@ -28,7 +28,7 @@ from hf_rmt.nn.codebooks import CODEBOOKS, POINTS, RUN, SCALES, table
 logger = logging.getLogger(__name__)
 
 PART = 2**17
-"""Least weights for a thread of its own: they take as long as handing them over."""
+"""Fewest weights that justify a thread: unpacking them takes as long as starting its work."""
 _LIBRARY = torch.library.Library("hf_rmt", "FRAGMENT")
 _LIBRARY.define(
     "unpack(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()"
@@ -56,8 +56,8 @@ def unpack(
 
     Args:
         codes: Of the runs, uint8, contiguous.
-        fine: Nibbles of their groups' scales, RUN / 2 bytes a run.
-        coarse: A byte a run.
+        fine: Nibbles of their groups' scales, RUN / 2 bytes per run.
+        coarse: One byte per run.
         base: The largest scale, as the bits of its float32.
         kind: `int8`, `int4` or `ternary`.
         out: Contiguous float32, as many entries as the runs have weights.
@@ -102,14 +102,16 @@ def _numba() -> Any:
     try:
         import numba
     except (ImportError, SystemError) as error:
-        logger.warning("numba cannot be imported, so torch unpacks the noise, slower: %s", error)
+        logger.warning(
+            "numba cannot be imported, so torch unpacks the noise, which is slower: %s", error
+        )
         return None
     return numba
 
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of a process; a fork has none of those of its parent."""
+    """Threads of a process; a forked process does not inherit those of its parent."""
     return ThreadPoolExecutor(os.cpu_count(), "hf_rmt_unpack")
 
 

@@ -94,7 +94,7 @@ class NoiseStore(nn.Module):
         peak = torch.stack([rows.abs().amax() for _, rows in row_chunks(weight, signal)]).amax()
         if not torch.isfinite(peak.to(torch.float32)):
             raise ValueError(
-                "the weight holds nan, inf or more than float32 can; leave such a layer dense"
+                "the weight holds nan, inf or numbers too large for float32; leave it dense"
             )
         least = torch.finfo(torch.float32).tiny / CODEBOOKS[self.kind].unit
         if 0 < peak < least:

@@ -60,7 +60,7 @@ class CompressionReport:
     def latency(self) -> float | None:
         """Mean time of the measured compressed layers over the dense one, by size of layer.
 
-        The time of a dense layer goes with its number of entries, which is why they weigh.
+        The time of a dense layer grows with its number of entries, so they are the weights.
         """
         measured = [layer for layer in self.plan.compressed if layer.latency is not None]
         weights = [layer.shape[0] * layer.shape[1] for layer in measured]

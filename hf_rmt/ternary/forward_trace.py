@@ -208,7 +208,7 @@ def positions_without_data(model: nn.Module, names: Sequence[str]) -> dict[str, 
 
 
 def dummy_batch(model: Any) -> Batch:
-    """Arguments that a transformers model runs on, of no meaning.
+    """Dummy arguments that a transformers model can run on.
 
     Raises:
         ValueError: If none are known.

@@ -142,5 +142,5 @@ def test_ranks_stay_within_the_size_and_follow_the_worth() -> None:
     assert ranks["a"] > ranks["b"] >= 1
     kept = 48 + 70 * (ranks["a"] + ranks["b"])
     assert kept <= 0.5 * (1200 + 1200 + 48) < kept + 2 * 70
-    with pytest.raises(ValueError, match=r"size=0\.01 allows .* one direction a layer takes 154"):
+    with pytest.raises(ValueError, match=r"size=0\.01 allows .* one direction per layer needs 154"):
         shared_ranks(worth, shapes, 0.01)

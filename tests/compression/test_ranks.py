@@ -79,5 +79,5 @@ def test_without_anything_to_lose_one_direction_a_layer_is_left() -> None:
 
 
 def test_layers_without_room_for_a_direction_are_refused() -> None:
-    with pytest.raises(ValueError, match="one direction a layer takes 9"):
+    with pytest.raises(ValueError, match="one direction per layer needs 9"):
         ranks_that_lose(1e-3, {"a": torch.ones(1)}, {"a": (1, 8)})

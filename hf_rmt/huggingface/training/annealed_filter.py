@@ -43,7 +43,7 @@ EVERY, CUTS = 8, 16
 """Most update steps between two cuts of the weights, and least cuts while the noise falls. What is
 evaluated or saved is cut first."""
 MOSTLY_DENSE = 0.9
-"""Share of the parameters from which on little is won, so that the user is told."""
+"""Above this share of the parameters little is saved, and the user is warned."""
 PROBES_FILE = "_rmt_probes.safetensors"
 MOMENTS_FILE = "_rmt_moments-{process}.safetensors"
 
@@ -54,7 +54,7 @@ class AnnealedFilter:
     Args:
         settings: Which layers, and by which rule ranks are found where no size is given.
         anneal: When.
-        size: Share of the layers' parameters to keep; `"auto"` for what the batches ask for; None
+        size: Share of the layers' parameters to keep; `"auto"` to find it from the batches; None
             for the rule of the settings.
     """
 
@@ -207,9 +207,9 @@ class AnnealedFilter:
         choice = choose(model, self._names, excited, self.settings, self.size)
         if self.size == "auto" and choice.share > MOSTLY_DENSE:
             logger.warning(
-                "size='auto' keeps %.0f %% of the parameters: with less, directions would go that "
-                "count for the loss on the training batches; pass size=0.5 to keep half of them "
-                "all the same, and compare the accuracy",
+                "size='auto' keeps %.0f %% of the parameters: with less, directions that matter "
+                "for the loss on the training batches would be lost; to keep only half of the "
+                "parameters anyway, pass size=0.5, and compare the accuracy",
                 100 * choice.share,
             )
         self._probes, kept = choice.probes, _on_cpu(choice.probes)

@@ -57,7 +57,7 @@ def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
             "pass schedule='end' to filter once"
         )
     if isinstance(size, str):
-        check_choice("size, where it is no number,", size, ("auto",))
+        check_choice("size, if it is not a number,", size, ("auto",))
     elif size is not None:
         check_number("size", size, "(0")
     if log not in (True, False, "layers"):

@@ -65,8 +65,8 @@ def choose(
         names: Layers with a matrix.
         excited: Their second moments, as `BatchMoments` gives them.
         settings: The rule that finds the rank of a layer where no size is given.
-        size: Share of the parameters of the layers that were reached; `"auto"` for the smallest at
-            which next to nothing is lost of what the directions are worth; or None.
+        size: Share of the parameters of the layers that were reached; `"auto"` for the smallest
+            share that loses at most `LOST` of what the directions are worth; or None.
 
     Returns:
         The choice, equal on every process.

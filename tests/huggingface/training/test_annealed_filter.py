@@ -247,7 +247,7 @@ def test_training_that_ends_before_the_choice_changes_nothing(
 
 def test_a_size_without_room_is_refused_before_any_step(tmp_path: Path) -> None:
     watcher = Watcher()
-    with pytest.raises(ValueError, match=r"size=0\.001 allows .* one direction a layer takes"):
+    with pytest.raises(ValueError, match=r"size=0\.001 allows .* one direction per layer needs"):
         fine_tune(tmp_path, RMTCallback(size=0.001), watcher)
     assert not watcher.weights
 
