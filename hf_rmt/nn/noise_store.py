@@ -206,12 +206,17 @@ class NoiseStore(nn.Module):
         """Weights of runs low to high, flat float32, in `out` if it is given."""
         book = CODEBOOKS[self.kind]
         codes = self.codes[low * book.run_bytes : high * book.run_bytes]
-        if unpacker is None or not unpacker.can_unpack(codes):
-            return self._scaled(book.decode(codes), book.group, low, high, out)
-        values = torch.empty((high - low) * book.run, device=codes.device) if out is None else out
         fine, coarse = self.fine[low * RUN // 2 : high * RUN // 2], self.coarse[low:high]
-        unpacker.unpack(codes, fine, coarse, self.base, self.kind, values)
-        return values
+        if unpacker is not None and unpacker.can_unpack(codes):
+            return unpacker.unpack(codes, fine, coarse, self.base, self.kind, out)
+        values = book.decode(codes)
+        grid = table(SCALES, codes.device) * self.base.view(torch.float32)
+        groups = values.view(-1, book.group)
+        scales = repeated(grid, scale_codes(fine, coarse), book.group)
+        if torch.compiler.is_compiling():
+            return (groups * scales).view(-1)
+        target = groups if out is None else out.view(-1, book.group)
+        return torch.mul(groups, scales, out=target).view(-1)
 
     def plain(self, dtype: torch.dtype) -> Tensor:
         """What `dense` gives, by operations that every exported graph can hold."""
@@ -220,18 +225,6 @@ class NoiseStore(nn.Module):
         shape = self.out_features, self.in_features
         stored = self.codes, self.fine, self.coarse, self.base
         return plain_noise(self.kind, *stored, shape).to(dtype)
-
-    def _scaled(
-        self, values: Tensor, group: int, low: int, high: int, out: Tensor | None = None
-    ) -> Tensor:
-        """Weights of some runs times the scales of their groups, into `out` or in place."""
-        fine = self.fine[low * RUN // 2 : high * RUN // 2]
-        codes = scale_codes(fine, self.coarse[low:high])
-        grid = table(SCALES, codes.device) * self.base.view(torch.float32)
-        target = (values if out is None else out).view(-1, group)
-        if torch.compiler.is_compiling():
-            return (values.view(-1, group) * repeated(grid, codes, group)).view(-1)
-        return torch.mul(values.view(-1, group), repeated(grid, codes, group), out=target).view(-1)
 
     def group_scales(self) -> Tensor:
         """The scale of each group of a packed store, float32, flat."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hf_rmt.nn import NoiseStore, SpikedLinear, jit_unpack
-from hf_rmt.nn.codebooks import CODEBOOKS
+from hf_rmt.nn.codebooks import CODEBOOKS, LEVELS, SCALES, SPIRAL, table
 from tests.nn.stores import filled, gaussian
 
 pytest.importorskip("numba", reason="needs the extra `fast`")
+caching = pytest.importorskip("numba.core.caching")
 SHAPES = [(1, 1), (37, 53), (128, 640), (300, 2048)]
 
 
@@ -45,6 +47,43 @@ def test_gives_the_bits_that_torch_gives(kind, dtype, shape, threads):
     assert torch.equal(store.dense(dtype, scratch=True), store.dense(dtype))
 
 
+@pytest.mark.parametrize("step", ["ensure_cache_path", "save_overload"])
+def test_numba_compiles_although_nothing_can_be_written(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no folder for the cache can be made, and where the disk is full."""
+    asked = []
+
+    def fail(*_: object) -> None:
+        asked.append(step)
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    store = filled("int8", gaussian(16, 64))
+    wanted = by_torch(store, 0, 16)
+    owner = caching._CacheLocator if step == "ensure_cache_path" else caching.FunctionCache
+    monkeypatch.setattr(owner, step, fail)
+    monkeypatch.setattr(caching.FunctionCache, "load_overload", lambda *_: None)
+    jit_unpack._kernel.cache_clear()
+    try:
+        assert torch.equal(store.dense(), wanted)
+    finally:
+        jit_unpack._kernel.cache_clear()
+    assert asked
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_of_torch_changes_nothing(default: torch.dtype) -> None:
+    store = filled("int4", gaussian(37, 53))
+    wanted = store.dense()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(store.dense(), wanted)
+        assert torch.equal(store.rows(3, 9, default), wanted[3:9].to(default))
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_a_large_weight_is_shared_out_over_the_threads(threads, monkeypatch):
     asked = []
     pool = jit_unpack._pool
@@ -59,7 +98,10 @@ def test_bytes_that_no_store_holds_read_no_other_memory(kind):
     store = filled(kind, gaussian(32, 160))
     for name in ("codes", "fine", "coarse"):
         getattr(store, name).fill_(255)
-    assert store.dense().abs().max() <= 256 * store.base.view(torch.float32)
+    scale = table(SCALES, store.codes.device)[(255 + 15) % 256] * store.base.view(torch.float32)
+    last = {"int8": LEVELS[255:], "int4": SPIRAL[255], "ternary": (0.0,)}[kind]
+    values = store.dense().view(-1, len(last))
+    assert torch.equal(values, (torch.tensor(last) * scale).expand_as(values))
 
 
 @pytest.mark.parametrize("kind", CODEBOOKS)

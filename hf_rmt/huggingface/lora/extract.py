@@ -205,10 +205,8 @@ def _load_base(base: ModelOrPath, tuned: Any) -> tuple[Any, list[str]]:
     if isinstance(base, nn.Module):
         return unwrapped(base), []
     check_source(base)
-    kind, config = (
-        getattr(tuned, "config", None),
-        AutoConfig.from_pretrained(base, trust_remote_code=False),
-    )
+    kind = getattr(tuned, "config", None)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     if kind is None or config.model_type != kind.model_type:
         raise ValueError(
             f"base {str(base)!r} is a {config.model_type!r} and tuned a "
