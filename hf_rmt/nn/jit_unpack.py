@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 PART = 2**17
 """Fewest weights that a thread gets. Unpacking them takes 80 to 100 microseconds, and handing two
 parts to threads takes 50."""
-_OPERATORS = library.Library("hf_rmt", "FRAGMENT")
-_OPERATORS.define(
-    "unpack(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()"
+library.define(
+    "hf_rmt::unpack",
+    "(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()",
 )
 
 
@@ -99,8 +99,8 @@ def _unpack(
     list(_pool(os.getpid()).map(work, range(parts)))
 
 
-_OPERATORS.impl("unpack", _unpack, "CPU")
-library.register_fake("hf_rmt::unpack", lambda *_: None, lib=_OPERATORS)
+library.impl("hf_rmt::unpack", "cpu", _unpack)
+library.register_fake("hf_rmt::unpack", lambda *_: None)
 
 
 @cache
