@@ -1,11 +1,13 @@
 """Parts of the pages that are made of the code, so that they cannot go out of date.
 
 A page holds a line such as `<!-- made from the code: methods -->`. Before Sphinx reads the page,
-the line is replaced with Markdown that is made of the installed package.
+the line is replaced with Markdown that is made of the installed package. In a terminal,
+`python docs/_ext/from_code.py methods` prints the same.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable
 from importlib import import_module
@@ -155,3 +157,14 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("source-read", read)
     app.connect("autodoc-process-docstring", document, priority=100)
     return {"parallel_read_safe": True}
+
+
+def main() -> None:
+    """Print one part, as Markdown."""
+    parser = argparse.ArgumentParser(description="Print a table that the pages take from the code.")
+    parser.add_argument("part", choices=PARTS, help="which table")
+    print(part(parser.parse_args().part))
+
+
+if __name__ == "__main__":
+    main()
