@@ -1,13 +1,15 @@
 """Speed of one compressed layer in every layout, over the dense layer of float32.
 
     python recipes/bench_layers.py [--tokens 1 16 128 512] [--noise int8 int4] [--shapes 768x768]
+    python recipes/bench_layers.py --noise drop --size 0.1 0.35 0.5
     python recipes/bench_layers.py --device cuda
     python recipes/bench_layers.py --embedded
 
 All layers of a row run in turn; a number is the median over the turns of a layer's time over that
 of the dense layer in the same turn. `error` is the relative distance of the outputs from those of
 the packed layer. `packed` unpacks with Numba where the extra `fast` is installed, and then
-`packed without Numba` is shown too. `torch dynamic` is torch's own dynamic int8 linear, without an
+`packed without Numba` is shown too. Without noise (`drop`), `packed` is two products with the
+factors, which have the share of the dense layer's parameters that `--size` gives. `torch dynamic` is torch's own dynamic int8 linear, without an
 exact signal and with one scale for all tokens; torchao and bitsandbytes take part where they are
 installed.
 """
@@ -32,7 +34,7 @@ from hf_rmt.nn.layouts import LAYOUTS, set_layout
 SHAPES = ("384x384", "768x768", "3072x768", "768x3072")
 TOKENS = {"cpu": (1, 16, 128, 512), "cuda": (1, 16, 128, 512, 4096)}
 SIGNAL = 24
-"""The smaller side over the rank of the signal."""
+"""The smaller side over the rank of the signal, beside noise that is stored."""
 
 
 def main() -> None:
@@ -43,8 +45,9 @@ def main() -> None:
         torch.set_num_threads(1)
     print(machine(options.device))
     for noise in options.noise:
-        for shape, tokens in itertools.product(options.shapes, options.tokens):
-            show(noise, shape, tokens, options)
+        sizes = options.size if noise == "drop" else [None]
+        for shape, tokens, size in itertools.product(options.shapes, options.tokens, sizes):
+            show(noise, size, shape, tokens, options)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--shapes", nargs="+", help="out x in, such as 768x768")
     made.add_argument("--tokens", nargs="+", type=int, help="rows of the input")
     made.add_argument("--noise", nargs="+", default=["int8", "int4"], help="how noise is stored")
+    made.add_argument(
+        "--size", nargs="+", type=float, default=[0.35], help="share of the parameters, for drop"
+    )
     return made
 
 
@@ -65,38 +71,46 @@ def filled(options: argparse.Namespace) -> argparse.Namespace:
 
 
 @torch.no_grad()
-def show(noise: str, shape: str, tokens: int, options: argparse.Namespace) -> None:
+def show(
+    noise: str, size: float | None, shape: str, tokens: int, options: argparse.Namespace
+) -> None:
     rows, columns = map(int, shape.split("x"))
     dense = nn.Linear(columns, rows).to(options.device).eval()
     x = torch.randn(tokens, columns, device=options.device)
-    calls, notes = contestants(noise, dense, x)
+    calls, notes = contestants(spiked(dense, noise, size), dense, x)
     seconds = times(calls, options.repeats, options.device)
     base = "dense fp32" if options.device == "cpu" else "dense bf16"
     shown = ratios(seconds, base)
     parts = [f"{name} {value:.2f}" for name, value in shown.items() if name != base]
     expected = calls["packed"]()
-    worst = {name: error(calls[name](), expected) for name in ("dense", "int8")}
+    errors = [
+        f"{name} {error(calls[name](), expected):.1e}"
+        for name in ("dense", "int8")
+        if name in calls
+    ]
     print(
-        f"{noise} {shape} {tokens} tokens: {base} {median(seconds[base]) * 1e6:.0f} us; "
-        f"{', '.join(parts + notes)}; error: dense {worst['dense']:.1e}, int8 {worst['int8']:.1e}",
+        f"{noise}{'' if size is None else f' {size:g}'} {shape} {tokens} tokens: {base} {median(seconds[base]) * 1e6:.0f} us; "
+        f"{', '.join(parts + notes)}{'; error: ' if errors else ''}{', '.join(errors)}",
         flush=True,
     )
 
 
-def contestants(noise: str, dense: nn.Linear, x: Tensor) -> tuple[dict[str, Call], list[str]]:
+def contestants(
+    first: SpikedLinear, dense: nn.Linear, x: Tensor
+) -> tuple[dict[str, Call], list[str]]:
     """What is called, by name, and what could not take part."""
     half, y = copy.deepcopy(dense).bfloat16(), x.bfloat16()
     calls: dict[str, Call] = {"dense fp32": lambda: dense(x), "dense bf16": lambda: half(y)}
-    first = spiked(dense, noise)
-    possible = [name for name, kind in LAYOUTS.items() if not kind.refusal(first)]
-    layers = {name: copy.deepcopy(first) for name in (*possible, "int8, two digits")}
+    possible = [name for name, kind in LAYOUTS.items() if not kind.refusal(first)] or ["packed"]
+    digits = ["int8, two digits"] if "int8" in possible else []
+    layers = {name: copy.deepcopy(first) for name in (*possible, *digits)}
     for name, layer in layers.items():
-        digits = "int16" if "two" in name else "int8"
-        set_layout(layer, name.partition(",")[0], activations=digits)
+        activations = "int16" if "two" in name else "int8"
+        set_layout(layer, name.partition(",")[0], activations=activations)
         calls[name] = lambda layer=layer: layer(x)
     if x.device.type == "cpu":
         calls["torch dynamic"] = dynamic(dense, x)
-        if noise_store.unpacker.has_numba():
+        if first.noise.kind != "drop" and noise_store.unpacker.has_numba():
             calls["packed without Numba"] = without_numba(calls["packed"])
     return calls, peers(dense, x, calls)
 
@@ -114,10 +128,12 @@ def without_numba(call: Call) -> Call:
     return slower
 
 
-def spiked(dense: nn.Linear, noise: str) -> SpikedLinear:
+def spiked(dense: nn.Linear, noise: str, size: float | None) -> SpikedLinear:
     """The compressed layer of a dense one; what its factors hold does not matter for speed."""
     weight = dense.weight.detach()
     rank = min(weight.shape) // SIGNAL
+    if size is not None:
+        rank = max(1, int(size * weight.numel() / sum(weight.shape)))
     u, s, v = torch.svd_lowrank(weight, rank)
     return SpikedLinear.from_factors(u * s, v.T, weight, dense.bias, noise=noise).eval()
 

@@ -65,7 +65,7 @@ def compress_shared(
 ) -> CompressionReport:
     """Compress layers of a model in place, and report; see `decide_shared`."""
     decisions = decide_shared(model, names, settings, dry_run=dry_run, decide=decide)
-    return compression_report(decisions, model, done=not dry_run)
+    return compression_report(decisions, model)
 
 
 def decide_shared(

@@ -77,7 +77,7 @@ def compress_calibrated(
         for plan, fit in decide_shared(model, group, settings, dry_run=dry_run, decide=decide):
             decisions[plan.name] = plan, fit
     decided = [decisions[name] for name in names]
-    return compression_report(decided, model, done=not dry_run)
+    return compression_report(decided, model)
 
 
 def repeatable(batches: Iterable[Batch]) -> Sequence[Batch] | Iterable[Batch]:

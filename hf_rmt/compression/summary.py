@@ -43,7 +43,7 @@ def analyze_layers(
 
 
 def compression_report(
-    decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], model: Any, *, done: bool = True
+    decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], model: Any
 ) -> CompressionReport:
     """Report of the decisions on a model's layers.
 
@@ -52,8 +52,7 @@ def compression_report(
 
     Args:
         decisions: What was decided, layer by layer.
-        model: The model.
-        done: Whether the decisions have been carried out.
+        model: The model, before or after they are carried out.
     """
     decisions = list(decisions)
     spectra = [LayerSpectrum(plan.name, plan.shape, fit) for plan, fit in decisions if fit]
@@ -63,18 +62,23 @@ def compression_report(
     return CompressionReport(
         plan,
         SpectralReport(tuple(spectra)) if spectra else None,
-        sizes=_sizes(plan, model, done=done),
+        sizes=_sizes(plan, model),
         clock=partial(with_latencies, dtype=like.dtype, device=like.device, geometries=geometries),
     )
 
 
-def _sizes(plan: CompressionPlan, model: Any, *, done: bool) -> Sizes:
+def _sizes(plan: CompressionPlan, model: Any) -> Sizes:
     """Bytes of the saved weights before and after, and the parameters of the dense model."""
     tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-    now = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    spared = sum(layer.dense_bits - layer.bits for layer in plan.compressed) // 8
-    before = now + spared if done else now
-    return Sizes(file=(before, before - spared), model_parameters=model_parameters(model))
+    for layer in plan.compressed:
+        own = model.get_submodule(layer.name).state_dict(keep_vars=True)
+        for name, tensor in own.items():
+            if name != "bias":  # the plan has its bits: factors take fewer in a file than in memory
+                tensors.pop(id(tensor), None)
+    others = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    before = others + sum(layer.dense_bits for layer in plan.compressed) // 8
+    after = others + sum(layer.bits for layer in plan.compressed) // 8
+    return Sizes(file=(before, after), model_parameters=model_parameters(model))
 
 
 def model_parameters(model: nn.Module) -> int:

@@ -1,0 +1,33 @@
+"""The size of a file that a report gives is that of the file."""
+
+from __future__ import annotations
+
+import pytest
+from safetensors import safe_open
+from transformers import BertConfig, BertForSequenceClassification
+
+import hf_rmt
+from hf_rmt import RMTConfig
+from hf_rmt.nn import NOISE_KINDS
+
+SMALL = BertConfig(
+    vocab_size=50, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+)
+
+
+def bytes_on_disk(folder) -> int:
+    """Bytes of the tensors of a saved model, without the header of the file."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+def test_the_reported_file_is_the_saved_one(noise, tmp_path):
+    model = BertForSequenceClassification(SMALL)
+    model.save_pretrained(tmp_path / "dense")
+    config = RMTConfig(method="svd", rank=5, noise=noise)
+    planned = hf_rmt.compress(model, config, dry_run=True).sizes.file
+    done = hf_rmt.compress(model, config).sizes.file
+    model.save_pretrained(tmp_path / "compressed")
+    assert done == planned
+    assert done == tuple(bytes_on_disk(tmp_path / name) for name in ("dense", "compressed"))
