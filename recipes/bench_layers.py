@@ -9,9 +9,9 @@ All layers of a row run in turn; a number is the median over the turns of a laye
 of the dense layer in the same turn. `error` is the relative distance of the outputs from those of
 the packed layer. `packed` unpacks with Numba where the extra `fast` is installed, and then
 `packed without Numba` is shown too. Without noise (`drop`), `packed` is two products with the
-factors, which have the share of the dense layer's parameters that `--size` gives. `torch dynamic` is torch's own dynamic int8 linear, without an
-exact signal and with one scale for all tokens; torchao and bitsandbytes take part where they are
-installed.
+factors, which have the share of the dense layer's parameters that `--size` gives. `torch dynamic`
+is torch's own dynamic int8 linear, without an exact signal and with one scale for all tokens;
+torchao and bitsandbytes take part where they are installed.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ def show(
         for name in ("dense", "int8")
         if name in calls
     ]
+    told = noise if size is None else f"{noise} {size:g}"
     print(
-        f"{noise}{'' if size is None else f' {size:g}'} {shape} {tokens} tokens: {base} {median(seconds[base]) * 1e6:.0f} us; "
+        f"{told} {shape} {tokens} tokens: {base} {median(seconds[base]) * 1e6:.0f} us; "
         f"{', '.join(parts + notes)}{'; error: ' if errors else ''}{', '.join(errors)}",
         flush=True,
     )
