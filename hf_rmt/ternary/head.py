@@ -67,7 +67,7 @@ def compress_head(
         # in memory, for a loader that shuffles would pair inputs with other outputs
         decisions = _with_data(model, names, settings, list(repeatable(batches)), dry_run)
     decided = [decisions[name] for name in names]
-    return compression_report(decided, model, done=not dry_run)
+    return compression_report(decided, model)
 
 
 def _check_sparsity(model: Any, names: Sequence[str], settings: CompressionSettings) -> None:

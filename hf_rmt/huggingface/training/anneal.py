@@ -112,3 +112,13 @@ def amount(step: int, first: int, last: int) -> float:
     if step < first:
         return 1.0
     return 0.0 if step >= last else 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))
+
+
+def choice_steps(first: int, last: int) -> list[int]:
+    """Update steps after which directions are chosen: first, half-way to last, and last.
+
+    Examples:
+        >>> choice_steps(113, 179), choice_steps(5, 5)
+        ([113, 146, 179], [5])
+    """
+    return sorted({first, (first + last) // 2, last})

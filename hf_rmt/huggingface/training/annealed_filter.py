@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,21 +13,16 @@ from torch import Tensor, nn
 from hf_rmt.compression.apply import compress_shared
 from hf_rmt.compression.decision import Decision, dense_plan
 from hf_rmt.compression.excited import cut
+from hf_rmt.compression.low_rank import LayerMoments
 from hf_rmt.compression.methods.truncation import of_rank
 from hf_rmt.compression.parallel import WorkResult
 from hf_rmt.compression.ranks import shared_ranks
 from hf_rmt.compression.weight import compress_weight
-from hf_rmt.huggingface.training.anneal import Anneal, amount
-from hf_rmt.huggingface.training.batch_moments import BatchMoments, measurable
-from hf_rmt.huggingface.training.choice import Size, choose, shared
-from hf_rmt.huggingface.training.start_weights import (
-    carry_start,
-    digest,
-    home,
-    keep_start,
-    load_start,
-    save_start,
-)
+from hf_rmt.huggingface.training.anneal import Anneal, amount, choice_steps
+from hf_rmt.huggingface.training.batch_moments import measurable
+from hf_rmt.huggingface.training.choice import Size, choose, probes_again, shared
+from hf_rmt.huggingface.training.moment_windows import MomentWindows
+from hf_rmt.huggingface.training.start_weights import carry_start, digest, home, keep_start
 from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
 from hf_rmt.plan import Cause
@@ -37,19 +31,19 @@ from hf_rmt.settings import CompressionSettings
 
 logger = logging.getLogger(__name__)
 
-GATHERED = 24
-"""Update steps before the choice whose batches are measured; the first shows the sites only."""
 EVERY, CUTS = 8, 16
 """Most update steps between two cuts of the weights, and least cuts while the noise falls. What is
 evaluated or saved is cut first."""
 MOSTLY_DENSE = 0.9
 """Above this share of the parameters little is saved, and the user is warned."""
-PROBES_FILE = "_rmt_probes.safetensors"
-MOMENTS_FILE = "_rmt_moments-{process}.safetensors"
+PROBES_FILE = "_rmt_probes-{step}.safetensors"
 
 
 class AnnealedFilter:
-    """Chooses the directions of each layer once, then shrinks all else from step to step.
+    """Chooses ranks and directions, then shrinks all else from step to step.
+
+    While the noise falls, the model goes on learning. So the directions are chosen twice more, of
+    the same ranks: half-way and at the end.
 
     Args:
         settings: Which layers, and by which rule ranks are found where no size is given.
@@ -64,7 +58,7 @@ class AnnealedFilter:
         self.first = self.last = 0
         self._names: list[str] = []
         self._probes: dict[str, Tensor] = {}
-        self._moments: BatchMoments | None = None
+        self._windows: MomentWindows | None = None
 
     @property
     def chosen(self) -> dict[str, dict[str, Any]]:
@@ -84,13 +78,21 @@ class AnnealedFilter:
         self._probes = {}
         reached = measurable(model, names, self.settings.min_size)
         self._check_size(model, reached)
-        self._moments = None if self.chosen else BatchMoments(model, reached)
+        chosen_at = self.memory.get("chosen_at")
+        self._windows = MomentWindows(
+            model,
+            reached,
+            choice_steps(self.first, self.last),
+            chosen_at=chosen_at,
+            leaders=self.memory.get("leaders", {}),
+        )
         if self.chosen:
-            probes = carry_start(args, began, self.memory["probes"], name=PROBES_FILE)
+            name = PROBES_FILE.format(step=chosen_at)
+            probes = carry_start(args, began, self.memory["probes"], name=name)
             device = next(model.parameters()).device
             self._probes = {name: probe.to(device) for name, probe in probes.items()}
-        elif saved and self._gathers(state.global_step - 1):
-            self._reload_moments(args, began, state)
+        if saved and self._windows.gathers(state.global_step - 1):
+            self._windows.load(args, began, state.global_step)
 
     def _check_size(self, model: nn.Module, names: Sequence[str]) -> None:
         """Refuse a size without room for one direction a layer before any step is spent."""
@@ -100,20 +102,20 @@ class AnnealedFilter:
             shared_ranks({name: torch.ones(1) for name in names}, shapes, least)
 
     def step_begins(self, state: Any) -> None:
-        """Listen to the batches of a step shortly before the choice."""
-        if self._moments is not None and self._gathers(state.global_step):
-            self._moments.listen()
+        """Listen to the batches of a step shortly before a choice."""
+        if self._windows is not None:
+            self._windows.step_begins(state.global_step)
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
         """Choose or cut, where it is time to; returns what there is to log."""
+        assert self._windows is not None
         step = state.global_step
-        if self._moments is not None:
-            self._moments.end_step()
-            self.memory["leaders"] = self._moments.leaders
-            if step < self.first:
-                return {}
-            self._moments.stop()
-            self._choose(args, model, step)
+        self._windows.step_ends()
+        self.memory["leaders"] = self._windows.leaders
+        if self._windows.due(step):
+            self._choose(args, model, step, self._windows.take(step))
+        if not self.chosen:
+            return {}
         wanted = control.should_save or control.should_evaluate or step >= state.max_steps
         every = min(EVERY, max(1, (self.last - self.first) // CUTS))
         if (step - self.first) % every == 0 or wanted or step == self.last:
@@ -129,22 +131,17 @@ class AnnealedFilter:
             self._cut(model, state.global_step)
 
     def saved(self, args: Any, state: Any) -> None:
-        """Keep the sums of each process beside a checkpoint that falls before the choice."""
-        if self._moments is None or not self._moments.sums:
-            return
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        save_start(
-            {key: value.cpu() for key, value in self._moments.sums.items()},
-            folder,
-            name=MOMENTS_FILE.format(process=args.process_index),
-        )
+        """Keep the sums of each process beside a checkpoint that falls shortly before a choice."""
+        if self._windows is not None:
+            self._windows.save(args, state.global_step)
 
     def finish(
         self, args: Any, state: Any, model: Any, *, loaded_best: bool
     ) -> CompressionReport | None:
         """Make the compact model of what training left; None if nothing was chosen in time."""
-        if self._moments is not None:
-            self._moments.stop()
+        if self._windows is not None:
+            self._windows.stop()
+        if not self.chosen:
             logger.warning(
                 "training ended after step %d, before the directions were chosen after step %d: "
                 "the model stays as it was trained; train longer, or let anneal start earlier",
@@ -174,10 +171,6 @@ class AnnealedFilter:
             self._shrink(model, 0.0)
             self.memory |= {"left": 0.0, "cut_at": step}
 
-    def _gathers(self, step: int) -> bool:
-        """Whether the update after so many steps is one whose batches are measured."""
-        return self.first - GATHERED <= step < self.first
-
     def _cut(self, model: nn.Module, step: int) -> None:
         """Shrink the rest to what the schedule leaves of it after this step."""
         if not self.chosen or self.memory["cut_at"] == step:
@@ -200,27 +193,23 @@ class AnnealedFilter:
         for name, (_, tensors) in zip(names, shared(model, names, work), strict=True):
             set_matrix(model.get_submodule(name), tensors["weight"])
 
-    def _choose(self, args: Any, model: nn.Module, step: int) -> None:
-        """Choose ranks and directions by the moments of the batches so far."""
-        assert self._moments is not None
-        excited, self._moments = self._moments.measured_moments(), None
-        choice = choose(model, self._names, excited, self.settings, self.size)
-        if self.size == "auto" and choice.share > MOSTLY_DENSE:
-            logger.warning(
-                "size='auto' keeps %.0f %% of the parameters: with less, directions that matter "
-                "for the loss on the training batches would be lost; to keep only half of the "
-                "parameters anyway, pass size=0.5, and compare the accuracy",
-                100 * choice.share,
-            )
-        self._probes, kept = choice.probes, _on_cpu(choice.probes)
-        self.memory |= {
-            "cut_at": None,
-            "left": 1.0,
-            "layers": choice.layers,
-            "share": choice.share,
-            "probes": digest(kept),
+    def _choose(
+        self, args: Any, model: nn.Module, step: int, excited: Mapping[str, LayerMoments]
+    ) -> None:
+        """Choose ranks and directions by the moments of a window; later on, directions alone."""
+        if self.chosen:
+            self._probes |= probes_again(model, self.chosen, excited)
+        else:
+            choice = choose(model, self._names, excited, self.settings, self.size)
+            if self.size == "auto" and choice.share > MOSTLY_DENSE:
+                _warn_mostly_dense(choice.share)
+            self._probes = choice.probes
+            self.memory |= {"left": 1.0, "layers": choice.layers, "share": choice.share}
+        kept = {
+            name: probe.to("cpu", copy=True).contiguous() for name, probe in self._probes.items()
         }
-        keep_start(kept, args, name=PROBES_FILE)
+        self.memory |= {"cut_at": None, "chosen_at": step, "probes": digest(kept)}
+        keep_start(kept, args, name=PROBES_FILE.format(step=step))
 
     def _numbers(self) -> dict[str, float]:
         """The four curves of an annealed training."""
@@ -247,32 +236,16 @@ class AnnealedFilter:
         lost = entry["rest"] / entry["energy"] if entry["energy"] else 0.0
         return replace(result, plan=replace(result.plan, dropped_energy=lost, **about))
 
-    def _reload_moments(self, args: Any, began: str, state: Any) -> None:
-        """Take up the sums of a run that was cut off while they were gathered."""
-        assert self._moments is not None
-        name = MOMENTS_FILE.format(process=args.process_index)
-        places = [
-            Path(base, f"checkpoint-{state.global_step}") for base in (args.output_dir, began)
-        ]
-        found = [folder for folder in places if (folder / name).is_file()]
-        if not found:
-            logger.warning(
-                "%s lies neither in %s nor in %s, so the directions are chosen by the batches from "
-                "here on; keep it beside the checkpoint to go on exactly",
-                name,
-                *places,
-            )
-            return
-        sums = load_start(found[0], None, name=name)
-        self._moments.set_leaders(self.memory["leaders"])
-        for key, value in self._moments.sums.items():
-            value.copy_(sums[key])
-
 
 def forget_best(state: Any) -> None:
     """Let only evaluations count from which the noise is gone: the model that is kept has none."""
     state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+def _warn_mostly_dense(share: float) -> None:
+    logger.warning(
+        "size='auto' keeps %.0f %% of the parameters: with less, directions that matter for the "
+        "loss on the training batches would be lost; to keep only half of the parameters anyway, "
+        "pass size=0.5, and compare the accuracy",
+        100 * share,
+    )

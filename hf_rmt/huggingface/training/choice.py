@@ -1,4 +1,4 @@
-"""Which directions of which layers a training keeps, chosen once, by what its batches excite."""
+"""Which directions of which layers a training keeps, by what its batches excite."""
 
 from __future__ import annotations
 
@@ -82,8 +82,7 @@ def choose(
         values, left, right = excited_directions(weight, excited[name])
         values = values if excited[name].gradients is not None else values * steep
         rank, about = (_most(weight), {}) if size is not None else _by_rule(name, weight, settings)
-        kept = {"left": left, "right": right}
-        kept = {key: part[:, : rank or 0].float().contiguous() for key, part in kept.items()}
+        kept = {"left": _thin(left, rank or 0), "right": _thin(right, rank or 0)}
         return (rank, about), {"worth": values, **kept}
 
     found = dict(zip(excited, shared(model, list(excited), work), strict=True))
@@ -110,6 +109,29 @@ def choose(
         left += weight.numel() if rank is None else rank * sum(weight.shape)
         dense += weight.numel()
     return Choice(layers, probes, left / max(1, dense))
+
+
+def probes_again(
+    model: nn.Module, layers: Mapping[str, Mapping[str, Any]], excited: Mapping[str, LayerMoments]
+) -> dict[str, Tensor]:
+    """Directions of the ranks that were chosen, by later batches.
+
+    Args:
+        model: The model; it is not changed.
+        layers: As in `Choice`.
+        excited: Second moments; a layer that is missing here keeps its directions.
+
+    Returns:
+        Probes as in `Choice`, of the layers that have a rank and moments.
+    """
+
+    def work(name: str) -> WorkResult:
+        weight, rank = weight_matrix(model.get_submodule(name)), layers[name]["rank"]
+        _, left, right = excited_directions(weight, excited[name])
+        return None, {f"{name} left": _thin(left, rank), f"{name} right": _thin(right, rank)}
+
+    names = [name for name in excited if layers[name]["rank"] is not None]
+    return {key: probe for _, found in shared(model, names, work) for key, probe in found.items()}
 
 
 def shared(model: nn.Module, names: Sequence[str], work: Callable[[str], WorkResult]) -> Any:
@@ -147,6 +169,11 @@ def _by_rule(
         cause = Cause.ALL_WORTH if rank else Cause.NO_SIGNAL
         return None, {**about, "cause": str(cause), "reason": WHOLE if rank else NO_SIGNAL}
     return rank, about
+
+
+def _thin(directions: Tensor, rank: int) -> Tensor:
+    """The first directions, as they are kept through a training."""
+    return directions[:, :rank].float().contiguous()
 
 
 def _most(weight: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from transformers import (
 
 from hf_rmt import RMTConfig
 from hf_rmt.compression.excited import cut
+from hf_rmt.compression.low_rank import LayerMoments
 from hf_rmt.compression.ranks import ranks_that_lose
 from hf_rmt.huggingface.training import choice
-from hf_rmt.huggingface.training.annealed_filter import MOMENTS_FILE, PROBES_FILE
+from hf_rmt.huggingface.training.annealed_filter import PROBES_FILE
 from hf_rmt.huggingface.training.choice import WHOLE
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
+from hf_rmt.huggingface.training.moment_windows import MOMENTS_FILE
 from tests.huggingface.models import tiny_model
 from tests.huggingface.test_convolutions_training import fine_tune as fine_tune_resnet
 from tests.huggingface.test_quantizer import spiked_layers
@@ -102,13 +105,37 @@ def test_a_model_whose_directions_all_count_stays_dense_and_says_so(
 def test_the_plan_says_what_the_choice_gave_up(tmp_path: Path) -> None:
     watcher = Watcher()
     trainer = fine_tune(tmp_path, RMTCallback(size=0.3), watcher, save_strategy="epoch")
-    probes = load_file(tmp_path / PROBES_FILE)
+    probes = load_file(tmp_path / PROBES_FILE.format(step=10))
     weight = watcher.weights[10]
     signal = cut(weight, probes[f"{QUERY} left"], probes[f"{QUERY} right"], 0.0)
     lost = ((weight - signal).norm() / weight.norm()) ** 2
     entry = trainer.model.config.quantization_config.layers[QUERY]
     assert entry["dropped_energy"] == pytest.approx(float(lost), rel=1e-4)
     assert lost > 0.01
+
+
+def test_directions_are_chosen_again_by_later_batches_at_the_same_ranks(tmp_path: Path) -> None:
+    watcher = Watcher()
+    trainer = fine_tune(tmp_path, RMTCallback(size=0.3), watcher, save_strategy="epoch")
+    found = [load_file(tmp_path / PROBES_FILE.format(step=step)) for step in (10, 12, 15)]
+    ranks = {name: probe.shape for name, probe in found[0].items()}
+    for earlier, later in itertools.pairwise(found):
+        assert {name: probe.shape for name, probe in later.items()} == ranks
+        assert all(not torch.equal(earlier[name], later[name]) for name in ranks)
+    kept = [found[-1][f"{QUERY} {side}"] for side in ("left", "right")]
+    weight = trainer.model.get_submodule(QUERY).dense()
+    torch.testing.assert_close(cut(weight, *kept, 0.0), weight, rtol=0, atol=1e-6)
+
+
+def test_a_layer_that_no_later_batch_reaches_keeps_its_directions(tmp_path: Path) -> None:
+    model, names = classifier(), [QUERY, QUERY.replace("query", "key")]
+    moments = {
+        name: LayerMoments(torch.eye(model.get_submodule(name).in_features)) for name in names
+    }
+    chosen = choice.choose(model, names, moments, RMTConfig(noise="drop"), 0.3)
+    again = choice.probes_again(model, chosen.layers, {QUERY: moments[QUERY]})
+    assert set(again) == {f"{QUERY} left", f"{QUERY} right"}
+    assert all(torch.equal(again[key], chosen.probes[key]) for key in again)  # the same moments
 
 
 def test_factors_are_balanced(tmp_path: Path) -> None:
@@ -135,11 +162,11 @@ def test_equal_ends_remove_the_noise_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("killed_at", [3, 5, 8, 14])
+@pytest.mark.parametrize("killed_at", [3, 5, 6, 8, 10, 14])
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     tmp_path: Path, killed_at: int, accumulation: int
 ) -> None:
-    """Before the choice, while its moments are gathered, while the noise falls, after it."""
+    """While the moments of each of the three choices are gathered, at a choice, after the last."""
     saving = {
         "save_strategy": "steps",
         "save_steps": killed_at,
@@ -176,14 +203,15 @@ def test_a_run_goes_on_in_another_folder(
     resumed = fine_tune(tmp_path / "two", RMTCallback(size=0.4), **resume)
     states = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
-    assert (tmp_path / "two" / PROBES_FILE).is_file()
+    probes = PROBES_FILE.format(step=12)  # the second of three choices
+    assert (tmp_path / "two" / probes).is_file()
     if step == 8:
         (checkpoint / MOMENTS_FILE.format(process=0)).unlink()
         fine_tune(tmp_path / "three", RMTCallback(size=0.4), **resume)
         assert "chosen by the batches from here on; keep it beside the checkpoint" in caplog.text
         return
     for folder in ("one", "two"):
-        (tmp_path / folder / PROBES_FILE).unlink()
+        (tmp_path / folder / probes).unlink()
     with pytest.raises(FileNotFoundError, match="put it back beside the checkpoints"):
         fine_tune(tmp_path / "two", RMTCallback(size=0.4), **resume)
 
@@ -226,7 +254,7 @@ def test_training_that_stops_early_loses_the_rest_of_the_noise_with_a_warning(
     # the best model is cut along the directions that were chosen, not along those of its weights
     assert trainer.state.best_global_step == 2
     best = load_file(Path(trainer.state.best_model_checkpoint, "model.safetensors"))
-    probes = load_file(tmp_path / PROBES_FILE)
+    probes = load_file(tmp_path / PROBES_FILE.format(step=4))
     pair = probes[f"{QUERY} left"], probes[f"{QUERY} right"]
     expected = cut(best[f"{QUERY}.weight"], *pair, 0.0)
     acts = trainer.model.get_submodule(QUERY).dense()
