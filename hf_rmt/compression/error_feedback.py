@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.nn.codebooks import CODEBOOKS, Codebook
-from hf_rmt.nn.noise_store import NoiseStore
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, Codebook
+from hf_rmt.nn.stores.noise_store import NoiseStore
 
 JOINT = {"int4": 2}
 """Weights that one code describes together; elsewhere each has its own."""

@@ -13,10 +13,9 @@ from torch.nn import functional
 from hf_rmt.checks import check_choice, check_integer, check_number
 from hf_rmt.nn.compressed_layer import CompressedLayer, autocast_input, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_linear
-from hf_rmt.nn.export_ops import is_exporting, plain_signs
 from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
-from hf_rmt.nn.tensor_checks import check_tensor
-from hf_rmt.nn.ternary_packing import (
+from hf_rmt.nn.stores.export_ops import is_exporting, plain_signs
+from hf_rmt.nn.stores.ternary_packing import (
     SCALE_OPTIONS,
     from_fifths,
     pack_trits,
@@ -24,6 +23,7 @@ from hf_rmt.nn.ternary_packing import (
     to_fifths,
     unpack_trits,
 )
+from hf_rmt.nn.tensor_checks import check_tensor
 
 LAYOUTS = ("packed", "int8", "dense")
 FEW_TOKENS = 64

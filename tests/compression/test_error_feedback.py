@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from hf_rmt.compression.error_feedback import feed_back
-from hf_rmt.nn.codebooks import CODEBOOKS
-from hf_rmt.nn.noise_store import NoiseStore
+from hf_rmt.nn.stores.codebooks import CODEBOOKS
+from hf_rmt.nn.stores.noise_store import NoiseStore
 
 
 def problem(columns: int = 40, rows: int = 24) -> tuple[Tensor, Tensor]:

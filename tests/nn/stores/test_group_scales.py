@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_rmt.nn.codebooks import RUN
-from hf_rmt.nn.group_scales import repeated, scale_codes
+from hf_rmt.nn.stores.codebooks import RUN
+from hf_rmt.nn.stores.group_scales import repeated, scale_codes
 
 
 @pytest.mark.parametrize("offset", [0, 3])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_rmt.nn.codebooks import RUN
+from hf_rmt.nn.stores.codebooks import RUN
 
 NIBBLES, ONES = 0x0F0F0F0F0F0F0F0F, 0x0101010101010101
 """The lower nibble of each of eight bytes, and one in each."""

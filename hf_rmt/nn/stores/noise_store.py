@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.nn.codebooks import CODEBOOKS, RUN, SCALES, TRITS, table
-from hf_rmt.nn.export_ops import plain_noise
-from hf_rmt.nn.group_scales import repeated, scale_codes
-from hf_rmt.nn.packing import pack_runs, row_chunks, store_sizes
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, SCALES, TRITS, table
+from hf_rmt.nn.stores.export_ops import plain_noise
+from hf_rmt.nn.stores.group_scales import repeated, scale_codes
+from hf_rmt.nn.stores.packing import pack_runs, row_chunks, store_sizes
 from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
 

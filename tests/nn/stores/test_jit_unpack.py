@@ -12,9 +12,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hf_rmt.nn import NoiseStore, SpikedLinear, jit_unpack
-from hf_rmt.nn.codebooks import CODEBOOKS, LEVELS, SCALES, SPIRAL, table
-from tests.nn.stores import filled, gaussian
+from hf_rmt.nn import NoiseStore, SpikedLinear
+from hf_rmt.nn.stores import jit_unpack
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, LEVELS, SCALES, SPIRAL, table
+from tests.nn.stores.filled import filled, gaussian
 
 pytest.importorskip("numba", reason="needs the extra `fast`")
 caching = pytest.importorskip("numba.core.caching")

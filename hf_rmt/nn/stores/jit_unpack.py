@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, library
 
-from hf_rmt.nn.codebooks import CODEBOOKS, POINTS, RUN, SCALES, table
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, POINTS, RUN, SCALES, table
 
 logger = logging.getLogger(__name__)
 

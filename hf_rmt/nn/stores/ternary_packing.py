@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hf_rmt.checks import check_choice
-from hf_rmt.nn.codebooks import CODEBOOKS, table
-from hf_rmt.nn.packing import rows_at_once
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, table
+from hf_rmt.nn.stores.packing import rows_at_once
 
 SCALE_OPTIONS = ("row", "tensor")
 LIFTS = (64, 16, 4, 1)

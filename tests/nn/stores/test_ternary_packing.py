@@ -5,7 +5,13 @@ import itertools
 import pytest
 import torch
 
-from hf_rmt.nn.ternary_packing import from_fifths, pack_trits, ternarize, to_fifths, unpack_trits
+from hf_rmt.nn.stores.ternary_packing import (
+    from_fifths,
+    pack_trits,
+    ternarize,
+    to_fifths,
+    unpack_trits,
+)
 
 SIDES = [*itertools.product(range(1, 10), range(1, 10)), (2, 384), (33, 131)]
 

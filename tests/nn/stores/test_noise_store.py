@@ -10,10 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_rmt.nn import NOISE_KINDS, NoiseStore, stored_bits
-from hf_rmt.nn.codebooks import CODEBOOKS, HALF_WIDTH, LEVELS, SPIRAL
-from hf_rmt.nn.packing import CHUNK
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, HALF_WIDTH, LEVELS, SPIRAL
+from hf_rmt.nn.stores.packing import CHUNK
 from hf_rmt.settings import PACKED_KINDS
-from tests.nn.stores import filled, gaussian
+from tests.nn.stores.filled import filled, gaussian
 
 PACKED = tuple(CODEBOOKS)
 GAUSSIAN_ERROR = {"int8": 1.9e-5, "int4": 4.9e-3, "ternary": 0.19}
@@ -145,8 +145,8 @@ def test_encoding_finds_the_nearest_point(kind: str) -> None:
 def test_chunks_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = gaussian(61, 77, seed=7)
     whole = filled(kind, weight).state_dict()
-    monkeypatch.setattr("hf_rmt.nn.packing.CHUNK", 77 * 4)
-    monkeypatch.setattr("hf_rmt.nn.packing.CHUNKS", 10**6)
+    monkeypatch.setattr("hf_rmt.nn.stores.packing.CHUNK", 77 * 4)
+    monkeypatch.setattr("hf_rmt.nn.stores.packing.CHUNKS", 10**6)
     pieces = filled(kind, weight).state_dict()
     assert all(torch.equal(whole[key], pieces[key]) for key in whole)
 
@@ -274,6 +274,6 @@ def test_scratch_memory_is_shared_and_of_the_wanted_dtype() -> None:
 def test_pieces_do_not_show(kind: str, scratch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(kind, gaussian(61, 77))
     whole = store.dense().clone()
-    monkeypatch.setattr("hf_rmt.nn.noise_store.PIECE", 640)
+    monkeypatch.setattr("hf_rmt.nn.stores.noise_store.PIECE", 640)
     assert torch.equal(store.dense(scratch=scratch), whole)
     assert torch.equal(store.rows(7, 50, scratch=scratch), whole[7:50])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_rmt.nn import NOISE_KINDS, NoiseStore, stored_bits
-from hf_rmt.nn.codebooks import CODEBOOKS
-from tests.nn.stores import filled, gaussian
+from hf_rmt.nn.stores.codebooks import CODEBOOKS
+from tests.nn.stores.filled import filled, gaussian
 
 PACKED = tuple(CODEBOOKS)
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_rmt.nn import integer_weight
-from hf_rmt.nn.integer_weight import (
+from hf_rmt.nn.layouts import integer_weight
+from hf_rmt.nn.layouts.integer_weight import (
     LARGEST_BLOCK,
     TOP,
     IntegerWeight,

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from hf_rmt.nn.codebooks import FINE_CODES, RUN, SCALE_STEP, SCALES, Codebook, table
-from hf_rmt.nn.group_scales import repeated
+from hf_rmt.nn.stores.codebooks import FINE_CODES, RUN, SCALE_STEP, SCALES, Codebook, table
+from hf_rmt.nn.stores.group_scales import repeated
 
 CHUNK = 2**15
 CHUNKS = 24

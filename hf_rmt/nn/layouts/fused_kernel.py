@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hf_rmt.nn.codebooks import CODEBOOKS, CUBIC, RUN, SCALE_STEP, SPIRAL, table
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, CUBIC, RUN, SCALE_STEP, SPIRAL, table
 
 ROWS, OUTPUTS, INPUTS = 16, 64, 64
 """Sides of the tiles: rows of x and outputs to a program, inputs to a step of its loop."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_rmt.nn.codebooks import CODEBOOKS, POINTS, SCALES, TRITS
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, POINTS, SCALES, TRITS
 
 MANTISSA = 2**23
 POWERS = (0.0, *(2.0 ** (exponent - 127) for exponent in range(1, 255)), float("inf"))
