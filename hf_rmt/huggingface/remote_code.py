@@ -25,6 +25,7 @@ from hf_rmt.nn import (
     swap,
     tensor_checks,
     ternary,
+    ternary_product,
 )
 from hf_rmt.nn.stores import (
     codebooks,
@@ -60,6 +61,7 @@ BUNDLED: tuple[ModuleType, ...] = (
     spiked_conv,
     ternary_packing,
     int8_matmul,
+    ternary_product,
     ternary,
     step_activation,
     counterparts,
