@@ -21,7 +21,7 @@ DEEPER = {
     "bench_layers": {"hf_rmt.nn.stores.noise_store"},  # unpacks with and without Numba
     "bench_memory": {"hf_rmt.huggingface.quantizer"},
     "bench_regime": {"hf_rmt.report.tables"},
-    "bench_fidelity": {"hf_rmt.compression.targets"},
+    "bench_fidelity": {"hf_rmt.compression.targets.selection"},
     "bench_spectra": {"hf_rmt.spectra.ensembles"},
     "kernel_spectra": {"hf_rmt.kernels.simulation", "hf_rmt.report.style"},
     "ntk_mlp": {"hf_rmt.report.tables"},

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_rmt.compression.targets import select_layers
+from hf_rmt.compression.targets.selection import select_layers
 from hf_rmt.settings import CompressionSettings
 from tests.processes import RECIPES, run_python
 

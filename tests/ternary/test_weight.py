@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_rmt.compression.low_rank import damped
+from hf_rmt.compression.calibration.low_rank import damped
 from hf_rmt.kernels import NoMatchError
 from hf_rmt.nn.stores.ternary_packing import ternarize
 from hf_rmt.settings import CompressionSettings

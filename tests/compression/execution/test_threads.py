@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hf_rmt import RMTConfig, analyze, compress
-from hf_rmt.compression import threads
+from hf_rmt.compression.execution import threads
+from hf_rmt.compression.execution.threads import is_small, map_over_threads, suited_threads
 from hf_rmt.compression.methods.laws import PopulationDoubleBulk
-from hf_rmt.compression.threads import is_small, map_over_threads, suited_threads
 from hf_rmt.nn.counterparts import compressed_layers
 from tests.huggingface.models import tiny_model
 

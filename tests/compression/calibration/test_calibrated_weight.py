@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rmt.compression.calibrated_weight import check_calibratable, compress_calibrated_weight
-from hf_rmt.compression.low_rank import INPUT_DAMPING, LayerMoments, damped, low_rank
+from hf_rmt.compression.calibration.calibrated_weight import (
+    check_calibratable,
+    compress_calibrated_weight,
+)
+from hf_rmt.compression.calibration.low_rank import INPUT_DAMPING, LayerMoments, damped, low_rank
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.settings import CompressionSettings
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_rmt.compression.weight_reads import weights_read
+from hf_rmt.compression.targets.weight_reads import weights_read
 from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.nn.dense_matrix import MADE_ANEW, has_matrix, is_made_anew
 from hf_rmt.plan import Cause

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_rmt.compression.batches import mappings, run_batch
+from hf_rmt.compression.calibration.batches import mappings, run_batch
 
 
 @pytest.mark.parametrize("ids", [[[1, 2], [3, 4]], ((1, 2), (3, 4)), np.array([[1, 2], [3, 4]])])

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from hf_rmt.compression.blocks import in_repeated_block, linears
 from hf_rmt.compression.directions import layers_named
-from hf_rmt.compression.left_dense import LeftDense, left_dense
-from hf_rmt.compression.names import check_found, is_covered, is_selected, nearest, some
+from hf_rmt.compression.targets.blocks import in_repeated_block, linears
+from hf_rmt.compression.targets.left_dense import LeftDense, left_dense
+from hf_rmt.compression.targets.names import check_found, is_covered, is_selected, nearest, some
 from hf_rmt.nn.dense_matrix import MADE_ANEW, is_made_anew, why_no_matrix
 from hf_rmt.plan import Cause
 from hf_rmt.settings import CompressionSettings, method_of

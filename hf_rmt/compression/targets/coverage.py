@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from hf_rmt.compression.left_dense import LeftDense
-from hf_rmt.compression.targets import kept_layers
+from hf_rmt.compression.targets.left_dense import LeftDense
+from hf_rmt.compression.targets.selection import kept_layers
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import has_matrix
 from hf_rmt.plan import CompressionPlan, LayerPlan, Outcome

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rmt.compression.excited import cut, excited_directions
-from hf_rmt.compression.low_rank import (
+from hf_rmt.compression.calibration.excited import cut, excited_directions
+from hf_rmt.compression.calibration.low_rank import (
     GRADIENT_DAMPING,
     INPUT_DAMPING,
     LayerMoments,
     low_rank,
 )
-from hf_rmt.compression.ranks import shared_ranks
+from hf_rmt.compression.calibration.ranks import shared_ranks
 
 SHAPES = [(12, 7), (7, 12), (9, 9)]
 

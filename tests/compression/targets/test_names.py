@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_rmt.compression.names import check_found, is_covered, is_selected, nearest, some
+from hf_rmt.compression.targets.names import check_found, is_covered, is_selected, nearest, some
 
 KNOWN = ["", "bert", "bert.encoder.layer.0", "bert.encoder.layer.0.query", "classifier"]
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from hf_rmt import RMTConfig, SpikedLinear, compress
-from hf_rmt.compression.calibrated import measured
-from hf_rmt.compression.moments import Moments, sites
-from hf_rmt.compression.targets import compressible_layers
-from tests.compression import calibrated_worker
-from tests.compression.calibrated_worker import CONFIGS, batches
+from hf_rmt.compression.calibration.calibrated import measured
+from hf_rmt.compression.calibration.moments import Moments, sites
+from hf_rmt.compression.targets.selection import compressible_layers
+from tests.compression.calibration import calibrated_worker
+from tests.compression.calibration.calibrated_worker import CONFIGS, batches
 from tests.huggingface.models import tiny_model
 from tests.processes import succeed
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification
 
 from hf_rmt import RMTConfig, SpikedLinear, compress
 from hf_rmt.compression.apply import compress_shared
-from hf_rmt.compression.parallel import assign, map_over_processes, matrix_cost
-from hf_rmt.compression.targets import compressible_layers
-from tests.compression import parallel_worker
+from hf_rmt.compression.execution.parallel import assign, map_over_processes, matrix_cost
+from hf_rmt.compression.targets.selection import compressible_layers
+from tests.compression.execution import parallel_worker
 from tests.huggingface.models import tiny_model
 from tests.huggingface.training.training import sentences
 from tests.processes import succeed

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rmt.compression.error_feedback import feed_back
+from hf_rmt.compression.calibration.error_feedback import feed_back
 from hf_rmt.nn.stores.codebooks import CODEBOOKS
 from hf_rmt.nn.stores.noise_store import NoiseStore
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from hf_rmt.compression.names import is_covered
+from hf_rmt.compression.targets.names import is_covered
 from hf_rmt.nn.dense_matrix import is_convolution
 
 

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.compression.parallel import map_over_processes
+from hf_rmt.compression.execution.parallel import map_over_processes
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
 from tests.huggingface.models import tiny_model
 from tests.huggingface.training.training import arguments, classifier, sentences

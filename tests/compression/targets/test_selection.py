@@ -5,7 +5,7 @@ import pytest
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_rmt.compression.targets import select_layers
+from hf_rmt.compression.targets.selection import select_layers
 from hf_rmt.settings import CompressionSettings
 
 

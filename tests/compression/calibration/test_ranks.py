@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rmt.compression.ranks import choose_ranks, ranks_that_lose, shared_ranks
+from hf_rmt.compression.calibration.ranks import choose_ranks, ranks_that_lose, shared_ranks
 
 SHAPES = {"a": (48, 64), "b": (64, 256), "c": (40, 40)}
 

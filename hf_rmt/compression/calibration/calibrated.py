@@ -17,13 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.compression.apply import decide_shared
-from hf_rmt.compression.batches import NO_BATCH, Batch, mappings
-from hf_rmt.compression.calibrated_weight import check_calibratable, compress_calibrated_weight
+from hf_rmt.compression.calibration.batches import NO_BATCH, Batch, mappings
+from hf_rmt.compression.calibration.calibrated_weight import (
+    check_calibratable,
+    compress_calibrated_weight,
+)
+from hf_rmt.compression.calibration.low_rank import LayerMoments, importance
+from hf_rmt.compression.calibration.moments import Moments, Sites, sites
+from hf_rmt.compression.calibration.ranks import shared_ranks
 from hf_rmt.compression.decision import Decision, keep
-from hf_rmt.compression.low_rank import LayerMoments, importance
-from hf_rmt.compression.moments import Moments, Sites, sites
-from hf_rmt.compression.parallel import map_over_processes, matrix_cost, sum_over_processes
-from hf_rmt.compression.ranks import shared_ranks
+from hf_rmt.compression.execution.parallel import (
+    map_over_processes,
+    matrix_cost,
+    sum_over_processes,
+)
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.nn.counterparts import matrix_shape, weight_matrix

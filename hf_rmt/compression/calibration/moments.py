@@ -12,8 +12,8 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.compression.batches import NO_BATCH, Batch, mappings, run_batch
-from hf_rmt.compression.low_rank import LayerMoments, covariance
+from hf_rmt.compression.calibration.batches import NO_BATCH, Batch, mappings, run_batch
+from hf_rmt.compression.calibration.low_rank import LayerMoments, covariance
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.tensor_checks import version_of
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from hf_rmt.compression.calibration.error_feedback import feed_back
+from hf_rmt.compression.calibration.low_rank import INPUT_DAMPING, LayerMoments, damped, low_rank
 from hf_rmt.compression.decision import Decision, SpikedBuild
-from hf_rmt.compression.error_feedback import feed_back
-from hf_rmt.compression.low_rank import INPUT_DAMPING, LayerMoments, damped, low_rank
 from hf_rmt.compression.methods.spectral import spectral_method_of
 from hf_rmt.compression.methods.truncation import of_rank
 from hf_rmt.compression.weight import (

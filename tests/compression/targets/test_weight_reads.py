@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_rmt.compression.weight_reads import weights_read
+from hf_rmt.compression.targets.weight_reads import weights_read
 
 
 class Base(nn.Module):

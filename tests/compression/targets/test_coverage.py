@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.compression.coverage import kept_plans
-from hf_rmt.compression.left_dense import left_dense
 from hf_rmt.compression.model import compress
 from hf_rmt.compression.summary import model_parameters
-from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.compression.targets.coverage import kept_plans
+from hf_rmt.compression.targets.left_dense import left_dense
+from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.plan import Cause
 from hf_rmt.settings import CompressionSettings
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_rmt.compression.low_rank import (
+from hf_rmt.compression.calibration.low_rank import (
     GRADIENT_DAMPING,
     INPUT_DAMPING,
     LayerMoments,
