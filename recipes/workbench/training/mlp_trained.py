@@ -5,9 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
-from workbench.from_scratch import Arguments, fit
-from workbench.mlp_data import Split
-from workbench.mlp_layers import DEPTH, Hidden, Method, prune, zero
+from workbench.data.vectors import Split
+from workbench.models.mlp_layers import DEPTH, Hidden, Method, prune, zero
+from workbench.training.from_scratch import Arguments, fit
 from workbench.writing import write_tensors
 
 import torch

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from workbench.glue_data import spec_of
+from workbench.data.glue import spec_of
 
 import numpy as np
 from datasets import Dataset

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.results import ResultsTable
+from workbench.report.results import ResultsTable
 from workbench.writing import write_figure
 
 from hf_rmt.report.style import (

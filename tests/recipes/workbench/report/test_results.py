@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workbench.result_figures import curve_figure, difference_figure, save_table
-from workbench.results import Result, ResultsTable
+from workbench.report.result_figures import curve_figure, difference_figure, save_table
+from workbench.report.results import Result, ResultsTable
 
 import pytest
 from matplotlib.colors import to_rgba

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.memory_study import Finished, draw_curves
+from workbench.report.memory_study import Finished, draw_curves
 
 import pytest
 

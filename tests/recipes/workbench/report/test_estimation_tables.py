@@ -12,7 +12,7 @@ from tests.processes import RECIPES
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(RECIPES)
-    return importlib.import_module("workbench.estimation_tables")
+    return importlib.import_module("workbench.report.estimation_tables")
 
 
 def test_the_likelihood_ratio_is_the_average_over_directions(tables: Any) -> None:

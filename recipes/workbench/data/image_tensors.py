@@ -6,7 +6,7 @@ import gzip
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.common import load_hub
+from workbench.data.rows import load_hub
 
 import numpy as np
 import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from workbench.ridge import Array
+from workbench.models.ridge import Array
 
 import numpy as np
 from scipy.optimize import minimize_scalar

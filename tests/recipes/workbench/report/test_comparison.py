@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench.comparison import distribution_figure, laws_figure, ranges_figure
+from workbench.report.comparison import distribution_figure, laws_figure, ranges_figure
 
 import numpy as np
 import pytest

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workbench.glue_data import DataArguments, name_of
-from workbench.method_rows import FRACTIONS, HEAD, LAYERWISE, METHODS
+from workbench.data.glue import DataArguments, name_of
+from workbench.report.method_rows import FRACTIONS, HEAD, LAYERWISE, METHODS
 
 import torch
 from datasets import Dataset

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workbench.glue_data import DataArguments, read_task
+from workbench.data.glue import DataArguments, read_task
 
 import pytest
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.method_rows import (
+from workbench.processes import check_processes, share_of
+from workbench.report.method_table import (
     TRAINED,
     TUNED,
     Column,
@@ -15,7 +16,6 @@ from workbench.method_rows import (
     save_results,
     write_card,
 )
-from workbench.processes import check_processes, share_of
 from workbench.writing import replaced_folder, write_json
 
 import torch

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.common import load_hub
+from workbench.data.rows import load_hub
 
 import numpy as np
 import torch

@@ -7,9 +7,9 @@ import inspect
 from pathlib import Path
 from typing import NamedTuple
 
-from workbench.common import needs_hub
-from workbench.image_tensors import Images, read_cifar10, read_mnist
-from workbench.ridge import Rows
+from workbench.data.image_tensors import Images, read_cifar10, read_mnist
+from workbench.data.rows import needs_hub
+from workbench.models.ridge import Rows
 from workbench.writing import write_tensors
 
 import numpy as np

@@ -6,14 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.common import (
-    entailment,
-    find_file,
-    first_lines,
-    load_hub,
-    read_rows,
-    shuffled_labels,
-)
+from workbench.data.entailment import entailment
+from workbench.data.label_noise import shuffled_labels
+from workbench.data.rows import find_file, first_lines, load_hub, read_rows
 
 import numpy as np
 from datasets import Dataset

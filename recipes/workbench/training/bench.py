@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.common import paired_bootstrap
-from workbench.glue_data import DataArguments, name_of
+from workbench.data.glue import DataArguments, name_of
+from workbench.report.accuracy import paired_bootstrap
 from workbench.writing import write_json
 
 import numpy as np

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.image_data import DataArguments, from_folder, read_images
+from workbench.data.images import DataArguments, from_folder, read_images
 
 import numpy as np
 import pytest

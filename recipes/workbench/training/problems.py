@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.common import needs_hub, shuffled_labels
-from workbench.glue_data import TASKS, by_length, length_of, splits_of, tokenized
-from workbench.image_data import collator_of, from_arrays, pixels
-from workbench.image_tensors import read_mnist
-from workbench.networks import fcnn
-from workbench.text_to_text import made_tokenizer, small_t5
-from workbench.training_bench import BenchArguments
+from workbench.data.glue import TASKS, by_length, length_of, splits_of, tokenized
+from workbench.data.image_tensors import read_mnist
+from workbench.data.images import collator_of, from_arrays, pixels
+from workbench.data.label_noise import shuffled_labels
+from workbench.data.rows import needs_hub
+from workbench.data.text_to_text import made_tokenizer, small_t5
+from workbench.models.networks import fcnn
+from workbench.training.bench import BenchArguments
 
 import numpy as np
 import torch
