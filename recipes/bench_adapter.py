@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.command import parser_of, run
-from workbench.common import entailment
+from workbench.data.entailment import entailment
 from workbench.writing import replaced_files, write_text
 
 import torch

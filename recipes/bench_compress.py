@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 
 from workbench.command import parser_of, run
-from workbench.simulated_bert import linears, spiked_bert
+from workbench.models.simulated_bert import linears, spiked_bert
 
 import torch
 from transformers import AutoModel, BertModel

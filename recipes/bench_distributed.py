@@ -23,7 +23,7 @@ from statistics import median
 
 from workbench.command import parser_of
 from workbench.command import run as start
-from workbench.simulated_bert import spiked_bert
+from workbench.models.simulated_bert import spiked_bert
 
 import torch
 from torch import Tensor, distributed, multiprocessing

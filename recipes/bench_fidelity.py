@@ -28,7 +28,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.demo import SENTENCES, demo_model_path, embed, similarity_spearman
 
 OURS = {

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from workbench.command import parser_of, run
-from workbench.glue_data import DataArguments, read_task
+from workbench.data.glue import DataArguments, read_task
 
 import torch
 from torch import Tensor, nn

@@ -28,8 +28,9 @@ from workbench.timing import Call, machine, missing, ratios, times, timing_parse
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.nn import SpikedLinear, noise_store
+from hf_rmt.nn import SpikedLinear
 from hf_rmt.nn.layouts import LAYOUTS, set_layout
+from hf_rmt.nn.stores import noise_store
 
 SHAPES = ("384x384", "768x768", "3072x768", "768x3072")
 TOKENS = {"cpu": (1, 16, 128, 512), "cuda": (1, 16, 128, 512, 4096)}

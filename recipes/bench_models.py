@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from workbench.command import run
-from workbench.peers import peers
+from workbench.models.peers import peers
 from workbench.timing import Call, machine, ratios, times, timing_parser
 
 import torch

@@ -23,21 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
-from workbench.common import paired_bootstrap
-from workbench.from_scratch import (
-    LAWS,
-    Arguments,
-    all_removed,
-    counts,
-    filter_options,
-    start_left,
-    trained,
-)
-from workbench.image_tensors import Images, read_cifar10
-from workbench.method_rows import TITLES
-from workbench.networks import NETWORKS
+from workbench.data.image_tensors import Images, read_cifar10
+from workbench.models.networks import NETWORKS
 from workbench.processes import one_process
-from workbench.regime_figure import Point, regime_figure
+from workbench.report.accuracy import paired_bootstrap
+from workbench.report.method_rows import TITLES
+from workbench.report.regime_figure import Point, regime_figure
+from workbench.training.filter_study import LAWS, all_removed, filter_options
+from workbench.training.from_scratch import Arguments, counts, start_left, trained
 from workbench.writing import write_figure, write_text
 
 import numpy as np

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.command import parser_of, run
-from workbench.estimation_tables import law_table, odd_noise, small_matrices, weak_spike
+from workbench.report.estimation_tables import law_table, odd_noise, small_matrices, weak_spike
 
 import numpy as np
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
-from workbench.glue_data import name_of
-from workbench.problems import IMAGES, ProblemArguments, correct, problem_of, trainer_of
-from workbench.training_bench import begin, on_file, settings_of, table
+from workbench.data.glue import name_of
+from workbench.training.bench import begin, on_file, settings_of, table
+from workbench.training.problems import IMAGES, ProblemArguments, correct, problem_of, trainer_of
 
 from transformers import TrainerCallback
 

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
-from workbench.from_scratch import Arguments, counts, study
-from workbench.image_tensors import read_cifar10
-from workbench.networks import NETWORKS
+from workbench.data.image_tensors import read_cifar10
+from workbench.models.networks import NETWORKS
+from workbench.training.filter_study import study
+from workbench.training.from_scratch import Arguments, counts
 
 PUBLISHED = {
     "resnet18": {

@@ -26,12 +26,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench import fine_tuning
 from workbench.command import dataclass_parser, parsed
 from workbench.command import run as start
-from workbench.common import check_settings, metric, needs_hub
-from workbench.fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
-from workbench.glue_data import (
+from workbench.data.glue import (
     by_length,
     length_of,
     name_of,
@@ -39,9 +36,22 @@ from workbench.glue_data import (
     splits_of,
     tokenized,
 )
-from workbench.glue_tuning import Arguments, OneOrderTrainer, folder_of, notes
-from workbench.method_rows import column_of, method_rows
+from workbench.data.rows import needs_hub
 from workbench.processes import begin
+from workbench.report.accuracy import metric
+from workbench.report.method_rows import method_rows
+from workbench.report.method_table import column_of
+from workbench.settings import check_settings
+from workbench.training import fine_tuning
+from workbench.training.fine_tuning import (
+    Tuned,
+    batches,
+    few,
+    settings_of,
+    spectra_log,
+    train_and_save,
+)
+from workbench.training.glue_tuning import Arguments, OneOrderTrainer, folder_of, notes
 
 from accelerate import PartialState
 from datasets import Dataset

@@ -31,11 +31,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 from workbench.command import dataclass_parser, parsed, run
-from workbench.common import needs_hub, paired_bootstrap
-from workbench.distillation import DistillationTrainer
-from workbench.fine_tuning import batches, few
-from workbench.glue_data import DataArguments, by_length, length_of, splits_of, tokenized
+from workbench.data.glue import DataArguments, by_length, length_of, splits_of, tokenized
+from workbench.data.rows import needs_hub
 from workbench.processes import begin, check_processes, share_of
+from workbench.report.accuracy import paired_bootstrap
+from workbench.training.distillation import DistillationTrainer
+from workbench.training.fine_tuning import batches, few
 from workbench.writing import replaced, replaced_files, write_json
 
 import numpy as np

@@ -26,14 +26,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench import fine_tuning
 from workbench.command import dataclass_parser, parsed
 from workbench.command import run as start
-from workbench.common import check_settings, metric, needs_hub
-from workbench.fine_tuning import Tuned, batches, few, settings_of, spectra_log, train_and_save
-from workbench.image_data import DataArguments, collator_of, pixels, splits_of
-from workbench.method_rows import FRACTIONS, HEAD, METHODS, Column, method_rows
+from workbench.data.images import DataArguments, collator_of, pixels, splits_of
+from workbench.data.rows import needs_hub
 from workbench.processes import begin
+from workbench.report.accuracy import metric
+from workbench.report.method_rows import FRACTIONS, HEAD, METHODS, method_rows
+from workbench.report.method_table import Column
+from workbench.settings import check_settings
+from workbench.training import fine_tuning
+from workbench.training.fine_tuning import (
+    Tuned,
+    batches,
+    few,
+    settings_of,
+    spectra_log,
+    train_and_save,
+)
 
 import torch
 from accelerate import PartialState

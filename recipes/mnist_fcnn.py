@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
-from workbench.from_scratch import Arguments, counts, study
-from workbench.image_tensors import read_mnist
-from workbench.networks import fcnn
+from workbench.data.image_tensors import read_mnist
+from workbench.models.networks import fcnn
+from workbench.training.filter_study import study
+from workbench.training.from_scratch import Arguments, counts
 
 PUBLISHED = {
     "base": 0.9799,

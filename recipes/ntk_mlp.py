@@ -44,10 +44,8 @@ from typing import Any
 
 from workbench.command import parser_of
 from workbench.command import run as start
-from workbench.common import paired_bootstrap
-from workbench.memory_study import MEGABIT, Finished, draw_curves
-from workbench.mlp_data import Split, read_splits
-from workbench.mlp_layers import (
+from workbench.data.vectors import Split, read_splits
+from workbench.models.mlp_layers import (
     DENSE,
     DEPTH,
     FLOAT,
@@ -57,11 +55,13 @@ from workbench.mlp_layers import (
     value_bits,
     weight_bits,
 )
-from workbench.mlp_trained import trained_layers, trained_network
+from workbench.models.ridge import Rows, fit_ridge
 from workbench.processes import one_process
-from workbench.result_figures import save_table
-from workbench.results import Result, ResultsTable
-from workbench.ridge import Rows, fit_ridge
+from workbench.report.accuracy import paired_bootstrap
+from workbench.report.memory_study import MEGABIT, Finished, draw_curves
+from workbench.report.result_figures import save_table
+from workbench.report.results import Result, ResultsTable
+from workbench.training.mlp_trained import trained_layers, trained_network
 from workbench.writing import write_figure, write_text
 
 import numpy as np

@@ -27,12 +27,12 @@ from typing import Any
 
 from workbench.command import parser_of
 from workbench.command import run as start
-from workbench.low_precision import LowPrecisionFourier
-from workbench.memory_study import MEGABIT, Finished, draw_curves
+from workbench.models.low_precision import LowPrecisionFourier
+from workbench.models.ridge import Array, Rows, fit_ridge
 from workbench.processes import one_process
-from workbench.result_figures import save_table
-from workbench.results import Result, ResultsTable
-from workbench.ridge import Array, Rows, fit_ridge
+from workbench.report.memory_study import MEGABIT, Finished, draw_curves
+from workbench.report.result_figures import save_table
+from workbench.report.results import Result, ResultsTable
 from workbench.writing import write_figure
 
 import numpy as np
@@ -139,9 +139,7 @@ def read_table(arguments: argparse.Namespace) -> tuple[Array, Array, str]:
         inputs, labels = load_digits(return_X_y=True)
         return inputs, np.eye(10)[labels], "digits"
     if arguments.data_dir is None:
-        from workbench.common import (
-            load_hub,  # needs the libraries of the Hub, which nothing else does
-        )
+        from workbench.data.rows import load_hub
 
         table, target, name = load_hub(HUB, split="train").to_pandas(), HUB_TARGET, HUB
     else:

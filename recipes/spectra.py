@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
-from workbench.common import needs_hub
-from workbench.comparison import distribution_figure, laws_figure, ranges_figure
-from workbench.spectra_tables import (
+from workbench.data.rows import needs_hub
+from workbench.report.comparison import distribution_figure, laws_figure, ranges_figure
+from workbench.report.spectra_tables import (
     BULKS,
     FINDERS,
     METHODS,

@@ -22,16 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench import fine_tuning
 from workbench.command import dataclass_parser, parsed
 from workbench.command import run as start
-from workbench.common import check_settings, metric, needs_hub
-from workbench.fine_tuning import Tuned, settings_of, spectra_log, train_and_save
-from workbench.glue_data import by_length, length_of, name_of, spec_of, splits_of
-from workbench.glue_tuning import Arguments, OneOrderTrainer, folder_of, notes
-from workbench.method_rows import METHODS, column_of, method_rows
-from workbench.processes import begin
-from workbench.text_to_text import (
+from workbench.data.glue import by_length, length_of, name_of, spec_of, splits_of
+from workbench.data.rows import needs_hub
+from workbench.data.text_to_text import (
     classes,
     made_tokenizer,
     prompts,
@@ -40,6 +35,14 @@ from workbench.text_to_text import (
     token_loss,
     words_of,
 )
+from workbench.processes import begin
+from workbench.report.accuracy import metric
+from workbench.report.method_rows import METHODS, method_rows
+from workbench.report.method_table import column_of
+from workbench.settings import check_settings
+from workbench.training import fine_tuning
+from workbench.training.fine_tuning import Tuned, settings_of, spectra_log, train_and_save
+from workbench.training.glue_tuning import Arguments, OneOrderTrainer, folder_of, notes
 
 import torch
 from accelerate import PartialState

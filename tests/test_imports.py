@@ -47,7 +47,7 @@ def test_public_names_are_not_shadowed_by_submodules():
     script = """
 import importlib.util, pkgutil, types
 import hf_rmt
-unneeded = set() if importlib.util.find_spec("triton") else {"hf_rmt.nn.fused_kernel"}
+unneeded = set() if importlib.util.find_spec("triton") else {"hf_rmt.nn.layouts.fused_kernel"}
 for module in pkgutil.walk_packages(hf_rmt.__path__, "hf_rmt."):
     if module.name not in unneeded:
         __import__(module.name)

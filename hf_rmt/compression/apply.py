@@ -12,9 +12,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_rmt.compression.decision import Decision
-from hf_rmt.compression.parallel import WorkResult, is_silent, map_over_processes, matrix_cost
+from hf_rmt.compression.execution.parallel import (
+    WorkResult,
+    is_silent,
+    map_over_processes,
+    matrix_cost,
+)
+from hf_rmt.compression.execution.threads import layer_map
 from hf_rmt.compression.summary import compression_report
-from hf_rmt.compression.threads import layer_map
 from hf_rmt.compression.weight import compress_weight, relative_energies
 from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like
 from hf_rmt.nn.counterparts import matrix_shape, place_step, weight_matrix
@@ -79,7 +84,7 @@ def decide_shared(
     """Compress layers of a model in place, the layers shared out over the processes.
 
     On one process there is one large weight in flight at a time, or a few small ones; see
-    `hf_rmt.compression.threads`.
+    `hf_rmt.compression.execution.threads`.
 
     Args:
         model: Any module with its weights in memory, the same on every process.

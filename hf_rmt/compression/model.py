@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from hf_rmt.compression.apply import Journal
-from hf_rmt.compression.coverage import kept_plans, with_kept
+from hf_rmt.compression.execution.parallel import agreed
+from hf_rmt.compression.execution.undisturbed import undisturbed
 from hf_rmt.compression.history import with_earlier
-from hf_rmt.compression.parallel import agreed
 from hf_rmt.compression.summary import analyze_layers, compression_report, warn_of_loss
-from hf_rmt.compression.targets import compressible_layers
-from hf_rmt.compression.undisturbed import undisturbed
+from hf_rmt.compression.targets.coverage import kept_plans, with_kept
+from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.nn.counterparts import compressed_layers, densify, matrix_shape
 from hf_rmt.nn.swap import why_not_swapped
 from hf_rmt.report import CompressionReport, SpectralReport

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from hf_rmt.compression.execution.threads import layer_map
 from hf_rmt.compression.latency import latency_ratio
 from hf_rmt.compression.spectrum import spectrum
-from hf_rmt.compression.threads import layer_map
 from hf_rmt.nn.counterparts import compressed_layers, weight_matrix
 from hf_rmt.nn.spiked_conv import geometry_of
 from hf_rmt.plan import NOTABLE_LOSS, SPIKED, CompressionPlan, LayerPlan

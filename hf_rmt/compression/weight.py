@@ -16,7 +16,7 @@ from hf_rmt.compression.decision import Decision, SpikedBuild, dense_plan, keep
 from hf_rmt.compression.directions import kept_directions, recovers_spikes, removal
 from hf_rmt.compression.spectrum import Decomposition, decompose
 from hf_rmt.nn import stored_bits
-from hf_rmt.nn.packing import rows_at_once
+from hf_rmt.nn.stores.packing import rows_at_once
 from hf_rmt.plan import Cause, LayerPlan, Outcome
 from hf_rmt.settings import CompressionSettings, method_of
 from hf_rmt.spectra import Phase, SpectrumFit

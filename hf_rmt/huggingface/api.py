@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from hf_rmt.compression.execution.parallel import agreed
 from hf_rmt.compression.model import analyze as analyze_module
 from hf_rmt.compression.model import (
     check_has_compressed,
@@ -22,7 +23,6 @@ from hf_rmt.compression.model import (
     check_settings,
     compress_layers,
 )
-from hf_rmt.compression.parallel import agreed
 from hf_rmt.huggingface.conclude import adopt, conclude
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.quantizer import RMTQuantizer, layers_left, quantized_already

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from hf_rmt.compression.left_dense import LeftDense, register_rule
-from hf_rmt.compression.targets import transformers_models
+from hf_rmt.compression.targets.left_dense import LeftDense, register_rule
+from hf_rmt.compression.targets.selection import transformers_models
 from hf_rmt.nn.swap import BOUND_HOOK, CARRIERS
 from hf_rmt.plan import Cause
 

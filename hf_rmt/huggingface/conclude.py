@@ -8,9 +8,9 @@ from collections import Counter
 from typing import Any
 
 from hf_rmt.compression.history import report_below, with_earlier
-from hf_rmt.compression.names import some
 from hf_rmt.compression.summary import warn_of_loss
-from hf_rmt.compression.targets import transformers_models
+from hf_rmt.compression.targets.names import some
+from hf_rmt.compression.targets.selection import transformers_models
 from hf_rmt.huggingface.card import hub_id
 from hf_rmt.huggingface.compat import WITHIN_ADAPTER, is_pretrained, source_of
 from hf_rmt.huggingface.config import RMTConfig

@@ -10,11 +10,11 @@ from torch import nn
 from transformers.core_model_loading import ConversionOps
 
 from hf_rmt.compression.apply import apply_decision
-from hf_rmt.compression.coverage import kept_plans, with_kept
+from hf_rmt.compression.execution.threads import suited_threads
+from hf_rmt.compression.execution.undisturbed import undisturbed
 from hf_rmt.compression.summary import compression_report
-from hf_rmt.compression.targets import compressible_layers
-from hf_rmt.compression.threads import suited_threads
-from hf_rmt.compression.undisturbed import undisturbed
+from hf_rmt.compression.targets.coverage import kept_plans, with_kept
+from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.huggingface.compat import mark_loaded
 from hf_rmt.huggingface.conclude import attach, conclude

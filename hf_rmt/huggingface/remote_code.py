@@ -12,24 +12,27 @@ from hf_rmt import checks, plan, step_record
 from hf_rmt.huggingface import alarm, integrity, loader, record
 from hf_rmt.huggingface.record import REMOTE_MODULE
 from hf_rmt.nn import (
-    codebooks,
     compressed_layer,
     constants,
     counterparts,
     dense_matrix,
-    export_ops,
-    group_scales,
     int8_matmul,
     laid_out_layer,
     noise_product,
-    noise_store,
-    packing,
     spiked,
     spiked_conv,
     step_activation,
     swap,
     tensor_checks,
     ternary,
+    ternary_product,
+)
+from hf_rmt.nn.stores import (
+    codebooks,
+    export_ops,
+    group_scales,
+    noise_store,
+    packing,
     ternary_packing,
 )
 from hf_rmt.settings import noise_kinds
@@ -58,6 +61,7 @@ BUNDLED: tuple[ModuleType, ...] = (
     spiked_conv,
     ternary_packing,
     int8_matmul,
+    ternary_product,
     ternary,
     step_activation,
     counterparts,

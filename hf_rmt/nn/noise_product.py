@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_rmt.nn.noise_store import NoiseStore
+from hf_rmt.nn.stores.noise_store import NoiseStore
 
 
 class NoiseProduct(torch.autograd.Function):

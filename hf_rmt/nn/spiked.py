@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_rmt.nn.codebooks import CODEBOOKS
 from hf_rmt.nn.compressed_layer import autocast_input, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_conv1d
-from hf_rmt.nn.export_ops import is_exporting
 from hf_rmt.nn.laid_out_layer import LaidOutLayer
 from hf_rmt.nn.noise_product import NoiseProduct, merged, split_factors
-from hf_rmt.nn.noise_store import NoiseStore
-from hf_rmt.nn.packing import rows_at_once
+from hf_rmt.nn.stores.codebooks import CODEBOOKS
+from hf_rmt.nn.stores.export_ops import is_exporting
+from hf_rmt.nn.stores.noise_store import NoiseStore
+from hf_rmt.nn.stores.packing import rows_at_once
 from hf_rmt.nn.tensor_checks import check_tensor
 
 

@@ -8,15 +8,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hf_rmt.checks import check_choice, check_integer, check_number
-from hf_rmt.nn.compressed_layer import CompressedLayer, autocast_input, register_layer
+from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_linear
-from hf_rmt.nn.export_ops import is_exporting, plain_signs
-from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
-from hf_rmt.nn.tensor_checks import check_tensor
-from hf_rmt.nn.ternary_packing import (
+from hf_rmt.nn.stores.ternary_packing import (
     SCALE_OPTIONS,
     from_fifths,
     pack_trits,
@@ -24,10 +20,10 @@ from hf_rmt.nn.ternary_packing import (
     to_fifths,
     unpack_trits,
 )
+from hf_rmt.nn.tensor_checks import check_tensor
+from hf_rmt.nn.ternary_product import ternary_linear
 
 LAYOUTS = ("packed", "int8", "dense")
-FEW_TOKENS = 64
-"""Up to so many, unpacking to int8 and three products of digits beat unpacking to float."""
 
 
 @register_layer
@@ -237,33 +233,8 @@ class TernaryLinear(CompressedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x of shape (..., in); the result has the dtype of x."""
-        result = self._linear(x)
+        result = ternary_linear(x, self)
         return result if self.step is None else self.step(result)
-
-    def _linear(self, x: Tensor) -> Tensor:
-        x = autocast_input(x)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if is_exporting():
-            signs = plain_signs(self.weight, (self.out_features, self.in_features))
-            return functional.linear(x, signs.to(x.dtype) * self.scale.to(x.dtype)[:, None], bias)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return self._product(x, bias)
-        product = _TernaryProduct.apply(x, self)
-        return product if bias is None else product + bias
-
-    def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        shape = self.out_features, self.in_features
-        fast, kept = self._layout == "int8", self._layout != "packed"
-        tokens = x.numel() // max(1, self.in_features)
-        few = 0 < tokens <= FEW_TOKENS and not kept
-        if (fast or few) and runs_on_integers(x, shape):
-            signs = self._kept(torch.int8) if fast else self._signs()
-            digits = 3 if x.dtype == torch.float32 and not fast else 2
-            rows = x.reshape(tokens, self.in_features)
-            product = integer_linear(rows, signs, self.scale, bias, digits=digits)
-            return product.view(*x.shape[:-1], self.out_features)
-        weight = self._kept(self.scale.dtype).to(x.dtype) if kept else self.dense(x.dtype)
-        return functional.linear(x, weight, bias)
 
     def _signs(self) -> Tensor:
         shape = self.out_features, self.in_features
@@ -318,21 +289,3 @@ class TernaryLinear(CompressedLayer):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, scale={scale!r}, layout={self._layout!r}"
         )
-
-
-class _TernaryProduct(torch.autograd.Function):
-    """x (s T)', which unpacks the weight again for the gradient instead of keeping it."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, layer: TernaryLinear) -> Tensor:
-        return layer._product(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, TernaryLinear], output: Tensor) -> None:
-        ctx.layer = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.layer.dense(gradient.dtype), None

@@ -127,7 +127,7 @@ class Method(ABC):
 
         Args:
             model: Any module with its weights in memory, the same on every process.
-            names: The layers, as `hf_rmt.compression.targets.select_layers` gives them.
+            names: The layers, as `hf_rmt.compression.targets.selection.select_layers` gives them.
             settings: What the user asked for.
             calibration: Batches of the model's arguments, or None.
             size: Share of the layers' parameters to keep, or None.

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_rmt.compression.apply import decide_shared
-from hf_rmt.compression.batches import Batch
-from hf_rmt.compression.calibrated import measured
+from hf_rmt.compression.calibration.batches import Batch
+from hf_rmt.compression.calibration.calibrated import measured
+from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.compression.decision import Decision
-from hf_rmt.compression.low_rank import LayerMoments
 from hf_rmt.nn.counterparts import weight_matrix
 from hf_rmt.plan import LayerPlan
 from hf_rmt.settings import CompressionSettings

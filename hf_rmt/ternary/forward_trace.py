@@ -15,8 +15,8 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from hf_rmt.compression.batches import Batch, run_batch
-from hf_rmt.compression.moments import listening
+from hf_rmt.compression.calibration.batches import Batch, run_batch
+from hf_rmt.compression.calibration.moments import listening
 from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.ternary.functions import (
     ACTIVATION_MODULES,

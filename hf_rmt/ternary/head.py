@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_rmt.compression.apply import decide_shared
-from hf_rmt.compression.batches import Batch
-from hf_rmt.compression.calibrated import on_first_batch, repeatable
+from hf_rmt.compression.calibration.batches import Batch
+from hf_rmt.compression.calibration.calibrated import on_first_batch, repeatable
 from hf_rmt.compression.decision import Decision
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.report import CompressionReport

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from hf_rmt.compression.low_rank import covariance, damped
+from hf_rmt.compression.calibration.low_rank import covariance, damped
 
 RIDGE = 0.5
 """Part of the mean second moment that is added to each. Three trained BERTs' heads, calibrated on

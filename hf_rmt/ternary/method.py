@@ -74,7 +74,7 @@ class TernaryHead(Method):
 
     def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
         """The linear layers after the repeated blocks."""
-        from hf_rmt.compression.blocks import after_blocks
+        from hf_rmt.compression.targets.blocks import after_blocks
 
         return after_blocks(list(layers), model)
 

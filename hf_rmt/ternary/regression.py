@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.compression.batches import Batch, mappings, run_batch
-from hf_rmt.compression.moments import listening
-from hf_rmt.compression.parallel import sum_over_processes
+from hf_rmt.compression.calibration.batches import Batch, mappings, run_batch
+from hf_rmt.compression.calibration.moments import listening
+from hf_rmt.compression.execution.parallel import sum_over_processes
 from hf_rmt.ternary.least_squares import Regression
 
 HELD_OUT = 4

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.compression.decision import Decision
-from hf_rmt.compression.low_rank import LayerMoments
 from hf_rmt.kernels import NoMatchError
 from hf_rmt.nn import TernaryLinear
 from hf_rmt.ternary.forward_trace import Position

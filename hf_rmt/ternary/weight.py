@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_rmt.compression.calibration.low_rank import damped
 from hf_rmt.compression.decision import Decision, dense_plan, keep
-from hf_rmt.compression.low_rank import damped
-from hf_rmt.compression.seeding import layer_generator
+from hf_rmt.compression.execution.seeding import layer_generator
 from hf_rmt.kernels import gaussian_moments, match_step_activation
 from hf_rmt.nn import TernaryLinear
-from hf_rmt.nn.ternary_packing import pack_trits
+from hf_rmt.nn.stores.ternary_packing import pack_trits
 from hf_rmt.plan import TERNARY, Cause, Outcome
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.ternary.coordinate_descent import descend, fitted_scales

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_rmt.compression.left_dense import read_by_parent
-from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.compression.targets.left_dense import read_by_parent
+from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.settings import CompressionSettings
 from tests.families.entries import BY_NAME, FAMILIES
 from tests.families.family import Family

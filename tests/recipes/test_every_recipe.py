@@ -18,10 +18,10 @@ ROOMS = {f"hf_rmt{room}" for room in ("", ".demo", ".kernels", ".nn", ".plan", "
 ROOMS |= {"hf_rmt.spectra", "hf_rmt.settings", "hf_rmt.nn.layouts"}
 """What anybody may import from the package."""
 DEEPER = {
-    "bench_layers": {"hf_rmt.nn.noise_store"},  # unpacks with and without Numba
+    "bench_layers": {"hf_rmt.nn.stores.noise_store"},  # unpacks with and without Numba
     "bench_memory": {"hf_rmt.huggingface.quantizer"},
     "bench_regime": {"hf_rmt.report.tables"},
-    "bench_fidelity": {"hf_rmt.compression.targets"},
+    "bench_fidelity": {"hf_rmt.compression.targets.selection"},
     "bench_spectra": {"hf_rmt.spectra.ensembles"},
     "kernel_spectra": {"hf_rmt.kernels.simulation", "hf_rmt.report.style"},
     "ntk_mlp": {"hf_rmt.report.tables"},
@@ -29,15 +29,19 @@ DEEPER = {
         *("hf_rmt.report.depth", "hf_rmt.report.records", "hf_rmt.report.tables"),
         "hf_rmt.spectra.agreement",
     },
-    "workbench.comparison": {"hf_rmt.report.axes", "hf_rmt.report.bins", "hf_rmt.report.style"},
-    "workbench.estimation_tables": {"hf_rmt.spectra.balance", "hf_rmt.spectra.ensembles"},
-    "workbench.memory_study": {"hf_rmt.report.style"},
-    "workbench.method_rows": {"hf_rmt.report.search"},
-    "workbench.regime_figure": {"hf_rmt.report.style"},
-    "workbench.result_figures": {"hf_rmt.report.style"},
-    "workbench.results": {"hf_rmt.report.records", "hf_rmt.report.tables"},
-    "workbench.simulated_bert": {"hf_rmt.spectra.ensembles"},
-    "workbench.spectra_tables": {"hf_rmt.report.tables"},
+    "workbench.models.simulated_bert": {"hf_rmt.spectra.ensembles"},
+    "workbench.report.comparison": {
+        "hf_rmt.report.axes",
+        "hf_rmt.report.bins",
+        "hf_rmt.report.style",
+    },
+    "workbench.report.estimation_tables": {"hf_rmt.spectra.balance", "hf_rmt.spectra.ensembles"},
+    "workbench.report.memory_study": {"hf_rmt.report.style"},
+    "workbench.report.method_rows": {"hf_rmt.report.search"},
+    "workbench.report.regime_figure": {"hf_rmt.report.style"},
+    "workbench.report.result_figures": {"hf_rmt.report.style"},
+    "workbench.report.results": {"hf_rmt.report.records", "hf_rmt.report.tables"},
+    "workbench.report.spectra_tables": {"hf_rmt.report.tables"},
     "workbench.writing": {"hf_rmt.report.style"},
 }
 """What recipes import from below these rooms; a shorter list is better, a longer one is not."""
@@ -48,7 +52,7 @@ ASIDE = {"replaced", "replaced_files", "replaced_folder", "TemporaryDirectory"}
 INSIDE = {
     "bench_memory": {"make"},  # called with a temporary folder
     "bench_distributed": {"worker"},  # called with a temporary folder
-    "workbench.method_rows": {"save_best", "write_card"},  # called with the folder written aside
+    "workbench.report.method_table": {"save_best", "write_card"},  # called with a folder aside
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_rmt.compression.targets import select_layers
+from hf_rmt.compression.targets.selection import select_layers
 from hf_rmt.settings import CompressionSettings
 from tests.processes import RECIPES, run_python
 
@@ -65,10 +65,10 @@ def test_convolutional_networks_are_filtered(network: str, tmp_path: Path) -> No
 
 
 def test_the_networks_are_those_of_the_publication(recipes: Any) -> None:
-    fcnn = recipes("workbench.networks").fcnn(784)
+    fcnn = recipes("workbench.models.networks").fcnn(784)
     widths = [tuple(part.weight.shape) for part in fcnn if isinstance(part, torch.nn.Linear)]
     assert widths == [(512, 784), (512, 512), (350, 512), (10, 350)]
-    networks = recipes("workbench.networks")
+    networks = recipes("workbench.models.networks")
     image = torch.zeros(2, 3, 32, 32)
     for build, layers in ((networks.vgg16, 16 - 3 + 1), (networks.resnet18, 18 + 3)):
         net = build(0.125, 3).eval()
@@ -84,7 +84,7 @@ def test_idx_files_are_read_packed_or_not(recipes: Any, tmp_path: Path) -> None:
     content = bytes([0, 0, 8, 3]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
     (tmp_path / "plain").write_bytes(content)
     (tmp_path / "packed.gz").write_bytes(gzip.compress(content))
-    read_idx = recipes("workbench.image_tensors").read_idx
+    read_idx = recipes("workbench.data.image_tensors").read_idx
     for name in ("plain", "packed"):
         assert np.array_equal(read_idx(tmp_path, name), array)
     with pytest.raises(SystemExit, match=r"holds neither absent\.gz nor absent"):
@@ -92,18 +92,20 @@ def test_idx_files_are_read_packed_or_not(recipes: Any, tmp_path: Path) -> None:
 
 
 def test_notes_count_the_images_of_batch_normalisation(recipes: Any) -> None:
-    scratch = recipes("workbench.from_scratch")
+    scratch, study = (
+        recipes(f"workbench.training.{name}") for name in ("from_scratch", "filter_study")
+    )
     labels = torch.zeros(1347)
     images = scratch.Images(labels, labels, labels, labels)
     for most, count in ((None, 1078), (100, 100), (3000, 1078)):
         arguments = scratch.Arguments(max_train_samples=most)
-        notes = scratch._notes(arguments, images, normalised=True)
+        notes = study._notes(arguments, images, normalised=True)
         assert f"measured again on {count} training images" in " ".join(notes)
         assert notes[0].startswith(f"{count} images to train and 269 to choose on")
 
 
 def test_label_noise_reaches_what_is_trained_on_and_chosen_on_alone(recipes: Any) -> None:
-    scratch = recipes("workbench.from_scratch")
+    scratch = recipes("workbench.training.from_scratch")
     labels = torch.arange(100) % 10
     images = scratch.Images(labels[:, None].float(), labels, labels[:, None].float(), labels)
     arguments = scratch.Arguments(label_noise=0.4, selection_samples=20)
@@ -119,7 +121,7 @@ def test_label_noise_reaches_what_is_trained_on_and_chosen_on_alone(recipes: Any
 
 
 def test_augmented_images_are_shifted_or_mirrored(recipes: Any) -> None:
-    scratch = recipes("workbench.from_scratch")
+    scratch = recipes("workbench.training.from_scratch")
     images = torch.zeros(400, 2, 16, 16)
     images[:, :, 8, 5] = 1.0
     moved = scratch.augmented(images, torch.Generator().manual_seed(0))
@@ -134,7 +136,7 @@ def test_augmented_images_are_shifted_or_mirrored(recipes: Any) -> None:
 
 
 def test_what_is_left_of_the_start_is_what_decay_alone_leaves(recipes: Any) -> None:
-    scratch = recipes("workbench.from_scratch")
+    scratch = recipes("workbench.training.from_scratch")
     arguments = scratch.Arguments(epochs=3, weight_decay=5e-3, batch_size=4)
     left = scratch.start_left(arguments, 400)
     # a network that the loss does not reach is moved by its decay alone

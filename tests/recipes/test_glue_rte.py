@@ -29,7 +29,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def rows_module(recipe: Any) -> Any:
-    return importlib.import_module("workbench.method_rows")
+    return importlib.import_module("workbench.report.method_rows")
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_filtering_leaves_the_tuned_model_and_removes_directions(
     for weight in tuned.parameters():
         weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
     before = copy.deepcopy(tuned.state_dict())
-    model, kept, _ = importlib.import_module("workbench.filters").filtered(
+    model, kept, _ = importlib.import_module("workbench.models.filters").filtered(
         tuned, base, method, 0.75
     )
     assert all(torch.equal(value, before[name]) for name, value in tuned.state_dict().items())

@@ -42,7 +42,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(RECIPES)
-    return importlib.import_module("workbench.image_data")
+    return importlib.import_module("workbench.data.images")
 
 
 def launch(folder: Path, *methods: str, processes: int = 1) -> dict[str, Any]:

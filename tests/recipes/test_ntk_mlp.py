@@ -25,7 +25,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def layers(recipe: Any) -> Any:
-    return importlib.import_module("workbench.mlp_layers")
+    return importlib.import_module("workbench.models.mlp_layers")
 
 
 def weight_of(linear: Any) -> np.ndarray:
@@ -101,7 +101,7 @@ def test_bits_of_weights_and_activations(layers):
 
 
 def test_trained_layers_keep_the_scale_of_the_dense_network(layers):
-    trained = importlib.import_module("workbench.mlp_trained")
+    trained = importlib.import_module("workbench.training.mlp_trained")
     torch.manual_seed(0)
     sizes = (40, 300, 300, 300)
     parts = [
@@ -151,7 +151,7 @@ def test_equal_memory_takes_the_widest_that_fits(recipe):
 
 
 def test_vectors_are_centred_and_those_of_the_model_asked_for(recipe, monkeypatch, tmp_path):
-    data = importlib.import_module("workbench.mlp_data")
+    data = importlib.import_module("workbench.data.vectors")
     generator = np.random.default_rng(0)
     pixels = {part: generator.integers(0, 256, (60, 32, 32, 3)) for part in ("train", "test")}
     labels = generator.integers(0, 10, 60)

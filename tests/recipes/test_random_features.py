@@ -23,7 +23,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def ridge(recipe: Any) -> Any:
-    return importlib.import_module("workbench.ridge")
+    return importlib.import_module("workbench.models.ridge")
 
 
 def called(recipe: Any, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
@@ -76,7 +76,7 @@ def test_rounding_takes_the_nearest_level(recipe):
     values = np.linspace(-3, 3, 301)
     levels = 0.5 * (np.arange(-4, 4) + 0.5)
     nearest = np.abs(values[:, None] - levels).min(1)
-    found = importlib.import_module("workbench.low_precision").rounded(values, 0.5, 3)
+    found = importlib.import_module("workbench.models.low_precision").rounded(values, 0.5, 3)
     np.testing.assert_allclose(np.abs(found - values), nearest, atol=1e-12)
 
 

@@ -29,7 +29,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, trained_bert: Path) -> Pat
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(RECIPES)
-    return importlib.import_module("workbench.spectra_tables")
+    return importlib.import_module("workbench.report.spectra_tables")
 
 
 def row(layer: str, method: str, population: str, distance: float, gammas: Any) -> dict[str, Any]:

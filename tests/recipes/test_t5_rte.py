@@ -54,8 +54,8 @@ def test_one_command_fills_every_row_and_saves_everything(run: Any) -> None:
 
 def test_the_best_filtered_model_reloads_and_writes_what_was_counted(run: Any, module: Any) -> None:
     folder, rows = run
-    common, glue, texts = (
-        module(f"workbench.{name}") for name in ("common", "glue_data", "text_to_text")
+    built_in, glue, texts = (
+        module(f"workbench.data.{name}") for name in ("entailment", "glue", "text_to_text")
     )
     best = max(
         ("update", "pdb"),
@@ -64,7 +64,7 @@ def test_the_best_filtered_model_reloads_and_writes_what_was_counted(run: Any, m
     model = AutoModelForSeq2SeqLM.from_pretrained(folder / "embedded" / "best").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "embedded" / "best")
     splits, labels = glue.splits_of(glue.DataArguments(), "embedded", 0)
-    assert len(splits["dev"]) == len(common.entailment()["dev"])
+    assert len(splits["dev"]) == len(built_in.entailment()["dev"])
     dev = glue.by_length(texts.text_to_text(splits["dev"], "embedded", labels, tokenizer, 64))
     written = []
     for row in dev:
@@ -103,7 +103,7 @@ def eval_loss(folder: Path) -> float:
 
 
 def test_the_loss_of_the_parts_of_a_batch_is_that_of_the_whole(module: Any) -> None:
-    loss = module("workbench.text_to_text").token_loss
+    loss = module("workbench.data.text_to_text").token_loss
     logits = torch.randn(4, 3, 7, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[1, 2, -100], [3, -100, -100], [4, 5, 6], [0, 1, -100]])
     whole = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
@@ -112,7 +112,7 @@ def test_the_loss_of_the_parts_of_a_batch_is_that_of_the_whole(module: Any) -> N
 
 
 def test_labels_that_are_numbers_become_words(module: Any) -> None:
-    words_of = module("workbench.text_to_text").words_of
+    words_of = module("workbench.data.text_to_text").words_of
     assert words_of("rte", ["0", "1"]) == ["entailment", "not_entailment"]
     assert words_of("rte", ["not_entailment", "entailment"]) == ["not_entailment", "entailment"]
     assert words_of("sst2", ["1", "0"]) == ["positive", "negative"]
@@ -121,7 +121,7 @@ def test_labels_that_are_numbers_become_words(module: Any) -> None:
 
 
 def test_prompts_name_the_task_and_the_texts(module: Any) -> None:
-    prompts = module("workbench.text_to_text").prompts
+    prompts = module("workbench.data.text_to_text").prompts
     pair = Dataset.from_dict({"text": ["a b"], "text2": ["c"], "label": [0]})
     assert prompts(pair, "rte") == ["rte sentence1: a b sentence2: c"]
     assert prompts(pair, "scitail") == ["scitail premise: a b hypothesis: c"]
@@ -130,7 +130,7 @@ def test_prompts_name_the_task_and_the_texts(module: Any) -> None:
 
 
 def test_what_is_written_is_read_back_as_classes(module: Any) -> None:
-    texts, words = module("workbench.text_to_text"), ["negative", "positive"]
+    texts, words = module("workbench.data.text_to_text"), ["negative", "positive"]
     tokenizer = T5Tokenizer(extra_ids=0).train_new_from_iterator(["a good film", *words] * 9, 60)
     rows = Dataset.from_dict({"text": ["a good film", "a film"], "label": [1, 0]})
     encoded = texts.text_to_text(rows, "sst2", words, tokenizer, 64)

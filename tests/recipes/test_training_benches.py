@@ -64,7 +64,7 @@ def test_cures_for_wrong_labels_are_judged_on_images(
 
 
 def test_rows_are_kept_back_without_a_change_of_the_others(data: Path) -> None:
-    problems = importlib.import_module("workbench.problems")
+    problems = importlib.import_module("workbench.training.problems")
     told = {"data_dir": str(data), "image_model": str(data / "vit"), "label_noise": 0.5}
     for task in ("mnist", "cifar10"):
         few, more, all_rows = (

@@ -4,7 +4,7 @@ from itertools import product
 
 import torch
 
-from hf_rmt.nn.ternary_packing import ternarize
+from hf_rmt.nn.stores.ternary_packing import ternarize
 from hf_rmt.ternary.coordinate_descent import COLUMNS, descend, fitted_scales
 
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_rmt import RMTCallback, RMTConfig, analyze, compress, export_dense
-from hf_rmt.compression.targets import select_layers
+from hf_rmt.compression.targets.selection import select_layers
 from hf_rmt.huggingface.remote_code import remote_code
 from hf_rmt.nn import StepActivation, TernaryLinear
 from tests.huggingface.models import WIDTH

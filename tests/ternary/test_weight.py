@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_rmt.compression.low_rank import damped
+from hf_rmt.compression.calibration.low_rank import damped
 from hf_rmt.kernels import NoMatchError
-from hf_rmt.nn.ternary_packing import ternarize
+from hf_rmt.nn.stores.ternary_packing import ternarize
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.ternary.coordinate_descent import descend
 from hf_rmt.ternary.weight import (

@@ -54,7 +54,7 @@ class Pruning(SpectralMethod):
     ) -> Decision:
         """Zero entries; every process draws the same random numbers for one layer."""
         from hf_rmt.compression.decision import Decision, dense_plan
-        from hf_rmt.compression.seeding import layer_generator
+        from hf_rmt.compression.execution.seeding import layer_generator
         from hf_rmt.compression.weight import relative_energies
         from hf_rmt.plan import Cause, Outcome
 

@@ -195,7 +195,7 @@ class SpectralMethod(Method):
 
     def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
         """The linear layers of the repeated blocks, as `TARGET_MODULES` tells."""
-        from hf_rmt.compression.blocks import of_blocks
+        from hf_rmt.compression.targets.blocks import of_blocks
 
         return of_blocks(layers, model)
 
@@ -249,7 +249,7 @@ class SpectralMethod(Method):
     ) -> CompressionReport:
         """Each weight by itself, or by what calibration batches excite."""
         if calibration is not None:
-            from hf_rmt.compression.calibrated import compress_calibrated
+            from hf_rmt.compression.calibration.calibrated import compress_calibrated
 
             return compress_calibrated(
                 model, names, settings, calibration, size=size, dry_run=dry_run

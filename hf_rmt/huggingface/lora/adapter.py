@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_rmt.compression.low_rank import LowRankUpdate
+from hf_rmt.compression.calibration.low_rank import LowRankUpdate
 from hf_rmt.huggingface.card import hub_id
 from hf_rmt.report.tables import aligned_table, markdown_table, percent, shape_text
 from hf_rmt.staging import staged

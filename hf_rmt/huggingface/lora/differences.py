@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.compression.names import is_selected
+from hf_rmt.compression.targets.names import is_selected
 from hf_rmt.nn.counterparts import paired_name
 
 

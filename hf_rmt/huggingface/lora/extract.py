@@ -11,15 +11,15 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from hf_rmt.checks import check_integer, check_number
-from hf_rmt.compression.low_rank import (
+from hf_rmt.compression.calibration.low_rank import (
     LayerMoments,
     LowRankUpdate,
     importance,
     low_rank,
 )
-from hf_rmt.compression.moments import measured_moments
-from hf_rmt.compression.ranks import choose_ranks
-from hf_rmt.compression.undisturbed import undisturbed
+from hf_rmt.compression.calibration.moments import measured_moments
+from hf_rmt.compression.calibration.ranks import choose_ranks
+from hf_rmt.compression.execution.undisturbed import undisturbed
 from hf_rmt.huggingface.api import ModelOrPath, load_if_path, unwrapped
 from hf_rmt.huggingface.lora.adapter import PREFIX, ExtractedAdapter
 from hf_rmt.huggingface.lora.differences import Differences, differences, paired
@@ -58,9 +58,10 @@ def extract_adapter(
 ) -> ExtractedAdapter:
     """Fine-tuned minus pretrained as a LoRA adapter, with the rank that each layer is worth.
 
-    Directions of all layers' updates compete for the parameters; `hf_rmt.compression.low_rank` says
-    what each is worth. What is no matrix (biases, norms, new heads) is carried over as it is, so
-    that the adapter on the base acts as the tuned model does with low-rank updates.
+    Directions of all layers' updates compete for the parameters;
+    `hf_rmt.compression.calibration.low_rank` says what each is worth. What is no matrix (biases,
+    norms, new heads) is carried over as it is, so that the adapter on the base acts as the tuned
+    model does with low-rank updates.
 
     Args:
         base: The pretrained model, a folder or a Hub id. A path also tells which layers of the

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from hf_rmt.huggingface.record import CompressionRecord
-from hf_rmt.nn.noise_store import stored_bits
 from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.stores.noise_store import stored_bits
 from hf_rmt.plan import CompressionPlan, LayerPlan
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_rmt.checks import check_integer
 from hf_rmt.compression.methods.spectral import spectral_method_of
 from hf_rmt.compression.model import check_module
-from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.huggingface.api import check_compressible
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.search.trials import Log, NoiseStates, Removal

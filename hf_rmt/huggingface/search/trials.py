@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from hf_rmt.compression.apply import apply_decision
 from hf_rmt.compression.directions import kept_directions
-from hf_rmt.compression.parallel import (
+from hf_rmt.compression.execution.parallel import (
     WorkResult,
     is_silent,
     map_over_processes,

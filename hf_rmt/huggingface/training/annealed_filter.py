@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.compression.apply import compress_shared
+from hf_rmt.compression.calibration.excited import cut
+from hf_rmt.compression.calibration.low_rank import LayerMoments
+from hf_rmt.compression.calibration.ranks import shared_ranks
 from hf_rmt.compression.decision import Decision, dense_plan
-from hf_rmt.compression.excited import cut
-from hf_rmt.compression.low_rank import LayerMoments
+from hf_rmt.compression.execution.parallel import WorkResult
 from hf_rmt.compression.methods.truncation import of_rank
-from hf_rmt.compression.parallel import WorkResult
-from hf_rmt.compression.ranks import shared_ranks
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.huggingface.training.anneal import Anneal, amount, choice_steps
 from hf_rmt.huggingface.training.batch_moments import measurable

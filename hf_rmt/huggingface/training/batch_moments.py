@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from hf_rmt.compression.low_rank import LayerMoments
-from hf_rmt.compression.moments import TensorNumbers
-from hf_rmt.compression.parallel import n_processes
+from hf_rmt.compression.calibration.low_rank import LayerMoments
+from hf_rmt.compression.calibration.moments import TensorNumbers
+from hf_rmt.compression.execution.parallel import n_processes
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import is_convolution
 

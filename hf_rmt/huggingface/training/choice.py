@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_rmt.compression.calibration.excited import cut, excited_directions
+from hf_rmt.compression.calibration.low_rank import LayerMoments
+from hf_rmt.compression.calibration.ranks import ranks_that_lose, shared_ranks
 from hf_rmt.compression.directions import kept_directions, removal
-from hf_rmt.compression.excited import cut, excited_directions
-from hf_rmt.compression.low_rank import LayerMoments
-from hf_rmt.compression.parallel import WorkResult, map_over_processes, matrix_cost
-from hf_rmt.compression.ranks import ranks_that_lose, shared_ranks
+from hf_rmt.compression.execution.parallel import WorkResult, map_over_processes, matrix_cost
 from hf_rmt.compression.spectrum import spectrum
 from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
 from hf_rmt.plan import Cause
@@ -42,7 +42,7 @@ class Choice(NamedTuple):
             squared Frobenius norm; `rest`, the part of it that will go; what its spectrum said.
             Plain JSON values.
         probes: Two for each layer with a rank, `<name> left` and `<name> right`, see
-            `hf_rmt.compression.excited`.
+            `hf_rmt.compression.calibration.excited`.
         share: Parameters that will be left over those of all the layers.
     """
 

@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 
 from hf_rmt.checks import check_number
 from hf_rmt.compression.decision import rewritten_plan
-from hf_rmt.compression.parallel import n_processes
+from hf_rmt.compression.execution.parallel import n_processes
 from hf_rmt.compression.shrinkage import shrunk_update
 from hf_rmt.huggingface.training.choice import shared
 from hf_rmt.nn.dense_matrix import to_matrix, to_weight

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from hf_rmt.compression.targets import compressible_layers
+from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.huggingface.api import check_compressible
 from hf_rmt.huggingface.compat import trainer_holding
 from hf_rmt.huggingface.conclude import conclude

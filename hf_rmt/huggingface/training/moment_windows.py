@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_rmt.compression.low_rank import LayerMoments
+from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.huggingface.training.batch_moments import BatchMoments
 from hf_rmt.huggingface.training.start_weights import load_start, save_start
 

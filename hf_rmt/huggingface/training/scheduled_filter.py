@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_rmt.compression.apply import compress_shared
 from hf_rmt.compression.decision import Decision
-from hf_rmt.compression.parallel import WorkResult
+from hf_rmt.compression.execution.parallel import WorkResult
 from hf_rmt.compression.refilter import filter_weight, first_plan
 from hf_rmt.compression.shrinkage import along, leading_directions
 from hf_rmt.compression.spectrum import spectrum

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_rmt.compression.decision import rewritten_plan
-from hf_rmt.compression.parallel import WorkResult, is_silent, map_over_processes, matrix_cost
+from hf_rmt.compression.execution.parallel import (
+    WorkResult,
+    is_silent,
+    map_over_processes,
+    matrix_cost,
+)
+from hf_rmt.compression.execution.undisturbed import undisturbed
 from hf_rmt.compression.refilter import filter_weight
 from hf_rmt.compression.shrinkage import along, leading_directions
-from hf_rmt.compression.targets import compressible_layers
-from hf_rmt.compression.undisturbed import undisturbed
+from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.huggingface.api import ModelOrPath, check_compressible, load_if_path, unwrapped
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.lora.differences import paired

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from hf_rmt.nn.codebooks import CODEBOOKS
 from hf_rmt.nn.layouts.base import Layout, LayoutProduct, register, signal_bytes, store_bytes
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
+from hf_rmt.nn.stores.codebooks import CODEBOOKS
 
 
 @register
@@ -50,7 +50,7 @@ class FusedLayout(Layout):
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
         """The noise acting on x, from its codes."""
-        from hf_rmt.nn.fused_kernel import fused_product
+        from hf_rmt.nn.layouts.fused_kernel import fused_product
 
         rows = fused_product(x.detach().reshape(-1, layer.in_features), layer.noise)
         return rows.view(*x.shape[:-1], layer.out_features)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_rmt.nn.integer_weight import IntegerWeight, why_no_integers
 from hf_rmt.nn.layouts.base import (
     Layout,
     LayoutProduct,
@@ -18,6 +17,7 @@ from hf_rmt.nn.layouts.base import (
     signal_identity,
     store_bytes,
 )
+from hf_rmt.nn.layouts.integer_weight import IntegerWeight, why_no_integers
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
 

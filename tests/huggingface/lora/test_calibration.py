@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import BertForSequenceClassification
 
 from hf_rmt import extract_adapter
-from hf_rmt.compression.moments import measured_moments
+from hf_rmt.compression.calibration.moments import measured_moments
 from tests.huggingface.lora.adapters import inputs, logits, rebuilt
 
 

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from hf_rmt import RMTConfig
-from hf_rmt.compression.excited import cut
-from hf_rmt.compression.low_rank import LayerMoments
-from hf_rmt.compression.ranks import ranks_that_lose
+from hf_rmt.compression.calibration.excited import cut
+from hf_rmt.compression.calibration.low_rank import LayerMoments
+from hf_rmt.compression.calibration.ranks import ranks_that_lose
 from hf_rmt.huggingface.training import choice
 from hf_rmt.huggingface.training.annealed_filter import PROBES_FILE
 from hf_rmt.huggingface.training.choice import WHOLE

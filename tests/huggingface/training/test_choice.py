@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_rmt.compression.excited import cut
-from hf_rmt.compression.low_rank import LayerMoments
+from hf_rmt.compression.calibration.excited import cut
+from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.huggingface.training.choice import NO_SIGNAL, NOT_REACHED, TOO_SMALL, WHOLE, choose
 from hf_rmt.settings import CompressionSettings
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hf_rmt.nn import SpikedLinear
-from hf_rmt.nn.codebooks import CODEBOOKS
 from hf_rmt.nn.layouts import set_layout
 from hf_rmt.nn.layouts.choosing import possible
+from hf_rmt.nn.stores.codebooks import CODEBOOKS
 
 SHAPES = ((96, 64), (65, 33), (7, 130), (1, 1), (130, 7))
 

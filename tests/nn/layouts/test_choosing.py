@@ -11,12 +11,6 @@ from hf_rmt.nn.layouts import LAYOUTS, choosing, set_layout
 from hf_rmt.nn.layouts.choosing import MARGIN, fastest, possible, remember, remembered
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HF_RMT_CACHE", str(tmp_path))
-    return tmp_path
-
-
 def test_dense_stays_unless_another_is_clearly_faster() -> None:
     assert fastest({"packed": 2.0, "dense": 1.0, "int8": 0.5}) == "int8"
     assert fastest({"packed": 2.0, "dense": 1.0, "int8": MARGIN + 0.01}) == "dense"

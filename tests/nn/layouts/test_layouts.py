@@ -6,69 +6,20 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from hf_rmt.nn import NOISE_KINDS, SpikedConv2d, SpikedLinear, TernaryLinear
+from hf_rmt.nn import NOISE_KINDS, SpikedConv2d, SpikedLinear
 from hf_rmt.nn.counterparts import densify
-from hf_rmt.nn.layouts import ACTIVATIONS, LAYOUTS, layout_line, memory_bytes, set_layout
+from hf_rmt.nn.layouts import LAYOUTS, set_layout
 from hf_rmt.nn.layouts.parking import is_parked
+from tests.nn.layouts.layers import IN, OUT, RANK, allowed, distance, layer_of, normal, placed
 
-OUT, IN, RANK = 96, 640, 3
 NAMES = tuple(name for name, kind in LAYOUTS.items() if not kind.by_name_only)
 DTYPES = (torch.float32, torch.bfloat16)
 STORED = tuple(kind for kind in NOISE_KINDS if kind != "drop")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_RMT_CACHE", str(tmp_path))
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def layer_of(noise: str, dtype: torch.dtype = torch.float32, *, rank: int = RANK) -> SpikedLinear:
-    weight = normal(OUT, IN) + 2 * normal(OUT, rank, seed=1) @ normal(rank, IN, seed=2)
-    u, s, v = torch.linalg.svd(weight, full_matrices=False)
-    root = s[:rank].sqrt()
-    left, right = u[:, :rank] * root, root[:, None] * v[:rank]
-    bias = nn.Parameter(normal(OUT, seed=3).to(dtype))
-    parts = (part.to(dtype) for part in (left, right, weight))
-    return SpikedLinear.from_factors(*parts, bias, noise=noise).eval()
-
-
-def placed(noise: str, name: str, dtype: torch.dtype = torch.float32) -> SpikedLinear:
-    layer = layer_of(noise, dtype)
-    set_layout(layer, name)
-    return layer
-
-
-def allowed(layer: SpikedLinear, x: torch.Tensor) -> torch.Tensor:
-    """Bound on the root mean square error of a layer's outputs, by its rounding.
-
-    Factors, sums and outputs round by eps of |x| |W|, a few times. Integers add, for noise of size
-    n and an input of size |x|: inputs rounded to 1 / 127 of their largest entry (3.5 standard
-    deviations after the rotation, 5 bounds it) and weights to 1 / 127 of the row's, uniform errors
-    of variance 1 / 12; on processors with digits of 6 bits twice as much for the inputs.
-    """
-    length = x.double().norm(dim=-1, keepdim=True)
-    rows = layer.dense().double().square().sum(1).mean().sqrt()
-    bound = 3 * torch.finfo(x.dtype).eps * (length * rows + 1)
-    if layer.layout == "int8":
-        noise = layer.noise.dense(torch.float64)
-        size = noise.square().mean().sqrt() * length
-        bound = bound + size * 5 / 127 / 12**0.5 * 5**0.5
-    return bound
-
-
-def distance(ours: torch.Tensor, exact: torch.Tensor) -> float:
-    ours, exact = ours.detach().double(), exact.detach().double()
-    return float((ours - exact).norm() / exact.norm())
 
 
 @pytest.mark.parametrize("noise", NOISE_KINDS)
@@ -271,51 +222,6 @@ def test_densify_gives_the_weights_of_the_packed_layer(name: str) -> None:
     assert torch.equal(densify(model)[0].weight, expected)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("rank", [0, RANK])
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_what_is_not_finite_spoils_its_row_alone(bad: float, rank: int, tokens: int) -> None:
-    layer = layer_of("int8", rank=rank)
-    set_layout(layer, "int8")
-    x = normal(tokens, IN)
-    x[0, 5] = bad
-    with torch.no_grad():
-        result = layer(x)
-    assert not result[0].isfinite().any()
-    assert result[1:].isfinite().all()
-
-
-def test_two_digits_are_near_exact() -> None:
-    """A second digit of 6 bits or more divides the rounding of inputs by 126 at least."""
-    layer, x = layer_of("int8"), normal(40, IN, seed=4)
-    x[:, 7] *= 1000  # one digit loses the others beside it
-    noise = layer.noise.dense()
-    unit = noise.abs().amax(1, keepdim=True) / 127
-    rounded = (noise / unit).round() * unit + layer.dense() - noise
-    exact = nn.functional.linear(x, rounded, layer.bias)
-    errors = {}
-    for activations in ACTIVATIONS:
-        set_layout(layer, "int8", activations=activations)
-        with torch.no_grad():
-            errors[activations] = (layer(x) - exact).norm() / exact.norm()
-    assert errors["int16"] < errors["int8"] / 30
-
-
-def test_the_line_says_what_runs_and_what_it_takes() -> None:
-    model = nn.Sequential(layer_of("int8"), layer_of("drop"), TernaryLinear(IN, OUT))
-    line = set_layout(model, "dense")
-    assert line.startswith("layouts: 2 dense, 1 packed; ")
-    assert line == layout_line(model)
-    assert layout_line(nn.Linear(2, 2)) == ""
-    assert memory_bytes(model[0]) > IN * OUT * 4
-
-
-def test_a_layer_without_a_layout_stays_packed() -> None:
-    conv = SpikedConv2d(16, 16, 2, kernel_size=3)
-    set_layout(conv, "int8")
-    assert conv.layout == "packed"
-
-
 @pytest.mark.parametrize("name", ["packed", "dense"])
 @pytest.mark.parametrize("gradients", [True, False])
 def test_convolutions(name: str, gradients: bool) -> None:
@@ -330,12 +236,3 @@ def test_convolutions(name: str, gradients: bool) -> None:
     for training in (True, False):
         with torch.set_grad_enabled(gradients):
             torch.testing.assert_close(layer.train(training)(x), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_names_are_checked() -> None:
-    with pytest.raises(
-        ValueError, match="layout must be one of dense, fused, int8, packed, fastest"
-    ):
-        set_layout(layer_of("int8"), "int4")
-    with pytest.raises(ValueError, match="activations must be one of int8, int16"):
-        set_layout(layer_of("int8"), "int8", activations="int4")

@@ -1,0 +1,1 @@
+"""What data says: moments of inputs and gradients, directions and ranks chosen by them, codes."""

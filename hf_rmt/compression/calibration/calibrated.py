@@ -1,0 +1,268 @@
+"""Compressing with calibration: groups of layers in turn, each measured with those before it cut.
+
+So the errors of earlier groups are seen by later ones, and the second moments held at a time are
+bounded: those of a group take at most as many entries as the weights that are compressed have, or
+one site's if that is more. For a transformer block of usual shape that makes two or three forward
+passes over the batches, with `size` two or three times as many and with gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_rmt.compression.apply import decide_shared
+from hf_rmt.compression.calibration.batches import NO_BATCH, Batch, mappings
+from hf_rmt.compression.calibration.calibrated_weight import (
+    check_calibratable,
+    compress_calibrated_weight,
+)
+from hf_rmt.compression.calibration.low_rank import LayerMoments, importance
+from hf_rmt.compression.calibration.moments import Moments, Sites, sites
+from hf_rmt.compression.calibration.ranks import shared_ranks
+from hf_rmt.compression.decision import Decision, keep
+from hf_rmt.compression.execution.parallel import (
+    map_over_processes,
+    matrix_cost,
+    sum_over_processes,
+)
+from hf_rmt.compression.summary import compression_report
+from hf_rmt.compression.weight import compress_weight
+from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
+from hf_rmt.nn.dense_matrix import is_convolution
+from hf_rmt.plan import Cause
+from hf_rmt.report import CompressionReport
+from hf_rmt.settings import CompressionSettings
+
+Seen = TypeVar("Seen")
+NOT_REACHED = "no calibration: no batch reached the layer, or it is no linear one"
+"""Why a layer is compressed without calibration, or left dense where a size is asked for."""
+WHOLE = "each of its directions is worth its parameters"
+"""Reason for which a layer stays dense though a size is asked for."""
+
+
+def compress_calibrated(
+    model: nn.Module,
+    names: Sequence[str],
+    settings: CompressionSettings,
+    batches: Iterable[Batch],
+    *,
+    size: float | None = None,
+    dry_run: bool = False,
+) -> CompressionReport:
+    """Compress layers of a model in place, by what batches excite in them.
+
+    Args:
+        model: Any module with its weights in memory, the same on every process.
+        names: Layers with a matrix, as `select_layers` gives them.
+        settings: What the user asked for.
+        batches: Keyword arguments of the model; on several processes each may have its own.
+        size: Share of the layers' parameters to keep, ranks being shared out over all of them.
+        dry_run: Only plan; the model is not changed.
+
+    Returns:
+        The plan with latencies measured on this process, and the fitted spectra.
+
+    Raises:
+        ValueError: If there is no batch, moments are not finite, or settings contradict
+            calibration.
+        RuntimeError: On every process, if one of several failed.
+    """
+    check_calibratable(settings)
+    _check_size(size, settings)
+    batches = repeatable(batches)
+    ranks = None if size is None else _ranks(model, names, batches, settings, size)
+    decisions: dict[str, Any] = {}
+    told = {"min_size": settings.min_size, "gradients": size is not None}
+    for group, excited in measured(model, names, batches, **told):
+        decide = _decision(excited, ranks)
+        for plan, fit in decide_shared(model, group, settings, dry_run=dry_run, decide=decide):
+            decisions[plan.name] = plan, fit
+    decided = [decisions[name] for name in names]
+    return compression_report(decided, model)
+
+
+def repeatable(batches: Iterable[Batch]) -> Sequence[Batch] | Iterable[Batch]:
+    """Batches that can be gone through again: an iterator is read into memory once.
+
+    Raises:
+        TypeError: If a batch is no mapping, or the batches are one.
+    """
+    kept = list(batches) if isinstance(batches, Iterator) else batches
+    if isinstance(kept, Sequence) or not hasattr(kept, "__iter__") or isinstance(kept, Mapping):
+        return list(mappings(kept))
+    for _ in islice(mappings(kept), 1):
+        pass
+    return kept
+
+
+def measured(
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Iterable[Batch],
+    *,
+    min_size: int,
+    gradients: bool = False,
+) -> Iterator[tuple[list[str], dict[str, LayerMoments]]]:
+    """Groups of layers with what the batches excite in them, measured when a group is asked for.
+
+    Args:
+        model: The model; what is done to one group is seen by the next.
+        names: Layers with a matrix.
+        batches: Keyword arguments of the model, to be gone through once for each group.
+        min_size: Layers whose smaller side is below this are not measured.
+        gradients: Whether output gradients are gathered as well.
+
+    Yields:
+        The names of a group, and the excitations of those that the batches reach. Layers that
+        cannot be measured come last.
+
+    Raises:
+        ValueError: If there is no batch, or a layer's moments are not finite.
+    """
+    linears = [name for name in names if _is_measurable(model.get_submodule(name), min_size)]
+    found = _sites(model, linears, batches)
+    entries = [math.prod(matrix_shape(model.get_submodule(name))) for name in names]
+    for group in _groups(model, found, sum(entries), gradients=gradients):
+        moments = Moments(model, group, gradients=gradients)
+        yield list(moments.leaders), _gathered(moments, batches)
+    rest = sorted(set(names) - set(linears), key=names.index)
+    if rest:
+        yield rest, {}
+
+
+def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, LayerMoments]:
+    """The excitations of a group, of the batches of all processes."""
+
+    def work() -> tuple[None, dict[str, Tensor]]:
+        moments.gather(batches)
+        return None, moments.tensors()
+
+    sum_over_processes(work)
+    for key, tensor in moments.tensors().items():
+        if not torch.isfinite(tensor).all():
+            name, _, what = key.rpartition(" ")
+            raise ValueError(
+                f"the {'gradients' if what == 'gradients' else 'inputs'} of {name!r} hold nan or "
+                "inf in calibration; check the batches and the weights, or load in float32"
+            )
+    return moments.measured_moments()
+
+
+def _sites(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]) -> Sites:
+    """Which layers share an input, seen on the first batch that any process has."""
+    return on_first_batch(batches, lambda batch: sites(model, names, batch))
+
+
+def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> Seen:
+    """What is seen on the first batch that any process has.
+
+    Args:
+        batches: Keyword arguments of the model; a process may have none.
+        look: Looks at a batch.
+
+    Raises:
+        ValueError: If no process has any.
+        RuntimeError: On every process, if looking failed on one.
+    """
+
+    def work() -> tuple[Seen | None, dict[str, Tensor]]:
+        first = next(iter(batches), None)
+        return None if first is None else look(first), {}
+
+    seen = [found for found in sum_over_processes(work)[0] if found is not None]
+    if not seen:
+        raise ValueError(NO_BATCH)
+    return seen[0]
+
+
+def _groups(model: nn.Module, found: Sites, budget: int, *, gradients: bool) -> Iterator[Sites]:
+    """Neighbouring sites whose second moments have at most so many entries, or one site."""
+    group: Sites = {}
+    held = 0
+    for first, names in found.items():
+        shapes = [matrix_shape(model.get_submodule(name)) for name in names]
+        entries = shapes[0][1] ** 2 + gradients * sum(rows**2 for rows, _ in shapes)
+        if group and held + entries > budget:
+            yield group
+            group, held = {}, 0
+        group, held = group | {first: names}, held + entries
+    if group:
+        yield group
+
+
+def _is_measurable(module: nn.Module, min_size: int) -> bool:
+    return not is_convolution(module) and min(matrix_shape(module)) >= min_size
+
+
+def _ranks(
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Iterable[Batch],
+    settings: CompressionSettings,
+    size: float,
+) -> dict[str, int | None]:
+    """Ranks shared out over the layers by importance per parameter; None for one left dense."""
+    worth: dict[str, Tensor] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    told = {"min_size": settings.min_size, "gradients": True}
+    for group, excited in measured(model, names, batches, **told):
+        reached = [name for name in group if name in excited]
+        here = {name: matrix_shape(model.get_submodule(name)) for name in reached}
+        worth |= _importances(model, here, excited)
+        shapes |= here
+    return shared_ranks(worth, shapes, size)
+
+
+def _importances(
+    model: nn.Module, shapes: Mapping[str, tuple[int, int]], excited: Mapping[str, LayerMoments]
+) -> dict[str, Tensor]:
+    """What losing each direction of some layers costs, shared out over the processes."""
+
+    def work(name: str) -> tuple[None, dict[str, Tensor]]:
+        weight = weight_matrix(model.get_submodule(name))
+        return None, {"importance": importance(weight, excited[name])}
+
+    costs = [matrix_cost(shape) for shape in shapes.values()]
+    device = next(model.parameters()).device
+    outcomes = map_over_processes(work, list(shapes), costs, device=device)
+    return {
+        name: tensors["importance"] for name, (_, tensors) in zip(shapes, outcomes, strict=True)
+    }
+
+
+def _decision(
+    excited: Mapping[str, LayerMoments], ranks: Mapping[str, int | None] | None
+) -> Callable[[str, Tensor, CompressionSettings], Decision]:
+    """What happens to the weights of a group."""
+
+    def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
+        known = name in excited and (ranks is None or name in ranks)
+        if known and (ranks is None or ranks[name] is not None):
+            rank = None if ranks is None else ranks[name]
+            return compress_calibrated_weight(name, weight, settings, excited[name], rank=rank)
+        if ranks is not None and known:
+            return keep(name, weight, Cause.ALL_WORTH, WHOLE)
+        if ranks is not None:
+            return keep(name, weight, Cause.NOT_REACHED, NOT_REACHED)
+        return compress_weight(name, weight, settings).noted(NOT_REACHED)
+
+    return decide
+
+
+def _check_size(size: float | None, settings: CompressionSettings) -> None:
+    if size is None:
+        return
+    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size <= 1:
+        raise ValueError(f"size must lie in (0, 1], got {size!r}; it is a share of the parameters")
+    if settings.noise != "drop" or settings.noise_removal != 1.0:
+        raise ValueError(
+            f"size needs the noise to be dropped completely, got "
+            f"noise={settings.noise!r} and noise_removal={settings.noise_removal}; set "
+            "noise='drop' and leave noise_removal at 1.0"
+        )

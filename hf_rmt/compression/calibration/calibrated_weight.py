@@ -1,0 +1,134 @@
+"""Compressing a weight by what its inputs excite: signal where it matters, less error there.
+
+With C the second moment of a layer's inputs, its outputs lose |(W - W') C^{1/2}|^2 when W' stands
+for W: the best factors of a rank are those of W C^{1/2}, times C^{-1/2}. With G that of the model's
+outputs differentiated by the layer's, the model loses |G^{1/2} (W - W') C^{1/2}|^2, which compares
+layers with one another. Both are damped (`low_rank.damped`): a few tokens do not excite every
+direction, and the inverse must exist.
+
+Where a law says how much is signal, it reads the spectrum of W itself: that of W C^{1/2} is heavy
+tailed as C is, and has no bulk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from hf_rmt.compression.calibration.error_feedback import feed_back
+from hf_rmt.compression.calibration.low_rank import INPUT_DAMPING, LayerMoments, damped, low_rank
+from hf_rmt.compression.decision import Decision, SpikedBuild
+from hf_rmt.compression.methods.spectral import spectral_method_of
+from hf_rmt.compression.methods.truncation import of_rank
+from hf_rmt.compression.weight import (
+    choose_directions,
+    factored,
+    plan_layer,
+    relative_energies,
+    split_weight,
+)
+from hf_rmt.nn import SpikedLinear
+from hf_rmt.plan import Outcome
+from hf_rmt.settings import PACKED_KINDS, CompressionSettings
+
+
+@dataclass(frozen=True)
+class CalibratedBuild(SpikedBuild):
+    """Makes a `SpikedLinear` whose signal and packed noise are chosen by the inputs.
+
+    Attributes:
+        excitation: What batches say about the layer.
+    """
+
+    excitation: LayerMoments = field(kw_only=True, repr=False)
+
+    def __call__(self, weight: Tensor) -> SpikedLinear:
+        """The layer, its signal chosen against the error of its packed noise."""
+        layer = super().__call__(weight)
+        if self.noise in PACKED_KINDS:
+            _settle(layer, weight, self.excitation)
+        return layer
+
+
+def check_calibratable(settings: CompressionSettings) -> None:
+    """Refuse settings that calibration cannot serve.
+
+    Raises:
+        ValueError: If nothing is lost, entries are chosen and not directions, or spikes are to be
+            recovered.
+    """
+    if not spectral_method_of(settings).stores_noise:
+        raise ValueError(
+            f"calibration chooses directions, and method={settings.method!r} chooses entries; "
+            "use a law or method='svd', or leave calibration out"
+        )
+    if settings.noise == "keep":
+        raise ValueError(
+            "calibration lessens what is lost, and noise='keep' loses nothing; leave it out, or "
+            "set noise to drop, int8, int4 or ternary"
+        )
+    if settings.recover_spikes:
+        raise ValueError(
+            "recover_spikes=True shrinks the directions of the weight, and calibration chooses "
+            "others, with sizes of least error; leave it at None, or calibration out"
+        )
+
+
+def compress_calibrated_weight(
+    name: str,
+    weight: Tensor,
+    settings: CompressionSettings,
+    excitation: LayerMoments,
+    *,
+    rank: int | None = None,
+) -> Decision:
+    """Decide what happens to one weight, its factors chosen by what its inputs excite.
+
+    Args:
+        name: Runtime name of the module.
+        weight: Shape (out, in); it is not changed.
+        settings: What the user asked for; spikes are not recovered.
+        excitation: Of the layer.
+        rank: Number of directions; None for what the method finds in the weight itself.
+
+    Returns:
+        The plan with the factors of svd_r(G^{1/2} W C^{1/2}) taken back to the weight's own
+        coordinates, or with the weight that they make where that is smaller.
+    """
+    told = settings.replace(recover_spikes=False) if rank is None else of_rank(settings, rank)
+    found = split_weight(name, weight, told)
+    if isinstance(found, Decision):
+        return found
+    kept = choose_directions(name, weight, found, told)
+    if isinstance(kept, Decision):
+        return kept
+    plan = plan_layer(name, weight, found.fit, kept, told)
+    if plan.outcome is Outcome.KEPT:
+        return Decision(plan, found.fit)
+    left, right = (factor.to(weight.dtype) for factor in low_rank(weight, len(kept), excitation))
+    build = CalibratedBuild(left, right, told.noise, excitation=excitation)
+    signal, lost = relative_energies(weight, left @ right)
+    dropped = lost if plan.dropped_energy else 0.0
+    plan = replace(plan, signal_energy=signal, dropped_energy=dropped)
+    return replace(factored(plan, found.fit, build), mean_input=excitation.mean)
+
+
+@torch.no_grad()
+def _settle(layer: SpikedLinear, weight: Tensor, excitation: LayerMoments) -> None:
+    """Choose the codes of N for W - S, then S = svd_r((W - N) C^{1/2}) C^{-1/2} for these codes.
+
+    Doing both once more gains nothing on the trained BERT. The factors are rounded to bfloat16,
+    left after it was fitted to the rounded right.
+    """
+    moment = damped(excitation.inputs, INPUT_DAMPING)
+    left, right = (factor.float() for factor in layer.factors())
+    feed_back(layer.noise, torch.addmm(weight.float(), left, right, alpha=-1), moment)
+    if not layer.rank:
+        return
+    rest = weight.float() - layer.noise.dense()
+    right = low_rank(rest, layer.rank, excitation)[1].to(torch.bfloat16)
+    excited = right.double() @ moment
+    fitted = torch.linalg.solve(excited @ right.double().T, excited @ rest.double().T)
+    layer.weight.copy_(torch.cat([right, fitted.to(torch.bfloat16)], dim=1))

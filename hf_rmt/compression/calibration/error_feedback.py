@@ -1,0 +1,84 @@
+"""Codes of noise chosen one after the other, each making up for the errors of those before it.
+
+Rounding each weight to its nearest code makes the error small; what counts is the error of the
+layer's outputs, |E C^{1/2}|^2 with C the second moment of its inputs. So the columns are rounded in
+turn, and what one loses is taken back by those that are still open, as far as their inputs go
+along with its own.
+
+Source: the optimal brain surgeon with one order for all rows (Frantar et al., "GPTQ", ICLR 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, Codebook
+from hf_rmt.nn.stores.noise_store import NoiseStore
+
+JOINT = {"int4": 2}
+"""Weights that one code describes together; elsewhere each has its own."""
+COLUMNS = 64
+"""Columns whose errors reach the rest of the matrix in one product."""
+
+
+@torch.no_grad()
+def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
+    """Choose the codes of packed noise anew, to lessen |(target - noise) C^{1/2}|; scales stay.
+
+    Args:
+        store: Packed noise, filled with the target; its codes are replaced.
+        target: What it stands for, shape (out, in).
+        moment: C, positive definite, shape (in, in), float64.
+    """
+    book, size, columns = CODEBOOKS[store.kind], target.numel(), target.shape[1]
+    joint = JOINT.get(store.kind, 1)
+    if columns % joint:  # a code would lie across two rows
+        return
+    scales = store.group_scales().repeat_interleave(book.group)
+    order = _order(moment, joint)
+    aims = torch.empty_like(target, dtype=torch.float32)
+    aims[:, order] = _aims(
+        target[:, order].float(),
+        scales[:size].view(target.shape)[:, order],
+        moment[order][:, order],
+        lambda values: _nearest(book, values, joint),
+        joint,
+    )
+    flat = nn.functional.pad(aims.flatten(), (0, len(scales) - size))
+    store.codes.copy_(book.encode((flat / scales).view(-1, book.group)).flatten())
+
+
+def _aims(
+    rest: Tensor, scales: Tensor, moment: Tensor, nearest: Callable[[Tensor], Tensor], joint: int
+) -> Tensor:
+    """What each weight is rounded from: itself and what earlier errors ask of it."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
+    upper = torch.linalg.cholesky(inverse, upper=True).to(rest)
+    for start in range(0, rest.shape[1], COLUMNS):
+        stop = min(start + COLUMNS, rest.shape[1])
+        errors = torch.empty_like(rest[:, start:stop])
+        for first in range(start, stop, joint):
+            here = slice(first, first + joint)
+            lost = rest[:, here] - nearest(rest[:, here] / scales[:, here]) * scales[:, here]
+            error = torch.linalg.solve_triangular(upper[here, here], lost, upper=True, left=False)
+            rest[:, here.stop : stop] -= error @ upper[here, here.stop : stop]
+            errors[:, first - start : here.stop - start] = error
+        rest[:, stop:] -= errors @ upper[start:stop, stop:]
+    return rest
+
+
+def _order(moment: Tensor, joint: int) -> Tensor:
+    """Columns by what they excite, strongest first: many are then left to make up for them."""
+    energies = moment.diagonal().view(-1, joint).sum(1)
+    first = torch.argsort(energies, descending=True, stable=True) * joint
+    return (first[:, None] + torch.arange(joint, device=first.device)).flatten()
+
+
+def _nearest(book: Codebook, values: Tensor, joint: int) -> Tensor:
+    """The nearest codes of a few columns, shape (out, joint); whole bytes need company."""
+    width = max(2, book.block)
+    filled = nn.functional.pad(values, (0, width - joint))
+    return book.decode(book.encode(filled).flatten()).view(-1, width)[:, :joint]

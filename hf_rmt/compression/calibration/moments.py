@@ -1,0 +1,264 @@
+"""What a few batches say about layers: second moments of their inputs and output gradients."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from hf_rmt.compression.calibration.batches import NO_BATCH, Batch, mappings, run_batch
+from hf_rmt.compression.calibration.low_rank import LayerMoments, covariance
+from hf_rmt.nn.counterparts import matrix_shape
+from hf_rmt.nn.tensor_checks import version_of
+
+Sites = dict[str, list[str]]
+"""Layers that are always given the same tensor, under the name of the first of them."""
+
+
+def measured_moments(
+    model: nn.Module, names: Iterable[str], batches: Iterable[Batch]
+) -> dict[str, LayerMoments]:
+    """Gather the second moments of layers' inputs and output gradients.
+
+    Args:
+        model: The tuned model; it is not changed.
+        names: Linears and embeddings.
+        batches: Keyword arguments of the model, one forward and one backward pass each.
+
+    Returns:
+        The excitation of each layer that was used.
+
+    Raises:
+        TypeError: If a batch is no mapping, or the batches are one.
+        ValueError: If there is no batch.
+    """
+    moments = Moments(model, {name: [name] for name in names}, gradients=True)
+    moments.gather(batches)
+    if not moments.batches:
+        raise ValueError(NO_BATCH)
+    return moments.measured_moments()
+
+
+class TensorNumbers:
+    """A number for each tensor that is seen, the same as long as its values are."""
+
+    def __init__(self) -> None:
+        self._alive: dict[int, tuple[Any, int, int]] = {}
+        self._numbers = count()
+
+    def number(self, tensor: Tensor) -> int:
+        """The number of a tensor. An address is used again once its tensor is gone."""
+        known = self._alive.get(id(tensor))
+        if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
+            known = self._alive[id(tensor)] = (
+                ref(tensor),
+                version_of(tensor),
+                next(self._numbers),
+            )
+        return known[2]
+
+    def clear(self) -> None:
+        """Forget the tensors; numbers are not given twice."""
+        self._alive.clear()
+
+
+class Moments:
+    """Sums over tokens for some layers of a model.
+
+    Args:
+        model: The model; it is not changed.
+        sites: The layers: linears and embeddings.
+        gradients: Whether output gradients are gathered as well, by a backward pass.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites, *, gradients: bool) -> None:
+        self.model, self.batches = model, 0
+        self.leaders = {name: first for first, names in sites.items() for name in names}
+        self.inputs = {first: _Inputs(model.get_submodule(first)) for first in sites}
+        self.slopes = {name: _slopes(model, name) for name in self.leaders} if gradients else {}
+        self._mask: Any = None
+        self._calls: list[tuple[str, Tensor, Tensor]] = []
+
+    def gather(self, batches: Iterable[Batch]) -> None:
+        """Run the model on batches, in evaluation mode."""
+        generator, graph = torch.Generator().manual_seed(0), bool(self.slopes)
+        heard = self._keep if graph else self._add_inputs
+        with listening(self.model, self.leaders if graph else self.inputs, heard, graph=graph):
+            for number, batch in enumerate(mappings(batches)):
+                self._mask = batch.get("attention_mask")
+                output = _first_tensor(run_batch(self.model, batch, number))
+                if graph:
+                    self._add_gradients(output, generator)
+                self.batches += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums, which several processes add up in place."""
+        slopes = {f"{name} gradients": tensor for name, tensor in self.slopes.items()}
+        inputs = {
+            f"{name} {key}": tensor
+            for name, entry in self.inputs.items()
+            for key, tensor in vars(entry).items()
+            if isinstance(tensor, Tensor)
+        }
+        return slopes | inputs
+
+    def measured_moments(self) -> dict[str, LayerMoments]:
+        """The excitation of each layer that was used."""
+        found = {}
+        for name, first in self.leaders.items():
+            count, module = int(self.inputs[first].count), self.model.get_submodule(name)
+            if count:
+                slopes = self.slopes[name] / count if self.slopes else None
+                biased = getattr(module, "bias", None) is not None
+                found[name] = self.inputs[first].excitation(slopes, biased)
+        return found
+
+    def _keep(self, name: str, entry: Tensor, result: Tensor) -> None:
+        self._calls.append((name, entry.detach(), result))
+
+    def _add_inputs(self, name: str, entry: Tensor, result: Tensor) -> None:
+        """One call of the layer; padding is left out."""
+        kept, lead = self._kept(result), result.shape[:-1]
+        self.inputs[name].add(entry.expand(*lead, *entry.shape[len(lead) :])[kept])
+
+    def _add_gradients(self, output: Tensor, generator: torch.Generator) -> None:
+        """Gradients of a random combination of outputs, whose second moment is that of all."""
+        if not self._calls:
+            return
+        probe = torch.randn(output.shape, generator=generator).to(output)
+        results = [result for _, _, result in self._calls]
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(
+            output, results, probe, allow_unused=True
+        )
+        for (name, entry, result), gradient in zip(self._calls, gradients, strict=True):
+            if gradient is None:
+                continue
+            slopes = gradient[self._kept(result)].float()
+            self.slopes[name] += slopes.T @ slopes
+            if name in self.inputs:
+                self._add_inputs(name, entry, result)
+        self._calls.clear()
+
+    def _kept(self, result: Tensor) -> Tensor:
+        """Which tokens count: those of the mask where it has their shape, else all."""
+        lead = result.shape[:-1]
+        if self._mask is not None and self._mask.shape == lead:
+            return self._mask.bool().to(result.device)
+        return torch.ones(lead, dtype=torch.bool, device=result.device)
+
+
+class _Inputs:
+    """Sums over tokens of a layer's inputs and of their products; of an embedding's tokens."""
+
+    def __init__(self, module: Any) -> None:
+        self.embedding = isinstance(module, nn.Embedding)
+        width = module.num_embeddings if self.embedding else matrix_shape(module)[1]
+        device = module.weight.device
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.total = torch.zeros(width, device=device)
+        self.products = torch.zeros(0 if self.embedding else width, width, device=device)
+
+    def add(self, tokens: Tensor) -> None:
+        self.count += len(tokens)
+        if self.embedding:
+            self.total += torch.bincount(tokens, minlength=len(self.total))
+        else:
+            self.total += tokens.float().sum(0)
+            self.products += tokens.float().T @ tokens.float()
+
+    def excitation(self, gradients: Tensor | None, biased: bool) -> LayerMoments:
+        mean = self.total / self.count
+        if self.embedding:
+            return LayerMoments(mean, gradients)
+        inputs = self.products / self.count
+        if not biased:
+            return LayerMoments(inputs, gradients)
+        return LayerMoments(covariance(inputs, mean), gradients, mean)
+
+
+def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:
+    """Which layers are given the same tensor, seen on one batch, in the order of their first call.
+
+    Args:
+        model: The model; it is not changed.
+        names: Layers with a matrix.
+        batch: Keyword arguments of the model.
+
+    Returns:
+        The layers by site; one that was not called is a site of its own, at the end.
+    """
+    numbers, given = TensorNumbers(), defaultdict[str, list[int]](list)
+
+    def heard(name: str, entry: Tensor, _: Tensor) -> None:
+        given[name].append(numbers.number(entry))
+
+    with listening(model, names, heard, graph=False):
+        run_batch(model, batch, 0)
+    groups = defaultdict[tuple[int, ...], list[str]](list)
+    for name, tokens in given.items():
+        groups[tuple(tokens)].append(name)
+    found = {members[0]: members for members in groups.values()}
+    unused = {name: [name] for name in names if name not in given}
+    return found | unused
+
+
+def _slopes(model: nn.Module, name: str) -> Tensor:
+    """Room for the second moment of a layer's output gradients."""
+    module: Any = model.get_submodule(name)
+    embedding = isinstance(module, nn.Embedding)
+    size = module.embedding_dim if embedding else matrix_shape(module)[0]
+    return torch.zeros(size, size, device=module.weight.device)
+
+
+@contextmanager
+def listening(
+    model: nn.Module,
+    names: Iterable[str],
+    heard: Callable[[str, Tensor, Tensor], None],
+    *,
+    graph: bool,
+) -> Iterator[None]:
+    """Hear of (name, input, output) at each call of a layer, with the model in evaluation mode.
+
+    With a graph, outputs are part of it; parameters are frozen meanwhile, so that a backward pass
+    goes through activations only.
+    """
+
+    def hook(name: str) -> Callable[..., Tensor]:
+        def call(_: nn.Module, args: Any, kwargs: dict[str, Any], result: Tensor) -> Tensor:
+            if graph and not result.requires_grad:  # the first of the layers: it starts here
+                result = result.requires_grad_().clone()
+            entry = args[0] if args else next(iter(kwargs.values()))
+            heard(name, entry, result)
+            return result
+
+        return call
+
+    with ExitStack() as stack:
+        for part in model.modules():
+            stack.callback(setattr, part, "training", part.training)
+        for parameter in model.parameters():
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
+        for name in names:
+            layer = model.get_submodule(name)
+            stack.callback(layer.register_forward_hook(hook(name), with_kwargs=True).remove)
+        stack.enter_context(torch.set_grad_enabled(graph))
+        model.eval()
+        yield
+
+
+def _first_tensor(output: Any) -> Tensor:
+    """The logits, or else the first floating-point tensor of what a model returns."""
+    if isinstance(output, Tensor):
+        return output
+    if getattr(output, "logits", None) is not None:
+        return output.logits
+    values = output.values() if isinstance(output, Mapping) else output
+    return next(value for value in values if value.is_floating_point())

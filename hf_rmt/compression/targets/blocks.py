@@ -1,0 +1,51 @@
+"""The repeated blocks of a model: which layers stand in them, and which behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from hf_rmt.compression.targets.names import is_covered
+from hf_rmt.nn.dense_matrix import is_convolution
+
+
+def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
+    """The linear layers of the repeated blocks; `TARGET_MODULES` tells the whole rule."""
+    repeated = {name: part for name, part in layers.items() if in_repeated_block(name, model)}
+    if repeated:
+        return linears(repeated) or list(repeated)
+    *hidden, _ = layers or [""]
+    reads_the_input = bool(hidden) and is_convolution(layers[hidden[0]])
+    return hidden[reads_the_input:]
+
+
+def after_blocks(names: list[str], model: nn.Module) -> list[str]:
+    """The head: the layers after the repeated blocks, or all where nothing repeats.
+
+    A transformers model may register its head before its body; what lies outside the body is head
+    as well.
+    """
+    blocks = [place for place, name in enumerate(names) if in_repeated_block(name, model)]
+    last = max(blocks, default=-1)
+    body = getattr(model, "base_model_prefix", "")
+    outside = bool(body) and isinstance(getattr(model, body, None), nn.Module)
+    return [
+        name
+        for place, name in enumerate(names)
+        if place not in blocks and (place > last or (outside and not is_covered(name, [body])))
+    ]
+
+
+def linears(layers: Mapping[str, nn.Module]) -> list[str]:
+    """The names of the layers that are no convolutions."""
+    return [name for name, module in layers.items() if not is_convolution(module)]
+
+
+def in_repeated_block(name: str, model: nn.Module) -> bool:
+    """Whether an ancestor is one of a list of numbered blocks inside the model."""
+    parts = name.split(".")
+    return any(
+        part.isdigit() and isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList)
+        for i, part in enumerate(parts[:-1])
+    )

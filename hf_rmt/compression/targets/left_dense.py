@@ -1,0 +1,120 @@
+"""Layers that stay dense whatever their weight is, because of what the model does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hf_rmt.compression.targets.weight_reads import weights_read
+from hf_rmt.nn.compressed_layer import is_compressed
+from hf_rmt.nn.dense_matrix import MADE_ANEW, has_matrix, is_made_anew
+from hf_rmt.plan import Cause
+
+GATES = ("gate", "shared_expert_gate")
+"""Names of the layers that choose among experts, where there are experts beside them."""
+
+
+@dataclass(frozen=True)
+class LeftDense:
+    """Why a layer stays dense.
+
+    Attributes:
+        cause: The kind of reason.
+        reason: The reason in words.
+        if_named: Whether the layer stays dense even if the user names it.
+    """
+
+    cause: Cause
+    reason: str
+    if_named: bool = True
+
+
+Rule = Callable[[nn.Module], Mapping[str, LeftDense]]
+"""Finds layers of a model that stay dense, by runtime name."""
+RULES: list[Rule] = []
+"""All rules. Where several find a layer, the first one counts."""
+
+
+def left_dense(model: nn.Module) -> dict[str, LeftDense]:
+    """The layers of a model that stay dense because of what the model does with them.
+
+    Args:
+        model: Any module; its tensors may be on the meta device.
+
+    Returns:
+        Why, by the runtime name of the layer.
+    """
+    found: dict[str, LeftDense] = {}
+    for rule in RULES:
+        found = {**rule(model), **found}
+    return found
+
+
+def register_rule(rule: Rule) -> Rule:
+    """Add a rule to those that are asked; a function decorator.
+
+    Args:
+        rule: The rule.
+    """
+    RULES.append(rule)
+    return rule
+
+
+@register_rule
+def read_by_parent(model: nn.Module) -> dict[str, LeftDense]:
+    """The layers whose weight another module reads, as `weights_read` finds them in its code."""
+    found = {}
+    for prefix, parent in model.named_modules():
+        for path, method in weights_read(parent).items():
+            name, kind = f"{prefix}.{path}".lstrip("."), type(parent).__name__
+            layer: Any = model.get_submodule(name)
+            if has_matrix(layer) or is_compressed(layer):
+                found[name] = LeftDense(
+                    Cause.READ_BY_PARENT, f"{kind}.{method} reads its weight and does not call it"
+                )
+    return found
+
+
+@register_rule
+def routers(model: nn.Module) -> dict[str, LeftDense]:
+    """The layers that choose among experts, known by their names and by the experts beside them."""
+    why = LeftDense(
+        Cause.ROUTER,
+        "it chooses among experts, and a small error chooses another one",
+        if_named=False,
+    )
+    linears = [name for name, part in model.named_modules() if has_matrix(part)]
+    return {name: why for name in linears if _chooses(name, model)}
+
+
+def _chooses(name: str, model: nn.Module) -> bool:
+    """Whether a layer is, or lies in, a router, or is a gate beside experts."""
+    *above, last = name.split(".")
+    if "router" in (*above, last):
+        return True
+    beside = model.get_submodule(".".join(above)).named_children()
+    return last in GATES and any("expert" in other for other, _ in beside if other != last)
+
+
+@register_rule
+def made_anew(model: nn.Module) -> dict[str, LeftDense]:
+    """Layers whose weight is no parameter, because torch's older functions make it anew."""
+    why = LeftDense(Cause.MADE_ANEW, MADE_ANEW)
+    return {name: why for name, part in model.named_modules() if is_made_anew(part)}
+
+
+@register_rule
+def subclasses(model: nn.Module) -> dict[str, LeftDense]:
+    """Layers of a subclass of `nn.Linear`, which may do anything with its weight."""
+    return {
+        name: LeftDense(
+            Cause.SUBCLASS,
+            f"it is a {type(part).__name__}, a subclass of nn.Linear, which may do anything with "
+            "its weight",
+        )
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and not has_matrix(part)
+    }

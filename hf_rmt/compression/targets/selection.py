@@ -1,0 +1,263 @@
+"""Which layers of a model are compressed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from hf_rmt.compression.directions import layers_named
+from hf_rmt.compression.targets.blocks import in_repeated_block, linears
+from hf_rmt.compression.targets.left_dense import LeftDense, left_dense
+from hf_rmt.compression.targets.names import check_found, is_covered, is_selected, nearest, some
+from hf_rmt.nn.dense_matrix import MADE_ANEW, is_made_anew, why_no_matrix
+from hf_rmt.plan import Cause
+from hf_rmt.settings import CompressionSettings, method_of
+
+ALL_LINEAR = "all-linear"
+
+
+def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list[str]:
+    """Names of the layers that settings select, in the model's order.
+
+    Tied embeddings of a transformers model stay dense always, its heads unless they are asked for
+    by name. A transformers model may lie anywhere inside the model.
+
+    Args:
+        model: Any module; its tensors may be on the meta device.
+        settings: What the user asked for.
+
+    Returns:
+        Names for `model.get_submodule`.
+
+    Raises:
+        ValueError: If a target matches nothing, or nothing is left.
+    """
+    return select_layers(model, settings, protected=_protected_everywhere(model, settings))
+
+
+def transformers_models(model: nn.Module) -> dict[str, Any]:
+    """The outermost transformers models inside a module, by name; the module itself by `""`.
+
+    They are recognised by what they have, for this package must work without transformers.
+    """
+    found: dict[str, Any] = {}
+    for name, part in model.named_modules():
+        inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
+        kind = type(part)  # a wrapper may pass on the attributes of what it holds
+        if not inside and hasattr(kind, "base_model_prefix") and hasattr(kind, "save_pretrained"):
+            found[name] = part
+    return found
+
+
+def select_layers(
+    model: nn.Module, settings: CompressionSettings, *, protected: Collection[str] = ()
+) -> list[str]:
+    """Names of the layers with a matrix that the settings select, in the model's order.
+
+    Args:
+        model: Any module; its tensors may be on the meta device.
+        settings: `target_modules`, `modules_to_not_convert` and the layers that `noise_removal`
+            names are read.
+        protected: Names that stay dense, such as tied or output embeddings.
+
+    Returns:
+        Names for `model.get_submodule`. Layers that share their weight are left out.
+
+    Raises:
+        ValueError: If a name or an expression selects no layer, or nothing is left to compress.
+    """
+    method = method_of(settings)
+    modules = dict(model.named_modules())
+    layers = {name: module for name, module in modules.items() if method.accepts(module)}
+    if "" in layers:
+        raise ValueError(
+            f"a {type(model).__name__} on its own has no layer inside that could be replaced; wrap "
+            'it: nn.Sequential(layer), with target_modules=["0"]'
+        )
+    check_found("modules_to_not_convert", settings.modules_to_not_convert or [], modules)
+    chosen = _chosen(layers, settings, model)
+    _check_targets(settings, layers, model)
+    dense = _kept_dense(chosen, layers, settings, _shared_weights(model), protected)
+    held = _held(left_dense(model), settings)
+    dense |= {name: f"stays dense: {held[name].reason}" for name in chosen if name in held}
+    left = [name for name in chosen if name not in dense]
+    if not left:
+        why = _why_none(settings, layers, dense, held)
+        raise ValueError(f"no layer of {type(model).__name__} is left to compress: {why}")
+    for name in sorted(layers_named(settings) - set(left)):
+        raise ValueError(
+            f"noise_removal names {name!r}, which is not among the layers to compress; "
+            f"{nearest(name, left)}"
+        )
+    return left
+
+
+def kept_layers(model: nn.Module, settings: CompressionSettings) -> dict[str, LeftDense]:
+    """Layers that the settings select and that stay dense because of what the model does with them.
+
+    Args:
+        model: Any module; its tensors may be on the meta device.
+        settings: What the user asked for.
+
+    Returns:
+        Why, by runtime name, in the model's order. Layers that the user excepted are left out.
+    """
+    held = _held(left_dense(model), settings)
+    excepted = settings.modules_to_not_convert or []
+    accepts = method_of(settings).accepts
+    layers = {name: part for name, part in model.named_modules() if accepts(part) or name in held}
+    heads = _protected_everywhere(model, settings)
+    return {
+        name: held[name]
+        for name in _chosen(layers, settings, model)
+        if name in held and name not in heads and not is_covered(name, excepted)
+    }
+
+
+def _held(found: Mapping[str, LeftDense], settings: CompressionSettings) -> dict[str, LeftDense]:
+    """Those that stay dense whatever the user named, and the others unless the user named them."""
+    by_name = settings.target_modules not in (None, ALL_LINEAR)
+    return {name: why for name, why in found.items() if why.if_named or not by_name}
+
+
+def _chosen(
+    layers: Mapping[str, nn.Module], settings: CompressionSettings, model: nn.Module
+) -> list[str]:
+    targets = settings.target_modules
+    if targets is None:
+        return method_of(settings).default_targets(layers, model)
+    if targets == ALL_LINEAR:
+        return linears(layers)
+    return [name for name in layers if is_selected(name, targets)]
+
+
+def _kept_dense(
+    chosen: Collection[str],
+    layers: Mapping[str, Any],
+    settings: CompressionSettings,
+    shared: Collection[int],
+    protected: Collection[str],
+) -> dict[str, str]:
+    """Why layers that are chosen stay dense, by name."""
+    by_name = settings.target_modules not in (None, ALL_LINEAR)
+    reasons = {}
+    for name in chosen:
+        if is_covered(name, settings.modules_to_not_convert or []):
+            reasons[name] = "is named in modules_to_not_convert; take it out"
+        elif id(layers[name].weight) in shared or (name in protected and by_name):
+            reasons[name] = "is tied to another layer; choose others"
+        elif name in protected:
+            reasons[name] = (
+                "is a head or an output embedding; name it in target_modules, if it is not tied"
+            )
+    return reasons
+
+
+def _why_none(
+    settings: CompressionSettings,
+    layers: Collection[str],
+    dense: Mapping[str, str],
+    held: Mapping[str, LeftDense],
+) -> str:
+    """Why nothing is left to compress, and what to do."""
+    odd = [name for name, why in held.items() if why.cause in (Cause.SUBCLASS, Cause.MADE_ANEW)]
+    if odd and settings.target_modules in (None, ALL_LINEAR):
+        return f"{some(odd)} stay dense: {held[odd[0]].reason}; choose another model"
+    if not layers:
+        return f"it has no {method_of(settings).accepted}; choose another model or method"
+    if dense:
+        groups = {why: [name for name in dense if dense[name] == why] for why in dense.values()}
+        kept = ". ".join(f"{some(names)} {why}" for why, names in groups.items())
+        return f"target_modules={settings.target_modules!r} means {some(dense)}. {kept}"
+    if settings.target_modules == ALL_LINEAR:
+        rule = "it has no linear layer"
+    else:
+        rule = method_of(settings).why_no_default()
+    return f"{rule}; name layers in target_modules, among {some(layers)}"
+
+
+def _shared_weights(model: nn.Module) -> set[int]:
+    """Identities of parameters that stand in a model several times, alone or with their module."""
+    counts = Counter(
+        id(parameter)
+        for _, module in model.named_modules(remove_duplicate=False)
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    return {key for key, count in counts.items() if count > 1}
+
+
+def _check_targets(
+    settings: CompressionSettings, layers: Collection[str], model: nn.Module
+) -> None:
+    """Complain about a target that matches nothing, each by itself."""
+    targets = settings.target_modules
+    if targets is None or targets == ALL_LINEAR:
+        return
+    each: list[Any] = [targets] if isinstance(targets, str) else [[end] for end in targets]
+    for one in each:
+        if any(is_selected(name, one) for name in layers):
+            continue
+        if reason := next(_why_refused(one, model, settings), None):
+            raise ValueError(
+                f"target_modules={targets!r} asks for {reason}; leave it out, it stays dense, and "
+                f"choose among {some(layers)}"
+            )
+        wanted = one if isinstance(one, str) else one[0]
+        raise ValueError(
+            f"target_modules={wanted!r} matches no {method_of(settings).accepted}; a list holds "
+            "names or their endings, a string is a regular expression for the whole name; "
+            + (nearest(wanted, layers) if layers else "the model has none")
+        )
+
+
+def _why_refused(
+    target: list[str] | str, model: nn.Module, settings: CompressionSettings
+) -> Iterator[str]:
+    """Modules that a target selects and the method does not accept, each with the reason."""
+    for name, module in model.named_modules():
+        if not name or not is_selected(name, target):
+            continue
+        if is_made_anew(module):
+            yield f"{name!r}, but {MADE_ANEW}"
+        elif reason := why_no_matrix(module):
+            yield f"{name!r}, which is {reason}"
+        elif isinstance(module, nn.Linear):
+            yield (
+                f"{name!r}, which is a {type(module).__name__}: a subclass of nn.Linear may do "
+                "anything with its weight"
+            )
+
+
+def _protected_everywhere(model: nn.Module, settings: CompressionSettings) -> set[str]:
+    """Names of the protected layers of all transformers models inside a module."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in transformers_models(model).items()
+        for name in _protected(part, settings)
+    }
+
+
+def _protected(model: Any, settings: CompressionSettings) -> set[str]:
+    """Names of a transformers model's tied layers and, unless they are asked for, of its heads."""
+    tied = model.all_tied_weights_keys
+    names = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
+    of_head = settings.target_modules is None and method_of(settings).takes_heads
+    if settings.target_modules in (None, ALL_LINEAR):
+        prefix = model.base_model_prefix
+        if not of_head and isinstance(getattr(model, prefix, None), nn.Module):
+            names |= set(_heads(model, prefix))
+        embeddings = model.get_output_embeddings()
+        names |= {name for name, module in model.named_modules() if module is embeddings}
+    return names
+
+
+def _heads(model: nn.Module, prefix: str) -> Iterator[str]:
+    """Names outside the body of a model; further repeated blocks, such as a decoder's, are body."""
+    for name, _ in model.named_modules():
+        outside = name.split(".")[0] not in (prefix, "")
+        if outside and not in_repeated_block(name, model):
+            yield name

@@ -1,0 +1,70 @@
+"""Stored weights made dense by plain operations, for ONNX, `torch.export` and `torch.jit.trace`.
+
+The fast ways to unpack reinterpret bytes, gather complex numbers and branch on sizes. A graph that
+is to be exported can hold none of these, so while one is traced the layers use what is here:
+gathers from small tables and sums of integers, the same for every size of batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, POINTS, SCALES, TRITS
+
+MANTISSA = 2**23
+POWERS = (0.0, *(2.0 ** (exponent - 127) for exponent in range(1, 255)), float("inf"))
+"""Value of the exponent bits of a float32."""
+
+
+def is_exporting() -> bool:
+    """Whether a graph is traced that will run elsewhere."""
+    exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+    return exporting() or torch.jit.is_tracing()
+
+
+def plain_noise(
+    kind: str, codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, shape: tuple[int, int]
+) -> Tensor:
+    """The noise of a packed store, float32.
+
+    Args:
+        kind: `int8`, `int4` or `ternary`.
+        codes: As in the store.
+        fine: As in the store.
+        coarse: As in the store.
+        base: As in the store.
+        shape: Of the result, (out, in).
+    """
+    points = _table(POINTS[kind], codes).index_select(0, codes.to(torch.int32))
+    nibbles = fine.to(torch.int32).view(len(coarse), -1)
+    places = torch.cat([nibbles % 16, nibbles // 16], dim=1) + coarse.to(torch.int32)[:, None]
+    scales = _table(SCALES, codes).index_select(0, places.flatten()) * _as_float(base)
+    values = points.reshape(-1, CODEBOOKS[kind].group) * scales[:, None]
+    return values.flatten()[: shape[0] * shape[1]].reshape(shape)
+
+
+def plain_signs(codes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The signs of a ternary layer, float32.
+
+    Args:
+        codes: Five signs a byte in one dimension, or four in two, as `TernaryLinear.weight` is.
+        shape: Of the result, (out, in).
+    """
+    bytes_ = codes.flatten().to(torch.int32) % 256
+    if codes.dim() == 1:
+        signs = _table(TRITS, codes).index_select(0, bytes_).flatten()
+    else:
+        planes = torch.cat([bytes_ // 4**place % 4 for place in range(4)])
+        signs = (planes - planes // 2 * 4).to(torch.float32)
+    return signs[: shape[0] * shape[1]].reshape(shape)
+
+
+def _as_float(bits: Tensor) -> Tensor:
+    """The float32 whose bits a positive int32 holds."""
+    power = _table(POWERS, bits).index_select(0, bits // MANTISSA)
+    return power * (1 + (bits % MANTISSA).to(torch.float32) / MANTISSA)
+
+
+def _table(values: tuple[object, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)

@@ -1,0 +1,164 @@
+"""Packed noise made dense in one pass, by machine code that Numba compiles for this processor.
+
+Torch takes several passes over the weights, and gathers slowly. Where Numba is installed
+(`pip install "hf_rmt[fast]"`), one loop looks up a code, multiplies it with the scale of its group
+and writes the weight. The products are the same, bit for bit.
+"""
+
+# Numba's decorator has no types, and the functions that it compiles need none.
+# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, library
+
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, POINTS, RUN, SCALES, table
+
+logger = logging.getLogger(__name__)
+
+PART = 2**17
+"""Fewest weights that a thread gets. Unpacking them takes 80 to 100 microseconds, and handing two
+parts to threads takes 50."""
+library.define(
+    "hf_rmt::unpack",
+    "(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()",
+)
+
+
+def can_unpack(codes: Tensor) -> bool:
+    """Whether codes can be unpacked here: they lie on the CPU, and Numba works.
+
+    Args:
+        codes: Of a packed store.
+    """
+    return codes.device.type == "cpu" and not torch.compiler.is_compiling() and has_numba()
+
+
+def has_numba() -> bool:
+    """Whether Numba is installed and can be imported."""
+    return _numba() is not None
+
+
+def unpack(
+    codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, kind: str, out: Tensor | None
+) -> Tensor:
+    """The weights of some runs, as `NoiseStore` packs them.
+
+    Args:
+        codes: Of the runs, uint8, contiguous.
+        fine: Nibbles of their groups' scales, RUN / 2 bytes per run.
+        coarse: One byte per run.
+        base: The largest scale, as the bits of its float32.
+        kind: `int8`, `int4` or `ternary`.
+        out: Where to write them: contiguous float32, as many entries as the runs have weights.
+            None for a new tensor.
+
+    Returns:
+        The weights, flat float32.
+    """
+    if out is None:
+        size = len(coarse) * CODEBOOKS[kind].run
+        out = torch.empty(size, dtype=torch.float32, device=codes.device)
+    torch.ops.hf_rmt.unpack(codes, fine, coarse, base, kind, out)
+    return out
+
+
+def _unpack(
+    codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, kind: str, out: Tensor
+) -> None:
+    book, kernel = CODEBOOKS[kind], _kernel(kind)
+    scales = (table(SCALES, base.device) * base.view(torch.float32)).numpy()
+    stored = codes.numpy(), fine.numpy(), coarse.numpy()
+    weights, points = out.numpy(), _points(kind)
+    parts = min(torch.get_num_threads(), out.numel() // PART)
+    if parts < 2:
+        kernel(*stored, scales, points, weights)
+        return
+    runs = len(coarse)
+    ends = [runs * part // parts for part in range(parts + 1)]
+    sizes = book.run_bytes, RUN // 2, 1
+
+    def work(part: int) -> None:
+        first, last = ends[part : part + 2]
+        pieces = (
+            array[first * size : last * size] for array, size in zip(stored, sizes, strict=True)
+        )
+        kernel(*pieces, scales, points, weights[first * book.run : last * book.run])
+
+    list(_pool(os.getpid()).map(work, range(parts)))
+
+
+library.impl("hf_rmt::unpack", "cpu", _unpack)
+library.register_fake("hf_rmt::unpack", lambda *_: None)
+
+
+@cache
+def _numba() -> Any:
+    """The module, or None where it is missing or does not fit the other packages."""
+    if find_spec("numba") is None:
+        return None
+    try:
+        import numba
+    except (ImportError, SystemError) as error:
+        logger.warning(
+            "numba cannot be imported, so torch unpacks the noise, which is slower: %s", error
+        )
+        return None
+    return numba
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads of a process; a forked process does not inherit those of its parent."""
+    return ThreadPoolExecutor(os.cpu_count(), "hf_rmt_unpack")
+
+
+@cache
+def _points(kind: str) -> Any:
+    """What the 256 bytes stand for, flat float32; zero for bytes that no store holds."""
+    points = np.zeros((256, CODEBOOKS[kind].block), dtype=np.float32)
+    points[: len(POINTS[kind])] = np.asarray(POINTS[kind]).reshape(-1, CODEBOOKS[kind].block)
+    return points.ravel()
+
+
+@cache
+def _kernel(kind: str) -> Callable[..., None]:
+    """The compiled loop of a kind of store."""
+    block, bytes_ = CODEBOOKS[kind].block, CODEBOOKS[kind].group // CODEBOOKS[kind].block
+    half = RUN // 2
+
+    def loop(codes, fine, coarse, scales, points, out):
+        for run in range(len(coarse)):
+            for group in range(RUN):
+                pair = fine[run * half + group % half]
+                nibble = (pair >> (4 * (group // half))) & 15
+                scale = scales[(np.intp(coarse[run]) + nibble) & 255]
+                first = (run * RUN + group) * bytes_
+                for place in range(bytes_):
+                    code = np.intp(codes[first + place])
+                    for part in range(block):
+                        out[(first + place) * block + part] = points[code * block + part] * scale
+
+    try:
+        return _compiled(loop, cache=True)
+    except (RuntimeError, OSError):  # nothing can be written to disk, so each process compiles
+        return _compiled(loop, cache=False)
+
+
+def _compiled(loop: Callable[..., None], *, cache: bool) -> Callable[..., None]:
+    """Machine code of a loop, made at once and kept on disk if asked for."""
+    made = _numba().njit(nogil=True, error_model="numpy", cache=cache)(loop)
+    bytes_, floats = np.empty(0, np.uint8), np.empty(0, np.float32)
+    made(bytes_, bytes_, bytes_, floats, floats, floats)
+    return made

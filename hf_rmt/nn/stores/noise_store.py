@@ -1,0 +1,298 @@
+"""What is left of a weight after its signal, stored as cheaply as asked for."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, SCALES, TRITS, table
+from hf_rmt.nn.stores.export_ops import plain_noise
+from hf_rmt.nn.stores.group_scales import repeated, scale_codes
+from hf_rmt.nn.stores.packing import pack_runs, row_chunks, store_sizes
+from hf_rmt.nn.tensor_checks import check_tensor
+from hf_rmt.settings.noise_kinds import NOISE_KINDS
+
+PIECE = 640 * 2048
+"""Weights that are unpacked at once, whole runs of every kind: as many as bound the memory of the
+steps, for each piece costs a fixed time."""
+unpacker: Any = None
+"""The module `jit_unpack`, set by the package; a code file that a model carries has none."""
+
+
+class NoiseStore(nn.Module):
+    """The noise of one weight, frozen: nothing, packed codes with their scales, or the tensor.
+
+    Packed kinds hold the row-major weight in groups, whatever its shape, padded to whole runs of
+    groups: `codes`, one byte for 1 (`int8`), 2 (`int4`) or 5 (`ternary`) weights; the groups'
+    scales on a logarithmic grid, `coarse`, a byte a run, plus `fine`, a nibble a group; and
+    `base`, the largest scale as the bits of its float32. All are integers, which no cast of the
+    model touches. `keep` holds `residual` in the dtype of the model.
+
+    Args:
+        kind: One of `NOISE_KINDS`.
+        out_features: Rows of the weight.
+        in_features: Columns of the weight.
+        device: Of the buffers, which are empty until `store` or a state dict fills them.
+        dtype: Of a kept residual.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+
+    codes: Tensor
+    fine: Tensor
+    coarse: Tensor
+    base: Tensor
+    residual: Tensor
+
+    def __init__(
+        self,
+        kind: str,
+        out_features: int,
+        in_features: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_kind(kind)
+        self.kind, self.out_features, self.in_features = kind, out_features, in_features
+        if kind == "keep":
+            shape = (out_features, in_features)
+            self.register_buffer("residual", torch.zeros(shape, device=device, dtype=dtype))
+        elif kind != "drop":
+            sizes = store_sizes(CODEBOOKS[kind], out_features * in_features)
+            for name, size in zip(("codes", "fine", "coarse"), sizes, strict=True):
+                self.register_buffer(name, torch.zeros(size, device=device, dtype=torch.uint8))
+            self.register_buffer("base", torch.zeros(1, device=device, dtype=torch.int32))
+
+    @torch.no_grad()
+    def store(self, weight: Tensor, signal: tuple[Tensor, Tensor] | None = None) -> None:
+        """Fill the store with a weight, less a signal if one is given.
+
+        Args:
+            weight: Shape (out, in), finite; it is not changed.
+            signal: Factors (left, right) whose product is subtracted, a few rows at a time.
+
+        Raises:
+            ValueError: If the shape differs from the store's, or an entry is nan or infinite.
+        """
+        shape = (self.out_features, self.in_features)
+        if tuple(weight.shape) != shape:
+            raise ValueError(
+                f"the store was made for a weight of shape {shape}, got {tuple(weight.shape)}"
+            )
+        if self.kind == "keep":
+            for start, rows in row_chunks(weight, signal):
+                self.residual[start : start + len(rows)] = rows
+        if self.kind not in CODEBOOKS:
+            return
+        peak = torch.stack([rows.abs().amax() for _, rows in row_chunks(weight, signal)]).amax()
+        if not torch.isfinite(peak.to(torch.float32)):
+            raise ValueError(
+                "the weight holds nan, inf or numbers too large for float32; leave it dense"
+            )
+        least = torch.finfo(torch.float32).tiny / CODEBOOKS[self.kind].unit
+        if 0 < peak < least:
+            raise ValueError(
+                f"the largest entry of what is stored is {float(peak):.3g}, and scales in float32 "
+                f"take {least:.3g} at least; multiply the weight by a power of ten, or leave such "
+                "a layer dense"
+            )
+        self._pack(weight, signal, peak)
+
+    def _pack(self, weight: Tensor, signal: tuple[Tensor, Tensor] | None, peak: Tensor) -> None:
+        book = CODEBOOKS[self.kind]
+        self.base.copy_((peak * book.unit).to(torch.float32).reshape(1).view(torch.int32))
+        peak = torch.where(peak > 0, peak, 1.0)
+        held, done = weight.new_empty(0, dtype=torch.float32), 0
+        for start, rows in row_chunks(weight, signal):
+            held = torch.cat([held, (rows / peak).flatten().to(torch.float32)])
+            if start + len(rows) == self.out_features:
+                held = nn.functional.pad(held, (0, -len(held) % book.run))
+            runs = len(held) // book.run
+            if not runs:
+                continue
+            ready, held = held[: runs * book.run], held[runs * book.run :]
+            codes, fine, coarse = pack_runs(book, ready.view(runs, RUN, book.group))
+            self.codes.view(-1, book.run_bytes)[done : done + runs] = codes
+            self.fine.view(-1, RUN // 2)[done : done + runs] = fine
+            self.coarse[done : done + runs] = coarse
+            done += runs
+
+    def check(self) -> None:
+        """Refuse tensors that no store of this kind can have.
+
+        Raises:
+            ValueError: If a tensor is missing, has another shape or dtype, is still on the meta
+                device or cannot be a scale.
+        """
+        if self.kind == "keep":
+            check_tensor("noise.residual", self.residual, (self.out_features, self.in_features))
+        if self.kind not in CODEBOOKS:
+            return
+        book = CODEBOOKS[self.kind]
+        sizes = store_sizes(book, self.out_features * self.in_features)
+        for name, size in zip(("codes", "fine", "coarse"), sizes, strict=True):
+            check_tensor(f"noise.{name}", getattr(self, name), (size,), torch.uint8)
+        check_tensor("noise.base", self.base, (1,), torch.int32)
+        base = float(self.base.view(torch.float32))
+        if not 0 <= base < math.inf:
+            raise ValueError(
+                f"noise.base is the largest scale and must be finite and not negative, got {base}; "
+                "the file is damaged, save or download it again"
+            )
+        if self.kind == "ternary" and self.codes.numel() and int(self.codes.max()) >= len(TRITS):
+            raise ValueError(
+                f"noise.codes of ternary noise must be below {len(TRITS)}, got "
+                f"{int(self.codes.max())}; the file is damaged, save or download it again"
+            )
+
+    def dense(self, dtype: torch.dtype | None = None, *, scratch: bool = False) -> Tensor:
+        """The noise as a tensor of shape (out, in).
+
+        Args:
+            dtype: Of the result; None for float32, or for that of a kept residual.
+            scratch: Whether the result may lie in memory that the next call on this thread
+                overwrites, which spares the system the work of mapping it.
+
+        Returns:
+            A new tensor, except where a kept residual has that dtype already.
+
+        Raises:
+            ValueError: If the store is one that drops the noise.
+        """
+        return self.rows(0, self.out_features, dtype, scratch=scratch)
+
+    def rows(
+        self, start: int, stop: int, dtype: torch.dtype | None = None, *, scratch: bool = False
+    ) -> Tensor:
+        """Rows start to stop of `dense`, without unpacking the others."""
+        if self.kind == "drop":
+            raise ValueError("noise='drop' stores nothing to make dense")
+        if self.kind == "keep":
+            rows = self.residual[start:stop]
+            return rows if dtype is None else rows.to(dtype)
+        first, last = start * self.in_features, stop * self.in_features
+        dtype = dtype or torch.float32
+        if torch.compiler.is_compiling():  # a loop would be unrolled into the program
+            return self._weights(first, last).to(dtype).view(-1, self.in_features)
+        codes = self.codes
+        if scratch and codes.device.type == "cpu":  # elsewhere, streams could overwrite it
+            result = scratch_memory(last - first, dtype)
+        else:
+            result = torch.empty(last - first, dtype=dtype, device=codes.device)
+        for low in range(first, last, PIECE):
+            high = min(low + PIECE, last)
+            self._weights(low, high, result[low - first : high - first])
+        return result.view(stop - start, self.in_features)
+
+    def _weights(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """Some neighbouring weights in row-major order, flat, float32 or what `out` takes."""
+        book = CODEBOOKS[self.kind]
+        low, high = first // book.run, -(-last // book.run)
+        size = (high - low) * book.run
+        whole = out is not None and out.dtype == torch.float32 and len(out) == size
+        values = self._unpacked(low, high, out if whole else None)
+        if whole or out is None:
+            return values[first - low * book.run : last - low * book.run]
+        return out.copy_(values[first - low * book.run : last - low * book.run])
+
+    def _unpacked(self, low: int, high: int, out: Tensor | None) -> Tensor:
+        """Weights of runs low to high, flat float32, in `out` if it is given."""
+        book = CODEBOOKS[self.kind]
+        codes = self.codes[low * book.run_bytes : high * book.run_bytes]
+        fine, coarse = self.fine[low * RUN // 2 : high * RUN // 2], self.coarse[low:high]
+        if unpacker is not None and unpacker.can_unpack(codes):
+            return unpacker.unpack(codes, fine, coarse, self.base, self.kind, out)
+        values = book.decode(codes)
+        grid = table(SCALES, codes.device) * self.base.view(torch.float32)
+        groups = values.view(-1, book.group)
+        scales = repeated(grid, scale_codes(fine, coarse), book.group)
+        if torch.compiler.is_compiling():
+            return (groups * scales).view(-1)
+        target = groups if out is None else out.view(-1, book.group)
+        return torch.mul(groups, scales, out=target).view(-1)
+
+    def plain(self, dtype: torch.dtype) -> Tensor:
+        """What `dense` gives, by operations that every exported graph can hold."""
+        if self.kind == "keep":
+            return self.residual.to(dtype)
+        shape = self.out_features, self.in_features
+        stored = self.codes, self.fine, self.coarse, self.base
+        return plain_noise(self.kind, *stored, shape).to(dtype)
+
+    def group_scales(self) -> Tensor:
+        """The scale of each group of a packed store, float32, flat."""
+        codes = scale_codes(self.fine, self.coarse).to(torch.int32)
+        grid = table(SCALES, codes.device) * self.base.view(torch.float32)
+        return grid.index_select(0, codes)
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the store."""
+        return self.kind
+
+
+def stored_bits(shape: tuple[int, int], rank: int, noise: str, *, dtype: torch.dtype) -> int:
+    """Bits on disk of one compressed weight: factors, noise codes and scales, without the bias.
+
+    Args:
+        shape: (out_features, in_features).
+        rank: Directions in the signal.
+        noise: One of `NOISE_KINDS`.
+        dtype: Of the model. The factors beside a packed store take 16 bits an entry whatever it
+            is: they are representable in bfloat16.
+
+    Returns:
+        The exact number of bits.
+
+    Raises:
+        ValueError: If the kind is unknown.
+
+    Examples:
+        >>> stored_bits((64, 64), 0, "int8", dtype=torch.float32) / 64**2
+        8.5703125
+    """
+    check_kind(noise)
+    size, width = shape[0] * shape[1], 8 * dtype.itemsize
+    factors = rank * (shape[0] + shape[1])
+    if noise in CODEBOOKS:
+        return 16 * factors + 8 * sum(store_sizes(CODEBOOKS[noise], size)) + 32
+    return width * (factors + (size if noise == "keep" else 0))
+
+
+def check_kind(kind: str) -> None:
+    """Refuse an unknown kind of noise store.
+
+    Raises:
+        ValueError: If it is none of `NOISE_KINDS`.
+    """
+    if kind not in NOISE_KINDS:
+        raise ValueError(f"noise must be one of {', '.join(NOISE_KINDS)}, got {kind!r}")
+
+
+_SCRATCH = threading.local()
+
+
+def scratch_memory(size: int, dtype: torch.dtype) -> Tensor:
+    """Memory of one unpacked layer that the layers of a thread share; its contents are of no use.
+
+    Args:
+        size: Entries.
+        dtype: Of the entries.
+
+    Returns:
+        A flat tensor. The next call on this thread returns the same memory.
+    """
+    kept: dict[Any, Tensor] = vars(_SCRATCH)
+    if dtype not in kept or len(kept[dtype]) < size:
+        with torch.inference_mode(False):
+            made = torch.empty(size, dtype=dtype, device="cpu")
+        if type(made) is not Tensor:  # a mode that traces programs makes tensors without values
+            return made
+        kept[dtype] = made
+    return kept[dtype][:size]

@@ -1,0 +1,72 @@
+"""Weights to codes and scales, a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hf_rmt.nn.stores.codebooks import FINE_CODES, RUN, SCALE_STEP, SCALES, Codebook, table
+from hf_rmt.nn.stores.group_scales import repeated
+
+CHUNK = 2**15
+CHUNKS = 24
+"""Weights are packed in pieces of this size, or of this part of the matrix if that is more: the
+memory of packing stays a fraction of the matrix."""
+
+
+def rows_at_once(shape: Sequence[int]) -> int:
+    """Rows of a weight of that shape to work on at once, for memory's sake."""
+    return max(1, max(CHUNK, shape[0] * shape[1] // CHUNKS) // max(1, shape[1]))
+
+
+def store_sizes(book: Codebook, size: int) -> tuple[int, int, int]:
+    """Bytes of codes, of fine and of coarse scales for a number of weights."""
+    runs = -(-size // book.run)
+    return runs * book.run_bytes, runs * RUN // 2, runs
+
+
+def row_chunks(
+    weight: Tensor, signal: tuple[Tensor, Tensor] | None
+) -> Iterator[tuple[int, Tensor]]:
+    """Rows of the weight less the signal, float32 or better, with the index of their first."""
+    step, dtype = rows_at_once(weight.shape), torch.promote_types(weight.dtype, torch.float32)
+    for start in range(0, len(weight), step):
+        rows = weight[start : start + step].to(dtype)
+        if signal is not None:
+            left, right = (factor.to(dtype) for factor in signal)
+            rows = torch.addmm(rows, left[start : start + step], right, alpha=-1)
+        yield start, rows
+
+
+def pack_runs(book: Codebook, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes and scale codes of least squared error, for weights over the peak of the matrix.
+
+    Args:
+        book: The codebook.
+        runs: Shape (runs, RUN, group), entries in [-1, 1].
+
+    Returns:
+        codes (runs, run_bytes), fine (runs, RUN / 2) and coarse (runs,).
+    """
+    size = runs.abs().amax(2) if book.largest else runs.square().mean(2).sqrt()
+    start = torch.round(-SCALE_STEP * torch.log2(size)).clamp_max(255)
+    coarse = (start.amin(1, keepdim=True) + book.offsets[0]).clamp(0, 256 - FINE_CODES)
+    groups, grid = runs.view(-1, book.group), table(SCALES, runs.device) * book.unit
+    best = torch.full_like(size, torch.inf).flatten()
+    codes = torch.zeros(len(groups), dtype=torch.int64, device=runs.device)
+    fine = torch.zeros_like(best, dtype=torch.uint8)
+    for offset in book.offsets:
+        tried = (start + offset - coarse).clamp_(0, FINE_CODES - 1)
+        scales = repeated(grid, (coarse + tried).to(torch.uint8).flatten(), book.group)
+        bytes_ = book.encode(groups / scales)
+        values = book.decode(bytes_.flatten()).view_as(groups).mul_(scales)
+        error = values.sub_(groups).square_().sum(1)
+        better = error < best
+        best = torch.where(better, error, best)
+        fine = torch.where(better, tried.flatten().to(torch.uint8), fine)
+        codes = torch.where(better, bytes_.view(torch.int64).flatten(), codes)
+    low, high = fine.view(-1, 2, RUN // 2).unbind(1)
+    bytes_ = codes.view(torch.uint8).view(len(runs), -1)
+    return bytes_, low | high << 4, coarse.flatten().to(torch.uint8)

@@ -1,0 +1,115 @@
+"""Ternary weights: which entries of a matrix become -1, 0 and 1, and how they are packed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hf_rmt.checks import check_choice
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, table
+from hf_rmt.nn.stores.packing import rows_at_once
+
+SCALE_OPTIONS = ("row", "tensor")
+LIFTS = (64, 16, 4, 1)
+
+
+def ternarize(
+    weight: Tensor, *, sparsity: float | None = None, scale: str = "row"
+) -> tuple[Tensor, Tensor]:
+    """The ternary matrix s T nearest to a weight, T in {-1, 0, 1}.
+
+    Keeping the m largest of |w_1| >= |w_2| >= ..., the best scale is their mean and the squared
+    error falls by (|w_1| + ... + |w_m|)^2 / m, which is maximised exactly.
+
+    Args:
+        weight: Shape (out, in), finite.
+        sparsity: Share of zeros, in [0, 1], of each row or of the tensor as `scale` says; entries
+            that are zero stay so. None: that of least error.
+        scale: One scale a `row`, or one for the `tensor`.
+
+    Returns:
+        T, int8 of shape (out, in), and the scales in the dtype of the weight, shape (out,) or (1,).
+
+    Raises:
+        ValueError: If sparsity or scale is out of range, or an entry is nan or infinite.
+
+    Examples:
+        >>> signs, scales = ternarize(torch.tensor([[4.0, -3.0, 0.5, 0.0]]))
+        >>> signs.tolist(), scales.tolist()
+        ([[1, -1, 0, 0]], [3.5])
+    """
+    check_options(sparsity, scale)
+    if not torch.isfinite(weight).all():
+        raise ValueError("the weight holds nan or inf; leave such a layer dense")
+    if scale == "tensor":
+        signs, scales = _ternarize_rows(weight.reshape(1, -1), sparsity)
+        return signs.view(weight.shape), scales
+    chunks = weight.split(rows_at_once(weight.shape))
+    parts = [_ternarize_rows(rows, sparsity) for rows in chunks]
+    return torch.cat([signs for signs, _ in parts]), torch.cat([scales for _, scales in parts])
+
+
+def _ternarize_rows(rows: Tensor, sparsity: float | None) -> tuple[Tensor, Tensor]:
+    ordered, order = rows.abs().sort(dim=1, descending=True, stable=True)
+    places = torch.arange(1, rows.shape[1] + 1, device=rows.device)
+    sums = ordered.to(torch.float64).cumsum(1)
+    if sparsity is None:
+        kept = (sums.square() / places).argmax(1, keepdim=True) + 1
+    else:
+        kept = torch.full_like(order[:, :1], round((1 - sparsity) * rows.shape[1]))
+    kept = kept.minimum(rows.count_nonzero(1)[:, None])
+    mask = torch.zeros_like(rows, dtype=torch.int8).scatter_(1, order, (places <= kept).char())
+    total = torch.where(kept > 0, sums.gather(1, (kept - 1).clamp_min(0)), 0.0)
+    scales = (total / kept.clamp_min(1)).squeeze(1).to(rows.dtype)
+    return mask.mul_(rows.sign().char()), scales
+
+
+def pack_trits(trits: Tensor) -> Tensor:
+    """Four trits a byte, two bits each, in two's complement.
+
+    A byte holds neighbours at a distance of a quarter of the whole, not next to each other, so
+    that unpacking runs over long slices.
+
+    Args:
+        trits: int8 in {-1, 0, 1}, any shape.
+
+    Returns:
+        int8 of shape (1, ceil(n / 4)).
+    """
+    planes = functional.pad(trits.flatten(), (0, -trits.numel() % 4)).view(4, -1)
+    codes = torch.zeros_like(planes[:1])
+    for plane in planes.flip(0):
+        codes = codes << 2 | plane & 3
+    return codes
+
+
+def unpack_trits(codes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The inverse of `pack_trits`: int8 of the given shape."""
+    # Times 64, 16, 4, 1: the bits wanted come to the top, whence the shift brings their sign down.
+    planes = codes * table(LIFTS, codes.device, torch.int8)[:, None]
+    planes.bitwise_right_shift_(6)
+    return planes.view(-1)[: shape[0] * shape[1]].view(shape)
+
+
+def to_fifths(trits: Tensor) -> Tensor:
+    """Five trits a byte, as they lie on disk: int8 of shape (ceil(n / 5),)."""
+    padded = functional.pad(trits.flatten(), (0, -trits.numel() % 5))
+    return CODEBOOKS["ternary"].encode(padded.view(1, -1)).view(torch.int8)[0]
+
+
+def from_fifths(codes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The inverse of `to_fifths`: int8 of the given shape."""
+    trits = CODEBOOKS["ternary"].decode(codes.view(torch.uint8))
+    return trits[: shape[0] * shape[1]].to(torch.int8).view(shape)
+
+
+def check_options(sparsity: float | None, scale: str) -> None:
+    """Refuse what `ternarize` cannot do.
+
+    Raises:
+        ValueError: If sparsity or scale is out of range.
+    """
+    if sparsity is not None and not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity must lie in [0, 1] or be None, got {sparsity}")
+    check_choice("scale", scale, SCALE_OPTIONS)

@@ -1,0 +1,62 @@
+"""What a ternary layer computes, on a processor's integer units where these are faster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hf_rmt.nn.compressed_layer import autocast_input
+from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
+from hf_rmt.nn.stores.export_ops import is_exporting, plain_signs
+
+FEW_TOKENS = 64
+"""Up to so many, unpacking to int8 and three products of digits beat unpacking to float."""
+
+
+def ternary_linear(x: Tensor, layer: Any) -> Tensor:
+    """The outputs x (s T)' + bias of a `TernaryLinear`, in the dtype of x."""
+    x = autocast_input(x)
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    if is_exporting():
+        signs = plain_signs(layer.weight, (layer.out_features, layer.in_features))
+        return functional.linear(x, signs.to(x.dtype) * layer.scale.to(x.dtype)[:, None], bias)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return _ternary_product(x, layer, bias)
+    product = _TernaryProduct.apply(x, layer)
+    return product if bias is None else product + bias
+
+
+def _ternary_product(x: Tensor, layer: Any, bias: Tensor | None = None) -> Tensor:
+    shape = layer.out_features, layer.in_features
+    fast, kept = layer._layout == "int8", layer._layout != "packed"
+    tokens = x.numel() // max(1, layer.in_features)
+    few = 0 < tokens <= FEW_TOKENS and not kept
+    if (fast or few) and runs_on_integers(x, shape):
+        signs = layer._kept(torch.int8) if fast else layer._signs()
+        digits = 3 if x.dtype == torch.float32 and not fast else 2
+        rows = x.reshape(tokens, layer.in_features)
+        product = integer_linear(rows, signs, layer.scale, bias, digits=digits)
+        return product.view(*x.shape[:-1], layer.out_features)
+    weight = layer._kept(layer.scale.dtype).to(x.dtype) if kept else layer.dense(x.dtype)
+    return functional.linear(x, weight, bias)
+
+
+class _TernaryProduct(torch.autograd.Function):
+    """x (s T)', which unpacks the weight again for the gradient instead of keeping it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, layer: Any) -> Tensor:
+        return _ternary_product(x, layer)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
+        ctx.layer = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.layer.dense(gradient.dtype), None

@@ -1,0 +1,86 @@
+"""Classification as text to text: a prompt in, the word for the label out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from workbench.data.glue import spec_of
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import T5Config, T5Tokenizer
+
+WORDS = {
+    "rte": ("entailment", "not_entailment"),
+    "sst2": ("negative", "positive"),
+    "mrpc": ("not_equivalent", "equivalent"),
+}
+"""What the model writes where a label is a number."""
+VOCABULARY = 4000
+"""Pieces that a tokenizer made here knows, at the most."""
+SMALL = {
+    "d_model": 128,
+    "d_kv": 32,
+    "d_ff": 512,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_decoder_layers": 1,
+    "decoder_start_token_id": 0,
+}
+"""The shape of a T5 that is trained from nothing."""
+
+
+def words_of(task: str, labels: Sequence[str]) -> list[str]:
+    """What the model writes for each label."""
+    named = task in WORDS and all(label.isdecimal() for label in labels)
+    return [WORDS[task][int(label)] if named else label for label in labels]
+
+
+def text_to_text(
+    rows: Dataset, task: str, words: Sequence[str], tokenizer: Any, max_length: int
+) -> Dataset:
+    """Tokens of the prompt, and of the word to write."""
+    encoded = tokenizer(prompts(rows, task), truncation=True, max_length=max_length)
+    written = tokenizer(list(words))["input_ids"]
+    return Dataset.from_dict({**encoded, "labels": [written[label] for label in rows["label"]]})
+
+
+def prompts(rows: Dataset, task: str) -> list[str]:
+    """The texts as T5 was taught to read them: task, then each text with its name."""
+    names = dict(zip(("text", "text2"), spec_of(task).texts, strict=False))
+    columns = [[f"{name}: {text}" for text in rows[key]] for key, name in names.items()]
+    return [" ".join((task, *texts)) for texts in zip(*columns, strict=True)]
+
+
+def classes(tokens: Any, tokenizer: Any, words: Sequence[str]) -> Any:
+    """Positions of the written words, -1 for whatever is none of them."""
+    texts = tokenizer.batch_decode(
+        np.where(tokens < 0, tokenizer.pad_token_id, tokens), skip_special_tokens=True
+    )
+    return np.array([words.index(text) if text in words else -1 for text in texts])
+
+
+def token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
+    """Cross entropy per token of the whole batch; T5's own is per token of each process's part."""
+    logits = outputs.logits.flatten(0, 1)
+    total = nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")
+    return total / num_items_in_batch
+
+
+def made_tokenizer(texts: Sequence[str]) -> T5Tokenizer:
+    """A tokenizer made from texts, the same in every process."""
+    made = T5Tokenizer(extra_ids=0).train_new_from_iterator(texts, VOCABULARY)
+    found = json.loads(made.backend_tokenizer.to_str())["model"]["vocab"]
+    special = [piece for piece in found if piece[0] in made.all_special_tokens]
+    others = [piece for piece in found if piece not in special]
+    # equal scores come in any order, and each process would number its words otherwise
+    others.sort(key=lambda piece: (-round(piece[1], 6), piece[0]))
+    return T5Tokenizer(vocab=[tuple(piece) for piece in special + others], extra_ids=0)
+
+
+def small_t5(tokenizer: Any, **options: Any) -> T5Config:
+    """The settings of a small T5 that is trained from nothing on the pieces of a tokenizer."""
+    return T5Config(vocab_size=len(tokenizer), **SMALL, **options)

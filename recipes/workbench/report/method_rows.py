@@ -1,0 +1,172 @@
+"""The rows of a results table: one tuned model, its noise removed by every method.
+
+How much is removed is chosen on the split `selection`, and only the choice is tried on the others.
+What is finished stands in a file and is not done again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.models.filters import HEAD, LAYERS, RANKS, UPDATE, filtered, search_config
+from workbench.writing import write_json
+
+import numpy as np
+from accelerate import PartialState
+
+import hf_rmt
+from hf_rmt.report.search import SearchReport
+
+BASE = "base"
+TITLES = {
+    BASE: BASE,
+    UPDATE: "filtered update, PDB",
+    RANKS: "filtered update, shared ranks",
+    "pdb": "PDB",
+    "bema": "PUB, BEMA",
+    "kernel": "PUB, kernel",
+    "slr": "SLR",
+    "svd": "SVD",
+    HEAD: "ternary head",
+    **{
+        f"{law}{LAYERS}": f"{title}, layer by layer"
+        for law, title in [("pdb", "PDB"), ("bema", "BEMA"), ("kernel", "kernel"), ("svd", "SVD")]
+    },
+}
+METHODS = [name for name in TITLES if name not in (BASE, HEAD) and not name.endswith(LAYERS)]
+LAYERWISE = [name for name in TITLES if name.endswith(LAYERS)]
+"""Rows as Wu, Zhu & Li (2025) filter: one layer after the other, as far as the accuracy holds."""
+FRACTIONS = [0.1, 0.4, 0.6, 0.8, 1.0]
+"""Wu, Zhu & Li (2025) remove 40 to 100 % of the noise directions; 10 % is a cautious choice."""
+RANK_FRACTIONS = [0.8, 0.9, 0.95, 0.98, 0.99]
+"""Shares of the update's parameters. They are large: most of an update is noise."""
+Evaluate = Callable[[Any, str], Any]
+"""A model and the name of a split in, the correctness of every example out."""
+
+
+def method_rows(
+    file: Path,
+    tuned: Any,
+    base: Any,
+    evaluate: Evaluate,
+    *,
+    splits: Sequence[str],
+    methods: Sequence[str] = METHODS,
+    fractions: Sequence[float] = FRACTIONS,
+    calibration: Sequence[Any] = (),
+    evaluations: int = 100,
+    **options: Any,
+) -> dict[str, Any]:
+    """All rows of one tuned model.
+
+    Args:
+        file: JSON of the rows; those that stand there are not done again.
+        tuned: The fine-tuned model, not changed.
+        base: The model that its training began with.
+        evaluate: Correctness of every example of a split.
+        splits: What the chosen filter is tried on; `selection` is looked at besides.
+        methods: Which rows, beside the base.
+        fractions: Shares of the noise to try; for svd and slr of all directions, of which one
+            stays. Shared ranks have their own, of parameters; a ternary head has none to choose.
+        calibration: Batches of the model's arguments, for a ternary head.
+        evaluations: Most evaluations on the selection split for a row layer by layer.
+        **options: Further options of the methods that look at a spectrum, as in `RMTConfig`.
+
+    Returns:
+        By row: `removed` (what was chosen), `kept` (share that is left), `curve` (removed and
+        selection accuracy), `whole` (removed and the number of layers that are whole again,
+        though a smaller share filtered them), `layers` (the share of each layer, in rows that
+        choose layer by layer), and for each split the correctness of the examples
+        as 0 and 1.
+    """
+    rows = json.loads(file.read_text()) if file.exists() else {}
+    for method in (BASE, *methods):
+        if method in rows:
+            continue
+        about: dict[str, Any] = {}
+        if method == BASE:
+            removed, model, kept = 0.0, tuned, 1.0
+            curve = [[0.0, float(np.mean(evaluate(tuned, "selection")))]]
+        elif method in LAYERWISE:
+            found = searched(file, tuned, method, evaluate, fractions, evaluations, **options)
+            removed, curve = found.mean_removal, [[found.mean_removal, found.metric]]
+            model = filtered(tuned, base, method, found.removal, **options).model
+            kept = found.size_ratio  # over all layers that were searched, filtered or not
+            about = {"layers": found.removal}
+        else:
+            tried = {RANKS: RANK_FRACTIONS, HEAD: [0.0]}.get(method, fractions)
+            curve, whole = sweep(tuned, base, method, evaluate, tried, calibration, **options)
+            removed = choice(curve)
+            model, kept, _ = filtered(tuned, base, method, removed, calibration, **options)
+            about = {"whole": whole} if whole else {}
+        correct = {name: np.asarray(evaluate(model, name), int).tolist() for name in splits}
+        rows[method] = {"removed": removed, "kept": kept, "curve": curve, "splits": correct}
+        rows[method] |= about
+        shown = ", ".join(f"{name} {np.mean(values):.4f}" for name, values in correct.items())
+        if PartialState().is_main_process:
+            write_json(file, rows, indent=None)
+            print(f"{file.parent}: {TITLES[method]}, {removed:.0%} removed: {shown}", flush=True)
+    return rows
+
+
+def searched(
+    file: Path,
+    tuned: Any,
+    method: str,
+    evaluate: Evaluate,
+    fractions: Sequence[float],
+    evaluations: int,
+    **options: Any,
+) -> SearchReport:
+    """The most noise that each layer can lose while the selection split is classified as well."""
+    return hf_rmt.search(
+        copy.deepcopy(tuned),
+        lambda model: float(np.mean(evaluate(model, "selection"))),
+        tolerance=0.0,
+        config=search_config(method, **options),
+        fractions=fractions,
+        max_evaluations=evaluations,
+        resume_from=file.with_name(f"search-{method}.json"),
+    )
+
+
+def sweep(
+    tuned: Any,
+    base: Any,
+    method: str,
+    evaluate: Evaluate,
+    fractions: Sequence[float],
+    calibration: Sequence[Any] = (),
+    **options: Any,
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Accuracy on the selection split against the share removed, and layers that are whole again.
+
+    A layer without spikes has no signal that could be left once all of its noise is removed. The
+    package then leaves the whole layer as it is, though it filters it at smaller shares. The
+    accuracy may jump there, and figures mark these points.
+
+    Returns:
+        Pairs of the share removed and the accuracy, and pairs of the share removed and the number
+        of layers that a smaller share filters and this one does not.
+    """
+    curve, untouched = [], {}
+    for removed in fractions:
+        model, _, untouched[removed] = filtered(
+            tuned, base, method, removed, calibration, **options
+        )
+        curve.append([removed, float(np.mean(evaluate(model, "selection")))])
+    whole = []
+    for removed, layers in untouched.items():
+        smaller = [other for share, other in untouched.items() if share < removed]
+        if again := layers - frozenset.intersection(layers, *smaller):
+            whole.append([removed, len(again)])
+    return curve, whole
+
+
+def choice(curve: Sequence[Sequence[float]]) -> float:
+    """The share removed that is best on the selection split, of equals the largest."""
+    return max(curve, key=lambda point: (point[1], point[0]))[0]

@@ -1,0 +1,33 @@
+"""One folder of results, one setting."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from workbench.writing import write_json
+
+FREE = {
+    *("task", "seeds", "methods", "fractions"),
+    *("output_dir", "push_to_hub", "data_dir", "use_cpu"),
+}
+"""Options that may change from one run to the next in one folder."""
+
+
+def check_settings(folder: Path, arguments: Any) -> None:
+    """Refuses a folder that was begun with another setting, which would be mixed up with ours."""
+    ours = {key: value for key, value in asdict(arguments).items() if key not in FREE}
+    file = folder / "settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        write_json(file, ours)
+        return
+    theirs = {key: it for key, it in json.loads(file.read_text()).items() if key not in FREE}
+    if theirs != ours:
+        changed = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
+        raise SystemExit(
+            f"{folder} holds results with another {', '.join(sorted(changed))}; "
+            "pass another --output_dir"
+        )

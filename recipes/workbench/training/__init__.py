@@ -1,0 +1,1 @@
+"""Training: from nothing, from a pretrained model, on what another model says."""

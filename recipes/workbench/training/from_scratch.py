@@ -1,0 +1,218 @@
+"""Image classifiers trained from nothing: the loop, and what it is told."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from workbench.data.image_tensors import Images
+from workbench.data.label_noise import shuffled_labels
+from workbench.settings import check_settings
+from workbench.writing import write_tensors
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import update_bn
+from tqdm.auto import tqdm
+
+EVALUATION_BATCH = 500
+SHIFT = 4
+"""Pixels, at most, by which an augmented image is moved."""
+NORM_IMAGES = 2000
+"""Training images, at most, on which a filtered network measures its batch normalisation again, as
+training saw them: shifted and mirrored or not."""
+
+
+class Training(NamedTuple):
+    """A trained network, the network that its training began with, and what judges copies."""
+
+    net: nn.Module
+    start: nn.Module
+    evaluate: Callable[[nn.Module, str], np.ndarray]
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """What the recipes are told."""
+
+    data_dir: str | None = field(default=None, metadata={"help": "local files; default: the Hub"})
+    embedded: bool = field(default=False, metadata={"help": "scikit-learn's digits, no Hub"})
+    output_dir: str = field(
+        default="results", metadata={"help": "folder for models, tables and figures"}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "one training for each"}
+    )
+    methods: list[str] = field(
+        default_factory=lambda: ["pdb", "bema", "kernel", "slr", "svd"],
+        metadata={"help": "rows beside the base"},
+    )
+    fractions: list[float] = field(
+        default_factory=lambda: [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+        metadata={"help": "shares of the noise directions to try to remove"},
+    )
+    label_noise: float = field(default=0.0, metadata={"help": "share of labels to shuffle"})
+    epochs: int = field(default=20, metadata={"help": "of the training"})
+    learning_rate: float = field(default=0.05, metadata={"help": "the largest one"})
+    weight_decay: float = field(default=5e-4, metadata={"help": "of all weights"})
+    batch_size: int = field(default=64, metadata={"help": "images of a step"})
+    augment: bool = field(default=False, metadata={"help": "shift and mirror training images"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
+    min_size: int | None = field(
+        default=None, metadata={"help": "smallest side of a layer that is filtered; default: 32"}
+    )
+    selection_samples: int = field(
+        default=1000, metadata={"help": "training images kept back to choose, a fifth at most"}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "do not use an accelerator"})
+
+
+def trained(
+    arguments: Arguments, images: Images, build: Callable[[], nn.Module], folder: Path, seed: int
+) -> Training:
+    """Train a network, or read it from the folder where that was done before.
+
+    Args:
+        arguments: What the recipe was told.
+        images: The data.
+        build: Makes an untrained network.
+        folder: Of this training alone.
+        seed: Of the weights and of the order of the images.
+
+    Returns:
+        The network, and what judges it and its filtered copies.
+    """
+    check_settings(folder, arguments)
+    device = PartialState(cpu=arguments.use_cpu).device
+    splits = _splits(arguments, images, seed)
+    torch.manual_seed(seed)
+    net = build().to(device)
+    start, file = copy.deepcopy(net), folder / "trained.pt"
+    if file.exists():
+        net.load_state_dict(torch.load(file, map_location=device))
+    else:
+        fit(net, *splits["train"], arguments, seed)
+        write_tensors(file, net.state_dict())
+
+    seen = splits["train"][0][:NORM_IMAGES]
+    if arguments.augment:
+        seen = augmented(seen, torch.Generator().manual_seed(seed))
+
+    def evaluate(model: nn.Module, split: str) -> np.ndarray:
+        if model is not net:  # a filtered layer has another mean and variance
+            update_bn(seen.split(EVALUATION_BATCH), model, device)
+        return correct(model, *splits[split])
+
+    return Training(net, start, evaluate)
+
+
+def fit(net: nn.Module, images: Tensor, labels: Tensor, arguments: Arguments, seed: int) -> None:
+    """Train by stochastic gradient descent with momentum and a one-cycle learning rate.
+
+    Args:
+        net: Trained in place.
+        images: Shape (images, channels, height, width).
+        labels: Shape (images,).
+        arguments: Epochs, rates and batch size.
+        seed: Of the order of the images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = next(net.parameters()).device
+    optimizer, schedule = _optimizer(net, arguments, len(labels))
+    net.train()
+    progress = tqdm(range(arguments.epochs), f"Training, seed {seed}", disable=None)
+    for _ in progress:
+        for rows in torch.randperm(len(labels), generator=generator).split(arguments.batch_size):
+            batch = augmented(images[rows], generator) if arguments.augment else images[rows]
+            loss = functional.cross_entropy(net(batch.to(device)), labels[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    net.eval()
+
+
+def _optimizer(net: nn.Module, arguments: Arguments, images: int) -> tuple[Any, Any]:
+    """Stochastic gradient descent, and its learning rate over the whole run."""
+    rate, steps = arguments.learning_rate, arguments.epochs * -(-images // arguments.batch_size)
+    optimizer = torch.optim.SGD(
+        net.parameters(), rate, momentum=0.9, weight_decay=arguments.weight_decay
+    )
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+
+
+def start_left(arguments: Arguments, images: int) -> float:
+    """Share of the random start that weight decay alone leaves in a trained weight.
+
+    A step of rate lr with momentum m shrinks a weight by lr decay / (1 - m), so what is left is
+    the exponential of minus the sum of these over the run.
+
+    Args:
+        arguments: Epochs, rates, decay and batch size.
+        images: To train on.
+    """
+    optimizer, schedule = _optimizer(nn.Linear(1, 1), arguments, images)
+    group, total = optimizer.param_groups[0], 0.0
+    for _ in range(schedule.total_steps):
+        total += group["lr"] * group["weight_decay"] / (1 - group["momentum"])
+        optimizer.step()
+        schedule.step()
+    return math.exp(-total)
+
+
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The images, each moved by up to four pixels and mirrored or not.
+
+    Args:
+        images: Shape (images, channels, height, width).
+        generator: Of the shifts and of which images are mirrored.
+
+    Returns:
+        New images of the same shape; what a shift uncovers is 0.
+    """
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (SHIFT,) * 4)
+    down, right = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=generator)
+    mirrored = torch.randint(0, 2, (count, 1), generator=generator).bool()
+    rows, columns = torch.arange(height), torch.arange(width)
+    columns = torch.where(mirrored, columns.flip(0), columns)
+    pixels = torch.arange(count)[:, None, None], (down + rows)[:, :, None]
+    return padded.movedim(1, 3)[*pixels, (right + columns)[:, None, :]].movedim(3, 1)
+
+
+@torch.no_grad()
+def correct(net: nn.Module, images: Tensor, labels: Tensor) -> np.ndarray:
+    """Whether each image is classified as labelled, shape (images,)."""
+    net.eval()
+    device = next(net.parameters()).device
+    batches = images.split(EVALUATION_BATCH)
+    found = torch.cat([net(batch.to(device)).argmax(1).cpu() for batch in batches])
+    return (found == labels).numpy()
+
+
+def _splits(arguments: Arguments, images: Images, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Train and selection, both with the noisy labels that training would see, and test."""
+    rows = torch.from_numpy(np.random.default_rng(0).permutation(len(images.train_y)))
+    selection, train = counts(arguments, len(rows))
+    rows = rows[: selection + train]
+    labels = images.train_y[rows].tolist()
+    noisy = torch.tensor(shuffled_labels(labels, arguments.label_noise, seed=seed))
+    return {
+        "selection": (images.train_x[rows[:selection]], noisy[:selection]),
+        "train": (images.train_x[rows[selection:]], noisy[selection:]),
+        "test": (images.test_x, images.test_y),
+    }
+
+
+def counts(arguments: Arguments, images: int) -> tuple[int, int]:
+    """Images to choose on and images to train on, of so many."""
+    selection = min(arguments.selection_samples, images // 5)
+    return selection, min(images - selection, arguments.max_train_samples or images)
