@@ -26,6 +26,7 @@ from hf_rmt.nn import (
     tensor_checks,
     ternary,
     ternary_product,
+    transforms,
 )
 from hf_rmt.nn.stores import (
     codebooks,
@@ -54,6 +55,7 @@ BUNDLED: tuple[ModuleType, ...] = (
     group_scales,
     packing,
     tensor_checks,
+    transforms,
     noise_store,
     noise_product,
     laid_out_layer,

@@ -96,14 +96,14 @@ class LatentTernaryLinear(nn.Linear):
         latent.step = layer.step
         return latent
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the ternary layer to x of shape (..., in); the result has the dtype of x."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the ternary layer to an input of shape (..., in); the result has its dtype."""
         signs, scales = ternarize(self.weight.detach(), sparsity=self.sparsity, scale=self.scale)
         ternary = signs * scales[:, None]
         # A zero that carries the gradient, not weight + (ternary - weight), which would round.
         weight = ternary + (self.weight - self.weight.detach())
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        result = functional.linear(x, weight.to(x.dtype), bias)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        result = functional.linear(input, weight.to(input.dtype), bias)
         return result if self.step is None else self.step(result)
 
     def freeze(self, *, layout: str = "packed") -> TernaryLinear:

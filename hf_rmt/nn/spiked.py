@@ -17,6 +17,7 @@ from hf_rmt.nn.stores.export_ops import is_exporting
 from hf_rmt.nn.stores.noise_store import NoiseStore
 from hf_rmt.nn.stores.packing import rows_at_once
 from hf_rmt.nn.tensor_checks import check_tensor
+from hf_rmt.nn.transforms import is_differentiating
 
 
 @register_layer
@@ -210,13 +211,13 @@ class SpikedLinear(LaidOutLayer):
         """The weight that the layer acts as, signal plus noise, shape (out, in)."""
         return merged(self.weight, self.noise, self.in_features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to x of shape (..., in); the result has the dtype of x."""
-        x = autocast_input(x)
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer to an input of shape (..., in); the result has its dtype."""
+        x = autocast_input(input)
         if is_exporting():
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return self._act_plainly(x, self.weight.to(x.dtype), bias)
-        if self.layout_object is None:
+        if self.layout_object is None or x.is_meta:
             return self.unpacked_forward(x)
         if torch.compiler.is_compiling():
             return self._compiled(x)
@@ -241,7 +242,7 @@ class SpikedLinear(LaidOutLayer):
         product = self._signal(x, weight, bias)
         if self.noise.kind == "drop":
             return product
-        if torch.is_grad_enabled():
+        if is_differentiating():
             return product + NoiseProduct.apply(x, self)
         return product.add_(NoiseProduct.forward(x, self))  # apply itself takes 50 microseconds
 
@@ -270,7 +271,7 @@ class SpikedLinear(LaidOutLayer):
 
     def _merges(self, x: Tensor) -> bool:
         """Whether one product with the merged weight is cheaper than two with the factors."""
-        if self.noise.kind == "drop" or torch.is_grad_enabled():
+        if self.noise.kind == "drop" or is_differentiating():
             return False
         sides = self.in_features + self.out_features
         return self._positions(x) * sides > self.in_features * self.out_features

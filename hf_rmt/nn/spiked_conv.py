@@ -110,10 +110,11 @@ class SpikedConv2d(SpikedLinear):
         size = geometry["kernel_size"]
         return columns // (size * size if isinstance(size, int) else math.prod(size))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to x of shape (..., in, height, width), with at most one leading side."""
-        if x.dim() == 3:
-            return self.forward(x[None])[0]
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer to shape (..., in, height, width), with at most one leading side."""
+        if input.dim() == 3:
+            return self.forward(input[None])[0]
+        x = input
         if not self._pads_inside():
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = functional.pad(x, self._edges(), mode)

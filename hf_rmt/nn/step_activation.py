@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from hf_rmt.nn.transforms import is_transformed
+
 
 class StepActivation(nn.Module):
     """s(x) = h_j - mean for t_j < x <= t_(j+1), with t_0 = -inf and t_(k+1) = inf.
@@ -60,10 +62,11 @@ class StepActivation(nn.Module):
             self.register_buffer(name, torch.tensor(value, device=device, dtype=_dtype(dtype)))
         self.surrogate, self.width = surrogate, width
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The steps of x, any shape; the result has the dtype of x."""
+    def forward(self, input: Tensor) -> Tensor:
+        """The steps of an input of any shape; the result has its dtype."""
+        x = input
         steps = self._steps(x.detach())
-        if not (torch.is_grad_enabled() and x.requires_grad):
+        if not (is_transformed() or (torch.is_grad_enabled() and x.requires_grad)):
             return steps
         smooth = self._smoothed(x) if self.surrogate is None else self.surrogate(x)
         # A zero that carries the gradient, not smooth + (steps - smooth), which would round.

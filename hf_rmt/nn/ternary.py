@@ -231,9 +231,9 @@ class TernaryLinear(CompressedLayer):
         linear.register_parameter("bias", self.bias)
         return linear.train(self.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to x of shape (..., in); the result has the dtype of x."""
-        result = ternary_linear(x, self)
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer to an input of shape (..., in); the result has its dtype."""
+        result = ternary_linear(input, self)
         return result if self.step is None else self.step(result)
 
     def _signs(self) -> Tensor:

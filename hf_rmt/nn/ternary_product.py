@@ -11,6 +11,7 @@ from torch.nn import functional
 from hf_rmt.nn.compressed_layer import autocast_input
 from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
 from hf_rmt.nn.stores.export_ops import is_exporting, plain_signs
+from hf_rmt.nn.transforms import is_differentiating
 
 FEW_TOKENS = 64
 """Up to so many, unpacking to int8 and three products of digits beat unpacking to float."""
@@ -23,7 +24,7 @@ def ternary_linear(x: Tensor, layer: Any) -> Tensor:
     if is_exporting():
         signs = plain_signs(layer.weight, (layer.out_features, layer.in_features))
         return functional.linear(x, signs.to(x.dtype) * layer.scale.to(x.dtype)[:, None], bias)
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not is_differentiating():
         return _ternary_product(x, layer, bias)
     product = _TernaryProduct.apply(x, layer)
     return product if bias is None else product + bias
@@ -60,3 +61,7 @@ class _TernaryProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.layer.dense(gradient.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _TernaryProduct.apply(tangent, ctx.layer)

@@ -197,11 +197,15 @@ class AnnealedFilter:
         self, args: Any, model: nn.Module, step: int, excited: Mapping[str, LayerMoments]
     ) -> None:
         """Choose ranks and directions by the moments of a window; later on, directions alone."""
+        assert self._windows is not None
+        if not_finite := self._windows.not_finite:
+            _warn_not_finite(not_finite, step)
         if self.chosen:
             self._probes |= probes_again(model, self.chosen, excited)
         else:
-            choice = choose(model, self._names, excited, self.settings, self.size)
-            if self.size == "auto" and choice.share > MOSTLY_DENSE:
+            told = {"not_finite": not_finite}
+            choice = choose(model, self._names, excited, self.settings, self.size, **told)
+            if self.size == "auto" and choice.share > MOSTLY_DENSE and not not_finite:
                 _warn_mostly_dense(choice.share)
             self._probes = choice.probes
             self.memory |= {"left": 1.0, "layers": choice.layers, "share": choice.share}
@@ -240,6 +244,17 @@ class AnnealedFilter:
 def forget_best(state: Any) -> None:
     """Let only evaluations count from which the noise is gone: the model that is kept has none."""
     state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+
+def _warn_not_finite(names: Sequence[str], step: int) -> None:
+    logger.warning(
+        "the batches before step %d gave nan or inf to %d layers, such as %r: these stay dense, or "
+        "keep the directions that they had; look at the loss, and lower the learning rate or train "
+        "in bfloat16 or float32",
+        step,
+        len(names),
+        names[0],
+    )
 
 
 def _warn_mostly_dense(share: float) -> None:

@@ -34,10 +34,16 @@ class BatchMoments:
     Args:
         model: The model that trains, without a wrapper.
         names: Its layers with a matrix.
+
+    Attributes:
+        leaders: Which layer's input each layer shares.
+        sums: By the name of a layer and what is summed.
+        not_finite: Layers that were reached, by inputs or gradients that hold nan or inf.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.model, self.names = model, list(names)
+        self.not_finite: list[str] = []
         self.leaders: dict[str, str] = {}
         self.sums: dict[str, Tensor] = {}
         self._given: dict[str, list[int]] = defaultdict(list)
@@ -93,12 +99,14 @@ class BatchMoments:
         Returns:
             The excitation of each layer that was reached, by name: inputs are averaged over
             tokens, gradients summed over the tokens of a batch; None where no gradient arrived.
-            Layers without finite sums are left out.
+            Layers without finite sums are left out; `not_finite` names them.
         """
         if n_processes() > 1:
             for tensor in self.sums.values():
                 distributed.all_reduce(tensor)
-        return {name: found for name in self.names if (found := self._excitation(name)) is not None}
+        found = {name: it for name in self.names if (it := self._excitation(name)) is not None}
+        self.not_finite = [name for name, it in found.items() if not _is_finite(it)]
+        return {name: it for name, it in found.items() if name not in self.not_finite}
 
     def _excitation(self, name: str) -> LayerMoments | None:
         first = self.leaders.get(name)
@@ -106,8 +114,6 @@ class BatchMoments:
             return None
         inputs = self.sums[f"{first} products"] / self.sums[f"{first} tokens"].float()
         slopes, batches = self.sums[f"{name} slopes"], self.sums[f"{name} batches"].float()
-        if not (torch.isfinite(inputs).all() and torch.isfinite(slopes).all()):
-            return None
         return LayerMoments(inputs, slopes / batches if slopes.any() else None)
 
     def _take_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -148,6 +154,11 @@ class BatchMoments:
         if mask is not None and mask.shape == tokens.shape[:-1]:
             return tokens[mask.bool().to(tokens.device)]
         return tokens.reshape(-1, tokens.shape[-1])
+
+
+def _is_finite(moments: LayerMoments) -> bool:
+    parts = (moments.inputs, moments.gradients)
+    return all(part is None or bool(torch.isfinite(part).all()) for part in parts)
 
 
 def _reading(layer: Any) -> tuple[Any, ...]:

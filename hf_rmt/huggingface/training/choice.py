@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
@@ -21,10 +21,17 @@ from hf_rmt.settings import CompressionSettings
 from hf_rmt.spectra import Phase
 
 NOT_REACHED = "no training batch reached the layer before the directions were chosen"
+NOT_FINITE = "the inputs or gradients that batches gave it before the choice held nan or inf"
 TOO_SMALL = "the smaller side is below min_size"
 WHOLE = "each of its directions is worth its parameters"
 NO_SIGNAL = "no signal stands out from the noise, nothing would be left"
 """Reasons for which a layer stays dense."""
+UNMEASURED = {
+    NOT_REACHED: Cause.NOT_REACHED,
+    NOT_FINITE: Cause.NOT_FINITE,
+    TOO_SMALL: Cause.TOO_SMALL,
+}
+"""Why nothing is known about a layer, and the cause that its plan names."""
 LOST = 1e-3
 """What `size="auto"` may lose, as a part of what all directions are worth to the loss.
 
@@ -57,6 +64,8 @@ def choose(
     excited: Mapping[str, LayerMoments],
     settings: CompressionSettings,
     size: Size,
+    *,
+    not_finite: Collection[str] = (),
 ) -> Choice:
     """Choose ranks and directions, the layers shared out over the processes.
 
@@ -67,6 +76,7 @@ def choose(
         settings: The rule that finds the rank of a layer where no size is given.
         size: Share of the parameters of the layers that were reached; `"auto"` for the smallest
             share that loses at most `LOST` of what the directions are worth; or None.
+        not_finite: Layers that have no moments because batches gave them nan or inf.
 
     Returns:
         The choice, equal on every process.
@@ -101,7 +111,8 @@ def choose(
     for name in names:
         weight = weight_matrix(model.get_submodule(name))
         rank = ranks.get(name)
-        entry = layers[name] = {"rank": rank, **_why(name, weight, found, settings)}
+        why = NOT_FINITE if name in not_finite else NOT_REACHED
+        entry = layers[name] = {"rank": rank, **_why(name, weight, found, settings, why)}
         if rank is not None:
             pair = [found[name][1][side][:, :rank].contiguous() for side in ("left", "right")]
             probes |= {f"{name} left": pair[0], f"{name} right": pair[1]}
@@ -141,13 +152,16 @@ def shared(model: nn.Module, names: Sequence[str], work: Callable[[str], WorkRes
 
 
 def _why(
-    name: str, weight: Tensor, found: Mapping[str, WorkResult], settings: CompressionSettings
+    name: str,
+    weight: Tensor,
+    found: Mapping[str, WorkResult],
+    settings: CompressionSettings,
+    missing: str,
 ) -> dict[str, Any]:
     """What the spectrum of a layer said, or why it was not looked at."""
     if name not in found:
-        small = min(weight.shape) < settings.min_size
-        cause = Cause.TOO_SMALL if small else Cause.NOT_REACHED
-        return {"cause": str(cause), "reason": TOO_SMALL if small else NOT_REACHED}
+        reason = TOO_SMALL if min(weight.shape) < settings.min_size else missing
+        return {"cause": str(UNMEASURED[reason]), "reason": reason}
     return {"cause": str(Cause.ALL_WORTH), "reason": WHOLE, **found[name][0][1]}
 
 

@@ -34,6 +34,8 @@ class MomentWindows:
     Attributes:
         choices: The steps of the choices that are still to come.
         leaders: As above.
+        not_finite: Layers for which the last window was of no use: batches reached them with nan
+            or inf.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class MomentWindows:
         self.model, self.names, self.leaders = model, list(names), dict(leaders)
         self.choices = [step for step in choices if chosen_at is None or step > chosen_at]
         self._start = chosen_at or 0
+        self.not_finite: list[str] = []
         self._moments: BatchMoments | None = None
 
     def gathers(self, step: int) -> bool:
@@ -73,7 +76,8 @@ class MomentWindows:
 
     def take(self, step: int) -> dict[str, LayerMoments]:
         """What the window said, by layer; the next window begins after this step."""
-        found = self._opened().measured_moments()
+        window = self._opened()
+        found, self.not_finite = window.measured_moments(), window.not_finite
         self.stop()
         self._start = step
         self.choices = [later for later in self.choices if later > step]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hf_rmt.nn.layouts.parking import park, unpark
+from hf_rmt.nn.noise_product import NoiseProduct, noise_gradient
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.tensor_checks import version_of
 
@@ -119,7 +120,7 @@ class Layout(ABC):
 
 
 class LayoutProduct(torch.autograd.Function):
-    """The noise acting on x in a layout; for the gradient of x the noise is unpacked once."""
+    """The noise acting on x in a layout; its derivatives are those of the noise as it is stored."""
 
     @staticmethod
     def forward(x: Tensor, layer: SpikedLinear, layout: Layout) -> Tensor:
@@ -129,12 +130,25 @@ class LayoutProduct(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the layer, and not its noise."""
-        ctx.layer = inputs[1]
+        ctx.layer, ctx.shape = inputs[1], inputs[0].shape
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """The gradient of x."""
-        return gradient @ ctx.layer.noise.dense(gradient.dtype, scratch=True), None, None
+        return noise_gradient(gradient, ctx.layer, ctx.shape), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        """The derivative along a tangent of x."""
+        return NoiseProduct.apply(tangent, ctx.layer)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, layer: SpikedLinear, layout: Layout
+    ) -> tuple[Tensor, int]:
+        """Rows are multiplied alike, so that a further side in front changes nothing."""
+        assert in_dims[0] is not None
+        return LayoutProduct.apply(x.movedim(in_dims[0], 0), layer, layout), 0
 
 
 def stored_name(layer: SpikedLinear) -> str:

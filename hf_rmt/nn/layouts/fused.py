@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-import torch
 from torch import Tensor
 
 from hf_rmt.nn.layouts.base import Layout, LayoutProduct, register, signal_bytes, store_bytes
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
 from hf_rmt.nn.stores.codebooks import CODEBOOKS
+from hf_rmt.nn.transforms import is_differentiating
 
 
 @register
@@ -44,7 +44,7 @@ class FusedLayout(Layout):
         """Signal beside the fused product, both in the dtype of x."""
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
         signal = layer._signal(x, layer.weight.to(x.dtype), bias)
-        if not torch.is_grad_enabled():
+        if not is_differentiating():
             return signal.add_(self.noise_product(layer, x))
         return signal + LayoutProduct.apply(x, layer, self)
 

@@ -20,6 +20,7 @@ from hf_rmt.nn.layouts.base import (
 from hf_rmt.nn.layouts.integer_weight import IntegerWeight, why_no_integers
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
+from hf_rmt.nn.transforms import is_differentiating
 
 NOTHING_MADE = (None, None, None)
 
@@ -47,7 +48,7 @@ class Int8Layout(Layout):
 
     def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
         """Signal in floating point beside the integer product."""
-        if not torch.is_grad_enabled():
+        if not is_differentiating():
             return self._product(layer, x, signal=True)
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
         signal = layer._signal(x, layer.weight.to(x.dtype), bias)

@@ -25,20 +25,21 @@ from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.compression.calibration.ranks import ranks_that_lose
 from hf_rmt.huggingface.training import choice
 from hf_rmt.huggingface.training.annealed_filter import PROBES_FILE
-from hf_rmt.huggingface.training.choice import WHOLE
+from hf_rmt.huggingface.training.choice import NOT_FINITE, WHOLE
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
-from hf_rmt.huggingface.training.moment_windows import MOMENTS_FILE
+from hf_rmt.plan import Cause
 from tests.huggingface.models import tiny_model
 from tests.huggingface.test_convolutions_training import fine_tune as fine_tune_resnet
 from tests.huggingface.test_quantizer import spiked_layers
-from tests.huggingface.training.test_filter_callback_resuming import Power, comparable
 from tests.huggingface.training.training import (
     QUERY,
     Watcher,
+    arguments,
     classifier,
     fine_tune,
     logits,
     rank,
+    sentences,
 )
 
 STEPS = 16
@@ -159,61 +160,6 @@ def test_equal_ends_remove_the_noise_at_once(tmp_path: Path) -> None:
     trainer = fine_tune(tmp_path, RMTCallback(size=0.4, anneal=(5, 5)), watcher)
     kept = spiked_layers(trainer.model)[QUERY].rank
     assert [step for step in (4, 5, 9, 16) if rank(watcher.weights[step]) == kept] == [5, 9, 16]
-
-
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("killed_at", [3, 5, 6, 8, 10, 14])
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
-    tmp_path: Path, killed_at: int, accumulation: int
-) -> None:
-    """While the moments of each of the three choices are gathered, at a choice, after the last."""
-    saving = {
-        "save_strategy": "steps",
-        "save_steps": killed_at,
-        "num_train_epochs": 2 * accumulation,
-        "gradient_accumulation_steps": accumulation,
-    }
-
-    def callback() -> RMTCallback:
-        return RMTCallback(size=0.4, anneal=(6, 12))
-
-    whole = fine_tune(tmp_path / "whole", callback(), **saving)
-    with pytest.raises(KeyboardInterrupt):
-        fine_tune(tmp_path / "killed", callback(), Power(killed_at), **saving)
-    checkpoint = str(tmp_path / "killed" / f"checkpoint-{killed_at}")
-    saving["restore_callback_states_from_checkpoint"] = killed_at == 8
-    resumed = fine_tune(
-        tmp_path / "killed", callback(), model=classifier(), resume=checkpoint, **saving
-    )
-    found, expected = resumed.model.state_dict(), whole.model.state_dict()
-    assert list(found) == list(expected)
-    assert all(torch.equal(found[key], expected[key]) for key in found)
-    assert comparable(resumed.state.log_history) == comparable(whole.state.log_history)
-
-
-@pytest.mark.parametrize("step", [8, 12])
-def test_a_run_goes_on_in_another_folder(
-    step: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """While the moments are gathered, and after the choice."""
-    saving = {"save_strategy": "steps", "save_steps": step}
-    whole = fine_tune(tmp_path / "one", RMTCallback(size=0.4), **saving)
-    checkpoint = tmp_path / "one" / f"checkpoint-{step}"
-    resume = {"resume": str(checkpoint), **saving}
-    resumed = fine_tune(tmp_path / "two", RMTCallback(size=0.4), **resume)
-    states = resumed.model.state_dict(), whole.model.state_dict()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
-    probes = PROBES_FILE.format(step=12)  # the second of three choices
-    assert (tmp_path / "two" / probes).is_file()
-    if step == 8:
-        (checkpoint / MOMENTS_FILE.format(process=0)).unlink()
-        fine_tune(tmp_path / "three", RMTCallback(size=0.4), **resume)
-        assert "chosen by the batches from here on; keep it beside the checkpoint" in caplog.text
-        return
-    for folder in ("one", "two"):
-        (tmp_path / folder / probes).unlink()
-    with pytest.raises(FileNotFoundError, match="put it back beside the checkpoints"):
-        fine_tune(tmp_path / "two", RMTCallback(size=0.4), **resume)
 
 
 def test_only_evaluations_without_noise_count_for_the_best_model(tmp_path: Path) -> None:
@@ -337,3 +283,24 @@ def test_a_text_to_text_model_from_nothing_trains_and_shrinks(tmp_path: Path) ->
     plan = trainer.model.compression_report.plan
     assert plan.parameter_share <= 0.35
     assert all(layer.compressed or layer.reason == WHOLE for layer in plan)
+
+
+class NotANumber(Trainer):
+    """Its loss is nan."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return model(**inputs).loss * float("nan")
+
+
+def test_a_loss_that_is_no_number_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = NotANumber(
+        classifier(), arguments(tmp_path), train_dataset=sentences(), callbacks=[RMTCallback()]
+    )
+    trainer.train()
+    assert "gave nan or inf to 6 layers" in caplog.text
+    assert "size='auto' keeps" not in caplog.text
+    plan = trainer.model.compression_report.plan
+    assert {layer.reason for layer in plan} == {NOT_FINITE}
+    assert {layer.cause for layer in plan} == {Cause.NOT_FINITE}
