@@ -20,7 +20,7 @@ from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
 from workbench.data.glue import name_of
-from workbench.training.bench import begin, on_file, settings_of, table
+from workbench.training.bench import BenchArguments, begin, on_file, settings_of, table
 from workbench.training.problems import IMAGES, ProblemArguments, correct, problem_of, trainer_of
 
 from hf_rmt import RMTCallback, RMTConfig
@@ -31,7 +31,7 @@ DEFAULTS = (0.35, 0.6, 0.95)
 
 
 @dataclass
-class Arguments(ProblemArguments):
+class Arguments(ProblemArguments, BenchArguments):
     """What the recipe is told."""
 
     rows: list[str] = field(default_factory=lambda: list(ROWS), metadata={"help": "see above"})

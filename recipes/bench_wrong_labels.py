@@ -23,7 +23,7 @@ from typing import Any
 
 from workbench.command import dataclass_parser, parsed, run
 from workbench.data.glue import name_of
-from workbench.training.bench import begin, on_file, settings_of, table
+from workbench.training.bench import BenchArguments, begin, on_file, settings_of, table
 from workbench.training.problems import IMAGES, ProblemArguments, correct, problem_of, trainer_of
 
 from transformers import TrainerCallback
@@ -33,7 +33,7 @@ from hf_rmt import RMTConfig
 
 
 @dataclass
-class Arguments(ProblemArguments):
+class Arguments(ProblemArguments, BenchArguments):
     """What the recipe is told."""
 
     output_dir: str = field(default="results/wrong", metadata={"help": "where results go"})

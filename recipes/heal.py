@@ -1,7 +1,7 @@
 """Compress a fine-tuned classifier hard and win its accuracy back by distillation from itself.
 
 The noise of the linear layers is dropped until the share of parameters that was asked for is left
-(`hf_rmt.compress(..., calibration=, size=)`); training texts tell where the inputs are large. The
+(`hf_rmt.compress(..., calibration=, size=)`); training rows tell where the inputs are large. The
 compressed model then learns the soft targets and hidden states of the original for a few hundred
 steps. Labels are only used to judge.
 
@@ -9,13 +9,14 @@ steps. Labels are only used to judge.
     python recipes/heal.py --model FOLDER --task sst2 --data_dir FOLDER --size 0.35
     python recipes/heal.py --model textattack/bert-base-uncased-SST-2 --task sst2
     python recipes/heal.py --model FOLDER --task sst2 --data_dir FOLDER --size 0.1 --anneal 0.1 0.6
+    python recipes/heal.py --image_model FOLDER --task cifar10 --data_dir FOLDER --size 0.2
     accelerate launch --multi_gpu --num_processes 2 recipes/heal.py --embedded
 
-The FOLDER of the data holds train and dev (or validation) as .tsv, .csv, .json or .jsonl. Without
-it the data come from the Hub, with --embedded from this folder. The healed model is saved in its
-small form, with results.json and healing.png beside it. --method ntk makes the head ternary instead
-and trains the ternary weights alone. With --anneal the noise is not dropped before the distillation
-but scaled down during it, by `hf_rmt.RMTCallback`.
+The FOLDER of the data holds train and dev (or validation) as .tsv, .csv, .json or .jsonl, or for
+cifar10 an .npz of images. Without it texts come from the Hub, with --embedded from this folder. The
+healed model is saved in its small form, with results.json and healing.png beside it. --method ntk
+makes the head ternary instead and trains the ternary weights alone. With --anneal the noise is not
+dropped before the distillation but scaled down during it, by `hf_rmt.RMTCallback`.
 """
 
 from __future__ import annotations
@@ -31,31 +32,22 @@ import matplotlib
 
 matplotlib.use("Agg")
 from workbench.command import dataclass_parser, parsed, run
-from workbench.data.glue import DataArguments, by_length, length_of, splits_of, tokenized
-from workbench.data.rows import needs_hub
+from workbench.data.glue import by_length
 from workbench.processes import begin, check_processes, share_of
 from workbench.report.accuracy import paired_bootstrap
 from workbench.training.distillation import DistillationTrainer
 from workbench.training.fine_tuning import batches, few
+from workbench.training.problems import IMAGES, Problem, ProblemArguments, problem_of
 from workbench.writing import replaced, replaced_files, write_json
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from datasets import Dataset
 from matplotlib import pyplot as plt
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import Trainer, TrainingArguments, set_seed
 
 import hf_rmt
 from hf_rmt import CompressionPlan, RMTCallback, RMTConfig, TernaryCallback
-from hf_rmt.demo import demo_model_path
 
 STAGES = ("original", "compressed", "healed")
 BODY_RATE, HEAD_RATE = 5e-5, 1e-3
@@ -63,13 +55,13 @@ BODY_RATE, HEAD_RATE = 5e-5, 1e-3
 
 
 @dataclass
-class Arguments(DataArguments):
+class Arguments(ProblemArguments):
     """What the recipe is told."""
 
     task: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "one task"})
-    model: str = field(
+    model: str | None = field(
         default="textattack/bert-base-uncased-SST-2",
-        metadata={"help": "fine-tuned classifier, folder or Hub id"},
+        metadata={"help": "fine-tuned classifier of texts, folder or Hub id"},
     )
     embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
     output_dir: str = field(default="results/heal", metadata={"help": "folder of the healed model"})
@@ -84,7 +76,7 @@ class Arguments(DataArguments):
         default=None,
         metadata={"help": "start and stop, parts of the distillation, of noise that goes slowly"},
     )
-    calibration_samples: int = field(default=512, metadata={"help": "training texts"})
+    calibration_samples: int = field(default=512, metadata={"help": "training rows"})
     steps: int = field(default=300, metadata={"help": "of distillation; 0 for none"})
     batch_size: int = field(default=32, metadata={"help": "over all processes"})
     learning_rate: float | None = field(
@@ -110,67 +102,50 @@ def main() -> None:
     begin(arguments)
     logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is wanted here
     set_seed(arguments.seed)
-    task = "embedded" if arguments.embedded else arguments.task[0]
-    splits, labels = splits_of(arguments, task, arguments.seed)
-    teacher, tokenizer = original(arguments, len(labels))
-    rows = {
-        name: tokenized(part, tokenizer, length_of(arguments, task))
-        for name, part in splits.items()
-    }
     if arguments.embedded:
-        tune(arguments, teacher, tokenizer, rows["train"])
-    judged = {name: by_length(part) for name, part in rows.items() if name in ("dev", "test")}
-    results = heal(arguments, teacher, tokenizer, rows["train"], judged)
+        arguments.task, arguments.model = ["embedded"], None
+    problem = problem_of(arguments, arguments.task[0], arguments.seed)
+    if arguments.embedded:
+        tune(arguments, problem)
+    results = heal(arguments, problem)
     if PartialState().is_main_process:
         print(json.dumps({key: value for key, value in results.items() if key != "log"}, indent=2))
 
 
-def original(arguments: Arguments, classes: int) -> tuple[Any, Any]:
-    """The model to compress, and its tokenizer."""
-    path = str(demo_model_path()) if arguments.embedded else arguments.model
-    with needs_hub(path):
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=classes)
-        return model.eval(), AutoTokenizer.from_pretrained(path)
-
-
-def tune(arguments: Arguments, model: Any, tokenizer: Any, rows: Dataset) -> None:
+def tune(arguments: Arguments, problem: Problem) -> None:
     """Fine-tune the demo BERT on the built-in data, which then is the original."""
-    settings = settings_of(arguments, arguments.tuning_steps)
-    collator = DataCollatorWithPadding(tokenizer)
-    Trainer(model, settings, train_dataset=rows, data_collator=collator).train()
-    model.eval()
+    settings, rows = settings_of(arguments, arguments.tuning_steps), problem.train
+    Trainer(problem.start, settings, train_dataset=rows, data_collator=problem.collator).train()
 
 
-def heal(
-    arguments: Arguments, teacher: Any, tokenizer: Any, train: Dataset, judged: dict[str, Dataset]
-) -> dict[str, Any]:
+def heal(arguments: Arguments, problem: Problem) -> dict[str, Any]:
     """Compress, distil, save; returns what was measured."""
-    collator, folder = DataCollatorWithPadding(tokenizer), Path(arguments.output_dir)
+    teacher, folder = problem.start.eval(), Path(arguments.output_dir)
 
     def correct(model: Any) -> dict[str, np.ndarray]:
-        plain = Trainer(model, settings_of(arguments, 1), data_collator=collator)
-        found = {name: plain.predict(rows) for name, rows in judged.items()}
+        plain = Trainer(model, settings_of(arguments, 1), data_collator=problem.collator)
+        found = {name: plain.predict(rows) for name, rows in problem.judged.items()}
         return {name: it.predictions.argmax(-1) == it.label_ids for name, it in found.items()}
 
     stages = {"original": correct(teacher)}
-    texts = by_length(few(train, arguments.calibration_samples))
-    calibration = batches(texts, collator, teacher.device)
-    student, plan = compressed(arguments, teacher, calibration)
+    rows = few(problem.train, arguments.calibration_samples)
+    rows = rows if arguments.task[0] in IMAGES else by_length(rows)
+    student, plan = compressed(arguments, teacher, batches(rows, problem.collator, teacher.device))
     stages["compressed"] = correct(student)
     ternary = [TernaryCallback()] if arguments.method == "ntk" else []
     callbacks: list[Any] = list(ternary)
     if arguments.anneal:
         student, callbacks = copy.deepcopy(teacher), [annealing(arguments)]
-    log = distil(arguments, student, teacher, collator, train, callbacks)
+    log = distil(arguments, student, problem, callbacks)
     plan = student.compression_report.plan if arguments.anneal else plan
     stages["healed"] = correct(student)
-    check = difference(student, tokenizer, folder, collator, judged)
+    check = difference(student, problem, folder)
     results = {
-        "model": "demo BERT" if arguments.embedded else arguments.model,
+        "model": "demo BERT" if arguments.embedded else problem.start.name_or_path,
         "parameters_kept": plan.parameter_share,
         "bits_per_weight": plan.bits_per_weight,
         "layers": {layer.name: layer.rank or layer.reason for layer in plan},
-        "splits": {name: scores(stages, name) for name in judged},
+        "splits": {name: scores(stages, name) for name in problem.judged},
         "reload_difference": check,
         "settings": vars(arguments),
         "flipped": {name: share for it in ternary for name, share in it.flipped.items()},
@@ -206,12 +181,7 @@ def annealing(arguments: Arguments) -> RMTCallback:
 
 
 def distil(
-    arguments: Arguments,
-    student: Any,
-    teacher: Any,
-    collator: Any,
-    train: Dataset,
-    callbacks: list[Any],
+    arguments: Arguments, student: Any, problem: Problem, callbacks: list[Any]
 ) -> list[dict[str, float]]:
     """Train the student on the teacher's targets; returns the losses by step."""
     if not arguments.steps:
@@ -223,9 +193,9 @@ def distil(
     trainer = DistillationTrainer(
         model=student,
         args=settings_of(arguments, arguments.steps, arguments.learning_rate or default),
-        train_dataset=train,
-        data_collator=collator,
-        teacher=teacher,
+        train_dataset=problem.train,
+        data_collator=problem.collator,
+        teacher=problem.start,
         temperature=arguments.temperature,
         hidden_weight=arguments.hidden_weight,
         callbacks=callbacks,
@@ -249,19 +219,17 @@ def scores(stages: dict[str, dict[str, np.ndarray]], split: str) -> dict[str, An
 
 
 @torch.inference_mode()
-def difference(
-    model: Any, tokenizer: Any, folder: Path, collator: Any, judged: dict[str, Dataset]
-) -> float:
+def difference(model: Any, problem: Problem, folder: Path) -> float:
     """Save the model; the largest difference of its logits to the saved ones, on a few rows."""
     state = PartialState()
     with replaced_files(folder, keep=state.is_main_process) as part:
         if state.is_main_process:
             model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
+            problem.processor.save_pretrained(part)
     state.wait_for_everyone()
-    again = AutoModelForSequenceClassification.from_pretrained(folder).to(model.device)
-    rows = next(iter(judged.values()))
-    (batch,) = batches(few(rows, 32), collator, model.device)
+    again = type(problem.start).from_pretrained(folder).to(model.device)
+    rows = next(iter(problem.judged.values()))
+    (batch,) = batches(few(rows, 32), problem.collator, model.device)
     return float((model.eval()(**batch).logits - again(**batch).logits).abs().max())
 
 
@@ -277,6 +245,7 @@ def settings_of(
         per_device_eval_batch_size=64,
         seed=arguments.seed,
         save_strategy="no",
+        remove_unused_columns=arguments.task[0] not in IMAGES,
         logging_steps=10,
         report_to=[],
         use_cpu=arguments.use_cpu,

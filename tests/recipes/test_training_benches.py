@@ -99,6 +99,20 @@ def test_the_callback_is_judged_on_images(
         assert len(ours["correct"]) == 10
 
 
+def test_a_model_of_images_is_healed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = ["heal.py", "--task", "cifar10", "--data_dir", data, "--image_model", data / "vit"]
+    told += ["--image_size", SIDE, "--size", 0.5, "--steps", 2, "--batch_size", 8, "--use_cpu"]
+    monkeypatch.setattr(sys, "argv", [*map(str, told), "--output_dir", str(tmp_path)])
+    importlib.import_module("heal").main()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["reload_difference"] == 0
+    assert 0.3 < results["parameters_kept"] <= 0.5
+    assert list(results["splits"]) == ["test"]
+    assert (tmp_path / "preprocessor_config.json").is_file()
+
+
 def test_a_small_t5_is_trained_from_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

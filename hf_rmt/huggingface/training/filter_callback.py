@@ -47,9 +47,9 @@ class RMTCallback(TrainerCallback, ExportableState):
     the task, and the batches that passed tell the inputs of each layer. The directions are chosen
     that matter to the loss. Whatever else a weight holds is scaled down, step by step, and is gone
     after 95 % of the steps; the rest of the training sees the model that is saved. Half-way and at
-    the end of this the directions are chosen again, for the model has gone on learning. Weights keep
-    their shape until the end, so optimizer, checkpoints and resuming see nothing unusual. Then the
-    layers become `SpikedLinear`, and `trainer.save_model()` writes the compact model.
+    the end of this the directions are chosen again, for the model has gone on learning. Weights
+    keep their shape until the end, so optimizer, checkpoints and resuming see nothing unusual.
+    Then the layers become `SpikedLinear`, and `trainer.save_model()` writes the compact model.
 
     The filter as it was published, by the weights alone and at once, is
     `RMTCallback.published()`.

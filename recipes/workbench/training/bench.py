@@ -24,7 +24,6 @@ class BenchArguments(DataArguments):
     """What both recipes are told."""
 
     task: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "sst2, mrpc, ..."})
-    model: str | None = field(default=None, metadata={"help": "folder or Hub id; default: demo"})
     embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "one training each"})
     output_dir: str = field(default="results/training", metadata={"help": "where results go"})

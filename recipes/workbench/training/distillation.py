@@ -30,7 +30,8 @@ class DistillationTrainer(Trainer):
             log_target=True,
             reduction="batchmean",
         )
-        tokens = inputs["attention_mask"].bool()
+        mask = inputs.get("attention_mask")
+        tokens = slice(None) if mask is None else mask.bool()
         pairs = list(zip(outputs.hidden_states[1:], wanted.hidden_states[1:], strict=True))
         for ours, theirs in pairs:
             ours, theirs = ours[tokens], theirs[tokens]

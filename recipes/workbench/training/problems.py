@@ -1,4 +1,4 @@
-"""The problems of the benches of training: a model to start from, rows to learn, rows to judge."""
+"""Problems to train on: a model to start from, rows to learn, rows to judge."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.data.glue import TASKS, by_length, length_of, splits_of, tokenized
+from workbench.data.glue import TASKS, DataArguments, by_length, length_of, splits_of, tokenized
 from workbench.data.image_tensors import read_mnist
 from workbench.data.images import collator_of, from_arrays, pixels
 from workbench.data.label_noise import shuffled_labels
 from workbench.data.rows import needs_hub
 from workbench.data.text_to_text import made_tokenizer, small_t5
 from workbench.models.networks import fcnn
-from workbench.training.bench import BenchArguments
 
 import numpy as np
 import torch
@@ -41,9 +40,10 @@ IMAGES = ("cifar10", "mnist")
 
 
 @dataclass
-class ProblemArguments(BenchArguments):
+class ProblemArguments(DataArguments):
     """Which models the problems start from."""
 
+    model: str | None = field(default=None, metadata={"help": "folder or Hub id; default: demo"})
     image_model: str | None = field(
         default=None, metadata={"help": "for cifar10: folder or Hub id; default: DINOv2-small"}
     )
@@ -56,16 +56,18 @@ class Problem(NamedTuple):
     Attributes:
         start: The model before training.
         train: Its rows.
-        judged: Rows with clean labels, in the order in which they are judged.
+        judged: Rows with clean labels, in the order in which they are judged, by split.
         collator: Makes batches of them.
+        processor: What makes inputs of texts or images; None where nothing does.
         kept: Rows that are not trained on, with labels as wrong as those of the others; None where
             there are none left.
     """
 
     start: Any
     train: Any
-    judged: list[Any]
+    judged: dict[str, Any]
     collator: Any
+    processor: Any
     kept: Any
 
 
@@ -123,7 +125,7 @@ def trainer_of(
 
 def correct(trainer: Trainer, problem: Problem) -> list[int]:
     """Whether the trained model is right, 0 or 1, for each row that is judged."""
-    found = [trainer.predict(part) for part in problem.judged]
+    found = [trainer.predict(part) for part in problem.judged.values()]
     right = [part.predictions.argmax(-1) == part.label_ids for part in found]
     return np.concatenate(right).astype(int).tolist()
 
@@ -136,9 +138,10 @@ def _logits(outputs: Any, labels: Tensor) -> Tensor:
 def _bert(arguments: ProblemArguments, task: str, seed: int) -> Problem:
     splits, labels = splits_of(arguments, task, seed)
     path = arguments.model or str(demo_model_path())
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    set_seed(seed)
-    start = AutoModelForSequenceClassification.from_pretrained(path, num_labels=len(labels))
+    with needs_hub(path):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        set_seed(seed)
+        start = AutoModelForSequenceClassification.from_pretrained(path, num_labels=len(labels))
     return _texts(start, tokenizer, splits, length_of(arguments, task))
 
 
@@ -152,9 +155,9 @@ def _t5(arguments: ProblemArguments, seed: int) -> Problem:
 
 def _texts(start: Any, tokenizer: Any, splits: Mapping[str, Dataset], length: int) -> Problem:
     rows = {name: tokenized(part, tokenizer, length) for name, part in splits.items()}
-    judged = [by_length(rows[name]) for name in ("dev", "test") if name in rows]
+    judged = {name: by_length(rows[name]) for name in ("dev", "test") if name in rows}
     collator = DataCollatorWithPadding(tokenizer)
-    return Problem(start, rows["train"], judged, collator, rows["selection"])
+    return Problem(start, rows["train"], judged, collator, tokenizer, rows["selection"])
 
 
 def _cifar10(arguments: ProblemArguments, seed: int) -> Problem:
@@ -176,7 +179,8 @@ def _cifar10(arguments: ProblemArguments, seed: int) -> Problem:
     train, test = (pixels(splits[name], processor) for name in ("train", "test"))
     count = _trained(arguments, len(chosen))
     kept = train.select(range(count, len(chosen))) if count < len(chosen) else None
-    return Problem(start, train.select(range(count)), [test], collator_of(start), kept)
+    rows = train.select(range(count))
+    return Problem(start, rows, {"test": test}, collator_of(start), processor, kept)
 
 
 def _mnist(arguments: ProblemArguments, seed: int) -> Problem:
@@ -186,8 +190,8 @@ def _mnist(arguments: ProblemArguments, seed: int) -> Problem:
     torch.manual_seed(seed)
     start = Classifier(fcnn(images.train_x[0].numel()))
     rows, count = _rows(images.train_x[chosen], labels), _trained(arguments, len(chosen))
-    judged = [_rows(images.test_x, images.test_y.tolist())]
-    return Problem(start, rows[:count], judged, None, rows[count:] or None)
+    judged = {"test": _rows(images.test_x, images.test_y.tolist())}
+    return Problem(start, rows[:count], judged, None, None, rows[count:] or None)
 
 
 def _image_model() -> str:
