@@ -12,8 +12,11 @@ from hf_rmt.nn.stores.noise_store import NoiseStore
 from hf_rmt.nn.transforms import is_differentiating
 
 
-class NoiseProduct(torch.autograd.Function):
-    """The noise acting on x, unpacked again for the gradient instead of kept."""
+class CompiledNoiseProduct(torch.autograd.Function):
+    """The noise acting on x, unpacked again for the gradient instead of kept.
+
+    Programs that torch.compile makes can hold it; they can hold no function with a `jvp`.
+    """
 
     generate_vmap_rule = True
 
@@ -31,6 +34,10 @@ class NoiseProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """The gradient of x."""
         return noise_gradient(gradient, ctx.layer, ctx.shape), None
+
+
+class NoiseProduct(CompiledNoiseProduct):
+    """The noise acting on x, with derivatives of any order and mode."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
@@ -77,6 +84,13 @@ class NoiseGradient(torch.autograd.Function):
         return NoiseGradient.apply(tangent, ctx.transposed)
 
 
+def noise_product(x: Tensor, layer: Any) -> Tensor:
+    """The noise of a `SpikedLinear` acting on x, as a part of what is differentiated."""
+    if torch.compiler.is_compiling():
+        return CompiledNoiseProduct.apply(x, layer)
+    return NoiseProduct.apply(x, layer)
+
+
 def noise_gradient(gradient: Tensor, layer: Any, shape: torch.Size) -> Tensor:
     """The gradient of x for that of the noise acting on x.
 
@@ -89,7 +103,7 @@ def noise_gradient(gradient: Tensor, layer: Any, shape: torch.Size) -> Tensor:
         Shape as given; it can be differentiated again where that is asked for.
     """
     transposed = Transposed(layer, shape)
-    if is_differentiating():  # a second derivative is wanted
+    if is_differentiating() and not torch.compiler.is_compiling():  # a second one is wanted
         return NoiseGradient.apply(gradient, transposed)
     return transposed(gradient)  # apply itself takes 50 microseconds
 

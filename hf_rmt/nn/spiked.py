@@ -11,7 +11,7 @@ from torch.nn import functional
 from hf_rmt.nn.compressed_layer import autocast_input, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_conv1d
 from hf_rmt.nn.laid_out_layer import LaidOutLayer
-from hf_rmt.nn.noise_product import NoiseProduct, merged, split_factors
+from hf_rmt.nn.noise_product import NoiseProduct, merged, noise_product, split_factors
 from hf_rmt.nn.stores.codebooks import CODEBOOKS
 from hf_rmt.nn.stores.export_ops import is_exporting
 from hf_rmt.nn.stores.noise_store import NoiseStore
@@ -243,7 +243,7 @@ class SpikedLinear(LaidOutLayer):
         if self.noise.kind == "drop":
             return product
         if is_differentiating():
-            return product + NoiseProduct.apply(x, self)
+            return product + noise_product(x, self)
         return product.add_(NoiseProduct.forward(x, self))  # apply itself takes 50 microseconds
 
     def _act_plainly(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
