@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_rmt.compression.decision import Decision, keep
@@ -201,6 +201,8 @@ def apply_plan(
     """
     dense = model.get_submodule(plan.name)
     tensors = dict(tensors)
+    if plan.outcome is not Outcome.KEPT:
+        _out_of_inference_mode(dense)
     if (shift := tensors.pop(SHIFT, None)) is not None:
         dense.bias.data.add_(shift)
     if plan.outcome is Outcome.REWRITTEN:
@@ -210,6 +212,15 @@ def apply_plan(
     if plan.outcome is not Outcome.KEPT:
         note_done(plan)
         trim_memory()
+
+
+def _out_of_inference_mode(layer: nn.Module) -> None:
+    """Copy parameters that were made in inference mode, which torch lets nobody write or train."""
+    for key, parameter in layer._parameters.items():
+        if parameter is not None and parameter.is_inference():
+            copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            copied.__dict__.update(vars(parameter))
+            layer._parameters[key] = copied
 
 
 def _replace(

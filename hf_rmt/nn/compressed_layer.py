@@ -79,8 +79,8 @@ class CompressedLayer(nn.Module):
         matrix = self.dense().detach()
         matrix = matrix if dtype is None else matrix.to(dtype)
         dense.weight = nn.Parameter(to_weight(dense, matrix))
-        bias = self.bias
-        dense.bias = None if bias is None else nn.Parameter(bias.detach().to(matrix.dtype))
+        bias = None if self.bias is None else self.bias.detach().to(matrix.dtype, copy=True)
+        dense.bias = None if bias is None else nn.Parameter(bias)
         return dense.train(self.training)
 
 

@@ -211,16 +211,21 @@ def _carry_gradients(old: Any, new: Any) -> None:
     """Freeze what was frozen. A layer without a trainable weight remembers what the dense was."""
     trains = _trains(old, "weight", getattr(old, "dense_requires_grad", True))
     if isinstance(getattr(new, "weight", None), nn.Parameter):
-        new.weight.requires_grad_(trains)
+        _set_trains(new.weight, trains)
     else:
         new.dense_requires_grad = trains
     if isinstance(getattr(new, "bias", None), nn.Parameter):
-        new.bias.requires_grad_(_trains(old, "bias", True))
+        _set_trains(new.bias, _trains(old, "bias", True))
 
 
 def _trains(module: nn.Module, key: str, default: bool) -> bool:
     parameter = getattr(module, key, None)
     return parameter.requires_grad if isinstance(parameter, nn.Parameter) else default
+
+
+def _set_trains(parameter: nn.Parameter, trains: bool) -> None:
+    if parameter.requires_grad is not trains:  # for torch refuses even what changes nothing
+        parameter.requires_grad_(trains)  # of a tensor that was made in inference mode
 
 
 def _carry_weight_attributes(old: Any, new: Any) -> None:

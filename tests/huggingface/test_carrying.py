@@ -88,3 +88,36 @@ def test_a_layer_that_is_patched_while_training_stays_dense_at_its_end(tmp_path:
     assert "its method 'forward' was replaced" in plans[LAYER].reason
     assert type(model.get_submodule(LAYER)) is nn.Linear
     assert any(isinstance(part, SpikedLinear) for part in model.modules())
+
+
+def test_loading_in_inference_mode_gives_the_same_model(tmp_path: Path) -> None:
+    classifier().save_pretrained(tmp_path)
+    with torch.inference_mode():
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            tmp_path, quantization_config=LOW
+        )
+    same = AutoModelForSequenceClassification.from_pretrained(tmp_path, quantization_config=LOW)
+    assert model.compression_report.plan.compressed
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, same(IDS).logits)
+        model.dequantize()
+        torch.testing.assert_close(model(IDS).logits, same(IDS).logits)
+
+
+@pytest.mark.parametrize("method", [LOW, RMTConfig(method="magnitude", fraction=0.5, noise="drop")])
+def test_a_model_that_was_made_in_inference_mode_is_compressed(method: RMTConfig) -> None:
+    with torch.inference_mode():
+        model: Any = classifier()
+    compress(model, method)
+    layer = model.get_submodule(LAYER)
+    assert not any(parameter.is_inference() for parameter in layer.parameters())
+    assert all(parameter.requires_grad for parameter in layer.parameters())
+    with torch.no_grad():
+        model(IDS)
+
+
+def test_a_model_that_was_made_in_inference_mode_is_not_calibrated() -> None:
+    with torch.inference_mode():
+        model = classifier()
+    with pytest.raises(ValueError, match=r"was made in inference mode, .*outside of torch\.inf"):
+        compress(model, LOW, calibration=[{"input_ids": IDS}])

@@ -240,3 +240,15 @@ def test_a_forward_beneath_and_above_the_hook_of_accelerate_is_seen(
     hooks.remove_hook_from_module(plain)
     assert "forward" in vars(plain)
     assert why_not_swapped(plain) == ""
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_layer_that_was_made_in_inference_mode_is_replaced(frozen: bool) -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(6, 4)).requires_grad_(not frozen)
+    new = spiked_in(model)
+    new.bias = model[0].bias
+    swap_module(model, "0", new)
+    densify(model)
+    assert [parameter.requires_grad for parameter in model.parameters()] == [not frozen] * 2
+    assert not any(parameter.is_inference() for parameter in model.parameters())
