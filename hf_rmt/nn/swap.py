@@ -87,7 +87,8 @@ def swap_module(model: nn.Module, name: str, new: nn.Module) -> None:
     _carry_weight_attributes(old, new)
     _carry_bias(old, new)
     for key in user_attributes(old):
-        setattr(new, key, getattr(old, key))
+        if _is_layer(old) or not hasattr(new, key):
+            setattr(new, key, getattr(old, key))
     for attribute, carry in CARRIERS.items():
         if hasattr(old, attribute):
             carry(old, new)

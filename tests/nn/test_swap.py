@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from hf_rmt.nn import LatentTernaryLinear, SpikedConv2d, SpikedLinear, TernaryLinear
 from hf_rmt.nn.counterparts import densify
+from hf_rmt.nn.step_activation import StepActivation
 from hf_rmt.nn.swap import (
     BOUND_HOOK,
     CARRIERS,
@@ -176,6 +177,12 @@ def test_attributes_with_an_underscore_and_those_changed_since_go_with_the_layer
     swap_module(model, "0", dense)
     assert model[0] is dense
     assert model[0]._nickname == "second"
+
+
+def test_an_activation_gets_no_attribute_that_it_has_itself() -> None:
+    model = nn.Sequential(StepActivation([0.0], [0.0, 1.0], width=2.0))
+    swap_module(model, "0", StepActivation([0.0], [0.0, 1.0], width=3.0))
+    assert model[0].width == 3.0
 
 
 @pytest.mark.parametrize("kind", ["spiked", "ternary"])
