@@ -48,6 +48,7 @@ class Cause(StrEnum):
     CONVERTED = "converted"
     SUBCLASS = "subclass"
     MADE_ANEW = "made anew"
+    CARRIES = "carries what cannot be moved"
 
 
 @dataclass(frozen=True)

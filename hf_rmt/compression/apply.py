@@ -8,10 +8,10 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_rmt.compression.decision import Decision
+from hf_rmt.compression.decision import Decision, keep
 from hf_rmt.compression.execution.parallel import (
     WorkResult,
     is_silent,
@@ -25,8 +25,8 @@ from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like
 from hf_rmt.nn.counterparts import matrix_shape, place_step, weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
 from hf_rmt.nn.memory import trim_memory
-from hf_rmt.nn.swap import swap_module
-from hf_rmt.plan import LayerPlan, Outcome
+from hf_rmt.nn.swap import swap_module, why_not_swapped
+from hf_rmt.plan import Cause, LayerPlan, Outcome
 from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.spectra import SpectrumFit
@@ -102,7 +102,10 @@ def decide_shared(
     made: dict[str, CompressedLayer | None] = {}
 
     def work(name: str) -> WorkResult:
-        weight = weight_matrix(model.get_submodule(name))
+        layer = model.get_submodule(name)
+        weight = weight_matrix(layer)
+        if reason := why_not_swapped(layer):  # since the layers were chosen
+            return (keep(name, weight, Cause.CARRIES, reason).plan, None), {}
         decision = decide(name, weight, settings)
         plan, tensors = decision.plan, dict[str, Tensor]()
         if not dry_run:
@@ -198,6 +201,8 @@ def apply_plan(
     """
     dense = model.get_submodule(plan.name)
     tensors = dict(tensors)
+    if plan.outcome is not Outcome.KEPT:
+        _out_of_inference_mode(dense)
     if (shift := tensors.pop(SHIFT, None)) is not None:
         dense.bias.data.add_(shift)
     if plan.outcome is Outcome.REWRITTEN:
@@ -207,6 +212,15 @@ def apply_plan(
     if plan.outcome is not Outcome.KEPT:
         note_done(plan)
         trim_memory()
+
+
+def _out_of_inference_mode(layer: nn.Module) -> None:
+    """Copy parameters that were made in inference mode, which torch lets nobody write or train."""
+    for key, parameter in layer._parameters.items():
+        if parameter is not None and parameter.is_inference():
+            copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            copied.__dict__.update(vars(parameter))
+            layer._parameters[key] = copied
 
 
 def _replace(

@@ -22,7 +22,7 @@ from hf_rmt.compression.summary import analyze_layers, compression_report, warn_
 from hf_rmt.compression.targets.coverage import kept_plans, with_kept
 from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.nn.counterparts import compressed_layers, densify, matrix_shape
-from hf_rmt.nn.swap import why_not_swapped
+from hf_rmt.nn.swap import cannot_swap, why_not_swapped
 from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.settings import CompressionSettings, method_of, spectral_methods
 
@@ -161,6 +161,8 @@ def compress_layers(
             not changed then.
     """
     check_layers(model, names)
+    if calibration is not None:
+        _check_not_of_inference(model, gradients=size is not None)
     kept = kept_plans(model, config)
     with Journal() as done:
         try:
@@ -265,6 +267,16 @@ def check_layers(model: nn.Module, names: list[str]) -> None:
                 "nothing to compress; load the model without offloading"
             )
         if reason := why_not_swapped(layer):
-            raise ValueError(f"{name!r} cannot be replaced: {reason}")
+            raise cannot_swap(name, reason)
         if 0 in matrix_shape(layer):
             raise ValueError(f"the weight of {name!r} is empty; {remedy}")
+
+
+def _check_not_of_inference(model: nn.Module, *, gradients: bool) -> None:
+    """Refuse to calibrate a model with tensors that torch lets nobody freeze or differentiate."""
+    named = [*model.named_parameters(), *(model.named_buffers() if gradients else ())]
+    if name := next((name for name, tensor in named if tensor.is_inference()), None):
+        raise ValueError(
+            f"{name!r} was made in inference mode, and calibration takes normal tensors; make or "
+            "load the model outside of torch.inference_mode()"
+        )

@@ -7,6 +7,8 @@ which dense layers it stands for, makes itself in their place, and turns back in
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -25,6 +27,7 @@ class CompressedLayer(nn.Module):
         dense_class: Class of the layer whose place it takes.
         dense_requires_grad: Whether the weight of that layer was trained, where this layer has no
             trainable weight that could remember it.
+        dense_attributes: What a user had set on the weight of that layer, likewise.
         in_features: Columns of the matrix.
         out_features: Rows of the matrix.
         bias: Shape (out,) or None.
@@ -33,6 +36,7 @@ class CompressedLayer(nn.Module):
     kind: ClassVar[str]
     dense_class: type[nn.Module] = nn.Linear
     dense_requires_grad: bool = True
+    dense_attributes: Mapping[str, Any] = MappingProxyType({})
     in_features: int
     out_features: int
     bias: nn.Parameter | None
@@ -75,8 +79,8 @@ class CompressedLayer(nn.Module):
         matrix = self.dense().detach()
         matrix = matrix if dtype is None else matrix.to(dtype)
         dense.weight = nn.Parameter(to_weight(dense, matrix))
-        bias = self.bias
-        dense.bias = None if bias is None else nn.Parameter(bias.detach().to(matrix.dtype))
+        bias = None if self.bias is None else self.bias.detach().to(matrix.dtype, copy=True)
+        dense.bias = None if bias is None else nn.Parameter(bias)
         return dense.train(self.training)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like, is_compressed
 from hf_rmt.nn.dense_matrix import dense_shape, has_matrix, to_matrix
 from hf_rmt.nn.step_activation import StepActivation, StepBefore
-from hf_rmt.nn.swap import swap_module
+from hf_rmt.nn.swap import cannot_swap, swap_module, why_not_swapped
 from hf_rmt.nn.ternary import TernaryLinear
 from hf_rmt.plan import LayerPlan
 
@@ -48,7 +48,8 @@ def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: If it has step activations, which have no dense counterpart.
+        ValueError: If it has step activations, which have no dense counterpart, or a layer carries
+            what a dense one cannot. The model is not changed then.
     """
     steps = [name for name, part in model.named_modules() if isinstance(part, StepActivation)]
     if steps:
@@ -56,7 +57,11 @@ def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
             f"{steps[0]!r} is a step activation, which only this package has, so no plain model "
             "computes the same; compress with activation='keep' for one that can be exported"
         )
-    for name, layer in compressed_layers(model).items():
+    layers = compressed_layers(model)
+    for name, layer in layers.items():
+        if reason := why_not_swapped(layer):
+            raise cannot_swap(name, reason)
+    for name, layer in layers.items():
         swap_module(model, name, layer.to_dense(dtype))
     return model
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 MADE_ANEW = (
-    "its weight is made anew before each forward, by pruning, weight_norm or spectral_norm of "
-    "torch.nn.utils; call prune.remove, remove_weight_norm or remove_spectral_norm first"
+    "its weight is made anew before each forward, or its bias, by pruning, weight_norm or "
+    "spectral_norm of torch.nn.utils; call prune.remove, remove_weight_norm or "
+    "remove_spectral_norm first"
 )
 
 
@@ -24,11 +25,11 @@ def has_matrix(module: nn.Module) -> bool:
 
 
 def is_made_anew(module: nn.Module) -> bool:
-    """Whether the weight is no parameter but made from other tensors before each forward.
+    """Whether the weight or the bias is no parameter but made anew before each forward.
 
     The functions of `torch.nn.utils` for pruning, `weight_norm` and `spectral_norm` do so.
     """
-    return isinstance(module.__dict__.get("weight"), Tensor)
+    return any(isinstance(module.__dict__.get(key), Tensor) for key in ("weight", "bias"))
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -35,6 +35,8 @@ class LatentTernaryLinear(nn.Linear):
         (tensor([1.]), 'TernaryLinear')
     """
 
+    sparsity: float | None
+    scale: str
     step: nn.Module | None
 
     def __init__(

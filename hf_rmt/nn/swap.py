@@ -1,17 +1,23 @@
 """Putting one module in the place of another, with all that the old one carries.
 
 Whoever made the model may have frozen a layer, hooked it, or written an attribute on it. The one
-function here is used wherever a layer is replaced, so that nothing of that is lost.
+function here is used wherever a layer is replaced, so that nothing of that is lost: what can be
+moved is moved, and a layer that carries anything else is not replaced.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
+
+from hf_rmt.nn.compressed_layer import CompressedLayer, is_compressed
+from hf_rmt.nn.dense_matrix import MADE_ANEW, has_matrix, is_conv1d, is_made_anew
 
 HOOKS = (
     "_forward_hooks",
@@ -27,26 +33,38 @@ HOOKS = (
     "_load_state_dict_post_hooks",
 )
 """Registers of hooks that torch keeps in a module."""
+GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+"""Registers of hooks that torch keeps in a tensor."""
 BOUND_HOOK = "_hf_hook"
 """Where accelerate keeps the hook that it has put around a module's forward."""
+WRAPPED = "_old_forward"
+"""Where accelerate keeps the forward that it has wrapped."""
 CARRIERS: dict[str, Callable[[nn.Module, nn.Module], None]] = {}
 """How other libraries' additions to a module are moved: the attribute by which one is recognised,
 and what moves it from the old module to the new one."""
+LIBRARIES = ("torch", "transformers", "accelerate")
+"""Packages whose hooks on gradients belong to one training, which ends before a layer is
+replaced, or begins after it."""
+INITIALISED = "_is_hf_initialized"
+"""How transformers marks what it has filled; each module and tensor has its own."""
 OWN_ATTRIBUTES = {
-    *("training", "in_features", "out_features", "nx", "nf"),
+    *vars(nn.Module()),
+    *("weight", "bias", "in_features", "out_features", "nx", "nf"),
     *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
-    *("transposed", "output_padding", "padding_mode"),
-    *("rank", "scale", "sparsity", "dense_class", "dense_requires_grad"),
-    *("layout_object", "mode_changes"),
+    *("transposed", "output_padding", "padding_mode", "_reversed_padding_repeated_twice"),
+    *(BOUND_HOOK, WRAPPED, INITIALISED),
 }
-"""Attributes that the constructors of dense and compressed layers set themselves."""
+"""What the constructors of torch and transformers set on dense layers, and what libraries put on
+any module for themselves."""
+OF_COMPRESSED = {"rank", "noise", "scale", "step", "unpacked", "_layout"}
+"""Further names that the constructors of compressed layers set."""
 
 
 def swap_module(model: nn.Module, name: str, new: nn.Module) -> None:
     """Put a module in the place of another one.
 
     The new module gets the training mode of the old one, its hooks, whether its weight and bias
-    are trained, and the attributes that a user has set on it.
+    are trained, and the attributes that a user has set on it or on its weight and bias.
 
     Args:
         model: The model.
@@ -54,21 +72,22 @@ def swap_module(model: nn.Module, name: str, new: nn.Module) -> None:
         new: The module that takes its place.
 
     Raises:
-        ValueError: If the old module carries what cannot be moved: a parametrization, or a hook of
-            accelerate that is bound to it.
+        ValueError: If the old module carries what cannot be moved; see `why_not_swapped`.
     """
     old = model.get_submodule(name)
     if old is new:
         return
-    if reason := why_not_swapped(old):
-        raise ValueError(f"{name!r} cannot be replaced: {reason}")
+    if reason := why_not_swapped(old) or _why_taken(old, new):
+        raise cannot_swap(name, reason)
     new.train(old.training)
     for key in HOOKS:
-        _move_hooks(old, new, key)
+        _move_hooks(old.__dict__, new.__dict__, key)
     new._is_full_backward_hook = old._is_full_backward_hook
     _carry_gradients(old, new)
+    _carry_weight_attributes(old, new)
+    _carry_bias(old, new)
     for key in user_attributes(old):
-        if not hasattr(new, key):
+        if _is_layer(old) or not hasattr(new, key):
             setattr(new, key, getattr(old, key))
     for attribute, carry in CARRIERS.items():
         if hasattr(old, attribute):
@@ -76,32 +95,128 @@ def swap_module(model: nn.Module, name: str, new: nn.Module) -> None:
     model.set_submodule(name, new)
 
 
+def cannot_swap(name: str, reason: str) -> ValueError:
+    """The error that a module of this name cannot be replaced."""
+    return ValueError(f"{name!r} cannot be replaced: {reason}")
+
+
 def why_not_swapped(module: nn.Module) -> str:
-    """Why a module cannot be replaced, and the remedy; empty if it can."""
+    """Why a module cannot be replaced, and the remedy; empty if it can.
+
+    A layer cannot if its weight or bias is made by something else, if one of its methods was
+    replaced, if it has tensors or children that its class does not give it, if a hook waits for the
+    gradient of its weight, or if accelerate has hooked it and transformers is not there.
+    """
     if parametrize.is_parametrized(module):
         return (
             "its weight is parametrized; call torch.nn.utils.parametrize.remove_parametrizations "
             "first"
         )
+    if is_made_anew(module):
+        return MADE_ANEW
     if hasattr(module, BOUND_HOOK) and BOUND_HOOK not in CARRIERS:
         return "accelerate has put a hook around it; load the model without offloading"
-    return ""
+    if key := next(_patched(module), None):
+        return (
+            f"its method {key!r} was replaced on this object, and the layer in its place would not "
+            f"do the same; delete the attribute {key!r}, or use a hook or a module around the layer"
+        )
+    return _why_own(module) if _is_layer(module) else ""
 
 
 def user_attributes(module: nn.Module) -> list[str]:
     """Names of the attributes that nobody but a user has set on a module."""
-    return [key for key in vars(module) if key not in OWN_ATTRIBUTES and not key.startswith("_")]
+    given, is_layer, kind = _given(module), _is_layer(module), type(module)
+    return [
+        key
+        for key in vars(module)
+        if key not in given and not hasattr(kind, key) and (is_layer or not key.startswith("_"))
+    ]
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether all is known that the class of a module gives it, which holds for no activation."""
+    return isinstance(module, CompressedLayer | nn.Linear | nn.Conv2d) or is_conv1d(module)
+
+
+def _given(module: Any) -> set[str]:
+    """Names that its class gives a module: attributes, tensors and children."""
+    given = set(OWN_ATTRIBUTES)
+    for kind in type(module).__mro__:
+        given |= set(inspect.get_annotations(kind))
+    if is_compressed(module):
+        with torch.device("meta"):
+            dense = module.empty_dense()
+        like = type(module).empty_like(dense, getattr(module, "rank", 0), "drop", device="meta")
+        given |= {*vars(like), *_held(like)}
+    return given
+
+
+def _held(module: nn.Module) -> Iterator[str]:
+    """Names of the tensors and children that are registered in a module itself."""
+    yield from (*module._parameters, *module._buffers, *module._modules)
+
+
+def _patched(module: nn.Module) -> Iterator[str]:
+    """Names of the methods that were replaced on one object."""
+    for key, value in vars(module).items():
+        method = getattr(type(module), key, None)
+        wraps = key == "forward" and WRAPPED in vars(module)
+        if wraps and getattr(getattr(value, "func", None), "__module__", "") == "accelerate.hooks":
+            value = vars(module)[WRAPPED]
+        # accelerate leaves the class's own method behind, bound to the object
+        if inspect.isfunction(method) and getattr(value, "__func__", None) is not method:
+            yield key
+
+
+def _why_own(layer: Any) -> str:
+    """Why what a user has put on a layer, or on its weight, cannot be moved; empty if it can."""
+    given = _given(layer)
+    more = [key for key in _held(layer) if key not in given and not hasattr(type(layer), key)]
+    if more:
+        return (
+            f"{more[0]!r} was registered on it, a tensor or module that its class does not have; "
+            "delete it first, or register it on the module around the layer"
+        )
+    taken = OF_COMPRESSED.intersection(user_attributes(layer)) if has_matrix(layer) else ()
+    if taken:
+        return _taken(min(taken))
+    known = has_matrix(layer) or is_compressed(layer)
+    if known and isinstance(layer.weight, nn.Parameter) and _is_hooked(layer.weight):
+        return (
+            "a hook waits for the gradient of its weight, and the weight in its place has another "
+            "shape; remove the hook first, and register one on the new weight if you need it"
+        )
+    return ""
+
+
+def _taken(key: str) -> str:
+    return f"its attribute {key!r} has a name that compressed layers use; rename the attribute"
+
+
+def _why_taken(old: nn.Module, new: nn.Module) -> str:
+    """Why an attribute of a user's cannot be set on a certain module; empty if all can."""
+    known = [key for key in user_attributes(old) if hasattr(new, key)]
+    taken = set(known) - set(user_attributes(new)) if known and _is_layer(old) else ()
+    return _taken(min(taken)) if taken else ""
+
+
+def _is_hooked(parameter: Any) -> bool:
+    """Whether a hook of a user's waits for the gradient of a parameter."""
+    hooks = [hook for key in GRADIENT_HOOKS for hook in (getattr(parameter, key) or {}).values()]
+    homes = (str(getattr(hook, "__module__", "")).partition(".")[0] for hook in hooks)
+    return any(home not in LIBRARIES for home in homes)
 
 
 def _carry_gradients(old: Any, new: Any) -> None:
     """Freeze what was frozen. A layer without a trainable weight remembers what the dense was."""
     trains = _trains(old, "weight", getattr(old, "dense_requires_grad", True))
     if isinstance(getattr(new, "weight", None), nn.Parameter):
-        new.weight.requires_grad_(trains)
+        _set_trains(new.weight, trains)
     else:
         new.dense_requires_grad = trains
     if isinstance(getattr(new, "bias", None), nn.Parameter):
-        new.bias.requires_grad_(_trains(old, "bias", True))
+        _set_trains(new.bias, _trains(old, "bias", True))
 
 
 def _trains(module: nn.Module, key: str, default: bool) -> bool:
@@ -109,10 +224,42 @@ def _trains(module: nn.Module, key: str, default: bool) -> bool:
     return parameter.requires_grad if isinstance(parameter, nn.Parameter) else default
 
 
-def _move_hooks(old: nn.Module, new: nn.Module, key: str) -> None:
+def _set_trains(parameter: nn.Parameter, trains: bool) -> None:
+    if parameter.requires_grad is not trains:  # for torch refuses even what changes nothing
+        parameter.requires_grad_(trains)  # of a tensor that was made in inference mode
+
+
+def _carry_weight_attributes(old: Any, new: Any) -> None:
+    """Attributes of the weight. A layer without a trainable one remembers those of the dense."""
+    weight = getattr(old, "weight", None)
+    trained = isinstance(weight, nn.Parameter)
+    known = _attributes(weight) if trained else getattr(old, "dense_attributes", {})
+    if isinstance(getattr(new, "weight", None), nn.Parameter):
+        new.weight.__dict__.update(known)
+    elif known:
+        new.dense_attributes = known
+
+
+def _carry_bias(old: Any, new: Any) -> None:
+    """Attributes of the bias and the hooks on its gradient, for it keeps its shape."""
+    before, after = getattr(old, "bias", None), getattr(new, "bias", None)
+    both = isinstance(before, nn.Parameter) and isinstance(after, nn.Parameter)
+    if not both or before is after:
+        return
+    after.__dict__.update(_attributes(before))
+    for key in GRADIENT_HOOKS:
+        if hooks := getattr(before, key):
+            setattr(after, key, hooks)  # the very dict, as for modules
+
+
+def _attributes(parameter: Any) -> dict[str, Any]:
+    return {key: value for key, value in vars(parameter).items() if key != INITIALISED}
+
+
+def _move_hooks(old: dict[str, Any], new: dict[str, Any], key: str) -> None:
     """Move a register of hooks: the very dict, because the handles that remove hooks hold it."""
-    moved, own = old.__dict__.get(key), new.__dict__.get(key)
+    moved, own = old.get(key), new.get(key)
     if moved:
         moved.update(own or {})
-        new.__dict__[key] = moved
-        old.__dict__[key] = OrderedDict()
+        new[key] = moved
+        old[key] = OrderedDict()

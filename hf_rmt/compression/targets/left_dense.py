@@ -11,6 +11,7 @@ from torch import nn
 from hf_rmt.compression.targets.weight_reads import weights_read
 from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.nn.dense_matrix import MADE_ANEW, has_matrix, is_made_anew
+from hf_rmt.nn.swap import why_not_swapped
 from hf_rmt.plan import Cause
 
 GATES = ("gate", "shared_expert_gate")
@@ -118,3 +119,11 @@ def subclasses(model: nn.Module) -> dict[str, LeftDense]:
         for name, part in model.named_modules()
         if isinstance(part, nn.Linear) and not has_matrix(part)
     }
+
+
+@register_rule
+def carrying(model: nn.Module) -> dict[str, LeftDense]:
+    """Layers that carry what no compressed one can, such as a forward of their own."""
+    layers = {name: part for name, part in model.named_modules() if has_matrix(part)}
+    reasons = {name: why_not_swapped(part) for name, part in layers.items()}
+    return {name: LeftDense(Cause.CARRIES, why) for name, why in reasons.items() if why}
