@@ -76,9 +76,11 @@ def adopt(model: Any) -> None:
     plan = CompressionPlan.from_dict(own.quantization_config.layers or {} if ours else {})
     names = {name.replace(WITHIN_ADAPTER, "") for name in compressed_layers(model)}
     missing = names - {layer.name for layer in plan.compressed}
+    if not missing:
+        return
     report = with_earlier(model, CompressionReport(CompressionPlan(())))
     told = {layer.name for layer in report.plan}
-    if not missing or (ours and not missing & told):
+    if ours and not missing & told:
         return  # of a layer that came to another place, saving records what can be read off it
     if not ours and (unknown := sorted(missing - told)):
         raise ValueError(
