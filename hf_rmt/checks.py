@@ -61,3 +61,11 @@ def check_expression(name: str, value: object) -> None:
             f"{name} must be a regular expression where it is a string, got {value!r}: {error}; "
             "mend it, or pass a list of names"
         ) from error
+
+
+def check_path(name: str, value: object) -> None:
+    """Refuse an empty text where a file or folder is meant: `Path` takes it for the working one."""
+    if value == "":
+        raise ValueError(
+            f"{name} must name a file or a folder, got ''; write '.' for the folder you work in"
+        )

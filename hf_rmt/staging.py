@@ -61,9 +61,10 @@ def staged(
 
 def publish(aside: Path, target: Path, *, stale: Callable[[str], bool]) -> None:
     """Put the files of one folder into another one, as `staged` says."""
-    with contextlib.suppress(OSError):  # it is there, and not empty
-        aside.rename(target)
-        return
+    if not _is_worked_in(target):
+        with contextlib.suppress(OSError):  # it is there, and not empty
+            aside.rename(target)
+            return
     if not (_can_be_exchanged(target) and _exchange_with(aside, target, stale)):
         _move_files(aside, target, stale)
 
@@ -108,9 +109,13 @@ def _move_files(aside: Path, target: Path, stale: Callable[[str], bool]) -> None
 
 def _can_be_exchanged(target: Path) -> bool:
     """Whether the folder may become another one: nobody works in it, and it holds files only."""
-    inside = Path.cwd().is_relative_to(target)
     flat = not any(entry.is_dir() and not entry.is_symlink() for entry in target.iterdir())
-    return flat and not inside and not os.path.ismount(target)
+    return flat and not _is_worked_in(target) and not os.path.ismount(target)
+
+
+def _is_worked_in(target: Path) -> bool:
+    """Whether this process works in the folder; it would be left in one that is removed."""
+    return Path.cwd().is_relative_to(target)
 
 
 def _exchange(one: Path, other: Path) -> None:

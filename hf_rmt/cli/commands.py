@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hf_rmt.checks import check_path
 from hf_rmt.settings import COMMON_OPTIONS
 from hf_rmt.settings.method import method_options
 
@@ -48,7 +49,7 @@ def run_compress(options: argparse.Namespace) -> None:
         _write_page(options, report)
         _show(options, report, report.to_json())
         return
-    if not options.output and not options.push_to_hub:
+    if options.output is None and not options.push_to_hub:
         raise ValueError("say where the result goes: OUTPUT, --push-to-hub or --dry-run")
     _check_output(options, options.model)
     model, report = load_compressed(options.model, config)
@@ -117,6 +118,7 @@ def _check_page(options: argparse.Namespace) -> None:
     """Find out before the long work whether the page can be written."""
     if options.html is None:
         return
+    check_path("--html", options.html)
     path = Path(options.html)
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(

@@ -64,3 +64,30 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     tiny = torch.finfo(left.dtype).tiny
     scales = [root / length.clamp_min(tiny) for length in lengths]
     return left * scales[0], right * scales[1][:, None]
+
+
+def fewest_directions(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product by as few directions as there can be, balanced: at most min(out, in).
+
+    A direction is left out where it is zero up to the rounding of float64, in which this works.
+
+    Args:
+        left: Shape (out, r), finite; r may exceed both sides.
+        right: Shape (r, in), finite.
+
+    Returns:
+        Factors of shapes (out, k) and (k, in) in float64, k being the rank of the product.
+
+    Examples:
+        >>> left, right = fewest_directions(torch.ones(1, 2), torch.tensor([[1.0], [3.0]]))
+        >>> round((left @ right).item(), 9), tuple(left.shape)
+        (4.0, (1, 1))
+    """
+    outer, upper = torch.linalg.qr(left.double())
+    inner, lower = torch.linalg.qr(right.double().T)
+    u, singular, vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+    sizes = torch.linalg.matrix_norm(upper), torch.linalg.matrix_norm(lower)
+    least = torch.finfo(singular.dtype).eps * max(left.shape[0], right.shape[1])
+    rank = int((singular > least * sizes[0] * sizes[1]).sum())
+    root = singular[:rank].sqrt()
+    return outer @ u[:, :rank] * root, root[:, None] * (vh[:rank] @ inner.T)

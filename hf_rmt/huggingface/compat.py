@@ -7,6 +7,7 @@ each, so that a new version that breaks one is found by name.
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -129,6 +130,32 @@ def refused_by_peft(model: Any, name: str) -> bool:
     except ValueError:
         return True
     return False
+
+
+def saves_adapter_only(model: Any) -> bool:
+    """Whether `save_pretrained` of a transformers model writes its adapter and nothing else."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def adapter_layers(model: nn.Module) -> list[str]:
+    """Names of the modules that PEFT has put around others, the outer ones first."""
+    if "peft" not in sys.modules:
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = BaseTunerLayer, AuxiliaryTrainingWrapper
+    return [name for name, part in model.named_modules() if isinstance(part, kinds)]
+
+
+def shed_adapters(model: nn.Module) -> None:
+    """Take away what PEFT leaves around a layer whose last adapter was deleted."""
+    left = {name: model.get_submodule(name) for name in adapter_layers(model)}
+    for name in reversed(left):  # the inner ones first
+        wrapper: Any = left[name]
+        if not wrapper._get_available_adapters():
+            held = wrapper._modules
+            model.set_submodule(name, held.get("base_layer", held.get("original_module")))
 
 
 def auto_mapping(auto: Any) -> Any:

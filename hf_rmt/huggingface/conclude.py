@@ -72,14 +72,17 @@ def adopt(model: Any) -> None:
         ValueError: If nothing tells how a compressed layer was made.
     """
     own = getattr(model, "hf_quantizer", None)
-    known = own.quantization_config.layers or {} if isinstance(own, RMTLoader) else {}
-    names = (name.replace(WITHIN_ADAPTER, "") for name in compressed_layers(model))
-    missing = set(names) - set(known)
+    ours = isinstance(own, RMTLoader)
+    plan = CompressionPlan.from_dict(own.quantization_config.layers or {} if ours else {})
+    names = {name.replace(WITHIN_ADAPTER, "") for name in compressed_layers(model)}
+    missing = names - {layer.name for layer in plan.compressed}
     if not missing:
         return
     report = with_earlier(model, CompressionReport(CompressionPlan(())))
-    told = {plan.name for plan in report.plan}
-    if unknown := sorted(missing - told):
+    told = {layer.name for layer in report.plan}
+    if ours and not missing & told:
+        return  # of a layer that came to another place, saving records what can be read off it
+    if not ours and (unknown := sorted(missing - told)):
         raise ValueError(
             f"{some(unknown)} in {type(model).__name__} were compressed as layers of another "
             "model, and only that model knows how. Put that whole model in, or put dense layers in "

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from hf_rmt.checks import check_path
 from hf_rmt.huggingface.companions import CARD, writes_card
 from hf_rmt.huggingface.source import OF_ONE_MODEL, WEIGHTS, carry, holds_model, processors
 from hf_rmt.staging import staged
@@ -24,12 +25,13 @@ def check_output(output: str | None, sources: Sequence[str], *, overwrite: bool)
         overwrite: Whether a model in the target may be replaced.
 
     Raises:
-        ValueError: If the target is one of the sources.
+        ValueError: If the target is one of the sources, or an empty name.
         FileExistsError: If it holds a model that may not be replaced.
         OSError: If it cannot be written to.
     """
     if output is None:
         return
+    check_path("OUTPUT", output)
     target = Path(output)
     for source in sources:
         if target.resolve() == Path(source).resolve():
@@ -49,9 +51,11 @@ def check_writable(folder: str | None) -> None:
     Raises:
         NotADirectoryError: If it lies at or below a file.
         PermissionError: If nothing can be written there.
+        ValueError: If the name is empty.
     """
     if folder is None:
         return
+    check_path("OUTPUT", folder)
     path = Path(folder)
     there = next(part for part in (path, *path.absolute().parents) if part.exists())
     if not there.is_dir():

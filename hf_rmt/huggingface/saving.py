@@ -11,10 +11,11 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+from hf_rmt.checks import check_path
+from hf_rmt.huggingface.before_saving import make_savable
 from hf_rmt.huggingface.card import PICTURE, card_of, foreign_card
 from hf_rmt.huggingface.companions import has_config, write_companions, writes_card
 from hf_rmt.huggingface.loader import PART
-from hf_rmt.huggingface.lora.merged import record_ranks
 from hf_rmt.huggingface.record import drop_records, is_record, sub_configs
 from hf_rmt.nn.counterparts import compressed_layers
 from hf_rmt.staging import staged
@@ -44,15 +45,13 @@ def _save_pretrained(
 
     All is written aside and put in place at the end, see `hf_rmt.staging`.
     """
-    from hf_rmt.huggingface.conclude import adopt
-
-    adopt(model)
+    check_path("save_directory", save_directory)
+    make_savable(model, state_dict)
     folder = Path(save_directory)
     if folder.is_file():
         raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")
     repo_id = kwargs.pop("repo_id", folder.name)
     push = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
-    record_ranks(model)
     options = {"max_shard_size": max_shard_size, "variant": variant, **kwargs}
     if kwargs.get("distributed_checkpoint"):  # every process writes a part of its own
         with _given(model, state_dict):
@@ -85,6 +84,7 @@ def _push_to_hub(
     """`PreTrainedModel.push_to_hub` with the generated card in place of an empty template."""
     from transformers.utils.hub import hf_api
 
+    make_savable(model, (save_options or {}).get("state_dict"))  # before there is a repository
     repo_id = hf_api().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, **{"max_shard_size": max_shard_size, **(save_options or {})})

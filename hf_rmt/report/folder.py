@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from hf_rmt.report.records import written
+from hf_rmt.report.records import place, written
 from hf_rmt.report.style import save_figure
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def save_report(report: Report, folder: str | Path) -> Path:
 
     Raises:
         ImportError: If matplotlib is not installed; the texts are written by then.
+        ValueError: If the name of the folder is empty.
     """
-    target = Path(folder)
+    target = place(folder)
     target.mkdir(parents=True, exist_ok=True)
     written(report.table(), target / "table.txt")
     report.to_json(target / "report.json")

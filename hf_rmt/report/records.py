@@ -59,8 +59,18 @@ def read(source: str | Path) -> Any:
 def written(text: str, path: str | Path | None) -> str:
     """The text itself, after writing it to the path, if any, with one newline at its end."""
     if path is not None:
-        Path(path).write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
+        place(path).write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
     return text
+
+
+def place(path: str | Path) -> Path:
+    """Where to write. An empty text, which would be the working folder, is refused."""
+    if path == "":
+        raise ValueError(
+            "a report is written to a named file or folder, got ''; write '.' for the folder you "
+            "work in"
+        )
+    return Path(path)
 
 
 def fit_of(record: Mapping[str, Any]) -> SpectrumFit:

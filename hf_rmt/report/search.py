@@ -226,8 +226,9 @@ class SearchReport:
 
         Raises:
             ImportError: If matplotlib is not installed; the texts are written by then.
+        ValueError: If the name of the folder is empty.
         """
-        target = Path(folder)
+        target = records.place(folder)
         target.mkdir(parents=True, exist_ok=True)
         self.to_json(target / "search.json")
         records.written(self.table(), target / "table.txt")

@@ -11,8 +11,11 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model, MambaConfig, MambaModel
 
 from hf_rmt.huggingface.compat import (
+    adapter_layers,
     converted_parameters,
     refused_by_peft,
+    saves_adapter_only,
+    shed_adapters,
     teach_peft,
 )
 from hf_rmt.nn import TernaryLinear
@@ -128,3 +131,24 @@ def test_a_callback_finds_the_trainer_by_the_state_that_it_is_given(tmp_path: Pa
         map(id, [first, second, *3 * [first], *3 * [second], *3 * [first]])
     )
     assert trainer_holding(TrainerState()) is None
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_peft_leaves_empty_layers_behind_and_they_are_taken_away() -> None:
+    peft = pytest.importorskip("peft")
+    model: Any = tiny_model("bert")
+    names = [name for name, _ in model.named_modules()]
+    config = {"target_modules": ["query"], "modules_to_save": ["value"]}
+    for adapter in ("first", "second"):
+        model.add_adapter(peft.LoraConfig(r=2, **config), adapter)
+    wrapped = adapter_layers(model)
+    assert [name.rpartition(".")[2] for name in wrapped] == ["query", "value"]
+    model.delete_adapter("first")
+    shed_adapters(model)
+    assert saves_adapter_only(model)
+    assert adapter_layers(model) == wrapped
+    model.delete_adapter("second")
+    assert not saves_adapter_only(model)
+    assert adapter_layers(model) == wrapped
+    shed_adapters(model)
+    assert [name for name, _ in model.named_modules()] == names

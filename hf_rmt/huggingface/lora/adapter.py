@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_rmt.checks import check_path
 from hf_rmt.compression.calibration.low_rank import LowRankUpdate
 from hf_rmt.huggingface.card import hub_id
 from hf_rmt.report.tables import aligned_table, markdown_table, percent, shape_text
@@ -106,7 +107,9 @@ class ExtractedAdapter:
 
         Raises:
             NotADirectoryError: If there is a file of that name.
+            ValueError: If the name is empty.
         """
+        check_path("save_directory", save_directory)
         self._save(Path(save_directory), self.base_model)
 
     def push_to_hub(

@@ -6,6 +6,7 @@ that was trained on the dense base loads onto the compressed one.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
+from hf_rmt.compression.gram import fewest_directions
 from hf_rmt.nn.compressed_layer import CompressedLayer
+from hf_rmt.nn.noise_product import split_factors
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
 
@@ -22,7 +25,9 @@ class CompressedLoraLinear(Linear):
     """x W' + bias + s (x A') B', with a compressed W.
 
     Merging appends A and s B to the signal of the layer, whose rank grows by that of the adapter.
-    A ternary layer has no signal, so its adapter cannot be merged.
+    Where directions would then depend on each other, as they must above min(in, out), the same
+    signal is written with fewer, whose entries are rounded to the dtype of the layer. A ternary
+    layer has no signal, so its adapter cannot be merged.
 
     Args:
         base_layer: The compressed layer, or an adapter around it.
@@ -45,6 +50,8 @@ class CompressedLoraLinear(Linear):
             )
         super().__init__(base_layer, adapter_name, config, **kwargs)
         self.fan_in_fan_out = False
+        self._appended: list[str] = []  # whose rows are the last ones of the signal
+        self._rewritten: dict[str, tuple[Tensor, str]] = {}  # the signal before, and digest after
 
     def _get_in_out_features(self, module: Any) -> tuple[int, int]:
         return module.in_features, module.out_features
@@ -67,27 +74,52 @@ class CompressedLoraLinear(Linear):
         for name in check_adapters_to_merge(self, adapter_names) or []:
             if name not in self.lora_A:
                 continue
-            rows = self._rows(name)
-            if safe_merge and not torch.isfinite(rows).all():
+            layer, rows = self._spiked(), self._rows(name)
+            over = layer.rank + len(rows) > min(layer.in_features, layer.out_features)
+            if (safe_merge or over) and not torch.isfinite(rows).all():
                 raise ValueError(f"adapter {name!r} holds nan or infinite values; train it again")
-            layer = self._spiked()
-            _set_factors(layer, torch.cat([layer.weight.detach(), rows.to(layer.weight)]))
             self._shift_bias(name, 1.0)
+            self._append(name, layer, rows)
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Take merged adapters off the signal again, the last one first."""
+        """Take merged adapters off the signal again, the last one first.
+
+        A signal that had to be rewritten comes back as it was, unless it was changed since: then
+        the adapter is subtracted, which is exact up to rounding.
+        """
         while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            layer = self._spiked()
-            _set_factors(layer, layer.weight.detach()[: layer.rank - self.r[name]])
+            name, layer = self.merged_adapters.pop(), self._spiked()
+            before, digest = self._rewritten.pop(name, (layer.weight, ""))
+            if self._appended[-1:] == [name]:
+                self._appended.pop()
+                _set_factors(layer, layer.weight.detach()[: layer.rank - self.r[name]])
+            elif digest == _digest(layer.weight):
+                _set_factors(layer, before.to(layer.weight))
+            else:
+                self._append(name, layer, self._rows(name, -1.0))
+                self._appended, self._rewritten = [], {}
             self._shift_bias(name, -1.0)
 
-    def _rows(self, name: str) -> Tensor:
-        """The adapter as rows of the layer's factors, shape (r, in + out)."""
+    def _append(self, name: str, layer: SpikedLinear, rows: Tensor) -> None:
+        """Add rows to the signal, which gets fewer where they depend on each other."""
+        before = layer.weight.detach()
+        factors = torch.cat([before, rows.to(before)])
+        left, right = split_factors(factors, layer.in_features)
+        if torch.isfinite(factors).all():
+            left, right = fewest_directions(left, right)
+        if left.shape[1] == len(factors):
+            _set_factors(layer, factors)
+            self._appended.append(name)
+            return
+        _set_factors(layer, torch.cat([right, left.T], dim=1).to(before))
+        self._rewritten[name] = before, _digest(layer.weight)
+
+    def _rows(self, name: str, sign: float = 1.0) -> Tensor:
+        """The adapter, or its negative, as rows of the layer's factors, shape (r, in + out)."""
         right: Any = self.lora_A[name].weight
         left: Any = self.lora_B[name].weight
-        return torch.cat([right, self.scaling[name] * left.T], dim=1).detach()
+        return torch.cat([right, sign * self.scaling[name] * left.T], dim=1).detach()
 
     def _spiked(self) -> SpikedLinear:
         layer = self.get_base_layer()
@@ -138,6 +170,12 @@ def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs:
             "activation='keep'"
         )
     return CompressedLoraLinear(target, adapter_name, config=config, **kwargs)
+
+
+def _digest(factors: Tensor) -> str:
+    """Of the very bytes, to know whether they were changed since."""
+    content = factors.detach().contiguous().cpu().view(torch.uint8)
+    return hashlib.sha256(content.numpy().tobytes()).hexdigest()
 
 
 def _set_factors(layer: SpikedLinear, factors: Tensor) -> None:

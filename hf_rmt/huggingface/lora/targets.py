@@ -54,11 +54,12 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
         )
     quantizer = getattr(model, "hf_quantizer", None)
     planned = quantizer.quantization_config.layers if quantizer is not None else {}
+    there = {name for name, _ in model.named_modules()}  # some may have been cut off since
     return {
         "target_modules": [
             name
             for name, layer in planned.items()
-            if name not in spiked and _takes_lora(model, name, layer)
+            if name in there and name not in spiked and _takes_lora(model, name, layer)
         ],
         "target_parameters": factors,
     }

@@ -16,6 +16,7 @@ import torch
 from torch import distributed, nn
 from tqdm.auto import tqdm
 
+from hf_rmt.checks import check_path
 from hf_rmt.compression.apply import apply_decision
 from hf_rmt.compression.directions import kept_directions
 from hf_rmt.compression.execution.parallel import (
@@ -260,6 +261,7 @@ class Log:
 
 def _file(path: str | os.PathLike[str]) -> Path:
     """A path that can be written to, checked before anything is evaluated."""
+    check_path("resume_from", path)
     file = Path(path)
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise ValueError(

@@ -129,3 +129,98 @@ def test_targets_are_the_same_for_a_model_that_has_an_adapter() -> None:
     model.add_adapter(LoraConfig(r=2, **wanted), "second")
     other = compressed()
     assert hf_rmt.lora_targets(get_peft_model(other, LoraConfig(r=2, **wanted))) == wanted
+
+
+def widened(model: Any, rank: int, seed: int = 0) -> Any:
+    """The model with a LoRA of a rank, whose entries are drawn."""
+    peft: Any = get_peft_model(model, LoraConfig(r=rank, target_modules=NAMES)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return peft
+
+
+def spiked(model: Any) -> list[SpikedLinear]:
+    return [part for part in model.modules() if isinstance(part, SpikedLinear)]
+
+
+@pytest.mark.parametrize("noise", ["int8", "drop"])
+@pytest.mark.parametrize("ranks", [[64], [16] * 4, [3, 64, 3]])
+def test_no_row_of_merges_leaves_a_rank_that_cannot_be_loaded(
+    ranks: list[int], noise: str, tmp_path: Path
+) -> None:
+    model = compressed(noise)
+    for seed, rank in enumerate(ranks):
+        peft = widened(model, rank, seed)
+        before = logits(peft)
+        model = peft.merge_and_unload()
+        torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-5)
+    assert all(
+        len(part.weight) == part.rank <= min(part.in_features, part.out_features)
+        for part in spiked(model)
+    )
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_an_adapter_that_was_not_trained_adds_no_direction() -> None:
+    model = compressed()
+    ranks = [part.rank for part in spiked(model)]
+    before = logits(model)
+    merged: Any = get_peft_model(model, LoraConfig(r=3, target_modules=NAMES)).merge_and_unload()
+    assert [part.rank for part in spiked(merged)] == ranks
+    torch.testing.assert_close(logits(merged), before, rtol=1e-4, atol=1e-5)
+
+
+def merged_twice(model: Any, ranks: tuple[int, int]) -> Any:
+    peft = widened(model, ranks[0])
+    peft.add_adapter("second", LoraConfig(r=ranks[1], target_modules=NAMES))
+    for name, parameter in peft.named_parameters():
+        if "lora_B.second" in name:
+            nn.init.normal_(parameter, std=0.1)
+    peft.merge_adapter(["default", "second"])
+    return peft
+
+
+RANKS = [(3, 64), (64, 3), (64, 64)]
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_unmerging_brings_back_a_signal_that_was_rewritten(ranks: tuple[int, int]) -> None:
+    model = compressed()
+    before = [part.weight.detach().clone() for part in spiked(model)]
+    merged_twice(model, ranks).unmerge_adapter()
+    for part, factors in zip(spiked(model), before, strict=True):
+        assert torch.equal(part.weight, factors)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_unmerging_keeps_what_was_trained_since_the_merge(ranks: tuple[int, int]) -> None:
+    model = compressed()
+    start = [part.dense().detach() for part in spiked(model)]
+    peft = merged_twice(model, ranks)
+    added = [
+        part.dense().detach() - dense for part, dense in zip(spiked(model), start, strict=True)
+    ]
+    for part in spiked(model):
+        part.weight.data *= 1.5  # which no counter of torch sees
+    expected = [part.dense().detach() - a for part, a in zip(spiked(model), added, strict=True)]
+    peft.unmerge_adapter()
+    for part, dense in zip(spiked(model), expected, strict=True):
+        assert part.rank <= min(part.in_features, part.out_features)
+        torch.testing.assert_close(part.dense().detach(), dense, rtol=1e-4, atol=1e-5)
+
+
+def test_a_broken_adapter_changes_nothing() -> None:
+    model = compressed()
+    peft = widened(model, 64)
+    before = [part.weight.detach().clone() for part in spiked(model)]
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="nan or infinite values; train it again"):
+        peft.merge_adapter()
+    assert all(torch.equal(a.weight, b) for a, b in zip(spiked(model), before, strict=True))

@@ -1,0 +1,215 @@
+"""What is settled before a compressed model is saved, so that what is written can be loaded.
+
+Since it was compressed, layers may have been merged with adapters, made dense, moved, cut off, or
+given to another library. The record is made to tell of what is there now; what no record can tell
+of is refused, before anything is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_rmt.compression.targets.names import some
+from hf_rmt.huggingface.compat import adapter_layers, saves_adapter_only, shed_adapters
+from hf_rmt.huggingface.record import CompressionRecord
+from hf_rmt.nn import LatentTernaryLinear
+from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like, is_compressed
+from hf_rmt.nn.counterparts import compressed_layers, matrix_shape
+from hf_rmt.nn.dense_matrix import dense_shape, has_matrix
+from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.step_activation import StepActivation
+from hf_rmt.nn.stores.noise_store import stored_bits
+from hf_rmt.plan import CompressionPlan, LayerPlan, Outcome
+
+REMEDIES = {
+    "weight_mask": "it is pruned; call torch.nn.utils.prune.remove(layer, 'weight') first",
+    "bias_mask": "it is pruned; call torch.nn.utils.prune.remove(layer, 'bias') first",
+    "parametrizations.": "it is parametrized; call "
+    "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first, or 'bias'",
+    "weight_g": "call torch.nn.utils.remove_weight_norm(layer) first",
+    "weight_u": "call torch.nn.utils.remove_spectral_norm(layer) first",
+}
+"""What takes tensors off a layer again, by the beginning of their names."""
+OTHERWISE = "take them off, or put layer.to_dense() in its place"
+
+logger = logging.getLogger(__name__)
+
+
+def make_savable(model: Any, state_dict: Mapping[str, Any] | None = None) -> None:
+    """Settle all that must hold before a compressed model is written.
+
+    Args:
+        model: A transformers model, with a quantizer of ours or with parts that have one.
+        state_dict: The tensors that will be written; None for those of the model.
+
+    Raises:
+        ValueError: If nobody could load what would be written; the error names the layer.
+    """
+    from hf_rmt.huggingface.conclude import adopt
+
+    if saves_adapter_only(model):
+        adopt(model)
+        return
+    shed_adapters(model)
+    _check_no_adapters(model)
+    adopt(model)
+    record_now(model)
+    for plan in CompressionPlan.from_dict(_record(model).layers or {}):
+        if plan.compressed:
+            _check_tensors(plan, model.get_submodule(plan.name), state_dict)
+
+
+def record_now(model: Any) -> None:
+    """Have the record of a model tell of the layers that are there, as they are now.
+
+    Args:
+        model: A transformers model with a quantizer of ours.
+
+    Raises:
+        ValueError: If a layer of another kind has come to a recorded place.
+    """
+    config = _record(model)
+    if config.layers is None:
+        return
+    plans = {plan.name: plan for plan in CompressionPlan.from_dict(config.layers)}
+    parts = {name: _part(model, name) for name in plans}
+    if gone := [name for name, plan in plans.items() if not _is_layer(parts[name], plan)]:
+        logger.warning(
+            "%s: no longer a layer of this %s; the saved record leaves it out",
+            some(gone),
+            type(model).__name__,
+        )
+    held = {id(part) for part in parts.values()}
+    came = {name: part for name, part in compressed_layers(model).items() if id(part) not in held}
+    there = {name: part for name, part in (parts | came).items() if name not in gone}
+    found = {name: _of_now(model, name, part, plans.get(name)) for name, part in there.items()}
+    places = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    ordered = sorted(found.values(), key=lambda plan: places.get(plan.name, 0))
+    config.layers = CompressionPlan(tuple(ordered)).to_dict()
+
+
+def _record(model: Any) -> CompressionRecord:
+    config: CompressionRecord = model.hf_quantizer.quantization_config
+    return config
+
+
+def _check_no_adapters(model: nn.Module) -> None:
+    if wrapped := adapter_layers(model):
+        raise ValueError(
+            f"layer {wrapped[0]!r} has an adapter of PEFT around it, and a model is saved without "
+            "any; call merge_and_unload() or unload() on the PeftModel and save what it returns, "
+            "or save the adapter alone by the PeftModel's own save_pretrained"
+        )
+
+
+def _part(model: nn.Module, name: str) -> Any:
+    """The module of a name; None where there is none."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _is_layer(module: Any, plan: LayerPlan) -> bool:
+    """Whether what stands in a recorded place can be recorded there."""
+    if module is None or not plan.compressed:
+        return module is not None
+    return isinstance(module, CompressedLayer | LatentTernaryLinear) or has_matrix(module)
+
+
+def _of_now(model: nn.Module, name: str, layer: Any, plan: LayerPlan | None) -> LayerPlan:
+    """What is recorded of a layer, by its earlier plan, if any, and what stands there."""
+    if plan is None:
+        plan = LayerPlan(name, matrix_shape(layer), Outcome.KEPT)
+    plan = _with_step_of_now(model, layer, plan)
+    if isinstance(layer, SpikedLinear):
+        return _spiked_now(layer, plan)
+    if not is_compressed(layer):
+        # latent weights, as they are in training, belong to the ternary layer that they become
+        stands = not plan.compressed or isinstance(layer, LatentTernaryLinear)
+        return plan if stands else _dense_now(layer, plan)
+    if plan.compressed and plan.kind == layer.kind:
+        return plan
+    raise ValueError(
+        f"layer {name!r} is a {type(layer).__name__} now, and was recorded as "
+        f"{plan.kind if plan.compressed else 'dense'}; put layer.to_dense() in its place, or "
+        "compress it there"
+    )
+
+
+def _spiked_now(layer: SpikedLinear, plan: LayerPlan) -> LayerPlan:
+    shape, rank, noise = (layer.out_features, layer.in_features), layer.rank, layer.noise.kind
+    if not (plan.compressed and plan.kind == layer.kind and plan.shape == shape):
+        bits = 8 * shape[0] * shape[1] * layer.weight.dtype.itemsize
+        came = "it was compressed elsewhere and moved here"
+        plan = LayerPlan(plan.name, shape, Outcome.REPLACED, dense_bits=bits, reason=came)
+    elif (rank, noise) == (plan.rank, plan.noise):
+        return plan
+    bits = stored_bits(shape, rank, noise, dtype=layer.weight.dtype)
+    return replace(plan, rank=rank, noise=noise, bits=bits)
+
+
+def _dense_now(layer: Any, plan: LayerPlan) -> LayerPlan:
+    bits = 8 * layer.weight.numel() * layer.weight.dtype.itemsize
+    return LayerPlan(
+        plan.name,
+        dense_shape(layer),
+        Outcome.KEPT,
+        bits=bits,
+        dense_bits=bits,
+        reason="it was made dense after it had been compressed",
+        step=plan.step,
+    )
+
+
+def _with_step_of_now(model: nn.Module, layer: Any, plan: LayerPlan) -> LayerPlan:
+    """The plan without its step, where that was taken away."""
+    if plan.step is None:
+        return plan
+    if "function" in plan.step:
+        stands = getattr(layer, "step", None) is not None
+    else:
+        name = f"{plan.name.rpartition('.')[0]}.{plan.step['module']}".lstrip(".")
+        stands = isinstance(_part(model, name), StepActivation)
+    return plan if stands else replace(plan, step=None)
+
+
+def _check_tensors(plan: LayerPlan, layer: Any, given: Mapping[str, Any] | None) -> None:
+    """Refuse a compressed layer that would be written with other tensors than it is loaded with.
+
+    Tensors that the caller gave may be a part of the model's only.
+    """
+    if not is_compressed(layer):
+        return
+    wanted = _tensors_of(plan, layer)
+    if given is None:
+        there = {key: value.shape for key, value in layer.state_dict(keep_vars=True).items()}
+        odd = [key for key, shape in there.items() if wanted.get(key) != shape]
+        odd += [key for key in wanted if key not in there]
+    else:
+        start = f"{plan.name}."
+        odd = [key.removeprefix(start) for key in given if key.startswith(start)]
+        odd = [key for key in odd if key not in wanted]
+    odd = [key for key in odd if not key.startswith("step.")]
+    if odd:
+        found = (REMEDIES[start] for start in REMEDIES for key in odd if key.startswith(start))
+        raise ValueError(
+            f"layer {plan.name!r} cannot be saved: a compressed layer is loaded with "
+            f"{', '.join(wanted)} of the recorded shapes, and this one differs in "
+            f"{', '.join(odd)}; {next(found, OTHERWISE)}"
+        )
+
+
+def _tensors_of(plan: LayerPlan, layer: Any) -> dict[str, torch.Size]:
+    """Shapes of the tensors that loading fills, by their names in the layer."""
+    with torch.device("meta"):
+        dense: Any = layer.empty_dense()
+        dense.bias = None if layer.bias is None else nn.Parameter(torch.empty(layer.out_features))
+        empty = compressed_like(dense, plan.kind, plan.rank, plan.noise)
+    return {key: tensor.shape for key, tensor in empty.state_dict().items()}

@@ -1,0 +1,33 @@
+"""Factors with no more directions than their product has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_rmt.compression.gram import fewest_directions
+
+SHAPES = [(5, 9, 3, 3), (5, 9, 12, 5), (9, 5, 5, 5), (4, 4, 8, 4), (1, 6, 4, 1)]
+
+
+@pytest.mark.parametrize(("rows", "columns", "given", "rank"), SHAPES)
+def test_the_product_stays_and_its_directions_are_as_few_as_its_rank(
+    rows: int, columns: int, given: int, rank: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(rows, given, generator=generator)
+    right = torch.randn(given, columns, generator=generator)
+    fewer = fewest_directions(left, right)
+    assert (fewer[0].shape, fewer[1].shape) == ((rows, rank), (rank, columns))
+    torch.testing.assert_close(fewer[0] @ fewer[1], left.double() @ right.double())
+    torch.testing.assert_close(fewer[0].norm(dim=0), fewer[1].norm(dim=1))
+
+
+def test_directions_that_repeat_others_or_are_zero_are_left_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(7, 2, generator=generator), torch.randn(2, 6, generator=generator)
+    doubled = torch.cat([left, 3 * left, 0 * left], 1), torch.cat([right, right, right])
+    fewer = fewest_directions(*doubled)
+    assert fewer[0].shape == (7, 2)
+    torch.testing.assert_close(fewer[0] @ fewer[1], 4 * left.double() @ right.double())
+    assert fewest_directions(0 * left, right)[0].shape == (7, 0)
