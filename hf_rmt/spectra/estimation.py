@@ -93,8 +93,8 @@ def estimate_bulk(
     """
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
-    near = isinstance(start, DoubleBulk)
-    first = problem.position(start, scale) if near else problem.grid_search()
+    guess = start if isinstance(start, DoubleBulk) else None
+    first = problem.position(guess, scale) if guess else problem.grid_search()
     position, cost, converged = problem.solve(first, precision)
     if rows * cost > ADEQUATE:  # a local minimum, perhaps
         ends = (position, cost, converged), problem.solve(problem.unit_start(), precision)
