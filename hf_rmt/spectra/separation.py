@@ -43,6 +43,8 @@ ROUGH, FINE = 1e-2, 1e-9
 """Relative tolerance of the fit while the spikes still change, and of the last one."""
 SMALL_BULK = 2
 """A bulk of less than this many times the least fraction may be spikes in truth."""
+SMALL_SHARE = 0.2
+"""And one of no more than this, a little above the largest share of spikes."""
 PINNED = 1.4
 """A bulk of less than this many times the least fraction would be smaller if it could."""
 DISTINCT = 1.5
@@ -220,7 +222,7 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
     law, floor = result.estimate.law, least_mixing(len(values))
     if not result.adequate or _at_floor(result, len(values)):
         beyond = values > MarchenkoPastur(float(law.atoms[0]), law.aspect_ratio).upper_edge
-        small = law.weights[-1] <= SMALL_BULK * floor
+        small = law.weights[-1] <= max(SMALL_BULK * floor, SMALL_SHARE)
         return beyond if small and beyond.sum() <= len(values) // 2 else None
     group = values[result.found]
     for skip in range(len(group) - int(floor * len(values))):
