@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from numbers import Integral, Real
+from typing import Any
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -16,12 +17,26 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def plain_number(value: Any) -> Any:
+    """The number in a NumPy scalar, or in an array or tensor without dimensions.
+
+    Args:
+        value: Anything; what is no such thing is returned as it is.
+
+    Examples:
+        >>> import numpy as np
+        >>> plain_number(np.array(3)), plain_number(np.bool_(True)), plain_number("a")
+        (3, True, 'a')
+    """
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
 def check_number(name: str, value: object, low: str = "[0", high: str = "1]") -> float:
     """A number as a plain float, held to an interval whose ends are given as they are written."""
-    rule = f"{low}, {high}"
-    if isinstance(value, bool) or not isinstance(value, Real):
+    rule, plain = f"{low}, {high}", plain_number(value)
+    if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(f"{name} must be a number in {rule}, got {value!r}")
-    number, least, most = float(value), float(low[1:]), float(high[:-1])
+    number, least, most = float(plain), float(low[1:]), float(high[:-1])
     at_end = (number == least and low[0] == "(") or (number == most and high[-1] == ")")
     if at_end or not least <= number <= most:
         raise ValueError(f"{name} must lie in {rule}, got {value!r}")
@@ -30,11 +45,12 @@ def check_number(name: str, value: object, low: str = "[0", high: str = "1]") ->
 
 def check_integer(name: str, value: object, low: int) -> int:
     """A whole number as a plain int, held to a lower bound."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    plain = plain_number(value)
+    if isinstance(plain, bool) or not isinstance(plain, Integral):
         raise TypeError(f"{name} must be an integer of at least {low}, got {value!r}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
-    return int(value)
+    if plain < low:
+        raise ValueError(f"{name} must be at least {low}, got {plain}")
+    return int(plain)
 
 
 def check_names(name: str, value: object) -> list[str] | None:
@@ -45,6 +61,11 @@ def check_names(name: str, value: object) -> list[str] | None:
         raise TypeError(f"{name} must be a list of module names, got {value!r}")
     if not value:
         raise ValueError(f"{name} is an empty list, which selects nothing; leave it at None")
+    if not all(entry.strip(" .") for entry in value):
+        raise ValueError(
+            f"{name}={value!r} holds an empty name, which selects nothing; take it out, or leave "
+            f"{name} at None"
+        )
     return list(value)
 
 

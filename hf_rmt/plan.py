@@ -40,6 +40,7 @@ class Cause(StrEnum):
     DEGENERATE = "degenerate"
     NO_SIGNAL = "no signal"
     DENSE_IS_SMALLER = "dense is smaller"
+    NOT_STORABLE = "not storable"
     ZEROS_IN_PLACE = "zeros in place"
     NOT_REACHED = "not reached"
     ALL_WORTH = "all worth"

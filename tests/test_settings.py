@@ -3,9 +3,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hf_rmt.compression.directions import recovers_spikes, removal, stores_all_spikes
 from hf_rmt.settings import CompressionSettings
+from hf_rmt.settings.compression_settings import all_options
+
+NAMED = ("target_modules", "modules_to_not_convert")
+EMPTY = [(field, names) for field in NAMED for names in ([""], ["query", ""], [" "], ("",))]
 
 
 @pytest.mark.parametrize(
@@ -18,6 +23,7 @@ from hf_rmt.settings import CompressionSettings
         ("max_rank", -1, ["max_rank", "0", "-1"]),
         ("seed", -3, ["seed", "-3"]),
         ("target_modules", [], ["target_modules", "empty"]),
+        *((field, names, [field, "empty name", "take it out", "None"]) for field, names in EMPTY),
         ("rank", 4, ["rank=4", "'pdb'", "None", "svd, slr"]),
         ("energy", 0.5, ["energy=0.5", "'pdb'", "svd"]),
         ("sparsity", -1, ["sparsity", "[0, 1)", "-1"]),
@@ -159,3 +165,22 @@ def test_numbers_of_numpy_are_taken_and_kept_as_plain_ones(given: dict[str, Any]
     for key, value in given.items():
         plain = {int: np.integer, float: np.floating, list: tuple}.get(type(kept[key]))
         assert plain is None or isinstance(value, plain)
+
+
+NUMERIC = [option for option in all_options().values() if option.parse in (int, float)]
+WHOLE = [np.int64, np.uint8, np.array, torch.tensor]
+REAL = [np.float16, np.float32, np.float64, np.array, torch.tensor]
+
+
+@pytest.mark.parametrize("option", NUMERIC, ids=lambda option: option.name)
+def test_numbers_of_numpy_and_torch_are_numbers_and_flags_are_none(option: Any) -> None:
+    plain = 3 if option.parse is int else 0.5
+    for made in WHOLE if option.parse is int else REAL:
+        value = option.checked(made(plain))
+        assert (type(value), value) == (option.parse, plain)
+    for flag in (True, np.bool_(True), np.array(True), torch.tensor(True)):
+        with pytest.raises(TypeError, match=option.name):
+            option.checked(flag)
+    for wrong in (np.array([plain]), torch.tensor([plain]), str(plain), 1j, np.complex64(1)):
+        with pytest.raises(TypeError, match=option.name):
+            option.checked(wrong)

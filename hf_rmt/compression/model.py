@@ -28,6 +28,7 @@ from hf_rmt.settings import CompressionSettings, method_of, spectral_methods
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of weights that can be decomposed."""
+REMEDY = "name the layer in modules_to_not_convert, or convert its weight"
 
 
 @undisturbed
@@ -56,13 +57,16 @@ def analyze(
     Raises:
         TypeError: If the model is no module, or `config` is no config.
         ValueError: If a target matches nothing, the method is unknown or told too much or too
-            little, or a config and keywords are given.
+            little, a config and keywords are given, or a weight cannot be decomposed.
     """
     check_module(model)
     named = {"target_modules": target_modules, "method": method}
     given = {name: value for name, value in named.items() if value is not None}
     settings = _settings(config, given | options)
-    names = list(compressed_layers(model)) or compressible_layers(model, settings)
+    compressed = list(compressed_layers(model))
+    names = compressed or compressible_layers(model, settings)
+    if not compressed:
+        check_weights(model, names)
     return analyze_layers(model, names, settings)
 
 
@@ -247,29 +251,39 @@ def check_layers(model: nn.Module, names: list[str]) -> None:
     Raises:
         ValueError: If there is one. It names the layer, what it has, and the remedy.
     """
+    check_weights(model, names)
+    for name in names:
+        layer = model.get_submodule(name)
+        if reason := why_not_swapped(layer):
+            raise cannot_swap(name, reason)
+        if 0 in matrix_shape(layer):
+            raise ValueError(f"the weight of {name!r} is empty; {REMEDY}")
+
+
+def check_weights(model: nn.Module, names: list[str]) -> None:
+    """Refuse weights that cannot be decomposed.
+
+    Raises:
+        ValueError: If there is one. It names the layer, what it has, and the remedy.
+    """
     for name in names:
         layer: Any = model.get_submodule(name)
         weight = layer.weight
-        remedy = "name the layer in modules_to_not_convert, or convert its weight"
         if weight.layout != torch.strided or weight.is_quantized:
             raise ValueError(
                 f"the weight of {name!r} is stored as {weight.layout}, and only dense tensors have "
-                f"a spectrum here; {remedy}"
+                f"a spectrum here; {REMEDY}"
             )
         if weight.dtype not in DTYPES:
             raise ValueError(
                 f"the weight of {name!r} has dtype {weight.dtype}, and only "
-                f"{', '.join(str(dtype) for dtype in DTYPES)} can be decomposed; {remedy}"
+                f"{', '.join(str(dtype) for dtype in DTYPES)} can be decomposed; {REMEDY}"
             )
         if weight.device.type == "meta":
             raise ValueError(
                 f"the weight of {name!r} is offloaded or on the meta device, where there is "
-                "nothing to compress; load the model without offloading"
+                "nothing to read; load the model without offloading"
             )
-        if reason := why_not_swapped(layer):
-            raise cannot_swap(name, reason)
-        if 0 in matrix_shape(layer):
-            raise ValueError(f"the weight of {name!r} is empty; {remedy}")
 
 
 def _check_not_of_inference(model: nn.Module, *, gradients: bool) -> None:

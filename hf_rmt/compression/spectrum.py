@@ -30,6 +30,8 @@ FLOAT32_FOOT = 1 / 20
 such as two weights of a trained ViT, would look like one of low rank."""
 FLOAT32_SQUARES = (1e-12, 1e12)
 """Range of the largest entry in which squares and their sums stay normal float32 numbers."""
+FLOAT64_SQUARES = (1e-100, 1e100)
+"""The same of float64; a weight outside is taken in units of its largest entry."""
 RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Eigenvalues below this fraction of the largest are rounding errors of the Gram matrix."""
 
@@ -62,7 +64,10 @@ class Decomposition:
         """
         if self.vectors is None:
             raise ValueError(f"a degenerate weight has no signal: {self.fit.reason}")
-        left, right = factors_of(weight, self.vectors[:, self.vectors.shape[1] - 1 - indices])
+        chosen = self.vectors[:, self.vectors.shape[1] - 1 - indices]
+        unit = _unit(weight)
+        root = unit**0.5
+        left, right = (root * each for each in factors_of(_in_units(weight, unit), chosen))
         return left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous()
 
     def recovery(self, indices: Tensor) -> Tensor:
@@ -129,18 +134,38 @@ def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Dec
     if not math.isfinite(peak):
         nothing = torch.full((min(shape),), math.nan)
         return Decomposition(fit_spectrum(nothing, shape, settings), None)
-    if peak and not RANGE[0] < peak * peak < RANGE[1]:
+    if peak and not RANGE[0] / weight.numel() < peak * peak < RANGE[1]:
         reason = f"entries up to {peak:.3g} have no squares in float64; scale the weight"
         return Decomposition(without_law(shape, np.full(min(shape), np.nan), reason), None)
-    low, high = FLOAT32_SQUARES
-    single = weight.dtype != torch.float64 and low < peak < high
-    values, basis = _eigen(weight, torch.float32 if single else torch.float64, vectors)
-    if single and not _float32_serves(values):
-        values, basis = _eigen(weight, torch.float64, vectors)
-    fit = fit_spectrum(values, shape, settings)
+    unit = _unit(weight)
+    values, basis = _eigen_of_entries(_in_units(weight, unit), peak, vectors)
+    fit = fit_spectrum(values * unit**2, shape, settings)
     if fit.phase == Phase.DEGENERATE:
         return Decomposition(fit, None)
     return Decomposition(_reviewed(fit, weight, values, basis), basis)
+
+
+def _eigen_of_entries(weight: Tensor, peak: float, vectors: bool) -> tuple[Tensor, Tensor | None]:
+    """As `_eigen`, in float32 where that serves a weight whose largest entry was `peak`."""
+    low, high = FLOAT32_SQUARES
+    if weight.dtype != torch.float64 and low < peak < high:
+        values, basis = _eigen(weight, torch.float32, vectors)
+        if _float32_serves(values):
+            return values, basis
+    return _eigen(weight, torch.float64, vectors)
+
+
+def _unit(weight: Tensor) -> float:
+    """A power of two near the largest entry where sums of its squares could overflow, else 1."""
+    if weight.dtype != torch.float64:
+        return 1.0
+    peak, (low, high) = _largest_entry(weight), FLOAT64_SQUARES
+    return 1.0 if low < peak < high or not peak else math.ldexp(1.0, math.frexp(peak)[1])
+
+
+def _in_units(weight: Tensor, unit: float) -> Tensor:
+    """The weight in units of a power of two, which rounds nothing."""
+    return weight if unit == 1.0 else weight / unit
 
 
 def _reviewed(
@@ -149,10 +174,13 @@ def _reviewed(
     """The fit with the verdict of its entries; vectors are computed only if they are needed."""
     if fit.phase != Phase.SPIKED:
         return fit
-    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    low, high = FLOAT32_SQUARES
+    single = weight.dtype != torch.float64 and low < _largest_entry(weight) < high
+    exact = torch.float32 if single else torch.float64
 
     def vectors() -> np.ndarray:
-        known = _eigen(weight, exact, vectors=True)[1] if basis is None else basis
+        scaled = _in_units(weight, _unit(weight))
+        known = _eigen(scaled, exact, vectors=True)[1] if basis is None else basis
         signal = torch.from_numpy(np.flatnonzero(fit.is_signal)).to(known.device)
         return known[:, len(values) - 1 - signal].cpu().numpy()
 
@@ -169,7 +197,7 @@ def _largest_entry(weight: Tensor) -> float:
     """Largest absolute entry in one pass; nan if there is one, or no entry at all."""
     if weight.numel() == 0:
         return math.nan
-    low, high = torch.aminmax(weight)
+    low, high = torch.aminmax(weight.detach())
     return max(-float(low), float(high))
 
 

@@ -16,11 +16,14 @@ from hf_rmt.compression.decision import Decision, SpikedBuild, dense_plan, keep
 from hf_rmt.compression.directions import kept_directions, recovers_spikes, removal
 from hf_rmt.compression.spectrum import Decomposition, decompose
 from hf_rmt.nn import stored_bits
+from hf_rmt.nn.stores.codebooks import CODEBOOKS
 from hf_rmt.nn.stores.packing import rows_at_once
 from hf_rmt.plan import Cause, LayerPlan, Outcome
 from hf_rmt.settings import CompressionSettings, method_of
 from hf_rmt.spectra import Phase, SpectrumFit
 
+FAINT = 1e-15
+"""A weight with smaller entries may leave noise below the least scale of a store, about 1e-36."""
 NOTHING_LEFT = "no signal stands out from the noise, nothing would be left"
 
 
@@ -96,6 +99,8 @@ def keep_directions(
     if plan.outcome is Outcome.KEPT:
         return Decision(plan, found.fit)
     left, right = found.factors(weight, kept)
+    if _is_faint(weight) and (reason := why_not_storable(weight - left @ right, settings.noise)):
+        return keep(name, weight, Cause.NOT_STORABLE, reason, fit=found.fit)
     recovery = found.recovery(kept).to(left) if recovers_spikes(settings) else None
     return factored(plan, found.fit, SpikedBuild(left, right, settings.noise, recovery))
 
@@ -143,6 +148,8 @@ def plan_layer(
     )
     if bits >= dense.dense_bits and settings.noise != "keep":
         return plan
+    if reason := why_not_storable(weight, settings.noise):
+        return replace(plan, cause=Cause.NOT_STORABLE, reason=reason)
     return replace(
         plan,
         outcome=Outcome.REPLACED,
@@ -152,6 +159,33 @@ def plan_layer(
         noise=settings.noise,
         bits=bits,
     )
+
+
+def why_not_storable(rest: Tensor, noise: str) -> str:
+    """Why a store cannot hold entries of such a size; empty where it can.
+
+    Args:
+        rest: What is to be stored, or a bound of it, shape (out, in).
+        noise: The kind of store.
+
+    Returns:
+        A reason with its remedy.
+    """
+    if noise not in CODEBOOKS:
+        return ""
+    single, peak = torch.finfo(torch.float32), float(rest.detach().abs().amax())
+    least = single.tiny / CODEBOOKS[noise].unit
+    if peak == 0 or least <= peak <= single.max:
+        return ""
+    return (
+        f"the largest entry to be stored is {peak:.3g}, and the scales of noise={noise!r} take "
+        f"{least:.3g} to {single.max:.3g}; multiply the weight by a power of ten"
+    )
+
+
+def _is_faint(weight: Tensor) -> bool:
+    """Whether rounding errors of the factors, as noise, could lie below all scales."""
+    return 0 < float(weight.detach().abs().amax()) < FAINT
 
 
 def relative_energies(weight: Tensor, new: Tensor) -> tuple[float, float]:

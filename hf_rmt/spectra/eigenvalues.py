@@ -17,8 +17,10 @@ RELATIVE_ZERO = 1e-14
 """Zero, in units of the largest eigenvalue and for each dimension."""
 MOST_NEGATIVE = 1e-3
 """What rounding leaves below zero is smaller than this part of the largest eigenvalue."""
-RANGE = (1e-290, 1e290)
-"""Largest eigenvalue for which edges and variances beside it are normal float64 numbers."""
+RANGE = (1e-303, 1e304)
+"""Largest eigenvalue for which edges, variances and sums beside it are float64 numbers. A law is
+fitted in units of that eigenvalue, but its variances are squares of entries: those of a weight with
+entries beyond about 1e-152 to 1e151 do not exist in float64."""
 COINCIDENT = 1e-5
 """Relative gap below which neighbours count as equal. Noise eigenvalues repel each other: of 4,000
 about one pair in a thousand lies as close."""

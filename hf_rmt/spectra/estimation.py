@@ -5,7 +5,8 @@ points away from the spectrum. Here the points lie around the singular values of
 the empirical transform still sees the shape of the density, and the law's own s(z) is compared
 with the empirical one, each difference measured in its standard deviation from the central limit
 theorem of linear spectral statistics. To start, (SS) itself is solved: the mixing t enters it
-linearly, so all pairs of variances on a grid are tried at once.
+linearly, so all pairs of variances on a grid are tried at once. Where that ends in a law that
+misfits, the solver also starts from a unit bulk, and the smaller residual is taken.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ SAME_VARIANCE = 1e-6
 SMALLEST_DEVIATION = 1e-6
 """Least standard deviation, in units of the distance to the real axis; a guard against zero."""
 MAX_EVALUATIONS = 100
+ADEQUATE = 1.8
+"""Largest residual of a law that holds: of 180 simulated double bulks none exceeded 1.6, while
+laws that took spikes for a bulk began at 2.5."""
 
 
 def least_mixing(count: int) -> float:
@@ -89,20 +93,13 @@ def estimate_bulk(
     """
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
-    with np.errstate(over="ignore"):  # of a covariance that nobody reads, where t is at its bound
-        position, _, details, _, status = leastsq(
-            problem.residual,
-            problem.position(start, scale)
-            if isinstance(start, DoubleBulk)
-            else problem.grid_search(),
-            Dfun=problem.jacobian,
-            full_output=True,
-            ftol=precision,
-            xtol=precision,
-            maxfev=MAX_EVALUATIONS,
-        )
-    residual = rows * float(np.sqrt(np.mean(details["fvec"] ** 2)))
-    return BulkEstimate(problem.law(position, scale), residual, status in (1, 2, 3, 4))
+    guess = start if isinstance(start, DoubleBulk) else None
+    first = problem.position(guess, scale) if guess else problem.grid_search()
+    position, cost, converged = problem.solve(first, precision)
+    if rows * cost > ADEQUATE:  # a local minimum, perhaps
+        ends = (position, cost, converged), problem.solve(problem.unit_start(), precision)
+        position, cost, converged = min(ends, key=lambda end: end[1])
+    return BulkEstimate(problem.law(position, scale), rows * cost, converged)
 
 
 def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
@@ -142,10 +139,32 @@ class _Problem:
         slope = aspect_ratio * (resolvent**2).mean(1) + (1 - aspect_ratio) / z**2
         variance = np.abs(1 / z.imag**2 - np.abs(slope) ** 2 / s.imag**2) / 4
         deviation = np.sqrt(np.maximum(variance, (SMALLEST_DEVIATION / z.imag) ** 2))
-        logs = np.log([max(SMALLEST_VARIANCE, noise[-1] / 4), noise[0]])
+        # The lowest edge lies below the least variance, so that a narrow bulk has a narrow box.
+        least = noise[-1] / (1 + np.sqrt(aspect_ratio)) ** 2
+        logs = np.log([max(SMALLEST_VARIANCE, least), noise[0]])
         floor = least_mixing(len(noise))
         lower, upper = np.transpose([(floor, 1 - floor), logs, logs])
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
+
+    def solve(self, x: Array, precision: float) -> tuple[Array, float, bool]:
+        """The minimum below x, its root mean square residual without N, whether it converged."""
+        with np.errstate(over="ignore"):  # of a covariance that nobody reads, t at its bound
+            position, _, details, _, status = leastsq(
+                self.residual,
+                x,
+                Dfun=self.jacobian,
+                full_output=True,
+                ftol=precision,
+                xtol=precision,
+                maxfev=MAX_EVALUATIONS,
+            )
+        cost = float(np.sqrt(np.mean(details["fvec"] ** 2)))
+        return position, cost, status in (1, 2, 3, 4)
+
+    def unit_start(self) -> Array:
+        """Two halves whose variances differ by less than the width of a unit bulk."""
+        apart = np.sqrt(self.aspect_ratio) / 2
+        return self._inside(0.5, apart, -apart)
 
     def residual(self, x: Array) -> Array:
         _, s = self._model(x)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_rmt.spectra.estimation import (
+    ADEQUATE,
     SMALLEST_BULK,
     SMALLEST_SHARE,
     BulkEstimate,
@@ -40,11 +41,10 @@ START_QUANTILE, START_FACTOR = 0.9, 1.5
 MAX_ROUNDS = 100
 ROUGH, FINE = 1e-2, 1e-9
 """Relative tolerance of the fit while the spikes still change, and of the last one."""
-ADEQUATE = 1.8
-"""Largest residual of a law that holds: of 180 simulated double bulks none exceeded 1.6, while
-laws that took spikes for a bulk began at 2.5."""
 SMALL_BULK = 2
 """A bulk of less than this many times the least fraction may be spikes in truth."""
+SMALL_SHARE = 0.2
+"""And one of no more than this, a little above the largest share of spikes."""
 PINNED = 1.4
 """A bulk of less than this many times the least fraction would be smaller if it could."""
 DISTINCT = 1.5
@@ -208,7 +208,9 @@ def _round(
 def _certain_spikes(values: Array, rows: int) -> Mask:
     """Eigenvalues that no bulk could hold: far beyond the edge of a law of the lower 90 %."""
     cut = int(np.ceil((1 - START_QUANTILE) * len(values)))
-    return values > START_FACTOR * coarse_bulk(values[cut:], rows - cut).upper_edge
+    certain = values > START_FACTOR * coarse_bulk(values[cut:], rows - cut).upper_edge
+    # A law that leaves most of the spectrum outside is none, and the rest could not be fitted.
+    return certain if certain.sum() <= len(values) // 2 else np.zeros_like(certain)
 
 
 def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
@@ -220,7 +222,7 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
     law, floor = result.estimate.law, least_mixing(len(values))
     if not result.adequate or _at_floor(result, len(values)):
         beyond = values > MarchenkoPastur(float(law.atoms[0]), law.aspect_ratio).upper_edge
-        small = law.weights[-1] <= SMALL_BULK * floor
+        small = law.weights[-1] <= max(SMALL_BULK * floor, SMALL_SHARE)
         return beyond if small and beyond.sum() <= len(values) // 2 else None
     group = values[result.found]
     for skip in range(len(group) - int(floor * len(values))):

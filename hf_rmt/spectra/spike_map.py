@@ -114,9 +114,18 @@ def critical_points(atoms: Array, weights: Array, aspect_ratio: float) -> Array:
         numerator[-len(others) :] -= aspect_ratio * w * t**2 * others
     roots = np.roots(numerator)
     real = np.sort(roots.real[np.abs(roots.imag) <= TOUCHING * (1 + np.abs(roots))])
-    if len(real) % 2:  # a gap just closing: drop the touching pair's leftover
-        real = real[[0, -1]]
+    if len(real) != 4 or not _has_gap(tau, weights, aspect_ratio):
+        real = real[[0, -1]]  # rounding can make the pair between two atoms look real
     return real * scale
+
+
+def _has_gap(atoms: Array, weights: Array, aspect_ratio: float) -> bool:
+    """Whether the spectrum of two atoms has two intervals: g' > 0 somewhere between them.
+
+    The least of c sum_k w_k tau_k^2 / (a - tau_k)^2 there has a closed form, by Hoelder.
+    """
+    pull = np.cbrt(weights * atoms**2).sum() ** 3
+    return bool(aspect_ratio * pull < (atoms[1] - atoms[0]) ** 2)
 
 
 def _coefficients(

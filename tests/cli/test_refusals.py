@@ -88,6 +88,8 @@ def test_quiet_is_quiet_while_the_command_runs(
         (["compress", "{dense}", "{dense}/config.json/deeper"], "is a file"),
         (["compress", "{dense}", "--dry-run", "--noise-removal", "0.5"], "noise='drop'"),
         (["analyze", "{dense}", "--target-modules", "wq"], "matches no linear layer"),
+        (["analyze", "{dense}", "--target-modules", ""], "selects nothing"),
+        (["compress", "{dense}", "{new}", "--modules-to-not-convert", ""], "selects nothing"),
         (["analyze", "{dense}", "--method", "svd"], "exactly one"),
         (["export", "{dense}", "{dense}/out"], "dense already"),
         (["compress", "{dense}", "{dense}"], "is the folder that is read"),

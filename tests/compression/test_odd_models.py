@@ -118,3 +118,17 @@ def test_functions_of_torch_func_and_meta_tensors_pass() -> None:
     wanted = torch.autograd.functional.jacobian(lambda rows: model(rows).sum(), x)
     torch.testing.assert_close(slopes, wanted, rtol=1e-4, atol=1e-6)
     assert copy.deepcopy(model).to("meta")(x.to("meta")).shape == (6, 4)
+
+
+@pytest.mark.parametrize("work", [analyze, compress])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.complex128, torch.int8],
+    ids=str,
+)
+def test_a_dtype_without_a_spectrum_is_named(work: Callable[..., Any], dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(48, 48), nn.Linear(48, 48))
+    model[1].weight = nn.Parameter(torch.ones(48, 48).to(dtype), requires_grad=False)
+    settings = CompressionSettings(method="svd", rank=4, target_modules=["0", "1"])
+    with pytest.raises(ValueError, match=f"the weight of '1' has dtype {dtype}, and only"):
+        work(model, settings)

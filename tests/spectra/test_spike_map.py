@@ -86,3 +86,16 @@ def test_moments_are_the_stated_polynomials():
 def test_a_negative_order_is_refused():
     with pytest.raises(ValueError, match="order of a moment must be at least 0, got -1"):
         population_moment([1.0], [1.0], 0.5, -1)
+
+
+@pytest.mark.parametrize("c", [1e-6, 1e-4, 0.004, 0.1, 1.0])
+@pytest.mark.parametrize("apart", [1e-12, 1e-9, 1e-7, 1e-5, 1e-3, 0.01, 0.1, 1, 5, 100])
+@pytest.mark.parametrize("mixing", [0.05, 0.3, 0.9])
+def test_the_spectrum_parts_where_the_map_rises_between_two_atoms(c, apart, mixing):
+    """The double root between nearly equal atoms once passed for a gap, with edges upside down."""
+    atoms, weights = np.array([1.0, 1.0 + apart]), np.array([1 - mixing, mixing])
+    share = np.linspace(0, 1, 20_001)[1:-1, None]
+    slope = 1 - c * (weights * (atoms / (apart * (share - [0, 1]))) ** 2).sum(1)
+    points = critical_points(atoms, weights, c)
+    assert len(points) == (4 if np.any(slope > 0) else 2)
+    assert np.all(np.diff(spike_map(points, atoms, weights, c)) > 0)

@@ -11,55 +11,108 @@ from torch import Tensor, nn
 
 NO_BATCH = "calibration holds no batch; pass some, or None to do without data"
 Batch = Mapping[str, Any]
-ONE_ROW = {"input_ids", "attention_mask", "token_type_ids", "decoder_input_ids"}
-"""Arguments that a row of a data set holds without the side of the batch."""
+ROW_DIMENSIONS = {
+    "input_ids": 1,
+    "attention_mask": 1,
+    "token_type_ids": 1,
+    "decoder_input_ids": 1,
+    "input_values": 1,
+    "input_features": 2,
+    "inputs_embeds": 2,
+    "pixel_values": 3,
+}
+"""Arguments by which a row of a data set is known: their dimensions without that of the batch."""
+REMEDY = (
+    "pass tokenizer(texts, padding=True, return_tensors='pt'), "
+    "dataset.with_format('torch').iter(batch_size=8), or a DataLoader with a collator"
+)
 
 
 def mappings(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches one after the other, each held to be the arguments of a model.
 
+    A row of a data set becomes a batch of one.
+
     Raises:
         TypeError: If they are no batches.
+        ValueError: If a batch is empty, or cannot be made of tensors.
     """
     if isinstance(batches, Mapping) or not hasattr(batches, "__iter__"):
         raise TypeError(
-            f"calibration must be several batches, got one {type(batches).__name__}; pass [batch]"
+            f"calibration must be several batches, got one {type(batches).__name__}; pass "
+            "[batch], or one split of a data set"
         )
     for number, batch in enumerate(batches):
         if not isinstance(batch, Mapping):
             raise TypeError(
                 f"a calibration batch must be a mapping of the model's arguments, got "
-                f"{type(batch).__name__} as number {number}; pass tokenizer(texts, "
-                "return_tensors='pt')"
+                f"{type(batch).__name__} as number {number}; {REMEDY}"
             )
         yield _with_tensors(batch, number)
 
 
+class Batches:
+    """Batches that can be gone through again and again, made of tensors each time.
+
+    Args:
+        given: What can be gone through again, such as a data set or a `DataLoader`.
+    """
+
+    def __init__(self, given: Iterable[Batch]) -> None:
+        self.given = given
+
+    def __iter__(self) -> Iterator[Batch]:
+        return mappings(self.given)
+
+
 def _with_tensors(batch: Batch, number: int) -> Batch:
     """A batch whose lists, such as those of a tokenizer or of a row of a data set, are tensors."""
-    given = {}
-    for key, value in batch.items():
-        numbers = isinstance(value, list | tuple) and _is_numeric(value)
-        if not numbers and not isinstance(value, np.ndarray):
-            given[key] = value
-            continue
-        try:
-            tensor = torch.as_tensor(np.asarray(value) if numbers else value)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"calibration batch number {number}: {key!r} holds lists of different lengths; "
-                "pass tokenizer(texts, padding=True, return_tensors='pt')"
-            ) from error
-        given[key] = tensor[None] if tensor.dim() == 1 and key in ONE_ROW else tensor
+    given = {key: _as_tensor(key, value, number) for key, value in batch.items()}
+    if _is_row(given):
+        given = {
+            key: value[None] if isinstance(value, Tensor) else value
+            for key, value in ((key, _scalar(value)) for key, value in given.items())
+        }
     _check_not_empty(given, number)
     return given
 
 
+def _as_tensor(key: str, value: Any, number: int) -> Any:
+    """Lists of numbers and arrays as a tensor; anything else as it is."""
+    numbers = isinstance(value, list | tuple) and _is_numeric(value)
+    array = isinstance(value, np.ndarray) and value.dtype.kind not in "US"
+    if not numbers and not array:
+        return value
+    try:
+        tensor = torch.as_tensor(np.asarray(value) if numbers else value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"calibration batch number {number}: {key!r} holds lists of different lengths; {REMEDY}"
+        ) from error
+    # numbers of Python have the precision of the models, not their own
+    return (
+        tensor.to(torch.get_default_dtype()) if numbers and tensor.is_floating_point() else tensor
+    )
+
+
 def _is_numeric(value: Any) -> bool:
     """Whether nested lists hold numbers."""
-    while isinstance(value, list | tuple) and value:
+    while isinstance(value, list | tuple) and len(value):
         value = value[0]
-    return isinstance(value, int | float)
+    return isinstance(value, int | float | np.number | np.ndarray)
+
+
+def _is_row(batch: Batch) -> bool:
+    """Whether the first argument that tells has no dimension of a batch."""
+    held = [(batch[key], rank) for key, rank in ROW_DIMENSIONS.items() if key in batch]
+    tensors = [(value, rank) for value, rank in held if isinstance(value, Tensor)]
+    return bool(tensors) and tensors[0][0].dim() == tensors[0][1]
+
+
+def _scalar(value: Any) -> Any:
+    """A number of a row, such as its label, as a tensor; a flag stays one."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return torch.as_tensor(value) if number else value
 
 
 def _check_not_empty(batch: Batch, number: int) -> None:
@@ -72,12 +125,14 @@ def _check_not_empty(batch: Batch, number: int) -> None:
             f"calibration batch number {number} holds padding only: its attention_mask is 0 "
             "everywhere; leave it out"
         )
-    held = [key for key in ("input_ids", "pixel_values") if isinstance(batch.get(key), list)]
-    if held:
-        raise ValueError(
-            f"calibration batch number {number}: {held[0]!r} is a list of "
-            f"{type(batch[held[0]][:1]).__name__}s; pass tokenizer(texts, return_tensors='pt')"
-        )
+    for key in ("input_ids", "input_values", "input_features", "pixel_values"):
+        value = batch.get(key)
+        if isinstance(value, list | tuple | int | str):
+            filled = isinstance(value, list | tuple) and value
+            held = f"a list of {type(value[0]).__name__}s" if filled else repr(value)
+            raise ValueError(
+                f"calibration batch number {number}: {key!r} is {held} and no tensor; {REMEDY}"
+            )
 
 
 def run_batch(model: nn.Module, batch: Batch, number: int) -> Any:

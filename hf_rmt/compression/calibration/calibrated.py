@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hf_rmt.checks import check_number
 from hf_rmt.compression.apply import decide_shared
-from hf_rmt.compression.calibration.batches import NO_BATCH, Batch, mappings
+from hf_rmt.compression.calibration.batches import NO_BATCH, Batch, Batches, mappings
 from hf_rmt.compression.calibration.calibrated_weight import (
     check_calibratable,
     compress_calibrated_weight,
@@ -74,7 +75,7 @@ def compress_calibrated(
         RuntimeError: On every process, if one of several failed.
     """
     check_calibratable(settings)
-    _check_size(size, settings)
+    size = _checked_size(size, settings)
     batches = repeatable(batches)
     ranks = None if size is None else _ranks(model, names, batches, settings, size)
     decisions: dict[str, Any] = {}
@@ -98,7 +99,7 @@ def repeatable(batches: Iterable[Batch]) -> Sequence[Batch] | Iterable[Batch]:
         return list(mappings(kept))
     for _ in islice(mappings(kept), 1):
         pass
-    return kept
+    return Batches(kept)
 
 
 def measured(
@@ -172,7 +173,7 @@ def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> S
     """
 
     def work() -> tuple[Seen | None, dict[str, Tensor]]:
-        first = next(iter(batches), None)
+        first = next(mappings(batches), None)
         return None if first is None else look(first), {}
 
     seen = [found for found in sum_over_processes(work)[0] if found is not None]
@@ -255,14 +256,15 @@ def _decision(
     return decide
 
 
-def _check_size(size: float | None, settings: CompressionSettings) -> None:
+def _checked_size(size: float | None, settings: CompressionSettings) -> float | None:
+    """A share of the parameters as a plain float, and settings that go with it."""
     if size is None:
-        return
-    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size <= 1:
-        raise ValueError(f"size must lie in (0, 1], got {size!r}; it is a share of the parameters")
+        return None
+    share = check_number("size", size, "(0")
     if settings.noise != "drop" or settings.noise_removal != 1.0:
         raise ValueError(
             f"size needs the noise to be dropped completely, got "
             f"noise={settings.noise!r} and noise_removal={settings.noise_removal}; set "
             "noise='drop' and leave noise_removal at 1.0"
         )
+    return share

@@ -73,8 +73,8 @@ def shared_ranks(
     budget, least = int(size * sum(entries.values())) - surplus, sum(costs.values())
     if budget < least:
         raise ValueError(
-            f"size={size} allows {budget} parameters, but one direction per layer needs {least}; "
-            "raise size, or name fewer target_modules"
+            f"size={size} allows {max(budget, 0)} parameters, but one direction per layer needs "
+            f"{least}; raise size, or name fewer target_modules"
         )
     further = {name: values[1 : most[name]] for name, values in worth.items()}
     ranks = choose_ranks(further, costs, budget=budget - least)

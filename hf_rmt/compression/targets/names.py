@@ -20,7 +20,8 @@ def is_selected(name: str, targets: Collection[str] | str) -> bool:
     """
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
-    return any(name == ending or name.endswith(f".{ending}") for ending in targets)
+    endings = (ending for ending in targets if ending)  # the model itself is called ""
+    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
 
 
 def is_covered(name: str, covers: Iterable[str]) -> bool:
@@ -54,14 +55,15 @@ def check_found(option: str, wanted: Iterable[str], known: Collection[str]) -> N
         ValueError: If one of them selects nothing. The error shows near matches.
     """
     for name in wanted:
-        if not any(is_selected(module, [name]) for module in known):
+        if not name or not any(is_selected(module, [name]) for module in known):
             raise ValueError(
                 f"{option} names {name!r}, which is no module of the model; {nearest(name, known)}"
             )
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """A hint at the names that are most like a wrong one."""
+    """A hint at the names that are most like a wrong one; the model itself has none."""
+    known = [module for module in known if module]
     length = name.count(".") + 1
     endings = {".".join(module.split(".")[-length:]): module for module in known}
     close = get_close_matches(name, endings, n=3, cutoff=0.5)

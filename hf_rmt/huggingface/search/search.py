@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_rmt.checks import check_integer
+from hf_rmt.checks import check_integer, plain_number
 from hf_rmt.compression.methods.spectral import spectral_method_of
 from hf_rmt.compression.model import check_module
 from hf_rmt.compression.targets.selection import compressible_layers
@@ -91,6 +91,7 @@ def search(
         RuntimeError: On every process, if one of them failed.
     """
     config = RMTConfig(noise="drop") if config is None else config
+    tolerance, max_evaluations = plain_number(tolerance), plain_number(max_evaluations)
     grid = _check_types(model, evaluate, tolerance, fractions, max_evaluations)
     check_compressible(model, config)
     _check(config, tolerance, grid, max_evaluations)
@@ -202,9 +203,9 @@ def _check_types(
     if not isinstance(fractions, Iterable):
         raise TypeError(f"fractions must be several numbers in (0, 1], got {fractions!r}")
     check_integer("max_evaluations", most, 1)
-    grid: list[Any] = list(fractions)
+    grid: list[Any] = [plain_number(fraction) for fraction in fractions]
     for name, value in [("tolerance", tolerance), *(("a fraction", entry) for entry in grid)]:
-        if not isinstance(value, Real):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number, got {value!r}")
     return sorted({float(fraction) for fraction in grid})
 

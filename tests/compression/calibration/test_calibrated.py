@@ -244,6 +244,7 @@ def test_inputs_that_are_not_finite_are_refused() -> None:
         ({"size": 1.5, "calibration": batches()}, r"size must lie in \(0, 1\]"),
         ({"size": 0.5, "calibration": batches(), "config": RMTConfig()}, "noise='int8'"),
         ({"size": 0.001, "calibration": batches()}, "one direction per layer needs"),
+        ({"size": 1e-9, "calibration": batches()}, "allows 0 parameters"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:

@@ -38,3 +38,11 @@ def test_a_name_that_no_module_has_is_refused_with_near_ones() -> None:
     assert nearest("encoder.layer.0.qery", KNOWN).startswith("did you mean encoder.layer.0.query")
     assert nearest("zzz", ["a", "b"]) == "choose among a, b"
     assert some([*"abcdefg"]) == "a, b, c, d, e, ... (7 in all)"
+
+
+def test_an_empty_name_selects_nothing_and_is_never_proposed():
+    assert not any(is_selected(name, [""]) for name in KNOWN)
+    assert not any(is_covered(name, [""]) for name in KNOWN)
+    with pytest.raises(ValueError, match=r"option names ''.*choose among bert, bert\.encoder"):
+        check_found("option", [""], KNOWN)
+    assert nearest("nope", KNOWN).startswith("choose among bert, ")
