@@ -10,25 +10,27 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from hf_rmt.compression.apply import Journal
 from hf_rmt.compression.execution.parallel import agreed
 from hf_rmt.compression.execution.undisturbed import undisturbed
 from hf_rmt.compression.history import with_earlier
+from hf_rmt.compression.refusals import (
+    check_has_compressed,
+    check_layers,
+    check_module,
+    check_no_adapter,
+    check_not_of_inference,
+    check_settings,
+    check_weights,
+)
 from hf_rmt.compression.summary import analyze_layers, compression_report, warn_of_loss
 from hf_rmt.compression.targets.coverage import kept_plans, with_kept
 from hf_rmt.compression.targets.selection import compressible_layers
-from hf_rmt.nn.counterparts import compressed_layers, densify, matrix_shape
-from hf_rmt.nn.swap import cannot_swap, why_not_swapped
+from hf_rmt.nn.counterparts import compressed_layers, densify
 from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.settings import CompressionSettings, method_of, spectral_methods
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes of weights that can be decomposed."""
-REMEDY = "name the layer in modules_to_not_convert, or convert its weight"
 
 
 @undisturbed
@@ -166,7 +168,7 @@ def compress_layers(
     """
     check_layers(model, names)
     if calibration is not None:
-        _check_not_of_inference(model, gradients=size is not None)
+        check_not_of_inference(model, gradients=size is not None)
     kept = kept_plans(model, config)
     with Journal() as done:
         try:
@@ -186,111 +188,3 @@ def compress_layers(
     if not dry_run:
         conclude(report)
     return report
-
-
-def check_module(model: object) -> None:
-    """Refuse what is no torch module with its weights.
-
-    Raises:
-        TypeError: If it is no module.
-        ValueError: If a part of it has no weights yet.
-    """
-    if not isinstance(model, nn.Module):
-        plain = isinstance(model, str | int | None)  # a dict of weights would fill the screen
-        shown = repr(model) if plain else type(model).__name__
-        raise TypeError(f"hf_rmt needs a loaded model, got {shown}; load it first")
-    for name, part in model.named_modules():
-        if any(isinstance(entry, UninitializedParameter) for entry in part.parameters(False)):
-            raise ValueError(
-                f"{name!r} is a {type(part).__name__} that has no weight before its first batch; "
-                "run the model on one batch first"
-            )
-
-
-def check_no_adapter(model: nn.Module) -> None:
-    """Refuse a model with adapters around its layers, such as those of PEFT.
-
-    Raises:
-        ValueError: If it has one. It says which object to pass.
-    """
-    for name, part in model.named_modules():
-        if hasattr(part, "base_layer") and hasattr(part, "adapter_layer_names"):
-            raise ValueError(
-                f"{name!r} has an adapter around it ({type(part).__name__}). Compress the base "
-                "model first and add the adapter to it afterwards; or merge the adapter, and pass "
-                "what model.merge_and_unload() returns"
-            )
-
-
-def check_settings(config: object) -> None:
-    """Refuse what is neither settings nor None.
-
-    Raises:
-        TypeError: If it is none.
-    """
-    if not isinstance(config, CompressionSettings | None):
-        raise TypeError(f"config must be an RMTConfig, got {config!r}")
-
-
-def check_has_compressed(model: nn.Module) -> None:
-    """Refuse a model that is dense already.
-
-    Raises:
-        ValueError: If it has no compressed layer.
-    """
-    if not compressed_layers(model):
-        raise ValueError(
-            f"{type(model).__name__} has no layer compressed by hf_rmt, so it is dense already; "
-            "save it with save_pretrained"
-        )
-
-
-def check_layers(model: nn.Module, names: list[str]) -> None:
-    """Refuse weights that cannot be decomposed and layers that cannot be replaced, before any is.
-
-    Raises:
-        ValueError: If there is one. It names the layer, what it has, and the remedy.
-    """
-    check_weights(model, names)
-    for name in names:
-        layer = model.get_submodule(name)
-        if reason := why_not_swapped(layer):
-            raise cannot_swap(name, reason)
-        if 0 in matrix_shape(layer):
-            raise ValueError(f"the weight of {name!r} is empty; {REMEDY}")
-
-
-def check_weights(model: nn.Module, names: list[str]) -> None:
-    """Refuse weights that cannot be decomposed.
-
-    Raises:
-        ValueError: If there is one. It names the layer, what it has, and the remedy.
-    """
-    for name in names:
-        layer: Any = model.get_submodule(name)
-        weight = layer.weight
-        if weight.layout != torch.strided or weight.is_quantized:
-            raise ValueError(
-                f"the weight of {name!r} is stored as {weight.layout}, and only dense tensors have "
-                f"a spectrum here; {REMEDY}"
-            )
-        if weight.dtype not in DTYPES:
-            raise ValueError(
-                f"the weight of {name!r} has dtype {weight.dtype}, and only "
-                f"{', '.join(str(dtype) for dtype in DTYPES)} can be decomposed; {REMEDY}"
-            )
-        if weight.device.type == "meta":
-            raise ValueError(
-                f"the weight of {name!r} is offloaded or on the meta device, where there is "
-                "nothing to read; load the model without offloading"
-            )
-
-
-def _check_not_of_inference(model: nn.Module, *, gradients: bool) -> None:
-    """Refuse to calibrate a model with tensors that torch lets nobody freeze or differentiate."""
-    named = [*model.named_parameters(), *(model.named_buffers() if gradients else ())]
-    if name := next((name for name, tensor in named if tensor.is_inference()), None):
-        raise ValueError(
-            f"{name!r} was made in inference mode, and calibration takes normal tensors; make or "
-            "load the model outside of torch.inference_mode()"
-        )

@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from hf_rmt.compression.execution.parallel import agreed
 from hf_rmt.compression.model import analyze as analyze_module
-from hf_rmt.compression.model import (
+from hf_rmt.compression.model import compress_layers
+from hf_rmt.compression.refusals import (
     check_has_compressed,
     check_module,
     check_no_adapter,
     check_settings,
-    compress_layers,
 )
 from hf_rmt.huggingface.conclude import adopt, conclude
 from hf_rmt.huggingface.config import RMTConfig

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.testing._internal.two_tensor import TwoTensor
 
 from hf_rmt.compression.model import analyze, compress
 from hf_rmt.nn import SpikedLinear
@@ -132,3 +133,13 @@ def test_a_dtype_without_a_spectrum_is_named(work: Callable[..., Any], dtype: to
     settings = CompressionSettings(method="svd", rank=4, target_modules=["0", "1"])
     with pytest.raises(ValueError, match=f"the weight of '1' has dtype {dtype}, and only"):
         work(model, settings)
+
+
+@pytest.mark.parametrize("use", [analyze, lambda model: compress(model, SVD)])
+def test_tensors_in_which_others_lie_are_refused(use):
+    """Such as those of FSDP and of tensor parallel."""
+    model = Net()
+    weight = model.second.weight.detach()
+    model.second.weight = nn.Parameter(TwoTensor(weight, weight.clone()))
+    with pytest.raises(ValueError, match=r"'second' is a TwoTensor.* before it is sharded"):
+        use(model)

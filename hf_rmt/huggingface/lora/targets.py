@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_rmt.compression.model import check_module
+from hf_rmt.compression.refusals import check_module
 from hf_rmt.huggingface.compat import WITHIN_ADAPTER, refused_by_peft
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.nn.compressed_layer import is_compressed

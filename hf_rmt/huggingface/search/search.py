@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_rmt.checks import check_integer, plain_number
 from hf_rmt.compression.methods.spectral import spectral_method_of
-from hf_rmt.compression.model import check_module
+from hf_rmt.compression.refusals import check_module
 from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.huggingface.api import check_compressible
 from hf_rmt.huggingface.config import RMTConfig

@@ -1,0 +1,132 @@
+"""What is refused before any layer of a model is changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from hf_rmt.nn.counterparts import compressed_layers, matrix_shape
+from hf_rmt.nn.swap import cannot_swap, why_not_swapped
+from hf_rmt.settings import CompressionSettings
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of weights that can be decomposed."""
+REMEDY = "name the layer in modules_to_not_convert, or convert its weight"
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no torch module with its weights.
+
+    Raises:
+        TypeError: If it is no module.
+        ValueError: If a part of it has no weights yet.
+    """
+    if not isinstance(model, nn.Module):
+        plain = isinstance(model, str | int | None)  # a dict of weights would fill the screen
+        shown = repr(model) if plain else type(model).__name__
+        raise TypeError(f"hf_rmt needs a loaded model, got {shown}; load it first")
+    for name, part in model.named_modules():
+        if any(isinstance(entry, UninitializedParameter) for entry in part.parameters(False)):
+            raise ValueError(
+                f"{name!r} is a {type(part).__name__} that has no weight before its first batch; "
+                "run the model on one batch first"
+            )
+
+
+def check_no_adapter(model: nn.Module) -> None:
+    """Refuse a model with adapters around its layers, such as those of PEFT.
+
+    Raises:
+        ValueError: If it has one. It says which object to pass.
+    """
+    for name, part in model.named_modules():
+        if hasattr(part, "base_layer") and hasattr(part, "adapter_layer_names"):
+            raise ValueError(
+                f"{name!r} has an adapter around it ({type(part).__name__}). Compress the base "
+                "model first and add the adapter to it afterwards; or merge the adapter, and pass "
+                "what model.merge_and_unload() returns"
+            )
+
+
+def check_settings(config: object) -> None:
+    """Refuse what is neither settings nor None.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(config, CompressionSettings | None):
+        raise TypeError(f"config must be an RMTConfig, got {config!r}")
+
+
+def check_has_compressed(model: nn.Module) -> None:
+    """Refuse a model that is dense already.
+
+    Raises:
+        ValueError: If it has no compressed layer.
+    """
+    if not compressed_layers(model):
+        raise ValueError(
+            f"{type(model).__name__} has no layer compressed by hf_rmt, so it is dense already; "
+            "save it with save_pretrained"
+        )
+
+
+def check_layers(model: nn.Module, names: list[str]) -> None:
+    """Refuse weights that cannot be decomposed and layers that cannot be replaced, before any is.
+
+    Raises:
+        ValueError: If there is one. It names the layer, what it has, and the remedy.
+    """
+    check_weights(model, names)
+    for name in names:
+        layer = model.get_submodule(name)
+        if reason := why_not_swapped(layer):
+            raise cannot_swap(name, reason)
+        if 0 in matrix_shape(layer):
+            raise ValueError(f"the weight of {name!r} is empty; {REMEDY}")
+
+
+def check_weights(model: nn.Module, names: list[str]) -> None:
+    """Refuse weights that cannot be decomposed.
+
+    Raises:
+        ValueError: If there is one. It names the layer, what it has, and the remedy.
+    """
+    for name in names:
+        layer: Any = model.get_submodule(name)
+        weight = layer.weight
+        if is_traceable_wrapper_subclass(weight):
+            raise ValueError(
+                f"the weight of {name!r} is a {type(weight).__name__}, in which other tensors "
+                "lie, and only plain tensors have a spectrum here; compress the model before it is "
+                "sharded (FSDP, tensor parallel) or quantised"
+            )
+        if weight.layout != torch.strided or weight.is_quantized:
+            raise ValueError(
+                f"the weight of {name!r} is stored as {weight.layout}, and only dense tensors have "
+                f"a spectrum here; {REMEDY}"
+            )
+        if weight.dtype not in DTYPES:
+            raise ValueError(
+                f"the weight of {name!r} has dtype {weight.dtype}, and only "
+                f"{', '.join(str(dtype) for dtype in DTYPES)} can be decomposed; {REMEDY}"
+            )
+        if weight.device.type == "meta":
+            raise ValueError(
+                f"the weight of {name!r} is offloaded or on the meta device, where there is "
+                "nothing to read; load the model without offloading"
+            )
+
+
+def check_not_of_inference(model: nn.Module, *, gradients: bool) -> None:
+    """Refuse to calibrate a model with tensors that torch lets nobody freeze or differentiate."""
+    named = [*model.named_parameters(), *(model.named_buffers() if gradients else ())]
+    if name := next((name for name, tensor in named if tensor.is_inference()), None):
+        raise ValueError(
+            f"{name!r} was made in inference mode, and calibration takes normal tensors; make or "
+            "load the model outside of torch.inference_mode()"
+        )
