@@ -32,7 +32,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from workbench.command import dataclass_parser, parsed, run
-from workbench.data.glue import by_length
+from workbench.data.glue import TASKS, by_length
 from workbench.processes import begin, check_processes, share_of
 from workbench.report.accuracy import paired_bootstrap
 from workbench.training.distillation import DistillationTrainer
@@ -104,12 +104,22 @@ def main() -> None:
     set_seed(arguments.seed)
     if arguments.embedded:
         arguments.task, arguments.model = ["embedded"], None
+    check_task(arguments)
     problem = problem_of(arguments, arguments.task[0], arguments.seed)
     if arguments.embedded:
         tune(arguments, problem)
     results = heal(arguments, problem)
     if PartialState().is_main_process:
         print(json.dumps({key: value for key, value in results.items() if key != "log"}, indent=2))
+
+
+def check_task(arguments: Arguments) -> None:
+    """Refuse tasks without a fine-tuned classifier, and one of images whose model is not named."""
+    task, known = arguments.task[0], (*TASKS, "embedded", "cifar10")
+    if len(arguments.task) > 1 or task not in known:
+        raise SystemExit(f"--task takes one of {', '.join(known)}, got {' '.join(arguments.task)}")
+    if task == "cifar10" and arguments.image_model is None:
+        raise SystemExit("--task cifar10 needs the folder of a fine-tuned model: --image_model")
 
 
 def tune(arguments: Arguments, problem: Problem) -> None:

@@ -113,6 +113,13 @@ def test_a_model_of_images_is_healed(
     assert (tmp_path / "preprocessor_config.json").is_file()
 
 
+@pytest.mark.parametrize("told", [["mnist"], ["t5"], ["sst2", "mrpc"], ["cifar10"]])
+def test_what_cannot_be_healed_is_refused(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["heal.py", "--use_cpu", "--task", *told])
+    with pytest.raises(SystemExit, match=r"--task takes one of|needs .* --image_model"):
+        importlib.import_module("heal").main()
+
+
 def test_a_small_t5_is_trained_from_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
