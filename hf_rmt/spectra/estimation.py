@@ -12,6 +12,7 @@ misfits, the solver also starts from a unit bulk, and the smaller residual is ta
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from scipy.optimize import leastsq
@@ -75,6 +76,39 @@ class BulkEstimate:
     law: BulkLaw
     residual: float
     converged: bool
+
+
+class Residuals(Protocol):
+    """What the solver needs of a problem, as functions of its unknowns."""
+
+    def residual(self, x: Array) -> Array:
+        """The residuals, shape (equations,)."""
+
+    def jacobian(self, x: Array) -> Array:
+        """Their derivatives, shape (equations, unknowns)."""
+
+
+def least_squares(problem: Residuals, x: Array, precision: float) -> tuple[Array, Array, bool]:
+    """Where least squares end that begin at x.
+
+    Args:
+        problem: Its residuals and their derivatives.
+        x: The start, shape (unknowns,).
+        precision: Relative tolerance of the position and of the squares.
+
+    Returns:
+        The position, the residuals there, and whether the solver converged.
+    """
+    position, _, details, _, status = leastsq(
+        problem.residual,
+        x,
+        Dfun=problem.jacobian,
+        full_output=True,
+        ftol=precision,
+        xtol=precision,
+        maxfev=MAX_EVALUATIONS,
+    )
+    return position, details["fvec"], status in (1, 2, 3, 4)
 
 
 def estimate_bulk(
@@ -149,17 +183,8 @@ class _Problem:
     def solve(self, x: Array, precision: float) -> tuple[Array, float, bool]:
         """The minimum below x, its root mean square residual without N, whether it converged."""
         with np.errstate(over="ignore"):  # of a covariance that nobody reads, t at its bound
-            position, _, details, _, status = leastsq(
-                self.residual,
-                x,
-                Dfun=self.jacobian,
-                full_output=True,
-                ftol=precision,
-                xtol=precision,
-                maxfev=MAX_EVALUATIONS,
-            )
-        cost = float(np.sqrt(np.mean(details["fvec"] ** 2)))
-        return position, cost, status in (1, 2, 3, 4)
+            position, residuals, converged = least_squares(self, x, precision)
+        return position, float(np.sqrt(np.mean(residuals**2))), converged
 
     def unit_start(self) -> Array:
         """Two halves whose variances differ by less than the width of a unit bulk."""

@@ -14,11 +14,10 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import leastsq
 from scipy.special import expit, logit
 
 from hf_rmt.spectra.continuous import ContinuousBulk
-from hf_rmt.spectra.estimation import MAX_EVALUATIONS, BulkEstimate, contour_problem, split_parts
+from hf_rmt.spectra.estimation import BulkEstimate, contour_problem, least_squares, split_parts
 from hf_rmt.spectra.fit import fitted, self_consistent
 from hf_rmt.spectra.laws import BulkLaw, check_positive, check_unit
 from hf_rmt.spectra.separation import separate_by
@@ -174,16 +173,7 @@ class _Problem:
     def solve(self, x: Array, precision: float) -> tuple[Array, Array, bool]:
         """The end of the least squares from x: position, residuals, whether it converged."""
         with np.errstate(all="ignore"):
-            position, _, details, _, status = leastsq(
-                self.residual,
-                x,
-                Dfun=self.jacobian,
-                full_output=True,
-                ftol=precision,
-                xtol=precision,
-                maxfev=MAX_EVALUATIONS,
-            )
-        return position, details["fvec"], status in (1, 2, 3, 4)
+            return least_squares(self, x, precision)
 
     def residual(self, x: Array) -> Array:
         s = self._transform(x)[-1]

@@ -44,7 +44,7 @@ ROUGH, FINE = 1e-2, 1e-9
 SMALL_BULK = 2
 """A bulk of less than this many times the least fraction may be spikes in truth."""
 SMALL_SHARE = 0.2
-"""And one of no more than this, a little above the largest share of spikes."""
+"""So may a bulk of at most this fraction. The largest share of spikes lies a little below it."""
 PINNED = 1.4
 """A bulk of less than this many times the least fraction would be smaller if it could."""
 DISTINCT = 1.5
