@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 from transformers import BertConfig, BertForSequenceClassification
@@ -271,59 +270,6 @@ def test_tensors_that_are_given_are_looked_at_in_place_of_those_of_the_model(
     assert torch.equal(logits(again), logits(compressed()))
     with pytest.raises(ValueError, match=r"weight_orig, weight_mask.*prune\.remove"):
         model.save_pretrained(tmp_path / "pruned", state_dict=model.state_dict())
-
-
-NAMES = {"target_modules": ["query", "classifier"]}
-
-
-def of_names(model: Any) -> LoraConfig:
-    return LoraConfig(r=2, **NAMES)
-
-
-def of_factors(model: Any) -> LoraConfig:
-    return LoraConfig(r=2, **hf_rmt.lora_targets(model))
-
-
-def with_a_head(model: Any) -> LoraConfig:
-    return LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"])
-
-
-ADAPTERS = [of_names, of_factors, with_a_head]
-
-
-@pytest.mark.parametrize("config", ADAPTERS)
-def test_what_a_deleted_adapter_leaves_is_no_part_of_the_model(
-    config: Callable[[Any], LoraConfig], tmp_path: Path
-) -> None:
-    model = compressed()
-    before = logits(model)
-    model.add_adapter(config(model), "a")
-    model.save_pretrained(tmp_path / "adapter")
-    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    }
-    model.delete_adapter("a")
-    again = reloaded(model, tmp_path / "saved")
-    assert torch.equal(logits(again), before)
-    assert all(plan.compressed for plan in plans(again).values())
-
-
-@pytest.mark.parametrize("merged", [True, False])
-@pytest.mark.parametrize("config", ADAPTERS)
-def test_a_model_within_adapters_is_refused(
-    config: Callable[[Any], LoraConfig], merged: bool, tmp_path: Path
-) -> None:
-    model = compressed()
-    peft: Any = get_peft_model(model, config(model))
-    if merged:
-        peft.merge_adapter()
-    with pytest.raises(ValueError, match=r"has an adapter of PEFT.*merge_and_unload\(\)"):
-        peft.get_base_model().save_pretrained(tmp_path / "saved")
-    assert not (tmp_path / "saved").exists()
-    if merged:
-        peft.unmerge_adapter()
-    reloaded(peft.merge_and_unload(), tmp_path / "saved")
 
 
 def test_a_step_that_was_taken_away_is_not_put_back(tmp_path: Path) -> None:

@@ -25,21 +25,18 @@ from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.compression.calibration.ranks import ranks_that_lose
 from hf_rmt.huggingface.training import choice
 from hf_rmt.huggingface.training.annealed_filter import PROBES_FILE
-from hf_rmt.huggingface.training.choice import NOT_FINITE, WHOLE
+from hf_rmt.huggingface.training.choice import WHOLE
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
-from hf_rmt.plan import Cause
 from tests.huggingface.models import tiny_model
 from tests.huggingface.test_convolutions_training import fine_tune as fine_tune_resnet
 from tests.huggingface.test_quantizer import spiked_layers
 from tests.huggingface.training.training import (
     QUERY,
     Watcher,
-    arguments,
     classifier,
     fine_tune,
     logits,
     rank,
-    sentences,
 )
 
 STEPS = 16
@@ -283,24 +280,3 @@ def test_a_text_to_text_model_from_nothing_trains_and_shrinks(tmp_path: Path) ->
     plan = trainer.model.compression_report.plan
     assert plan.parameter_share <= 0.35
     assert all(layer.compressed or layer.reason == WHOLE for layer in plan)
-
-
-class NotANumber(Trainer):
-    """Its loss is nan."""
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        return model(**inputs).loss * float("nan")
-
-
-def test_a_loss_that_is_no_number_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trainer = NotANumber(
-        classifier(), arguments(tmp_path), train_dataset=sentences(), callbacks=[RMTCallback()]
-    )
-    trainer.train()
-    assert "gave nan or inf to 6 layers" in caplog.text
-    assert "size='auto' keeps" not in caplog.text
-    plan = trainer.model.compression_report.plan
-    assert {layer.reason for layer in plan} == {NOT_FINITE}
-    assert {layer.cause for layer in plan} == {Cause.NOT_FINITE}

@@ -10,9 +10,8 @@ import torch
 from hf_rmt.huggingface.training.annealed_filter import PROBES_FILE
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
 from hf_rmt.huggingface.training.moment_windows import MOMENTS_FILE
-from tests.huggingface.training.test_filter_callback_resuming import Power, comparable
+from tests.huggingface.training.resuming import assert_goes_on
 from tests.huggingface.training.training import (
-    classifier,
     fine_tune,
 )
 
@@ -33,18 +32,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     def callback() -> RMTCallback:
         return RMTCallback(size=0.4, anneal=(6, 12))
 
-    whole = fine_tune(tmp_path / "whole", callback(), **saving)
-    with pytest.raises(KeyboardInterrupt):
-        fine_tune(tmp_path / "killed", callback(), Power(killed_at), **saving)
-    checkpoint = str(tmp_path / "killed" / f"checkpoint-{killed_at}")
-    saving["restore_callback_states_from_checkpoint"] = killed_at == 8
-    resumed = fine_tune(
-        tmp_path / "killed", callback(), model=classifier(), resume=checkpoint, **saving
-    )
-    found, expected = resumed.model.state_dict(), whole.model.state_dict()
-    assert list(found) == list(expected)
-    assert all(torch.equal(found[key], expected[key]) for key in found)
-    assert comparable(resumed.state.log_history) == comparable(whole.state.log_history)
+    assert_goes_on(tmp_path, callback, killed_at, saving)
 
 
 @pytest.mark.parametrize("step", [8, 12])

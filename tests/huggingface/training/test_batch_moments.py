@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import Trainer
 
 from hf_rmt.huggingface.training import batch_moments
 from hf_rmt.huggingface.training.batch_moments import BatchMoments
+from hf_rmt.huggingface.training.choice import NOT_FINITE
+from hf_rmt.huggingface.training.filter_callback import RMTCallback
+from hf_rmt.plan import Cause
+from tests.huggingface.training.training import arguments, classifier, sentences
 
 
 class Twins(nn.Module):
@@ -157,3 +163,24 @@ def test_convolutions_of_one_image_that_read_it_otherwise_share_nothing() -> Non
     assert excited["parts.wide"].inputs.shape == (27, 27)
     pixels = images.flatten(2).transpose(1, 2).reshape(-1, 3)
     torch.testing.assert_close(excited["parts.narrow"].inputs, pixels.T @ pixels / len(pixels))
+
+
+class NotANumber(Trainer):
+    """Its loss is nan."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return model(**inputs).loss * float("nan")
+
+
+def test_a_loss_that_is_no_number_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = NotANumber(
+        classifier(), arguments(tmp_path), train_dataset=sentences(), callbacks=[RMTCallback()]
+    )
+    trainer.train()
+    assert "gave nan or inf to 6 layers" in caplog.text
+    assert "size='auto' keeps" not in caplog.text
+    plan = trainer.model.compression_report.plan
+    assert {layer.reason for layer in plan} == {NOT_FINITE}
+    assert {layer.cause for layer in plan} == {Cause.NOT_FINITE}

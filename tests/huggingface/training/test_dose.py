@@ -18,7 +18,7 @@ from hf_rmt.compression.shrinkage import participation_ratio
 from hf_rmt.huggingface.training import scheduled_filter
 from hf_rmt.huggingface.training.dose import SCALES
 from hf_rmt.huggingface.training.trainer import held_out_score
-from tests.huggingface.training.test_filter_callback_resuming import Power
+from tests.huggingface.training.resuming import Power
 from tests.huggingface.training.test_update import blocks, trained, tuned_blocks
 from tests.huggingface.training.training import (
     QUERY,

@@ -6,30 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import TrainerCallback
 
 from hf_rmt import RMTConfig
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
 from hf_rmt.huggingface.training.start_weights import START_FILE
+from tests.huggingface.training.resuming import assert_goes_on
 from tests.huggingface.training.training import classifier, fine_tune
-
-RUN_TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
-
-
-class Power(TrainerCallback):
-    """Cuts the power after a checkpoint."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-def comparable(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{key: log[key] for key in log if key not in RUN_TIMES} for log in history]
 
 
 @pytest.mark.parametrize("schedule", ["epoch", 3])
@@ -44,18 +26,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     def callback() -> RMTCallback:
         return RMTCallback(config, schedule=schedule, target=of)
 
-    whole = fine_tune(tmp_path / "whole", callback(), **saving)
-    with pytest.raises(KeyboardInterrupt):
-        fine_tune(tmp_path / "killed", callback(), Power(killed_at), **saving)
-    checkpoint = str(tmp_path / "killed" / f"checkpoint-{killed_at}")
-    saving["restore_callback_states_from_checkpoint"] = killed_at == 8
-    resumed = fine_tune(
-        tmp_path / "killed", callback(), model=classifier(), resume=checkpoint, **saving
-    )
-    found, expected = resumed.model.state_dict(), whole.model.state_dict()
-    assert list(found) == list(expected)
-    assert all(torch.equal(found[key], expected[key]) for key in found)
-    assert comparable(resumed.state.log_history) == comparable(whole.state.log_history)
+    assert_goes_on(tmp_path, callback, killed_at, saving)
 
 
 def test_the_start_of_a_resumed_run_must_be_the_one_it_had(tmp_path: Path) -> None:
