@@ -104,8 +104,8 @@ def why_not_swapped(module: nn.Module) -> str:
     """Why a module cannot be replaced, and the remedy; empty if it can.
 
     A layer cannot if its weight or bias is made by something else, if one of its methods was
-    replaced, if it has tensors or children that its class does not give it, if a hook waits for the
-    gradient of its weight, or if accelerate has hooked it and transformers is not there.
+    replaced, if it has tensors or children that its class does not give it, or if a hook waits for
+    the gradient of its weight. Without `hf_rmt.huggingface` it cannot if accelerate has hooked it.
     """
     if parametrize.is_parametrized(module):
         return (
@@ -135,7 +135,7 @@ def user_attributes(module: nn.Module) -> list[str]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether all is known that the class of a module gives it, which holds for no activation."""
+    """Whether it is known what the class of a module sets by itself. Of activations it is not."""
     return isinstance(module, CompressedLayer | nn.Linear | nn.Conv2d) or is_conv1d(module)
 
 
@@ -164,7 +164,7 @@ def _patched(module: nn.Module) -> Iterator[str]:
         wraps = key == "forward" and WRAPPED in vars(module)
         if wraps and getattr(getattr(value, "func", None), "__module__", "") == "accelerate.hooks":
             value = vars(module)[WRAPPED]
-        # accelerate leaves the class's own method behind, bound to the object
+        # where accelerate has taken its hook off, the class's own method stays on the object
         if inspect.isfunction(method) and getattr(value, "__func__", None) is not method:
             yield key
 
@@ -195,7 +195,7 @@ def _taken(key: str) -> str:
 
 
 def _why_taken(old: nn.Module, new: nn.Module) -> str:
-    """Why an attribute of a user's cannot be set on a certain module; empty if all can."""
+    """Why a user's attribute cannot be set on the new module; empty if all can."""
     known = [key for key in user_attributes(old) if hasattr(new, key)]
     taken = set(known) - set(user_attributes(new)) if known and _is_layer(old) else ()
     return _taken(min(taken)) if taken else ""
@@ -225,8 +225,9 @@ def _trains(module: nn.Module, key: str, default: bool) -> bool:
 
 
 def _set_trains(parameter: nn.Parameter, trains: bool) -> None:
-    if parameter.requires_grad is not trains:  # for torch refuses even what changes nothing
-        parameter.requires_grad_(trains)  # of a tensor that was made in inference mode
+    # torch refuses to set it for a tensor of inference mode, even to the value that it has
+    if parameter.requires_grad is not trains:
+        parameter.requires_grad_(trains)
 
 
 def _carry_weight_attributes(old: Any, new: Any) -> None:

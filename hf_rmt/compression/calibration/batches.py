@@ -89,7 +89,7 @@ def _as_tensor(key: str, value: Any, number: int) -> Any:
         raise ValueError(
             f"calibration batch number {number}: {key!r} holds lists of different lengths; {REMEDY}"
         ) from error
-    # numbers of Python have the precision of the models, not their own
+    # lists of Python numbers have no dtype, so they get that of the models
     return (
         tensor.to(torch.get_default_dtype()) if numbers and tensor.is_floating_point() else tensor
     )
@@ -103,14 +103,14 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _is_row(batch: Batch) -> bool:
-    """Whether the first argument that tells has no dimension of a batch."""
+    """Whether the first known argument lacks the dimension of a batch."""
     held = [(batch[key], rank) for key, rank in ROW_DIMENSIONS.items() if key in batch]
     tensors = [(value, rank) for value, rank in held if isinstance(value, Tensor)]
     return bool(tensors) and tensors[0][0].dim() == tensors[0][1]
 
 
 def _scalar(value: Any) -> Any:
-    """A number of a row, such as its label, as a tensor; a flag stays one."""
+    """A number, such as the label of a row, as a tensor; anything else as it is."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     return torch.as_tensor(value) if number else value
 

@@ -203,8 +203,8 @@ class AnnealedFilter:
         if self.chosen:
             self._probes |= probes_again(model, self.chosen, excited)
         else:
-            told = {"not_finite": not_finite}
-            choice = choose(model, self._names, excited, self.settings, self.size, **told)
+            rule = self.settings, self.size
+            choice = choose(model, self._names, excited, *rule, not_finite=not_finite)
             if self.size == "auto" and choice.share > MOSTLY_DENSE and not not_finite:
                 _warn_mostly_dense(choice.share)
             self._probes = choice.probes

@@ -34,8 +34,7 @@ class MomentWindows:
     Attributes:
         choices: The steps of the choices that are still to come.
         leaders: As above.
-        not_finite: Layers for which the last window was of no use: batches reached them with nan
-            or inf.
+        not_finite: Layers to which the batches of the last window gave nan or inf.
     """
 
     def __init__(
