@@ -34,6 +34,8 @@ REMEDIES = {
     "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first, or 'bias'",
     "weight_g": "call torch.nn.utils.remove_weight_norm(layer) first",
     "weight_u": "call torch.nn.utils.remove_spectral_norm(layer) first",
+    "bias": "a bias that was taken away can be one of zeros instead, and one that was added has "
+    "nowhere to go",
 }
 """What takes tensors off a layer again, by the beginning of their names."""
 OTHERWISE = "take them off, or put layer.to_dense() in its place"
@@ -210,6 +212,7 @@ def _tensors_of(plan: LayerPlan, layer: Any) -> dict[str, torch.Size]:
     """Shapes of the tensors that loading fills, by their names in the layer."""
     with torch.device("meta"):
         dense: Any = layer.empty_dense()
-        dense.bias = None if layer.bias is None else nn.Parameter(torch.empty(layer.out_features))
+        there = layer.bias is not None if layer.took_bias is None else layer.took_bias
+        dense.bias = nn.Parameter(torch.empty(layer.out_features)) if there else None
         empty = compressed_like(dense, plan.kind, plan.rank, plan.noise)
     return {key: tensor.shape for key, tensor in empty.state_dict().items()}

@@ -135,6 +135,30 @@ def check_found(model: nn.Module, missing: Iterable[str], where: str) -> None:
             )
 
 
+def check_none_extra(model: nn.Module, unexpected: Iterable[str], where: str) -> None:
+    """Refuse a file that holds more tensors of a compressed layer than the layer takes.
+
+    transformers would leave them out, and the layer would act otherwise than when it was saved.
+
+    Args:
+        model: The model, its compressed layers in place.
+        unexpected: Names of tensors that the model has no place for.
+        where: The file, for the message.
+
+    Raises:
+        ValueError: If one of them belongs to a compressed layer.
+    """
+    names = compressed_layers(model)
+    for key in sorted(unexpected):
+        owner = next((name for name in _above(key) if name in names), None)
+        if owner is not None:
+            raise ValueError(
+                f"layer {owner!r}: {where} holds {key!r}, and a {type(model).__name__} that is "
+                "made from its config.json has no place for it; before saving, take off what was "
+                "added to the layer, or load the tensors into a model that has the same addition"
+            )
+
+
 def check_none_left(mismatched: Iterable[tuple[str, Any, Any]], where: str) -> None:
     """Refuse a compressed tensor for which this model has a dense layer.
 

@@ -19,6 +19,7 @@ from transformers.quantizers.base import HfQuantizer
 from hf_rmt.huggingface.alarm import without_alarm
 from hf_rmt.huggingface.integrity import (
     check_found,
+    check_none_extra,
     check_none_left,
     check_one_save,
     check_types,
@@ -155,6 +156,7 @@ def _found_all(model: Any, where: str, info: Any) -> None:
     del model.__dict__["mark_tied_weights_as_initialized"]
     try:
         check_found(model, info.missing_and_mismatched(), where)
+        check_none_extra(model, info.unexpected_keys, where)
         check_none_left(info.mismatched_keys, where)
     except ValueError:
         info.mismatched_keys.clear()  # or transformers raises an error of its own over this one

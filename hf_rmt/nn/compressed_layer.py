@@ -31,6 +31,8 @@ class CompressedLayer(nn.Module):
         in_features: Columns of the matrix.
         out_features: Rows of the matrix.
         bias: Shape (out,) or None.
+        took_bias: Whether the layer whose place it took had a bias, for it will be loaded in the
+            place of one that has; None for a layer that took no place.
     """
 
     kind: ClassVar[str]
@@ -40,6 +42,7 @@ class CompressedLayer(nn.Module):
     in_features: int
     out_features: int
     bias: nn.Parameter | None
+    took_bias: bool | None = None
 
     @classmethod
     @abstractmethod

@@ -244,6 +244,8 @@ def _carry_weight_attributes(old: Any, new: Any) -> None:
 def _carry_bias(old: Any, new: Any) -> None:
     """Attributes of the bias and the hooks on its gradient, for it keeps its shape."""
     before, after = getattr(old, "bias", None), getattr(new, "bias", None)
+    if isinstance(new, CompressedLayer):
+        new.took_bias = getattr(old, "took_bias", before is not None)
     both = isinstance(before, nn.Parameter) and isinstance(after, nn.Parameter)
     if not both or before is after:
         return

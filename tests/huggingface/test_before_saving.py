@@ -231,6 +231,11 @@ def of_another_shape(layer: Any) -> Callable[[], Any]:
     return lambda: setattr(layer, "weight", before)
 
 
+def without_bias(layer: Any) -> Callable[[], Any]:
+    before, layer.bias = layer.bias, None
+    return lambda: setattr(layer, "bias", before)
+
+
 CHANGES = {
     pruned: r"prune\.remove\(layer, 'weight'\)",
     pruned_bias: r"prune\.remove\(layer, 'bias'\)",
@@ -241,6 +246,7 @@ CHANGES = {
     spectral_by_a_hook: "remove_spectral_norm",
     extended: r"mine; .*to_dense\(\)",
     of_another_shape: r"weight; .*to_dense\(\)",
+    without_bias: "bias; .*one of zeros",
 }
 
 
@@ -257,6 +263,18 @@ def test_tensors_that_no_load_would_take_are_refused(change: Any, tmp_path: Path
     undo()
     logits(model)
     reloaded(model, tmp_path / "saved")
+
+
+@pytest.mark.parametrize("config", [LOW, RMTConfig(method="svd", rank=8, noise="int8")])
+def test_a_bias_that_was_added_is_refused(config: RMTConfig, tmp_path: Path) -> None:
+    model = tiny()
+    layer = "bert.encoder.layer.0.output.dense"
+    model.get_submodule(layer).bias = None
+    hf_rmt.compress(model, config)
+    model.get_submodule(layer).bias = nn.Parameter(torch.ones(64))
+    with pytest.raises(ValueError, match="cannot be saved.*bias; .*was added has nowhere to go"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_tensors_that_are_given_are_looked_at_in_place_of_those_of_the_model(

@@ -75,6 +75,16 @@ def test_a_damaged_tensor_is_named(tensor: str, number: int, recorded: bool, fol
     assert "model.safetensors" in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["mine", "noise.mine"])
+def test_a_tensor_that_no_layer_takes_is_named(key: str, folder: Path) -> None:
+    name = f"{LAYER}.{key}"
+    tensors = load_file(folder / "model.safetensors") | {name: torch.ones(2)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    edit(folder, lambda record: None)
+    with pytest.raises(ValueError, match=rf"{LAYER}.*model\.safetensors holds '{name}'"):
+        AutoModel.from_pretrained(folder)
+
+
 STEP = {"module": "dropout", "thresholds": [0.0], "heights": [0.0, 1.0]}
 BEFORE = {
     **{"function": "tanh", "thresholds": [0.0], "heights": [-1.0, 1.0]},
