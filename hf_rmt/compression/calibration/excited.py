@@ -20,6 +20,7 @@ from torch import Tensor
 from hf_rmt.compression.calibration.low_rank import (
     GRADIENT_DAMPING,
     INPUT_DAMPING,
+    SMALLEST,
     LayerMoments,
     damped,
 )
@@ -48,17 +49,31 @@ def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor
         >>> excited_directions(weight, LayerMoments(inputs))[0].round().tolist()
         [9.0, 1.0]
     """
-    columns = _root(excitation.inputs, INPUT_DAMPING)
-    matrix = _times(weight.double(), columns)
-    rows = None if excitation.gradients is None else _root(excitation.gradients, GRADIENT_DAMPING)
-    matrix = matrix if rows is None else _times(matrix.T, rows).T
-    tall = matrix.shape[0] >= matrix.shape[1]
-    values, vectors = torch.linalg.eigh(matrix.T @ matrix if tall else matrix @ matrix.T)
-    vectors = vectors.flip(1)
-    images = _unit(matrix @ vectors if tall else matrix.T @ vectors)
-    left, right = (images, vectors) if tall else (vectors, images)
-    left = left if rows is None else _unit(_times(left.T, _turned(rows)).T)
-    return values.flip(0).clamp_min(0), left, _unit(_times(right.T, _turned(columns)).T)
+    inputs = _damped(excitation.inputs, INPUT_DAMPING)
+    slopes = excitation.gradients
+    outputs = None if slopes is None else _damped(slopes, GRADIENT_DAMPING)
+    if weight.shape[0] >= weight.shape[1]:
+        return _directions(weight.double(), outputs, inputs)
+    values, right, left = _directions(weight.double().T, inputs, outputs)
+    return values, left, right
+
+
+def _directions(
+    matrix: Tensor, rows: Tensor | None, columns: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared singular values of R^{1/2} M C^{1/2} and both probes, for M with more rows.
+
+    They follow from C^{1/2} M' R M C^{1/2} = V s^2 V': the probes are R M C^{1/2} V and C^{1/2} V,
+    so that the larger side needs no root.
+    """
+    weighted = matrix if rows is None else _times(rows, matrix)
+    gram = matrix.T @ weighted
+    root = None if columns is None else _root(columns)
+    if root is not None:
+        gram = root[:, None] * gram * root if root.ndim == 1 else root.T @ gram @ root
+    values, vectors = torch.linalg.eigh(gram)
+    probes = vectors.flip(1) if root is None else _times(root, vectors.flip(1))
+    return values.flip(0).clamp_min(0), _unit(weighted @ probes), _unit(probes)
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -67,16 +82,21 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / norms.clamp_min(torch.finfo(norms.dtype).tiny)
 
 
-def _root(moment: Tensor, damping: float) -> Tensor:
-    """Lower triangular root of a damped second moment; of a diagonal a vector."""
-    if moment.ndim == 1:
-        moment = moment.double()
-        return (moment + (damping * moment.mean()).clamp_min(1e-150)).sqrt()
-    return torch.linalg.cholesky(damped(moment, damping))
+def _damped(moment: Tensor, damping: float) -> Tensor:
+    """A second moment, or its diagonal, plus a part of its mean."""
+    if moment.ndim == 2:
+        return damped(moment, damping)
+    moment = moment.double()
+    return moment + (damping * moment.mean()).clamp_min(SMALLEST)
 
 
-def _times(rows: Tensor, root: Tensor) -> Tensor:
-    return rows * root if root.ndim == 1 else rows @ root
+def _root(moment: Tensor) -> Tensor:
+    """Lower triangular root of a second moment; of a diagonal a vector."""
+    return moment.sqrt() if moment.ndim == 1 else torch.linalg.cholesky(moment)
+
+
+def _times(moment: Tensor, matrix: Tensor) -> Tensor:
+    return moment[:, None] * matrix if moment.ndim == 1 else moment @ matrix
 
 
 @torch.no_grad()
@@ -108,7 +128,3 @@ def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor
     lost, least = (torch.linalg.vector_norm(matrix - part) for part in (fitted, signal))
     best = torch.where(lost <= FITTING * least + NULL * matrix.norm(), fitted, signal)
     return torch.lerp(best, matrix, left_over).to(weight.dtype)
-
-
-def _turned(root: Tensor) -> Tensor:
-    return root if root.ndim == 1 else root.T
