@@ -1,8 +1,9 @@
 """Parts of the pages that are made of the code, so that they cannot go out of date.
 
-A page holds a line such as `<!-- made from the code: methods -->`. Before Sphinx reads the page,
-the line is replaced with Markdown that is made of the installed package. In a terminal,
-`python docs/_ext/from_code.py methods` prints the same.
+The tables stand in the pages between two comments. `python docs/_ext/from_code.py` writes them
+anew, and a test fails where that was forgotten. A line such as
+`<!-- made from the code: api of hf_rmt -->` is filled in by Sphinx alone, since it takes Sphinx's
+own directives.
 """
 
 from __future__ import annotations
@@ -12,31 +13,37 @@ import re
 from collections.abc import Callable
 from importlib import import_module
 from inspect import isclass, isfunction
+from pathlib import Path
 from typing import Any
 
-MARKER = re.compile(r"^<!-- made from the code: (?P<name>[\w. -]+) -->$", re.M)
+TABLE = re.compile(r"^<!-- made from the code: (\w+) -->\n.*?^<!-- end -->$", re.M | re.S)
+API = re.compile(r"^<!-- made from the code: api of ([\w.]+) -->$", re.M)
+PAGES = Path(__file__).parents[1]
 
 
-def expanded(text: str) -> str:
-    """The text of a page with each marker replaced.
+def refreshed(text: str) -> str:
+    """The text of a page with each table written anew.
 
     Args:
         text: Markdown.
 
     Returns:
-        Markdown without markers.
+        Markdown with the same comments.
 
     Raises:
-        KeyError: If a marker names no part.
+        KeyError: If a comment names no table.
     """
-    return MARKER.sub(lambda match: part(match["name"]), text)
+
+    def written(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"<!-- made from the code: {name} -->\n\n{TABLES[name]()}\n\n<!-- end -->"
+
+    return TABLE.sub(written, text)
 
 
-def part(name: str) -> str:
-    """One part: `methods`, `options`, `matrix`, `verdicts`, `noise`, or `api of MODULE`."""
-    if name.startswith("api of "):
-        return api(name.removeprefix("api of "))
-    return PARTS[name]()
+def expanded(text: str) -> str:
+    """The text of a page as Sphinx reads it, with the directives that document modules."""
+    return API.sub(lambda match: api(match[1]), refreshed(text))
 
 
 def methods_table() -> str:
@@ -66,6 +73,8 @@ def matrix() -> str:
         if option in method.one_of:
             return "one of" if len(method.one_of) > 1 else "needed"
         read = option in common or any(own.name == option for own in method.options)
+        if option == "recover_spikes" and not getattr(method, "finds_law", True):
+            return ""  # it may be None or False there, and neither means anything
         return "yes" if read else ""
 
     rows = [
@@ -126,7 +135,7 @@ def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
-PARTS: dict[str, Callable[[], str]] = {
+TABLES: dict[str, Callable[[], str]] = {
     "methods": methods_table,
     "options": options_table,
     "matrix": matrix,
@@ -160,10 +169,13 @@ def setup(app: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print one part, as Markdown."""
-    parser = argparse.ArgumentParser(description="Print a table that the pages take from the code.")
-    parser.add_argument("part", choices=PARTS, help="which table")
-    print(part(parser.parse_args().part))
+    """Write the tables of all pages anew."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
+    for page in sorted(PAGES.rglob("*.md")):
+        before = page.read_text(encoding="utf-8")
+        if (after := refreshed(before)) != before:
+            page.write_text(after, encoding="utf-8")
+            print(page)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def _what_was_done(plan: CompressionPlan, base_model: str | None, config: Mappin
 def _spiked_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
     kinds = Counter(layer.noise for layer in layers)
     stored = " and ".join(NOISE_WORDS.get(kind, f"stored as {kind}") for kind in kinds)
-    lawless = any(layer.phase == Phase.LAWLESS for layer in layers)
+    lawless = all(layer.phase == Phase.LAWLESS for layer in layers)
     ranks = sorted(layer.rank for layer in layers)
     text = (
         f"{LAWLESS_WORDS if lawless else LAW_WORDS} These directions, the signal, are stored as "

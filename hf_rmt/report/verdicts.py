@@ -15,23 +15,23 @@ VERDICTS = {
     ),
     Phase.SPIKED: (
         "Some directions stand above a bulk of noise: keep these spikes exact and store the rest "
-        "in int8 or int4, or drop the rest if you fine-tune afterwards."
+        "in int8 or int4, or drop the rest if you calibrate with a size or train the model."
     ),
     Phase.HEAVY_TAILED: (
         "The noise law does not hold, so the number of spikes is a choice and not a finding: "
-        "store the layer in int8, or choose its size yourself with method svd."
+        "store the layer in int8, try method power-law, or set the rank yourself with method svd."
     ),
     Phase.UNEVEN: (
         "The entries differ in size from row to row, repeat, or are mostly zero, which makes "
-        "eigenvalues stand out that carry no signal: store the layer in int8, and read the reason."
+        "eigenvalues stand out that carry no signal: store the layer in int8, and see the notes."
     ),
     Phase.DEGENERATE: (
         "No law can be fitted, for the reason in the notes (such as zeros, a low rank or too few "
-        "eigenvalues), so leave the layer dense, or use method svd if its rank is low."
+        "eigenvalues), so the layer stays dense; use method svd if its rank is low."
     ),
     Phase.LAWLESS: (
-        "No noise law was fitted: the directions kept are as many as you asked for, so use method "
-        "pdb to see how many of them stand out of the noise."
+        "No noise law was fitted, because the method fits none (pdb says how many directions stand "
+        "out of the noise) or because no noise has such a spectrum (store the layer in int8)."
     ),
 }
 """One sentence for each verdict."""

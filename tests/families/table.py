@@ -33,8 +33,13 @@ same state as in memory; that saved and loaded; made dense again; trained for a 
 adapters; and, where it generates, a few tokens. States are equal bit for bit, outputs to 1e-6."""
 LEGEND = """\
 *Covered* is the share of all parameters of the model that lie in compressed layers. Embeddings and
-experts count as well. These models are tiny, so embeddings weigh more than in large ones. *Left
-dense* counts layers by cause."""
+experts count as well. These models are tiny, so embeddings weigh more than in large ones. Experts
+that a model holds as one tensor for all of them stay dense: all those of Mixtral, while the tiny
+Qwen2Moe has a large shared expert, which is an ordinary layer.
+
+*Left dense* counts layers by cause. `too small`: the shorter side is below `min_size`. `read by
+parent`: the model computes with the weight without calling the layer. `converted`: transformers
+splits or joins the tensor while it loads. `router`: the layer chooses among experts."""
 
 
 def page(results: Sequence[Result]) -> str:

@@ -272,7 +272,7 @@ def test_a_bias_that_was_added_is_refused(config: RMTConfig, tmp_path: Path) -> 
     model.get_submodule(layer).bias = None
     hf_rmt.compress(model, config)
     model.get_submodule(layer).bias = nn.Parameter(torch.ones(64))
-    with pytest.raises(ValueError, match="cannot be saved.*bias; .*was added has nowhere to go"):
+    with pytest.raises(ValueError, match=r"cannot be saved.*bias; .*was added has nowhere to go"):
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 

@@ -1,4 +1,4 @@
-"""NoiseStates of a model with part of its noise removed, and what a metric says of them.
+"""States of a model with part of its noise removed, and what a metric says of them.
 
 A state is made of the very layers that `compress` would put in place; the model's own weights are
 set aside meanwhile, untouched. Each layer is decomposed once and its singular vectors are held:

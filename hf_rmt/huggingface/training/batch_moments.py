@@ -18,7 +18,7 @@ from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import is_convolution
 
 TOKENS = 512
-"""Most tokens of a batch that count, evenly spaced: more would cost time and tell little."""
+"""Tokens of a batch that count, unless fewer are asked for."""
 WIDEST = 4096
 """Widest side whose second moment is a matrix; of a wider one the diagonal must do."""
 
@@ -34,6 +34,7 @@ class BatchMoments:
     Args:
         model: The model that trains, without a wrapper.
         names: Its layers with a matrix.
+        tokens: Most tokens of a batch that count, evenly spaced; more cost time and tell little.
 
     Attributes:
         leaders: Which layer's input each layer shares.
@@ -41,8 +42,8 @@ class BatchMoments:
         not_finite: Layers that were reached, by inputs or gradients that hold nan or inf.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        self.model, self.names = model, list(names)
+    def __init__(self, model: nn.Module, names: Sequence[str], tokens: int = TOKENS) -> None:
+        self.model, self.names, self.tokens = model, list(names), tokens
         self.not_finite: list[str] = []
         self.leaders: dict[str, str] = {}
         self.sums: dict[str, Tensor] = {}
@@ -135,7 +136,7 @@ class BatchMoments:
     def _add(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
         if self.leaders[name] == name:
             patches = _patches(layer, entry) if is_convolution(layer) else entry
-            tokens = _thinned(self._unpadded(patches, self._mask)).float()
+            tokens = self._thinned(self._unpadded(patches, self._mask)).float()
             self.sums[f"{name} tokens"] += len(tokens)
             _add_products(self.sums[f"{name} products"], tokens)
         if result.requires_grad:
@@ -145,8 +146,9 @@ class BatchMoments:
     def _add_slopes(self, name: str, layer: nn.Module, gradient: Tensor, mask: Any) -> None:
         rows = gradient.flatten(2).transpose(1, 2) if is_convolution(layer) else gradient
         rows = self._unpadded(rows, mask)
-        thin = _thinned(rows).float() * math.sqrt(len(rows) / max(1, len(_thinned(rows))))
-        _add_products(self.sums[f"{name} slopes"], thin)
+        thin = self._thinned(rows).float()
+        weight = math.sqrt(len(rows) / max(1, len(thin)))
+        _add_products(self.sums[f"{name} slopes"], weight * thin)
         self.sums[f"{name} batches"] += 1
 
     def _unpadded(self, tokens: Tensor, mask: Any) -> Tensor:
@@ -154,6 +156,10 @@ class BatchMoments:
         if mask is not None and mask.shape == tokens.shape[:-1]:
             return tokens[mask.bool().to(tokens.device)]
         return tokens.reshape(-1, tokens.shape[-1])
+
+    def _thinned(self, rows: Tensor) -> Tensor:
+        """At most `tokens` of the rows, evenly spaced."""
+        return rows[:: max(1, -(-len(rows) // self.tokens))]
 
 
 def _is_finite(moments: LayerMoments) -> bool:
@@ -178,11 +184,6 @@ def _add_products(total: Tensor, rows: Tensor) -> None:
         total += rows.square().sum(0)
     else:
         total.addmm_(rows.T, rows)
-
-
-def _thinned(rows: Tensor) -> Tensor:
-    """At most `TOKENS` of the rows, evenly spaced."""
-    return rows[:: max(1, -(-len(rows) // TOKENS))]
 
 
 def _patches(layer: Any, images: Tensor) -> Tensor:

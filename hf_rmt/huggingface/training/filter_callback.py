@@ -256,8 +256,9 @@ class RMTCallback(TrainerCallback, ExportableState):
 DEFAULT_ANNEAL = (0.6, 0.95)
 """Parts of the run in which `RMTCallback()` scales the noise down.
 
-Directions that are chosen early know less of the task: in runs of 188 steps on SST-2 the accuracy
-is 1 point higher than with (0.2, 0.8), and 0.3 points higher than with (0.75, 1.0)."""
+Directions that are chosen early know less of the task, and noise that goes late leaves no steps to
+adapt. In runs of 188 steps on SST-2 with 35 % of the parameters the accuracy is 0.8 points higher
+than with (0.2, 0.8), and 0.3 points higher than with (0.75, 1.0)."""
 
 
 def _is_default(config: Any, size: Size, schedule: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from hf_rmt.compression.calibration.low_rank import LayerMoments
-from hf_rmt.huggingface.training.batch_moments import BatchMoments
+from hf_rmt.huggingface.training.batch_moments import TOKENS, BatchMoments
 from hf_rmt.huggingface.training.start_weights import load_start, save_start
 
 logger = logging.getLogger(__name__)
@@ -18,6 +18,12 @@ logger = logging.getLogger(__name__)
 GATHERED = 24
 """Most update steps before a choice whose batches are measured. The very first step of a training
 that is measured only shows which layers share an input."""
+TOKENS_AGAIN = 128
+"""Most tokens of a batch that are measured before a choice that is not the first.
+
+The first choice has more, for it finds the ranks too. On SST-2, from one state and with the same
+batches, fewer tokens for the later choices took the KL divergence to plain training from 0.0210 to
+0.0221; with one choice it is 0.0286."""
 MOMENTS_FILE = "_rmt_moments-{process}.safetensors"
 
 
@@ -123,7 +129,8 @@ class MomentWindows:
     def _opened(self) -> BatchMoments:
         """The sums of the window, zeros where it has just begun."""
         if self._moments is None:
-            self._moments = BatchMoments(self.model, self.names)
+            tokens = TOKENS_AGAIN if self._start else TOKENS
+            self._moments = BatchMoments(self.model, self.names, tokens)
             if self.leaders:
                 self._moments.set_leaders(self.leaders)
         return self._moments

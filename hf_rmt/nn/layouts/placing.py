@@ -97,7 +97,7 @@ def place(layer: SpikedLinear | TernaryLinear, name: str, *, activations: str = 
 
 
 def layout_line(model: nn.Module) -> str:
-    """One line: how many layers have which layout, what they take, and why some could not.
+    """One line: how many layers have which layout, and what memory they take.
 
     Args:
         model: A model with compressed layers.

@@ -106,12 +106,9 @@ def test_an_evaluation_between_two_steps_is_not_heard() -> None:
     assert not any(part._forward_hooks for part in model.modules())
 
 
-def test_of_many_tokens_some_count_and_gradients_keep_their_size(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(batch_moments, "TOKENS", 7)
+def test_of_many_tokens_some_count_and_gradients_keep_their_size() -> None:
     model = twins()
-    moments, batches = BatchMoments(model, NAMES), [batch(0), batch(1)]
+    moments, batches = BatchMoments(model, NAMES, tokens=7), [batch(0), batch(1)]
     steps(model, moments, batches)
     excited = moments.measured_moments()
     thin = batches[1]["x"].reshape(-1, 6)[::3]
