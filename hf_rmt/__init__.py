@@ -1,7 +1,7 @@
 """Signal and noise in a network's weights: random matrix theory for transformers models.
 
-A weight is signal plus noise. Random matrix theory says where one ends and the other begins;
-the signal is kept exact, low-rank and trainable, the noise as cheaply as the user asks.
+A weight is signal plus noise. Random matrix theory says where one ends and the other begins. The
+signal is kept exact, low-rank and trainable. The noise is stored as cheaply as the user asks.
 
 Importing this package registers the quantization method "rmt" with transformers, at once or as
 soon as transformers is imported. Everything else is imported on first use.

@@ -12,7 +12,7 @@ from typing import Any
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the allowed."""
+    """Refuse a value that is not allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
@@ -32,7 +32,7 @@ def plain_number(value: Any) -> Any:
 
 
 def check_number(name: str, value: object, low: str = "[0", high: str = "1]") -> float:
-    """A number as a plain float, held to an interval whose ends are given as they are written."""
+    """A number as a plain float, checked against an interval with ends such as "(0" and "1]"."""
     rule, plain = f"{low}, {high}", plain_number(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(f"{name} must be a number in {rule}, got {value!r}")
@@ -44,7 +44,7 @@ def check_number(name: str, value: object, low: str = "[0", high: str = "1]") ->
 
 
 def check_integer(name: str, value: object, low: int) -> int:
-    """A whole number as a plain int, held to a lower bound."""
+    """A whole number as a plain int, checked against a lower bound."""
     plain = plain_number(value)
     if isinstance(plain, bool) or not isinstance(plain, Integral):
         raise TypeError(f"{name} must be an integer of at least {low}, got {value!r}")
@@ -70,7 +70,7 @@ def check_names(name: str, value: object) -> list[str] | None:
 
 
 def check_expression(name: str, value: object) -> None:
-    """Refuse a string that is no regular expression, or an empty one; what is no string passes."""
+    """Refuse a string that is empty or no regular expression; other types pass."""
     if not isinstance(value, str):
         return
     if not value:
@@ -85,7 +85,7 @@ def check_expression(name: str, value: object) -> None:
 
 
 def check_path(name: str, value: object) -> None:
-    """Refuse an empty text where a file or folder is meant: `Path` takes it for the working one."""
+    """Refuse an empty path, because `Path` takes it as the working folder."""
     if value == "":
         raise ValueError(
             f"{name} must name a file or a folder, got ''; write '.' for the folder you work in"

@@ -1,9 +1,9 @@
-"""Registering with transformers and PEFT without importing them before their time.
+"""Registers with transformers and PEFT without importing them early.
 
 `import hf_rmt.spectra` must stay free of torch, and `import hf_rmt` must be enough for
-`from_pretrained` to know the method "rmt" and for PEFT to know compressed layers. So where one of
-them is not imported yet, a finder waits for each module that matters, and completes it right after
-it has run.
+`from_pretrained` to know the method "rmt" and for PEFT to know compressed layers. So for modules
+that are not imported yet, an import hook runs the registration right after such a module was
+imported.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ def _is_imported(module: ModuleType) -> bool:
 
 def _register(registry: ModuleType) -> None:
     from hf_rmt.huggingface.alarm import silence_alarm
+    from hf_rmt.huggingface.compat import pass_on_loading_attributes
     from hf_rmt.huggingface.config import RMTConfig
     from hf_rmt.huggingface.quantizer import RMTQuantizer
     from hf_rmt.huggingface.record import QUANT_METHOD
 
     silence_alarm()
+    pass_on_loading_attributes(registry, RMTConfig)
     registry.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = RMTConfig
     registry.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = RMTQuantizer
 
@@ -60,11 +62,11 @@ REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
     MODELS: _register_saving,
     LORA: _register_lora,
 }
-"""What is done once a module has been imported, by its name."""
+"""What to do after a module was imported, by the name of the module."""
 
 
 class _Finder(MetaPathFinder):
-    """Finds a module as usual, and completes it once it has been executed."""
+    """Finds a module as usual, and registers with it after it was executed."""
 
     def __init__(self, name: str, register: Callable[[ModuleType], None]) -> None:
         self.name, self.register = name, register

@@ -1,4 +1,4 @@
-"""What a record says of a step activation, and whether it can be one. Plain values only."""
+"""Checks what a record says about a step activation. Plain values only."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from math import isfinite
 from typing import Any
 
 MOST_STEPS, MOST_LEVEL = 64, 1e6
-"""Thresholds of a step and its values are fewer and smaller in any model."""
+"""Real steps have fewer thresholds than this, and smaller values."""
 STEP_FIELDS: tuple[set[str], ...] = (
     {"module", "thresholds", "heights"},
     {"function", "thresholds", "heights", "values", "slopes", "gain"},
 )
-"""What is recorded of a step: where it replaces a module, and where a function reads it."""
+"""The fields of a recorded step: of one that replaces a module, and of one before a function."""
 
 
 def is_step(value: object) -> bool:
-    """Whether a step has its fields, with numbers that bound and increase."""
+    """Whether a step has its fields, with bounded numbers and increasing thresholds."""
     if not isinstance(value, Mapping) or set(value) not in STEP_FIELDS:
         return False
     points = len(value["thresholds"]) if _are_levels(value["thresholds"]) else -1
@@ -33,7 +33,7 @@ def is_step(value: object) -> bool:
 
 
 def _fits_function(step: Mapping[str, Any], pieces: int) -> bool:
-    """Whether a step says what a function makes of its heights."""
+    """Whether the fields for a step before a function are valid."""
     return (
         _are_levels(step["values"], pieces)
         and _are_levels(step["slopes"], pieces)

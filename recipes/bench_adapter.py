@@ -9,10 +9,10 @@ loaded by stock PEFT on the base. It is judged by how far its logits lie from th
 model (mean Euclidean distance over the texts), and by its accuracy where labels are given. The
 linear layers of the repeated blocks get factors; everything else is carried over as tuned.
 
---train makes the two models: the BERT of the extra `demo`, and the same fine-tuned on 12,000 random
-training sentences of SST-2 in the folder HF_RMT_DATA. A file of texts has one text in each line,
-with a tab and a label after it if there are labels. --embedded trains the same BERT on the built-in
-sentences instead.
+--train makes the two models: the BERT of the extra `demo`, and the same BERT fine-tuned on 12,000
+random training sentences of SST-2, read from the folder HF_RMT_DATA. A file of texts has one text
+in each line, with a tab and a label after it if there are labels. --embedded trains the same BERT
+on the built-in sentences instead.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--base", type=Path, help="folder of the pretrained model")
     made.add_argument("--tuned", type=Path, help="folder of the tuned model")
     made.add_argument("--texts", type=Path, help="file of texts to compare the logits on")
-    made.add_argument("--limit", type=int, help="use only the first so many texts")
+    made.add_argument("--limit", type=int, help="use only this many texts, from the start")
     made.add_argument("--calibration", type=Path, help="file of other texts of the task")
     made.add_argument("--calibration-texts", type=int, default=128, help="how many")
     made.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16], help="fixed ranks")
@@ -113,7 +113,7 @@ def variants(rank: int, calibration: Any) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def reload(adapter: Any, base: Path) -> Any:
-    """The adapter on the base, through files and stock PEFT."""
+    """Save the adapter and load it onto the base with plain PEFT."""
     with tempfile.TemporaryDirectory() as folder:
         adapter.save_pretrained(folder)
         model = AutoModelForSequenceClassification.from_pretrained(base)

@@ -73,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
     made = parser_of(__doc__)
     made.add_argument("--embedded", action="store_true", help="one block of width 64, one repeat")
     made.add_argument("--layers", type=int, default=12, help="blocks of the model")
-    made.add_argument("--width", type=int, default=768, help="of the hidden states, 64 k")
+    made.add_argument(
+        "--width", type=int, default=768, help="of the hidden states, a multiple of 64"
+    )
     made.add_argument("--noise", default="int8", help="how the noise is stored")
     made.add_argument("--processes", type=int, default=2, help="compared with one")
     made.add_argument("--repeats", type=int, default=3, help="the times are medians over them")

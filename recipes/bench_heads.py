@@ -3,12 +3,12 @@
     python recipes/bench_heads.py --embedded
     python recipes/bench_heads.py --data_dir DATA/sst2 --train_sentences 1000
 
-A head of two layers, as that of RoBERTa with tanh and that of DistilBERT with relu, is trained on
-mean-pooled sentences of the BERT of the extra `demo`, and made ternary by `method="ntk"`,
-calibrated on training sentences. For each activation the recipe prints the accuracy on dev
-sentences, how often the head decides as the dense one does, and the correlation of their logits.
-`default` is `activation="auto"`, which chooses by calibration rows that the fit did not see.
---embedded trains on a few built-in sentences, which shows that it runs.
+A head of two layers, like that of RoBERTa (tanh) or DistilBERT (relu), is trained on mean-pooled
+sentences of the BERT of the extra `demo`. Then it is made ternary by `method="ntk"`, calibrated on
+training sentences. For each activation the recipe prints the accuracy on dev sentences, how often
+the head decides as the dense one does, and the correlation of their logits. `default` is
+`activation="auto"`, which chooses by calibration rows that the fit did not see. --embedded trains
+on a few built-in sentences, which shows that it runs.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def compressed(dense: Head, rows: Rows, options: argparse.Namespace) -> dict[str
 
 @torch.no_grad()
 def compared(head: Head, dense: Head, rows: Rows) -> tuple[float, float, float]:
-    """Accuracy, share of decisions as the dense head's, correlation of the logits with its."""
+    """Accuracy, share of decisions equal to the dense head's, correlation with its logits."""
     x, labels = rows
     found, wanted = head(x), dense(x)
     choices = found.argmax(1)

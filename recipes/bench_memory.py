@@ -3,10 +3,10 @@
     python recipes/bench_memory.py [--noise int8 int4] [--texts 4]
     python recipes/bench_memory.py --embedded
 
-A number is the unique set size (private pages, clean and dirty) over that of the same process
-after all imports and a forward of a tiny model: after loading, after serving texts of the trained
-BERT of the extra `demo`, and after freed memory went back to the system. `file` is the size of
-model.safetensors. Linux only. `--embedded` measures a small random BERT.
+A number is the unique set size (private pages, clean and dirty) minus that of the same process
+after all imports and a forward of a tiny model. It is taken after loading, after serving texts with
+the trained BERT of the extra `demo`, and after freed memory went back to the system. `file` is the
+size of model.safetensors. Linux only. `--embedded` measures a small random BERT.
 """
 
 from __future__ import annotations

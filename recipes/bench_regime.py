@@ -5,13 +5,13 @@
     python recipes/bench_regime.py --data_dir CIFAR.npz --decays 5e-4 5e-3 --epochs_list 30 100
     python recipes/bench_regime.py --data_dir CIFAR.npz --network vgg16 --min_size 100
 
-A random start is noise. Weight decay shrinks it from step to step, and what the data ask for grows
-in its place: the longer and the stronger the decay, the less of the start is left in the trained
-weights. Each cell of the map is one training (stochastic gradient descent with momentum, a cosine
-of the learning rate, shifted and mirrored images). All of the noise is then removed by PDB, BEMA
-and the kernel law. The recipe writes a table and a figure: accuracy lost against the share of the
-start that is left. --min_size leaves narrow layers alone, which need all of their directions. A
-second run goes on with what the output folder already holds.
+A random start is noise. Weight decay shrinks it step by step, while the part that the data need
+grows. The longer and stronger the decay, the less of the start is left in the trained weights. Each
+cell of the map is one training (stochastic gradient descent with momentum, a cosine of the learning
+rate, shifted and mirrored images). All of the noise is then removed by PDB, BEMA and the kernel
+law. The recipe writes a table and a figure: accuracy lost against the share of the start that is
+left. --min_size excludes narrow layers, because these need all of their directions. A second run
+goes on with what the output folder already holds.
 """
 
 from __future__ import annotations

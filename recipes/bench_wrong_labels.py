@@ -1,16 +1,16 @@
-"""What to keep of a fine-tuning whose labels are partly wrong: one training, then every cure.
+"""Compare ways to repair a fine-tuning with partly wrong labels: one training, then every way.
 
     python recipes/bench_wrong_labels.py --embedded
     HF_RMT_DATA=FOLDER python recipes/bench_wrong_labels.py --task sst2 --label_noise 0.4
 
 Rows: `tuned` is the model after all epochs; `quarter` and `half` are the models after these parts
 of the training, which is early stopping; `scaled-0.7` interpolates with the start; `rank-4` cuts
-the update of each layer to its four largest directions; `filter` is `hf_rmt.filter_update` as it
-comes; `dose` the same with `dose="auto"`, which keeps of each update what lies in its leading
-directions after a quarter of the training; `half-dose` takes those that it has halfway. `callback`
-is a training of its own with `RMTCallback(target="update", dose="auto")`, whose Trainer evaluates
-on rows kept back, with labels as wrong as those of the others. All are judged on clean labels. What
-stands in the output folder is not done again.
+the update of each layer to its four largest directions; `filter` is `hf_rmt.filter_update` with its
+defaults; `dose` is the same with `dose="auto"`, which keeps the part of each update in its leading
+directions after a quarter of the training; `half-dose` uses the directions halfway through the
+training. `callback` is a training of its own with `RMTCallback(target="update", dose="auto")`,
+whose Trainer evaluates on rows kept back, with labels as wrong as those of the others. All are
+judged on clean labels. Results that are already in the output folder are not computed again.
 """
 
 from __future__ import annotations

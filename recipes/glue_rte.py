@@ -15,8 +15,8 @@ FOLDER holds train and dev (or validation) as .tsv, .csv, .json or .jsonl, or su
 task. A .tsv or .csv file without a header has the columns in the order of the task: its texts, then
 the label. Without --data_dir the rows come from the Hub, with --embedded from this folder. A second
 run goes on with what the output folder already holds: single seeds can run side by side, and a last
-call with all of them makes the table. Several processes see the batches of one. With --dropout 0
-they end with the same weights, up to rounding.
+call with all of them makes the table. Several processes see the same batches as one process. With
+--dropout 0 they end with the same weights, up to rounding.
 """
 
 from __future__ import annotations
@@ -156,13 +156,14 @@ def differences(arguments: Arguments) -> tuple[str, ...]:
     """What differs from the setting of the published numbers, as far as that is known."""
     subset = arguments.max_train_samples
     return (
-        f"model: the published one is a BERT of unnamed size, ours {Path(arguments.model).name}",
+        f"model: the published one is a BERT of unknown size, ours {Path(arguments.model).name}",
         f"training rows: {f'at most {subset}' if subset else 'all'} less the selection split",
         f"epochs: {arguments.epochs or 'by task, 2 or 3'}; the published number is not given",
         "filter: the published one works layer by layer and watches the test accuracy; here what "
         "is removed is chosen on rows of the training set, and is one share in all layers where a "
         "row does not say layer by layer",
-        "PUB: one published number, which does not say BEMA or kernel; it stands beside both",
+        "PUB: one published number, for BEMA or kernel, which is not stated; it is shown beside "
+        "both",
     )
 
 

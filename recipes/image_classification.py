@@ -13,10 +13,11 @@ back from the training images.
 
 FOLDER has one sub-folder of images for each class; --test_share of each class is kept for the test.
 Or it has the sub-folders train and test, each with one sub-folder for each class. --data_dir may
-also be an .npz file with train_x, train_y, test_x and test_y. Without it the images come from the
-Hub, with --embedded from scikit-learn. --image_size takes smaller images than the model was trained
-on and interpolates its position embeddings. A second run goes on with what the output folder
-already holds: single seeds can run side by side, and a last call with all of them makes the table.
+also be an .npz file with train_x, train_y, test_x and test_y. Without --data_dir the images come
+from the Hub; with --embedded they come from scikit-learn. --image_size takes smaller images than
+the model was trained on and interpolates its position embeddings. A second run goes on with what
+the output folder already holds: single seeds can run side by side, and a last call with all of them
+makes the table.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Arguments(DataArguments):
     batch_size: int = field(default=32, metadata={"help": "over all processes"})
     max_steps: int = field(default=-1, metadata={"help": "steps of training; -1: by epochs"})
     use_cpu: bool = field(
-        default=False, metadata={"help": "on the CPU; needless where there is nothing else"}
+        default=False, metadata={"help": "run on the CPU; not needed if there is no other device"}
     )
     push_to_hub: str | None = field(default=None, metadata={"help": "repository of the best model"})
 

@@ -1,9 +1,9 @@
 """Compare ridge regressions on random features: test error against number and memory of features.
 
 Ternary features (Tiomoko Ali et al., 2022) have ternary weights and two levels; `exact steps` have
-as many levels as an exact match takes. Their rivals are random Fourier features, low-precision
-Fourier features (weights and features rounded to a few bits) and those of Nystrom. Bandwidth and
-ridge are chosen for each on rows that are kept back from the training rows.
+as many levels as an exact match needs. They are compared with random Fourier features,
+low-precision Fourier features (weights and features rounded to a few bits) and those of Nystrom.
+Bandwidth and ridge are chosen for each on rows that are kept back from the training rows.
 
     python recipes/random_features.py --embedded
     python recipes/random_features.py --data_dir FILE.csv --target COLUMN
@@ -56,7 +56,7 @@ OWN = ("features", "seeds", "bits", "sparsity", "batch_size", "output_dir")
 class Run:
     """One regression: its error on targets of variance 1, what was chosen, the bits it takes.
 
-    Bandwidths (gamma) are times the number of columns; `feature_bits` are those of one row.
+    Bandwidths (gamma) are multiplied by the number of columns; `feature_bits` are those of one row.
     """
 
     method: str
@@ -84,7 +84,7 @@ def main() -> None:
     runs = []
     for method, count, seed in product(methods(arguments), arguments.features, arguments.seeds):
         if method == "Nystrom" and count > len(splits[0].features):
-            continue  # it has one feature for each training row at most
+            continue  # Nystrom has at most one feature for each training row
         key = f"{method}, {count}, seed {seed}"
         if key not in finished.rows:
             run = regression(arguments, splits, method, count, seed)
@@ -179,7 +179,7 @@ def regression(
         try:
             features = feature_map(method, options).fit(splits[0].features)
         except NoMatchError:
-            continue  # next to linear: no step of few levels has so little beside
+            continue  # nearly linear: no step of few levels matches such a kernel
         train, kept, test = (
             Rows(features.transform(rows.features), rows.targets) for rows in splits
         )

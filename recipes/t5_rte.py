@@ -1,7 +1,7 @@
 """Fine-tune a T5 on a GLUE task or SciTail as text to text, then remove its noise by every method.
 
 The model reads "rte sentence1: ... sentence2: ..." and writes "entailment". Each seed is one plain
-fine-tuning. The table has the rows of the one that `glue_rte.py` makes.
+fine-tuning. The table has the same rows as that of `glue_rte.py`.
 
     python recipes/t5_rte.py --embedded
     python recipes/t5_rte.py --task rte scitail --model google-t5/t5-base
@@ -9,8 +9,8 @@ fine-tuning. The table has the rows of the one that `glue_rte.py` makes.
     accelerate launch --multi_gpu --num_processes 2 recipes/t5_rte.py --task rte
 
 `--from_scratch` builds a small T5 and a tokenizer from the training rows, for machines without a
-pretrained T5. What training added is then what it added to random weights. FOLDER is the same as
-for glue_rte.py. A second run goes on with what the output folder already holds.
+pretrained T5. The update is then relative to random weights. FOLDER is the same as for glue_rte.py.
+A second run goes on with what the output folder already holds.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ PUBLISHED = {
 }
 """Accuracies of T5-base in Wu, Zhu & Li (2025): base, PDB, PUB (one number, twice), SLR, SVD."""
 LONGEST = 12
-"""Tokens of what is written, at the most."""
+"""The most tokens of an answer."""
 
 
 @dataclass
 class T5Arguments(Arguments):
-    """What the recipe is told."""
+    """Options of the recipe."""
 
     model: str = field(default="google-t5/t5-base", metadata={"help": "folder or Hub id"})
     from_scratch: bool = field(default=False, metadata={"help": "a small untrained T5"})
@@ -86,7 +86,7 @@ class OneOrderSeq2SeqTrainer(OneOrderTrainer, Seq2SeqTrainer):
     """Seq2SeqTrainer with the batches of `OneOrderTrainer`."""
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        # of several processes it would keep the rows that fill up the last batch
+        # with several processes it would also return the rows that pad the last batch
         self.gather_function = self.accelerator.gather_for_metrics
         return super().evaluation_loop(*args, **kwargs)
 
@@ -187,7 +187,9 @@ def published(task: str) -> dict[str, float]:
 
 def differences(arguments: T5Arguments) -> tuple[str, ...]:
     """What differs from the setting of the published numbers, as far as that is known."""
-    ours = "a small one from scratch" if arguments.from_scratch else Path(arguments.model).name
+    ours = (
+        "a small T5 trained from nothing" if arguments.from_scratch else Path(arguments.model).name
+    )
     return (
         f"model: the published one is T5-base, ours {ours}",
         "training rows: all less the selection split; the published epochs are not given",
@@ -253,8 +255,9 @@ def train(
 
 
 def optimizer_of(arguments: T5Arguments, model: Any) -> Any:
-    """None for Trainer's own. Random weights need T5's own: steps in units of each weight's size,
-    or the embeddings, far larger than all else, hardly move.
+    """The optimizer; None for that of the Trainer. Random weights need Adafactor, as T5 had, with
+    steps relative to the size of each weight. Otherwise the embeddings, which are far larger than
+    the rest, would hardly change.
     """
     if not arguments.from_scratch:
         return None

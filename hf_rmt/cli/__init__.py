@@ -13,7 +13,7 @@ from typing import Any
 from hf_rmt.cli.flags import parser
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, the same as in a shell."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _loudness(options.quiet):
             options.run(options)
-    except BrokenPipeError:  # the reader, such as head, has had enough
+    except BrokenPipeError:  # the program that reads the output, such as head, has stopped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         if options.traceback:
@@ -60,9 +60,9 @@ def _hyphenated(words: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _loudness(quiet: bool) -> Iterator[None]:
-    """Progress bars and warnings go to standard error, and nowhere when asked for quiet.
+    """Send progress bars and warnings to standard error, or suppress them if `quiet` is set.
 
-    What a program that calls `main` has set itself is put back at the end.
+    Settings of the program that calls `main` are restored at the end.
     """
     logger = logging.getLogger("hf_rmt")
     level, before = logger.level, dict(os.environ)
@@ -70,9 +70,9 @@ def _loudness(quiet: bool) -> Iterator[None]:
     logger.setLevel(logging.ERROR if quiet else logging.WARNING)
     bars: Any = sys.modules.get("transformers.utils.logging") if quiet else None
     shown = bars is not None and bars.is_progress_bar_enabled()
-    if quiet:  # for what is imported later
+    if quiet:  # for modules that are imported later
         os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    if shown:  # it read the environment when it was imported
+    if shown:  # transformers read the environment when it was imported, so tell it now
         bars.disable_progress_bar()
     try:
         yield

@@ -15,7 +15,7 @@ from hf_rmt.settings.method import method_options
 
 
 def run_analyze(options: argparse.Namespace) -> None:
-    """Print what the spectra of a model are."""
+    """Print the spectra of a model."""
     from hf_rmt.huggingface.api import analyze
 
     _check_page(options)
@@ -79,7 +79,7 @@ def run_extract_lora(options: argparse.Namespace) -> None:
 
 
 def run_demo(options: argparse.Namespace) -> None:
-    """Do all of it once on a trained BERT."""
+    """Analyze, compress, save and reload a trained BERT."""
     from hf_rmt.demo import run_demo as run
 
     _check_writable(options.output)
@@ -88,7 +88,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
 
 def _deliver(options: argparse.Namespace, result: Any, source: str) -> None:
-    """A model or an adapter, with what its source carries, to OUTPUT, to the Hub, or to both."""
+    """Write a model or an adapter, with its source's other files, to OUTPUT, the Hub, or both."""
     from hf_rmt.huggingface.delivery import deliver
 
     repo = getattr(options, "push_to_hub", None)
@@ -98,7 +98,7 @@ def _deliver(options: argparse.Namespace, result: Any, source: str) -> None:
 
 
 def _show(options: argparse.Namespace, result: object, text: str) -> None:
-    """The result on standard output, as JSON if asked for."""
+    """Print the result to standard output, as JSON if asked for."""
     print(text if options.json else result)
 
 
@@ -108,7 +108,7 @@ def _note(options: argparse.Namespace, text: str) -> None:
 
 
 def _write_page(options: argparse.Namespace, report: Any) -> None:
-    """The report as one HTML file, under the model's own name, if asked for."""
+    """Write the report as one HTML file with the model's name as title, if asked for."""
     if options.html is not None:
         report.to_html(options.html, title=Path(options.model).name or options.model)
         _note(options, f"page written to {options.html}")
@@ -127,7 +127,7 @@ def _check_page(options: argparse.Namespace) -> None:
 
 
 def _targets(options: argparse.Namespace) -> list[str] | str | None:
-    """Names, unless the one value is all-linear or has the signs of a regular expression."""
+    """The names; a single value that is all-linear or looks like a regular expression, as it is."""
     values = options.target_modules
     one = values[0] if values is not None and len(values) == 1 else ""
     return one if one == "all-linear" or re.search(r"[^\w.]", one) else values
@@ -148,6 +148,6 @@ def _check_writable(folder: str | None) -> None:
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of methods that stand on the command line."""
+    """The options of methods that were given on the command line."""
     known = [*method_options(), *(option.name for option in COMMON_OPTIONS if option.parse)]
     return {name: getattr(options, name) for name in known if hasattr(options, name)}

@@ -1,4 +1,4 @@
-"""Carrying decisions out: the layers of a model replaced, shared out over the processes."""
+"""Carries out decisions: replaces layers of a model, shared out over the processes."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _JOURNAL: ContextVar[list[tuple[LayerPlan, SpectrumFit | None]] | None] = Contex
     "journal", default=None
 )
 SHIFT = "bias_shift"
-"""Name of what a layer's bias gains, among the tensors of a decision."""
+"""Name of the shift of a layer's bias among the tensors of a decision."""
 NEW_WEIGHT = "weight"
 """Name of the weight of a layer that is rewritten, among the tensors of a decision."""
 
 
 class Journal:
-    """While it is entered, what is done to layers is noted, for the case of an error half-way.
+    """A context that notes what is done to layers, in case of an error half-way.
 
     Attributes:
         decisions: The plans that were carried out, in their order.
@@ -178,7 +178,7 @@ def carried_out(
 
 
 def _bias_shift(decision: Decision, weight: Tensor, new: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """What the bias gains so that the mean output stays, (W - W') E[x], where E[x] is known."""
+    """The shift of the bias that keeps the mean output, (W - W') E[x], if E[x] is known."""
     if decision.mean_input is None or decision.bias_shift is not None:
         return {} if decision.bias_shift is None else {SHIFT: decision.bias_shift}
     return {SHIFT: (weight.float() - new().float()) @ decision.mean_input.float()}
@@ -243,7 +243,7 @@ def _replace(
 
 @contextmanager
 def unnoted() -> Iterator[None]:
-    """No journal notes what is done inside, because it may be undone again."""
+    """A context in which nothing is noted, because it may be undone."""
     token = _JOURNAL.set(None)
     try:
         yield
@@ -252,7 +252,7 @@ def unnoted() -> Iterator[None]:
 
 
 def note_done(plan: LayerPlan) -> None:
-    """Have the journal, if there is one, note what was done to a layer."""
+    """Note in the journal, if there is one, what was done to a layer."""
     noted = _JOURNAL.get()
     if noted is not None and plan.outcome is not Outcome.KEPT:
         noted.append((plan, None))

@@ -58,7 +58,7 @@ class Decision:
         return self.layer(weight).dense().detach() if self.build else self.rewritten
 
     def noted(self, note: str) -> Self:
-        """The same decision with a note behind its reason."""
+        """The same decision with a note added to its reason."""
         reason = "; ".join(filter(None, (self.plan.reason, note)))
         return replace(self, plan=replace(self.plan, reason=reason))
 

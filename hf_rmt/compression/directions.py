@@ -1,4 +1,4 @@
-"""Which directions of a weight become factors: its spikes, those that pay, part of the noise."""
+"""Which directions of a weight become factors: spikes, all or those that pay, and some noise."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 from hf_rmt.spectra import SpectrumFit
 
 FAIR_RETURN = {"int8": 0.0, "int4": 1 / 4, "ternary": 1 / 4}
-"""A spike is stored if it saves at least this part of the bits that its factors cost; the first
-always is. Errors of the weight alone would ask for a whole return, but inputs excite the strongest
-directions more than the others: on the trained BERT and ViT the similarities of embeddings gained
-by spikes that return a quarter, and 8-bit noise, whose own error is so small, gained by them all
-(`recipes/bench_fidelity.py`)."""
+"""A spike is stored if it saves at least this part of the bits that its factors cost. The first
+spike is always stored. For the error of the weight alone the part would have to be 1. But inputs
+excite the strongest directions more than the others. On the trained BERT and ViT the similarities
+of embeddings improved with spikes that save a quarter of their bits. With 8-bit noise, whose own
+error is small, they improved with all spikes (`recipes/bench_fidelity.py`)."""
 MOST_STORED = 1 / 9
-"""Of a weight's directions beside packed noise; where more stand out the tail is heavy, and factors
-would cost more than what they return. It keeps the trained BERT at 10.5 bits a weight."""
+"""The largest share of a weight's directions that is stored beside packed noise. If more stand out,
+the tail is heavy, and factors would cost more bits than they save. It keeps the trained BERT at
+10.5 bits a weight."""
 FACTOR_BITS = 16
-"""Of an entry of a factor beside packed noise: it is saved in bfloat16."""
+"""Bits of an entry of a factor beside packed noise, which is saved in bfloat16."""
 
 
 def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) -> Tensor:
@@ -56,7 +57,7 @@ def removal(settings: CompressionSettings, name: str) -> float | None:
 
 
 def layers_named(settings: CompressionSettings) -> set[str]:
-    """Layers whose noise removal is given one by one; none where it is one number for all."""
+    """The layers that `noise_removal` names; none if it is one number for all layers."""
     removed = settings.noise_removal
     return set(removed) if isinstance(removed, Mapping) else set()
 
@@ -64,7 +65,8 @@ def layers_named(settings: CompressionSettings) -> set[str]:
 def stores_all_spikes(settings: CompressionSettings) -> bool:
     """Whether every spike becomes a factor, and not only the paying ones.
 
-    The directions of a method that is told what to keep are all stored unless asked otherwise.
+    If a method is told how many directions to keep, all of them are stored, unless `stored_spikes`
+    says otherwise.
     """
     if settings.stored_spikes is None:
         return settings.noise not in PACKED_KINDS or not spectral_method_of(settings).finds_law
@@ -81,10 +83,10 @@ def recovers_spikes(settings: CompressionSettings) -> bool:
 
 
 def _paying_rank(fit: SpectrumFit, fair_return: float) -> int:
-    """How many leading directions save that part of the bits that their factors cost.
+    """How many leading directions save at least `fair_return` of the bits that their factors cost.
 
-    Taking a fraction f of the energy out of the noise makes its entries (1 - f)^{1/2} as large,
-    which at equal error is worth -log2(1 - f) / 2 bits on every weight.
+    Without a fraction f of its energy, the noise has entries (1 - f)^{1/2} times as large. At equal
+    error this saves -log2(1 - f) / 2 bits for every weight.
     """
     tiny, (rows, columns) = np.finfo(float).tiny, fit.shape
     rest = np.maximum(np.cumsum(fit.eigenvalues[::-1])[::-1], tiny)

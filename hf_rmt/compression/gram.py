@@ -29,8 +29,8 @@ def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         vectors: Eigenvectors of X'X in columns, shape (p, r).
 
     Returns:
-        left of shape (out, r) and right of shape (r, in), both in the dtype of the vectors. Each
-        direction has the root of its singular value on either side.
+        left of shape (out, r) and right of shape (r, in), both in the dtype of the vectors. Both
+        factors of a direction carry the square root of its singular value.
     """
     images = tall(matrix).to(vectors.dtype) @ vectors
     singular = torch.linalg.vector_norm(images, dim=0)
@@ -43,7 +43,7 @@ def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product with equal norms of left and right in each direction.
+    """Factors with the same product and, in each direction, equal norms of left and right.
 
     One learning rate cannot train a pair of factors whose norms differ by hundreds.
 
@@ -67,9 +67,9 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fewest_directions(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product by as few directions as there can be, balanced: at most min(out, in).
+    """Balanced factors of the same product with the fewest directions, at most min(out, in).
 
-    A direction is left out where it is zero up to the rounding of float64, in which this works.
+    The computation is in float64. A direction that is zero up to its rounding is left out.
 
     Args:
         left: Shape (out, r), finite; r may exceed both sides.

@@ -47,7 +47,7 @@ def report_below(report: CompressionReport, prefix: str) -> CompressionReport:
 
 
 def _renamed(report: CompressionReport, old: str, new: str) -> CompressionReport:
-    """What a report says of the layers whose names begin with one prefix, under another one."""
+    """The part of a report on layers with one prefix, with the prefix replaced by another."""
     plans = tuple(
         replace(plan, name=new + plan.name.removeprefix(old))
         for plan in report.plan
@@ -62,5 +62,5 @@ def _renamed(report: CompressionReport, old: str, new: str) -> CompressionReport
 
 
 def _stands(plan: LayerPlan, parts: Mapping[str, Any]) -> bool:
-    """Whether a layer is still there and what a plan made of it."""
+    """Whether a layer still exists and is what a plan made of it."""
     return plan.name in parts and plan.compressed == is_compressed(parts[plan.name])

@@ -15,16 +15,16 @@ from hf_rmt.nn.dense_matrix import dense_shape
 from hf_rmt.plan import SPIKED
 
 MIN_PAIRS, SETTLED_PAIRS, MAX_PAIRS = 4, 32, 100
-"""Pairs of calls, one of either layer: made even beyond the budget, made before the halves are
-held against each other, made at most. One pair more comes first, to warm up."""
+"""Numbers of pairs of calls, one call of each layer: the least, even if the budget is spent; the
+number before the two halves are compared; the most. One more pair comes first, to warm up."""
 AGREEMENT = 1.1
-"""Once the ratio by one half of the pairs is that by the other up to this factor, it stands."""
+"""The measurement ends when the ratios from the two halves of the pairs agree up to this factor."""
 TRUSTED = 2.0
-"""If after all pairs it is not even up to this, the machine is too busy for a measurement. The
-ratio by all pairs is closer than that by either half."""
+"""If they do not agree up to this factor after all pairs, the machine is too busy to measure. The
+ratio from all pairs is more precise than that from one half."""
 LARGEST_SIDE = 1024
-"""Longer sides are measured at this length: the ratio hardly changes, time and memory do. Of a
-convolution it bounds channels times the longer side of the kernel."""
+"""Longer sides are cut to this length for the measurement. This hardly changes the ratio, and saves
+time and memory. In a convolution it bounds channels times the longer side of the kernel."""
 BUDGET = 0.5
 """Seconds after which no further pair is begun."""
 
@@ -45,22 +45,21 @@ def latency_ratio(
 ) -> float | None:
     """Time of a compressed forward over that of the dense layer, measured now.
 
-    Both run in turn, and the shortest times of each count: what else the machine does only adds
-    to them. Sides longer than LARGEST_SIDE are measured at that length.
+    Both layers run in turn, and the shortest time of each counts, because other work on the machine
+    only adds time. Sides longer than LARGEST_SIDE are measured at that length.
 
     Args:
         shape: (out_features, in_features), for a convolution (out, in k_h k_w).
         rank: Directions in the signal.
         noise: One of `NOISE_KINDS`.
         geometry: What a convolution is made with, as `geometry_of` gives it; None for a linear.
-        tokens: Rows of the input; of a convolution pixels of its output, in squares of 64.
+        tokens: Rows of the input; for a convolution the pixels of its output, in 8 x 8 squares.
         dtype: Of the model.
         device: Where to measure.
 
     Returns:
-        The ratio of the shortest times; below 1 the compressed layer is the faster one. None if
-        every other pair of calls tells another ratio, as where a busy machine leaves no call
-        undisturbed.
+        The ratio of the shortest times; below 1 the compressed layer is the faster one. None if the
+        two halves of the pairs give different ratios, for example because the machine is busy.
 
     Raises:
         ValueError: If the rank or the kind of noise is out of range.
@@ -86,7 +85,7 @@ def _measure(
 ) -> float | None:
     dense, x = _measured(shape, geometry, tokens)
     dense, x = dense.to(device, dtype), x.to(device, dtype)
-    if rank <= min(shape):  # else the layer below complains
+    if rank <= min(shape):  # else `compressed_like` below raises the error
         rank = min(rank, *dense_shape(dense))
     spiked = compressed_like(dense, SPIKED, rank, noise)
     times: list[tuple[float, float]] = []
@@ -94,7 +93,7 @@ def _measure(
     for pair in range(MAX_PAIRS + 1):
         times.append((_seconds(spiked, x), _seconds(dense, x)))
         if pair == 0:
-            times.clear()  # it warmed up
+            times.clear()  # the first pair only warms up
         elif pair >= MIN_PAIRS and (time.perf_counter() > end or _settled(times)):
             break
     return _ratio(times) if _disagreement(times) <= TRUSTED else None
@@ -105,7 +104,7 @@ def _settled(times: Sequence[tuple[float, float]]) -> bool:
 
 
 def _disagreement(times: Sequence[tuple[float, float]]) -> float:
-    """How much larger the ratio is by every other pair than by those between, or smaller."""
+    """The factor by which the ratios of the even and of the odd pairs differ, at least 1."""
     even, odd = _ratio(times[::2]), _ratio(times[1::2])
     return max(even / odd, odd / even)
 

@@ -1,7 +1,7 @@
 """`analyze`, `compress` and `export_dense` for any torch module, without Hugging Face libraries.
 
-`hf_rmt.analyze` and its like are these functions where transformers is not installed. Where it is,
-`hf_rmt.huggingface.api` adds what its models need to be loaded and saved.
+Where transformers is not installed, these functions are `hf_rmt.analyze` and the others. Where it
+is installed, `hf_rmt.huggingface.api` adds what transformers models need to load and save.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def analyze(
         **options: What the method takes, such as `rank` for `svd`.
 
     Returns:
-        The spectra: a table when printed, plots, JSON and CSV. A compressed layer is analysed as it
-        acts; where a model has some, only those are.
+        The spectra: a table when printed, plots, JSON and CSV. A compressed layer is analysed by
+        the weight that it acts as. If a model has compressed layers, only these are analysed.
 
     Raises:
         TypeError: If the model is no module, or `config` is no config.
-        ValueError: If a target matches nothing, the method is unknown or told too much or too
-            little, a config and keywords are given, or a weight cannot be decomposed.
+        ValueError: If a target matches nothing, the method is unknown, an option is missing, or one
+            is not allowed, a config and keywords are given, or a weight cannot be decomposed.
     """
     check_module(model)
     named = {"target_modules": target_modules, "method": method}
@@ -98,7 +98,7 @@ def compress(
     calibration: Iterable[Mapping[str, Any]] | None = None,
     size: float | None = None,
 ) -> CompressionReport:
-    """Compress a loaded model in place; `hf_rmt.huggingface.api.compress` tells of the arguments.
+    """Compress a loaded model in place; see `hf_rmt.huggingface.api.compress` for the arguments.
 
     Returns:
         What was, or would be, done. `model.compression_report` holds what was done in all calls.
@@ -153,8 +153,8 @@ def compress_layers(
         model: Any module with its weights in memory.
         names: The layers.
         config: What to do.
-        conclude: Records what was done on the model. After an error it is called as well, with
-            what had been done before, so that the model is whole.
+        conclude: Records what was done on the model. It is also called after an error, with what
+            was done before it, so that the model can be used and saved.
         dry_run: Only plan.
         calibration: Batches of the model's arguments, or None.
         size: Share of the layers' parameters to keep, or None.
@@ -179,8 +179,8 @@ def compress_layers(
             if done.decisions:
                 conclude(compression_report(done.decisions, model))
                 error.add_note(
-                    f"{len(done.decisions)} of {len(names)} layers had been changed before; the "
-                    "model is whole, and its compression_report tells which. Compress again for "
+                    f"{len(done.decisions)} of {len(names)} layers were changed before the error. "
+                    "The model works, and its compression_report names them. Compress again for "
                     "the others, or call model.dequantize()"
                 )
             raise

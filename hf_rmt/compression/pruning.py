@@ -12,7 +12,7 @@ from torch import Tensor
 SPARSITY_RATE = 0.5
 """Share of the rows, and of the columns, of a weight that count as unimportant in SLR."""
 REDUCTION_RATE = 0.5
-"""Share of the rank that SLR leaves to them; with both at a half a quarter of the factors is 0."""
+"""Share of the rank that SLR leaves to these; with both shares at 1/2, 1/4 of the factors is 0."""
 
 
 def largest_entries(weight: Tensor, *, fraction: float, generator: np.random.Generator) -> Tensor:

@@ -1,10 +1,11 @@
-"""Filtering one weight again and again while it is trained, and what a spectrum says in numbers.
+"""Filtering one weight repeatedly while it is trained.
 
-The first filter of a weight fits its spectrum, recovers the spikes and decides the rank. After
-that the noise is gone, or what little of it training has added: no law fits the rest, and
-recovering a spike twice would shrink it twice. So from then on the rank stands. A method that
-zeroes entries, not directions, chooses them anew each time. The plan of a later filter names the
-energy that the first one took, if that was more: it is what the training had to make up for.
+The first filter of a weight fits its spectrum, recovers the spikes and decides the rank. After that
+the noise is gone, except for the little that training has added. No law fits this rest, and
+recovering a spike twice would shrink it twice. So the rank stays the same from then on. A method
+that zeroes entries, not directions, chooses them anew each time. The plan of a later filter gives
+the energy that the first filter removed, if that was more, because the training had to make up for
+it.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ def filter_weight(
         name: Runtime name of the module.
         weight: Shape (out, in); it is not changed.
         settings: What the user asked for.
-        first: What the first filter decided, with the rank that it kept; None if this is it.
-        of_update: Whether this is what training added: a later fit may then raise the rank, and
-            one without spikes is dropped.
+        first: What the first filter decided, with the rank that it kept; None if this is the first
+            filter.
+        of_update: Whether the weight is what training added. A later fit may then raise the rank,
+            and an update without spikes is dropped.
 
     Returns:
-        The decision. A whole weight without spikes stays as it is: nothing would be left of it.
+        The decision. A whole weight without spikes is not changed, because nothing would be left of
+        it.
     """
     if first is None:
         result = compress_weight(name, weight, settings)
@@ -96,7 +99,7 @@ def _project(
 ) -> Decision:
     """Keep the largest directions, as many as the first filter kept.
 
-    A filtered weight is too close to low rank for float32 Gram matrices.
+    A filtered weight has nearly low rank, so float32 Gram matrices are not precise enough.
     """
     ascending, vectors = torch.linalg.eigh(gram(weight.to(torch.float64)))
     values = without_rounding(ascending, RELATIVE_NULL[torch.float64])

@@ -41,7 +41,7 @@ def check_no_adapter(model: nn.Module) -> None:
     """Refuse a model with adapters around its layers, such as those of PEFT.
 
     Raises:
-        ValueError: If it has one. It says which object to pass.
+        ValueError: If it has an adapter. The error says which object to pass.
     """
     for name, part in model.named_modules():
         if hasattr(part, "base_layer") and hasattr(part, "adapter_layer_names"):
@@ -123,7 +123,7 @@ def check_weights(model: nn.Module, names: list[str]) -> None:
 
 
 def check_not_of_inference(model: nn.Module, *, gradients: bool) -> None:
-    """Refuse to calibrate a model with tensors that torch lets nobody freeze or differentiate."""
+    """Refuse to calibrate with inference tensors, which cannot be frozen or differentiated."""
     named = [*model.named_parameters(), *(model.named_buffers() if gradients else ())]
     if name := next((name for name, tensor in named if tensor.is_inference()), None):
         raise ValueError(

@@ -1,13 +1,13 @@
-"""What a noisy update is worth: few spikes, each shrunk to what its noisy vectors still tell.
+"""Keeping the signal of a noisy update: a few spikes, each shrunk because its vectors are noisy.
 
-An update that was trained on wrong labels is noise far into its spectrum, so the few spikes of the
-published information criteria are the better number. What is kept of a spike is optimal for the
-squared error: singular value and vectors of signal plus noise are both off, and the shrinker makes
-up for both.
+If an update was trained on wrong labels, many of its large singular values are noise. So the
+published information criteria, which find few spikes, give the better number of spikes. Each spike
+is shrunk so that the squared error is least: noise changes both the singular value and the vectors,
+and the shrinkage corrects for both.
 
-What a training learns from right labels it learns first, and memorises the wrong ones later
-(Arpit et al., ICML 2017). So the leading directions of an early update tell signal from noise
-where the spectrum of the whole update cannot: `along` keeps of it what lies in them.
+A training first learns from the right labels, and memorises the wrong ones later (Arpit et al.,
+ICML 2017). So the leading directions of an early update tell signal from noise where the spectrum
+of the whole update cannot. `along` keeps the part of the update in these directions.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
         update: Shape (out, in); it is not changed.
 
     Returns:
-        The new update, in its dtype, and the number of its directions. One that fits no law is
-        kept as it is, with all of them.
+        The new update, in its dtype, and the number of its directions. An update whose spectrum is
+        degenerate is kept as it is, with all its directions.
     """
     left, values, right = torch.linalg.svd(update.double(), full_matrices=False)
     shape = (update.shape[0], update.shape[1])
@@ -88,7 +88,7 @@ def participation_ratio(values: Tensor) -> float:
 
 
 def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
-    """The leading singular vectors of an update, as many as its participation ratio says.
+    """The leading singular vectors of an update; the participation ratio sets their number.
 
     Args:
         update: Shape (out, in).

@@ -23,15 +23,16 @@ from hf_rmt.spectra.eigenvalues import RANGE
 from hf_rmt.spectra.split import without_law
 
 FLOAT32_RANGE = 1e4
-"""Largest over median eigenvalue up to which a float32 Gram matrix serves. The edge is then right
-to about 1e-3 of the median. The ratio of a trained transformer's weight lies near 1e2."""
+"""Ratio of the largest to the median eigenvalue up to which a float32 Gram matrix is precise
+enough. The edge is then right to about 1e-3 of the median. The ratio of a trained transformer's
+weight is about 1e2."""
 FLOAT32_FOOT = 1 / 20
 """Share of the eigenvalues that it may lose to rounding. A weight of full rank that loses more,
 such as two weights of a trained ViT, would look like one of low rank."""
 FLOAT32_SQUARES = (1e-12, 1e12)
 """Range of the largest entry in which squares and their sums stay normal float32 numbers."""
 FLOAT64_SQUARES = (1e-100, 1e100)
-"""The same of float64; a weight outside is taken in units of its largest entry."""
+"""The same range for float64; a weight outside of it is divided by its largest entry."""
 RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Eigenvalues below this fraction of the largest are rounding errors of the Gram matrix."""
 
@@ -115,7 +116,7 @@ def decompose(weight: Tensor, settings: CompressionSettings | None = None) -> De
 def fit_spectrum(
     values: Tensor, shape: tuple[int, int], settings: CompressionSettings
 ) -> SpectrumFit:
-    """What the settings' method makes of eigenvalues.
+    """The fit of the settings' method to eigenvalues.
 
     Args:
         values: Eigenvalues of X'X, shape (min(shape),).
@@ -146,7 +147,7 @@ def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Dec
 
 
 def _eigen_of_entries(weight: Tensor, peak: float, vectors: bool) -> tuple[Tensor, Tensor | None]:
-    """As `_eigen`, in float32 where that serves a weight whose largest entry was `peak`."""
+    """Like `_eigen`, in float32 if that is precise enough for a weight of largest entry `peak`."""
     low, high = FLOAT32_SQUARES
     if weight.dtype != torch.float64 and low < peak < high:
         values, basis = _eigen(weight, torch.float32, vectors)

@@ -1,4 +1,4 @@
-"""What was found and done, of all layers together: spectra, plans with latencies, losses."""
+"""What was found and done for all layers: spectra, plans with latencies, losses."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def compression_report(
 ) -> CompressionReport:
     """Report of the decisions on a model's layers.
 
-    How long compressed layers take is measured when somebody asks: when the report is printed, or
-    by `report.timed()`.
+    The times of compressed layers are measured only when the report is printed, or by
+    `report.timed()`.
 
     Args:
         decisions: What was decided, layer by layer.
@@ -73,7 +73,7 @@ def _sizes(plan: CompressionPlan, model: Any) -> Sizes:
     for layer in plan.compressed:
         own = model.get_submodule(layer.name).state_dict(keep_vars=True)
         for name, tensor in own.items():
-            if name != "bias":  # the plan has its bits: factors take fewer in a file than in memory
+            if name != "bias":  # the plan has the bits in the file; factors take more in memory
                 tensors.pop(id(tensor), None)
     others = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     before = others + sum(layer.dense_bits for layer in plan.compressed) // 8
@@ -138,8 +138,8 @@ def warn_of_loss(plan: CompressionPlan) -> None:
     """Say once how much energy was dropped, where that is much."""
     if plan.dropped_energy > NOTABLE_LOSS:
         logger.warning(
-            "noise='drop' removed %.0f %% of the energy of %d layers: a pretrained model needs "
-            "fine-tuning after that; noise='int8' keeps its outputs",
+            "noise='drop' removed %.0f %% of the energy of %d layers: fine-tune a pretrained "
+            "model after that, or keep its outputs with noise='int8'",
             100 * plan.dropped_energy,
             len(plan.changed),
         )

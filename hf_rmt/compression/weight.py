@@ -1,7 +1,7 @@
 """One weight: its decomposition, the directions that are kept, the decision.
 
-A tensor's way: one dense weight as a matrix, its spectrum, the plan of its layer, the factors, and
-the layer that is made of them. Only one weight is in flight at a time.
+The steps: a dense weight as a matrix, its spectrum, the plan of its layer, the factors, and the new
+layer. Only one weight is processed at a time.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from hf_rmt.settings import CompressionSettings, method_of
 from hf_rmt.spectra import Phase, SpectrumFit
 
 FAINT = 1e-15
-"""A weight with smaller entries may leave noise below the least scale of a store, about 1e-36."""
-NOTHING_LEFT = "no signal stands out from the noise, nothing would be left"
+"""Noise of a weight with smaller entries may lie below the least scale of a store, about 1e-36."""
+NOTHING_LEFT = "no signal stands out from the noise, so nothing would be left"
 
 
 def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
@@ -92,8 +92,8 @@ def keep_directions(
         settings: What the user asked for.
 
     Returns:
-        The decision. Where factors would be larger than the dense weight, a weight that loses
-        noise is rewritten and any other is kept.
+        The decision. If the factors would be larger than the dense weight: the weight is rewritten
+        if noise is dropped, else it is kept.
     """
     plan = plan_layer(name, weight, found.fit, kept, settings)
     if plan.outcome is Outcome.KEPT:
@@ -106,7 +106,7 @@ def keep_directions(
 
 
 def factored(plan: LayerPlan, fit: SpectrumFit | None, build: SpikedBuild) -> Decision:
-    """The decision of a plan whose signal has these factors."""
+    """The decision with this plan and these factors."""
     if plan.outcome is Outcome.REPLACED:
         return Decision(plan, fit, build=build)
     return Decision(plan, fit, rewritten=build.product())
@@ -115,7 +115,7 @@ def factored(plan: LayerPlan, fit: SpectrumFit | None, build: SpikedBuild) -> De
 def plan_layer(
     name: str, weight: Tensor, fit: SpectrumFit, kept: Tensor, settings: CompressionSettings
 ) -> LayerPlan:
-    """The plan of a layer of which some directions become factors.
+    """The plan of a layer when some of its directions become factors.
 
     Args:
         name: Runtime name of the module.
@@ -184,7 +184,7 @@ def why_not_storable(rest: Tensor, noise: str) -> str:
 
 
 def _is_faint(weight: Tensor) -> bool:
-    """Whether rounding errors of the factors, as noise, could lie below all scales."""
+    """Whether rounding errors of the factors, stored as noise, could be below every scale."""
     return 0 < float(weight.detach().abs().amax()) < FAINT
 
 

@@ -1,5 +1,6 @@
 """Everything that knows transformers and the Hub."""
 
-# Registration imports this package's modules as soon as the registry exists. It must exist before
-# any of them begins to load, or the one that loads it first would be met half-initialised.
+# Registration imports this package's modules as soon as the registry exists. The registry must
+# exist before any of them begins to load. Otherwise the module that imports it first would itself
+# be half initialised.
 import transformers.quantizers.auto  # noqa: F401

@@ -1,4 +1,4 @@
-"""`analyze`, `compress` and `export_dense`: the same work on models that are loaded already."""
+"""`analyze`, `compress` and `export_dense` for models that are already loaded."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def compress(
     """Compress a loaded model in place.
 
     A transformers model can then be saved, pushed and reloaded like one that was compressed by
-    `from_pretrained`, and like any other if nothing was replaced; any other module has its linears
-    replaced. A second call may compress other layers of a transformers model in another way. Where
-    torch.distributed runs, every process calls this on its replica: they share the work and end
-    with the same weights.
+    `from_pretrained`. If nothing was replaced it stays a plain model. In any other module only the
+    selected layers are replaced. A second call may compress other layers of a transformers model in
+    another way. Where torch.distributed runs, every process calls this on its replica: they share
+    the work and end with the same weights.
 
     Args:
         model: A model with its weights in memory.
@@ -86,9 +86,10 @@ def compress(
         dry_run: Only plan: ranks, energies, bits and latencies. The model is not changed.
         calibration: Batches of the model's arguments, such as a few hundred tokenized sentences,
             gone through several times; an iterator is read into memory. Signal and noise are then
-            split to lessen the error of the layers' outputs on them, and biases keep the mean
-            outputs. Labels are not needed, padding is left out. `method="ntk"` refits the
-            last layer to its old outputs, and judges by them whether activations become steps.
+            split so that the error of the layers' outputs on these batches is small, and biases are
+            shifted to keep the mean outputs. Labels are not needed, padding is left out.
+            `method="ntk"` refits the last layer to its old outputs on these batches, and uses these
+            outputs to decide whether activations become steps.
         size: Only with calibration and `noise="drop"`: the share of the layers' parameters to
             keep, in (0, 1]. Ranks are shared out over the layers by what each direction is worth
             to the model's outputs, in place of what the method finds.
@@ -98,8 +99,8 @@ def compress(
 
     Raises:
         TypeError: If the model is not a module, the config no `RMTConfig` or a batch no mapping.
-        ValueError: If the model, or here one of the layers, is quantized already, nothing can be
-            compressed, calibration holds no batch or is not finite, or options contradict each
+        ValueError: If the model, or one of the selected layers, is quantized already, nothing can
+            be compressed, calibration holds no batch or is not finite, or options contradict each
             other.
     """
     check_module(model)
@@ -125,7 +126,7 @@ def compress(
 
 
 def _own(config: CompressionSettings | None) -> RMTConfig:
-    """A config that nobody else holds; plain settings become one."""
+    """A config of our own: a copy of the config, or one made from plain settings."""
     if isinstance(config, RMTConfig):
         return config.replace()
     return RMTConfig() if config is None else RMTConfig(**config.to_dict())
@@ -135,10 +136,11 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
     """A plain dense copy of a compressed model, which loads anywhere without this package.
 
     Args:
-        model_or_path: A compressed model, or where one is saved. A loaded model is not changed.
+        model_or_path: A compressed model, or the folder or Hub id of a saved one. A loaded model is
+            not changed.
 
     Returns:
-        The dense model. Its weights are what the compressed layers act as.
+        The dense model. Its weights are those that the compressed layers act as.
 
     Raises:
         ValueError: If the model has no compressed layer, or activations became steps, which no
@@ -161,13 +163,13 @@ def load_if_path(model_or_path: ModelOrPath) -> Any:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside the wrappers of torch that only call it, such as `DataParallel`."""
+    """The model inside wrappers of torch such as `DataParallel`."""
     is_model = isinstance(model, nn.Module)
     return extract_model_from_parallel(model, keep_torch_compile=False) if is_model else model
 
 
 def loaded(kind: Any, path: str | PathLike[str], **options: Any) -> Any:
-    """A saved model; whatever is wrong with its files, the error names them.
+    """Load a saved model. If a file is wrong, the error names the path.
 
     Raises:
         ValueError: If config.json or the weights cannot be read, or do not fit each other.
@@ -187,10 +189,10 @@ def loaded(kind: Any, path: str | PathLike[str], **options: Any) -> Any:
 
 
 def model_class(path: str | PathLike[str]) -> Any:
-    """The class that a saved model names as its own, `AutoModel` if it names none.
+    """The model class that a saved config names; `AutoModel` if it names none.
 
     Raises:
-        OSError: If there is no such folder and the Hub does not answer or has no such model.
+        OSError: If there is no such folder, and the Hub has no such model or cannot be reached.
         TypeError: If it is no path.
     """
     return _class_of(_saved_config(path))
@@ -230,7 +232,7 @@ def _class_of(saved: Any) -> Any:
 
 
 def check_compressible(model: nn.Module, config: RMTConfig, *, again: bool = False) -> None:
-    """Refuse what cannot be compressed; with `again`, a model of which we compressed a part can."""
+    """Refuse what cannot be compressed; `again` allows a model that is partly compressed."""
     check_module(model)
     check_settings(config)
     offloaded = any(parameter.device.type == "meta" for parameter in model.parameters())
@@ -247,7 +249,7 @@ def check_compressible(model: nn.Module, config: RMTConfig, *, again: bool = Fal
 
 
 def load_compressed(path: str | PathLike[str], config: RMTConfig) -> tuple[Any, CompressionReport]:
-    """Load a model and compress it weight by weight on the way, never holding it dense.
+    """Load a model and compress each weight meanwhile; the dense model is never in memory.
 
     Args:
         path: Folder or Hub id.

@@ -34,11 +34,10 @@ REMEDIES = {
     "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first, or 'bias'",
     "weight_g": "call torch.nn.utils.remove_weight_norm(layer) first",
     "weight_u": "call torch.nn.utils.remove_spectral_norm(layer) first",
-    "bias": "a bias that was taken away can be one of zeros instead, and one that was added has "
-    "nowhere to go",
+    "bias": "instead of removing a bias, set it to zeros; an added bias cannot be saved",
 }
-"""What takes tensors off a layer again, by the beginning of their names."""
-OTHERWISE = "take them off, or put layer.to_dense() in its place"
+"""How to remove such tensors from a layer, by the beginning of their names."""
+OTHERWISE = "remove them, or put layer.to_dense() in its place"
 
 logger = logging.getLogger(__name__)
 

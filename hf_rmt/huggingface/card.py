@@ -21,26 +21,26 @@ logger = logging.getLogger(__name__)
 
 PICTURE = "spectrum.png"
 DRAWN = "_rmt_picture"
-"""Where a model keeps its picture, beside the report that it shows."""
+"""Attribute in which a model keeps its picture and the report that the picture shows."""
 PROCESSORS = {
     "tokenizer_config.json": "AutoTokenizer",
     "preprocessor_config.json": "AutoImageProcessor",
 }
-"""What a repository's files for inputs are loaded with."""
+"""The Auto class that loads what prepares the inputs, by the name of its file."""
 NOT_ON_CARDS = {"layers", "digest", "files", "code"}
 
 CARD_TAG = "hf_rmt"
 
 
 def hub_id(name: str | None) -> str | None:
-    """A model's name if it is a Hub id; a local path is nobody else's business."""
+    """A model's name if it is a Hub id; None for a local path, which is private."""
     return name if name and not Path(name).exists() else None
 
 
 def picture_of(model: Any) -> bytes:
     """The picture of a model as a PNG file, drawn once for each report; empty where there is none.
 
-    Spectra if the model was compressed just now, else the plan over depth; needs matplotlib.
+    It shows the spectra if the report has them, else the plan over depth. It needs matplotlib.
     Ternary layers alone have nothing to draw.
     """
     report = getattr(model, "compression_report", None)
@@ -76,7 +76,7 @@ def _plan(model: Any) -> CompressionPlan:
 def card_of(
     model: Any, folder: Path, *, repo_id: str | None = None, token: str | None = None
 ) -> ModelCard:
-    """The generated card of a folder with saved weights; the network is asked only for a push."""
+    """The generated card of a folder with saved weights; it uses the network only for a push."""
     config = model.hf_quantizer.quantization_config
     auto, about = auto_class(model), _source_card(source_of(model), token, online=bool(repo_id))
     report = getattr(model, "compression_report", None)
@@ -97,7 +97,7 @@ def card_of(
 
 
 def processor_in(folder: Path) -> str | None:
-    """The Auto class of what prepares the inputs, if a folder holds it."""
+    """The Auto class of the tokenizer or image processor in a folder; None if there is none."""
     for name, auto in PROCESSORS.items():
         if (folder / name).exists():
             return auto
@@ -105,7 +105,7 @@ def processor_in(folder: Path) -> str | None:
 
 
 def _metadata(auto: str, about: dict[str, Any]) -> CardMetadata:
-    """What the Hub lists a model under: its task, and what the card of its source says."""
+    """The metadata for the Hub: the task, and what the card of the source model says."""
     return CardMetadata(
         pipeline_tag=about.get("pipeline_tag") or task_of(auto),
         language=_several(about.get("language")),
@@ -119,13 +119,13 @@ def _several(value: Any) -> list[str]:
 
 
 def auto_class(model: Any) -> str:
-    """The Auto class that loads a model with the head it has; `AutoModel` for want of one."""
+    """The Auto class that loads a model with its head; `AutoModel` if there is none."""
     found = [
         name
         for name in modeling_auto.__all__
         if name.startswith("AutoModel") and _loads(getattr(modeling_auto, name), model)
     ]
-    # a model is in the list of pretraining beside that of its task
+    # a model can be in the list for pretraining and in that of its task
     found.sort(key=lambda name: (name != "AutoModel", name == "AutoModelForPreTraining"))
     return found[0] if found else "AutoModel"
 

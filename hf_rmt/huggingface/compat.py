@@ -1,6 +1,6 @@
-"""What this package uses of transformers, peft and torch that they do not document.
+"""The undocumented parts of transformers, peft and torch that this package uses.
 
-Each function is one such touch point. `tests/huggingface/test_compat.py` holds a contract test for
+Each function wraps one such part. `tests/huggingface/test_compat.py` holds a contract test for
 each, so that a new version that breaks one is found by name.
 """
 
@@ -26,12 +26,25 @@ WITHIN_ADAPTER = ".base_layer"
 def is_pretrained(model: object) -> bool:
     """Whether a module is a transformers model.
 
-    The class is imported late: this package is imported while transformers is, see
-    `hf_rmt.registration`.
+    The class is imported late, because this package is imported while transformers is being
+    imported; see `hf_rmt.registration`.
     """
     from transformers import PreTrainedModel
 
     return isinstance(model, PreTrainedModel)
+
+
+def pass_on_loading_attributes(registry: Any, config: type) -> None:
+    """Have transformers take loading attributes from a config that a user passes.
+
+    Without this, a config that is passed for a model that is quantized already is ignored.
+
+    Args:
+        registry: The module `transformers.quantizers.auto`.
+        config: A class of configs with the method `get_loading_attributes`.
+    """
+    known = getattr(registry, "LOADING_ATTRIBUTES_CONFIG_TYPES", ())
+    registry.LOADING_ATTRIBUTES_CONFIG_TYPES = (*known, config)
 
 
 def source_of(model: Any) -> str:
@@ -54,8 +67,8 @@ CARRIERS[BOUND_HOOK] = move_accelerate_hook
 def converted_parameters(model: Any) -> dict[str, str]:
     """Parameters of a transformers model that its checkpoints hold in another form.
 
-    Several tensors of a checkpoint may be joined into one parameter, one may be split into several,
-    or transposed or permuted, while the model loads. Saving does the reverse.
+    While a model loads, several tensors of a checkpoint may be joined into one parameter, or one
+    tensor split into several, transposed or permuted. Saving does the reverse.
 
     Returns:
         The names of the operations, by the name of the parameter.
@@ -85,14 +98,15 @@ def converted_parameters(model: Any) -> dict[str, str]:
 
 @register_rule
 def converted(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers whose weight is not one tensor of the checkpoint, which factors could replace."""
+    """The layers whose weight is not one tensor of the checkpoint, so factors cannot replace it."""
     found = {}
     for prefix, part in transformers_models(model).items():
         for key, operations in converted_parameters(part).items():
             name = f"{prefix}.{key}".lstrip(".").removesuffix(".weight")
             found[name] = LeftDense(
                 Cause.CONVERTED,
-                f"transformers makes its weight of other tensors of the checkpoint ({operations})",
+                "transformers makes its weight from other tensors of the checkpoint "
+                f"({operations})",
             )
     return found
 
@@ -100,8 +114,8 @@ def converted(model: nn.Module) -> dict[str, LeftDense]:
 def teach_peft(lora_model: Any) -> None:
     """Let PEFT put our LoRA layer around compressed layers.
 
-    PEFT asks a row of functions for the LoRA layer of a module. The last one, `dispatch_default`,
-    is looked up by its name each time, so one that asks ours first takes its place.
+    PEFT asks several functions in turn for the LoRA layer of a module. It looks up the last one,
+    `dispatch_default`, by name each time. So it is replaced by a function that asks ours first.
 
     Args:
         lora_model: The module `peft.tuners.lora.model`.
@@ -121,7 +135,7 @@ def teach_peft(lora_model: Any) -> None:
 
 
 def refused_by_peft(model: Any, name: str) -> bool:
-    """Whether PEFT refuses to adapt a layer of this model, as it does some of Mamba."""
+    """Whether PEFT refuses to adapt a layer of this model, as with some layers of Mamba."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 
@@ -159,7 +173,7 @@ def shed_adapters(model: nn.Module) -> None:
 
 
 def auto_mapping(auto: Any) -> Any:
-    """Which model classes an Auto class of transformers loads, by the class of their config."""
+    """The model classes that an Auto class of transformers loads, by the class of their config."""
     return auto._model_mapping
 
 
@@ -176,8 +190,8 @@ def task_of(auto: str) -> str | None:
 def trainer_holding(state: Any) -> Any:
     """The Trainer whose state a callback is given; None where no Trainer holds it.
 
-    Events of transformers pass the state and no reference to the Trainer, and only the Trainer
-    reaches the reports. So the objects of the process are searched, once for each training.
+    Events of transformers pass the state and not the Trainer, but only the Trainer can log to the
+    reports. So it is searched among all objects of the process, once for each training.
     """
     global _last_found
     from transformers import Trainer

@@ -15,16 +15,16 @@ from hf_rmt.settings import CompressionSettings, Option, all_options, methods
 
 RECORDED = ("layers", "base_model", "size", "calibrated", "format_version", "quant_method")
 OF_FILES = ("digest", "files", "code")
-"""Fields that the library fills in; the latter say which files a record was saved with."""
+"""Fields that the library fills in. `OF_FILES` belong to the files that a record is saved with."""
 IN_MEMORY = ("layout", "activations")
-"""Fields that say how a model lies in memory; the same files serve all."""
+"""Fields that say how a model lies in memory; the files are the same for all values."""
 PER_LINE = 88
 
 
 class _Fields:
-    """What `dataclasses` knows of a config: its base class is a dataclass without our options.
+    """The fields for `dataclasses`; the base class of a config is a dataclass without our options.
 
-    Without this, `dataclasses.replace` and `asdict` would lose every option in silence.
+    Without this, `dataclasses.replace` and `asdict` would lose every option without an error.
     """
 
     def __get__(self, instance: object, owner: type) -> dict[str, dataclasses.Field[Any]]:
@@ -46,14 +46,14 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         size: The share of parameters that `compress` was asked for. Filled in by the library.
         calibrated: Whether `compress` had calibration batches. Filled in by the library.
         format_version: Layout of the saved tensors. Filled in by the library.
-        digest: Of `layers`, as they were written. Filled in by the library.
+        digest: Digest of `layers` as they were saved. Filled in by the library.
         files: SHA-256 of the files with the weights, by name. Filled in by the library.
-        code: Digest of the code file beside the weights. Filled in by the library.
+        code: Digest of the code file that is saved with the weights. Filled in by the library.
         quant_method: Always "rmt".
         layout: How the weights lie in memory after loading, as in `hf_rmt.set_layout`: `packed`,
             `int8`, `dense`, `fused`, `fastest` or `smallest`. It is not saved.
-        activations: How the `int8` layout writes its inputs, in `int8` or near exact in `int16`.
-            It is not saved.
+        activations: How the layout `int8` rounds its inputs: to `int8`, or nearly exactly to
+            `int16`. It is not saved.
 
     Raises:
         ValueError: If a value is unknown, two contradict each other, or the config was written
@@ -85,7 +85,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
     def _fill(self, method: str, options: dict[str, Any]) -> None:
         recorded = {key: options.pop(key) for key in (*RECORDED, *OF_FILES) if key in options}
         if recorded.get("layers") is not None and method not in methods():
-            # a package that is not imported now brought the method; loading needs only the layers
+            # the method belongs to a package that is not imported; loading needs only the layers
             CompressionRecord.__init__(self, method=method, **options, **recorded)
             return
         CompressionSettings.__init__(self, method=method, **options)
@@ -100,10 +100,13 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         settings = {key: value for key, value in settings.items() if key not in unsaved}
         return copy.deepcopy(settings | kept)
 
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """The options that also count for a model that is compressed already."""
+        return {key: getattr(self, key) for key in IN_MEMORY}
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some values changed, checked anew."""
-        in_memory = {key: getattr(self, key) for key in IN_MEMORY}
-        return super().replace(**{**in_memory, **changes})
+        return super().replace(**{**self.get_loading_attributes(), **changes})
 
     @classmethod
     def from_dict(
@@ -127,7 +130,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         if (unknown := set(config_dict) - known) and not foreign:
             raise ValueError(
                 f"unknown fields {sorted(unknown)} in a config of quant_method {QUANT_METHOD!r}; "
-                f"they are misspelt or written by a newer hf_rmt. Known: {sorted(known)}"
+                f"they are misspelled, or a newer hf_rmt wrote them. Known: {sorted(known)}"
             )
         overrides = {key: value for key, value in kwargs.items() if key in known}
         config = cls(**{**config_dict, **overrides})

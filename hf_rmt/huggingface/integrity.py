@@ -1,6 +1,6 @@
-"""Whether a record and the weights beside it are whole, and of one save.
+"""Checks that a record and its weights are complete and come from the same save.
 
-A repository that was pushed carries this file.
+This module is part of the code file of every pushed repository.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def digest_of_file(path: str | Path) -> str:
 
 
 def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
-    """Refuse a record that was changed, or weights that another save has written.
+    """Refuse a record that was changed, or weights that come from another save.
 
     Args:
         record: The record of a model as it was read.
@@ -71,13 +71,13 @@ def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
 
 
 def check_types(files: Iterable[str | Path]) -> None:
-    """Refuse integer codes that a file holds as another type, which transformers would cast.
+    """Refuse integer codes that a file stores with another type; transformers would cast them.
 
     Args:
         files: The files with the weights; only those of safetensors are read.
 
     Raises:
-        ValueError: If a tensor of a noise store has a type that none is written with.
+        ValueError: If a tensor of a noise store has a type with which no such tensor is saved.
     """
     for path in map(Path, files):
         for name, entry in _header(path).items():
@@ -92,7 +92,7 @@ def check_types(files: Iterable[str | Path]) -> None:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """What a file of safetensors says of its tensors; empty if it says nothing that can be read."""
+    """The header of a safetensors file, by tensor; empty if it cannot be read."""
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -138,7 +138,8 @@ def check_found(model: nn.Module, missing: Iterable[str], where: str) -> None:
 def check_none_extra(model: nn.Module, unexpected: Iterable[str], where: str) -> None:
     """Refuse a file that holds more tensors of a compressed layer than the layer takes.
 
-    transformers would leave them out, and the layer would act otherwise than when it was saved.
+    transformers would ignore them, and the layer would compute something else than when it was
+    saved.
 
     Args:
         model: The model, its compressed layers in place.
@@ -154,15 +155,15 @@ def check_none_extra(model: nn.Module, unexpected: Iterable[str], where: str) ->
         if owner is not None:
             raise ValueError(
                 f"layer {owner!r}: {where} holds {key!r}, and a {type(model).__name__} that is "
-                "made from its config.json has no place for it; before saving, take off what was "
-                "added to the layer, or load the tensors into a model that has the same addition"
+                "made from its config.json has no such tensor; remove what was added to the layer "
+                "before saving, or load into a model that has the same addition"
             )
 
 
 def check_none_left(mismatched: Iterable[tuple[str, Any, Any]], where: str) -> None:
     """Refuse a compressed tensor for which this model has a dense layer.
 
-    transformers would draw random weights for it, if it is told to ignore other shapes.
+    With `ignore_mismatched_sizes=True` transformers would draw random weights for it.
 
     Args:
         mismatched: Name, shape in the file and shape in the model, of each tensor.
@@ -187,7 +188,7 @@ def check_none_left(mismatched: Iterable[tuple[str, Any, Any]], where: str) -> N
 def check_values(
     model: nn.Module, expected: Mapping[str, tuple[torch.dtype, torch.Size]], where: str
 ) -> None:
-    """Refuse compressed layers whose tensors cannot be what was saved.
+    """Refuse compressed layers with tensors that cannot have been saved.
 
     Args:
         model: The loaded model.
@@ -195,8 +196,7 @@ def check_values(
         where: The file, for the messages.
 
     Raises:
-        ValueError: If a tensor has another type or shape, is not finite, or holds codes that mean
-            nothing.
+        ValueError: If a tensor has another type or shape, is not finite, or holds invalid codes.
     """
     for name, layer in compressed_layers(model).items():
         state = layer.state_dict(keep_vars=True)
@@ -232,7 +232,7 @@ def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
     """Integer tensors with values that packing never writes, and what is wrong with them."""
     packed = layer.weight if isinstance(layer, TernaryLinear) else None
     if packed is not None and packed.dim() == 1 and _most(packed) >= len(TRITS):
-        yield "weight", "holds codes of no weights"
+        yield "weight", "holds invalid codes"
     store = getattr(layer, "noise", None)
     if not isinstance(store, NoiseStore) or store.kind not in CODEBOOKS:
         return
@@ -241,7 +241,7 @@ def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
         if not 0 <= base < float("inf"):
             yield "noise.base", f"is the scale {base}, which must be finite and not negative"
     if _most(store.coarse) > 256 - FINE_CODES:
-        yield "noise.coarse", "holds codes of no scale"
+        yield "noise.coarse", "holds invalid codes of scales"
     if store.kind == "ternary" and _most(store.codes) >= len(TRITS):
         yield "noise.codes", "holds codes of no weights"
 

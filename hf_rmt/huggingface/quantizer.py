@@ -17,7 +17,7 @@ from hf_rmt.compression.targets.coverage import kept_plans, with_kept
 from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.huggingface.compat import mark_loaded
-from hf_rmt.huggingface.conclude import attach, conclude
+from hf_rmt.huggingface.conclude import attach, conclude, lay_out
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.loader import RMTLoader
 from hf_rmt.nn.counterparts import compressed_layers
@@ -29,7 +29,7 @@ from hf_rmt.spectra import SpectrumFit
 
 
 class RMTQuantizer(RMTLoader):
-    """Compresses on the fly, reloads what was compressed, and makes both savable.
+    """Compresses while loading, reloads compressed models, and makes both savable.
 
     What was decided is `model.compression_report`. A model in which nothing was replaced stays a
     plain one, without a quantizer.
@@ -39,7 +39,7 @@ class RMTQuantizer(RMTLoader):
     pre_quantized: bool
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        """Refuse offloading on the fly: a weight must be at hand to be decomposed."""
+        """Refuse offloading while compressing: a weight must be in memory to be decomposed."""
         places = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
         offloads = "disk" in places or ("cpu" in places and len(places) > 1)
         if offloads and not self.pre_quantized:
@@ -77,6 +77,7 @@ class RMTQuantizer(RMTLoader):
             plan = CompressionPlan.from_dict(self.quantization_config.layers or {})
             model.compression_report = CompressionReport(plan)
             attach(model, self.quantization_config, model.compression_report)
+            lay_out(model, self.quantization_config)
             return
         ordered = [self.decisions[name] for name in self.pending.values() if name in self.decisions]
         report = with_kept(compression_report(ordered, model), self.kept, model)
@@ -84,21 +85,21 @@ class RMTQuantizer(RMTLoader):
 
 
 def _check_on_the_fly(config: CompressionSettings) -> None:
-    """Refuse what takes activations, which nothing has while weights load."""
+    """Refuse methods that need activations, because there are none while weights load."""
     if why := method_of(config).why_data(config):
         raise ValueError(f"the weights are compressed while the model loads, but {why}")
 
 
 def layers_left(model: Any, config: RMTConfig) -> list[str]:
-    """Names as of `compressible_layers`, of a model in which others may be compressed already.
+    """The names of `compressible_layers`, for a model that may have compressed layers already.
 
     Raises:
-        ValueError: If one of them is compressed already, or as `compressible_layers` does.
+        ValueError: If one of them is compressed already, or `compressible_layers` raises one.
     """
     before = compressed_layers(model)
     if not before:
         return compressible_layers(model, config)
-    try:  # to select as on the first time, compressed layers must look like what they were
+    try:  # select as the first time: compressed layers must look like the dense ones that they were
         for name, part in before.items():
             model.set_submodule(name, part.to_dense().to("meta"))
         names = compressible_layers(model, config)
@@ -112,14 +113,14 @@ def layers_left(model: Any, config: RMTConfig) -> list[str]:
 
 
 def quantized_already(name: str, method: object, remedy: str) -> ValueError:
-    """The error that says so."""
+    """The error for a model or layer that is quantized already."""
     return ValueError(
         f"{name} is quantized already with {method!r}; load the original model, or {remedy}"
     )
 
 
 class _CompressWeight(ConversionOps):
-    """Turns a dense weight into a compressed layer of the model, and takes it off the load."""
+    """Turns a dense weight into a compressed layer, and removes it from the loaded tensors."""
 
     def __init__(self, quantizer: RMTQuantizer) -> None:
         self.quantizer = quantizer
@@ -134,7 +135,7 @@ class _CompressWeight(ConversionOps):
         missing_keys: set[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
-        """Compress the one weight in `input_dict`; returns it only if it stays dense."""
+        """Compress the one weight in `input_dict`; return the weight only if it stays dense."""
         (value,) = input_dict.values()
         weight = value[0] if isinstance(value, list) else value
         name = self.quantizer.pending[full_layer_name]

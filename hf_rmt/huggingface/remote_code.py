@@ -72,7 +72,7 @@ BUNDLED: tuple[ModuleType, ...] = (
     integrity,
     loader,
 )
-"""In the order in which they import each other."""
+"""The bundled modules, each after those that it imports."""
 
 EPILOGUE = '''
 from transformers import AutoConfig
@@ -114,7 +114,7 @@ silence_alarm()
 
 
 class RemoteConfig:
-    """Registers the quantizer, by being imported, and leaves the config to transformers."""
+    """Importing it registers the quantizer; transformers reads the config."""
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoConfig"):
@@ -129,12 +129,12 @@ class RemoteConfig:
 
 @cache
 def remote_code() -> str:
-    """One file with all that loading needs: layers, noise stores, config and loader.
+    """The text of one file with all that loading needs: layers, noise stores, config, loader.
 
     Returns:
         Python source that imports torch and transformers only.
     """
-    head = f'"""{REMOTE_MODULE}: written by hf_rmt, which is the place to read and change it."""\n'
+    head = f'"""{REMOTE_MODULE}: written by hf_rmt; read and change it there."""\n'
     start = f"{head}from __future__ import annotations\n\nCODE = {version_of_code()!r}"
     return f"{start}\n\n{_body()}"
 
@@ -152,7 +152,7 @@ def _body() -> str:
 
 
 def _without_own_imports(source: str) -> str:
-    """Source less its docstring, its imports from this package and from __future__."""
+    """The source without its docstring and its imports from this package and from __future__."""
     lines = source.splitlines()
     for node in ast.parse(source).body:
         own = isinstance(node, ast.ImportFrom) and (node.module or "").startswith(

@@ -61,7 +61,7 @@ ACTIVATIONS: dict[str, Function] = {
     "tanh": np.tanh,
 }
 TRAINED = ("prelu", "xielu")
-"""Their parameters are trained: the name alone is no function of one variable."""
+"""Activations with trained parameters: their name alone does not define a function."""
 
 
 def resolve_activation(activation: Activation) -> Function:

@@ -1,4 +1,4 @@
-"""Exact kernels of infinitely wide networks with Gaussian weights, any data."""
+"""Exact kernels of infinitely wide networks with Gaussian weights, for any data."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def exact_kernels(
 ) -> Kernels:
     """CK and NTK at infinite width: K_l = E[s(u) s(v)], NTK_l = K_l + NTK_{l-1} o E[s'(u) s'(v)].
 
-    (u, v) is Gaussian with covariance K_{l-1}, K_0 = X'X. E[s(u) s(v)] is the Taylor series
-    sum_k g^k E s^(k)(u) E s^(k)(v) / k! in the covariance g, cut where the largest correlation
-    makes the rest negligible; relu has the arc-cosine kernels in closed form.
+    (u, v) is Gaussian with covariance K_{l-1}, K_0 = X'X. E[s(u) s(v)] is the Taylor series sum_k
+    g^k E s^(k)(u) E s^(k)(v) / k! in the covariance g, truncated where the rest is negligible at
+    the largest correlation; relu has the arc-cosine kernels in closed form.
 
     Args:
-        data: Inputs as they meet weights of variance 1, shape (samples, features).
+        data: Inputs, scaled for weights of variance 1, shape (samples, features).
         activations: One for each hidden layer.
         tau: tau_0, which sets the scales at which the layers are centred, s - E s(tau_{l-1} xi);
             None for the root mean square norm of the inputs.

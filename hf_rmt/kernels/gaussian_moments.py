@@ -1,4 +1,4 @@
-"""Gaussian moments of activations: all that a wide network keeps of them."""
+"""Gaussian moments of activations: a wide network depends on its activations through these only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_rmt.kernels.activations import Activation, Array, resolve_activation
 from hf_rmt.kernels.quadrature import piecewise_quadrature
 
 DEGREE = 6
-"""Derivatives E s^(k) kept, as many as the next order of the equivalents needs."""
+"""Largest k of the means E s^(k) that are kept, as the next order of the equivalents needs."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def gaussian_moments(
 ) -> GaussianMoments:
     """Moments E s^(k)(tau xi) and those of s^2 and s'^2, by Stein's identity.
 
-    The integrals run over panels that are halved until a polynomial holds in each, down to the
-    rounding of xi at kinks and jumps: about 1e-12 relative for any piecewise smooth function.
+    The integrals run over panels that are halved until a polynomial fits in each. At kinks and
+    jumps they are halved down to the rounding of xi. The relative error is about 1e-12 for any
+    piecewise smooth function.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.

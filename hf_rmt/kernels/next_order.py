@@ -1,9 +1,9 @@
-"""The next order: kernels as polynomials of degree 3 in the entries that are small.
+"""The next order: kernels as polynomials of degree 3 in small quantities.
 
 Off the diagonal K(i, j) is a function of g = x_i'x_j and of psi_i = |x_i|^2 - tau_0^2, psi_j, all
 of order p^{-1/2}. Dropping terms of degree 4 leaves an error of order 1/p in operator norm; the
-theorem keeps the terms of degree 2 or less that do not vanish in operator norm, and of the
-diagonal only its mean, with an error of order sqrt(log p / p).
+theorem keeps the terms of degree 2 or less that do not vanish in operator norm, and only the mean
+of the diagonal, with an error of order sqrt(log p / p).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def kernel_polynomials(
 
     Args:
         layers: Moments of each activation at its own scale.
-        tangent: The NTK instead of the CK.
+        tangent: Whether to give the NTK instead of the CK.
 
     Returns:
-        The polynomial off the diagonal, and the one on it, in psi_i only, constant included.
+        The polynomial off the diagonal; and the one on it, in psi_i only, with its constant.
 
     Examples:
         >>> from hf_rmt.kernels import gaussian_moments

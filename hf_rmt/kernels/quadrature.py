@@ -1,4 +1,4 @@
-"""Gaussian integrals of piecewise smooth functions, their kinks and jumps unknown."""
+"""Gaussian integrals of piecewise smooth functions with unknown kinks and jumps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.polynomial import legendre
 from hf_rmt.kernels.activations import Array, Function
 
 REACH = 11.0
-"""Beyond it the normal weight, 1e-27, hides any activation's growth."""
+"""The normal density, 1e-27 here, outweighs the growth of any activation beyond this point."""
 NODES = 20
 TOLERANCE = 1e-13
 LEBESGUE = 20.0
-"""How much extrapolation to the ends of a panel may amplify rounding."""
+"""Extrapolation to the ends of a panel may amplify rounding errors by this factor."""
 MAX_HALVINGS = 48  # panels of 1/2 end at 2e-15, the rounding of xi
 MAX_PANELS = 20_000
 
@@ -28,7 +28,7 @@ _TO_ENDS = legendre.legvander(np.array([-1.0, 1.0]), NODES - 1) @ _TO_COEFFICIEN
 
 @dataclass(frozen=True)
 class Rule:
-    """Nodes xi, weights with the normal density in them, and f and f' at the nodes."""
+    """Nodes xi, weights that include the normal density, and f and f' at the nodes."""
 
     nodes: Array
     weights: Array
@@ -40,8 +40,8 @@ class Rule:
 def piecewise_quadrature(function: Function) -> Rule:
     """A rule with E g(xi, f(xi), f'(xi)) = sum of weights times g, for piecewise smooth f.
 
-    Gauss-Legendre panels are halved wherever the Legendre series of f has not decayed. What is
-    left at a kink or a jump is a panel as narrow as the rounding of xi.
+    Gauss-Legendre panels are halved wherever the Legendre series of f has not decayed. At a kink or
+    jump the last panel is as narrow as the rounding of xi.
 
     Args:
         function: f on arrays.
@@ -60,7 +60,7 @@ def piecewise_quadrature(function: Function) -> Rule:
         values = _evaluate(function, starts[:, None] + widths[:, None] * (_POINTS + 1) / 2)
         scale = max(scale, float(np.abs(values[np.abs(starts) < 2]).max(initial=0.0)))
         tail = np.abs(values @ _TO_COEFFICIENTS[-3:].T).max(1)
-        # What breaks between the last point and the end of a panel shows at the end alone.
+        # A jump between the last node and the end of a panel is visible only at the end.
         ends = _evaluate(function, starts[:, None] + widths[:, None] * np.array([0.0, 1.0]))
         tail = np.maximum(tail, np.abs(values @ _TO_ENDS.T - ends).max(1) / LEBESGUE)
         smooth = tail <= TOLERANCE * np.maximum(scale, np.abs(values).max(1))

@@ -35,25 +35,26 @@ BLOCK = 2048
 
 
 class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Features s(W x / sqrt p) / sqrt N: W sparse and ternary, s a step that stands for another.
+    """Features s(W x / sqrt p) / sqrt N with sparse ternary W and a step s for an activation.
 
-    W has iid entries of mean 0 and variance 1, P(0) = sparsity. In high dimension the kernel of
-    the features depends on the activation through d0, d1 and d2 alone (see `GaussianMoments`),
-    and on W not at all, so a ternary s with the same three does the same work. The scale tau at
-    which they are matched is estimated from the data. Each row of W should keep several entries:
-    (1 - sparsity) p well above 1.
+    W has iid entries of mean 0 and variance 1, P(0) = sparsity. In high dimension the kernel of the
+    features depends on the activation through d0, d1 and d2 only (see `GaussianMoments`), and not
+    on W. So a ternary s with the same three moments has the same kernel. The scale tau at which
+    they are matched is estimated from the data. Each row of W should have several entries that are
+    not zero, so (1 - sparsity) p should be well above 1.
 
     Args:
         n_components: N, the number of features.
-        sparsity: P(weight = 0), in [0, 1). Weights take 2 bits whatever it is.
+        sparsity: P(weight = 0), in [0, 1). Weights take 2 bits at any sparsity.
         activation: What the step stands for: `rbf`, the Gaussian kernel of gamma; a name in
             `ACTIVATIONS`; or a function on arrays, of the argument W x / sqrt p.
-        levels: Distinct values of s less one. 2 is the ternary b (1{x > s2} - 1{x <= s1}), whose
-            d0 comes out too large, a ridge, where the activation has too much in d1 and d2. Other
-            numbers are those of `match_step_activation`; None, the fewest that meet all three,
-            follows the activation more closely and is the choice for accuracy.
-        gamma: Of the Gaussian kernel exp(-gamma |x - y|^2), > 0; `scale` is 1 over the number of
-            columns times their mean variance. No other activation uses it.
+        levels: Number of distinct values of s, minus one. 2 is the ternary b (1{x > s2} - 1{x <=
+            s1}), whose d0 is too large if the activation has large d1 and d2, which acts like a
+            ridge. Other numbers mean the same as in `match_step_activation`. None takes the fewest
+            levels that match all three moments; it follows the activation more closely and is the
+            most accurate choice.
+        gamma: The gamma of the Gaussian kernel exp(-gamma |x - y|^2), > 0; `scale` is 1 over the
+            number of columns times their mean variance. No other activation uses it.
         random_state: Seed of the weights, a number, a RandomState or None.
 
     Attributes:
@@ -148,7 +149,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     @property
     def feature_bits_(self) -> int:
-        """Bits of one sample's features, the value of each as a number of levels + 1."""
+        """Bits of one sample's features: each takes log2 of its number of values, levels + 1."""
         check_is_fitted(self)
         return self._n_features_out * self.activation_.levels.bit_length()
 
@@ -184,7 +185,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return nonzero - 2 * negative
 
     def _check_parameters(self) -> None:
-        # any type may come here, from a grid that was searched
+        # a grid search may pass values of any type
         given: dict[str, Any] = self.get_params(deep=False)
         count, sparsity, gamma = (given[name] for name in ("n_components", "sparsity", "gamma"))
         if not isinstance(count, Integral) or count < 1:

@@ -1,4 +1,4 @@
-"""Least squares for the moments of a step of a given pattern."""
+"""Least squares that fit the moments of a step with a given pattern."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVALUATIONS = 150
 LEAST_GAP = 1e-7
 LOG_GAPS = (-20.0, 3.0)
 FAR = 30.0
-"""What a failing search may not leave: the normal density is 0 there."""
+"""Points are kept within this bound when a search fails; the normal density is 0 beyond it."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Pattern:
         points: Thresholds, ascending, for an argument of variance 1.
         basis: heights = basis @ values, shape (cells, values).
         values: Values of the start.
-        gaps: Which gaps between points are equal, an index for each; None for none.
+        gaps: An index for each gap between points; gaps with the same index stay equal. None: all
+            are free.
         fixed: Whether the values stay as they are.
     """
 
@@ -97,7 +98,7 @@ class _Family:
         return replace(self.pattern, points=points, values=values)
 
     def derivative(self, z: Array) -> Array:
-        """Of the matched quantities by z, shape (4, len(z))."""
+        """The derivative of the matched quantities by z, shape (4, len(z))."""
         at = self.member(z)
         _, by_points, by_heights = matched_quantities(at.points, at.heights)
         gaps = by_points @ (self._later * self._gaps(z)) @ self._pick

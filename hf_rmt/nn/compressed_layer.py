@@ -23,16 +23,17 @@ class CompressedLayer(nn.Module):
     """A layer that takes the place of a dense one.
 
     Attributes:
-        kind: The word under which plans and records know it.
+        kind: The word for this kind in plans and records.
         dense_class: Class of the layer whose place it takes.
-        dense_requires_grad: Whether the weight of that layer was trained, where this layer has no
-            trainable weight that could remember it.
-        dense_attributes: What a user had set on the weight of that layer, likewise.
+        dense_requires_grad: Whether the weight of that layer was trained. It is used if this layer
+            has no trainable weight of its own.
+        dense_attributes: Attributes that a user had set on the weight of that layer; used in the
+            same case.
         in_features: Columns of the matrix.
         out_features: Rows of the matrix.
         bias: Shape (out,) or None.
-        took_bias: Whether the layer whose place it took had a bias, for it will be loaded in the
-            place of one that has; None for a layer that took no place.
+        took_bias: Whether the replaced layer had a bias, because on loading it again replaces a
+            layer with one; None if it replaced no layer.
     """
 
     kind: ClassVar[str]
@@ -54,7 +55,7 @@ class CompressedLayer(nn.Module):
     def empty_like(
         cls, dense: Any, rank: int, noise: str, *, device: torch.device | str | None = None
     ) -> Self:
-        """The layer with nothing in it yet that takes the place of a dense one.
+        """An empty layer that can take the place of a dense one.
 
         Args:
             dense: A layer that the class stands for.
@@ -65,10 +66,10 @@ class CompressedLayer(nn.Module):
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """The weight that the layer acts as, shape (out, in)."""
+        """The dense weight with the same effect as the layer, shape (out, in)."""
 
     def empty_dense(self) -> nn.Module:
-        """The dense layer of this shape, on the current device and with values of no meaning."""
+        """A dense layer of this shape, on the current device and with arbitrary values."""
         return nn.Linear(self.in_features, self.out_features)
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.Module:
@@ -88,9 +89,9 @@ class CompressedLayer(nn.Module):
 
 
 def autocast_input(x: Tensor) -> Tensor:
-    """An input in the dtype that autocast wants on its device, if it is on there."""
+    """The input in the dtype of autocast, if autocast is enabled on the device of the input."""
     kind = x.device.type
-    if x.is_meta or not torch.is_autocast_enabled(kind):  # nothing is ever cast on meta
+    if x.is_meta or not torch.is_autocast_enabled(kind):  # autocast does nothing on meta
         return x
     return x.to(torch.get_autocast_dtype(kind))
 
@@ -99,7 +100,8 @@ def register_layer(layer: type[CompressedLayer]) -> type[CompressedLayer]:
     """Make a class of compressed layers known by its kind; a class decorator.
 
     Args:
-        layer: The class. Of several of one kind, the one that is registered last is asked first.
+        layer: The class. If several classes have the same kind, the one registered last is tried
+            first.
     """
     _KINDS.setdefault(layer.kind, []).insert(0, layer)
     return layer

@@ -1,4 +1,4 @@
-"""A model's layers, dense and compressed: their matrices, and one in the place of the other."""
+"""Dense and compressed layers of a model: their matrices, and how one replaces the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_rmt.plan import LayerPlan
 
 
 def weight_matrix(module: Any) -> Tensor:
-    """The matrix of a layer, dense or compressed, without a gradient: as it acts."""
+    """The matrix that a layer, dense or compressed, acts as; without a gradient."""
     if is_compressed(module):
         matrix: Tensor = module.dense().detach()
         return matrix
@@ -73,7 +73,7 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
         model: The model.
         linear: Runtime name of the linear, dense or compressed.
         step: As `LayerPlan.step`: with `module`, it takes the place of that module beside the
-            linear; with `function`, it becomes the last thing that the linear does.
+            linear; with `function`, it becomes the last operation of the linear.
 
     Raises:
         ValueError: If there is no module of that name, it is no activation, or the linear is not
@@ -86,8 +86,8 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
     if "function" in step:
         if not isinstance(layer, TernaryLinear):
             raise ValueError(
-                f"a step before a function that forward calls is held by a ternary layer, and this "
-                f"one is a {type(layer).__name__}"
+                "only a ternary layer can hold a step before a function that forward calls, and "
+                f"this layer is a {type(layer).__name__}"
             )
         layer.step = StepBefore(*points, values=step["values"], slopes=step["slopes"], **told)
         layer.step.train(layer.training)
@@ -113,7 +113,7 @@ def check_activation(model: nn.Module, linear: str, name: str) -> None:
 
 
 def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:
-    """The recorded layer with nothing in it yet, on the device of the one it replaces.
+    """An empty layer of the recorded kind, on the device of the layer that it replaces.
 
     Args:
         dense: The layer that it replaces.
@@ -132,9 +132,9 @@ def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:
 
 
 def paired_name(name: str, prefix: str, known: Collection[str]) -> str | None:
-    """The name under which another model has a module, which may lack or add a prefix.
+    """The name of a module in another model, where it may have one prefix more or less.
 
-    A base model and the same one with a head differ by the prefix of the base model's name.
+    The names in a base model and in the same model with a head differ by the base model's prefix.
 
     Args:
         name: Name in the one model.

@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 BASE = 254
-"""Of the digits -127 .. 127 that an input is written in."""
+"""Base of the digits -127 .. 127 in which an input is written."""
 ENTRIES_AT_ONCE = 2**18
 """Entries of the input or output that are worked on at once, to stay in the cache."""
 SMALLEST = 1e-30
-"""A row whose largest entry is below this loses digits."""
+"""Rows whose largest entry is smaller lose precision."""
 SHORTEST_SIDE = 384
-"""Of a weight: below it, the digits of the inputs take longer than the product saves."""
+"""Least shorter side of a weight; for less, making digits takes longer than the product saves."""
 LONGEST = 2**16
 """Longer rows could overflow the 32 bits in which two digits are summed."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def runs_on_integers(x: Tensor, shape: tuple[int, int]) -> bool:
-    """Whether `integer_linear` applies to x and a weight of that shape, and pays.
+    """Whether `integer_linear` can be used for x and a weight of this shape, and is faster.
 
     It pays where the processor multiplies bytes four at a time (VNNI) and the matrix is large.
     """
@@ -29,7 +29,7 @@ def runs_on_integers(x: Tensor, shape: tuple[int, int]) -> bool:
 
 
 def _vnni() -> bool:
-    # A private function, which may go: then without.
+    # This private function may be removed from torch; then VNNI counts as missing.
     supported = getattr(torch.cpu, "_is_vnni_supported", bool)()
     return torch.backends.mkldnn.is_available() and supported
 
@@ -78,7 +78,7 @@ def _digits(rows: Tensor, digits: int) -> Tensor:
 
 
 def _joined(sums: Tensor) -> Tensor:
-    """The number whose digits' sums are given, over the unit of the last digit."""
+    """The number from the sums of its digits, in units of the last digit."""
     total = sums[0]
     if len(sums) > 1:
         total = torch.add(sums[1], total, alpha=BASE)

@@ -13,8 +13,8 @@ from hf_rmt.nn.ternary import TernaryLinear
 class LatentTernaryLinear(nn.Linear):
     """A linear layer that computes with the ternary matrix nearest to its weight.
 
-    The gradient passes straight through to the latent `weight`, d s T / d weight = 1. Its state is
-    that of a plain linear. Train it, then `freeze` it.
+    The gradient passes straight through to the latent `weight`, d s T / d weight = 1. Its state
+    dict is that of a plain linear layer. Train it, then `freeze` it.
 
     Args:
         in_features: Width of the input.
@@ -59,7 +59,7 @@ class LatentTernaryLinear(nn.Linear):
     def from_linear(
         cls, linear: nn.Linear, *, sparsity: float | None = None, scale: str = "row"
     ) -> LatentTernaryLinear:
-        """The same layer with latent ternary weights; it trains the parameters of the linear.
+        """The layer with latent ternary weights in place of a linear one; both share parameters.
 
         Args:
             linear: The layer.
@@ -79,14 +79,15 @@ class LatentTernaryLinear(nn.Linear):
 
     @classmethod
     def from_ternary(cls, layer: TernaryLinear) -> LatentTernaryLinear:
-        """A layer of equal outputs whose weight trains.
+        """A trainable layer with the same outputs.
 
         Args:
             layer: A ternary layer; it is not changed. The bias is shared, and so is its step.
 
         Returns:
-            The layer; its latent weight is s T, in float32 at least. Where all rows have as many
-            zeros, they keep them; else each finds the sparsity of least error at each step.
+            The layer; its latent weight is s T, in float32 at least. If all rows have the same
+            number of zeros, it stays fixed. Otherwise each row takes the sparsity of least error at
+            each step.
         """
         zeros = (layer.dense() == 0).sum(1)
         sparsity = float(zeros[0]) / layer.in_features if (zeros == zeros[0]).all() else None

@@ -1,4 +1,4 @@
-"""Signal and noise of a layer as one matrix, and the noise acting on an input, with derivatives."""
+"""Signal and noise of a layer as one matrix; the noise times an input, with derivatives."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hf_rmt.nn.transforms import is_differentiating
 
 
 class CompiledNoiseProduct(torch.autograd.Function):
-    """The noise acting on x, unpacked again for the gradient instead of kept.
+    """The noise times x; the noise is unpacked again for the gradient and not kept.
 
-    Programs that torch.compile makes can hold it; they can hold no function with a `jvp`.
+    torch.compile can trace it; it cannot trace a function with a `jvp`.
     """
 
     generate_vmap_rule = True
@@ -75,7 +75,7 @@ class NoiseGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Of the transposed noise, the noise itself."""
+        """The derivative of the transposed noise is the noise itself."""
         return NoiseProduct.apply(gradient, ctx.transposed.layer), None
 
     @staticmethod
@@ -85,14 +85,14 @@ class NoiseGradient(torch.autograd.Function):
 
 
 def noise_product(x: Tensor, layer: Any) -> Tensor:
-    """The noise of a `SpikedLinear` acting on x, as a part of what is differentiated."""
+    """The noise of a `SpikedLinear` times x, with derivatives."""
     if torch.compiler.is_compiling():
         return CompiledNoiseProduct.apply(x, layer)
     return NoiseProduct.apply(x, layer)
 
 
 def noise_gradient(gradient: Tensor, layer: Any, shape: torch.Size) -> Tensor:
-    """The gradient of x for that of the noise acting on x.
+    """The gradient of x, given the gradient of the noise times x.
 
     Args:
         gradient: Of the outputs.
@@ -100,10 +100,10 @@ def noise_gradient(gradient: Tensor, layer: Any, shape: torch.Size) -> Tensor:
         shape: Of x.
 
     Returns:
-        Shape as given; it can be differentiated again where that is asked for.
+        The gradient, of the given shape; it can be differentiated again if gradients are enabled.
     """
     transposed = Transposed(layer, shape)
-    if is_differentiating() and not torch.compiler.is_compiling():  # a second one is wanted
+    if is_differentiating() and not torch.compiler.is_compiling():  # a second one may be needed
         return NoiseGradient.apply(gradient, transposed)
     return transposed(gradient)  # apply itself takes 50 microseconds
 

@@ -1,4 +1,4 @@
-"""A convolution as random matrix theory sees it: a matrix on patches, low rank plus noise."""
+"""A convolution as a matrix that acts on patches: low rank plus noise."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SpikedConv2d(SpikedLinear):
     """y = x * (left right + noise) + bias over patches, the signal as two convolutions.
 
     The kernel is a matrix of shape (out, in k_h k_w). Its signal, of rank r, is a convolution of
-    the kernel's size to r channels and one of size 1 x 1 from there; the noise is unpacked into
-    a dense kernel. All else is that of a `SpikedLinear` with `in_features` = in k_h k_w.
+    the kernel's size to r channels, followed by a 1 x 1 convolution. The noise is unpacked into a
+    dense kernel. The rest is as in a `SpikedLinear` with `in_features` = in k_h k_w.
 
     Args:
         in_channels: Channels of the input.
@@ -42,7 +42,7 @@ class SpikedConv2d(SpikedLinear):
 
     Raises:
         ValueError: If the rank lies outside its range, the kind of noise is unknown, or the
-            geometry is none of a convolution.
+            geometry is invalid for a convolution.
 
     Examples:
         >>> layer = SpikedConv2d(3, 8, 2, kernel_size=3, stride=2, padding=1)
@@ -68,7 +68,7 @@ class SpikedConv2d(SpikedLinear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        dense = nn.Conv2d(  # which checks the geometry and says it in pairs
+        dense = nn.Conv2d(  # checks the geometry, and gives it as pairs
             in_channels,
             out_channels,
             kernel_size,
@@ -94,7 +94,7 @@ class SpikedConv2d(SpikedLinear):
 
     @classmethod
     def stands_for(cls, dense: nn.Module) -> bool:
-        """Convolutions of torch in one group."""
+        """Convolutions of torch with one group."""
         return is_plain_convolution(dense)
 
     def empty_dense(self) -> nn.Module:
@@ -133,7 +133,7 @@ class SpikedConv2d(SpikedLinear):
         return [side for padding in reversed(self.padding) for side in (padding, padding)]
 
     def _pads_inside(self) -> bool:
-        """Whether the convolution itself can pad: with as many zeros on either side."""
+        """Whether the convolution can pad by itself: with zeros, equally many on both sides."""
         left, right, above, below = self._edges()
         return self.padding_mode == "zeros" and (left, above) == (right, below)
 
@@ -168,7 +168,7 @@ class SpikedConv2d(SpikedLinear):
 
 
 def geometry_of(layer: nn.Module) -> dict[str, Any]:
-    """What a convolution, dense or compressed, is made with beside its channels; else nothing."""
+    """The arguments of a convolution, dense or compressed, but its channels; else empty."""
     if not isinstance(layer, nn.Conv2d | SpikedConv2d):
         return {}
     return {name: getattr(layer, name) for name in GEOMETRY}

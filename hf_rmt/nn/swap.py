@@ -1,8 +1,8 @@
-"""Putting one module in the place of another, with all that the old one carries.
+"""Replaces one module by another and moves everything that was attached to the old one.
 
-Whoever made the model may have frozen a layer, hooked it, or written an attribute on it. The one
-function here is used wherever a layer is replaced, so that nothing of that is lost: what can be
-moved is moved, and a layer that carries anything else is not replaced.
+Whoever made the model may have frozen a layer, hooked it, or written an attribute on it.
+`swap_module` is used wherever a layer is replaced, so that nothing gets lost. What can be moved is
+moved. A layer with anything that cannot be moved is not replaced.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ CARRIERS: dict[str, Callable[[nn.Module, nn.Module], None]] = {}
 """How other libraries' additions to a module are moved: the attribute by which one is recognised,
 and what moves it from the old module to the new one."""
 LIBRARIES = ("torch", "transformers", "accelerate")
-"""Packages whose hooks on gradients belong to one training, which ends before a layer is
-replaced, or begins after it."""
+"""Hooks on gradients that these packages add belong to one training. It ends before a layer is
+replaced or begins after that."""
 INITIALISED = "_is_hf_initialized"
-"""How transformers marks what it has filled; each module and tensor has its own."""
+"""The attribute by which transformers marks initialised modules and tensors; it is not moved."""
 OWN_ATTRIBUTES = {
     *vars(nn.Module()),
     *("weight", "bias", "in_features", "out_features", "nx", "nf"),
@@ -54,8 +54,8 @@ OWN_ATTRIBUTES = {
     *("transposed", "output_padding", "padding_mode", "_reversed_padding_repeated_twice"),
     *(BOUND_HOOK, WRAPPED, INITIALISED),
 }
-"""What the constructors of torch and transformers set on dense layers, and what libraries put on
-any module for themselves."""
+"""Attributes that the constructors of torch and transformers set on dense layers, and those that
+libraries set on any module."""
 OF_COMPRESSED = {"rank", "noise", "scale", "step", "unpacked", "_layout"}
 """Further names that the constructors of compressed layers set."""
 
@@ -103,9 +103,10 @@ def cannot_swap(name: str, reason: str) -> ValueError:
 def why_not_swapped(module: nn.Module) -> str:
     """Why a module cannot be replaced, and the remedy; empty if it can.
 
-    A layer cannot if its weight or bias is made by something else, if one of its methods was
-    replaced, if it has tensors or children that its class does not give it, or if a hook waits for
-    the gradient of its weight. Without `hf_rmt.huggingface` it cannot if accelerate has hooked it.
+    A layer cannot be replaced if its weight or bias is computed from other tensors, if one of its
+    methods was replaced, if it has tensors or children that its class does not give it, or if there
+    is a hook on the gradient of its weight. Without `hf_rmt.huggingface` it cannot if accelerate
+    has hooked it.
     """
     if parametrize.is_parametrized(module):
         return (
@@ -135,7 +136,7 @@ def user_attributes(module: nn.Module) -> list[str]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it is known what the class of a module sets by itself. Of activations it is not."""
+    """Whether the attributes that a module's class sets are known. Those of activations are not."""
     return isinstance(module, CompressedLayer | nn.Linear | nn.Conv2d) or is_conv1d(module)
 
 
@@ -164,7 +165,7 @@ def _patched(module: nn.Module) -> Iterator[str]:
         wraps = key == "forward" and WRAPPED in vars(module)
         if wraps and getattr(getattr(value, "func", None), "__module__", "") == "accelerate.hooks":
             value = vars(module)[WRAPPED]
-        # where accelerate has taken its hook off, the class's own method stays on the object
+        # after accelerate has removed its hook, the class's own method is still set on the object
         if inspect.isfunction(method) and getattr(value, "__func__", None) is not method:
             yield key
 
@@ -209,7 +210,7 @@ def _is_hooked(parameter: Any) -> bool:
 
 
 def _carry_gradients(old: Any, new: Any) -> None:
-    """Freeze what was frozen. A layer without a trainable weight remembers what the dense was."""
+    """Freeze what was frozen. A layer without a trainable weight stores it in an attribute."""
     trains = _trains(old, "weight", getattr(old, "dense_requires_grad", True))
     if isinstance(getattr(new, "weight", None), nn.Parameter):
         _set_trains(new.weight, trains)
@@ -231,7 +232,7 @@ def _set_trains(parameter: nn.Parameter, trains: bool) -> None:
 
 
 def _carry_weight_attributes(old: Any, new: Any) -> None:
-    """Attributes of the weight. A layer without a trainable one remembers those of the dense."""
+    """Attributes of the weight. A layer without a trainable one keeps them in an attribute."""
     weight = getattr(old, "weight", None)
     trained = isinstance(weight, nn.Parameter)
     known = _attributes(weight) if trained else getattr(old, "dense_attributes", {})
@@ -252,7 +253,7 @@ def _carry_bias(old: Any, new: Any) -> None:
     after.__dict__.update(_attributes(before))
     for key in GRADIENT_HOOKS:
         if hooks := getattr(before, key):
-            setattr(after, key, hooks)  # the very dict, as for modules
+            setattr(after, key, hooks)  # the same dict object, as for modules
 
 
 def _attributes(parameter: Any) -> dict[str, Any]:
@@ -260,7 +261,7 @@ def _attributes(parameter: Any) -> dict[str, Any]:
 
 
 def _move_hooks(old: dict[str, Any], new: dict[str, Any], key: str) -> None:
-    """Move a register of hooks: the very dict, because the handles that remove hooks hold it."""
+    """Move a register of hooks: the same dict object, because handles that remove hooks use it."""
     moved, own = old.get(key), new.get(key)
     if moved:
         moved.update(own or {})

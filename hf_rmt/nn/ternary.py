@@ -30,14 +30,14 @@ LAYOUTS = ("packed", "int8", "dense")
 class TernaryLinear(CompressedLayer):
     """y = x (s T)' + bias, T in {-1, 0, 1} packed and frozen, s a scale.
 
-    The buffer `weight` holds T as int8, which no cast of the model touches, in a shape which no
-    plain linear loads: five entries a byte, shape (ceil(out in / 5),), in the state dict and until
-    the first use; from then on four, shape (1, ceil(out in / 4)), which unpack faster. Only the
-    bias trains; to train the weight see `LatentTernaryLinear`.
+    The buffer `weight` holds T as int8, which casts of the model do not change, and in a shape that
+    a plain linear layer cannot load. In the state dict and until the first use, a byte holds five
+    entries, shape (ceil(out in / 5),). After that it holds four, shape (1, ceil(out in / 4)), which
+    unpack faster. Only the bias trains; to train the weight see `LatentTernaryLinear`.
 
     Attributes:
-        step: A `StepBefore` that y goes through, where the activation that reads y is called as a
-            function; or None. `dense` and `to_linear` leave it out.
+        step: A `StepBefore` that is applied to y, if the activation after the layer is called as a
+            function; else None. `dense` and `to_linear` leave it out.
 
     Args:
         in_features: Width of the input.
@@ -47,9 +47,9 @@ class TernaryLinear(CompressedLayer):
         layout: `packed` unpacks in every forward; outputs are those of the dense layer up to the
             rounding of its dtype. `int8` keeps an unpacked copy for speed: a byte a weight and, on
             a CPU with integer dot products (VNNI), inputs rounded to 16 bits of the largest entry
-            of their row, which moves outputs by some 1e-4 of their spread at most; elsewhere and
-            for the smallest layers a copy in the dtype of the scales. `dense` keeps that copy
-            everywhere. Not part of the state.
+            of their row, which changes outputs by at most about 1e-4 of their spread. Elsewhere,
+            and for the smallest layers, it keeps a copy in the dtype of the scales. `dense` always
+            keeps that copy. The layout is not part of the state dict.
         device: Of the tensors, which are empty until a state dict fills them.
         dtype: Of the scales and the bias.
 
@@ -172,7 +172,8 @@ class TernaryLinear(CompressedLayer):
     ) -> TernaryLinear:
         """A layer of iid weights, P(0) = e and P(+-1 / sqrt(1 - e)) = (1 - e) / 2.
 
-        They have mean 0 and variance 1, as the theory of wide networks wants them, and no bias.
+        They have mean 0 and variance 1, as the theory of wide networks assumes. The layer has no
+        bias.
 
         Args:
             in_features: Width of the input.
@@ -239,7 +240,7 @@ class TernaryLinear(CompressedLayer):
     def _signs(self) -> Tensor:
         shape = self.out_features, self.in_features
         if self.weight.dim() == 1:
-            with torch.inference_mode(False):  # or the buffer could never be written again
+            with torch.inference_mode(False):  # an inference tensor could not be written to later
                 self.weight = pack_trits(from_fifths(self.weight, shape))
         return unpack_trits(self.weight, shape)
 

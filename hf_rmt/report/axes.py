@@ -1,4 +1,4 @@
-"""Drawing one spectrum into axes: histogram, law, edges, spikes and what lies far out."""
+"""Draws one spectrum into axes: histogram, law, edges, spikes and a note on values outside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_rmt.report.bins import BINS as BINS  # the figures of recipes take these from here
+from hf_rmt.report.bins import BINS as BINS  # figures of the recipes import BINS from here
 from hf_rmt.report.bins import BinnedSpectrum, below_edge, binned
 from hf_rmt.report.bins import law_curve as law_curve
 from hf_rmt.report.bins import positions as positions
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from hf_rmt.spectra import SpectrumFit
 
 REASON_WIDTH = 26
-"""Characters of a reason that fit into a small panel."""
+"""The most characters of a reason that fit into a small panel."""
 DENSE_DECADES = 1.5
 """Logarithmic axes over more decades than this have ticks at powers of ten only."""
 TICK_HEIGHT = 0.035
-"""Where the middle of a spike's tick stands, in heights of the axes."""
+"""Height of the middle of a spike's tick, as a part of the height of the axes."""
 
 
 def abscissa(*, square_root: bool, short: bool = False) -> str:
@@ -46,7 +46,7 @@ def ordinate(*, square_root: bool) -> str:
 
 
 def spectrum_panels(figure: Figure, count: int, columns: int, *, square_root: bool) -> list[Axes]:
-    """So many panels for spectra in rows, only the outer ones labelled.
+    """Panels for `count` spectra, in rows; only the outer ones have labels.
 
     Args:
         figure: Where to.
@@ -73,8 +73,8 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
 
     Args:
         axes: Where to draw.
-        fit: The fitted spectrum; without a law only its histogram and the reason are drawn, what
-            is kept set off.
+        fit: The fitted spectrum; without a law only its histogram and the reason are drawn, with
+            the kept values in another colour.
         colours: The palette.
         square_root: Draw over singular values, not eigenvalues.
     """
@@ -99,7 +99,7 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
 
 
 def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> float:
-    """The law with the area of the noise, and its edges; returns what it needs of the height."""
+    """The law with the area of the noise, and its edges; returns the height that it needs."""
     if fit.noise_law is None:
         return 0.0
     x, density = law_curve(fit.noise_law, square_root=square_root)
@@ -190,7 +190,7 @@ def _draw_histogram(
 def _draw_lawless(
     axes: Axes, groups: list[NDArray[np.float64]], reason: str, colours: Palette
 ) -> None:
-    """Stack what is not signal and what is, in bins over all of it."""
+    """Stack noise and signal in bins over the whole spectrum."""
     if any(group.any() for group in groups):
         looks = [(colours.faint, "measured, no law"), (colours.signal, "signal, measured")]
         shown = slice(2 if len(groups[1]) else 1)

@@ -26,7 +26,9 @@ LAW_WORDS = (
     "Random matrix theory says which singular directions of a weight stand out of the spectrum "
     "that pure noise would have."
 )
-LAWLESS_WORDS = "Of every weight the largest singular directions were kept, as many as asked for."
+LAWLESS_WORDS = (
+    "For every weight, the requested number of the largest singular directions was kept."
+)
 RECORDS = ("base_model", "format_version", "layers")
 NO_METADATA = CardMetadata()
 FOLD = 12
@@ -60,13 +62,13 @@ def model_card(
         picture: Path of a picture of the spectra, relative to the README.md.
         sizes: Bytes of all weights in their file, `{"before": ..., "after": ...}`.
         auto_class: The Auto class of transformers that loads the model with its head.
-        title: Heading of the card; None takes the model's name out of `repo_id` or `base_model`.
+        title: Heading of the card; None takes the model's name from `repo_id` or `base_model`.
         metadata: Task, languages, data sets and evaluations, for the Hub.
         processor: The Auto class of the tokenizer or processor in the repository, such as
             `AutoTokenizer`; None if it has none.
         memory: Bytes that the loaded weights take, `{"before": ..., "after": ...}`.
-        model_parameters: Number of parameters of the whole model, so that the card can say what
-            share of them the compressed layers are.
+        model_parameters: Number of parameters of the whole model, so that the card can give the
+            share of the compressed layers.
 
     Returns:
         The text, ready to be written.
@@ -150,7 +152,7 @@ def _ternary_words(layers: Sequence[LayerPlan]) -> str:
         names = ", ".join(sorted(called))
         text += (
             f" Where the model calls its activation as a function ({names}), the step is in the "
-            "layer. Its heights are what the function turns into the levels."
+            "layer. Its heights are the inputs that the function maps to the levels."
         )
     return text
 
@@ -162,9 +164,9 @@ def _what_was_lost(plan: CompressionPlan) -> str:
     text = "## What was lost\n\nNothing was dropped."
     if worst.dropped_energy > 0:
         text = (
-            "## What was lost\n\nA changed layer lost "
-            f"{tables.percent(plan.dropped_energy)} of its squared norm in the mean, and at most "
-            f"{tables.percent(worst.dropped_energy)} (`{worst.name}`)."
+            f"## What was lost\n\nA changed layer lost {tables.percent(plan.dropped_energy)} of "
+            f"its squared norm on average, and at most {tables.percent(worst.dropped_energy)} "
+            f"(`{worst.name}`)."
         )
     if plan.dropped_energy > NOTABLE_LOSS:
         text += (
@@ -175,7 +177,7 @@ def _what_was_lost(plan: CompressionPlan) -> str:
 
 
 def _rounding_words(plan: CompressionPlan) -> str:
-    """How far few bits moved the weights: the relative error and the cosine that it leaves."""
+    """How much rounding changed the weights: relative error, and the cosine that follows."""
     rounded = [layer for layer in plan if layer.rounds]
     if not rounded:
         return ""
@@ -186,9 +188,9 @@ def _rounding_words(plan: CompressionPlan) -> str:
     mean = sum(layer.rounding_error or 0.0 for layer in known) / len(known)
     worst = max(known, key=lambda layer: layer.rounding_error or 0.0)
     return (
-        f"Storing the noise in {kinds} rounds it: a weight and what is stored of it differ by "
-        f"{tables.percent(mean**0.5)} of the weight's norm in the root mean square (a cosine of "
-        f"about {(1 - min(mean, 1.0)) ** 0.5:.5f}), and by at most "
+        f"Storing the noise in {kinds} rounds it: a weight and its stored form differ by "
+        f"{tables.percent(mean**0.5)} of the weight's norm (root mean square over the layers; a "
+        f"cosine of about {(1 - min(mean, 1.0)) ** 0.5:.5f}), and by at most "
         f"{tables.percent((worst.rounding_error or 0.0) ** 0.5)} (`{worst.name}`)."
     )
 
@@ -268,7 +270,7 @@ def _settings(plan: CompressionPlan, config: Mapping[str, Any]) -> str:
     if not given:
         return ""
     several = len({(layer.kind, layer.noise) for layer in plan.compressed}) > 1
-    last = "Of the last of several compressions, each of other layers.\n\n" if several else ""
+    last = "These are the settings of the last compression.\n\n" if several else ""
     return f"## Settings\n\n{last}```json\n{json.dumps(given, indent=2)}\n```"
 
 

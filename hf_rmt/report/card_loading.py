@@ -1,10 +1,10 @@
-"""How a compressed model is loaded, as its card tells it."""
+"""The section of a card about loading a compressed model."""
 
 from __future__ import annotations
 
 
 def snippet(repo: str, auto_class: str, processor: str | None, argument: str = "") -> str:
-    """The lines that load the model, and what prepares its inputs where there is one."""
+    """The lines that load the model and, if there is one, its tokenizer or processor."""
     names = ", ".join(filter(None, [auto_class, processor]))
     lines = [
         f"from transformers import {names}",
@@ -48,7 +48,7 @@ import hf_rmt  # registers the quantization method "rmt"
 {snippet(repo, auto_class, processor)}
 ```
 
-Without it, through the code in this repository, after reading that code:
+Without the package, by the code in this repository. Read that code first:
 
 ```python
 {snippet(repo, auto_class, processor, ", trust_remote_code=True")}

@@ -1,4 +1,4 @@
-"""Where in a model a layer stands: the kind of a layer and the block it belongs to."""
+"""The place of a layer in a model: its kind, and the block that it belongs to."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Place:
 def places(names: Sequence[str]) -> list[Place]:
     """Kind and block of every layer, from dotted names alone.
 
-    The first number in a name is the block, what follows it the kind, further numbers left out.
-    Where two stacks of blocks share a kind, as an encoder and a decoder do, the name of the
+    The first number in a name is the block. The rest after it, without further numbers, is the
+    kind. Where two stacks of blocks share a kind, as an encoder and a decoder do, the name of the
     stack is put before it.
 
     Args:
@@ -52,7 +52,7 @@ def places(names: Sequence[str]) -> list[Place]:
 
 
 def short_names(names: Sequence[str], *, longest: int = 30) -> list[str]:
-    """Names without the parts that all begin with, cut at the front where still too long.
+    """Names without their common beginning, cut at the front if they are still too long.
 
     Args:
         names: Names of modules.

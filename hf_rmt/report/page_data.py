@@ -44,8 +44,8 @@ SPECTRUM: list[Column] = [
         "key": "distance",
         "label": "distance",
         "type": "number",
-        "help": "Kolmogorov distance between the noise and its law: 0.03 is a good fit, more than "
-        "0.12 is none.",
+        "help": "Kolmogorov distance between the noise and its law: up to 0.03 the fit is good, "
+        "above 0.12 the law does not hold.",
     },
 ]
 ANALYSIS: list[Column] = [
@@ -59,7 +59,7 @@ ANALYSIS: list[Column] = [
         "key": "edge",
         "label": "edge",
         "type": "number",
-        "help": "Largest singular value that counts as noise.",
+        "help": "Largest singular value that counts as noise, the root of `edge` in the table.",
     },
 ]
 COMPRESSION: list[Column] = [
@@ -138,7 +138,7 @@ def compression_content(
         plan: What happens to which layer.
         spectra: The spectra behind it, as far as they are known.
         summary: Some lines about all layers.
-        facts: Sizes before and after: what it is, the numbers, a remark.
+        facts: Sizes before and after: a label, the numbers, and a remark for each.
 
     Returns:
         Plain values.
@@ -202,7 +202,7 @@ def _spectral_values(fit: SpectrumFit | None) -> dict[str, Any]:
 
 
 def _plan_values(layer: LayerPlan) -> dict[str, Any]:
-    """What the plan says of a layer; what only a compressed one has is None for a dense one."""
+    """A layer's values in the plan; those of compressed layers only are None for a dense one."""
     entries = layer.shape[0] * layer.shape[1]
     before, kept = layer.dense_bits / entries, layer.compressed
     lost = layer.dropped_energy if kept or layer.dropped_energy else None

@@ -1,4 +1,4 @@
-"""Figures of spectra and of a model's depth. They take data and return it drawn, never shown."""
+"""Figures of spectra and of a model's depth. They return a figure and never show it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hf_rmt.report.style import Palette
 
 ROUNDING = 1e-9
-"""Of metrics that are compared, relative: 0.51 - 0.1 is more than 0.41 in floating point."""
+"""Relative tolerance when metrics are compared: in floating point 0.51 - 0.1 is more than 0.41."""
 
 
 def within(metric: float, baseline: float, tolerance: float) -> bool:
@@ -39,8 +39,8 @@ class Evaluation:
     """One call of the metric.
 
     Attributes:
-        removal: Fraction of its noise that each layer lost; the others were as they are.
-        metric: What it gave.
+        removal: Fraction of its noise that each layer lost; the other layers were not changed.
+        metric: The value of the metric.
     """
 
     removal: dict[str, float]
@@ -53,12 +53,12 @@ class SearchReport:
 
     Attributes:
         baseline: Metric of the unfiltered model.
-        tolerance: How far below it the metric may lie.
+        tolerance: How far the metric may fall below the baseline.
         metric: Metric of what was found.
-        removal: Fraction of the noise directions to remove, by layer; layers that are to stay as
-            they are do not appear.
+        removal: Fraction of the noise directions to remove, by layer; layers that are not changed
+            are left out.
         curve: Fraction removed from every layer, and the metric, ascending. Layers without spikes
-            stay as they are where all of their noise is to go.
+            are not changed at the fraction 1.
         evaluations: All calls of the metric in their order.
         layers: Shape of each layer that was searched.
         plan: What becomes of the layers in `removal`.

@@ -64,7 +64,7 @@ class SpectralReport:
         return self.table()
 
     def summary(self) -> str:
-        """One line: how many layers look like what, and how much signal they hold."""
+        """One line: the number of layers with each verdict, and how much signal they hold."""
         if not self.layers:
             return "no layers"
         phases = Counter(str(layer.fit.phase) for layer in self.layers)
@@ -151,7 +151,7 @@ class SpectralReport:
         return records.written(tables.csv_text([layer.to_row() for layer in self.layers]), path)
 
     def to_html(self, path: str | Path | None = None, *, title: str = "Spectral report") -> str:
-        """One page to browse in, complete in itself: it needs no network and no other file.
+        """One HTML page that is complete: it needs no network and no other file.
 
         A table of the layers sorts and filters, a click opens a layer's spectrum, and a figure
         shows the layers over depth.
@@ -253,7 +253,8 @@ class SpectralReport:
     def save(self, folder: str | Path) -> None:
         """Write the table, the JSON, a page, layers.csv, overview.svg and .png, and spectra.svg.
 
-        The texts come first: they are there even where the figures fail for want of matplotlib.
+        The texts are written first, so they exist even if the figures fail because matplotlib is
+        missing.
 
         Args:
             folder: Where to; made if it does not exist.

@@ -14,9 +14,9 @@ Row = Mapping[str, Any]
 """Values under the names of their columns; every row of a table has the same ones."""
 MISSING = "-"
 LITTLE = 1e-3
-"""A share below this, or as close to 1, is not written as a number."""
+"""A share below this, or closer than this to 1, is written with < or >, not as a number."""
 ROUNDING = 1e-6
-"""A share that is negative by less than this is zero up to rounding errors."""
+"""A negative share that is closer to 0 than this counts as a rounding error."""
 
 
 class Share(float):

@@ -1,10 +1,10 @@
 """A method as an object, and the register of all methods.
 
 A method says which options it reads, which modules it accepts, which of them it takes by default,
-whether it needs data, what it decides on one weight and how it compresses a model. Its file
-registers it; nothing else in the package asks which method it has before it. A package of somebody
-else's registers its own methods with `register_method`, or names the module that does so under the
-entry point group `hf_rmt.methods`.
+whether it needs data, what it decides on one weight and how it compresses a model. The file of a
+method registers it. No other code depends on which method is used. Another package registers its
+own methods with `register_method`, or names the module that does so under the entry point group
+`hf_rmt.methods`.
 
 The files of the methods import torch only when they are called, so that options can be checked
 and listed without it.
@@ -44,7 +44,7 @@ class Method(ABC):
         takes_heads: Whether it takes the head of a model by default, and not the blocks.
         reads_spectrum: Whether it tells signal from noise by eigenvalues: its decisions then carry
             a fitted spectrum, and it can be analysed.
-        concurrent: Whether `decide` may be called on several threads at a time. It may where it
+        concurrent: Whether `decide` may be called on several threads at a time. It may be, if it
             changes nothing that another call sees.
     """
 
@@ -142,16 +142,17 @@ _REGISTERED: dict[str, Method] = {}
 
 
 def register_method(method: Method) -> Method:
-    """Make a method known by its name; the last line of the file that defines it.
+    """Register a method by its name, in the last line of the file that defines it.
 
     Args:
-        method: The method. It replaces one of the same class, as when its module is reloaded.
+        method: The method. It replaces a method of the same class, for example if its module is
+            reloaded.
 
     Returns:
         The method.
 
     Raises:
-        ValueError: If its name, or one of its options with another meaning, is taken.
+        ValueError: If its name is taken, or one of its options exists with another meaning.
     """
     for option in method.options:
         for other in _REGISTERED.values():

@@ -21,7 +21,7 @@ class Option:
         check: Called with the name and a value that is not the default. It returns the value as
             plain JSON, or raises a TypeError or ValueError that names value, rule and remedy.
         help: What it means, in a sentence or two.
-        parse: Makes the value of a word on the command line; None for an option without a flag.
+        parse: Makes the value from a word on the command line; None for an option without a flag.
         choices: All possible values, where they are few.
     """
 

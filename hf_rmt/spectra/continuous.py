@@ -24,7 +24,7 @@ from hf_rmt.spectra.spike_map import Array, Complex
 CURVE_POINTS = 193
 HEIGHT_STEPS, ROOT_STEPS, SPIKE_STEPS = 60, 4, 60
 DESCENT = np.geomspace(1e3, 1e-3, 40)
-"""Heights above the points, in units of their distance to 0, from which roots are followed."""
+"""Imaginary parts from which roots are followed down, as multiples of the size of the points."""
 CLOSE = 1e-12
 
 
@@ -36,7 +36,7 @@ class ContinuousBulk(BulkLaw):
 
     @cached_property
     def critical_points(self) -> Array:
-        """The two outer real roots of g'(a) = 0; gaps inside would be of the quadrature alone."""
+        """The two outer real roots of g'(a) = 0; gaps inside come from the quadrature only."""
         top, bottom = self.atoms[-1], self.atoms[0]
 
         def slope(a: float) -> float:
@@ -50,8 +50,8 @@ class ContinuousBulk(BulkLaw):
     def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
         """Population spike behind a sample eigenvalue, nan for one that is not above the bulk.
 
-        Newton's method on the convex branch of g to the right of the bulk, from the eigenvalue
-        itself, which lies right of the root.
+        Newton's method on the convex branch of g to the right of the bulk. It starts from the
+        eigenvalue, which lies to the right of the root.
         """
         x = np.asarray(eigenvalue, dtype=float)
         above = x > self.upper_edge
@@ -81,7 +81,7 @@ class ContinuousBulk(BulkLaw):
         return a
 
     def _followed(self, points: Complex) -> Complex:
-        """The root for each point, followed from far above, where it is near the point itself."""
+        """The root for each point, followed from far above, where root and point are close."""
         size = np.maximum(np.abs(points), self.atoms[-1])
         a = points + 1j * DESCENT[0] * size
         for height in (*DESCENT, 0.0):
@@ -89,7 +89,7 @@ class ContinuousBulk(BulkLaw):
         return a
 
     def _complex_map(self, a: Complex) -> tuple[Complex, Complex]:
-        """G and g' at complex points."""
+        """The values of g and g' at complex points."""
         share = self.atoms / (a[..., None] - self.atoms)
         pull = (self.weights * share).sum(-1)
         slope = 1.0 - self.aspect_ratio * (self.weights * share**2).sum(-1)
@@ -113,7 +113,7 @@ class ContinuousBulk(BulkLaw):
         return CubicSpline(nodes, np.concatenate([a[:1], inner[inside], a[-1:]]))
 
     def _height(self, u: Array) -> Array:
-        """Y on the curve, by Newton on 1 / F, which is concave and rises in y^2: no overshoot."""
+        """Heights y on the curve, by Newton's method on 1 / F, concave and increasing in y^2."""
         top = self.atoms[-1]
         distance = ((u[:, None] - self.atoms) / top) ** 2
         pull = self.aspect_ratio * self.weights * (self.atoms / top) ** 2
@@ -129,6 +129,6 @@ class ContinuousBulk(BulkLaw):
 
 
 def _angle(root: Array, lower: float, upper: float) -> Array:
-    """The angle of a square root between two edges: 0 at the lower one and pi at the upper one."""
+    """The angle of a value between two edges: 0 at the lower one and pi at the upper one."""
     cosine = ((lower + upper) / 2 - root) / ((upper - lower) / 2)
     return np.asarray(np.arccos(np.clip(cosine, -1.0, 1.0)))

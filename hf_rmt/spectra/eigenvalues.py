@@ -1,4 +1,4 @@
-"""Eigenvalues as they come in: ordered, checked, and sorted out where no law can hold."""
+"""The eigenvalues of a weight: sorted, checked, and refused if no law can hold."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from numpy.typing import ArrayLike
 from hf_rmt.spectra.spike_map import Array
 
 MIN_EIGENVALUES = 24
-"""Fewer say nothing about a law."""
+"""With fewer eigenvalues no law is fitted."""
 MAX_NULL_FRACTION = 0.1
 """More zero eigenvalues than this mean a rank-deficient matrix, which no bulk describes."""
 RELATIVE_ZERO = 1e-14
-"""Zero, in units of the largest eigenvalue and for each dimension."""
+"""Eigenvalues up to this count as zero, in units of the largest one times their number."""
 MOST_NEGATIVE = 1e-3
-"""What rounding leaves below zero is smaller than this part of the largest eigenvalue."""
+"""Negative eigenvalues from rounding are smaller than this part of the largest eigenvalue."""
 RANGE = (1e-303, 1e304)
-"""Largest eigenvalue for which edges, variances and sums beside it are float64 numbers. A law is
-fitted in units of that eigenvalue, but its variances are squares of entries: those of a weight with
-entries beyond about 1e-152 to 1e151 do not exist in float64."""
+"""Range of the largest eigenvalue in which edges, variances and sums are float64 numbers. A law is
+fitted in units of that eigenvalue, but its variances are squares of entries: for entries outside of
+about 1e-152 to 1e151 these squares are not float64 numbers."""
 COINCIDENT = 1e-5
-"""Relative gap below which neighbours count as equal. Noise eigenvalues repel each other: of 4,000
-about one pair in a thousand lies as close."""
+"""Relative gap below which neighbours count as equal. Noise eigenvalues repel each other: among
+4,000 of them about one pair in a thousand is that close."""
 MAX_COINCIDENT = 0.5
-"""Larger shares of equal neighbours mean a matrix of few distinct singular values."""
+"""A larger share of equal neighbours means that the matrix has few distinct singular values."""
 NARROWEST = 0.5
 """Least relative variance of noise eigenvalues, in units of c. Theory says at least 1."""
 
@@ -66,8 +66,8 @@ def why_degenerate(values: Array) -> str:
         return "the weight is zero"
     if not RANGE[0] <= values[0] <= RANGE[1]:
         return (
-            f"the largest eigenvalue {values[0]:.3g} lies outside {RANGE[0]:g} to {RANGE[1]:g}, "
-            "where float64 serves; scale the weight"
+            f"the largest eigenvalue {values[0]:.3g} lies outside of {RANGE[0]:g} to {RANGE[1]:g}, "
+            "where float64 is precise; scale the weight"
         )
     if rank < (1 - MAX_NULL_FRACTION) * len(values):
         return f"rank {rank} of {len(values)}: the weight is low-rank already"
@@ -75,15 +75,15 @@ def why_degenerate(values: Array) -> str:
 
 
 def live_count(values: Array) -> int:
-    """How many eigenvalues are more than rounding errors."""
+    """How many eigenvalues are larger than rounding errors."""
     return int(np.sum(values > RELATIVE_ZERO * len(values) * values[:1]))
 
 
 def why_lawless(values: Array, rows: int) -> str:
-    """Reason for which descending eigenvalues cannot be those of noise; empty if they can.
+    """Why descending eigenvalues cannot be those of noise; empty if they can.
 
-    Noise with any population of variances tau has the relative variance c + Var(tau) / E(tau)^2,
-    so at least c; spikes only add to it. And its eigenvalues repel each other.
+    Noise with any population of variances tau has the relative variance c + Var(tau) / E(tau)^2, so
+    at least c, and spikes only add to it. Also, the eigenvalues of noise repel each other.
 
     Args:
         values: Eigenvalues, descending, not degenerate, shape (p,).
@@ -110,5 +110,5 @@ def why_lawless(values: Array, rows: int) -> str:
         )
     if equal.mean() > MAX_COINCIDENT:
         distinct = 1 + int(np.sum(~equal))
-        return f"{len(live)} singular values take only {distinct} values, which noise never does"
+        return f"{len(live)} singular values have only {distinct} distinct values, unlike noise"
     return ""

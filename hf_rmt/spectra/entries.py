@@ -14,13 +14,13 @@ from numpy.typing import ArrayLike
 from hf_rmt.spectra.spike_map import Array
 
 SPARSE = 0.5
-"""Share of exact zeros from which zeros are named as the cause."""
+"""From this share of exact zeros on, zeros are named as the cause."""
 HEAVY = 6.0
 """Kurtosis from which heavy tails are named as the cause; the Laplace law has 6."""
 REPEATED = 0.02
-"""Share of repeated or empty rows from which N is not the number of rows that a law counts."""
+"""From this share of repeated or empty rows on, N is too large for the law."""
 SAME_ROW = 1e-6
-"""Difference of two random projections, of order 1, below which two rows are the same."""
+"""Two rows count as equal if their two random projections, of order 1, differ by less than this."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class EntryDiagnostics:
         rows: N.
         kurtosis: E x^4 / (E x^2)^2 with every row scaled to variance 1; 3 for a Gaussian.
         zeros: Share of entries that are exactly 0.
-        row_spread: Standard deviation of the rows' mean squares, relative to their mean, less
-            what independent Gaussian entries of one variance give, sqrt(2 / p).
+        row_spread: Standard deviation of the rows' mean squares, relative to their mean, minus the
+            value for independent Gaussian entries of one variance, sqrt(2 / p).
         repeated_rows: How many rows are multiples of another one, or zero.
     """
 
@@ -49,7 +49,7 @@ class EntryDiagnostics:
 
     @property
     def cause(self) -> str:
-        """What makes eigenvalues leave the bulk without a signal, most telling first."""
+        """The most likely cause for eigenvalues outside of the bulk without a signal."""
         if self.repeats:
             return f"{self.repeated_rows} of {self.rows} rows repeat others or are zero"
         if self.zeros >= SPARSE:
@@ -117,7 +117,7 @@ def tall_matrix(weight: ArrayLike) -> Array:
 
 
 def repeated_rows(tall: Array) -> int:
-    """Number of rows that are zero or a multiple of another row; the first of its kind is none.
+    """Number of rows that are zero or a multiple of an earlier row.
 
     Equal rows have equal projections on two random directions, up to one sign. Two different rows
     of N agree in both by chance with probability about (N * SAME_ROW)^2.
@@ -131,7 +131,7 @@ def repeated_rows(tall: Array) -> int:
     norms = np.sqrt(np.einsum("ij,ij->i", tall, tall))
     directions = np.random.default_rng(0).standard_normal((tall.shape[1], 2)).astype(tall.dtype)
     live = norms > 0
-    # A product of NumPy's would wake the threads of its BLAS, which then get in torch's way.
+    # A NumPy product would start the threads of its BLAS, which would slow down torch.
     images = [np.einsum("ij,j->i", tall, direction) for direction in directions.T.copy()]
     projections = np.stack(images, axis=1)[live] / norms[live, None]
     projections = projections * np.where(projections[:, :1] < 0, -1, 1)

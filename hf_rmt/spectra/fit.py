@@ -22,7 +22,7 @@ from hf_rmt.spectra.split import Phase, SpectrumFit, verdict, without_law
 SAFE = (1e-60, 1e60)
 """Largest eigenvalue with which powers in the published estimator stay finite."""
 Estimator = Callable[[int, Array], SpectrumFit]
-"""Rows N and descending eigenvalues, none negative, to their fit."""
+"""Maps N and descending eigenvalues, none negative, to their fit."""
 
 
 def fit_double_bulk(
@@ -31,9 +31,10 @@ def fit_double_bulk(
     """Fit the population double bulk model to a weight's eigenvalues and count its spikes.
 
     The spikes are removed, a law is fitted to the rest, its edges with their Tracy-Widom
-    fluctuation say which eigenvalues are spikes, and so on until nothing changes. The first
-    round starts from the certain spikes alone, so that the least fixed point is found. Where
-    the count runs away, as on heavy tails, the first round stands and the phase says so.
+    fluctuation say which eigenvalues are spikes, and so on until nothing changes. The first round
+    starts from the certain spikes alone, so that the least fixed point is found. If the count keeps
+    growing, as with heavy tails, the result of the first round is taken and the phase is
+    `heavy-tailed`.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
@@ -41,7 +42,7 @@ def fit_double_bulk(
         published: Use PDBLS as the paper states it instead: one round, asymptotic edge.
 
     Returns:
-        The fit. A spectrum that cannot be fitted is `degenerate`, with a reason.
+        The fit. A spectrum that cannot be fitted is `degenerate` or has `no law`, with a reason.
 
     Raises:
         ValueError: If the eigenvalues do not fit the shape or are clearly negative.
@@ -69,14 +70,14 @@ def fitted(
     *,
     normalise: bool = True,
 ) -> SpectrumFit:
-    """What every method with a law does before and after its own estimate.
+    """The steps that all methods with a law share before and after their own estimate.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
         estimator: The method; it sees eigenvalues whose largest lies in [1, 2).
-        normalise: Whether to scale them always. The published estimator depends on the scale,
-            and sees them as they are unless its own numbers would overflow.
+        normalise: Whether to scale them always. The published estimator depends on the scale. It
+            gets unscaled eigenvalues unless its numbers would overflow.
 
     Returns:
         The fit in the units of the eigenvalues. `degenerate` or `no law` with a reason where
@@ -98,7 +99,7 @@ def fitted(
 
 
 def _published(rows: int, values: Array) -> SpectrumFit:
-    """One round, the asymptotic edge, any gap and any null direction ignored."""
+    """The published fit: one round, the asymptotic edge, no gaps and no null directions."""
     estimate = published_bulk(values, rows)
     edge = estimate.law.upper_edge
     signal = values > edge
@@ -118,12 +119,12 @@ def _published(rows: int, values: Array) -> SpectrumFit:
 def self_consistent(
     separator: Callable[[Array, int], Separation], rows: int, values: Array
 ) -> SpectrumFit:
-    """A separation with its verdict, its law carried from the noise matrix to the population.
+    """The fit of a separation: its verdict, and its law rescaled to the population.
 
     Null directions belong to neither noise nor signal.
 
     Args:
-        separator: Descending eigenvalues and N to their separation.
+        separator: Maps descending eigenvalues and N to their separation.
         rows: N.
         values: Eigenvalues, descending, none negative, shape (p,).
 

@@ -46,8 +46,7 @@ def check_unit(name: str, value: float, *, remedy: str, zero: bool = False) -> N
 class BulkLaw(ABC):
     """Sample spectrum of finitely many population variances.
 
-    A subclass is a frozen dataclass with an `aspect_ratio` field that names its `atoms` and
-    `weights`.
+    A subclass is a frozen dataclass with a field `aspect_ratio` that defines `atoms` and `weights`.
     """
 
     aspect_ratio: float
@@ -60,7 +59,7 @@ class BulkLaw(ABC):
     @property
     @abstractmethod
     def weights(self) -> Array:
-        """Fractions of the dimensions that have them, shape (m,)."""
+        """Fractions of the dimensions that have these variances, shape (m,)."""
 
     @abstractmethod
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
@@ -120,7 +119,7 @@ class BulkLaw(ABC):
     def bulk_edges(self) -> Array:
         """Intervals of the spectrum, ascending, shape (intervals, 2): the critical values of g."""
         edges = self.spike_forward(self.critical_points)
-        return np.maximum(edges, 0.0).reshape(-1, 2)  # of a square matrix the lowest rounds to -0
+        return np.maximum(edges, 0.0).reshape(-1, 2)  # the lowest of a square matrix rounds to -0
 
     @property
     def upper_edge(self) -> float:
@@ -203,7 +202,7 @@ class BulkLaw(ABC):
             q: Probabilities in [0, 1].
 
         Returns:
-            Eigenvalues; at a gap its lower end.
+            Eigenvalues; at a gap the lower end of the gap.
 
         Raises:
             ValueError: If a probability lies outside [0, 1].

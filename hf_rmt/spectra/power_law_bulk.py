@@ -1,9 +1,9 @@
 """The power-law bulk: population variances spread over an interval, with density tau^(k - 1).
 
-Trained weights have no two noise variances but a range of them, most of it near the lower end.
-Three parameters, as many as the double bulk has: the two ends of the range and the exponent k. In
-the logarithm of the variance the density is uniform for k = 0 and exponential otherwise, so that
-Gauss-Legendre nodes in the logarithm carry it.
+The noise of trained weights does not have two variances but a range of them. Most variances lie
+near the lower end. The law has three parameters, like the double bulk: the two ends of the range
+and the exponent k. In the logarithm of the variance the density is uniform for k = 0 and
+exponential otherwise, so Gauss-Legendre nodes in the logarithm represent it well.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ POSITIONS, QUADRATURE = np.polynomial.legendre.leggauss(NODES)
 WIDEST = 4.0
 """Largest half width of the range, as a logarithm: the ends differ by at most a factor e^8."""
 FARTHEST = 12.0
-"""Bound of the logarithm of the middle variance over the mean eigenvalue."""
+"""Bound of the absolute logarithm of the middle variance divided by the mean eigenvalue."""
 STEEPEST_TILT = 8.0
 """Largest exponent, in units of the half width: the density of log tau falls by at most e^16."""
 STARTS = ((0.3, 0.0), (1.0, -1.5), (2.0, -4.0))
-"""Half widths and tilts from which the least squares start; the best end is taken."""
+"""Half widths and tilts from which the least squares start; the best result is taken."""
 NEWTON_STEPS, FIXED_POINT_STEPS = 12, 50
 NEWTON_PRECISION = 1e-8
-"""Last relative step of Newton's method; what is left is its square."""
+"""Newton's method stops at this relative step; the remaining error is its square."""
 
 Model = tuple[float, Array, Array, np.ndarray]
 """Half width, nodes, weights and the law's s on the contour."""
@@ -94,7 +94,7 @@ class PowerLawBulk(ContinuousBulk):
 
     @cached_property
     def weights(self) -> Array:
-        """Their fractions of the dimensions."""
+        """The fractions of the dimensions with these variances."""
         return _tilted(self.exponent * self.half_width)
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
@@ -112,7 +112,7 @@ def fit_power_law_bulk(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Spectr
         shape: Shape of the weight; its orientation does not matter.
 
     Returns:
-        The fit, found as `fit_double_bulk` finds its own: law and spikes in turn, from the
+        The fit. As in `fit_double_bulk`, law and spikes are found in turn, starting from the
         certain spikes, until they agree.
 
     Raises:
@@ -160,7 +160,7 @@ def estimate_power_law(
 
 
 class _Problem:
-    """The equations s(z; law) = s_N(z) on the contour, unknowns (log middle, width, tilt)."""
+    """The equations s(z; law) = s_N(z) on the contour, with unknowns (log middle, width, tilt)."""
 
     def __init__(
         self, points: np.ndarray, transform: np.ndarray, deviation: Array, aspect_ratio: float
@@ -171,7 +171,7 @@ class _Problem:
         self._last: tuple[bytes, Model] | None = None
 
     def solve(self, x: Array, precision: float) -> tuple[Array, Array, bool]:
-        """The end of the least squares from x: position, residuals, whether it converged."""
+        """The result of the least squares from x: position, residuals, and whether it converged."""
         with np.errstate(all="ignore"):
             return least_squares(self, x, precision)
 
@@ -205,7 +205,7 @@ class _Problem:
         return np.array([-np.log(mean), logit(share), STEEPEST_TILT * np.arctanh(inside)])
 
     def position(self, law: PowerLawBulk, scale: float) -> Array:
-        """Where a law lies among the unknowns."""
+        """The unknowns that describe a law."""
         x = self.start(law.half_width, law.exponent * law.half_width)
         x[0] = np.log(np.sqrt(law.variances[0] / scale) * np.sqrt(law.variances[1] / scale))
         return x
@@ -217,7 +217,7 @@ class _Problem:
         return PowerLawBulk(tilt / width, (first, second), self.aspect_ratio)
 
     def _transform(self, x: Array) -> Model:
-        """Half width, nodes, weights, and the law's s on the contour, by Newton from the last."""
+        """Half width, nodes, weights, and the law's s on the contour, by Newton from the last s."""
         if self._last is not None and self._last[0] == x.tobytes():
             return self._last[1]
         middle, width, tilt = _shape(x)
@@ -255,7 +255,7 @@ def _solves(s: np.ndarray) -> bool:
 
 def _shape(x: Array) -> tuple[float, float, float]:
     """Log middle, half width and tilt at a position; the width is at least 0.1 % of its bound."""
-    middle, share, steepness = np.nan_to_num(x)  # a flat Jacobian can make the solver try nan
+    middle, share, steepness = np.nan_to_num(x)  # with a flat Jacobian the solver may try nan
     width = WIDEST * max(float(expit(share)), 1e-3)
     tilt = STEEPEST_TILT * np.tanh(steepness / STEEPEST_TILT)
     return float(np.clip(middle, -FARTHEST, FARTHEST)), width, float(tilt)

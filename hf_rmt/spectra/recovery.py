@@ -1,9 +1,9 @@
-"""Recovering population spikes without the bias of having been found.
+"""Recovers population spikes and corrects for the fact that only found spikes are seen.
 
 A weak spike is found only in the draws that lift its eigenvalue over the edge, so the plain inverse
-of the spike map overstates it. Given that it was found, its eigenvalue is a normal variable of mean
-g(alpha) cut at the edge; the alpha for which the observed value is the median of that is unbiased
-in the median, whatever the strength.
+of the spike map overstates it. If it was found, its eigenvalue is a normal variable of mean
+g(alpha), truncated at the edge. The alpha for which the observed value is the median of this
+variable is median-unbiased at any strength.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def found_spikes(law: BulkLaw, eigenvalues: Array, edge: float, rows: int) -> Ar
     Args:
         law: The law of the noise.
         eigenvalues: Sample eigenvalues, shape (K,).
-        edge: What they had to exceed, at least the law's upper edge.
+        edge: The edge that they exceeded, at least the law's upper edge.
         rows: N of the noise.
 
     Returns:

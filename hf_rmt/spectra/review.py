@@ -1,10 +1,10 @@
 """Whether the entries of a weight explain its spikes: a second look after the fit.
 
-A spike of heavy-tailed or sparse entries lives on few rows, and one of unequal rows on the large
-ones; a direction of signal is spread over all. So each spike is put to a test: beside the noise,
-what energy does its own vector bring to the rows, and where would rows of these energies alone
-have their edge? A spike below that edge is explained. The signal is not changed by that, only the
-verdict: to keep the direction is always safe.
+A spike from heavy-tailed or sparse entries lies on few rows. A spike from unequal rows lies on the
+large ones. A signal is spread over all rows. So each spike is tested. Its vector adds energy to the
+rows of the noise. Rows with these energies and no signal would have an edge. A spike below this
+edge is explained. The signal is not changed by that, only the verdict: keeping the direction is
+always safe.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from hf_rmt.spectra.split import Phase, SpectrumFit, without_law
 TOLERANCE = 1.1
 """How far above the edge of its rows a spike still counts as explained: edges fluctuate."""
 LOCALISED = 4.0
-"""How many standard deviations above a Gaussian vector's 3 the participation of a localised one,
-N sum u^4, lies at least."""
+"""A vector counts as localised if N sum u^4 is this many standard deviations above 3, the value of
+a Gaussian vector."""
 MIXED = 0.3
 """Difference of the logarithms of two eigenvalues below which their vectors may be mixtures."""
 EXPLAINED_SHARE = 0.5
 EXPLAINED_STRENGTH = 0.85
 """The verdict changes where the entries explain more than this share of the spikes, and at least
-this share of what they rise above the edge. In noise of odd entries they explain nearly all of it;
-in the layers of a trained BERT and a ViT 0 to 84 %, but for one layer of 108."""
+this share of what they rise above the edge. In noise with unusual entries they explain nearly all.
+In a trained BERT and a ViT they explain 0 to 84 %, except in one of 108 layers."""
 
 WEIGHTS = (RANGE[0] ** 0.5, RANGE[1] ** 0.5)
 
@@ -135,7 +135,7 @@ def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) ->
 
 
 def localised(squares: ArrayLike) -> Mask:
-    """Which vectors live on few of their coordinates, judged by N sum u^4 / (sum u^2)^2.
+    """Which vectors are concentrated on few coordinates, judged by N sum u^4 / (sum u^2)^2.
 
     For a Gaussian vector that is 3, with a standard deviation of sqrt(24 / N).
 
@@ -158,7 +158,7 @@ def localised(squares: ArrayLike) -> Mask:
 def _possible(fit: SpectrumFit, law: BulkLaw, energies: Array) -> Mask:
     """Spikes that may be explained: below the edge of all of the energies, the spikes' included.
 
-    No edge that `explained_spikes` compares with is larger, so that the vectors can be spared.
+    No edge in `explained_spikes` is larger, so the vectors need not be computed for the others.
     """
     edge = TOLERANCE * profile_edges(law, energies[None])[0] * _finite_size(fit, law)
     return np.asarray(fit.eigenvalues[fit.is_signal] <= edge)
@@ -187,7 +187,7 @@ def _below(fit: SpectrumFit, law: BulkLaw, energies: Array, images: Array) -> Ma
 
 
 def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
-    """Row energies drawn to their mean by what they scatter if all rows have one variance.
+    """Row energies shrunk to their mean by the scatter that rows of one variance would have.
 
     The energy of p entries of variances tau has the relative variance 2 E[tau^2] / (p E[tau]^2).
     """

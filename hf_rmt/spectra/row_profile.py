@@ -19,11 +19,11 @@ from hf_rmt.spectra.laws import BulkLaw
 from hf_rmt.spectra.spike_map import Array
 
 GRID = 48
-"""Values of u; between them z(u) is flat near its minimum, and the edge is right to about 0.5 %."""
+"""Number of values of u. z(u) is flat near its minimum, so the edge is right to about 0.5 %."""
 FINE_GRID = 480
 NEAREST_POLE = 1e-4
-"""How near u comes to 0 and to its pole 1 / max(d), relative; rows that are outliers put the
-minimum at the pole, few large columns at 0."""
+"""How close u comes to 0 and to the pole 1 / max(d), as a part of the pole. With outlier rows the
+minimum is near the pole, with few large columns near 0."""
 
 
 def profile_edges(law: BulkLaw, energies: Array) -> Array:

@@ -1,7 +1,7 @@
 """The algebra of the spike map g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)) of one or two bulks.
 
-Plain functions of the atoms tau (ascending) and their weights w, which sum to 1; `laws` makes
-spectra of them.
+Plain functions of the atoms tau (ascending) and their weights w, which sum to 1. `laws` uses them
+for spectra.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _has_gap(atoms: Array, weights: Array, aspect_ratio: float) -> bool:
 def _coefficients(
     z: NDArray[Any], atoms: Array, weights: Array, aspect_ratio: float
 ) -> tuple[Complex, ...]:
-    """Those of the monic polynomial prod (a - tau) (g(a) - z), falling, without the leading 1."""
+    """Coefficients of the monic prod (a - tau) (g(a) - z), by falling power, without the first."""
     mean = aspect_ratio * float(weights @ atoms)
     points = z.astype(complex)
     if len(atoms) == 1:
@@ -157,7 +157,7 @@ def _monic_roots(*coefficients: Complex) -> Complex:
 
 
 def _aligned(root: Complex, reference: Complex) -> Complex:
-    """The square root of the two that does not cancel against the reference."""
+    """The one of the two square roots that does not cancel against the reference."""
     return np.where((reference.conj() * root).real >= 0, root, -root)
 
 

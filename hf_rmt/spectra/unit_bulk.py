@@ -21,16 +21,16 @@ ESTIMATORS = ("bema", "kernel")
 BEMA_BULK = (0.2, 0.8)
 """BEMA matches the quantiles of the eigenvalues with these ranks, in units of p."""
 BEMA_BETA = 0.1
-"""Probability that BEMA's edge leaves the largest noise eigenvalue outside."""
+"""Probability that the largest noise eigenvalue lies above BEMA's edge."""
 KERNEL_WINDOW = 15
-"""Neighbours on either side whose distance is twice the width of a singular value's Gaussian."""
+"""A Gaussian's width is half the distance of the neighbours this many places up and down."""
 SCALES = (1 / 3, 3.0)
-"""Where sigma is sought by the kernel estimator, in units of the one that the median says."""
+"""The kernel estimator searches sigma in this range, in units of the sigma from the median."""
 GRID_POINTS = 2000
-"""Abscissas of the least squares between 0 and the largest edge that is sought."""
+"""Number of points of the least squares between 0 and the largest edge in the search."""
 COARSE_STEPS = 60
 MIN_WIDTH = 1e-6
-"""Of a Gaussian, in units of the largest singular value: equal ones have no distance."""
+"""Least width of a Gaussian, in units of the largest value: equal values have distance 0."""
 
 
 def fit_unit_bulk(
@@ -104,7 +104,7 @@ fit_kernel = partial(fit_unit_bulk, estimator="kernel")
 
 
 def _bema(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
-    """The law, and the root mean square by which its quantiles miss the eigenvalues."""
+    """The law, and the root mean square difference of its quantiles and the eigenvalues."""
     columns = len(values)
     ranks = np.arange(1, columns + 1)
     low, high = (share * columns for share in BEMA_BULK)
@@ -119,8 +119,8 @@ def _bema(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
 def _kernel(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
     """The law, and the root mean square difference of the densities, over nu / sigma.
 
-    Both densities are taken in units of one scale, so that a multiple of a weight changes nothing
-    but the variance. Beyond the largest edge sought no choice of sigma makes a difference.
+    Both densities are in units of one scale, so scaling a weight changes only the variance. Above
+    the largest edge in the search, sigma makes no difference.
     """
     aspect_ratio = len(values) / rows
     standard = MarchenkoPastur(1.0, aspect_ratio)

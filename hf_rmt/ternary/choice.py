@@ -1,7 +1,7 @@
-"""Whether steps do better than the activations they match, told by rows that the fit did not see.
+"""Decides, by rows that the fit did not see, whether steps are better than activations.
 
-A step carries the kernel of a wide random network. A trained head of finite width may lose more by
-it than it can spare, so that both heads are fitted and compared.
+A step carries the kernel of a wide random network. A trained head of finite width may lose too much
+by a step. So both heads are fitted and compared.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from hf_rmt.ternary.fitting import FEW, Decided, Head
 from hf_rmt.ternary.least_squares import Regression
 from hf_rmt.ternary.steps import activation_of
 
-UNJUDGED = "is kept: no layer after it is refitted, which would tell whether a step does better"
-TOO_FEW = f"is kept: fewer than {FEW} samples do not tell whether a step does better"
+UNJUDGED = "is kept: no layer after it is refitted, so a step cannot be compared with it"
+TOO_FEW = f"is kept: fewer than {FEW} samples are too few to compare a step with it"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class _Trial:
 
 
 class _Snapshot:
-    """Modules of a model as they are now, to be put back."""
+    """The current modules of a model, to restore them later."""
 
     def __init__(self, head: Head) -> None:
         self._model = head.model
@@ -64,7 +64,7 @@ def choose(head: Head, *, dry_run: bool = False) -> Decided:
 
     Args:
         head: The head.
-        dry_run: Only plan. Both heads are tried on the model all the same, which is put back.
+        dry_run: Only plan. Both heads are still tried on the model, and the model is restored.
 
     Returns:
         What was decided on all layers.
@@ -88,7 +88,7 @@ def choose(head: Head, *, dry_run: bool = False) -> Decided:
 
 
 def _better(head: Head, before: _Snapshot) -> _Trial:
-    """The better one of two heads, which is left on the model."""
+    """Try both heads, and leave the better one on the model."""
     kept = _tried(head, "keep")
     if all(head.found[name].kept for name in head.hidden):
         return replace(kept, decisions=_reasoned(head, kept.decisions, ""))
@@ -105,7 +105,9 @@ def _better(head: Head, before: _Snapshot) -> _Trial:
     if steps.error < kept.error:
         return replace(steps, decisions=_stepped(steps.decisions, words))
     after.put_back()
-    words = f"is kept: error on held-out rows {kept.error:.3g} with it, {steps.error:.3g} stepped"
+    words = (
+        f"is kept: error on held-out rows {kept.error:.3g} with it, {steps.error:.3g} with a step"
+    )
     return replace(kept, decisions=_reasoned(head, kept.decisions, words, steps.decisions))
 
 
@@ -124,7 +126,8 @@ def _reasoned(head: Head, decisions: Decided, words: str, others: Decided | None
         head: The head.
         decisions: On its hidden layers.
         words: Why a step that could be had is not taken.
-        others: What was decided with steps; of a layer that had none there, the reason holds.
+        others: What was decided with steps; for a layer that got no step there, that reason is
+            used.
     """
     reasoned = {}
     for name, (plan, fit) in decisions.items():
@@ -140,7 +143,7 @@ def _reasoned(head: Head, decisions: Decided, words: str, others: Decided | None
 
 
 def _stepped(decisions: Decided, words: str) -> Decided:
-    """Decisions whose steps say by what they were judged."""
+    """Decisions; the reasons of layers with a step get the words of the comparison."""
     return {
         name: (plan if plan.step is None else _noted(plan, words), fit)
         for name, (plan, fit) in decisions.items()

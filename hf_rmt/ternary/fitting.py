@@ -1,4 +1,4 @@
-"""A head on calibration: its hidden layers made ternary, its last one fitted to what it gave."""
+"""Makes a head ternary: hidden layers first, then the last is fitted to its old outputs."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from hf_rmt.ternary.weight import check_varied, made, refit_weight, ternarize_we
 logger = logging.getLogger(__name__)
 
 FEW = 64
-"""Samples below which the user is warned of the fit, and nothing is judged by it."""
+"""With fewer samples the user is warned, and steps are not compared with activations."""
 REFITTED = "refitted to the outputs it had"
-NO_READER = "after it is kept: no layer reads it that could be refitted"
+NO_READER = "after it is kept: no layer after the activation can be refitted"
 Decided = dict[str, tuple[LayerPlan, SpectrumFit | None]]
 """What was decided, layer by layer under its name."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """Layers of a model with what is known of them from calibration.
+    """The layers of a head, with what calibration says about them.
 
     Attributes:
         model: The model.
         names: Linears, as `select_layers` gives them.
         settings: What the user asked for.
-        found: Where the layers stand.
-        last: Name of the one that is fitted to what it gave; None for none.
+        found: The positions of the layers in the forward pass.
+        last: Name of the layer that is fitted to its old outputs; None if there is none.
         batches: Keyword arguments of the model; on several processes each may have its own.
         outputs: What the last layer gave in the dense model, batch by batch and call by call.
     """
@@ -62,7 +62,7 @@ class Head:
         return [name for name in self.names if name != self.last]
 
     def is_free(self, name: str) -> bool:
-        """Whether what follows a layer may be scaled and shifted: the refit makes up for it."""
+        """Whether a layer's outputs may be scaled and shifted, because the refit corrects it."""
         if self.last is None or self.found[name].reader != self.last:
             return False
         return self.model.get_submodule(self.last).bias is not None
@@ -108,12 +108,12 @@ class Head:
         return stepped(self.model, name, place, result, arguments, free=self.is_free(name))
 
     def seen(self) -> tuple[Regression, Regression]:
-        """What the last layer is given now against what it gave: for the fit, and held out."""
+        """The last layer's present inputs and old outputs: sums for the fit, and held-out sums."""
         assert self.last is not None
         return regression(self.model, self.last, self.batches, self.outputs)
 
     def refit(self, weight: Tensor, seen: Regression, hidden: Decided) -> Decision:
-        """What becomes of the last layer, after what has become of the others.
+        """Decide on the last layer, after the decisions on the others.
 
         Args:
             weight: Of the last layer, shape (out, in).
@@ -141,15 +141,15 @@ class Head:
         return by_name(decide_shared(self.model, [self.last], self.settings, **told))
 
     def error(self, fitted: Regression, held: Regression, hidden: Decided) -> float:
-        """Error of a last layer that is fitted to some samples, on those that were held out.
+        """The error of a last layer on held-out samples, if it is fitted to the other samples.
 
         Args:
-            fitted: The former.
-            held: The latter.
+            fitted: The samples to fit to.
+            held: The samples that were held out.
             hidden: What was decided on the layers before it, and carried out.
 
         Returns:
-            As of `Regression.error`.
+            The error as in `Regression.error`.
         """
         assert self.last is not None
         module: Any = self.model.get_submodule(self.last)
@@ -161,7 +161,7 @@ class Head:
         return held.error(weight if layer is None else layer.dense(), bias)
 
     def _gain(self, hidden: Decided) -> float:
-        """What the inputs of the last layer were multiplied with, to be values of a function."""
+        """The gain by which a step before a function scaled the inputs of the last layer."""
         for name, (plan, _) in hidden.items():
             if plan.step is not None and self.is_free(name):
                 return float(plan.step.get("gain", 1.0))

@@ -26,13 +26,13 @@ CALLED_NAMES = frozenset(
         *("mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"),
     )
 )
-"""Functions of `torch.nn.functional`, which torch and tensors call by the same names, also with a
-final underscore."""
+"""Functions of `torch.nn.functional`. `torch` and tensors have them under the same names, also with
+a final underscore."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """An activation of each entry of a tensor; processes can send it to each other.
+    """An elementwise activation; it can be pickled and sent between processes.
 
     Attributes:
         name: What it is called, with its options.
@@ -47,7 +47,7 @@ class Function:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, x: Tensor) -> Tensor:
-        """The function on a tensor of any shape, to which it may write."""
+        """The function applied to a tensor of any shape; the tensor may be overwritten."""
         called = getattr(functional, self.called) if isinstance(self.called, str) else self.called
         result: Tensor = called(x, *self.rest, **self.options)
         return result
@@ -69,10 +69,10 @@ class Function:
 
 
 def module_function(module: nn.Module) -> Function | None:
-    """The function that an activation module without parameters is; None for other modules.
+    """The function of an activation module without parameters; None for other modules.
 
-    Processors compute several values at once with other code than a single one, so the two results
-    are compared up to rounding.
+    The module is applied to several values at once and to each alone. Processors use different code
+    for these, so the results are compared up to rounding.
     """
     if type(module).__module__ not in ACTIVATION_MODULES or any(True for _ in module.parameters()):
         return None

@@ -1,4 +1,4 @@
-"""What a function must be given so that it gives wanted levels."""
+"""The arguments at which a function takes wanted levels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hf_rmt.ternary.functions import Function
 POINTS = 4097
 """Points at which the function is looked at, closer together near 0."""
 REACH = 30.0
-"""Arguments are looked for up to this, or this many times the largest level if that is above 1."""
+"""Arguments are searched up to this value, times the largest level if that is above 1."""
 FLAT = 0.01
-"""Part of its greatest slope below which the function counts as flat: no gradient would pass."""
+"""A slope below this part of the largest one counts as flat, because no gradient would pass."""
 HALVINGS = 60
 MARGIN = 0.1
 """Distance of moved levels from the end of a range, as a part of the jump between them."""
@@ -31,7 +31,7 @@ class Levels:
         heights: What f is given.
         values: What it gives.
         slopes: Its derivative there.
-        gain: 1, or less where the wanted heights lie further apart than values of f do.
+        gain: 1, or less if the wanted heights are further apart than the values of f can be.
         moved: Whether the values are not the wanted heights themselves.
     """
 
@@ -48,8 +48,8 @@ def levels_before(function: Function, wanted: Sequence[float], *, free: bool) ->
     Args:
         function: The function.
         wanted: The values, at least one.
-        free: Whether gain h + shift will do as well as h, as before a layer that is refitted with a
-            bias. The gain is only used if the values lie too far apart.
+        free: Whether gain h + shift may be given instead of h, as before a layer that is refitted
+            with a bias. The gain is only used if the values lie too far apart.
 
     Returns:
         The levels; None if the function does not take these values where it has a slope.

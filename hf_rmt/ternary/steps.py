@@ -1,4 +1,4 @@
-"""Steps for activations of a head: the scale that they are matched at, and where they are put."""
+"""Steps for the activations of a head: the scale at which they are matched, and where they go."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hf_rmt.ternary.weight import matched_step, spread
 
 @dataclass(frozen=True)
 class Arguments:
-    """What an activation is given: mean and variance over samples and units.
+    """The inputs of an activation: mean and variance over samples and units.
 
     Attributes:
-        mean: In the dense model and the ternary one.
+        mean: Their mean, in the dense and in the ternary model.
         variance: In the dense model.
         ternary_variance: In the ternary one.
     """
@@ -53,7 +53,7 @@ def stepped(
         free: Whether the layer that reads the activation is refitted with a bias.
 
     Returns:
-        The decision; without a step if a function does not take the values of one.
+        The decision. It has no step if the function cannot take the levels of a step.
 
     Raises:
         NoMatchError: If no step has the moments of the activation.
@@ -112,10 +112,10 @@ def measured_arguments(
 
 
 def arguments_from_norm(model: Any, name: str, place: Position, layer: TernaryLinear) -> Arguments:
-    """What a LayerNorm without an affine part, or with a constant one, lets the layer give.
+    """Without data, the inputs of the activation behind a LayerNorm of constant gain and no offset.
 
-    Its outputs lie on a sphere, |x|^2 = gain^2 in: weights that do not depend on x then give
-    arguments of variance gain^2 |w|^2, up to what the biases vary by.
+    Its outputs lie on a sphere, |x|^2 = gain^2 in. For weights that do not depend on x the
+    arguments then have the variance gain^2 |w|^2, plus the variance of the biases.
 
     Raises:
         ValueError: If the layer reads no such norm.
@@ -125,9 +125,9 @@ def arguments_from_norm(model: Any, name: str, place: Position, layer: TernaryLi
     flat = gain is None or bool((gain == gain.flatten()[0]).all())
     if not place.norm or not flat or (offset is not None and offset.any()):
         raise ValueError(
-            f"tau, the scale of what {place.activation or str(place.function)!r} after {name!r} is "
-            "given, is known without data only behind a LayerNorm of constant gain and no offset; "
-            "pass calibration=batches to hf_rmt.compress, or set activation='keep'"
+            f"tau, the scale of what {place.activation or str(place.function)!r} after {name!r} "
+            "takes, is known without data only after a LayerNorm with constant gain and no "
+            "offset; pass calibration=batches to hf_rmt.compress, or set activation='keep'"
         )
     moment = torch.eye(linear.in_features, device=linear.weight.device)
     if gain is not None:
@@ -149,6 +149,6 @@ def _arguments(means: Tensor, weight: Tensor, layer: TernaryLinear, moment: Tens
 def _out_of_reach(function: Function, heights: list[float]) -> str:
     levels = " and ".join(f"{height:.3g}" for height in sorted(set(heights)))
     return (
-        f"{function} is kept: forward calls it as a function, which does not give the levels "
-        f"{levels} of its step, and no layer that is refitted with a bias reads it"
+        f"{function} is kept: forward calls it as a function, which cannot take the levels "
+        f"{levels} of its step, and the layer after it is not refitted with a bias"
     )

@@ -1,7 +1,7 @@
 """How a recipe starts and ends: its options, its `--help`, one line after Ctrl-C.
 
-Recipes import this module before the large libraries, so that Ctrl-C ends with one line from the
-first second on.
+Recipes import this module before the large libraries, so that Ctrl-C prints one line even during
+the imports.
 """
 
 from __future__ import annotations

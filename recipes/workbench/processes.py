@@ -1,4 +1,4 @@
-"""The processes of a run: on a CPU where there is nothing else, and all of them together."""
+"""Sets up the processes of a run: on a CPU if there is no other device, and joined in one group."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from accelerate import PartialState
 
 
 def begin(arguments: Any) -> None:
-    """Set up this process; call it before anything else asks where to run.
+    """Set up this process; call it before other code chooses a device.
 
-    Without an accelerator, `arguments.use_cpu` becomes true. Accelerate and the Trainer otherwise
-    do not join the processes of a CPU: each would train alone, in the same folder.
+    Without an accelerator, `arguments.use_cpu` becomes true. Otherwise accelerate and the Trainer
+    do not connect processes on a CPU, and each would train alone in the same folder.
 
     Args:
         arguments: What the recipe was told, with a field `use_cpu`.

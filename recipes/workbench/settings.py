@@ -17,7 +17,7 @@ FREE = {
 
 
 def check_settings(folder: Path, arguments: Any) -> None:
-    """Refuses a folder that was begun with another setting, which would be mixed up with ours."""
+    """Refuse a folder with results of other settings, which would be mixed with the new ones."""
     ours = {key: value for key, value in asdict(arguments).items() if key not in FREE}
     file = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)

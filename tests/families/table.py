@@ -29,7 +29,7 @@ HEADINGS = {
 INTRO = """\
 Each class was built from a tiny config with random weights and tried with the default config:
 compressed in memory with `int8` and `drop`, saved and loaded; compressed while loading, with the
-same state as in memory; that saved and loaded; made dense again; trained for a step; given LoRA
+same state as in memory; saved and loaded again; made dense again; trained for a step; given LoRA
 adapters; and, where it generates, a few tokens. States are equal bit for bit, outputs to 1e-6."""
 LEGEND = """\
 *Covered* is the share of all parameters of the model that lie in compressed layers. Embeddings and
@@ -48,8 +48,8 @@ def page(results: Sequence[Result]) -> str:
     works, refused = tries.count(WORKS), tries.count(REFUSED)
     whole = sum(result.works for result in results)
     totals = (
-        f"{whole} of {len(results)} classes pass every step that makes sense for them, or are "
-        f"refused with the reason.\nOf {len(tries)} steps {works} work and {refused} are "
+        f"{whole} of {len(results)} classes pass every step that applies to them, or are "
+        f"refused with a reason.\nOf {len(tries)} steps {works} work and {refused} are "
         "refused.\nMade by `python -m tests.families.table` with transformers "
         f"{transformers.__version__}."
     )

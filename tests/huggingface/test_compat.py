@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model, MambaConfig, MambaModel
+from transformers.quantizers import auto
 
+import hf_rmt
 from hf_rmt.huggingface.compat import (
     adapter_layers,
     converted_parameters,
@@ -63,6 +65,15 @@ def test_auto_classes_know_their_models_and_tasks_know_their_auto_classes() -> N
     assert task_of("AutoModelForSequenceClassification") == "text-classification"
     assert task_of("AutoModelForImageClassification") == "image-classification"
     assert task_of("AutoModel") is None
+
+
+def test_loading_attributes_of_a_passed_config_are_taken() -> None:
+
+    saved, passed = hf_rmt.RMTConfig(noise="int4"), hf_rmt.RMTConfig(layout="dense")
+    assert auto.LOADING_ATTRIBUTES_CONFIG_TYPES.count(hf_rmt.RMTConfig) == 1
+    with pytest.warns(UserWarning, match="already has a `quantization_config`"):
+        merged = auto.AutoHfQuantizer.merge_quantization_configs(saved.to_dict(), passed)
+    assert (merged.noise, merged.layout) == ("int4", "dense")
 
 
 def test_a_model_knows_where_it_came_from(tmp_path: Path) -> None:

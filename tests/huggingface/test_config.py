@@ -39,7 +39,7 @@ def test_keyword_arguments_override_and_are_checked() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"nois": "int8"}, r"unknown fields \['nois'\].*misspelt"),
+        ({"nois": "int8"}, r"unknown fields \['nois'\].*misspelled"),
         ({"quant_method": "gptq"}, "must be 'rmt'"),
         ({"format_version": FORMAT_VERSION + 1}, "upgrade hf_rmt"),
         ({"noise": "int3"}, "int3"),

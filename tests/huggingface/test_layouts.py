@@ -38,6 +38,24 @@ def test_a_layout_is_set_while_loading_and_never_saved(
     assert all(torch.equal(state[key], value) for key, value in again.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
+@pytest.mark.parametrize("layout", ["packed", "int8", "dense", "fastest"])
+def test_a_compressed_model_is_loaded_into_a_layout(layout: str, tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    compress(model, RMTConfig(noise="int4"))
+    model.save_pretrained(tmp_path)
+    config = RMTConfig(noise="int8", layout=layout, activations="int16")
+    again = AutoModel.from_pretrained(tmp_path, quantization_config=config)
+    layers = compressed_layers(again).values()
+    if layout != "fastest":
+        assert {layer.layout for layer in layers} == {layout}
+    assert {layer.noise.kind for layer in layers} == {"int4"}  # as it was saved
+    states = (again.state_dict(), model.state_dict())
+    assert all(torch.equal(states[0][key], tensor) for key, tensor in states[1].items())
+    again.save_pretrained(tmp_path / "again")
+    assert AutoModel.from_pretrained(tmp_path / "again").hf_quantizer is not None
+
+
 def test_a_layout_survives_copies_of_the_config_and_goes_with_compress() -> None:
     config = RMTConfig(layout="dense", activations="int16")
     assert (config.replace(noise="int4").layout, config.replace().activations) == ("dense", "int16")

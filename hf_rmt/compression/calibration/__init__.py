@@ -1,1 +1,1 @@
-"""What data says: moments of inputs and gradients, directions and ranks chosen by them, codes."""
+"""What calibration data decide: moments of inputs and gradients, directions, ranks and codes."""

@@ -21,7 +21,7 @@ ROW_DIMENSIONS = {
     "inputs_embeds": 2,
     "pixel_values": 3,
 }
-"""Arguments by which a row of a data set is known: their dimensions without that of the batch."""
+"""Arguments that show whether a batch is a single row: their number of dimensions in a row."""
 REMEDY = (
     "pass tokenizer(texts, padding=True, return_tensors='pt'), "
     "dataset.with_format('torch').iter(batch_size=8), or a DataLoader with a collator"
@@ -29,7 +29,7 @@ REMEDY = (
 
 
 def mappings(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches one after the other, each held to be the arguments of a model.
+    """The batches one after the other, each checked to hold arguments of a model.
 
     A row of a data set becomes a batch of one.
 
@@ -153,5 +153,5 @@ def run_batch(model: nn.Module, batch: Batch, number: int) -> Any:
             raise
         raise ValueError(
             f"calibration batch number {number}, with {', '.join(batch)}, cannot be run by the "
-            f"model: {type(error).__name__}: {error}; mend the batch, or leave it out"
+            f"model: {type(error).__name__}: {error}; correct the batch, or leave it out"
         ) from error

@@ -1,9 +1,9 @@
-"""Compressing with calibration: groups of layers in turn, each measured with those before it cut.
+"""Compression with calibration: groups of layers, each measured after the previous was compressed.
 
-So the errors of earlier groups are seen by later ones, and the second moments held at a time are
-bounded: those of a group take at most as many entries as the weights that are compressed have, or
-one site's if that is more. For a transformer block of usual shape that makes two or three forward
-passes over the batches, with `size` two or three times as many and with gradients.
+So later groups see the errors of earlier ones, and the memory for second moments is bounded. Those
+of a group have at most as many entries as all weights that are compressed, or as many as one site
+needs if that is more. A transformer block of usual shape needs two or three forward passes over the
+batches. With `size` it needs two or three times as many, with gradients.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
 
 Seen = TypeVar("Seen")
-NOT_REACHED = "no calibration: no batch reached the layer, or it is no linear one"
-"""Why a layer is compressed without calibration, or left dense where a size is asked for."""
+NOT_REACHED = "no calibration: no batch reached the layer, or it is not linear"
+"""Why a layer is compressed without calibration, or stays dense if a size was given."""
 WHOLE = "each of its directions is worth its parameters"
-"""Reason for which a layer stays dense though a size is asked for."""
+"""Why a layer stays dense although a size was given."""
 
 
 def compress_calibrated(
@@ -110,7 +110,7 @@ def measured(
     min_size: int,
     gradients: bool = False,
 ) -> Iterator[tuple[list[str], dict[str, LayerMoments]]]:
-    """Groups of layers with what the batches excite in them, measured when a group is asked for.
+    """Groups of layers with the second moments of their inputs, measured when a group is requested.
 
     Args:
         model: The model; what is done to one group is seen by the next.
@@ -120,8 +120,8 @@ def measured(
         gradients: Whether output gradients are gathered as well.
 
     Yields:
-        The names of a group, and the excitations of those that the batches reach. Layers that
-        cannot be measured come last.
+        The names of a group, and the moments of those of its layers that the batches reach. Layers
+        that cannot be measured come last.
 
     Raises:
         ValueError: If there is no batch, or a layer's moments are not finite.
@@ -138,7 +138,7 @@ def measured(
 
 
 def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, LayerMoments]:
-    """The excitations of a group, of the batches of all processes."""
+    """The moments of a group over the batches of all processes."""
 
     def work() -> tuple[None, dict[str, Tensor]]:
         moments.gather(batches)
@@ -183,7 +183,7 @@ def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> S
 
 
 def _groups(model: nn.Module, found: Sites, budget: int, *, gradients: bool) -> Iterator[Sites]:
-    """Neighbouring sites whose second moments have at most so many entries, or one site."""
+    """Groups of neighbouring sites whose moments have at most `budget` entries, or single sites."""
     group: Sites = {}
     held = 0
     for first, names in found.items():
@@ -257,7 +257,7 @@ def _decision(
 
 
 def _checked_size(size: float | None, settings: CompressionSettings) -> float | None:
-    """A share of the parameters as a plain float, and settings that go with it."""
+    """The size as a plain float, after a check that the settings allow a size."""
     if size is None:
         return None
     share = check_number("size", size, "(0")

@@ -1,4 +1,4 @@
-"""Compressing a weight by what its inputs excite: signal where it matters, less error there.
+"""Compresses a weight so that its outputs on calibration inputs change little.
 
 With C the second moment of a layer's inputs, its outputs lose |(W - W') C^{1/2}|^2 when W' stands
 for W: the best factors of a rank are those of W C^{1/2}, times C^{-1/2}. With G that of the model's
@@ -53,7 +53,7 @@ class CalibratedBuild(SpikedBuild):
 
 
 def check_calibratable(settings: CompressionSettings) -> None:
-    """Refuse settings that calibration cannot serve.
+    """Refuse settings that do not work with calibration.
 
     Raises:
         ValueError: If nothing is lost, entries are chosen and not directions, or spikes are to be
@@ -66,13 +66,14 @@ def check_calibratable(settings: CompressionSettings) -> None:
         )
     if settings.noise == "keep":
         raise ValueError(
-            "calibration lessens what is lost, and noise='keep' loses nothing; leave it out, or "
-            "set noise to drop, int8, int4 or ternary"
+            "calibration reduces what is lost, and noise='keep' loses nothing; leave calibration "
+            "out, or set noise to drop, int8, int4 or ternary"
         )
     if settings.recover_spikes:
         raise ValueError(
             "recover_spikes=True shrinks the directions of the weight, and calibration chooses "
-            "others, with sizes of least error; leave it at None, or calibration out"
+            "others, with sizes of least error; leave recover_spikes at None, or leave "
+            "calibration out"
         )
 
 

@@ -1,9 +1,9 @@
 """Codes of noise chosen one after the other, each making up for the errors of those before it.
 
 Rounding each weight to its nearest code makes the error small; what counts is the error of the
-layer's outputs, |E C^{1/2}|^2 with C the second moment of its inputs. So the columns are rounded in
-turn, and what one loses is taken back by those that are still open, as far as their inputs go
-along with its own.
+layer's outputs, |E C^{1/2}|^2 with C the second moment of its inputs. So the columns are rounded
+one after the other. The columns that are not yet rounded make up for the error of each, as far as
+their inputs are correlated with its input.
 
 Source: the optimal brain surgeon with one order for all rows (Frantar et al., "GPTQ", ICLR 2023).
 """
@@ -19,7 +19,7 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, Codebook
 from hf_rmt.nn.stores.noise_store import NoiseStore
 
 JOINT = {"int4": 2}
-"""Weights that one code describes together; elsewhere each has its own."""
+"""Weights that share one code, by kind of store; in kinds not named here each has its own."""
 COLUMNS = 64
 """Columns whose errors reach the rest of the matrix in one product."""
 
@@ -54,7 +54,7 @@ def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
 def _aims(
     rest: Tensor, scales: Tensor, moment: Tensor, nearest: Callable[[Tensor], Tensor], joint: int
 ) -> Tensor:
-    """What each weight is rounded from: itself and what earlier errors ask of it."""
+    """The value from which each weight is rounded: the weight, corrected for earlier errors."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
     upper = torch.linalg.cholesky(inverse, upper=True).to(rest)
     for start in range(0, rest.shape[1], COLUMNS):
@@ -71,14 +71,14 @@ def _aims(
 
 
 def _order(moment: Tensor, joint: int) -> Tensor:
-    """Columns by what they excite, strongest first: many are then left to make up for them."""
+    """Columns by the energy of their inputs, largest first: many are left to correct these."""
     energies = moment.diagonal().view(-1, joint).sum(1)
     first = torch.argsort(energies, descending=True, stable=True) * joint
     return (first[:, None] + torch.arange(joint, device=first.device)).flatten()
 
 
 def _nearest(book: Codebook, values: Tensor, joint: int) -> Tensor:
-    """The nearest codes of a few columns, shape (out, joint); whole bytes need company."""
+    """The values of the nearest codes of a few columns, shape (out, joint), padded to a block."""
     width = max(2, book.block)
     filled = nn.functional.pad(values, (0, width - joint))
     return book.decode(book.encode(filled).flatten()).view(-1, width)[:, :joint]

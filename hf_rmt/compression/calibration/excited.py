@@ -2,7 +2,7 @@
 
 With C the second moment of the inputs and G that of the gradients of the outputs, a step from W to
 W' costs about |G^{1/2} (W - W') C^{1/2}|^2. Its best directions are the leading singular vectors of
-G^{1/2} W C^{1/2} = U s V'. Two thin probes remember them, K = C^{1/2} V and H = G^{1/2} U:
+G^{1/2} W C^{1/2} = U s V'. Two thin probes store them, K = C^{1/2} V and H = G^{1/2} U:
 
     W -> W K (H' W K)^+ H' W
 
@@ -26,9 +26,9 @@ from hf_rmt.compression.calibration.low_rank import (
 )
 
 FITTING = 1.5
-"""A two-sided cut may lose so many times what the orthogonal one loses, in the plain norm."""
+"""A two-sided cut may lose at most this many times what the orthogonal one loses."""
 NULL = 1e-6
-"""Relative singular value of H' W K below which a direction is none."""
+"""Directions with a smaller relative singular value of H' W K are ignored."""
 
 
 def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +101,7 @@ def _times(moment: Tensor, matrix: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor:
-    """Shrink what a weight holds beside the directions that two probes pick out.
+    """Shrink the part of a weight outside of the directions that two probes give.
 
     Args:
         weight: W, shape (out, in).

@@ -1,10 +1,10 @@
 """What fine-tuning added, as low-rank factors whose ranks are shared out over the whole model.
 
-An update is a sum of outer products g x' of output gradients and inputs, so its own singular
-values tell how strongly inputs and gradients point along its singular vectors. With the second
-moments C of the inputs and G of the gradients, losing a direction u v' of size s costs
-s^2 (u'G u)(v'C v). Without data (Delta Delta')^{1/2} and (Delta' Delta)^{1/2} stand in for G and C,
-which makes it s^4; with calibration batches both are measured.
+An update is a sum of outer products g x' of output gradients and inputs, so its own singular values
+tell how strongly inputs and gradients point along its singular vectors. With the second moments C
+of the inputs and G of the gradients, losing a direction u v' of size s costs s^2 (u'G u)(v'C v).
+Without data, (Delta Delta')^{1/2} and (Delta' Delta)^{1/2} take the place of G and C, so the cost
+is s^4. With calibration batches, G and C are measured.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 from hf_rmt.compression.gram import balanced, factors_of, gram
 
 INPUT_DAMPING, GRADIENT_DAMPING = 0.02, 0.05
-"""Parts of the mean second moment added to each: a few batches do not excite every direction."""
+"""Parts of the mean second moment, added to each one: few batches do not reach every direction."""
 ALIKE = 1e-6
-"""Variance over squared mean up to which samples differ by rounding alone."""
+"""Up to this ratio of variance to squared mean, samples are taken to differ by rounding only."""
 SMALLEST = 1e-150
 """Least shift of a second moment; its inverse is still finite."""
 
@@ -29,10 +29,10 @@ class LayerMoments:
     """Second moments of a layer's inputs and output gradients, gathered from batches.
 
     Attributes:
-        inputs: Covariance of a linear's inputs, or their second moment where no bias can make up
-            for the mean, shape (in, in); for an embedding its tokens' frequencies, (tokens,).
-        gradients: Second moment of the model's outputs differentiated by the layer's, shape
-            (out, out); None where the layer's outputs all count alike.
+        inputs: Covariance of a linear's inputs, or their second moment if the layer has no bias to
+            correct the mean, shape (in, in); for an embedding its tokens' frequencies, (tokens,).
+        gradients: Second moment of the derivatives of the model's outputs by the layer's outputs,
+            shape (out, out); None if all outputs of the layer count equally.
         mean: Mean input of a linear with a bias, shape (in,).
     """
 
@@ -85,7 +85,7 @@ def importance(update: Tensor, excitation: LayerMoments | None = None) -> Tensor
 
     Args:
         update: Tuned minus base, shape (out, in), or (tokens, width) for an embedding.
-        excitation: Second moments measured on data; None lets the update stand for them.
+        excitation: Second moments measured on data; None takes those of the update itself.
 
     Returns:
         Descending values, float64, shape (min(out, in),).
@@ -126,7 +126,7 @@ def _squares(gram: Tensor) -> Tensor:
 
 
 def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
-    """A'D B with AA' the second moment of the rows' side and BB' that of the columns'."""
+    """A'D B, where AA' is the second moment on the side of the rows and BB' that of the columns."""
     rows, columns = _roots(excitation)
     matrix = update.double()
     if rows is not None:
@@ -163,14 +163,14 @@ def damped(moment: Tensor, damping: float) -> Tensor:
 
 
 def covariance(moment: Tensor, mean: Tensor) -> Tensor:
-    """C = M - m m' without what is but rounding of a far larger mean.
+    """C = M - m m', without rounding errors that come from a much larger mean.
 
     Args:
         moment: M, second moment of samples, shape (d, d).
         mean: m, shape (d,).
 
     Returns:
-        C in the dtype of M, without negative directions that would outweigh a damping; zero where
+        C in the dtype of M, without negative eigenvalues larger than the damping; zero where
         samples do not differ by more than rounding.
     """
     found = moment - torch.outer(mean, mean)
@@ -184,7 +184,7 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
 
 
 def _divided(vectors: Tensor, root: Tensor | None) -> Tensor:
-    """Solve root' x = vectors; no root is the identity."""
+    """Solve root' x = vectors; None stands for the identity."""
     if root is None:
         return vectors
     if root.ndim == 1:

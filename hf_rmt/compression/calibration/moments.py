@@ -46,7 +46,7 @@ def measured_moments(
 
 
 class TensorNumbers:
-    """A number for each tensor that is seen, the same as long as its values are."""
+    """Gives each tensor a number that stays the same while its values do not change."""
 
     def __init__(self) -> None:
         self._alive: dict[int, tuple[Any, int, int]] = {}
@@ -64,7 +64,7 @@ class TensorNumbers:
         return known[2]
 
     def clear(self) -> None:
-        """Forget the tensors; numbers are not given twice."""
+        """Forget the tensors; their numbers are not used again."""
         self._alive.clear()
 
 
@@ -128,7 +128,7 @@ class Moments:
         self.inputs[name].add(entry.expand(*lead, *entry.shape[len(lead) :])[kept])
 
     def _add_gradients(self, output: Tensor, generator: torch.Generator) -> None:
-        """Gradients of a random combination of outputs, whose second moment is that of all."""
+        """Gradients of a random combination of outputs; their second moment is that of all."""
         if not self._calls:
             return
         probe = torch.randn(output.shape, generator=generator).to(output)
@@ -224,7 +224,7 @@ def listening(
     *,
     graph: bool,
 ) -> Iterator[None]:
-    """Hear of (name, input, output) at each call of a layer, with the model in evaluation mode.
+    """Pass (name, input, output) of each call of a layer to a function, in evaluation mode.
 
     With a graph, outputs are part of it; parameters are frozen meanwhile, so that a backward pass
     goes through activations only.

@@ -1,4 +1,4 @@
-"""Ranks of all layers, shared out by what a direction is worth for each of its parameters."""
+"""The ranks of all layers, shared out by the worth of each direction per parameter."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def choose_ranks(
 def shared_ranks(
     worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], size: float
 ) -> dict[str, int | None]:
-    """Ranks by which layers keep a share of their parameters, by worth per parameter.
+    """The ranks with which layers keep a share of their parameters, by worth per parameter.
 
     Args:
         worth: What each direction of a layer is worth, descending.
@@ -68,7 +68,7 @@ def shared_ranks(
     costs = {name: sum(shapes[name]) for name in worth}
     entries = {name: shapes[name][0] * shapes[name][1] for name in worth}
     most = {name: entries[name] // costs[name] for name in worth}
-    # a layer that stays dense has more parameters than its last factors had
+    # a layer that stays dense has more parameters than factors of the largest rank would have
     surplus = sum(entries[name] % costs[name] for name in worth)
     budget, least = int(size * sum(entries.values())) - surplus, sum(costs.values())
     if budget < least:
@@ -84,7 +84,7 @@ def shared_ranks(
 def ranks_that_lose(
     lost: float, worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, int | None]:
-    """Ranks of the smallest size, in whole percent, that loses at most a given part of the worth.
+    """The ranks of the smallest size, in whole percent, that loses at most this part of the worth.
 
     Args:
         lost: The part, of what all directions of all layers are worth together, in [0, 1].
@@ -104,7 +104,7 @@ def ranks_that_lose(
         {'a': 2}
     """
     total = sum(float(values.sum()) for values in worth.values())
-    low, high = 0, 100  # a size that loses too much, or has no room, and one that does not
+    low, high = 0, 100  # low loses too much, or has no room; high does neither
     while high - low > 1:
         middle = (low + high) // 2
         try:

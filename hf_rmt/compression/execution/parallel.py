@@ -1,8 +1,8 @@
 """Matrices shared out over processes that each hold the whole model.
 
-The longest work is given out first. Every process does its own part; what is plain goes to all
-of them at once, tensors follow from their owner one after the other. A process that fails says
-so before any tensor is awaited, so that all fail with its message.
+The longest work is given out first. Every process does its own part. Plain values go to all
+processes at once. Then each tensor is sent by the process that owns it, one after the other. A
+process that fails says so before any tensor is awaited, so that all fail with its message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WorkResult = tuple[Any, dict[str, Tensor]]
 """What work on one item gives: anything that can be pickled, and tensors by name."""
 
 EIGEN_COST = 8
-"""Time of an eigendecomposition over p^3 in units of that of a Gram matrix over N p^2."""
+"""Time of an eigendecomposition per p^3, divided by the time of a Gram matrix per N p^2."""
 
 
 def assign(costs: Sequence[float], n_processes: int) -> list[int]:
@@ -80,11 +80,11 @@ def map_over_processes(
     device: torch.device | str = "cpu",
     alone: Callable[..., Iterable[WorkResult]] = map,
 ) -> Generator[WorkResult]:
-    """Do a piece of work for each item on one process, and have the outcome on all.
+    """Do the work for each item on one process, and give the outcome to all processes.
 
-    Every process must ask for the same items in the same order. On one process each item is
-    worked on when its outcome is asked for, unless `alone` does otherwise; on several, all are
-    before the first is returned.
+    Every process must ask for the same items in the same order. On one process each item is worked
+    on when its outcome is asked for, unless `alone` does otherwise. On several processes, all items
+    are worked on before the first outcome is returned.
 
     Args:
         work: Called with an item on the process that owns it.
@@ -119,13 +119,14 @@ def map_over_processes(
 
 
 def sum_over_processes(work: Callable[[], WorkResult]) -> tuple[list[Any], dict[str, Tensor]]:
-    """Do the same on every process with its own data, and have the sums of the tensors on all.
+    """Do the same work on every process, each with its own data, and sum the tensors over all.
 
     Args:
         work: Gives tensors of the same names and shapes on every process.
 
     Returns:
-        What is plain of every process, and the sums, equal on every process bit for bit.
+        The plain values of each process, and the sums; both are equal on every process, bit for
+        bit.
 
     Raises:
         RuntimeError: On every process, if the work failed on one; its message says where.
@@ -144,7 +145,7 @@ def sum_over_processes(work: Callable[[], WorkResult]) -> tuple[list[Any], dict[
 
 
 def agreed(model: Any, select: Callable[[], list[str]], settings: Any) -> list[str]:
-    """Names of layers, once all processes have found that they are about to do the same.
+    """The names of the layers, after a check that all processes are about to do the same work.
 
     Args:
         model: The model of this process.
@@ -192,14 +193,14 @@ def _evidence(model: Any, names: list[str], settings: Any) -> dict[str, Any]:
 
 
 def is_silent() -> bool | None:
-    """Whether to hide the progress bar: on all processes but the first, or as tqdm thinks."""
+    """Whether to hide the progress bar: True on all processes but the first; None: tqdm decides."""
     return True if n_processes() > 1 and distributed.get_rank() > 0 else None
 
 
 def _own_outcomes(
     work: Callable[[Item], WorkResult], items: Sequence[Item]
 ) -> tuple[list[WorkResult], Exception | None]:
-    """Outcomes of this process's items, and what stopped it; every process must go on to meet."""
+    """The outcomes of this process's items, and its error, so that it can go on to the others."""
     outcomes = []
     for item in items:
         try:

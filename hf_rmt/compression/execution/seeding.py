@@ -1,4 +1,4 @@
-"""Random numbers of one layer: the same on every process, and others for each layer."""
+"""Random numbers of one layer: the same on every process, and different for each layer."""
 
 from __future__ import annotations
 

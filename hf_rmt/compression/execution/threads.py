@@ -1,10 +1,10 @@
 """Small weights worked on several at a time, each by one thread, in bounded memory.
 
 A second thread gains little on the matrices of a small transformer: their eigendecompositions and
-their packing are many short steps. Several of them at once keep the processor busy instead. What
-is made of a small weight then has the same bits for any number of threads, for the last bits of an
-eigendecomposition depend on how many threads share it. A large weight has all threads to itself,
-so that never more than one is in flight.
+their packing are many short steps. Several of them at once keep the processor busy instead. The
+result for a small weight then has the same bits for any number of threads. Otherwise the last bits
+of an eigendecomposition depend on how many threads share it. A large weight has all threads to
+itself, so that never more than one is in flight.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 SMALL_SIDE, SMALL_ENTRIES = 1024, 2**22
-"""The smaller side, and the entries, up to which a weight counts as small. At 2048 x 2048 two
+"""A weight counts as small up to this smaller side and this number of entries. At 2048 x 2048 two
 threads decompose one weight 1.6 times as fast as one thread does; at 768 x 3072, 1.0 times."""
 IN_FLIGHT = 2**24
-"""Entries of all weights that are worked on, or wait to be put into the model, at one time."""
+"""The most entries of all weights that are worked on, or wait to enter the model, at one time."""
 
 
 def is_small(shape: Sequence[int]) -> bool:
@@ -42,7 +42,7 @@ def is_small(shape: Sequence[int]) -> bool:
 
 @contextmanager
 def suited_threads(shape: Sequence[int]) -> Iterator[None]:
-    """While it is entered, torch has as many threads as suit a weight: one for a small weight.
+    """A context in which torch has one thread for a small weight, and all threads for a large one.
 
     Args:
         shape: Of the weight.
@@ -61,7 +61,7 @@ def suited_threads(shape: Sequence[int]) -> Iterator[None]:
 def layer_map(
     layers: Sequence[nn.Module], settings: CompressionSettings
 ) -> Callable[..., Generator[Any]]:
-    """How work on layers is done one after the other, or at the same time.
+    """The function that does work on layers, one after the other or several at the same time.
 
     Args:
         layers: The layer of each item.
@@ -88,12 +88,12 @@ def map_over_threads(
 ) -> Generator[Outcome]:
     """Do a piece of work for each item, as many at a time as torch has threads.
 
-    Small weights that follow each other are worked on at the same time, as long as they are not
-    more than `torch.get_num_threads()` times the largest of them, and `IN_FLIGHT` entries. An item
-    counts until the next outcome is asked for, so that its outcome can be put away before.
+    Successive small weights are worked on at the same time, as long as their entries are at most
+    `torch.get_num_threads()` times those of the largest one, and at most `IN_FLIGHT`. An item
+    counts until the next outcome is requested, so that its outcome can be stored before that.
 
-    Close the iterator if it is left early: work that has not begun is then given up, work that
-    has begun is waited for, and torch has its number of threads again.
+    Close the iterator if it is left early: work that has not begun is then given up. The iterator
+    waits for work that has begun, and restores the number of threads of torch.
 
     Args:
         work: Called with an item, on any thread; it must not change what other items see.
@@ -131,15 +131,15 @@ def map_over_threads(
 
 
 def _first(waiting: deque[tuple[int, Future[Outcome]]], threads: int) -> Outcome:
-    """The outcome that is due, waited for; nothing else holds it then."""
+    """Wait for the next outcome and return it; nothing else keeps a reference to it."""
     outcome = waiting.popleft()[1].result()
-    torch.set_num_threads(threads)  # a thread that begins here takes the number set last anywhere
+    torch.set_num_threads(threads)  # a new thread takes the number that was set last, in any thread
     return outcome
 
 
 @contextmanager
 def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """So many threads, on each of which torch uses no other."""
+    """A pool of this many threads; on each of them torch uses one thread."""
     pool = ThreadPoolExecutor(threads, "hf_rmt", _prepare, (torch.is_grad_enabled(),))
     try:
         yield pool
@@ -157,7 +157,7 @@ def _prepare(grad: bool) -> None:
 
 
 def _is_plain_thread() -> bool:
-    """Whether other threads see torch as this one does, and can have a number of threads each."""
+    """Whether threads share torch's settings here, and each can set its own number of threads."""
     return not (
         torch.is_inference_mode_enabled()
         or torch.is_autocast_enabled("cpu")

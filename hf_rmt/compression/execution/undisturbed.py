@@ -1,4 +1,4 @@
-"""Work that must not depend on the modes in which the user's program happens to be."""
+"""Work that must not depend on the modes that the user's program has set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def undisturbed(function: F) -> F:
-    """Have a function run outside of autocast and of inference mode; a decorator.
+    """A decorator that runs a function outside of autocast and inference mode.
 
     Autocast would round the products that weights are made of, and tensors that are made in
     inference mode could not be trained later.

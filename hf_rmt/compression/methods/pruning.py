@@ -23,7 +23,7 @@ ZEROS_IN_PLACE = "entries were zeroed in place, and zeros save no memory by them
 
 
 class Pruning(SpectralMethod):
-    """Keeps a share of the entries of a weight; the spectrum is only looked at."""
+    """Keeps a share of the entries of a weight; the spectrum is only reported."""
 
     options = (FRACTION, *SPECTRAL_OPTIONS)
     one_of = ("fraction",)

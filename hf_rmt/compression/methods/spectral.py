@@ -1,4 +1,4 @@
-"""What all methods share that tell signal from noise by a spectrum: options and decisions."""
+"""What the methods share that tell signal from noise by a spectrum: options and decisions."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ STORED_SPIKES_OPTION = Option(
     "stored_spikes",
     None,
     _stored_spikes,
-    "all spikes become factors, or only the paying ones: beside int8 up to a ninth of the "
-    "directions, beside int4 and ternary those that save at least a quarter of the bits they cost. "
-    "None: paying beside packed noise where a law found the spikes, and all otherwise.",
+    "Which spikes become factors. `all`: every spike. `paying`: with int8 at most a ninth of the "
+    "directions, with int4 and ternary those that save at least a quarter of the bits they cost. "
+    "None: `paying` with packed noise if a law found the spikes, else `all`.",
     choices=STORED_SPIKES,
 )
 MAX_RANK = Option(
@@ -129,8 +129,8 @@ class SpectralMethod(Method):
     """A method that splits the spectrum of a weight into signal and noise.
 
     Attributes:
-        finds_law: Whether it fits a law of the noise. Only then can spikes be recovered, and only
-            then does it decide by itself how much is signal.
+        finds_law: Whether it fits a law of the noise. Only such a method can recover spikes and
+            decides by itself how much is signal.
         stores_noise: Whether noise can be stored beside the signal; else it is lost.
         chooses_directions: Whether it keeps directions of a weight, and not single entries.
     """
@@ -172,8 +172,8 @@ class SpectralMethod(Method):
             )
         if settings.stored_spikes == "paying" and noise not in PACKED_KINDS:
             raise ValueError(
-                f"stored_spikes='paying' weighs factors against packed noise, which noise={noise!r}"
-                " has none of; set noise to int8, int4 or ternary"
+                f"stored_spikes='paying' compares factors with packed noise, and noise={noise!r} "
+                "has none of; set noise to int8, int4 or ternary"
             )
         if removal != 1.0 and noise != "drop":
             raise ValueError(
@@ -183,8 +183,9 @@ class SpectralMethod(Method):
         graded = removal.values() if isinstance(removal, Mapping) else [removal]
         if not self.stores_noise and set(graded) != {1.0}:
             raise ValueError(
-                f"noise_removal={removal} grades directions, but method={self.name!r} drops all "
-                "that it does not keep; use rank or fraction, and leave noise_removal at 1.0"
+                f"noise_removal={removal} drops only a part of the noise directions, but "
+                f"method={self.name!r} drops all that it does not keep; use rank or fraction, and "
+                "leave noise_removal at 1.0"
             )
 
     def accepts(self, module: Any) -> bool:
@@ -194,14 +195,17 @@ class SpectralMethod(Method):
         return has_matrix(module)
 
     def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
-        """The linear layers of the repeated blocks, as `TARGET_MODULES` tells."""
+        """The linear layers of the repeated blocks; see `TARGET_MODULES`."""
         from hf_rmt.compression.targets.blocks import of_blocks
 
         return of_blocks(layers, model)
 
     def why_no_default(self) -> str:
         """Why no layer was taken."""
-        return "its last layer is taken for the head, a convolution that comes first for the input"
+        return (
+            "its last layer counts as the head, and a first convolution as the one that reads the "
+            "input"
+        )
 
     def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
         """Keep the directions that the spectrum calls signal."""
@@ -247,7 +251,7 @@ class SpectralMethod(Method):
         size: float | None = None,
         dry_run: bool = False,
     ) -> CompressionReport:
-        """Each weight by itself, or by what calibration batches excite."""
+        """Compress each weight by itself, or with calibration."""
         if calibration is not None:
             from hf_rmt.compression.calibration.calibrated import compress_calibrated
 
@@ -256,7 +260,8 @@ class SpectralMethod(Method):
             )
         if size is not None:
             raise ValueError(
-                f"size={size} shares ranks out by calibration; pass calibration=batches"
+                f"size={size} is shared out over the layers with calibration; pass "
+                "calibration=batches"
             )
         from hf_rmt.compression.apply import compress_shared
 

@@ -49,7 +49,7 @@ FRACTION = Option(
 
 
 class TruncatedSVD(SpectralMethod):
-    """Keeps the largest directions, as many as it is told."""
+    """Keeps the largest directions, as many as the options say."""
 
     name = "svd"
     help = "The largest singular directions, as many as rank, energy or fraction say."

@@ -1,4 +1,4 @@
-"""The repeated blocks of a model: which layers stand in them, and which behind them."""
+"""The repeated blocks of a model: which layers are in them, and which come after them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_rmt.nn.dense_matrix import is_convolution
 
 
 def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
-    """The linear layers of the repeated blocks; `TARGET_MODULES` tells the whole rule."""
+    """The linear layers of the repeated blocks; `TARGET_MODULES` has the whole rule."""
     repeated = {name: part for name, part in layers.items() if in_repeated_block(name, model)}
     if repeated:
         return linears(repeated) or list(repeated)
@@ -23,8 +23,8 @@ def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
 def after_blocks(names: list[str], model: nn.Module) -> list[str]:
     """The head: the layers after the repeated blocks, or all where nothing repeats.
 
-    A transformers model may register its head before its body; what lies outside the body is head
-    as well.
+    A transformers model may register its head before its body; what lies outside the body is also
+    part of the head.
     """
     blocks = [place for place, name in enumerate(names) if in_repeated_block(name, model)]
     last = max(blocks, default=-1)

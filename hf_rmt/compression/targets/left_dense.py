@@ -81,10 +81,10 @@ def read_by_parent(model: nn.Module) -> dict[str, LeftDense]:
 
 @register_rule
 def routers(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers that choose among experts, known by their names and by the experts beside them."""
+    """The layers that choose among experts, found by their names and the experts beside them."""
     why = LeftDense(
         Cause.ROUTER,
-        "it chooses among experts, and a small error chooses another one",
+        "it chooses among experts, and a small error can choose another expert",
         if_named=False,
     )
     linears = [name for name, part in model.named_modules() if has_matrix(part)]
@@ -123,7 +123,7 @@ def subclasses(model: nn.Module) -> dict[str, LeftDense]:
 
 @register_rule
 def carrying(model: nn.Module) -> dict[str, LeftDense]:
-    """Layers that carry what no compressed one can, such as a forward of their own."""
+    """Layers with something that a compressed layer cannot have, such as a forward of their own."""
     layers = {name: part for name, part in model.named_modules() if has_matrix(part)}
     reasons = {name: why_not_swapped(part) for name, part in layers.items()}
     return {name: LeftDense(Cause.CARRIES, why) for name, why in reasons.items() if why}

@@ -1,4 +1,4 @@
-"""Names of layers: what a name or an expression of the user's selects, and what it is near to."""
+"""Names of layers: which layers a name or expression selects, and which names are similar."""
 
 from __future__ import annotations
 

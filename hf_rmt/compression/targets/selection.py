@@ -22,8 +22,8 @@ ALL_LINEAR = "all-linear"
 def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list[str]:
     """Names of the layers that settings select, in the model's order.
 
-    Tied embeddings of a transformers model stay dense always, its heads unless they are asked for
-    by name. A transformers model may lie anywhere inside the model.
+    Tied embeddings of a transformers model always stay dense. Its heads stay dense unless they are
+    named. A transformers model may lie anywhere inside the model.
 
     Args:
         model: Any module; its tensors may be on the meta device.
@@ -39,14 +39,14 @@ def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list
 
 
 def transformers_models(model: nn.Module) -> dict[str, Any]:
-    """The outermost transformers models inside a module, by name; the module itself by `""`.
+    """The outermost transformers models inside a module, by name; `""` names the module itself.
 
-    They are recognised by what they have, for this package must work without transformers.
+    They are recognised by their attributes, because this package must work without transformers.
     """
     found: dict[str, Any] = {}
     for name, part in model.named_modules():
         inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
-        kind = type(part)  # a wrapper may pass on the attributes of what it holds
+        kind = type(part)  # a wrapper may have the attributes of the model inside it
         if not inside and hasattr(kind, "base_model_prefix") and hasattr(kind, "save_pretrained"):
             found[name] = part
     return found
@@ -118,7 +118,7 @@ def kept_layers(model: nn.Module, settings: CompressionSettings) -> dict[str, Le
 
 
 def _held(found: Mapping[str, LeftDense], settings: CompressionSettings) -> dict[str, LeftDense]:
-    """Those that stay dense whatever the user named, and the others unless the user named them."""
+    """Layers that always stay dense, and layers that stay dense unless the user named them."""
     by_name = settings.target_modules not in (None, ALL_LINEAR)
     return {name: why for name, why in found.items() if why.if_named or not by_name}
 
@@ -162,7 +162,7 @@ def _why_none(
     dense: Mapping[str, str],
     held: Mapping[str, LeftDense],
 ) -> str:
-    """Why nothing is left to compress, and what to do."""
+    """Why no layer is left to compress, and what to do about it."""
     odd = [name for name, why in held.items() if why.cause in (Cause.SUBCLASS, Cause.MADE_ANEW)]
     if odd and settings.target_modules in (None, ALL_LINEAR):
         return f"{some(odd)} stay dense: {held[odd[0]].reason}; choose another model"
@@ -180,7 +180,7 @@ def _why_none(
 
 
 def _shared_weights(model: nn.Module) -> set[int]:
-    """Identities of parameters that stand in a model several times, alone or with their module."""
+    """The ids of parameters that occur several times in a model, alone or with their module."""
     counts = Counter(
         id(parameter)
         for _, module in model.named_modules(remove_duplicate=False)
@@ -193,7 +193,7 @@ def _shared_weights(model: nn.Module) -> set[int]:
 def _check_targets(
     settings: CompressionSettings, layers: Collection[str], model: nn.Module
 ) -> None:
-    """Complain about a target that matches nothing, each by itself."""
+    """Raise for a target that matches nothing; each target is checked by itself."""
     targets = settings.target_modules
     if targets is None or targets == ALL_LINEAR:
         return
@@ -203,8 +203,8 @@ def _check_targets(
             continue
         if reason := next(_why_refused(one, model, settings), None):
             raise ValueError(
-                f"target_modules={targets!r} asks for {reason}; leave it out, it stays dense, and "
-                f"choose among {some(layers)}"
+                f"target_modules={targets!r} asks for {reason}; leave it out, because it stays "
+                f"dense, and choose among {some(layers)}"
             )
         wanted = one if isinstance(one, str) else one[0]
         raise ValueError(
@@ -256,7 +256,7 @@ def _protected(model: Any, settings: CompressionSettings) -> set[str]:
 
 
 def _heads(model: nn.Module, prefix: str) -> Iterator[str]:
-    """Names outside the body of a model; further repeated blocks, such as a decoder's, are body."""
+    """Names outside a model's body; further repeated blocks, such as a decoder's, belong to it."""
     for name, _ in model.named_modules():
         outside = name.split(".")[0] not in (prefix, "")
         if outside and not in_repeated_block(name, model):

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 HARMLESS = {"dtype", "device", "is_cuda", "requires_grad", "is_meta"}
-"""What may be asked of a weight whose values nobody uses."""
+"""Attributes of a weight that can be read without using its values."""
 SETTING_UP = (
     *("__init__", "_init", "init", "reset", "_reset", "tie", "_tie", "resize", "_resize"),
     *("set_", "_set", "_load", "load", "prune", "_prune", "extra_repr"),
@@ -55,7 +55,7 @@ class Read:
     guards: tuple[tuple[ast.expr, bool], ...]
 
     def happens(self, module: nn.Module) -> bool:
-        """Whether the settings of a module let the code get there, as far as they tell."""
+        """Whether the settings of a module allow this code to run, as far as they show."""
         found = ((_value(test, module), wanted) for test, wanted in self.guards)
         return all(value is UNKNOWN or bool(value) is wanted for value, wanted in found)
 
@@ -148,12 +148,12 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        """Pass over `isinstance`, which looks at no value."""
+        """Skip `isinstance`, which reads no value."""
         if not (isinstance(node.func, ast.Name) and node.func.id == "isinstance"):
             self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        """Note the weight of a layer, unless only its dtype or the like is asked for."""
+        """Note the weight of a layer, unless only its dtype or a similar attribute is read."""
         if node.attr in HARMLESS and isinstance(node.value, ast.Attribute):
             return
         if node.attr == "weight" and isinstance(node.ctx, ast.Load):

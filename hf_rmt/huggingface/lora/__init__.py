@@ -1,1 +1,1 @@
-"""What fine-tuning added as a LoRA adapter, and LoRA on top of compressed layers."""
+"""The change by fine-tuning as a LoRA adapter, and LoRA on top of compressed layers."""

@@ -1,4 +1,4 @@
-"""Where a fine-tuned model differs from its base, and what of it is worth low-rank factors."""
+"""Where a fine-tuned model differs from its base, and which differences get low-rank factors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Differences:
     """Where a tuned model differs from its base.
 
     Attributes:
-        matrices: Linears and embeddings whose weight changed and is worth factors.
+        matrices: Linears and embeddings whose weight changed and that get factors.
         modules: Modules to be carried whole.
         parameters: Other parameters to be carried, most of them biases of linears.
     """
@@ -80,7 +80,7 @@ def differences(
 
 
 def paired(base: nn.Module, tuned: nn.Module) -> dict[str, nn.Module]:
-    """The base's modules under the tuned model's names, which may have a prefix more or less.
+    """The base's modules by the tuned model's names, which may have one prefix more or one less.
 
     Raises:
         ValueError: If a numbered block exists in one of the models only.
@@ -134,7 +134,7 @@ def _inside(name: str, modules: Collection[str]) -> bool:
 
 
 def _takes_factors(name: str, module: Any, targets: list[str] | str | None) -> bool:
-    """Whether a module is a targeted matrix of which two directions are smaller than itself."""
+    """Whether a module is a targeted matrix that is larger than two of its directions."""
     if type(module) not in (nn.Linear, nn.Embedding):
         return False
     rows, columns = module.weight.shape
@@ -146,7 +146,7 @@ def _takes_factors(name: str, module: Any, targets: list[str] | str | None) -> b
 
 
 def _holds_matrices(name: str, module: nn.Module) -> bool:
-    """Whether a module is, or has below it, a matrix with factors of its own."""
+    """Whether a module is a matrix with factors of its own, or contains one."""
     return not name or any(
         type(part) in (nn.Linear, nn.Embedding) for part in module.modules() if part is not module
     )

@@ -24,15 +24,15 @@ from hf_rmt.nn.spiked_conv import SpikedConv2d
 class CompressedLoraLinear(Linear):
     """x W' + bias + s (x A') B', with a compressed W.
 
-    Merging appends A and s B to the signal of the layer, whose rank grows by that of the adapter.
-    Where directions would then depend on each other, as they must above min(in, out), the same
-    signal is written with fewer, whose entries are rounded to the dtype of the layer. A ternary
-    layer has no signal, so its adapter cannot be merged.
+    Merging appends A and s B to the signal of the layer, so its rank grows by that of the adapter.
+    If the directions then depend on each other, as they do above min(in, out), the same signal is
+    written with fewer directions, and their entries are rounded to the dtype of the layer. A
+    ternary layer has no signal, so its adapter cannot be merged.
 
     Args:
         base_layer: The compressed layer, or an adapter around it.
         adapter_name: Name of the adapter.
-        config: PEFT's config of it.
+        config: PEFT's config of the adapter.
         **kwargs: As PEFT passes them.
 
     Raises:
@@ -50,7 +50,7 @@ class CompressedLoraLinear(Linear):
             )
         super().__init__(base_layer, adapter_name, config, **kwargs)
         self.fan_in_fan_out = False
-        self._appended: list[str] = []  # whose rows are the last ones of the signal
+        self._appended: list[str] = []  # adapters whose rows are the last ones of the signal
         self._rewritten: dict[str, tuple[Tensor, str]] = {}  # the signal before, and digest after
 
     def _get_in_out_features(self, module: Any) -> tuple[int, int]:
@@ -85,8 +85,8 @@ class CompressedLoraLinear(Linear):
     def unmerge(self) -> None:
         """Take merged adapters off the signal again, the last one first.
 
-        A signal that had to be rewritten comes back as it was, unless it was changed since: then
-        the adapter is subtracted, which is exact up to rounding.
+        A signal that had to be rewritten is restored as it was. If it was changed since, the
+        adapter is subtracted instead, which is exact up to rounding.
         """
         while self.merged_adapters:
             name, layer = self.merged_adapters.pop(), self._spiked()
@@ -102,7 +102,7 @@ class CompressedLoraLinear(Linear):
             self._shift_bias(name, -1.0)
 
     def _append(self, name: str, layer: SpikedLinear, rows: Tensor) -> None:
-        """Add rows to the signal, which gets fewer where they depend on each other."""
+        """Add rows to the signal; if they then depend on each other, write it with fewer rows."""
         before = layer.weight.detach()
         factors = torch.cat([before, rows.to(before)])
         left, right = split_factors(factors, layer.in_features)
@@ -165,21 +165,20 @@ def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs:
         )
     if getattr(layer, "step", None) is not None:
         raise ValueError(
-            "an adapter would be added behind the step activation that this ternary layer ends "
-            "with, not before it; leave the layer out of target_modules, or compress with "
-            "activation='keep'"
+            "an adapter would act after the step activation at the end of this ternary layer, not "
+            "before it; leave the layer out of target_modules, or compress with activation='keep'"
         )
     return CompressedLoraLinear(target, adapter_name, config=config, **kwargs)
 
 
 def _digest(factors: Tensor) -> str:
-    """Of the very bytes, to know whether they were changed since."""
+    """A digest of the bytes, to find out later whether they were changed."""
     content = factors.detach().contiguous().cpu().view(torch.uint8)
     return hashlib.sha256(content.numpy().tobytes()).hexdigest()
 
 
 def _set_factors(layer: SpikedLinear, factors: Tensor) -> None:
-    """Give a layer other factors. Saving halves them only where that is exact."""
+    """Give a layer other factors. Saving writes them in bfloat16 only if that is exact."""
     trains = layer.weight.requires_grad
     layer.weight = nn.Parameter(factors.contiguous(), requires_grad=trains)
     layer.rank = len(factors)

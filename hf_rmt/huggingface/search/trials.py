@@ -1,8 +1,8 @@
-"""States of a model with part of its noise removed, and what a metric says of them.
+"""States of a model with a part of its noise removed, and their metrics.
 
-A state is made of the very layers that `compress` would put in place; the model's own weights are
-set aside meanwhile, untouched. Each layer is decomposed once and its singular vectors are held:
-with them a state costs a product of matrices for each layer that changes.
+A state consists of the same layers that `compress` would make. The model's own weights are kept
+aside unchanged. Each layer is decomposed once, and its singular vectors are kept. So a state costs
+only one matrix product for each layer that changes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class NoiseStates:
             removal: The state.
 
         Returns:
-            The part of it that changed its layer.
+            The part of the state that changed layers.
         """
         for name in self.shapes:
             if removal.get(name) != self._applied.get(name):
@@ -85,17 +85,17 @@ class NoiseStates:
             module.training = training
 
     def grids(self, fractions: Sequence[float]) -> dict[str, list[float]]:
-        """The fractions at which each layer loses something and keeps something.
+        """For each layer, the fractions at which it loses something and keeps something.
 
         Args:
             fractions: Those to choose from, ascending.
 
         Returns:
             The fractions by layer, layers with the least noise energy first, in the same order on
-            every process; a layer that has none is left out.
+            every process; a layer for which no fraction works is left out.
 
         Raises:
-            ValueError: If no layer has any.
+            ValueError: If no layer has such a fraction.
         """
 
         def work(name: str) -> WorkResult:
@@ -116,8 +116,8 @@ class NoiseStates:
                 found[name] = plain[1]
         if not found:
             raise ValueError(
-                f"none of {len(self.shapes)} layers has noise to remove; "
-                "hf_rmt.analyze(model) says why"
+                f"none of {len(self.shapes)} layers has noise to remove; see hf_rmt.analyze(model) "
+                "for the reasons"
             )
         quiet = sorted(found, key=lambda name: -self._decompositions[name].fit.signal_energy)
         return {name: found[name] for name in quiet}
@@ -142,7 +142,7 @@ class NoiseStates:
         return [f for f, rank in ranks.items() if 0 < rank < len(fit.eigenvalues)]
 
     def _put(self, name: str, fraction: float | None) -> None:
-        """Bring one layer into a state: its original where nothing is to be removed."""
+        """Bring one layer into a state: the original layer if nothing is to be removed."""
         original = self._originals[name]
         training = self.model.get_submodule(name).training
         self._reset(name)
@@ -153,7 +153,7 @@ class NoiseStates:
             result = keep_directions(name, matrix, decomposition, kept, settings)
             if result.plan.outcome is not Outcome.KEPT:
                 self.plans[name] = result.plan
-                # in the same module: a hook of accelerate is bound to it
+                # keep the module itself, because a hook of accelerate is bound to it
                 original.weight = nn.Parameter(original.weight.detach().clone())
                 apply_decision(self.model, result, matrix)
         self.model.get_submodule(name).train(training)
@@ -171,8 +171,9 @@ class Log:
         evaluate: The metric of a model.
         states: The states of the model.
         most: Most evaluations, those in the file included.
-        path: Where to write them, and where to begin; None for nowhere.
-        identity: What tells this search from another, plain values.
+        path: JSON file from which evaluations are read and to which they are written; None for no
+            file.
+        identity: Plain values that distinguish this search from another.
 
     Raises:
         ValueError: If the file belongs to another search.
@@ -194,7 +195,7 @@ class Log:
         self.bar = tqdm(total=max(most, made), desc="Searching", initial=made, disable=is_silent())
 
     def known(self, removal: Removal) -> list[float]:
-        """What was measured of a state so far."""
+        """The metrics of a state that were measured so far."""
         return [entry.metric for entry in self.evaluations if entry.removal == removal]
 
     def metric(self, removal: Removal, *, again: bool = False, spare: int = 0) -> float | None:
@@ -202,11 +203,11 @@ class Log:
 
         Args:
             removal: The state.
-            again: Measure a second time what was measured once.
+            again: Whether to measure a second time if it was measured once.
             spare: Evaluations to leave for later.
 
         Returns:
-            The metric, process 0's; None if no evaluation is left for it.
+            The metric on process 0; None if no evaluation is left for it.
 
         Raises:
             TypeError: If it is no number.
@@ -248,7 +249,9 @@ class Log:
             return ()
         content = records.read(self.path)
         if not isinstance(content, dict) or set(content) != {"search", "evaluations"}:
-            raise ValueError(f"{self.path} holds no search; name a file that does not exist yet")
+            raise ValueError(
+                f"{self.path} is not a file of a search; name a file that does not exist yet"
+            )
         found, own = content["search"], records.plain(self.identity)
         if differing := [key for key in {**own, **found} if found.get(key) != own.get(key)]:
             shown = ", ".join(f"{key} ({found.get(key)}, now {own.get(key)})" for key in differing)
@@ -276,7 +279,7 @@ def _is_first() -> bool:
 
 
 def _of_first(work: Callable[[], Value]) -> Value:
-    """Do the same work on every process; what process 0 found counts on all, as do failures."""
+    """Do the same work on every process; all use process 0's result, and all fail if one fails."""
     processes = range(n_processes())
     outcomes = map_over_processes(lambda _: (work(), {}), processes, [1.0 for _ in processes])
     return next(value for value, _ in outcomes)

@@ -1,4 +1,4 @@
-"""Noise scaled down to nothing while a model trains, beside directions that its inputs excite."""
+"""Scales the noise down to zero while a model trains, and keeps directions chosen by its inputs."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from hf_rmt.settings import CompressionSettings
 logger = logging.getLogger(__name__)
 
 EVERY, CUTS = 8, 16
-"""Most update steps between two cuts of the weights, and least cuts while the noise falls. What is
-evaluated or saved is cut first."""
+"""The most update steps between two cuts of the weights, and the least number of cuts while the
+noise falls. Weights are also cut before an evaluation and before saving."""
 MOSTLY_DENSE = 0.9
 """Above this share of the parameters little is saved, and the user is warned."""
 PROBES_FILE = "_rmt_probes-{step}.safetensors"
 
 
 class AnnealedFilter:
-    """Chooses ranks and directions, then shrinks all else from step to step.
+    """Chooses ranks and directions, then shrinks the rest of the weights step by step.
 
-    While the noise falls, the model goes on learning. So the directions are chosen twice more, of
-    the same ranks: half-way and at the end.
+    While the noise falls, the model goes on learning. So the directions are chosen two more times,
+    with the same ranks: half-way and at the end.
 
     Args:
         settings: Which layers, and by which rule ranks are found where no size is given.
-        anneal: When.
+        anneal: When the noise is scaled down.
         size: Share of the layers' parameters to keep; `"auto"` to find it from the batches; None
             for the rule of the settings.
     """
@@ -68,7 +68,7 @@ class AnnealedFilter:
     def begin(
         self, args: Any, state: Any, model: nn.Module, names: Sequence[str], saved: Any
     ) -> None:
-        """Start a run, or go on with what a checkpoint kept of one."""
+        """Start a run, or continue one from a checkpoint."""
         self.first, self.last = self.anneal.steps(
             max_steps=state.max_steps, epochs=state.num_train_epochs
         )
@@ -95,19 +95,19 @@ class AnnealedFilter:
             self._windows.load(args, began, state.global_step)
 
     def _check_size(self, model: nn.Module, names: Sequence[str]) -> None:
-        """Refuse a size without room for one direction a layer before any step is spent."""
+        """Before any step, refuse a size without room for one direction in each layer."""
         if self.size is not None:
             shapes = {name: matrix_shape(model.get_submodule(name)) for name in names}
             least = 1.0 if self.size == "auto" else self.size
             shared_ranks({name: torch.ones(1) for name in names}, shapes, least)
 
     def step_begins(self, state: Any) -> None:
-        """Listen to the batches of a step shortly before a choice."""
+        """Measure the batches of a step if a choice is near."""
         if self._windows is not None:
             self._windows.step_begins(state.global_step)
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """Choose or cut, where it is time to; returns what there is to log."""
+        """Choose or cut if it is time; return what there is to log."""
         assert self._windows is not None
         step = state.global_step
         self._windows.step_ends()
@@ -138,13 +138,13 @@ class AnnealedFilter:
     def finish(
         self, args: Any, state: Any, model: Any, *, loaded_best: bool
     ) -> CompressionReport | None:
-        """Make the compact model of what training left; None if nothing was chosen in time."""
+        """Compress the model after training; return None if the directions were never chosen."""
         if self._windows is not None:
             self._windows.stop()
         if not self.chosen:
             logger.warning(
-                "training ended after step %d, before the directions were chosen after step %d: "
-                "the model stays as it was trained; train longer, or let anneal start earlier",
+                "training ended after step %d, and the directions were to be chosen after step "
+                "%d: the model stays as it was trained; train longer, or let anneal start earlier",
                 state.global_step,
                 self.first,
             )
@@ -153,16 +153,16 @@ class AnnealedFilter:
         return compress_shared(model, self._names, self.settings, decide=self._decide)
 
     def _finish_cut(self, state: Any, model: nn.Module, *, loaded_best: bool) -> None:
-        """Remove the noise that is left, and say so if there is any."""
+        """Remove the noise that is left, with a warning if there is any."""
         step, left = state.global_step, self.memory["left"]
         if loaded_best:
             step = state.best_global_step or 0
             left = amount(step, self.first, self.last)
         if left > 0:
             logger.warning(
-                "the model that training leaves is that of step %d and has %.0f %% of its noise, "
-                "which would have been gone after step %d; it is removed at once, so evaluate "
-                "again, or let anneal end earlier",
+                "the final model is that of step %d and still has %.0f %% of its noise, which "
+                "would be gone after step %d; this noise is removed now, so evaluate again, or "
+                "let anneal end earlier",
                 step,
                 100 * left,
                 self.last,
@@ -172,7 +172,7 @@ class AnnealedFilter:
             self.memory |= {"left": 0.0, "cut_at": step}
 
     def _cut(self, model: nn.Module, step: int) -> None:
-        """Shrink the rest to what the schedule leaves of it after this step."""
+        """Shrink the rest to the amount that the schedule gives for this step."""
         if not self.chosen or self.memory["cut_at"] == step:
             return
         left = amount(step, self.first, self.last)
@@ -196,7 +196,7 @@ class AnnealedFilter:
     def _choose(
         self, args: Any, model: nn.Module, step: int, excited: Mapping[str, LayerMoments]
     ) -> None:
-        """Choose ranks and directions by the moments of a window; later on, directions alone."""
+        """Choose ranks and directions by the moments of a window; later, directions only."""
         assert self._windows is not None
         if not_finite := self._windows.not_finite:
             _warn_not_finite(not_finite, step)
@@ -229,7 +229,7 @@ class AnnealedFilter:
         }
 
     def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """The factors of a layer, which are exact: its weight has their rank by now."""
+        """The factors of a layer. They are exact, because its weight already has this rank."""
         entry = self.chosen[name]
         if entry["rank"] is None:
             cause, phase = Cause(entry["cause"]), entry.get("phase", "")
@@ -242,15 +242,15 @@ class AnnealedFilter:
 
 
 def forget_best(state: Any) -> None:
-    """Let only evaluations count from which the noise is gone: the model that is kept has none."""
+    """Forget the best model so far, because it had noise and the final model has none."""
     state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 def _warn_not_finite(names: Sequence[str], step: int) -> None:
     logger.warning(
-        "the batches before step %d gave nan or inf to %d layers, such as %r: these stay dense, or "
-        "keep the directions that they had; look at the loss, and lower the learning rate or train "
-        "in bfloat16 or float32",
+        "the batches before step %d gave nan or inf to %d layers, such as %r: these stay dense, "
+        "or keep their old directions; check the loss, lower the learning rate, or train in "
+        "bfloat16 or float32",
         step,
         len(names),
         names[0],

@@ -1,4 +1,4 @@
-"""What `RMTCallback` may be told, checked when it is made and when a run is resumed."""
+"""Checks the arguments of `RMTCallback` when it is made and when a run is resumed."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
 def resolved_schedule(
     config: RMTConfig, target: str, schedule: Any, size: Size, anneal: Any
 ) -> Any:
-    """The schedule of a filter at once; None if the noise is to be annealed.
+    """The schedule if noise is removed at once; None if it is to be annealed.
 
     Raises:
-        ValueError: If a schedule, an update or a config that cannot be annealed meets `size` or
-            `anneal`.
+        ValueError: If `size` or `anneal` is given with a schedule, an update, or a config that
+            cannot be annealed.
     """
     method = method_of(config)
     directional = isinstance(method, SpectralMethod) and method.stores_noise
@@ -88,8 +88,8 @@ def resolved_schedule(
         }
         reason = next(key for key, holds in reasons.items() if holds)
         raise ValueError(
-            f"{' and '.join(given)} say how noise is scaled down beside directions that the "
-            f"inputs choose, and do not go with {reason}; leave one of them out"
+            f"{' and '.join(given)} are for noise that is scaled down beside directions chosen by "
+            f"the inputs, and cannot be used with {reason}; leave one of them out"
         )
     return "epoch" if schedule is None else schedule
 
@@ -98,7 +98,7 @@ def dosed_schedule(target: str, schedule: Any, dose: Any) -> Any:
     """The schedule, which is `"end"` with a dose.
 
     Raises:
-        ValueError: If a dose meets another schedule, or whole weights.
+        ValueError: If a dose is given with another schedule or with whole weights.
     """
     check_dose(dose)
     if dose is None:
@@ -112,7 +112,7 @@ def dosed_schedule(target: str, schedule: Any, dose: Any) -> Any:
 
 
 def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:
-    """The config of a filter: a mapping is one that a checkpoint's state kept.
+    """The config of a filter; a mapping is a config from the state of a checkpoint.
 
     Raises:
         ValueError: If its method looks at no spectrum.
@@ -133,7 +133,7 @@ def check_same(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         saved: The same of the checkpoint.
 
     Raises:
-        ValueError: If one differs that must not.
+        ValueError: If an argument differs that must stay the same.
     """
     ours, theirs = _flat(own), _flat(saved)
     for key in (key for key in ours if ours[key] != theirs.get(key)):
@@ -144,7 +144,7 @@ def check_same(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that must stay, those of the config beside the others."""
+    """The arguments that must stay the same, those of the config included."""
     others = {key: arguments[key] for key in arguments if key not in ("config", *FREE)}
     kind = {"kind": "annealed" if arguments["schedule"] is None else "at once"}
     return {**filter_config(arguments["config"]).to_dict(), **kind, **others}

@@ -1,9 +1,10 @@
-"""How much of what training added is kept, chosen on rows that were kept back.
+"""How much of an update is kept, chosen on rows that were not trained on.
 
-Under wrong labels a part of every update is memorised noise. Two cures are tried: all of the update
-scaled down, which interpolates between the weights before and after training (Wortsman et al.,
-CVPR 2022), and its blocks cut to a few shrunk spikes. The rows may have labels as noisy as those
-that were trained on: noise that hits all classes alike changes the level of a score, not its order.
+Under wrong labels a part of every update is memorised noise. Two remedies are tried. The first
+scales down the whole update, that is, it interpolates between the weights before and after training
+(Wortsman et al., CVPR 2022). The second cuts the update of the blocks to a few shrunk spikes. The
+rows may have wrong labels too: noise that is equal for all classes changes the level of the scores,
+but not their order.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from hf_rmt.plan import CompressionPlan
 SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.2)
 """Parts of the update that are tried."""
 EARLY = 0.25
-"""Part of the training after which `dose="auto"` takes the directions of an update for signal."""
+"""Part of the training after which `dose="auto"` takes an update's leading directions as signal."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,10 @@ class Dose:
     """What was kept of an update.
 
     Attributes:
-        scale: What all of the update was multiplied with.
+        scale: The factor by which the whole update was multiplied.
         spikes: Whether the matrices of the blocks kept their shrunk spikes only.
-        scores: Of what was tried, by scale, with `spikes` and without; empty if nothing was.
+        scores: The score of each scale that was tried, with `spikes` and without; empty if none was
+            tried.
     """
 
     scale: float
@@ -63,7 +65,7 @@ def check_dose(dose: Any) -> None:
 
 
 def worse(before: float, after: float) -> bool:
-    """Whether a dose lowered the score on rows kept back; process 0 decides for all, and says so.
+    """Whether a dose lowered the score on held-out rows; process 0 decides and logs a warning.
 
     Args:
         before: The score of the model as it was trained; higher is better.
@@ -84,7 +86,7 @@ def worse(before: float, after: float) -> bool:
 
 
 class DosedUpdate:
-    """A trained model between its weights before and after training.
+    """Moves a trained model to weights between those before and after training.
 
     Args:
         model: The trained model.
@@ -102,14 +104,14 @@ class DosedUpdate:
         self._cut: dict[str, Tensor] | None = None
 
     def apply(self, dose: float | Literal["auto"], evaluate: Callable[[], float]) -> Dose:
-        """Scale the update, by a number or by what the score is best with.
+        """Scale the update by a number, or by the scale with the best score.
 
         Args:
             dose: The number, or `"auto"`.
             evaluate: The score of the model as it stands; higher is better.
 
         Returns:
-            What was chosen; the model has it.
+            What was chosen; the model now has these weights.
         """
         if dose != "auto":
             self.place(dose, spikes=False)
@@ -157,7 +159,7 @@ class DosedUpdate:
         return CompressionPlan(tuple(plans))
 
     def _spikes(self) -> dict[str, Tensor]:
-        """The cut updates of the layers, worked out once, shared out over the processes."""
+        """The cut updates of the layers, computed once, shared out over the processes."""
         if self._cut is not None:
             return self._cut
 

@@ -1,4 +1,4 @@
-"""What spectra say in numbers, for the logs of a Trainer."""
+"""Numbers that describe spectra, for the logs of a Trainer."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
         fits: Fitted spectra by layer; None for one too small to look at.
 
     Returns:
-        spikes, signal_energy and stable_rank, of layers upper_edge as well, whose mean over
-        layers of several scales would say nothing. What is not finite is left out, and what a
-        method without a law does not say. How many layers are in which phase stands below
-        `rmt/phases/`.
+        spikes, signal_energy and stable_rank; for single layers also upper_edge, whose mean over
+        layers of different scales would mean nothing. Values that are not finite are left out, as
+        are those that a method without a law does not have. The number of layers in each phase is
+        under `rmt/phases/`.
     """
     seen = {name: fit for name, fit in fits.items() if fit is not None}
     layers = {name: _numbers(fit) for name, fit in seen.items()}

@@ -13,17 +13,18 @@ from hf_rmt.nn.swap import swap_module
 
 
 class TernaryCallback(TrainerCallback):
-    """Trains the weights of ternary layers, which else stay as they are, with `Trainer`.
+    """Trains the weights of ternary layers with `Trainer`. Without it they do not change.
 
-    When the Trainer is made, each `TernaryLinear` becomes a `LatentTernaryLinear` that computes
-    the same; its latent weight trains by the straight-through gradient. When training ends, after
-    the best model was loaded, they are packed again: `trainer.save_model()` writes the compact
-    model. Checkpoints hold the latent weights; they resume the training, and load no other way.
+    When the Trainer is made, each `TernaryLinear` becomes a `LatentTernaryLinear` that computes the
+    same; its latent weight trains by the straight-through gradient. When training ends, after the
+    best model was loaded, they are packed again: `trainer.save_model()` writes the compact model.
+    Checkpoints hold the latent weights. They can resume the training and cannot be loaded
+    otherwise.
 
     To heal a head alone, freeze the rest by `model.requires_grad_(False)` before the Trainer is
-    made; the ternary weights train all the same. Take larger steps than for a body: 1e-3 rather
-    than 5e-5, which flips few entries. Whoever only wants the body to adapt to a ternary head
-    needs no callback.
+    made; the ternary weights train all the same. Take a larger learning rate than for a body, such
+    as 1e-3. With 5e-5 few entries change. If only the body should adapt to a ternary head, no
+    callback is needed.
 
     Attributes:
         flipped: Share of the entries of each layer, by name, that training changed to another of
@@ -51,9 +52,9 @@ class TernaryCallback(TrainerCallback):
         self._before = _ternary_layers(model)
         if not self._before:
             raise ValueError(
-                f"{type(model).__name__} has no ternary layer to train; call hf_rmt.compress(model,"
-                " RMTConfig(method='ntk'), calibration=batches) first, or load a model that was "
-                "saved so"
+                f"{type(model).__name__} has no ternary layer to train; call "
+                "hf_rmt.compress(model, RMTConfig(method='ntk'), calibration=batches) first, or "
+                "load a model that was saved after that"
             )
         for name, layer in self._before.items():
             latent = LatentTernaryLinear.from_ternary(layer)
@@ -90,7 +91,7 @@ def _ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
 
 
 def _record(model: Any, name: str, nonzero: int) -> None:
-    """What training left of a layer, for what is saved with the model."""
+    """Record how many entries of a layer are not zero after training, for the saved model."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
         return

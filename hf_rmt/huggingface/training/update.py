@@ -1,4 +1,4 @@
-"""`filter_update`: the noise that fine-tuning added taken out of a model that is tuned already."""
+"""`filter_update`: take the noise that fine-tuning added out of a tuned model."""
 
 from __future__ import annotations
 
@@ -53,26 +53,27 @@ def filter_update(
         tuned: The fine-tuned model, changed in place.
         config: Which layers, and what becomes of the noise of their updates. None:
             `RMTConfig(noise="drop")`.
-        dose: Against wrong labels, in place of that filter; only the layers are taken from the
-            config then. A number in (0, 1] scales what training added to every parameter that the
-            base has. `"auto"` needs one of the next two.
+        dose: Against wrong labels, instead of the filter. The config then only says which layers. A
+            number in (0, 1] scales what training added to every parameter that the base has.
+            `"auto"` needs either `early` or `evaluate`.
         early: With `dose="auto"`: the model after about a quarter of the training, such as a
-            checkpoint. What stays of each layer's update is what lies in the leading directions
-            that it had then; their number is the participation ratio of its spectrum then.
+            checkpoint. Of each layer's update the part stays that lies in the leading directions of
+            its early update. Their number is the participation ratio of the spectrum of the early
+            update.
         evaluate: With `dose="auto"`: the score of a model, higher is better, on rows that it was
             not trained on. Several scales are tried, with all of the update and with the shrunk
-            spikes of the blocks only, and the best is kept. Few rows with wrong labels choose
-            badly.
+            spikes of the blocks only, and the best is kept. If the rows are few and their labels
+            are wrong, the choice is bad.
 
     Returns:
         What became of the updates. Ranks, energies and bits are those of the updates, not of the
-        weights; an update without signal is dropped as a whole. With a dose, of every layer the
-        energy of its update that is gone, and the dose as reason.
+        weights; an update without signal is dropped as a whole. With a dose, the report has for
+        every layer the share of its update's energy that was removed, and the dose as the reason.
 
     Raises:
         TypeError: If `tuned` is not a module or the config no `RMTConfig`.
         ValueError: If the models differ in architecture or sizes, a model is quantized already, no
-            selected layer was changed by training, or `evaluate` is missing or not asked for.
+            selected layer was changed by training, or `early` and `evaluate` do not fit `dose`.
         OSError: If a path or id cannot be loaded.
         RuntimeError: On every process, if one of them failed.
     """
@@ -117,20 +118,21 @@ def filter_update(
 
 
 def _check_told(dose: object, early: object, evaluate: object) -> None:
-    """Refuse `"auto"` without something to go by, and the other way round."""
+    """Refuse `"auto"` without `early` or `evaluate`, and these two without `"auto"`."""
     given = [key for key, value in (("early", early), ("evaluate", evaluate)) if value is not None]
     if len(given) != (dose == "auto"):
         raise ValueError(
-            f"dose='auto' takes either early or evaluate, and nothing else does, got dose={dose!r} "
-            f"with {' and '.join(given) or 'neither'}; pass the model after a quarter of "
-            "training as early, or a function of the model that returns its score on rows kept back"
+            "dose='auto' needs exactly one of early and evaluate, and no other dose takes them; "
+            f"got dose={dose!r} with {' and '.join(given) or 'neither'}; pass the model after a "
+            "quarter of training as early, or a function of the model that returns its score on "
+            "rows kept back"
         )
 
 
 def _persistent(
     starts: Sequence[Tensor], early: nn.Module, tuned: nn.Module, names: Sequence[str]
 ) -> CompressionReport:
-    """Keep of the updates what lies in the leading directions that they had early."""
+    """Keep the part of each update that lies in the leading directions of its early update."""
     earlier = _starts(early, tuned, names)
     layers = [tuned.get_submodule(name) for name in names]
 
@@ -169,7 +171,7 @@ def _dosed(
 
 
 def parameters_of(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
-    """The base's parameters under the tuned model's names, of those that have the same shape."""
+    """The base's parameters of equal shape, by the tuned model's names."""
     found = {}
     for name, original in paired(base, tuned).items():
         ours = dict(tuned.get_submodule(name).named_parameters(recurse=False))

@@ -1,7 +1,8 @@
 """What a layout is: how the weight of a compressed layer lies in memory while it runs.
 
-The format on disk and the layout in memory are two things. A layout is built from the packed
-store, is never saved, and every layout of a layer computes the same map up to its own rounding.
+The format on disk and the layout in memory are different things. A layout is built from the packed
+store, is never saved, and all layouts of a layer compute the same function, each up to its own
+rounding.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def register(layout: type[Layout]) -> type[Layout]:
 
 
 class Layout(ABC):
-    """One layer's weight as it lies in memory, made on first use and again when it changed.
+    """The weight of one layer in memory, made on first use and made again after the layer changed.
 
     Args:
         layer: The layer; it is not changed before the first use.
@@ -146,7 +147,7 @@ class LayoutProduct(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, layer: SpikedLinear, layout: Layout
     ) -> tuple[Tensor, int]:
-        """Rows are multiplied alike, so that a further side in front changes nothing."""
+        """All rows are treated alike, so an additional first dimension changes nothing."""
         assert in_dims[0] is not None
         return LayoutProduct.apply(x.movedim(in_dims[0], 0), layer, layout), 0
 
@@ -157,7 +158,7 @@ def stored_name(layer: SpikedLinear) -> str:
 
 
 def identity(tensor: Tensor) -> tuple[Any, ...]:
-    """What changes when a tensor is replaced or written to."""
+    """Values that change if a tensor is replaced or written to."""
     return tensor.data_ptr(), version_of(tensor), tensor.device, tensor.dtype
 
 

@@ -1,7 +1,7 @@
-"""Layouts inside compiled programs: two operators that torch.compile calls and does not look into.
+"""Layouts in compiled programs: two operators that torch.compile calls without tracing into them.
 
 What a layout keeps depends on versions of tensors and lives outside the graph. The operators get
-the number of the layer and do in eager mode what the layer does there.
+the number of the layer and run its eager code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hf_rmt.nn.layouts.base import layer_of
 def layout_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int
 ) -> Tensor:
-    """The whole layer without gradients; weight and bias only tell the program what it reads."""
+    """The whole layer without gradients; weight and bias tell the graph what it depends on."""
     layer: Any = layer_of(handle)
     with torch.no_grad():
         return layer.layout_object.forward(layer, x).clone()
@@ -44,7 +44,7 @@ def _(x: Tensor, handle: int, outputs: int) -> Tensor:
 
 @library.custom_op("hf_rmt::layout_noise_gradient", mutates_args=())
 def layout_noise_gradient(gradient: Tensor, handle: int, inputs: int) -> Tensor:
-    """The gradient of x for that of `layout_noise`."""
+    """The gradient of x, given that of the output of `layout_noise`."""
     return gradient @ layer_of(handle).noise.dense(gradient.dtype)
 
 

@@ -28,11 +28,11 @@ class FusedLayout(Layout):
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Convolutions, noise that is no code, and places without Triton cannot have it."""
+        """Why not: for convolutions, noise that is not packed, and systems without Triton."""
         if isinstance(layer, SpikedConv2d):
-            return "its kernel multiplies no convolution"
+            return "its kernel does not support convolutions"
         if layer.noise.kind not in CODEBOOKS:
-            return super().refusal(layer) or "its noise is stored as it is, not in codes"
+            return super().refusal(layer) or "its noise is stored unpacked, not in codes"
         if find_spec("triton") is None:
             return "Triton is not installed; it comes with CUDA builds of torch"
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,4 +1,4 @@
-"""The noise as integers with one scale a row, multiplied by the processor's integer units."""
+"""The noise as integers with one scale per row, multiplied by the processor's integer units."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Int8Layout(Layout):
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Convolutions, dropped noise and devices without integer products cannot have it."""
+        """Why not: for convolutions, dropped noise, and devices without integer products."""
         if isinstance(layer, SpikedConv2d):
-            return "torch has no integer convolution with a scale a row"
+            return "torch has no integer convolution with a scale for each row"
         reason = super().refusal(layer, activations=activations)
         return reason or why_no_integers(layer.weight.device, layer.in_features)
 
@@ -63,7 +63,7 @@ class Int8Layout(Layout):
         factors, bias = self._signal(layer) if signal else (None, None)
         rows = x.detach().reshape(-1, layer.in_features)
         autocast = torch.is_autocast_enabled(x.device.type)
-        with exact(x.device) if autocast else nullcontext():  # the context takes 4 us
+        with exact(x.device) if autocast else nullcontext():  # entering it takes 4 us
             result = integers.product(rows, factors, bias)
         return result.to(x.dtype).view(*x.shape[:-1], layer.out_features)
 
@@ -80,7 +80,7 @@ class Int8Layout(Layout):
         left, right = (factor.detach().to(torch.float32) for factor in layer.factors())
         bias = None if layer.bias is None else layer.bias.detach().to(torch.float32)
         made = (left, right) if layer.rank else None, bias
-        if not any(part.is_inference() for part in parts):  # these do not tell that they changed
+        if not any(part.is_inference() for part in parts):  # these record no changes
             # The parts themselves are kept, so that no other tensor can get their addresses.
             self._made = key, made, [part.detach() for part in parts]
         return made

@@ -1,4 +1,4 @@
-"""The codes as they lie on disk, unpacked in every forward: the least memory."""
+"""The codes as on disk, unpacked in every forward."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hf_rmt.nn.spiked import SpikedLinear
 
 @register
 class PackedLayout(Layout):
-    """What a layer does by itself; every compressed layer can have this layout."""
+    """The layer's own forward; every compressed layer can have this layout."""
 
     name = "packed"
     words = "codes unpacked in every forward"
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Nothing speaks against it."""
+        """Every layer can have it."""
         return ""
 
     def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`set_layout`: which layout each layer of a model has, and one line that says so."""
+"""`set_layout`: gives the layers of a model a layout, and returns one line about it."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def set_layout(
 ) -> str:
     """Choose how the weights of compressed layers lie in memory. Files are the same for all.
 
-    A layout reads the signal anew when its tensors are written to, after each step of an
-    optimizer, and when `train` or `eval` is called. Call one of these after writing to a weight
-    through `.data`.
+    A layout reads the signal again after its tensors were written to, after each step of an
+    optimizer, and after a call of `train` or `eval`. After a write through `.data`, call `train` or
+    `eval`.
 
     Args:
         model: A model with compressed layers, or one such layer.
         layout: `packed`, `int8`, `dense`; `fastest` measures these for each shape of layer and
             remembers on this machine which won; `smallest` takes what needs the least memory.
             `fused` decodes codes inside the product, by a Triton kernel that has not run on a GPU
-            yet; only its name chooses it.
-        activations: How `int8` writes its inputs: in `int8`, or near exact in `int16`.
+            yet; it is used only if it is named.
+        activations: How the layout `int8` rounds its inputs: to `int8`, or nearly exactly to
+            `int16`.
         tokens: Numbers of rows in an input for which `fastest` measures.
 
     Returns:
-        The line of `layout_line`, and why some layers stay packed, if they could not have the
-        layout.
+        The line of `layout_line`; and if some layers cannot have the layout, the reasons.
 
     Raises:
         TypeError: If the model is no module.
@@ -82,7 +82,7 @@ def compressed_layers(model: nn.Module) -> list[SpikedLinear | TernaryLinear]:
 
 
 def place(layer: SpikedLinear | TernaryLinear, name: str, *, activations: str = "int8") -> None:
-    """Give a layer a layout; where it cannot have it, it stays packed."""
+    """Give a layer a layout; a layer that cannot have it stays packed."""
     if isinstance(layer, TernaryLinear):
         layer.layout = name if name in TERNARY_LAYOUTS else "packed"
         return
@@ -97,7 +97,7 @@ def place(layer: SpikedLinear | TernaryLinear, name: str, *, activations: str = 
 
 
 def layout_line(model: nn.Module) -> str:
-    """One line: how many layers have which layout, and what memory they take.
+    """One line: how many layers have which layout, and how much memory they take.
 
     Args:
         model: A model with compressed layers.

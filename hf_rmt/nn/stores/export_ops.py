@@ -1,8 +1,8 @@
-"""Stored weights made dense by plain operations, for ONNX, `torch.export` and `torch.jit.trace`.
+"""Unpacks stored weights by plain operations, for ONNX, `torch.export` and `torch.jit.trace`.
 
-The fast ways to unpack reinterpret bytes, gather complex numbers and branch on sizes. A graph that
-is to be exported can hold none of these, so while one is traced the layers use what is here:
-gathers from small tables and sums of integers, the same for every size of batch.
+The fast ways to unpack reinterpret bytes, gather complex numbers and branch on sizes. An exported
+graph cannot hold these operations. So the layers use this module while a graph is traced: gathers
+from small tables and sums of integers, the same for every batch size.
 """
 
 from __future__ import annotations

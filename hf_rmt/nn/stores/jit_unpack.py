@@ -1,4 +1,4 @@
-"""Packed noise made dense in one pass, by machine code that Numba compiles for this processor.
+"""Unpacks noise in one pass, by machine code that Numba compiles for this processor.
 
 Torch takes several passes over the weights, and gathers slowly. Where Numba is installed
 (`pip install "hf_rmt[fast]"`), one loop looks up a code, multiplies it with the scale of its group
@@ -28,8 +28,8 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, POINTS, RUN, SCALES, table
 logger = logging.getLogger(__name__)
 
 PART = 2**17
-"""Fewest weights that a thread gets. Unpacking them takes 80 to 100 microseconds, and handing two
-parts to threads takes 50."""
+"""The least number of weights for a thread. Unpacking so many takes 80 to 100 microseconds, and
+passing two parts to threads takes 50."""
 library.define(
     "hf_rmt::unpack",
     "(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()",
@@ -120,7 +120,7 @@ def _numba() -> Any:
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of a process; a forked process does not inherit those of its parent."""
+    """The thread pool of a process; a forked process has none of its parent's threads."""
     return ThreadPoolExecutor(os.cpu_count(), "hf_rmt_unpack")
 
 
@@ -152,7 +152,7 @@ def _kernel(kind: str) -> Callable[..., None]:
 
     try:
         return _compiled(loop, cache=True)
-    except (RuntimeError, OSError):  # nothing can be written to disk, so each process compiles
+    except (RuntimeError, OSError):  # the cache cannot be written, so each process compiles
         return _compiled(loop, cache=False)
 
 

@@ -1,4 +1,4 @@
-"""Weights to codes and scales, a few rows at a time."""
+"""Packs weights into codes and scales, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hf_rmt.nn.stores.group_scales import repeated
 
 CHUNK = 2**15
 CHUNKS = 24
-"""Weights are packed in pieces of this size, or of this part of the matrix if that is more: the
-memory of packing stays a fraction of the matrix."""
+"""Weights are packed in pieces of CHUNK entries, or of 1 / CHUNKS of the matrix if that is more. So
+packing needs only a fraction of the memory of the matrix."""
 
 
 def rows_at_once(shape: Sequence[int]) -> int:
-    """Rows of a weight of that shape to work on at once, for memory's sake."""
+    """How many rows of a weight of this shape to work on at once, to save memory."""
     return max(1, max(CHUNK, shape[0] * shape[1] // CHUNKS) // max(1, shape[1]))
 
 
@@ -30,7 +30,7 @@ def store_sizes(book: Codebook, size: int) -> tuple[int, int, int]:
 def row_chunks(
     weight: Tensor, signal: tuple[Tensor, Tensor] | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Rows of the weight less the signal, float32 or better, with the index of their first."""
+    """Rows of weight minus signal, in float32 or better, with the index of the first of them."""
     step, dtype = rows_at_once(weight.shape), torch.promote_types(weight.dtype, torch.float32)
     for start in range(0, len(weight), step):
         rows = weight[start : start + step].to(dtype)
@@ -41,7 +41,7 @@ def row_chunks(
 
 
 def pack_runs(book: Codebook, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes and scale codes of least squared error, for weights over the peak of the matrix.
+    """Codes and scale codes of least squared error.
 
     Args:
         book: The codebook.

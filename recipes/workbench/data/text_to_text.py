@@ -20,7 +20,7 @@ WORDS = {
 }
 """What the model writes where a label is a number."""
 VOCABULARY = 4000
-"""Pieces that a tokenizer made here knows, at the most."""
+"""The most pieces in the vocabulary of a tokenizer that is made here."""
 SMALL = {
     "d_model": 128,
     "d_kv": 32,
@@ -49,7 +49,7 @@ def text_to_text(
 
 
 def prompts(rows: Dataset, task: str) -> list[str]:
-    """The texts as T5 was taught to read them: task, then each text with its name."""
+    """The texts in the form on which T5 was trained: task, then each text with its name."""
     names = dict(zip(("text", "text2"), spec_of(task).texts, strict=False))
     columns = [[f"{name}: {text}" for text in rows[key]] for key, name in names.items()]
     return [" ".join((task, *texts)) for texts in zip(*columns, strict=True)]
@@ -64,7 +64,7 @@ def classes(tokens: Any, tokenizer: Any, words: Sequence[str]) -> Any:
 
 
 def token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
-    """Cross entropy per token of the whole batch; T5's own is per token of each process's part."""
+    """Cross entropy per token of the whole batch; T5's own is per token of one process's part."""
     logits = outputs.logits.flatten(0, 1)
     total = nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")
     return total / num_items_in_batch
@@ -76,7 +76,7 @@ def made_tokenizer(texts: Sequence[str]) -> T5Tokenizer:
     found = json.loads(made.backend_tokenizer.to_str())["model"]["vocab"]
     special = [piece for piece in found if piece[0] in made.all_special_tokens]
     others = [piece for piece in found if piece not in special]
-    # equal scores come in any order, and each process would number its words otherwise
+    # equal scores have no fixed order, and processes would number the words differently
     others.sort(key=lambda piece: (-round(piece[1], 6), piece[0]))
     return T5Tokenizer(vocab=[tuple(piece) for piece in special + others], extra_ids=0)
 

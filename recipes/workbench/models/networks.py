@@ -34,7 +34,7 @@ def fcnn(inputs: int) -> nn.Sequential:
 
 
 def vgg16(width: float, channels: int) -> nn.Sequential:
-    """VGG16 with batch normalisation and one linear layer, as it is usual for 32 x 32 pixels."""
+    """VGG16 with batch normalisation and one linear layer, as usual for 32 x 32 pixels."""
     layers: list[nn.Module] = []
     for size in VGG16:
         if not size:
@@ -70,4 +70,4 @@ def scaled(size: int, width: float) -> int:
 
 
 NETWORKS = {"vgg16": vgg16, "resnet18": resnet18}
-"""What builds a network of a name, given the scale of its channels and the images' channels."""
+"""Functions that build networks, by name, from the scale of the channels and image channels."""

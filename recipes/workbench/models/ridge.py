@@ -1,4 +1,4 @@
-"""Ridge regression in closed form on many features, its strength chosen on rows kept back."""
+"""Ridge regression in closed form on many features; the strength is chosen on held-out rows."""
 
 from __future__ import annotations
 

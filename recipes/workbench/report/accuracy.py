@@ -1,4 +1,4 @@
-"""Accuracy and macro F1 without the network, and what two models differ by, with an interval."""
+"""Accuracy and macro F1 without the network, and the difference of two models with its interval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DRAWS, LEVEL = 10_000, 0.95
 
 
 class Interval(NamedTuple):
-    """A difference and what the bootstrap makes of its uncertainty."""
+    """A difference and its bootstrap interval."""
 
     mean: float
     low: float
@@ -58,13 +58,13 @@ def paired_bootstrap(
         seed: Of the resampling.
 
     Returns:
-        The difference and the interval. Examples are resampled, with all seeds of one together:
-        the seeds share the examples, and are no further examples.
+        The difference and the interval. Examples are resampled, with all seeds of one together: the
+        seeds share the examples, so they do not count as more examples.
     """
     ours, base = np.atleast_2d(np.asarray(ours, float)), np.atleast_2d(np.asarray(base, float))
     if ours.shape != base.shape or not ours.size:
         raise ValueError(f"need the same examples twice, got shapes {ours.shape}, {base.shape}")
-    # a resample is told by how often it holds each value that a difference takes
+    # a resample is determined by how often it contains each value of the difference
     values, counts = np.unique((ours - base).mean(0).round(12), return_counts=True)
     examples = ours.shape[1]
     generator = np.random.default_rng(seed)

@@ -1,5 +1,5 @@
-"""The tables of `bench_spectra.py` beside the first ones: small matrices, noise of odd entries, one
-weak spike beside what an oracle could find, and the laws by kind of layer."""
+"""Further tables of `bench_spectra.py`: small matrices, noise with unusual entries, one weak spike
+compared with an oracle, and the laws by kind of layer."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def small_matrices(seeds: int) -> Iterator[str]:
 
 
 def odd_noise(seeds: int) -> Iterator[str]:
-    """What noise of odd entries passes for, with and without a look at the entries."""
-    yield f"spikes that a verdict of bulk+spikes vouches for, per 100 of {seeds} noise matrices"
+    """The verdicts on noise with unusual entries, with and without the check of the entries."""
+    yield f"spikes in matrices with the verdict bulk+spikes, per 100 of {seeds} noise matrices"
     yield f"{'entries':22}{'N x p':>11}{'spectrum alone':>16}{'and entries':>13}  verdicts"
     for shape in NOISE_SHAPES:
         for name, draw in noise_kinds(shape).items():

@@ -1,7 +1,7 @@
 """The rows of a results table: one tuned model, its noise removed by every method.
 
 How much is removed is chosen on the split `selection`, and only the choice is tried on the others.
-What is finished stands in a file and is not done again.
+Finished rows are in a file and are not computed again.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ TITLES = {
 }
 METHODS = [name for name in TITLES if name not in (BASE, HEAD) and not name.endswith(LAYERS)]
 LAYERWISE = [name for name in TITLES if name.endswith(LAYERS)]
-"""Rows as Wu, Zhu & Li (2025) filter: one layer after the other, as far as the accuracy holds."""
+"""Rows that filter like Wu, Zhu & Li (2025): layer after layer, while the accuracy holds."""
 FRACTIONS = [0.1, 0.4, 0.6, 0.8, 1.0]
 """Wu, Zhu & Li (2025) remove 40 to 100 % of the noise directions; 10 % is a cautious choice."""
 RANK_FRACTIONS = [0.8, 0.9, 0.95, 0.98, 0.99]
-"""Shares of the update's parameters. They are large: most of an update is noise."""
+"""Shares of the update's parameters to remove, large because most of an update is noise."""
 Evaluate = Callable[[Any, str], Any]
-"""A model and the name of a split in, the correctness of every example out."""
+"""Maps a model and the name of a split to the correctness of every example."""
 
 
 def method_rows(
@@ -70,8 +70,9 @@ def method_rows(
         evaluate: Correctness of every example of a split.
         splits: What the chosen filter is tried on; `selection` is looked at besides.
         methods: Which rows, beside the base.
-        fractions: Shares of the noise to try; for svd and slr of all directions, of which one
-            stays. Shared ranks have their own, of parameters; a ternary head has none to choose.
+        fractions: Shares of the noise to try; for svd and slr shares of all directions, of which at
+            least one stays. Shared ranks have their own, of parameters; a ternary head has none to
+            choose.
         calibration: Batches of the model's arguments, for a ternary head.
         evaluations: Most evaluations on the selection split for a row layer by layer.
         **options: Further options of the methods that look at a spectrum, as in `RMTConfig`.
@@ -122,7 +123,7 @@ def searched(
     evaluations: int,
     **options: Any,
 ) -> SearchReport:
-    """The most noise that each layer can lose while the selection split is classified as well."""
+    """The most noise that each layer can lose without lower accuracy on the selection split."""
     return hf_rmt.search(
         copy.deepcopy(tuned),
         lambda model: float(np.mean(evaluate(model, "selection"))),
@@ -168,5 +169,5 @@ def sweep(
 
 
 def choice(curve: Sequence[Sequence[float]]) -> float:
-    """The share removed that is best on the selection split, of equals the largest."""
+    """The removed share with the best selection accuracy; the largest of equal ones."""
     return max(curve, key=lambda point: (point[1], point[0]))[0]

@@ -1,4 +1,4 @@
-"""Training on what another model says."""
+"""Training on the outputs of another model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the recipes on fine-tuned transformers do alike: settings, training, batches, report."""
+"""What the recipes on fine-tuned transformers share: settings, training, batches, report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CALIBRATION = 300
 
 
 class Tuned(NamedTuple):
-    """What came of one task: its folder, its rows by seed, and how to load a seed's two models."""
+    """One task's results: folder, rows by seed, and a function that loads a seed's two models."""
 
     folder: Path
     seeds: Sequence[Mapping[str, Any]]
@@ -87,7 +87,7 @@ def spectra_log() -> RMTCallback:
 def train_and_save(trainer: Trainer, reader: Any, target: Path) -> None:
     """Train, judge, and save the model, its tokenizer or image processor, and the logs.
 
-    The logs come last: where they stand, the training is finished.
+    The logs are written last: if they exist, the training is finished.
     """
     trainer.args.dataloader_drop_last = True  # several processes would fill up the last batch
     trainer.train()

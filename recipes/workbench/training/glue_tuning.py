@@ -53,7 +53,7 @@ class Arguments(DataArguments):
 
 
 class OneOrderTrainer(Trainer):
-    """Batches of like length, drawn over all processes: the batches of one are those of several."""
+    """A Trainer with batches of similar length, the same for one process and for several."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset
@@ -77,6 +77,6 @@ def notes(arguments: Arguments) -> tuple[str, ...]:
         *([f"labels of {noise:.0%} of the training rows shuffled"] if noise else []),
         "the share removed was chosen for each seed on rows kept back from the training rows, with "
         "labels as noisy as theirs; the accuracies are those on other rows",
-        "intervals: paired bootstrap over the examples, all seeds of an example together; on few "
-        "examples they are wide and decide nothing alone",
+        "intervals: paired bootstrap over the examples, all seeds of an example together; with "
+        "few examples they are wide, and one interval alone decides nothing",
     )

@@ -57,7 +57,7 @@ class Problem(NamedTuple):
         start: The model before training.
         train: Its rows.
         judged: Rows with clean labels, in the order in which they are judged, by split.
-        collator: Makes batches of them.
+        collator: Makes batches of the rows.
         processor: What makes inputs of texts or images; None where nothing does.
         kept: Rows that are not trained on, with labels as wrong as those of the others; None where
             there are none left.
@@ -72,7 +72,7 @@ class Problem(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """A network as `Trainer` calls a model: a loss and logits come back."""
+    """A network with the interface that `Trainer` expects: it returns a loss and logits."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ def _file(arguments: ProblemArguments, task: str, pattern: str) -> Path:
 
 
 def _chosen(arguments: ProblemArguments, count: int) -> np.ndarray:
-    """The rows to train on, and behind them those to keep back where there are more."""
+    """The rows to train on, followed by the rows to keep back if there are more."""
     order = np.random.default_rng(0).permutation(count)
     return order[: _trained(arguments, count) + arguments.selection_samples]
 
