@@ -8,7 +8,7 @@ from the training rows. Rows such as `pdb-layers` choose layer by layer, by `hf_
     python recipes/glue_rte.py --embedded
     python recipes/glue_rte.py --task sst2 mrpc rte --data_dir FOLDER --model FOLDER
     python recipes/glue_rte.py --task sst2 --methods pdb pdb-layers svd svd-layers
-    python recipes/glue_rte.py --task sst2 --label_noise 0.3 --epochs 8 --heldout_samples 3000
+    python recipes/glue_rte.py --task sst2 --label_noise 0.3 --epochs 6 --heldout_samples 3000
     accelerate launch --multi_gpu --num_processes 2 recipes/glue_rte.py --task rte
 
 FOLDER holds train and dev (or validation) as .tsv, .csv, .json or .jsonl, or such a folder for each

@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if options.traceback:
             raise
-        print("hf-rmt: interrupted; nothing was written", file=sys.stderr)
+        done = "; ".join(getattr(options, "done", [])) or "nothing was written"
+        print(f"hf-rmt: interrupted; {done}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if options.traceback:

@@ -28,6 +28,7 @@ def run_analyze(options: argparse.Namespace) -> None:
     )
     if options.save:
         report.save(options.save)
+        _note(options, f"tables and plots written to {options.save}")
     _write_page(options, report)
     _show(options, report, report.to_json())
 
@@ -103,6 +104,8 @@ def _show(options: argparse.Namespace, result: object, text: str) -> None:
 
 
 def _note(options: argparse.Namespace, text: str) -> None:
+    """Tell the user what was done, and keep it for the message after Ctrl-C."""
+    options.done = [*getattr(options, "done", []), text]
     if not options.quiet:
         print(text, file=sys.stderr)
 

@@ -99,6 +99,7 @@ def deliver(
         if left:
             yield f"left out of what {source} holds: {', '.join(left)}"
         if repo:
+            yield f"pushing to {repo}"
             for part in parts:
                 part.push_to_hub(repo, private=private)
             _push_files(target, copied, repo)

@@ -210,6 +210,23 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_while_pushing_says_what_was_written(
+    dense: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_rmt.huggingface.saving._push_to_hub", interrupt)
+    out = str(tmp_path / "out")
+    assert main(["compress", dense, out, "--push-to-hub", "you/small", "--quiet"]) == 130
+    expected = f"hf-rmt: interrupted; written to {out}; pushing to you/small\n"
+    assert capsys.readouterr().err == expected
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("named", [["pipeline"], [3], "BertModel", {}, ["nothing"]])
 def test_an_odd_architecture_is_no_reason_to_fail(
     named: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
