@@ -30,7 +30,7 @@ from hf_rmt.huggingface.record import CompressionRecord, drop_records
 from hf_rmt.nn.counterparts import densify, empty_layer, paired_name, place_step
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.swap import swap_module
-from hf_rmt.plan import CompressionPlan, LayerPlan
+from hf_rmt.plan.plans import CompressionPlan, LayerPlan
 
 PART = "_rmt_part"
 """Where a part of a compressed model, itself a transformers model, keeps its own record."""

@@ -8,7 +8,7 @@ import inspect
 from functools import cache
 from types import ModuleType
 
-from hf_rmt import checks, plan, step_record
+from hf_rmt import checks
 from hf_rmt.huggingface import alarm, integrity, loader, record
 from hf_rmt.huggingface.record import REMOTE_MODULE
 from hf_rmt.nn import (
@@ -36,6 +36,7 @@ from hf_rmt.nn.stores import (
     packing,
     ternary_packing,
 )
+from hf_rmt.plan import field_rules, outcomes, plans, step_record
 from hf_rmt.settings import noise_kinds
 
 REMOTE_FILE = f"{REMOTE_MODULE}.py"
@@ -44,8 +45,10 @@ REMOTE_CONFIG = f"{REMOTE_MODULE}.RemoteConfig"
 BUNDLED: tuple[ModuleType, ...] = (
     checks,
     noise_kinds,
+    outcomes,
     step_record,
-    plan,
+    field_rules,
+    plans,
     dense_matrix,
     compressed_layer,
     swap,

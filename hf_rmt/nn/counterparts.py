@@ -13,7 +13,7 @@ from hf_rmt.nn.dense_matrix import dense_shape, has_matrix, to_matrix
 from hf_rmt.nn.step_activation import StepActivation, StepBefore
 from hf_rmt.nn.swap import cannot_swap, swap_module, why_not_swapped
 from hf_rmt.nn.ternary import TernaryLinear
-from hf_rmt.plan import LayerPlan
+from hf_rmt.plan.plans import LayerPlan
 
 
 def weight_matrix(module: Any) -> Tensor:

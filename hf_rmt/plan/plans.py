@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from hf_rmt.step_record import MOST_STEPS, is_number, is_step
+from hf_rmt.plan.field_rules import checked_fields
+from hf_rmt.plan.outcomes import SPIKED, Cause, Outcome
 
 NOTABLE_LOSS = 0.01
 """Dropped energy from which a user is told to expect fine-tuning: 4-bit noise, whose error is half
 of that on the trained BERT and ViT, moves the outputs visibly already."""
-
-SPIKED, TERNARY = "spiked", "ternary"
-"""Kinds of compressed layers: a low-rank signal with noise, and one ternary matrix."""
-
-
-class Outcome(StrEnum):
-    """What becomes of one layer."""
-
-    KEPT = "kept"
-    """The layer stays as it is."""
-    REWRITTEN = "rewritten"
-    """The layer stays dense and gets another weight."""
-    REPLACED = "replaced"
-    """A compressed layer takes its place."""
-
-
-class Cause(StrEnum):
-    """Why a layer is not replaced, for code; `LayerPlan.reason` says it in words."""
-
-    NONE = ""
-    TOO_SMALL = "too small"
-    NOT_NAMED = "not named"
-    NOT_FINITE = "not finite"
-    ALL_ZERO = "all zero"
-    NO_EIGENVALUES = "no eigenvalues"
-    DEGENERATE = "degenerate"
-    NO_SIGNAL = "no signal"
-    DENSE_IS_SMALLER = "dense is smaller"
-    NOT_STORABLE = "not storable"
-    ZEROS_IN_PLACE = "zeros in place"
-    NOT_REACHED = "not reached"
-    ALL_WORTH = "all worth"
-    READ_BY_PARENT = "read by parent"
-    ROUTER = "router"
-    CONVERTED = "converted"
-    SUBCLASS = "subclass"
-    MADE_ANEW = "made anew"
-    CARRIES = "carries what cannot be moved"
 
 
 @dataclass(frozen=True)
@@ -210,95 +173,9 @@ class CompressionPlan:
                 f"config.json, layers must be a mapping of names to fields, got {layers!r}; the "
                 "file is damaged, so get it again"
             )
-        return cls(tuple(_layer_from(name, entry) for name, entry in layers.items()))
-
-
-def _layer_from(name: str, entry: object) -> LayerPlan:
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"config.json, layer {name!r} must be a mapping of fields, got {entry!r}")
-    values = dict(entry)
-    if (replaced := values.pop("compressed", None)) is not None:  # written before outcomes were
-        rewritten = bool(values.get("dropped_energy"))
-        values["outcome"] = (Outcome.KEPT, Outcome.REWRITTEN)[rewritten]
-        if replaced:
-            values["outcome"] = Outcome.REPLACED
-    if unknown := set(values) - {field.name for field in fields(LayerPlan)}:
-        raise ValueError(
-            f"config.json, layer {name!r} has unknown fields {sorted(unknown)}; "
-            "it was written by a newer hf_rmt, upgrade the package"
-        )
-    for key in {"shape", "outcome"} - set(values):
-        raise _wrong(name, key, "is missing")
-    for key, value in values.items():
-        rule, holds = _RULES[key]
-        if not holds(value):
-            raise _wrong(name, key, f"must be {rule}, got {value!r}")
-    values["shape"] = tuple(values["shape"])
-    values["outcome"] = Outcome(values["outcome"])
-    values["cause"] = Cause(values.get("cause", ""))
-    return LayerPlan(**{"name": name, **values})
-
-
-def _wrong(name: str, key: str, what: str) -> ValueError:
-    return ValueError(
-        f"config.json, layer {name!r}, field {key!r} {what}; the file is damaged or was changed, "
-        "so get it again"
-    )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _is_energy(value: object) -> bool:
-    return is_number(value) and value >= -ROUNDING  # type: ignore[operator]
-
-
-def _is_error(value: object) -> bool:
-    return value is None or (is_number(value) and value >= 0)  # type: ignore[operator]
-
-
-def _is_shape(value: object) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and all(_is_count(side) and 0 < side < MOST_SIDE for side in value)
-    )
-
-
-ROUNDING = 1e-6
-MOST_SIDE = 2**31
-"""Sides of matrices are smaller in any model."""
-_COUNT = ("a whole number of at least 0", _is_count)
-_ENERGY = ("a number of at least 0", _is_energy)
-"""Directions that inputs choose are no orthogonal part of a weight; they may exceed its energy."""
-_TEXT = ("a text", lambda value: isinstance(value, str))
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "name": _TEXT,
-    "shape": (f"two whole numbers from 1 to {MOST_SIDE - 1}", _is_shape),
-    "outcome": (f"one of {', '.join(Outcome)}", lambda value: value in list(Outcome)),
-    "rank": _COUNT,
-    "noise": _TEXT,
-    "phase": _TEXT,
-    "n_spikes": _COUNT,
-    "upper_edge": ("a number or null", lambda value: value is None or is_number(value)),
-    "signal_energy": _ENERGY,
-    "dropped_energy": _ENERGY,
-    "bits": _COUNT,
-    "dense_bits": _COUNT,
-    "rounding_error": ("a number of at least 0, or null", _is_error),
-    "nonzero": ("a whole number or null", lambda value: value is None or _is_count(value)),
-    "latency": ("a number or null", lambda value: value is None or is_number(value)),
-    "reason": _TEXT,
-    "cause": ("a cause that is known", lambda value: value in list(Cause)),
-    "kind": _TEXT,
-    "step": (
-        f"null, or module or function, at most {MOST_STEPS} increasing thresholds, one more height "
-        "and, with a function, as many values and slopes, none of them 0, and a gain in (0, 1]",
-        lambda value: value is None or is_step(value),
-    ),
-}
-"""What the fields of a recorded layer must be."""
+        known = {field.name for field in fields(LayerPlan)}
+        read = {name: checked_fields(name, entry, known) for name, entry in layers.items()}
+        return cls(tuple(LayerPlan(**{"name": name, **values}) for name, values in read.items()))
 
 
 def _without_name(layer: LayerPlan) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""What becomes of a layer, and why it is not replaced."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+SPIKED, TERNARY = "spiked", "ternary"
+"""Kinds of compressed layers: a low-rank signal with noise, and one ternary matrix."""
+
+
+class Outcome(StrEnum):
+    """What becomes of one layer."""
+
+    KEPT = "kept"
+    """The layer stays as it is."""
+    REWRITTEN = "rewritten"
+    """The layer stays dense and gets another weight."""
+    REPLACED = "replaced"
+    """A compressed layer takes its place."""
+
+
+class Cause(StrEnum):
+    """Why a layer is not replaced, for code; `LayerPlan.reason` says it in words."""
+
+    NONE = ""
+    TOO_SMALL = "too small"
+    NOT_NAMED = "not named"
+    NOT_FINITE = "not finite"
+    ALL_ZERO = "all zero"
+    NO_EIGENVALUES = "no eigenvalues"
+    DEGENERATE = "degenerate"
+    NO_SIGNAL = "no signal"
+    DENSE_IS_SMALLER = "dense is smaller"
+    NOT_STORABLE = "not storable"
+    ZEROS_IN_PLACE = "zeros in place"
+    NOT_REACHED = "not reached"
+    ALL_WORTH = "all worth"
+    READ_BY_PARENT = "read by parent"
+    ROUTER = "router"
+    CONVERTED = "converted"
+    SUBCLASS = "subclass"
+    MADE_ANEW = "made anew"
+    CARRIES = "carries what cannot be moved"
