@@ -270,7 +270,7 @@ def _settings(plan: CompressionPlan, config: Mapping[str, Any]) -> str:
     if not given:
         return ""
     several = len({(layer.kind, layer.noise) for layer in plan.compressed}) > 1
-    last = "These are the settings of the last compression.\n\n" if several else ""
+    last = "These are the settings of the last of several compressions.\n\n" if several else ""
     return f"## Settings\n\n{last}```json\n{json.dumps(given, indent=2)}\n```"
 
 
