@@ -1,6 +1,6 @@
-"""Writing a folder so that a kill or a full disk leaves what was there before, or what is new.
+"""Writes a folder so that a kill or a full disk leaves either the old files or the new ones.
 
-Everything is written into a folder aside, on the same file system, and put in place at the end.
+All files are written into a temporary folder on the same file system, and put in place at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 RECORDS = ("config.json", "adapter_config.json")
-"""Files that say how the others are read; they are put in place last."""
+"""Files that describe how to read the others; they are put in place last."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -24,26 +24,30 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 def staged(
     folder: str | os.PathLike[str], *, stale: Callable[[str], bool] = lambda name: False
 ) -> Iterator[Path]:
-    """A folder to write into, whose files are in `folder` at the end.
+    """A folder to write into; at the end its files are put into `folder`.
 
-    If `folder` is new or empty, it is put in place by one rename. If it holds files, they stay,
-    except those that are written anew and the stale ones. Both folders are then exchanged at once
-    where the system can do so. Elsewhere the files are moved one by one, those of `RECORDS` last.
+    If `folder` is new or empty, one rename puts the new folder in its place. If `folder` holds
+    files, they stay, except stale files and files that are written again. Both folders are then
+    exchanged in one step if the system can do so. Otherwise the files are moved one by one, those
+    of `RECORDS` last.
 
     Args:
         folder: The target; missing parents are made.
-        stale: Whether a file of an earlier save, by its name, must go unless it is written anew.
+        stale: Whether a file of an earlier save, given its name, must be removed if it is not
+            written again.
 
     Yields:
-        The folder to write into. It is removed after an error, and `folder` is as before.
+        The folder to write into. After an error it is removed, and `folder` is unchanged.
 
     Raises:
-        NotADirectoryError: If there is a file of that name.
-        OSError: If it cannot be written to.
+        NotADirectoryError: If `folder` is a file.
+        OSError: If `folder` cannot be written to.
     """
     target = Path(folder)
     if target.is_file():
-        raise NotADirectoryError(f"the target must be a folder, {target} is a file")
+        raise NotADirectoryError(
+            f"the target must be a folder, got the file {target}; pass another path"
+        )
     target = target.resolve()
     made = _make_parents(target)
     aside = _aside(target)
@@ -60,9 +64,9 @@ def staged(
 
 
 def publish(aside: Path, target: Path, *, stale: Callable[[str], bool]) -> None:
-    """Put the files of one folder into another one, as `staged` says."""
+    """Put the files of one folder into another one, as described in `staged`."""
     if not _is_worked_in(target):
-        with contextlib.suppress(OSError):  # it is there, and not empty
+        with contextlib.suppress(OSError):  # the target exists and is not empty
             aside.rename(target)
             return
     if not (_can_be_exchanged(target) and _exchange_with(aside, target, stale)):
@@ -70,7 +74,7 @@ def publish(aside: Path, target: Path, *, stale: Callable[[str], bool]) -> None:
 
 
 def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> bool:
-    """Exchange the folders, once the new one has all that stays of the old one."""
+    """Link the files that stay into the new folder and exchange the two; False on failure."""
     written = {entry.name for entry in aside.iterdir()}
     try:
         for entry in target.iterdir():
@@ -88,7 +92,7 @@ def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> b
 
 
 def _rescue(old: Path, target: Path, stale: Callable[[str], bool]) -> None:
-    """Move over what another process wrote into the old folder meanwhile."""
+    """Move the files that another process meanwhile wrote into the old folder to the target."""
     for entry in old.iterdir():
         if not (target / entry.name).exists() and not stale(entry.name):
             entry.rename(target / entry.name)
@@ -108,18 +112,18 @@ def _move_files(aside: Path, target: Path, stale: Callable[[str], bool]) -> None
 
 
 def _can_be_exchanged(target: Path) -> bool:
-    """Whether the folder may become another one: nobody works in it, and it holds files only."""
+    """Whether the folder may be exchanged: no working folder, no mount point, only files in it."""
     flat = not any(entry.is_dir() and not entry.is_symlink() for entry in target.iterdir())
     return flat and not _is_worked_in(target) and not os.path.ismount(target)
 
 
 def _is_worked_in(target: Path) -> bool:
-    """Whether this process works in the folder; it would be left in one that is removed."""
+    """Whether this process works in the folder or below it; then it must not be replaced."""
     return Path.cwd().is_relative_to(target)
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Exchange two folders by one call of the system; only Linux has one."""
+    """Exchange two folders by one system call, which only Linux has."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         raise OSError(errno.ENOSYS, "this system cannot exchange two folders at once")
@@ -130,7 +134,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _aside(target: Path) -> Path:
-    """Where to write meanwhile: beside the target, or in it if its parent is closed to us."""
+    """The temporary folder: beside the target, or in the target if its parent cannot be used."""
     parent = target.parent
     device = target.stat().st_dev if target.exists() else parent.stat().st_dev
     if target.exists() and (parent.stat().st_dev != device or not os.access(parent, os.W_OK)):
@@ -143,7 +147,7 @@ def _aside(target: Path) -> Path:
 
 
 def _remove_left_over(folders: Iterable[Path]) -> None:
-    """Remove what processes of this machine left that were killed while they wrote."""
+    """Remove temporary folders of processes of this machine that were killed while writing."""
     for folder in folders:
         process = folder.name.split("-")[-2]
         if process.isdigit() and not _is_alive(int(process)):
@@ -161,7 +165,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _make_parents(target: Path) -> list[Path]:
-    """Make the folders above the target; those that were made, the deepest first."""
+    """Make the missing folders above the target, and return them, the deepest first."""
     missing = [parent for parent in target.parents if not parent.exists()]
     for parent in reversed(missing):
         parent.mkdir(exist_ok=True)

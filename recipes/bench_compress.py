@@ -3,9 +3,9 @@
     python recipes/bench_compress.py --embedded
     python recipes/bench_compress.py --layers 4 --width 768 --noise int8
 
-The time is that of `hf_rmt.compress` on every linear layer of the encoder, divided by the time of
-`torch.linalg.svd` of the same weights, one after the other; both run in turn. The memory is the
-peak while `from_pretrained` compresses on the fly, less what the loaded model holds, in units of
+The time of `hf_rmt.compress` on every linear layer of the encoder is divided by the time of
+`torch.linalg.svd` on the same weights, one after the other. Both run in turn. The memory is the
+peak while `from_pretrained` loads and compresses, minus the memory of the loaded model, in units of
 the largest weight. The weights are simulated, so nothing is downloaded; --embedded takes a small
 model.
 """
@@ -40,7 +40,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def time_ratio(model: BertModel, config: RMTConfig, repeats: int) -> dict[str, float]:
-    """Compression over SVD: medians over interleaved repeats, of the whole model each."""
+    """Times of compression and of SVD, each of the whole model, as medians over repeats in turn."""
     weights = [linear.weight.detach() for linear in linears(model)]
 
     def decompose() -> None:
@@ -82,7 +82,7 @@ class PeakMemory:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, so that what stays is in use."""
+    """Return freed memory to the system, so that only memory in use is counted."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -95,11 +95,11 @@ def anonymous_bytes() -> int:
 
 
 def streaming_peak(model: BertModel, config: RMTConfig) -> float:
-    """Peak above the loaded result while compressing on the fly, in largest weights."""
+    """Peak memory of loading and compressing minus the result's, in units of the largest weight."""
     largest = max(linear.weight.nbytes for linear in linears(model))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        AutoModel.from_pretrained(folder, quantization_config=config)  # pay for imports once
+        AutoModel.from_pretrained(folder, quantization_config=config)  # imports are not counted
         with PeakMemory() as memory:
             loaded = AutoModel.from_pretrained(folder, quantization_config=config)
     del loaded
@@ -111,9 +111,11 @@ def parser() -> argparse.ArgumentParser:
     made = parser_of(__doc__)
     made.add_argument("--embedded", action="store_true", help="one block of width 64, one repeat")
     made.add_argument("--layers", type=int, default=3, help="blocks of the model")
-    made.add_argument("--width", type=int, default=768, help="of the hidden states, 64 k")
+    made.add_argument(
+        "--width", type=int, default=768, help="of the hidden states, a multiple of 64"
+    )
     made.add_argument("--noise", default="int8", help="how the noise is stored")
-    made.add_argument("--repeats", type=int, default=5, help="the times are medians over them")
+    made.add_argument("--repeats", type=int, default=5, help="number of repeats; times are medians")
     return made
 
 
@@ -123,7 +125,7 @@ def main() -> None:
         options.layers, options.width, options.repeats = 1, 64, 1
     model = spiked_bert(options.layers, options.width)
     config = RMTConfig(noise=options.noise)
-    peak = streaming_peak(model, config)  # first: copies that are freed would be counted in it
+    peak = streaming_peak(model, config)  # first, because freed copies would be counted
     result = time_ratio(model, config, options.repeats) | {"peak_in_largest_weights": peak}
     print(json.dumps({"threads": torch.get_num_threads(), **result}, indent=2))
 

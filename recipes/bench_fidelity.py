@@ -1,4 +1,4 @@
-"""Measure what compression does to trained models without any training: bits against fidelity.
+"""Measure bits and fidelity of trained models that are compressed without further training.
 
     python recipes/bench_fidelity.py --embedded
     HF_RMT_DATA=FOLDER python recipes/bench_fidelity.py --model bert --schemes int8 plain4
@@ -7,8 +7,8 @@ Fidelity is the Spearman correlation of all pairwise similarities of embeddings 
 original model. Every linear layer of attention and MLP is compressed. The models are the BERT of
 the extra `demo` (mean-pooled sentences of SST-2) and a DINOv2 (class tokens of CIFAR-10 images),
 which needs HF_RMT_DATA, a folder with data/ and models/. Without HF_RMT_DATA the BERT reads
-built-in sentences. Calibrated schemes see training sentences and images, never those that are
-judged. --embedded compares two schemes on the BERT and the built-in sentences.
+built-in sentences. Calibrated schemes use training sentences and images, never those of the
+evaluation. --embedded compares two schemes on the BERT and the built-in sentences.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ CALIBRATED = {
     "size 3/8, calibrated": RMTConfig(noise="drop"),
 }
 SIZES = {"size 3/8, calibrated": 3 / 8}
-"""Share of the parameters that is kept: that of svd p/4 on the BERT."""
+"""Share of the parameters that is kept; svd p/4 keeps the same share of the BERT."""
 PLAIN = {f"plain{bits}": bits for bits in (8, 6, 5, 4)}
 EMBEDDED = ("int8", "plain4")
 SVD = {"svd p/2": 2, "svd p/4": 4}
 PLAIN_GROUP = 32
-"""Group of the plain quantisers; a scale counts 8 bits, as in ours."""
+"""Weights with a common scale in the plain quantisers; a scale counts as 8 bits, as in ours."""
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Batches = list[dict[str, Tensor]]
@@ -84,11 +84,16 @@ def parser() -> argparse.ArgumentParser:
     schemes = [*OURS, *PLAIN, *SVD, *CALIBRATED]
     made = parser_of(__doc__)
     made.add_argument("--embedded", action="store_true", help="the demo BERT, two schemes")
-    made.add_argument("--model", choices=("bert", "vit", "both"), default="both", help="which")
-    made.add_argument("--sentences", type=int, default=300, help="to judge on")
-    made.add_argument("--images", type=int, default=150, help="to judge on")
     made.add_argument(
-        "--calibration", type=int, default=512, help="training sentences; half as many images"
+        "--model", choices=("bert", "vit", "both"), default="both", help="which models"
+    )
+    made.add_argument("--sentences", type=int, default=300, help="sentences to evaluate on")
+    made.add_argument("--images", type=int, default=150, help="images to evaluate on")
+    made.add_argument(
+        "--calibration",
+        type=int,
+        default=512,
+        help="training sentences to calibrate on, and half as many images",
     )
     made.add_argument(
         "--schemes",
@@ -96,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
         default=schemes,
         choices=schemes,
         metavar="SCHEME",
-        help="what is done to the weights",
+        help="schemes of compression",
     )
     return made
 
@@ -179,7 +184,7 @@ def apply_scheme(scheme: str, model: nn.Module, calibration: Batches) -> float:
 
 
 def plain(weight: Tensor, bits: int) -> tuple[Tensor, float]:
-    """A uniform grid of 2^bits steps, the scale of each group of least squared error."""
+    """Round to a uniform grid of 2^bits values; the scale of each group has least squared error."""
     size = -weight.numel() % PLAIN_GROUP
     groups = nn.functional.pad(weight.flatten(), (0, size)).view(-1, PLAIN_GROUP)
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -196,7 +201,7 @@ def plain(weight: Tensor, bits: int) -> tuple[Tensor, float]:
 
 
 def truncated(weight: Tensor, rank: int) -> tuple[Tensor, float]:
-    """The best approximation of a rank, its factors in float32."""
+    """The best approximation of a given rank, with factors in float32."""
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     return u[:, :rank] * s[:rank] @ vh[:rank], 32.0 * rank * sum(weight.shape)
 

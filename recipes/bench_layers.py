@@ -1,17 +1,17 @@
-"""Speed of one compressed layer in every layout, over the dense layer of float32.
+"""Measure the time of one compressed layer in every layout, relative to the dense layer.
 
     python recipes/bench_layers.py [--tokens 1 16 128 512] [--noise int8 int4] [--shapes 768x768]
     python recipes/bench_layers.py --noise drop --size 0.1 0.35 0.5
     python recipes/bench_layers.py --device cuda
     python recipes/bench_layers.py --embedded
 
-All layers of a row run in turn; a number is the median over the turns of a layer's time over that
-of the dense layer in the same turn. `error` is the relative distance of the outputs from those of
-the packed layer. `packed` unpacks with Numba where the extra `fast` is installed, and then
-`packed without Numba` is shown too. Without noise (`drop`), `packed` is two products with the
-factors, which have the share of the dense layer's parameters that `--size` gives. `torch dynamic`
-is torch's own dynamic int8 linear, without an exact signal and with one scale for all tokens;
-torchao and bitsandbytes take part where they are installed.
+All layers of a row run in turn. A number is the median over the turns of a layer's time divided by
+that of the dense layer (float32 on the CPU, bfloat16 on a GPU) in the same turn. `error` is the
+relative distance of the outputs from those of the packed layer. If the extra `fast` is installed,
+`packed` unpacks with Numba, and `packed without Numba` is shown too. Without noise (`drop`),
+`packed` is two products with the factors. `--size` gives their share of the dense layer's
+parameters. `torch dynamic` is torch's own dynamic int8 linear, without an exact signal and with one
+scale for all tokens. torchao and bitsandbytes are measured if they are installed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hf_rmt.nn.stores import noise_store
 SHAPES = ("384x384", "768x768", "3072x768", "768x3072")
 TOKENS = {"cpu": (1, 16, 128, 512), "cuda": (1, 16, 128, 512, 4096)}
 SIGNAL = 24
-"""The smaller side over the rank of the signal, beside noise that is stored."""
+"""The smaller side divided by the rank of the signal, if the noise is stored."""
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def filled(options: argparse.Namespace) -> argparse.Namespace:
-    """The options with the defaults that depend on others."""
+    """The options, after setting the defaults that depend on other options."""
     options.shapes = options.shapes or (("64x64",) if options.embedded else SHAPES)
     options.tokens = options.tokens or ((1, 4) if options.embedded else TOKENS[options.device])
     options.repeats = 2 if options.embedded else options.repeats
@@ -100,7 +100,7 @@ def show(
 def contestants(
     first: SpikedLinear, dense: nn.Linear, x: Tensor
 ) -> tuple[dict[str, Call], list[str]]:
-    """What is called, by name, and what could not take part."""
+    """The calls to measure, by name, and notes on packages that are missing."""
     half, y = copy.deepcopy(dense).bfloat16(), x.bfloat16()
     calls: dict[str, Call] = {"dense fp32": lambda: dense(x), "dense bf16": lambda: half(y)}
     possible = [name for name, kind in LAYOUTS.items() if not kind.refusal(first)] or ["packed"]
@@ -118,7 +118,7 @@ def contestants(
 
 
 def without_numba(call: Call) -> Call:
-    """The call as it is where Numba is not installed."""
+    """The call, made as if Numba were not installed."""
 
     def slower() -> Tensor:
         kept, noise_store.unpacker = noise_store.unpacker, None
@@ -131,7 +131,7 @@ def without_numba(call: Call) -> Call:
 
 
 def spiked(dense: nn.Linear, noise: str, size: float | None) -> SpikedLinear:
-    """The compressed layer of a dense one; what its factors hold does not matter for speed."""
+    """A compressed copy of a dense layer; the values of its factors do not matter for speed."""
     weight = dense.weight.detach()
     rank = min(weight.shape) // SIGNAL
     if size is not None:

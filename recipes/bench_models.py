@@ -1,12 +1,13 @@
-"""Whole models: latency over the dense model, memory of the layers, file and fidelity.
+"""Measure whole models: latency relative to the dense model, memory, file size and fidelity.
 
     python recipes/bench_models.py [--model trained bert-base t5-base vit-base] [--batches 1 32]
     python recipes/bench_models.py --embedded
 
-`trained` is the BERT of the extra `demo`, whose fidelity is the Spearman correlation of pairwise
-similarities of its embeddings with the dense model's; the others have the shapes of the named
-models and random weights, two blocks of them. All models run in turn; a number is the median over
-the turns of a model's time over the dense one's. Peers that are not installed are named as such.
+`trained` is the BERT of the extra `demo`. Its fidelity is the Spearman correlation of the pairwise
+similarities of its embeddings with those of the dense model. The other models have two blocks with
+random weights, in the shapes of the named models. All models run in turn. A number is the median
+over the turns of a model's time divided by that of the dense float32 model. Packages that are not
+installed are listed.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ def main() -> None:
             try:
                 rho = fidelity(variant)
                 said = "" if rho is None else f", Spearman {rho:.6f}"
-            except RuntimeError as error:  # a peer may not run in inference mode
+            except RuntimeError as error:  # some packages do not run in inference mode
                 said = f", not judged: {error}"
             print(f"{name} {label}: {file_megabytes(variant)}{said}", flush=True)
-        print(f"{name}: {', '.join(notes)}" if notes else f"{name}: all peers took part")
+        print(f"{name}: {', '.join(notes)}" if notes else f"{name}: all packages were measured")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,20 +69,20 @@ def parser() -> argparse.ArgumentParser:
     made = timing_parser(__doc__)
     models = {"nargs": "+", "choices": MODELS, "default": list(MODELS)}
     made.add_argument("--model", help="which models", **models)
-    made.add_argument("--batches", nargs="+", type=int, default=[1, 32], help="texts at once")
+    made.add_argument("--batches", nargs="+", type=int, default=[1, 32], help="texts in a batch")
     made.add_argument("--noise", default="int8", help="how noise is stored")
     return made
 
 
 def filled(options: argparse.Namespace) -> argparse.Namespace:
-    """The options with those of a run in seconds, if it is one."""
+    """The options; with --embedded, those of a run that takes seconds."""
     if options.embedded:
         options.model, options.batches, options.repeats = ["bert-base"], [1], 2
     return options
 
 
 def subject(name: str) -> Made:
-    """A model, its batches by their size, and its fidelity where it is trained."""
+    """A model, a function that makes a batch of a given size, and its measure of fidelity."""
     if name == "trained":
         return trained()
     tokens = torch.randint(1, 900, (64, WORDS))
@@ -119,13 +120,13 @@ def tiny(name: str) -> Made:
 
 
 def unknown(model: nn.Module) -> None:
-    """Random weights have no embeddings worth keeping."""
+    """The fidelity is unknown, because embeddings of random weights have no meaning."""
 
 
 def contestants(
     model: nn.Module, batch: dict[str, Any], options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[str]]:
-    """The models that are compared by their labels, and what is said of those that are missing."""
+    """The models to compare, by label, and notes on the models that are missing."""
     model = model.eval().to(options.device)
     variants: dict[str, Any] = {"dense fp32": model, "dense bf16": copy.deepcopy(model).bfloat16()}
     compressed = copy.deepcopy(model)

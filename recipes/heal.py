@@ -1,9 +1,9 @@
-"""Compress a fine-tuned classifier hard and win its accuracy back by distillation from itself.
+"""Compress a fine-tuned classifier strongly, and recover its accuracy by self-distillation.
 
-The noise of the linear layers is dropped until the share of parameters that was asked for is left
-(`hf_rmt.compress(..., calibration=, size=)`); training rows tell where the inputs are large. The
+The noise of the linear layers is dropped until the share of parameters that --size gives is left
+(`hf_rmt.compress(..., calibration=, size=)`). Training rows show where the inputs are large. The
 compressed model then learns the soft targets and hidden states of the original for a few hundred
-steps. Labels are only used to judge.
+steps. Labels are used only for the evaluation.
 
     python recipes/heal.py --embedded
     python recipes/heal.py --model FOLDER --task sst2 --data_dir FOLDER --size 0.35
@@ -13,10 +13,11 @@ steps. Labels are only used to judge.
     accelerate launch --multi_gpu --num_processes 2 recipes/heal.py --embedded
 
 The FOLDER of the data holds train and dev (or validation) as .tsv, .csv, .json or .jsonl, or for
-cifar10 an .npz of images. Without it texts come from the Hub, with --embedded from this folder. The
-healed model is saved in its small form, with results.json and healing.png beside it. --method ntk
-makes the head ternary instead and trains the ternary weights alone. With --anneal the noise is not
-dropped before the distillation but scaled down during it, by `hf_rmt.RMTCallback`.
+cifar10 an .npz of images. Without --data_dir texts come from the Hub; with --embedded they are
+built-in. The healed model is saved in compressed form, with results.json and healing.png in the
+same folder. --method ntk makes the head ternary instead and trains only the ternary weights. With
+--anneal the noise is not dropped before the distillation. Instead, `hf_rmt.RMTCallback` scales it
+down during the distillation.
 """
 
 from __future__ import annotations
@@ -51,12 +52,12 @@ from hf_rmt import CompressionPlan, RMTCallback, RMTConfig, TernaryCallback
 
 STAGES = ("original", "compressed", "healed")
 BODY_RATE, HEAD_RATE = 5e-5, 1e-3
-"""Learning rates. That of a ternary head must be large: a small one changes hardly an entry."""
+"""Learning rates. A ternary head needs a large one: a small one changes hardly any entry."""
 
 
 @dataclass
 class Arguments(ProblemArguments):
-    """What the recipe is told."""
+    """Options of the recipe."""
 
     task: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "one task"})
     model: str | None = field(
@@ -66,29 +67,35 @@ class Arguments(ProblemArguments):
     embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
     output_dir: str = field(default="results/heal", metadata={"help": "folder of the healed model"})
     method: str = field(
-        default="pdb", metadata={"help": "whose noise is dropped; ntk makes the head ternary"}
+        default="pdb",
+        metadata={"help": "method that finds the noise to drop; ntk makes the head ternary"},
     )
     sparsity: float | None = field(
-        default=None, metadata={"help": "of a ternary head; default: that of least error"}
+        default=None,
+        metadata={"help": "share of zeros in a ternary head; default: the share of least error"},
     )
     size: float = field(default=0.35, metadata={"help": "share of the parameters to keep"})
     anneal: list[float] | None = field(
         default=None,
-        metadata={"help": "start and stop, parts of the distillation, of noise that goes slowly"},
+        metadata={
+            "help": "start and end of a slow removal of the noise, as parts of the distillation"
+        },
     )
-    calibration_samples: int = field(default=512, metadata={"help": "training rows"})
-    steps: int = field(default=300, metadata={"help": "of distillation; 0 for none"})
-    batch_size: int = field(default=32, metadata={"help": "over all processes"})
+    calibration_samples: int = field(
+        default=512, metadata={"help": "training rows to calibrate on"}
+    )
+    steps: int = field(default=300, metadata={"help": "steps of distillation; 0 for none"})
+    batch_size: int = field(default=32, metadata={"help": "rows in a batch, over all processes"})
     learning_rate: float | None = field(
         default=None,
-        metadata={"help": "of the distillation; default: 5e-5, of a ternary head 1e-3"},
+        metadata={"help": "of the distillation; default: 5e-5, or 1e-3 for a ternary head"},
     )
     temperature: float = field(default=2.0, metadata={"help": "of the soft targets"})
     hidden_weight: float = field(default=1.0, metadata={"help": "of hidden states in the loss"})
     tuning_steps: int = field(default=150, metadata={"help": "of the demo BERT with --embedded"})
     seed: int = field(default=0, metadata={"help": "of everything that is random"})
     use_cpu: bool = field(
-        default=False, metadata={"help": "on the CPU; needless where there is nothing else"}
+        default=False, metadata={"help": "run on the CPU; not needed if there is no other device"}
     )
 
 
@@ -100,7 +107,7 @@ def parser() -> Any:
 def main() -> None:
     arguments = parsed(parser())
     begin(arguments)
-    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is wanted here
+    logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # here noise is dropped on purpose
     set_seed(arguments.seed)
     if arguments.embedded:
         arguments.task, arguments.model = ["embedded"], None
@@ -114,7 +121,7 @@ def main() -> None:
 
 
 def check_task(arguments: Arguments) -> None:
-    """Refuse tasks without a fine-tuned classifier, and one of images whose model is not named."""
+    """Refuse several tasks, an unknown task, and an image task without the name of a model."""
     task, known = arguments.task[0], (*TASKS, "embedded", "cifar10")
     if len(arguments.task) > 1 or task not in known:
         raise SystemExit(f"--task takes one of {', '.join(known)}, got {' '.join(arguments.task)}")
@@ -123,13 +130,13 @@ def check_task(arguments: Arguments) -> None:
 
 
 def tune(arguments: Arguments, problem: Problem) -> None:
-    """Fine-tune the demo BERT on the built-in data, which then is the original."""
+    """Fine-tune the demo BERT on the built-in data; this model is then the original."""
     settings, rows = settings_of(arguments, arguments.tuning_steps), problem.train
     Trainer(problem.start, settings, train_dataset=rows, data_collator=problem.collator).train()
 
 
 def heal(arguments: Arguments, problem: Problem) -> dict[str, Any]:
-    """Compress, distil, save; returns what was measured."""
+    """Compress, distil and save the model; returns the results."""
     teacher, folder = problem.start.eval(), Path(arguments.output_dir)
 
     def correct(model: Any) -> dict[str, np.ndarray]:
@@ -168,23 +175,23 @@ def heal(arguments: Arguments, problem: Problem) -> dict[str, Any]:
 
 
 def compressed(arguments: Arguments, teacher: Any, calibration: Any) -> tuple[Any, CompressionPlan]:
-    """A compressed copy of the teacher, and what was done to it."""
+    """A compressed copy of the teacher, and its plan."""
     student = copy.deepcopy(teacher)
     if arguments.method == "ntk":
         steps = {"sparsity": arguments.sparsity, "activation": "matched"}
         config, size = RMTConfig(method="ntk", **steps), None
-        student.requires_grad_(False)  # but for the ternary weights, when they train
+        student.requires_grad_(False)  # except the ternary weights, which are trained later
     else:
         config, size = RMTConfig(method=arguments.method, noise="drop"), arguments.size
     return student, hf_rmt.compress(student, config, calibration=calibration, size=size).plan
 
 
 def annealing(arguments: Arguments) -> RMTCallback:
-    """What scales the noise down during the distillation."""
+    """The callback that scales the noise down during the distillation."""
     if arguments.method == "ntk" or len(arguments.anneal or ()) != 2 or not arguments.steps:
         raise SystemExit(
-            "--anneal takes two parts of a run of some steps, and no ternary head; got "
-            f"{arguments.anneal} with --method {arguments.method} --steps {arguments.steps}"
+            "--anneal takes two numbers, and needs --steps above 0 and a --method other than ntk; "
+            f"got {arguments.anneal} with --method {arguments.method} --steps {arguments.steps}"
         )
     config = RMTConfig(method=arguments.method, noise="drop")
     return RMTCallback(config, size=arguments.size, anneal=tuple(arguments.anneal or ()))
@@ -198,7 +205,7 @@ def distil(
         return []
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # the teacher's targets are without it
+            module.p = 0.0  # the teacher runs without dropout
     default = HEAD_RATE if arguments.method == "ntk" else BODY_RATE
     trainer = DistillationTrainer(
         model=student,
@@ -215,7 +222,7 @@ def distil(
 
 
 def scores(stages: dict[str, dict[str, np.ndarray]], split: str) -> dict[str, Any]:
-    """Accuracy of each stage beside the original's, rows judged alike, an interval of the loss."""
+    """Accuracy of each stage, also relative to the original, equally judged rows, difference."""
     base = stages["original"][split]
     return {
         stage: {
@@ -230,7 +237,7 @@ def scores(stages: dict[str, dict[str, np.ndarray]], split: str) -> dict[str, An
 
 @torch.inference_mode()
 def difference(model: Any, problem: Problem, folder: Path) -> float:
-    """Save the model; the largest difference of its logits to the saved ones, on a few rows."""
+    """Save and reload the model, and return the largest difference of its logits on a few rows."""
     state = PartialState()
     with replaced_files(folder, keep=state.is_main_process) as part:
         if state.is_main_process:
@@ -266,7 +273,7 @@ def settings_of(
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Loss of the distillation, and the accuracies before and after it."""
+    """Plot the loss of the distillation, and the accuracies of all stages."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     log = results["log"]
     left.plot([entry["step"] for entry in log], [entry["loss"] for entry in log])

@@ -7,9 +7,9 @@ The data are draws of a two-class Gaussian mixture with p = n, so nothing is dow
 four tables. `exact` compares the exact kernels of one relu layer with their equivalent K~, as
 published (Gu et al., 2022) and as derived in this package. `networks` compares deeper and smoother
 networks with exact kernels and with networks drawn at random. `steps` lists step activations that
-match others. `ternary` compares ternary networks with matched steps with the dense network.
---figure draws the eigenvalues of drawn networks over those of the theory. --embedded takes small
-sizes.
+match smooth ones. `ternary` compares the dense network with ternary networks that have matched
+steps. --figure plots the eigenvalues of random networks and those of the theory in the same axes.
+--embedded takes small sizes.
 """
 
 from __future__ import annotations
@@ -77,13 +77,18 @@ def parser() -> argparse.ArgumentParser:
     made = parser_of(__doc__)
     made.add_argument("--embedded", action="store_true", help="all tables at small sizes")
     names = ("exact", "networks", "steps", "ternary")
-    made.add_argument("--tables", nargs="*", choices=names, default=names, help="which")
+    made.add_argument("--tables", nargs="*", choices=names, default=names, help="which tables")
     made.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512, 1024], help="p = n")
     made.add_argument("--seeds", type=int, default=3, help="mixtures for each size")
     made.add_argument(
-        "--width", type=int, default=256, help="of drawn networks, times n; 0 draws none"
+        "--width",
+        type=int,
+        default=256,
+        help="of random networks, in units of n; 0 for no networks",
     )
-    made.add_argument("--samples", type=int, default=300, help="p = n of ternary and figure")
+    made.add_argument(
+        "--samples", type=int, default=300, help="p = n of the ternary table and of the figure"
+    )
     made.add_argument("--features", type=int, default=120_000, help="width of ternary networks")
     made.add_argument("--sparsity", type=float, default=0.9, help="of ternary weights")
     made.add_argument("--figure", type=Path, help="file for the figure, .svg, .pdf or .png")
@@ -163,7 +168,7 @@ def both(kernels: Kernels, references: Kernels) -> tuple[float, float]:
 
 
 def relative(kernel: np.ndarray, reference: np.ndarray) -> float:
-    """Operator norm of the difference over that of the reference."""
+    """Operator norm of the difference divided by that of the reference."""
     return float(norm(kernel - reference) / norm(reference))
 
 
@@ -173,7 +178,7 @@ def norm(symmetric: np.ndarray) -> float:
 
 
 def steps_table() -> None:
-    """Steps that match: residual, levels for an exact tau, and what the ridge would be."""
+    """Steps that match: residual, ridge, and the number of levels for an exact tau."""
     print(
         f"\n{'activation':12}{'residual':>12}{'ridge':>8}{'levels':>8}{'residual':>12}   published"
     )
@@ -235,10 +240,10 @@ def plain(kernel: np.ndarray, reference: np.ndarray) -> float:
 
 
 def modulo(kernel: np.ndarray, reference: np.ndarray) -> float:
-    """Relative distance of the centred kernels, the nearest multiple of P taken off."""
+    """Relative distance of the centred kernels, after the nearest multiple of P is subtracted."""
     difference = centred(kernel - reference)
     eigenvalues = np.linalg.eigvalsh(difference)
-    others = np.delete(eigenvalues, np.abs(eigenvalues).argmin())  # the constant vector's is 0
+    others = np.delete(eigenvalues, np.abs(eigenvalues).argmin())  # drop the constant vector's 0
     return float((others[-1] - others[0]) / 2 / norm(centred(reference)))
 
 
@@ -247,8 +252,8 @@ def spectra_figure(samples: int, width: int, *, dark: bool = False) -> Figure:
 
     Args:
         samples: p = n.
-        width: Width of the networks over n.
-        dark: Whether the ground is dark.
+        width: Width of the networks divided by n.
+        dark: Whether the background is dark.
 
     Returns:
         The figure: one row for a relu layer, one for three gelu layers.

@@ -1,37 +1,38 @@
-"""Compare accuracy and memory of ternary fully connected networks with those of their rivals.
+"""Compare accuracy and memory of ternary fully connected networks with those of other networks.
 
     python recipes/ntk_mlp.py --embedded
     python recipes/ntk_mlp.py --data_dir FOLDER
     python recipes/ntk_mlp.py --data_dir cifar10.npz --features MODEL --image_size 70
 
 FOLDER holds the idx files of MNIST, the .npz file CIFAR10 (train_x, train_y, test_x, test_y).
-Without --data_dir the images come from the Hub, with --embedded from scikit-learn. --features
-replaces the pixels by the class tokens of a ViT-like model.
+Without --data_dir the images come from the Hub; with --embedded they come from scikit-learn.
+--features replaces the pixels by the class tokens of a ViT-like model.
 
 The study follows the figure of Gu et al. (2022). Each network has three hidden layers of random
 weights, x -> s(W x) / sqrt d with a centred s, which is the case of the theorem. A readout is
 fitted by ridge regression. The images are centred and have norm 1. Our layers have ternary weights
 and steps with the Gaussian moments of relu. The `exact` steps have the same m1, m2, m3 and tau,
-with as many levels as that takes. The `1 bit` steps do not have the same tau. Above two such layers
-no step of one level has the moments of relu. Each is therefore matched at the scale of the dense
-network, and its output is scaled to that of the dense layer. The rivals start from the Gaussian
-weights of the dense network and are scaled to variance 1 again. Their readouts are fitted, too.
-Nothing is trained by gradients.
+with as many levels as this needs. The `1 bit` steps do not have the same tau. After two such layers
+no step of one level has the moments of relu. So each step is matched at the scale of the dense
+network, and its output is scaled to that of the dense layer. The other methods start from the
+Gaussian weights of the dense network, and their weights are scaled to variance 1 again. Their
+readouts are fitted, too. Nothing is trained by gradients.
 
 With --trained a dense network of each width is trained by SGD instead, without hidden biases. Every
-method starts from its weights. Ours makes them ternary, with a scale for each row, and matches the
-steps at the scale of the arguments of each layer. All readouts are fitted again. The theorem does
-not cover this case.
+method starts from its weights. Our method makes these weights ternary, with a scale for each row,
+and matches the steps at the scale of the arguments of each layer. All readouts are fitted again.
+The theorem does not cover this case.
 
 Memory counts hidden weights, readout, mean image and the activations of one image. The dense
-network takes 32 bits for each number. All others take 16 bits for the readout and what the tables
-say for the rest. `packed` counts 2 bits for a ternary weight, as `TernaryLinear` holds it; a pruned
-weight takes a bit of a mask, and 32 bits more if it is kept. `coded` counts what a file takes: the
-mask is Huffman coded by zlib, and a ternary weight has one bit for its sign. (Random weights could
-be drawn again from their seed. That would help every method alike and is not counted.)
+network takes 32 bits for each number. All other networks take 16 bits for the readout and the mean
+image. The tables show the bits for the rest. `packed` counts 2 bits for a ternary weight, as
+`TernaryLinear` holds it; a pruned weight takes a bit of a mask, and 32 bits more if it is kept.
+`coded` counts the size of a file: the mask is Huffman coded by zlib, and a ternary weight has one
+bit for its sign. (Random weights could be drawn again from their seed. This would help all methods
+equally, so it is not counted.)
 
-A second run goes on with what the output folder already holds, and the tables show all of it. Runs
-with other --widths for single --methods fill the table at equal memory.
+A second run continues from the results in the output folder, and the tables show all of them.
+Further runs of single --methods with other --widths fill the table at equal memory.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def main() -> None:
 
 
 def order_of(row: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Where a run stands in the tables."""
+    """The position of a run in the tables."""
     return list(METHODS).index(row["method"]), row["width"], row["seed"]
 
 
@@ -106,23 +107,27 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--task", choices=("mnist", "cifar10"), default="mnist", help="which images")
     made.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
     made.add_argument("--features", help="model whose class tokens are classified")
-    made.add_argument("--image_size", type=int, default=70, help="for that model")
+    made.add_argument(
+        "--image_size", type=int, default=70, help="pixels of a side of the images for that model"
+    )
     made.add_argument("--trained", action="store_true", help="hidden layers trained by SGD")
-    made.add_argument("--epochs", type=int, default=20, help="of that training")
+    made.add_argument("--epochs", type=int, default=20, help="epochs of that training")
     made.add_argument("--output_dir", default="results/ntk-mlp", help="folder for everything")
     made.add_argument(
         "--widths", type=int, nargs="+", default=[250, 500, 1000, 2000], help="of layers"
     )
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run for each")
     made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows")
-    made.add_argument("--selection_samples", type=int, default=1000, help="to choose the ridge")
+    made.add_argument(
+        "--selection_samples", type=int, default=1000, help="training images to choose the ridge on"
+    )
     return made
 
 
 def run(
     arguments: argparse.Namespace, split: Split, method: Method, width: int, seed: int
 ) -> dict[str, Any]:
-    """One network: its accuracy and the bits it takes."""
+    """The results of one network: its accuracy and its size in bits."""
     inputs = split.train.features.shape[1]
     if arguments.trained:
         folder = Path(arguments.output_dir)
@@ -152,13 +157,13 @@ def run(
 
 @torch.no_grad()
 def features(layers: nn.Module, inputs: np.ndarray) -> np.ndarray:
-    """What the last hidden layer gives."""
+    """The outputs of the last hidden layer."""
     batches = torch.from_numpy(inputs).split(BATCH)
     return torch.cat([layers(batch) for batch in batches]).numpy()
 
 
 def correct(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Whether the largest output is that of the class."""
+    """Whether the largest output belongs to the right class."""
     return found.argmax(1) == wanted.argmax(1)
 
 
@@ -168,7 +173,7 @@ def total(row: Mapping[str, Any], kind: str = "coded") -> float:
 
 
 def report(folder: Path, runs: Mapping[tuple[str, int], Any], split: Split, title: str) -> None:
-    """The table by width, that at equal memory, and the figure."""
+    """Write the table by width, the table at equal memory, and the figure."""
     images = len(split.test.targets)
     curves: dict[str, list[tuple[float, float]]] = {}
     for (method, _), rows in runs.items():
@@ -185,14 +190,14 @@ def report(folder: Path, runs: Mapping[tuple[str, int], Any], split: Split, titl
     print(table)
     text = markdown_table(equal_memory(runs))
     write_text(folder / "equal-memory.md", text)
-    print(f"\nThe widest of ours with no more memory (coded) than the others:\n\n{text}")
+    print(f"\nOur widest networks that need no more memory (coded) than the others:\n\n{text}")
     panels = {"memory (Mbit, coded)": curves}
     figure = draw_curves(panels, metric="test accuracy", title=title)
     write_figure(figure, folder, "memory")
 
 
 def results_of(runs: Mapping[tuple[str, int], Any], images: int) -> tuple[Result, ...]:
-    """Accuracies at the widths of the dense networks, or at all if there is no dense one."""
+    """Accuracies at the widths of the dense networks, or at all widths if there is none."""
     compared = {width for method, width in runs if method == DENSE}
     results = []
     for (method, width), rows in runs.items():
@@ -229,7 +234,7 @@ def memory_lines(runs: Mapping[tuple[str, int], Any]) -> list[str]:
 
 
 def equal_memory(runs: Mapping[tuple[str, int], Any]) -> list[dict[str, Any]]:
-    """Accuracies of the dense networks and the heuristics, and ours of at most their memory."""
+    """Accuracies of dense networks and heuristics, and of our widest networks in their memory."""
     lines = []
     widths: dict[str, list[int]] = {}
     for method, width in runs:

@@ -1,11 +1,11 @@
 """Find out which law the noise of a model follows: the double bulk or the unit bulk.
 
-Four methods fit every weight: the double bulk (PDB), the same as published (Wu, Zhu & Li, 2025),
-and the unit bulk (PUB) by BEMA and by a kernel density. The output folder receives `results.md`
-with the tables, `layers.csv` and `results.json` with all numbers, and four figures: `laws` has the
-fitted curves over the histogram of the eigenvalues, `laws-roots` over that of the singular values;
-the others are `distances` and `moments`. Each is an .svg and a .pdf, on a light ground and, as
-`*-dark`, on a dark one.
+Four methods fit every weight: the double bulk (PDB) with our estimator, the double bulk with the
+published estimator (Wu, Zhu & Li, 2025), and the unit bulk (PUB) by BEMA and by a kernel density.
+The output folder receives `results.md` with the tables, `layers.csv` and `results.json` with all
+numbers, and four figures. `laws` shows the fitted curves and the histogram of the eigenvalues,
+`laws-roots` shows the same for the singular values. The others are `distances` and `moments`. Each
+figure is saved as .svg and .pdf, on a light background and, as `*-dark`, on a dark background.
 
     python recipes/spectra.py --embedded
     python recipes/spectra.py --model bert-base-uncased --layers encoder.layer.0.output.dense
@@ -61,14 +61,14 @@ FITS = dict(
     )
 )
 MOMENTS = {"with spikes, all eigenvalues": "whole", "the bulk, own noise": "own noise"}
-"""Panels of the figure, and the population of each."""
+"""Panels of the figure of moments, with the population of each panel."""
 Laws = Mapping[str, SpectrumFit]
 """The fits of one weight by method."""
 
 
 @dataclass
 class Arguments:
-    """What the recipe is told."""
+    """Options of the recipe."""
 
     model: str = field(default="bert-base-uncased", metadata={"help": "folder or Hub id"})
     embedded: bool = field(default=False, metadata={"help": "the demo BERT, no Hub"})
@@ -78,7 +78,9 @@ class Arguments:
     layers: list[str] = field(
         default_factory=list, metadata={"help": "layers to draw; default: evenly over the model"}
     )
-    max_layers: int = field(default=6, metadata={"help": "how many are drawn without --layers"})
+    max_layers: int = field(
+        default=6, metadata={"help": "number of layers to draw without --layers"}
+    )
     target_modules: list[str] = field(
         default_factory=list, metadata={"help": "layers to fit; default: attention and MLP"}
     )
@@ -114,7 +116,7 @@ def main() -> None:
 
 
 def load(arguments: Arguments) -> Any:
-    """The model, from this machine or the Hub; in float64, which sees the foot of a spectrum."""
+    """The model, from this machine or the Hub, in float64 for the sake of small eigenvalues."""
     if arguments.embedded:
         return AutoModel.from_pretrained(demo_model_path(), dtype=torch.float64)
     with needs_hub(arguments.model, "--model FOLDER (a model on this machine)"):
@@ -122,7 +124,7 @@ def load(arguments: Arguments) -> Any:
 
 
 def compared(fit: SpectrumFit) -> Laws:
-    """What every method makes of the eigenvalues that were fitted."""
+    """The fits of the same eigenvalues by every method."""
     others = {
         method: refit(fit.eigenvalues, fit.shape)
         for method, refit in FITS.items()
@@ -134,12 +136,12 @@ def compared(fit: SpectrumFit) -> Laws:
 def judged(layer: str, shape: str, fits: Laws) -> list[dict[str, Any]]:
     """The moments of each method and population, predicted and measured, and the distance.
 
-    A law of the bulk is compared with the noise eigenvalues that its own method finds. No method
-    should choose its judges, so it is also compared with those that PDB and BEMA find.
+    A law of the bulk is compared with the noise eigenvalues that its own method finds. This choice
+    could favour a method, so each law is also compared with the noise that PDB and BEMA find.
 
     Args:
         layer: Name of the layer.
-        shape: Shape of its weight, `out x in`; that of a fit may be the transposed one.
+        shape: Shape of its weight, `out x in`; the shape in a fit may be transposed.
         fits: The fits by method.
 
     Returns:
@@ -167,9 +169,12 @@ def judged(layer: str, shape: str, fits: Laws) -> list[dict[str, Any]]:
 
 
 def chosen(arguments: Arguments, spectra: Mapping[str, Laws]) -> dict[str, Laws]:
-    """The layers to draw: those that are named, or some evenly over the model."""
+    """The layers to draw: those that --layers names, or some spread evenly over the model."""
     if not spectra:
-        raise SystemExit("no layer has a spectrum that every method can fit")
+        raise SystemExit(
+            "no layer has a spectrum that a law can be fitted to; pass another --model or other "
+            "--target_modules"
+        )
     names = list(spectra)
     if unknown := set(arguments.layers) - set(names):
         raise SystemExit(f"--layers must name layers such as {names[:3]}, got {sorted(unknown)}")
@@ -189,7 +194,7 @@ def figures(
     Args:
         shown: The layers to draw, with their fits.
         shapes: The shape of each weight, `out x in`.
-        rows: What `judged` made of all layers.
+        rows: The rows that `judged` returned for all layers.
         **look: Title of the figures and whether they are dark.
 
     Returns:

@@ -200,7 +200,7 @@ class CompressionReport:
         """Rank, bits, dropped energy and, where measured, time over depth, by kind of layer.
 
         Args:
-            dark: Draw on a dark ground.
+            dark: Draw on a dark background.
 
         Returns:
             A `matplotlib.figure.Figure`.

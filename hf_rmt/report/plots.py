@@ -49,7 +49,7 @@ def spectrum_figure(
         fit: The fitted spectrum.
         title: Text above the figure.
         square_root: Draw over singular values, where a bulk is readable, not eigenvalues.
-        dark: Draw on a dark ground.
+        dark: Draw on a dark background.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -87,7 +87,7 @@ def grid_figure(
         fits: Titles of the panels and the fitted spectra.
         title: Text above the figure.
         square_root: Draw over singular values, not eigenvalues.
-        dark: Draw on a dark ground.
+        dark: Draw on a dark background.
         columns: Panels in a row.
 
     Returns:
@@ -130,7 +130,7 @@ def depth_figure(
         hollow: Which layers have a hollow marker.
         hollow_label: What a hollow marker means.
         title: Text above the figure.
-        dark: Draw on a dark ground.
+        dark: Draw on a dark background.
 
     Returns:
         A `matplotlib.figure.Figure`, one panel below the other.

@@ -189,7 +189,7 @@ class SearchReport:
         """Metric against the fraction of noise removed from every layer, and what was found.
 
         Args:
-            dark: Draw on a dark ground.
+            dark: Draw on a dark background.
 
         Returns:
             A `matplotlib.figure.Figure`.

@@ -173,7 +173,7 @@ class SpectralReport:
         Args:
             name: Name of the layer.
             square_root: Draw over singular values, not eigenvalues.
-            dark: Draw on a dark ground.
+            dark: Draw on a dark background.
 
         Returns:
             A `matplotlib.figure.Figure`.
@@ -194,7 +194,7 @@ class SpectralReport:
         """Spikes, signal energy and Kolmogorov distance over depth, by kind of layer.
 
         Args:
-            dark: Draw on a dark ground.
+            dark: Draw on a dark background.
 
         Returns:
             A `matplotlib.figure.Figure`.
@@ -231,7 +231,7 @@ class SpectralReport:
             names: Layers to draw; None takes `max_layers` of them, evenly over the model.
             max_layers: Most panels that are drawn when no names are given.
             square_root: Draw over singular values, not eigenvalues.
-            dark: Draw on a dark ground.
+            dark: Draw on a dark background.
 
         Returns:
             A `matplotlib.figure.Figure`.

@@ -12,13 +12,13 @@ from hf_rmt.spectra.spike_map import Array
 
 POINTS_PER_RANGE = 20
 SAME = 1e-6
-"""Relative width of a bulk below which nothing is left to fit."""
+"""If the relative width of the noise is at most this, no law is fitted to it."""
 
 
 def published_bulk(values: Array, rows: int) -> BulkEstimate:
-    """PDBLS: spikes by information criteria, then least squares at real points.
+    """PDBLS: count spikes by information criteria, then fit by least squares at real points.
 
-    The criteria depend on the scale of the weight, as published.
+    As in the paper, the criteria depend on the scale of the weight.
 
     Args:
         values: Eigenvalues, descending, shape (p,).
@@ -33,7 +33,7 @@ def published_bulk(values: Array, rows: int) -> BulkEstimate:
     noise = values[initial_spikes(values, rows) :]
     aspect_ratio = len(noise) / rows
     low, high = float(noise[-1]), float(noise[0])
-    if high - low <= SAME * high:  # the box is a point
+    if high - low <= SAME * high:  # all bounds coincide
         return BulkEstimate(DoubleBulk(0.5, (high, high), aspect_ratio), 0.0, False)
     u = _grid(noise, aspect_ratio)
     s = -(1 - aspect_ratio) / u + np.sum(1 / (noise - u[:, None]), axis=1) / rows

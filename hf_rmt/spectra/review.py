@@ -1,10 +1,10 @@
-"""Whether the entries of a weight explain its spikes: a second look after the fit.
+"""Checks after the fit whether the entries of a weight explain its spikes.
 
 A spike from heavy-tailed or sparse entries lies on few rows. A spike from unequal rows lies on the
-large ones. A signal is spread over all rows. So each spike is tested. Its vector adds energy to the
-rows of the noise. Rows with these energies and no signal would have an edge. A spike below this
-edge is explained. The signal is not changed by that, only the verdict: keeping the direction is
-always safe.
+large rows. A signal is spread over all rows. So each spike is tested. Its vector adds energy to the
+rows of the noise. Noise with these row energies and no signal has an edge. A spike below this edge
+is explained. This changes only the verdict and not the signal, because it is always safe to keep a
+direction.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ from hf_rmt.spectra.spike_map import Array
 from hf_rmt.spectra.split import Phase, SpectrumFit, without_law
 
 TOLERANCE = 1.1
-"""How far above the edge of its rows a spike still counts as explained: edges fluctuate."""
+"""A spike up to this many times the edge of its rows counts as explained; edges fluctuate."""
 LOCALISED = 4.0
 """A vector counts as localised if N sum u^4 is this many standard deviations above 3, the value of
 a Gaussian vector."""
 MIXED = 0.3
-"""Difference of the logarithms of two eigenvalues below which their vectors may be mixtures."""
+"""If the logarithms of two eigenvalues differ by less than this, their vectors may be mixtures."""
 EXPLAINED_SHARE = 0.5
 EXPLAINED_STRENGTH = 0.85
-"""The verdict changes where the entries explain more than this share of the spikes, and at least
-this share of what they rise above the edge. In noise with unusual entries they explain nearly all.
-In a trained BERT and a ViT they explain 0 to 84 %, except in one of 108 layers."""
+"""The verdict changes if the entries explain more than the first share of the spikes, and at least
+the second share of the sum of their heights above the edge. In noise with unusual entries they
+explain nearly all of this sum. In a trained BERT and a ViT they explain 0 to 84 % of it, except in
+one of 108 layers."""
 
 WEIGHTS = (RANGE[0] ** 0.5, RANGE[1] ** 0.5)
 
@@ -48,7 +49,7 @@ Vectors = Callable[[], ArrayLike]
 
 
 def fit_weight(weight: ArrayLike, fit: Callable[..., SpectrumFit] = fit_double_bulk) -> SpectrumFit:
-    """Fit a method to a weight and look at its entries: spectrum and review in one call.
+    """Fit the spectrum of a weight by a method, and review the fit by the weight's entries.
 
     Args:
         weight: A matrix of any orientation.
@@ -71,8 +72,8 @@ def fit_weight(weight: ArrayLike, fit: Callable[..., SpectrumFit] = fit_double_b
     _, singular, basis = np.linalg.svd(tall, full_matrices=False)
     if singular[0] > 0 and not WEIGHTS[0] <= singular[0] <= WEIGHTS[1]:
         reason = (
-            f"the largest singular value {singular[0]:.3g} has no square in the range where "
-            "float64 serves; scale the weight"
+            f"the square of the largest singular value {singular[0]:.3g} lies outside of the range "
+            "where float64 is precise; scale the weight"
         )
         return without_law(tall.shape, np.full(tall.shape[1], np.nan), reason)
     result = fit(singular**2, tall.shape)
@@ -80,17 +81,19 @@ def fit_weight(weight: ArrayLike, fit: Callable[..., SpectrumFit] = fit_double_b
 
 
 def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit:
-    """Change the verdict of a fit whose spikes the entries of the weight explain.
+    """Change the verdict of a fit if the entries of the weight explain its spikes.
 
     Args:
         fit: The fit of the weight's spectrum.
         weight: The weight, any orientation, finite.
-        vectors: Gives the unit eigenvectors of X'X of the signal, in columns, in the order of the
-            descending eigenvalues, shape (p, K); called only where row energies leave it open.
+        vectors: Returns the unit eigenvectors of X'X of the signal, in columns, in the order of
+            descending eigenvalues, shape (p, K). It is called only if the row energies alone do not
+            decide.
 
     Returns:
-        The fit itself where it stands. Otherwise one whose phase is `heavy-tailed`, or
-        `uneven entries` for zeros, unequal and repeated rows, with the reason; the signal stays.
+        The fit itself if its verdict stays. Otherwise a copy with the phase `heavy-tailed`, or
+        `uneven entries` for zeros, unequal or repeated rows, and with the reason. The signal is the
+        same.
     """
     if fit.phase != Phase.SPIKED or fit.noise_law is None:
         return fit
@@ -106,9 +109,9 @@ def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit
 
 
 def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) -> Mask:
-    """Which spikes lie below the edge that their own rows' energies give the noise.
+    """Which localised spikes lie below the edge of noise with the energies of their own rows.
 
-    Of a square weight either side may be the rows; a spike is explained where both say so.
+    In a square weight each side may be the rows. So a spike must be explained on both sides.
 
     Args:
         fit: A fit with a law.
@@ -123,7 +126,10 @@ def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) ->
     """
     law = fit.noise_law
     if law is None:
-        raise ValueError(f"the fit has no law to compare with, phase {fit.phase}; use another one")
+        raise ValueError(
+            f"the fit must have a law, got one without a law and with the phase {fit.phase}; pass "
+            "a fit with a law"
+        )
     tall = _in_noise_units(fit, weight)
     short_side = np.asarray(vectors, dtype=tall.dtype)
     images = np.square(tall @ short_side, dtype=float)  # lambda u^2, N x K
@@ -137,10 +143,11 @@ def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) ->
 def localised(squares: ArrayLike) -> Mask:
     """Which vectors are concentrated on few coordinates, judged by N sum u^4 / (sum u^2)^2.
 
-    For a Gaussian vector that is 3, with a standard deviation of sqrt(24 / N).
+    For a Gaussian vector this ratio is 3, with a standard deviation of sqrt(24 / N).
 
     Args:
-        squares: Squared coordinates, a vector in each column, of any scale but 0, shape (N, K).
+        squares: Squared coordinates, one vector in each column, of any scale except 0, shape (N,
+            K).
 
     Returns:
         One answer for each vector, shape (K,).
@@ -156,9 +163,10 @@ def localised(squares: ArrayLike) -> Mask:
 
 
 def _possible(fit: SpectrumFit, law: BulkLaw, energies: Array) -> Mask:
-    """Spikes that may be explained: below the edge of all of the energies, the spikes' included.
+    """Spikes that may be explained: those below the edge of noise with all energy of the rows.
 
-    No edge in `explained_spikes` is larger, so the vectors need not be computed for the others.
+    No edge in `explained_spikes` is larger, so no other spike can be explained. If these spikes are
+    too few or too weak, the eigenvectors need not be computed.
     """
     edge = TOLERANCE * profile_edges(law, energies[None])[0] * _finite_size(fit, law)
     return np.asarray(fit.eigenvalues[fit.is_signal] <= edge)
@@ -173,9 +181,9 @@ def _telling(fit: SpectrumFit, explained: Mask) -> bool:
 
 
 def _below(fit: SpectrumFit, law: BulkLaw, energies: Array, images: Array) -> Mask:
-    """Localised spikes below the edge of the rows' residual energies plus their own.
+    """Localised spikes below the edge of noise with the residual row energies plus their own.
 
-    Vectors of nearly equal eigenvalues are mixtures of each other, so their energies go together.
+    Vectors of nearly equal eigenvalues are mixtures of each other, so their energies are added up.
     """
     few = localised(images)
     strength = images.sum(0)
@@ -187,7 +195,7 @@ def _below(fit: SpectrumFit, law: BulkLaw, energies: Array, images: Array) -> Ma
 
 
 def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
-    """Row energies shrunk to their mean by the scatter that rows of one variance would have.
+    """Row energies, shrunk towards their mean to remove the scatter of rows with one variance.
 
     The energy of p entries of variances tau has the relative variance 2 E[tau^2] / (p E[tau]^2).
     """
@@ -212,7 +220,7 @@ def _row_energies(tall: Array) -> Array:
 
 
 def _finite_size(fit: SpectrumFit, law: BulkLaw) -> float:
-    """By how much the edge of a finite matrix may exceed the law's, as a factor."""
+    """The factor by which the edge of a finite matrix may exceed that of the law."""
     return max(fit.upper_edge / law.upper_edge, 1.0)
 
 

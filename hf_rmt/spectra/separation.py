@@ -1,9 +1,11 @@
-"""Separating spikes from a bulk: law and count, fitted in turn until they agree.
+"""Separates spikes from a bulk: fits the law and counts the spikes in turn until both agree.
 
-The spikes are removed, a law is fitted to the rest, and its edges, moved outwards by their
-Tracy-Widom fluctuation, say which eigenvalues are spikes. Starting from the certain spikes alone
-this finds the least fixed point. A few large eigenvalues can be read in two ways, as spikes or as
-a small bulk of large variance; where one reading misfits, or is the longer one, the other is tried.
+The spikes are removed and a law is fitted to the rest. Its edges are moved outwards by their
+Tracy-Widom fluctuation, and the eigenvalues beyond them are the new spikes. The iteration starts
+from the certain spikes alone, so it finds the least fixed point. A few large eigenvalues can be
+read in two ways, as spikes or as a small bulk of large variance. If the first reading does not fit,
+if its small bulk has the least size allowed, or if its spikes lie like a bulk, the other reading is
+tried.
 """
 
 from __future__ import annotations
@@ -31,26 +33,26 @@ from hf_rmt.spectra.tracy_widom import tracy_widom_quantile
 EDGE_CONFIDENCE = 0.999
 """A noise eigenvalue exceeds its finite-size edge with probability 1 - EDGE_CONFIDENCE."""
 MAX_SPIKE_FRACTION = 1 / 6
-"""More spikes than this are no outliers of a bulk; the iteration is cut there: heavy-tailed."""
+"""With a larger share of spikes the iteration stops, and the phase is heavy-tailed."""
 MAX_GAP_FRACTION = 0.02
-"""A gap of the law that holds more of the eigenvalues than this is no gap of the spectrum."""
+"""If a gap of the law holds a larger share of the eigenvalues, the spectrum has no gap there."""
 EMPTY_BULK = 0.5
-"""An upper interval of the law with less than this share of its mass in it is no bulk."""
+"""An upper interval with less than this share of the eigenvalues that it should hold is no bulk."""
 START_QUANTILE, START_FACTOR = 0.9, 1.5
-"""The start: a law of the lowest 90 %; what lies beyond 1.5 times its edge is surely a spike."""
+"""To start, a law is fitted to the lowest 90 %; values above 1.5 times its edge are spikes."""
 MAX_ROUNDS = 100
 ROUGH, FINE = 1e-2, 1e-9
-"""Relative tolerance of the fit while the spikes still change, and of the last one."""
+"""Relative tolerances: of the fits while the spikes still change, and of the last fit."""
 SMALL_BULK = 2
-"""A bulk of less than this many times the least fraction may be spikes in truth."""
+"""A bulk of at most this many times the least fraction may really consist of spikes."""
 SMALL_SHARE = 0.2
-"""So may a bulk of at most this fraction. The largest share of spikes lies a little below it."""
+"""A bulk of at most this fraction may also be spikes. `MAX_SPIKE_FRACTION` is a little smaller."""
 PINNED = 1.4
-"""A bulk of less than this many times the least fraction would be smaller if it could."""
+"""A bulk of at most this many times the least fraction would be smaller without this limit."""
 DISTINCT = 1.5
-"""Ratio of variances below which a law is a unit bulk, whose mixing says nothing."""
+"""Up to this ratio of variances a law is a unit bulk, whose mixing has no meaning."""
 BULK_SLACK = 1.15
-"""How far, in units of their edge, eigenvalues that may form a bulk reach."""
+"""Eigenvalues may form a bulk if the largest is at most this many times the edge of such a bulk."""
 
 Mask = NDArray[np.bool_]
 
@@ -61,7 +63,7 @@ class Estimator(Protocol):
     def __call__(
         self, noise: Array, rows: int, *, start: BulkLaw | None, precision: float
     ) -> BulkEstimate:
-        """Fit the law; a start nearby saves time."""
+        """Fit the law; a start near the solution saves time."""
         ...
 
 
@@ -71,10 +73,10 @@ class Separation:
 
     Attributes:
         signal: The eigenvalues left out of the fit, shape (p,).
-        estimate: The law of the others.
+        estimate: The law of the remaining eigenvalues.
         found: The eigenvalues outside that law, shape (p,).
-        converged: Whether both agree and the solver is content.
-        reason: Why they cannot agree; empty where they do.
+        converged: Whether `signal` and `found` agree and the solver converged.
+        reason: Why they do not agree; empty if they agree.
     """
 
     signal: Mask
@@ -97,7 +99,7 @@ def separate(values: Array, rows: int) -> Separation:
         rows: N.
 
     Returns:
-        The fixed point, or with a reason the first round where the spikes run away.
+        The fixed point; or, if the number of spikes keeps growing, the first round with a reason.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows))
     other = _other_reading(values, rows, result)
@@ -117,13 +119,14 @@ def separate(values: Array, rows: int) -> Separation:
 
 
 def most_spikes(count: int) -> float:
-    """How many of `count` eigenvalues may be spikes before they count as running away.
+    """The most of `count` eigenvalues that may be spikes; with more the iteration stops.
 
     Args:
         count: Number of eigenvalues.
 
     Returns:
-        A sixth of them, and in a small matrix as many as a bulk would need.
+        A sixth of them; in a small matrix 8, the least number for a bulk, but at most a quarter of
+        them.
     """
     return max(MAX_SPIKE_FRACTION * count, min(float(SMALLEST_BULK), count / 4))
 
@@ -149,8 +152,9 @@ def finite_size_edges(law: BulkLaw, rows: int) -> Array:
 def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
     """Find a self-consistent choice of spikes for a law with one interval.
 
-    The tail of a spread population can swallow spikes. Where the law misfits, the iteration also
-    starts from the spikes of the double bulk, and the end with the smaller residual is taken.
+    The tail of a population with spread variances can hide spikes. If the first result did not
+    converge or does not fit, the iteration also starts from the spikes of the double bulk. A result
+    that converged is preferred; if both did or both did not, the smaller residual decides.
 
     Args:
         estimator: Fits a law to noise eigenvalues, as `estimate_bulk` does.
@@ -158,7 +162,7 @@ def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
         rows: N.
 
     Returns:
-        The fixed point, or with a reason the first round where the spikes run away.
+        The fixed point; or, if the number of spikes keeps growing, the first round with a reason.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows), estimator)
     if result.converged and result.adequate:
@@ -172,14 +176,14 @@ def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
 def _iterate(
     values: Array, rows: int, signal: Mask, estimator: Estimator = estimate_bulk
 ) -> Separation:
-    """Fit and count in turn to a fixed point, or report where that runs away."""
+    """Fit and count in turn until nothing changes, or give a reason if the spikes keep growing."""
     limit = most_spikes(len(values))
     now = first = _round(estimator, values, rows, signal)
     seen: set[bytes] = set()
     precision = ROUGH
     while len(seen) < MAX_ROUNDS and now.found.sum() <= limit:
         seen.add(now.signal.tobytes())
-        # in a cycle the law wavers over a border case: what was once signal then stays signal
+        # if the iteration cycles over a border case, the present signal stays signal
         found = now.found | now.signal if now.found.tobytes() in seen else now.found
         if np.array_equal(found, now.signal):
             if precision == FINE:
@@ -188,7 +192,7 @@ def _iterate(
         now = _round(estimator, values, rows, found, now.estimate.law, precision)
     stands = first.found if first.found.sum() <= limit else first.signal
     last = _round(estimator, values, rows, stands, first.estimate.law, FINE)
-    reason = f"the spikes run away: {int(now.found.sum())} of {len(values)} without end"
+    reason = f"the number of spikes keeps growing: {int(now.found.sum())} of {len(values)}"
     return Separation(stands, last.estimate, now.found, reason=reason)
 
 
@@ -206,15 +210,15 @@ def _round(
 
 
 def _certain_spikes(values: Array, rows: int) -> Mask:
-    """Eigenvalues that no bulk could hold: far beyond the edge of a law of the lower 90 %."""
+    """Eigenvalues that are certainly spikes: far beyond the edge of a law of the lower 90 %."""
     cut = int(np.ceil((1 - START_QUANTILE) * len(values)))
     certain = values > START_FACTOR * coarse_bulk(values[cut:], rows - cut).upper_edge
-    # A law that leaves most of the spectrum outside is none, and the rest could not be fitted.
+    # If more than half of the values lie outside, the law is wrong, and too few are left to fit.
     return certain if certain.sum() <= len(values) // 2 else np.zeros_like(certain)
 
 
 def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
-    """Spikes that lie like a bulk as noise, or a small misfitting bulk as spikes; None if neither.
+    """Another signal: with a small bulk as spikes, or spikes as a bulk; None if neither applies.
 
     The eigenvalues of n dimensions of one variance reach up to (1 + sqrt(n / N))^2 times their
     mean, whatever lies below them.
@@ -233,10 +237,11 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
 
 
 def _at_floor(result: Separation, count: int) -> bool:
-    """Whether the upper bulk of a small matrix would be smaller still if it were allowed to.
+    """Whether the upper bulk of a small matrix would be smaller without the limit on its size.
 
-    A bulk pinned to its least number of eigenvalues is spikes in truth, or it is very small; the
-    residuals of the two readings decide.
+    A bulk with its least number of eigenvalues may really be spikes, or be very small. If the law
+    has a gap, the spikes are taken if they are fewer than 8; otherwise the residuals of the two
+    readings decide.
     """
     law, floor = result.estimate.law, least_mixing(count)
     small = floor > SMALLEST_SHARE and law.weights[-1] <= PINNED * floor
@@ -244,7 +249,7 @@ def _at_floor(result: Separation, count: int) -> bool:
 
 
 def _outside(values: Array, law: BulkLaw, rows: int) -> Mask:
-    """Which eigenvalues lie above the bulk or in a true gap of it."""
+    """Which eigenvalues lie above the bulk or in a real gap of the bulk."""
     edges = finite_size_edges(law, rows)
     above = values > edges[-1, 1]
     if len(edges) == 1:

@@ -1,4 +1,4 @@
-"""What comes out of a fit: a weight's spectrum, split into noise and signal, and its verdict."""
+"""The result of a fit: a weight's spectrum, split into noise and signal, and its verdict."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_DISTANCE = 0.12
 
 
 class Phase(StrEnum):
-    """What a spectrum looks like."""
+    """The verdict on a spectrum."""
 
     RANDOM = "random"
     SPIKED = "bulk+spikes"
@@ -38,21 +38,22 @@ class SpectrumFit:
     Attributes:
         shape: (N, p), N >= p.
         eigenvalues: Squared singular values, descending, shape (p,).
-        law: The population: of a double bulk its mixing and variances, c = (p - K) / N; None for
-            a degenerate spectrum and where none was fitted or none can hold. `noise_law` is what
-            it becomes beside K spikes.
+        law: The law of the population: for a double bulk its mixing and variances, c = (p - K) / N.
+            None for a degenerate spectrum, and if no law was fitted or none can hold. `noise_law`
+            is the same law with the effect of K spikes.
         is_signal: Which eigenvalues are signal, shape (p,).
-        upper_edge: Largest edge of `noise_law` plus its finite-size fluctuation; nan without one.
-        residual: Root mean square of the standardised residuals of the fit: about 0.8 where the
-            law holds, whatever the size. Of a published fit, in units of an eigenvalue; of the
-            kernel estimator, of a density.
+        upper_edge: Largest edge of `noise_law` plus its finite-size fluctuation; nan without a law.
+        residual: Root mean square of the standardised residuals of the fit: about 0.8 if the law
+            holds, for any size. For a published fit it is in units of an eigenvalue, for the kernel
+            estimator in units of a density.
         distance: Kolmogorov distance between the law and the noise eigenvalues.
         converged: Whether the number of spikes reached a fixed point.
-        phase: `random`, `bulk+spikes`, `heavy-tailed` or `degenerate`; `uneven entries` where
-            the entries explain the spikes; `no law` where none was fitted or none can hold.
-        reason: Why the model does not hold; empty where it does.
-        published: Whether the law is taken as its paper has it, which lets the spikes take no
-            direction out of the noise.
+        phase: `random`, `bulk+spikes`, `heavy-tailed` or `degenerate`; `uneven entries` if zeros,
+            unequal or repeated rows explain the spikes; `no law` if no law was fitted or none can
+            hold.
+        reason: Why the model does not hold; empty if it holds.
+        published: Whether the law is used as in its paper, where spikes take no directions out of
+            the noise.
     """
 
     shape: tuple[int, int]
@@ -71,9 +72,9 @@ class SpectrumFit:
     def noise_law(self) -> BulkLaw | None:
         """The law that the p - K noise eigenvalues follow: N - K rows, variances (1 - K/N) tau.
 
-        A spike far above the bulk adds 1 / (N s) to the right of (SS), z = -1/s + ...: it takes
-        one direction out of both sides of the noise. What K of them leave is the (SS) of a matrix
-        with N - K rows and variances scaled by 1 - K/N. A published fit leaves this out.
+        A spike far above the bulk adds 1 / (N s) to the right side of (SS), z = -1/s + ..., so it
+        takes one direction out of both sides of the noise. With K spikes, (SS) is that of a matrix
+        with N - K rows and variances scaled by 1 - K/N. A published fit ignores this.
         """
         if self.published or self.law is None:
             return self.law
@@ -89,9 +90,9 @@ class SpectrumFit:
     def spikes(self) -> Array:
         """Recovered population spikes alpha, descending, shape (K,).
 
-        A spike near the edge was found because chance lifted it; that is corrected, except in a
-        published fit. Where the count never settled, a signal eigenvalue may lie inside the bulk:
-        it stands for itself.
+        A spike near the edge was found because chance lifted its eigenvalue. This is corrected,
+        except in a published fit. If the number of spikes did not converge, a signal eigenvalue may
+        lie inside the bulk. Then the eigenvalue itself is returned.
         """
         law, sample = self.noise_law, self.eigenvalues[self.is_signal]
         if law is None:
@@ -113,7 +114,7 @@ class SpectrumFit:
 
     @property
     def stable_rank(self) -> float:
-        """Squared Frobenius norm over squared spectral norm."""
+        """Squared Frobenius norm divided by squared spectral norm."""
         total = self.eigenvalues.sum()
         return float(total / self.eigenvalues[0]) if 0 < total < np.inf else 0.0
 
@@ -124,7 +125,7 @@ class SpectrumFit:
         return self.eigenvalues[:rank][~self.is_signal[:rank]]
 
     def moment(self, order: int, *, bulk: bool = False) -> float:
-        """Moment of the fitted population, recovered spikes included, or of the bulk's law alone.
+        """Moment of the fitted spectrum with its recovered spikes, or of the bulk's law alone.
 
         It is nan without a law.
         """
@@ -140,20 +141,21 @@ class SpectrumFit:
         return population_moment(atoms, weights, columns / rows, order)
 
     def empirical_moment(self, order: int, *, bulk: bool = False) -> float:
-        """Mean k-th power of the eigenvalues, or of `noise`, to hold beside `moment`."""
+        """Mean k-th power of the eigenvalues, or of `noise`, to compare with `moment`."""
         values = self.noise if bulk else self.eigenvalues
         with np.errstate(over="ignore", under="ignore"):
             return float(np.mean(values**order)) if len(values) else float("nan")
 
     def in_units(self, unit: float, eigenvalues: Array) -> SpectrumFit:
-        """The fit of eigenvalues that are `unit` times those of this one.
+        """The fit of eigenvalues that are `unit` times those of this fit.
 
         Args:
             unit: A positive factor.
-            eigenvalues: The exact ones, unit times the own ones up to rounding, shape (p,).
+            eigenvalues: The exact new eigenvalues, unit times the present ones up to rounding,
+                shape (p,).
 
         Returns:
-            The same split, its law and edge in the new units.
+            The same split, with law and edge in the new units.
         """
         law = None if self.law is None else self.law.rescaled(unit)
         return replace(self, eigenvalues=eigenvalues, law=law, upper_edge=unit * self.upper_edge)
@@ -167,7 +169,7 @@ def without_law(
     n_signal: int = 0,
     phase: Phase = Phase.DEGENERATE,
 ) -> SpectrumFit:
-    """A spectrum that no law was fitted to, its largest eigenvalues called signal."""
+    """A spectrum without a fitted law; its largest `n_signal` eigenvalues are the signal."""
     nan = float("nan")
     signal, oriented = np.arange(len(values)) < n_signal, (max(shape), min(shape))
     return SpectrumFit(oriented, values, None, signal, nan, nan, nan, False, phase, reason)

@@ -1,4 +1,4 @@
-"""Spectra cut without a law: how many directions are kept is said, not found."""
+"""Cuts spectra without a law: the user sets how many directions are kept."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def truncate(
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
-        rank: How many are kept; where there are fewer, all.
-        energy: Keep the fewest that hold this share of the squared Frobenius norm, in (0, 1].
+        rank: How many directions to keep; all of them if there are fewer.
+        energy: Keep the fewest directions with this share of the squared Frobenius norm, in (0, 1].
         fraction: Keep this share of the p directions, rounded, at least one, in (0, 1].
 
     Returns:
-        A fit without a law, whose phase is `no law`; `degenerate` where there is nothing to cut.
+        A fit without a law. Its phase is `no law`, or `degenerate` if the weight is zero or not
+        finite.
 
     Raises:
         ValueError: If not exactly one of rank, energy and fraction is given, or the eigenvalues
@@ -42,8 +43,8 @@ def truncate(
     """
     if sum(option is not None for option in (rank, energy, fraction)) != 1:
         raise ValueError(
-            f"exactly one of rank, energy and fraction says what is kept, got rank={rank}, "
-            f"energy={energy}, fraction={fraction}; set one"
+            f"exactly one of rank, energy and fraction must be set, got rank={rank}, "
+            f"energy={energy}, fraction={fraction}; set one of them"
         )
     fit = unsplit(eigenvalues, shape)
     if fit.phase == Phase.DEGENERATE:
@@ -57,7 +58,7 @@ def truncate(
 
 
 def unsplit(eigenvalues: ArrayLike, shape: tuple[int, int]) -> SpectrumFit:
-    """A spectrum of which no direction is called signal, for methods that look at entries.
+    """A spectrum without signal, for methods that use the entries of a weight.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.

@@ -1,8 +1,8 @@
-"""Ternary weights chosen for the outputs of a layer, not for the weights themselves.
+"""Chooses ternary weights so that a layer's outputs, not its weights, change least.
 
-With E = s T - W and C the second moment of the inputs, the outputs err by tr(E C E'). Each entry
-of T is chosen anew among -1, 0, 1 while the others stand, then each scale is fitted again, and
-so on: no step makes the error larger.
+With E = s T - W and C the second moment of the inputs, the squared error of the outputs is tr(E C
+E'). Each entry of T in turn is set to the best of -1, 0 and 1 while the others stay fixed. Then
+each scale is fitted again. This is repeated, and no step makes the error larger.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 SWEEPS = 8
-"""Most passes over the entries; twelve more lessen the error of a 1536 x 384 weight by 1e-3."""
+"""The most passes over the entries; 12 more reduce the error of a 1536 x 384 weight by 1e-3."""
 COLUMNS = 64
-"""Columns whose changes reach the rest of the matrix in one product."""
+"""Number of columns whose changes are applied to all columns in one product."""
 
 
 @torch.no_grad()
@@ -21,13 +21,13 @@ def descend(signs: Tensor, scales: Tensor, target: Tensor, moment: Tensor) -> tu
     """Coordinate descent of tr((s T - W) C (s T - W)') over T and s.
 
     Args:
-        signs: T to begin with, in {-1, 0, 1}, shape (out, in); not changed.
-        scales: s to begin with, > 0, shape (out,).
+        signs: The initial T, in {-1, 0, 1}, shape (out, in); not changed.
+        scales: The initial s, > 0, shape (out,).
         target: W, shape (out, in).
-        moment: C, positive definite, shape (in, in), in the dtype to compute in.
+        moment: C, positive definite, shape (in, in), in the dtype of the computation.
 
     Returns:
-        T, int8, and s in the dtype of the scales. A row that would lose all its entries stays.
+        T as int8, and s in the dtype of the scales. A row that would become zero keeps its entries.
     """
     ternary, current, weight = signs.to(moment), scales.to(moment), target.to(moment)
     for _ in range(SWEEPS):
@@ -42,12 +42,13 @@ def descend(signs: Tensor, scales: Tensor, target: Tensor, moment: Tensor) -> tu
 
 
 def fitted_scales(ternary: Tensor, scales: Tensor, cross: Tensor, moment: Tensor) -> Tensor:
-    """Scales of least squares, s = t' b / t' C t, where they are positive; elsewhere the old ones.
+    """Scales of least squares, s = t' b / t' C t, if they are positive; otherwise the old scales.
 
     Args:
         ternary: T, shape (out, in).
-        scales: The old ones, shape (out,).
-        cross: b in rows, the second moment of outputs with inputs: W C for outputs W x.
+        scales: The old scales, shape (out,).
+        cross: The vectors b in rows: the mixed second moment of outputs and inputs, W C for outputs
+            W x.
         moment: C, shape (in, in).
     """
     energy = ((ternary @ moment) * ternary).sum(1).clamp_min(torch.finfo(moment.dtype).tiny)
@@ -56,7 +57,7 @@ def fitted_scales(ternary: Tensor, scales: Tensor, cross: Tensor, moment: Tensor
 
 
 def _sweep(ternary: Tensor, scales: Tensor, slope: Tensor, moment: Tensor) -> None:
-    """One pass over the entries, in place; slope is (s T - W) C as they begin."""
+    """One pass over the entries, in place; `slope` is (s T - W) C at the start."""
     diagonal = moment.diagonal()
     for start in range(0, ternary.shape[1], COLUMNS):
         block = slice(start, min(start + COLUMNS, ternary.shape[1]))

@@ -1,4 +1,4 @@
-"""Where linears stand in a forward pass: which activations they feed, which norms they read."""
+"""Positions of linears in a forward pass: which activations they feed, which norms they read."""
 
 from __future__ import annotations
 
@@ -25,24 +25,26 @@ from hf_rmt.ternary.functions import (
     module_function,
 )
 
-UNFOLLOWED = "no known activation reads what it gives"
+UNFOLLOWED = "no known activation reads its output"
 UNREACHED = "no batch reached it; its activation is kept"
-SHARED = "more than one activation reads what it gives; all is kept"
+SHARED = "its output is read by more than one activation or function; they are kept"
 OUTPUT = "output"
-"""Stands for the model's own output among those who read a tensor."""
+"""The name of the model's own output among the readers of a tensor."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a linear stands in a forward pass.
+    """The position of a linear in a forward pass.
 
     Attributes:
-        activation: Name, in the linear's parent, of the activation module that it alone feeds;
-            empty for none.
-        norm: Runtime name of the LayerNorm whose output it reads; empty for none.
-        kept: Why there is no activation to replace; empty where there is one.
-        function: The function that alone reads what it gives, where no module can be replaced.
-        reader: Runtime name of the linear that alone reads what the function gives; empty for none.
+        activation: Name, in the linear's parent, of the activation module that only this linear
+            feeds; empty if there is none.
+        norm: Runtime name of the LayerNorm whose output the linear reads; empty if there is none.
+        kept: Why there is no activation to replace; empty if there is one.
+        function: The function that is the only reader of the linear's output, if no module can be
+            replaced.
+        reader: Runtime name of the linear that is the only reader of the function's output; empty
+            if there is none.
     """
 
     activation: str = ""
@@ -54,7 +56,7 @@ class Position:
 
 @dataclass
 class _Reading:
-    """One call that was given a tensor: its name, and what it is if it is an activation."""
+    """One call that read a tensor: its name, and its function if it is an activation."""
 
     name: str
     function: Function | None = None
@@ -63,7 +65,7 @@ class _Reading:
 
 @dataclass
 class _Value:
-    """A tensor that is followed, which stays alive: else its id would be given to another."""
+    """A tensor that is followed. It is kept alive, so that no other tensor gets its id."""
 
     maker: str
     tensor: Tensor
@@ -71,10 +73,10 @@ class _Value:
 
 
 class _Trace(TorchFunctionMode):
-    """Hears of modules by hooks and of functions by torch, and notes who reads which tensor.
+    """Notes which calls read which tensors: calls of modules by hooks, of functions by torch.
 
-    Functions that a module calls which is heard itself are no readers of their own. Activation
-    modules that forward makes are heard by hooks on all modules, while the trace runs.
+    A function that is called inside a traced module does not count as a reader. Activation modules
+    that forward creates are traced by hooks on all modules, while the trace runs.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
@@ -109,7 +111,7 @@ class _Trace(TorchFunctionMode):
             self._note(tensor, _Reading(OUTPUT))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note which of the tensors that are followed a function is given."""
+        """Note which of the followed tensors a function reads."""
         kwargs = kwargs or {}
         if self._depth:
             return func(*args, **kwargs)
@@ -119,7 +121,7 @@ class _Trace(TorchFunctionMode):
         made = list(_tensors(result)) if given else []
         for tensor, version in zip(given, versions, strict=True):
             unchanged = any(each is tensor for each in made) and tensor._version == version
-            if made and not unchanged:  # dropout gives back what it is given
+            if made and not unchanged:  # dropout may return its input
                 name = str(getattr(func, "__name__", func))
                 self._note(tensor, _Reading(name, called_function(func, args, kwargs)), result)
         return result
@@ -141,7 +143,7 @@ class _Trace(TorchFunctionMode):
         self._depth += self._is_made(module)
 
     def _leave_made(self, module: nn.Module, given: Any, result: Any) -> None:
-        """Note what reads a tensor, where forward has made the module itself."""
+        """Note the tensors that a module reads, if it is an activation that forward created."""
         if not self._is_made(module):
             return
         self._checking = True
@@ -152,7 +154,7 @@ class _Trace(TorchFunctionMode):
             self._note(tensor, _Reading(type(module).__name__, function), result)
 
     def _is_made(self, module: nn.Module) -> bool:
-        """Whether forward has made a module, or keeps it where no model sees it."""
+        """Whether a module is an activation that is not registered, such as one made in forward."""
         if self._checking or id(module) in self._registered:
             return False
         return type(module).__module__ in ACTIVATION_MODULES
@@ -174,7 +176,7 @@ class _Trace(TorchFunctionMode):
 
 
 def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Position]:
-    """Where linears stand, seen on one batch.
+    """The positions of linears in a forward pass on one batch.
 
     Args:
         model: The model; it is not changed.
@@ -182,7 +184,7 @@ def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dic
         batch: Keyword arguments of the model.
 
     Returns:
-        Their places, in the order of their last calls; those that were not called come first.
+        Their positions, in the order of their last calls; linears that were not called come first.
     """
     trace = _Trace(model, names)
     trace.run(batch)
@@ -192,16 +194,16 @@ def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dic
 
 
 def positions_without_data(model: nn.Module, names: Sequence[str]) -> dict[str, Position]:
-    """Where linears stand, seen on inputs of no meaning.
+    """The positions of linears in a forward pass on dummy inputs.
 
     Raises:
-        ValueError: If the model does not run on any that are known.
+        ValueError: If no dummy inputs are known for the model, or it does not run on them.
     """
     try:
         return layer_positions(model, names, dummy_batch(model))
-    except Exception as error:  # whatever a forward pass raises on them
+    except Exception as error:  # a forward pass may raise any error on such inputs
         raise ValueError(
-            f"{type(model).__name__} does not run on made-up inputs, on which to see its "
+            f"{type(model).__name__} does not run on dummy inputs, which are needed to find its "
             f"activations ({error}); pass calibration=batches to hf_rmt.compress, or set "
             "activation='keep'"
         ) from error
@@ -211,7 +213,7 @@ def dummy_batch(model: Any) -> Batch:
     """Dummy arguments that a transformers model can run on.
 
     Raises:
-        ValueError: If none are known.
+        ValueError: If no such arguments are known.
     """
     config = getattr(model, "config", None)
     if getattr(model, "main_input_name", "") == "pixel_values" and hasattr(config, "image_size"):
@@ -223,7 +225,7 @@ def dummy_batch(model: Any) -> Batch:
     reads_tokens = getattr(model, "main_input_name", "input_ids") == "input_ids"
     if hasattr(model, "dummy_inputs") and reads_tokens:
         return {key: value.to(model.device) for key, value in model.dummy_inputs.items()}
-    raise ValueError(f"nothing is known of the inputs of {type(model).__name__}")
+    raise ValueError(f"the inputs of {type(model).__name__} are unknown")
 
 
 def _position(trace: _Trace, name: str) -> Position:
@@ -245,7 +247,7 @@ def _position(trace: _Trace, name: str) -> Position:
 
 
 def _module_beside(trace: _Trace, name: str) -> str:
-    """The activation module beside a linear that has been called for it alone; empty for none."""
+    """The activation module beside a linear that only this linear feeds; empty if there is none."""
     given = [reading.name for value in trace.made[name] for reading in value.readings]
     fed = [reader for reader in given if reader in trace.activations]
     if not fed:
@@ -256,7 +258,7 @@ def _module_beside(trace: _Trace, name: str) -> str:
 
 
 def _reader(trace: _Trace, readings: Sequence[_Reading]) -> str:
-    """The linear that alone reads what an activation gives, at every call; empty for none."""
+    """The linear that is the only reader of an activation at every call; empty if there is none."""
     found = {
         tuple(after.name for after in reading.made.readings) if reading.made else ()
         for reading in readings

@@ -1,8 +1,8 @@
-"""Ternary heads: linears become ternary, activations steps, and the last layer is refitted.
+"""Ternary heads: linears become ternary, activations become steps, the last layer is refitted.
 
-The theory's pre-activation is N(0, tau^2). Here it is measured: with C the covariance of the
-inputs, tau^2 is the mean of (W C W')_ii and what the means of the units vary by. Biases keep those
-means where they were.
+In the theory a pre-activation is N(0, tau^2). Here tau is measured: with C the covariance of the
+inputs, tau^2 is the mean of (W C W')_ii plus the variance of the units' means. Biases are shifted
+so that these means stay the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hf_rmt.ternary.weight import made, ternarize_weight
 
 logger = logging.getLogger(__name__)
 
-NO_DATA = "without calibration, an activation that it feeds is kept"
+NO_DATA = "without calibration, an activation after it is kept"
 
 
 def compress_head(
@@ -40,31 +40,32 @@ def compress_head(
     *,
     dry_run: bool = False,
 ) -> CompressionReport:
-    """Make layers of a model ternary in place, their activations steps, and refit the last one.
+    """Make layers of a model ternary in place, turn activations into steps, refit the last layer.
 
     Args:
         model: Any module with its weights in memory, the same on every process.
         names: Linears, as `select_layers` gives them.
         settings: What the user asked for; the method is `ntk`.
         batches: Keyword arguments of the model; on several processes each may have its own. The
-            last layer is fitted to what it gave in the dense model, not to labels: those of a few
-            hundred sentences say less.
-        dry_run: Only plan; the model is as it was in the end. With `activation="auto"` both heads
-            are tried on it meanwhile.
+            last layer is fitted to its outputs in the dense model and not to labels, because the
+            labels of a few hundred sentences contain less information.
+        dry_run: Only plan. With `activation="auto"` both heads are still tried on the model, and
+            the model is restored.
 
     Returns:
-        The plan, with what became of the activations in the reasons.
+        The plan. Its reasons say whether activations were replaced.
 
     Raises:
-        ValueError: If an activation is to be matched, or weights are random, without the data that
-            it takes; if no step matches, the samples are all alike, or the sparsity is too high.
+        ValueError: If an activation must be matched or weights are random, but the data for this
+            are missing; if no step matches; if all samples are equal; or if the sparsity is too
+            high.
         RuntimeError: On every process, if one of several failed.
     """
     _check_sparsity(model, names, settings)
     if batches is None:
         decisions = _without_data(model, names, settings, dry_run)
     else:
-        # in memory, for a loader that shuffles would pair inputs with other outputs
+        # kept in memory, because a loader that shuffles would pair inputs with wrong outputs
         decisions = _with_data(model, names, settings, list(repeatable(batches)), dry_run)
     decided = [decisions[name] for name in names]
     return compression_report(decided, model)
@@ -77,8 +78,8 @@ def _check_sparsity(model: Any, names: Sequence[str], settings: CompressionSetti
         if round((1 - (settings.sparsity or 0.0)) * width) < 1:
             raise ValueError(
                 f"sparsity={settings.sparsity} leaves none of the {width} weights in a row of "
-                f"{name!r}; set it to {1 - 1 / width:.3g} at most, or to None for that of least "
-                "error"
+                f"{name!r}; set it to at most {1 - 1 / width:.3g}, or to None for the sparsity of "
+                "least error"
             )
 
 
@@ -87,15 +88,15 @@ def _without_data(
 ) -> Decided:
     if settings.weights == "random":
         raise ValueError(
-            "weights='random' keeps nothing that a head has learnt until its last layer is refitted"
-            ", which takes data; call hf_rmt.compress(model, config, calibration=batches)"
+            "weights='random' discards the training of a head, so its last layer must be refitted, "
+            "which needs data; call hf_rmt.compress(model, config, calibration=batches)"
         )
     found: Mapping[str, Position] = {}
     if settings.activation == "matched":
         found = positions_without_data(model, names)
     if settings.activation == "auto":
         logger.warning(
-            "method='ntk' without calibration rounds the weights and fits nothing to them; pass "
+            "method='ntk' without calibration only rounds the weights and refits no layer; pass "
             "calibration=batches to hf_rmt.compress"
         )
         found = dict.fromkeys(names, Position(kept=NO_DATA))
@@ -124,8 +125,8 @@ def _with_data(
     last = last_of(found)
     if settings.weights == "random" and last is None:
         raise ValueError(
-            "weights='random' needs a last layer to put into it what the head has learnt, and each "
-            "layer that was selected feeds an activation; name the last one in target_modules"
+            "weights='random' needs a last layer that can be refitted, but every selected layer "
+            "feeds an activation; add the last layer to target_modules"
         )
     outputs = [] if last is None else outputs_of(model, last, batches)
     head = Head(model, names, settings, found, last, batches, outputs)

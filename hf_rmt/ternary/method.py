@@ -31,25 +31,26 @@ SPARSITY = Option(
     None,
     lambda name, value: None if value is None else check_number(name, value, high="1)"),
     "For ntk: the share of zeros in each row of a ternary weight, in [0, 1). None: the share of "
-    "least error, or 1/3 where weights are random.",
+    "least error, or 1/3 if weights are random.",
     parse=float,
 )
 WEIGHTS_OPTION = Option(
     "weights",
     "trained",
     _choice(WEIGHTS),
-    "For ntk: trained weights are made ternary, or the hidden layers get random ones of their "
-    "scale. Random weights keep nothing of the training, which calibration must then put into the "
-    "last layer.",
+    "For ntk: `trained` makes the trained weights ternary; `random` gives the hidden layers "
+    "random ternary weights of the same scale. Random weights keep nothing of the training, so "
+    "calibration must refit the last layer.",
     choices=WEIGHTS,
 )
 ACTIVATION = Option(
     "activation",
     "auto",
     _choice(ACTIVATIONS),
-    "For ntk: activations between layers are `matched` by steps of the same Gaussian moments, or "
-    "kept (`keep`). `auto` takes what predicts the last layer's outputs better on every fourth "
-    "calibration row, which the fit does not see; without calibration it keeps them.",
+    "For ntk: `matched` replaces activations between layers by steps with the same Gaussian "
+    "moments; `keep` keeps the activations. `auto` takes the choice that predicts the last "
+    "layer's outputs better on every fourth calibration row, which the fit does not see; without "
+    "calibration it keeps the activations.",
     choices=ACTIVATIONS,
 )
 
@@ -63,7 +64,7 @@ class TernaryHead(Method):
         "limit of large widths (Gu et al. 2022)."
     )
     options = (SPARSITY, WEIGHTS_OPTION, ACTIVATION)
-    accepted = "linear layer, which is all that method='ntk' takes"
+    accepted = "linear layer, the only kind that method='ntk' takes"
     takes_heads = True
 
     def accepts(self, module: Any) -> bool:
@@ -83,22 +84,22 @@ class TernaryHead(Method):
         return "no linear layer comes after its blocks"
 
     def why_data(self, settings: CompressionSettings) -> str:
-        """Matched steps and random weights take what the layers are given."""
+        """Why matched steps and random weights need data: they use the inputs of the layers."""
         if settings.activation != "matched" and settings.weights == "trained":
             return ""
         return (
             f"method={self.name!r} with activation={settings.activation!r} and weights="
-            f"{settings.weights!r} takes what the layers are given; set activation='keep' and "
+            f"{settings.weights!r} needs the inputs of the layers; set activation='keep' and "
             "weights='trained', or load the model and call hf_rmt.compress(model, config, "
             "calibration=batches)"
         )
 
     def why_no_filter(self) -> str:
-        """The callback of this method is another one."""
+        """Why `RMTCallback` cannot be used: this method has a callback of its own."""
         return (
-            f"RMTCallback filters spectra, and method={self.name!r} looks at none; call "
-            "hf_rmt.compress(model, config, calibration=batches), and train what it made with "
-            "hf_rmt.TernaryCallback() in RMTCallback's place"
+            f"RMTCallback filters spectra, but method={self.name!r} uses no spectra; call "
+            "hf_rmt.compress(model, config, calibration=batches), and train the result with "
+            "hf_rmt.TernaryCallback() instead of RMTCallback"
         )
 
     def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
@@ -117,12 +118,13 @@ class TernaryHead(Method):
         size: float | None = None,
         dry_run: bool = False,
     ) -> CompressionReport:
-        """The layers one after the other, and the last one refitted where there is data."""
+        """Compress the layers one after the other, and refit the last one if there are data."""
         from hf_rmt.ternary.head import compress_head
 
         if size is not None:
             raise ValueError(
-                f"size={size} shares ranks out, and method={self.name!r} has none; leave it out"
+                f"size={size} distributes ranks over layers, but method={self.name!r} has no "
+                "ranks; leave size out"
             )
         return compress_head(model, names, settings, calibration, dry_run=dry_run)
 

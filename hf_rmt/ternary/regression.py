@@ -1,4 +1,4 @@
-"""What a last layer gives in the dense model, against what it is given in the compressed one."""
+"""Regression of a last layer's outputs in the dense model on its inputs in the compressed one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hf_rmt.compression.execution.parallel import sum_over_processes
 from hf_rmt.ternary.least_squares import Regression
 
 HELD_OUT = 4
-"""Every so many samples, one is held out of the fit that tells whether a step does."""
+"""One in this many samples is held out of the fit that decides whether steps are used."""
 
 
 def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[list[Tensor]]:
-    """What a layer gives, batch by batch and call by call."""
+    """The outputs of a layer, batch by batch and call by call."""
     calls: list[Tensor] = []
     found = []
     with listening(model, [last], lambda _, entry, result: calls.append(result), graph=False):
@@ -32,16 +32,17 @@ def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[li
 def regression(
     model: Any, last: str, batches: Iterable[Batch], outputs: Sequence[Sequence[Tensor]]
 ) -> tuple[Regression, Regression]:
-    """Inputs of a layer as they are now against the outputs it had, padding left out.
+    """Sums of a layer's present inputs with its earlier outputs, without padding.
 
     Args:
         model: The model; it is not changed.
         last: Runtime name of the layer.
         batches: Keyword arguments of the model; on several processes each may have its own.
-        outputs: Of the same batches, as `outputs_of` gave them.
+        outputs: Outputs of the layer on the same batches, from `outputs_of`.
 
     Returns:
-        The sums over the tokens of all processes: of three samples in four, and of the fourth.
+        The sums over the tokens of all processes: over three of every four samples, and over the
+        fourth.
     """
     layer = model.get_submodule(last)
     entries: list[Tensor] = []
@@ -80,8 +81,8 @@ def held_out(count: int, before: int) -> Tensor:
     """Which of the next samples are held out: every fourth.
 
     Args:
-        count: How many they are.
-        before: How many came before them.
+        count: Number of the next samples.
+        before: Number of the samples before them.
     """
     return torch.arange(before, before + count) % HELD_OUT == HELD_OUT - 1
 

@@ -1,7 +1,8 @@
-"""Ternary weights in place of dense ones, and the steps that go with them.
+"""Replaces dense weights by ternary ones, and finds the steps that match them.
 
-A wide network whose weights are iid ternary, of mean 0 and variance 1 up to a scale, and whose
-activations have the same Gaussian moments has the kernels of the dense one, up to a ridge.
+Take a wide network with iid ternary weights, of mean 0 and variance 1 up to a scale, and with
+activations that have the same Gaussian moments as those of a dense network. It has the same kernels
+as the dense network, up to a ridge.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from hf_rmt.ternary.coordinate_descent import descend, fitted_scales
 from hf_rmt.ternary.least_squares import RIDGE, Regression
 
 RANDOM_SPARSITY = 1 / 3
-"""Share of zeros among random weights where none is asked for: three values alike."""
+"""Share of zeros among random weights if none is set: the three values are equally frequent."""
 UNVARIED = "not refitted: its inputs are the same in all samples"
 ODD = 1e-9
-"""|m2| tau^2 / tau_out of an activation that counts as odd."""
+"""An activation with |m2| tau^2 / tau_out below this counts as odd."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ class TernaryBuild:
     made: TernaryLinear
 
     def __call__(self, weight: Tensor) -> TernaryLinear:
-        """The layer; the weight was looked at before."""
+        """The layer; it was made earlier, so the weight is not read."""
         return self.made
 
 
 def made(decision: Decision) -> TernaryLinear | None:
-    """The ternary layer of a decision, without a bias; None for one that stays dense."""
+    """The ternary layer of a decision, without a bias; None if the layer stays dense."""
     return decision.build.made if isinstance(decision.build, TernaryBuild) else None
 
 
@@ -59,15 +60,15 @@ def ternarize_weight(
     random: bool = False,
     moment: Tensor | None = None,
 ) -> Decision:
-    """Make one weight ternary: s T near to it, or T iid and s of its size.
+    """Make one weight ternary: s T close to the weight, or T iid and s of the weight's size.
 
     Args:
         name: Runtime name of the module.
         weight: Shape (out, in), on any device; it is not changed.
         settings: `sparsity` and `seed` are read.
         random: Draw T instead of rounding; s then gives the matrix the norm of the weight.
-        moment: Second moment of the inputs: the outputs, not the weight, are then approximated.
-            None where it was not measured.
+        moment: Second moment of the inputs; with it the outputs are approximated instead of the
+            weight. None if it was not measured.
 
     Returns:
         The plan with the layer; a weight with nan or inf, or of zeros only, stays dense.
@@ -91,20 +92,21 @@ def refit_weight(
     *,
     gain: float = 1.0,
 ) -> Decision:
-    """Fit a last layer to the outputs it should have: ridge, made ternary, scales and bias fitted.
+    """Fit a last layer to its dense outputs by ridge regression, and make the result ternary.
 
-    The ridge draws to the dense weight; to 0 where the layers before it are random.
+    The ridge draws the weight to the dense weight, or to 0 if the layers before it are random. The
+    scales and the bias are fitted last.
 
     Args:
         name: Runtime name of the module.
         weight: The dense weight, shape (out, in).
-        bias: Of the dense layer, shape (out,) or None.
+        bias: Bias of the dense layer, shape (out,) or None.
         settings: `sparsity` and `weights` are read.
-        seen: Its inputs in the compressed model with its outputs in the dense one.
-        gain: What its inputs have been multiplied with, beside all else that became of them.
+        seen: Sums over its inputs in the compressed model and its outputs in the dense one.
+        gain: The factor by which a step before the layer scaled its inputs.
 
     Returns:
-        The plan with the layer and what its bias gains.
+        The plan with the layer, and the shift of its bias.
     """
     prior = weight / gain if settings.weights == "trained" else torch.zeros_like(weight)
     fitted, moment, means = seen.solve(prior, bias=bias is not None)
@@ -127,15 +129,16 @@ def refit_weight(
 def matched_step(
     function: Callable[[Any], Any], *, mean: float, tau: float, step_tau: float
 ) -> dict[str, list[float]]:
-    """The one-level step that stands for an activation of N(mean, tau^2), its mean output kept.
+    """The one-level step for an activation of N(mean, tau^2); it keeps the mean output.
 
-    An odd activation is matched about 0, where one threshold does; others about the mean.
+    An odd activation is matched about 0, where one threshold is enough. Others are matched about
+    the mean.
 
     Args:
         function: The activation, on float64 arrays.
-        mean: Of its arguments, over samples and units.
+        mean: Mean of its arguments, over samples and units.
         tau: Their standard deviation in the dense model.
-        step_tau: That in the ternary model.
+        step_tau: Their standard deviation in the ternary model.
 
     Returns:
         `thresholds` and `heights`, as `StepActivation` takes them.
@@ -161,19 +164,19 @@ def matched_step(
 
 
 def check_varied(name: str, moment: Tensor) -> None:
-    """Refuse samples that are all alike.
+    """Refuse samples that are all equal.
 
     Args:
-        name: Of the layer.
+        name: Name of the layer.
         moment: Covariance, or second moment, of its inputs, shape (in, in).
 
     Raises:
-        ValueError: If it is zero.
+        ValueError: If the moment is zero.
     """
     if not moment.any():
         raise ValueError(
-            f"the inputs of {name!r} are the same in all calibration samples, which say nothing of "
-            "how they vary; pass a few hundred different ones"
+            f"the inputs of {name!r} are the same in all calibration samples, which does not show "
+            "how they vary; pass a few hundred different samples"
         )
 
 
@@ -204,7 +207,7 @@ def _bits(layer: TernaryLinear) -> int:
 def _approximate(
     layer: TernaryLinear, weight: Tensor, settings: CompressionSettings, moment: Tensor
 ) -> None:
-    """Choose scales for the outputs, and the entries too where their sparsity was left to us."""
+    """Fit the scales to the outputs, and also choose the entries if no sparsity is set."""
     ridged, signs = damped(moment, RIDGE).float(), layer.dense().sign().float()
     if settings.sparsity is None:
         chosen, layer.scale = descend(signs, layer.scale, weight, ridged)
@@ -221,7 +224,7 @@ def _rounded(weight: Tensor, settings: CompressionSettings) -> TernaryLinear:
 
 
 def _drawn(name: str, weight: Tensor, settings: CompressionSettings) -> TernaryLinear:
-    """Random signs, the same for one layer on any process, with one scale in every row."""
+    """Random entries, the same for a layer on every process, with the same scale in each row."""
     rows, columns = weight.shape
     sparsity = RANDOM_SPARSITY if settings.sparsity is None else settings.sparsity
     seed = int(layer_generator(settings.seed, name).integers(2**31))

@@ -1,6 +1,7 @@
-"""What the recipes share, in four rooms: `models`, `data`, `report` and `training`.
+"""Code that the recipes share, in four packages: `models`, `data`, `report` and `training`.
 
-A recipe runs as `python recipes/NAME.py`, which puts `recipes/` on the path, and imports from here:
-`from workbench.data.rows import ...`. Nothing in here runs on its own. Beside the rooms stands what
-every recipe needs: how it starts and ends, its settings, its processes, its files.
+`python recipes/NAME.py` puts `recipes/` on the path, so a recipe can import from here: `from
+workbench.data.rows import ...`. Nothing in this package runs on its own. The modules beside the
+four packages contain what every recipe needs: its start and end, its settings, its processes and
+its files.
 """

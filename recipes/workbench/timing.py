@@ -1,4 +1,4 @@
-"""What the recipes that measure speed and memory share: the machine, the clock, the peers."""
+"""Shared code of recipes that measure speed: options, machine, times and missing packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def timing_parser(text: str) -> argparse.ArgumentParser:
     """A parser whose help is the docstring of the recipe."""
     made = parser_of(text)
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure")
-    made.add_argument("--repeats", type=int, default=25, help="turns; medians are shown")
+    made.add_argument("--repeats", type=int, default=25, help="number of turns; medians are shown")
     made.add_argument("--embedded", action="store_true", help="small shapes, done in seconds")
     return made
 
@@ -45,7 +45,7 @@ def machine(device: str) -> str:
 
 
 def times(calls: Mapping[str, Call], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each call, all of them in turn, so that what else runs slows them alike."""
+    """Seconds of each call; calls run in turn, so that other programs slow them down equally."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + WARM):
         for name, call in calls.items():
@@ -59,7 +59,7 @@ def times(calls: Mapping[str, Call], repeats: int, device: str) -> dict[str, lis
 
 
 def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
-    """Median over the turns of each time over that of the base in the same turn."""
+    """Median over the turns of each time divided by that of the base in the same turn."""
     return {
         name: median(own / other for own, other in zip(column, seconds[base], strict=True))
         for name, column in seconds.items()

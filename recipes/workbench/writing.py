@@ -1,4 +1,4 @@
-"""Files and folders written whole: into a temporary sibling, which is then renamed.
+"""Writes complete files and folders: into a temporary sibling, which is then renamed.
 
 A run that is interrupted leaves the old file or the new one, never a part of either.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replaced(path: str | Path) -> Iterator[Path]:
-    """A temporary sibling of a file; it takes the file's place when the block ends well.
+    """A temporary sibling of a file; it replaces the file if the block ends without an error.
 
     Args:
         path: The file to write. Its folder is made if it does not exist.
@@ -43,15 +43,15 @@ def replaced(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
-    """A new empty sibling of a folder; it takes the folder's place when the block ends well.
+    """A new empty sibling of a folder; it replaces the folder if the block ends without an error.
 
-    A folder that stands in its place is removed afterwards, with all it holds. Use this for folders
-    that belong to the recipe alone.
+    The old folder is then removed with all its files. Use this only for folders that belong to the
+    recipe alone.
 
     Args:
         path: The folder to write.
-        keep: Whether this process writes. Of several processes one must, the others only get the
-            same path to pass on.
+        keep: Whether this process writes. If there are several processes, one of them must write;
+            the others only get the same path.
 
     Yields:
         The folder to write into. It is the same in all processes.
@@ -79,9 +79,9 @@ def replaced_folder(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def replaced_files(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
-    """A new empty sibling of a folder; its files move into the folder when the block ends well.
+    """A new empty sibling of a folder; its files move into the folder if the block has no error.
 
-    What else the folder holds stays there. Use this for a folder that the user named.
+    Other files of the folder stay there. Use this for a folder that the user named.
 
     Args:
         path: The folder to write into.
@@ -101,7 +101,7 @@ def replaced_files(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
         yield part
         files = [file for file in part.rglob("*") if file.is_file()]
         with _uninterrupted():
-            # weights before the config that describes them
+            # weights are moved before the config that describes them
             for file in sorted(files, key=lambda file: (file.name == "config.json", file)):
                 place = target / file.relative_to(part)
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def replaced_files(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block has ended; only the main thread receives it."""
+    """Ctrl-C and SIGTERM wait until the block has ended; only the main thread receives them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -130,7 +130,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def written(text: str, path: str | Path | None) -> str:
-    """The text itself, after writing it to the path, if there is one."""
+    """Write the text to the path, if there is one, and return the text."""
     if path is not None:
         write_text(path, text)
     return text
@@ -153,8 +153,8 @@ def write_figure(figure: Figure, folder: str | Path, name: str, *kinds: str) -> 
     """Write a figure into a folder, once for each kind of file.
 
     Args:
-        figure: What to write.
-        folder: Where to.
+        figure: The figure to write.
+        folder: The folder to write to.
         name: The file name without its ending.
         *kinds: Endings without the dot; default: svg and png.
     """

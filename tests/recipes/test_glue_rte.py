@@ -128,7 +128,7 @@ def test_unknown_tasks_and_columns_are_named(recipe: Any, tmp_path: Path) -> Non
     write_mrpc(tmp_path)
     with pytest.raises(SystemExit, match=r"--task must be one of rte, .*, got 'rt'"):
         recipe.splits_of(recipe.Arguments(), "rt", 0)
-    with pytest.raises(SystemExit, match=r"the data lack \['sentence'\]"):
+    with pytest.raises(SystemExit, match=r"the data lack the columns \['sentence'\]"):
         recipe.splits_of(recipe.Arguments(data_dir=str(tmp_path)), "sst2", 0)
 
 

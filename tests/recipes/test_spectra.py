@@ -144,7 +144,7 @@ def test_layers_that_pdb_loses_are_named_with_their_spread(tables: Any) -> None:
     distances |= {"PUB, BEMA": [0.2, 0.2], "PUB, kernel": [0.2, 0.2]}
     options = {"title": "a model", "kind": "vit", "shown": ["layer.0"]}
     text = tables.markdown(rows_of(tables, distances), left_out={"head": "zero"}, **options)
-    lost = text.split("not the least distance")[1]
+    lost = text.split("Layers on which PDB is not closer")[1]
     assert "| layer.1 | 0.300 | 0.000 | 0.200 | 0.200 | 2.00 | 1.00 |" in lost
     assert "| layer.0 |" not in lost
     assert "2 weights, 1 left out\n\n- head: zero" in text

@@ -16,7 +16,7 @@ from tests.report.samples import (
 
 @pytest.fixture
 def report() -> SpectralReport:
-    tail = "the spikes run away: 30 of 100 and rising"
+    tail = "the number of spikes keeps growing: 30 of 100"
     return spectral_report(
         {
             "encoder.layer.0.key": make_fit(spikes=(40.0, 30.0)),

@@ -65,5 +65,5 @@ def test_without_data_a_model_that_wants_more_says_what_to_pass(family: str) -> 
         model: Any = ResNetForImageClassification(ResNetConfig(**sizes, layer_type="basic"))
     else:
         model = other("t5")[0]
-    with pytest.raises(ValueError, match=r"made-up inputs.*pass calibration=batches"):
+    with pytest.raises(ValueError, match=r"dummy inputs.*pass calibration=batches"):
         compress(model, MATCHED)

@@ -1,1 +1,1 @@
-"""What models learn and are judged by: rows, images and vectors from files, the Hub or built in."""
+"""Data for training and evaluation: rows, images and vectors, from files, the Hub or built in."""

@@ -16,7 +16,7 @@ from datasets import Dataset
 
 @dataclass(frozen=True)
 class Task:
-    """Where the texts of a task stand, and how long it is trained unless the user says so."""
+    """The text columns of a task, its defaults for training, its Hub data and published results."""
 
     texts: tuple[str, ...]
     epochs: float = 3
@@ -50,23 +50,23 @@ TASKS = {
     ),
 }
 COLUMNS = {"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"}
-"""MRPC's file names its columns otherwise; the label is its first."""
+"""The file of MRPC has other column names, with the label first."""
 DEV = ("dev", "validation", "validation_matched")
 
 
 @dataclass
 class DataArguments:
-    """Which rows are read, and what becomes of them."""
+    """Which rows are read, and how they are used."""
 
     task: list[str] = field(default_factory=lambda: ["rte"], metadata={"help": ", ".join(TASKS)})
     data_dir: str | None = field(default=None, metadata={"help": "folder with local files"})
     max_length: int | None = field(default=None, metadata={"help": "tokens; default by task"})
     max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
     selection_samples: int = field(
-        default=1000, metadata={"help": "training rows kept back to choose, a tenth at most"}
+        default=1000, metadata={"help": "training rows kept back for choices, at most a tenth"}
     )
     heldout_samples: int = field(
-        default=0, metadata={"help": "training rows kept back as one more test, labels clean"}
+        default=0, metadata={"help": "training rows kept back as one more test, with clean labels"}
     )
     label_noise: float = field(default=0.0, metadata={"help": "share of labels to shuffle"})
 
@@ -74,7 +74,7 @@ class DataArguments:
 def splits_of(
     arguments: DataArguments, task: str, seed: int
 ) -> tuple[dict[str, Dataset], list[str]]:
-    """Rows with texts and labels: train, selection, dev and what else there is to test on."""
+    """Rows with texts and labels: train, selection, dev and further tests; names of the labels."""
     raw = entailment() if task == "embedded" else read_task(arguments, task)
     labels = sorted({str(label) for label in raw["train"]["label"]})
     splits = {name: numbered(rows, labels) for name, rows in raw.items()}
@@ -118,11 +118,11 @@ def read_task(arguments: DataArguments, task: str) -> dict[str, Dataset]:
 
 
 def headless(file: Path, spec: Task) -> list[str] | None:
-    """Names for the columns of a file whose first line is a row and no header.
+    """Names for the columns of a file whose first line is a row and not a header.
 
-    A file without a header has the columns of the task: its texts, then the label. Its first line
-    is a row if it holds none of their names and its last field is a number, or a word that is a
-    label of further lines too.
+    A file without a header has the columns of the task: its texts, then the label. The first line
+    is a row if it has as many fields as these columns, holds none of their names, and ends with a
+    number or with the label of another line.
 
     Args:
         file: Rows of a task.
@@ -132,7 +132,7 @@ def headless(file: Path, spec: Task) -> list[str] | None:
         The names; None if the first line is a header.
 
     Raises:
-        SystemExit: If the first line holds no name of the task and is no such row either.
+        SystemExit: If the first line is neither a header nor such a row.
     """
     first, *further = first_lines(file)
     known = {*spec.texts, spec.label, *COLUMNS}
@@ -156,7 +156,9 @@ def columns_of(rows: Dataset, spec: Task) -> Dataset:
     names = dict(zip((*spec.texts, spec.label), ("text", "text2")[: len(spec.texts)], strict=False))
     names[spec.label] = "label"
     if missing := set(names) - set(rows.column_names):
-        raise SystemExit(f"the data lack {sorted(missing)}; they hold {rows.column_names}")
+        raise SystemExit(
+            f"the data lack the columns {sorted(missing)}; they have {rows.column_names}"
+        )
     rows = rows.select_columns(list(names))
     return rows.rename_columns({old: new for old, new in names.items() if old != new})
 

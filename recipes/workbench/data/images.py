@@ -27,20 +27,25 @@ HUB = {
 
 @dataclass
 class DataArguments:
-    """Which images are read, and what becomes of them."""
+    """Which images are read, and how they are used."""
 
     task: str = field(default="dtd", metadata={"help": f"from the Hub: {', '.join(HUB)}"})
     data_dir: str | None = field(
-        default=None, metadata={"help": "folder of classes, or of train and test, or .npz file"}
+        default=None,
+        metadata={
+            "help": "folder with a sub-folder for each class, or with train and test; or an .npz "
+            "file"
+        },
     )
     test_share: float = field(
-        default=0.2, metadata={"help": "of each class, to test on, where the data have no test"}
+        default=0.2,
+        metadata={"help": "share of each class to test on, if the data have no test split"},
     )
     image_size: int | None = field(default=None, metadata={"help": "default: the model's own"})
     embedded: bool = field(default=False, metadata={"help": "built-in digits, small ViT, no Hub"})
     max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
     selection_samples: int = field(
-        default=1000, metadata={"help": "training images kept back to choose, a fifth at most"}
+        default=1000, metadata={"help": "training images kept back for choices, at most a fifth"}
     )
 
 
@@ -77,11 +82,12 @@ def from_folder(folder: Path, test_share: float) -> DatasetDict:
     """Images in folders: one for each class, or train and test with one for each class.
 
     Args:
-        folder: Where they are.
+        folder: The folder of the images.
         test_share: Share of each class to test on, if there are no folders train and test.
 
     Returns:
-        The splits train and test. Plain class folders give the same ones at each call.
+        The splits train and test. Class folders without train and test are split in the same way at
+        each call.
 
     Raises:
         SystemExit: If there is no such folder, it holds fewer than two classes, one of train and
@@ -94,8 +100,8 @@ def from_folder(folder: Path, test_share: float) -> DatasetDict:
     if len(own) == 1:
         missing = {"train", "test"} - own
         raise SystemExit(
-            f"{folder} has {own.pop()} and no {missing.pop()}; add it, or move the "
-            "folders of the classes up for a split by --test_share"
+            f"{folder} has {own.pop()} but no {missing.pop()}; add it, or move the class folders "
+            "one level up, so that --test_share splits them"
         )
     if own:
         splits = load_dataset("imagefolder", data_dir=str(folder))
@@ -109,7 +115,7 @@ def from_folder(folder: Path, test_share: float) -> DatasetDict:
 
 
 def class_images(folder: Path, names: Sequence[str]) -> Dataset:
-    """The images below one sub-folder for each class, whatever the classes are called."""
+    """The images in one sub-folder for each class; the classes may have any names."""
     endings = registered_extensions()
     files = {
         name: sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in endings)
@@ -127,16 +133,16 @@ def split_classes(rows: Dataset, test_share: float, *, seed: int = 0) -> Dataset
     """Train and test with the same share of each class.
 
     Args:
-        rows: With a column label of class labels.
-        test_share: Share of each class to test on, in (0, 1). At least one image of each class
-            goes to either split.
-        seed: Of the choice.
+        rows: Rows with a column `label` of class labels.
+        test_share: Share of each class to test on, in (0, 1). Each split gets at least one image of
+            each class.
+        seed: Seed of the random choice.
 
     Returns:
         The two splits.
 
     Raises:
-        SystemExit: If the share is no such number or a class has fewer than two images.
+        SystemExit: If the share lies outside of (0, 1), or a class has fewer than two images.
     """
     if not 0 < test_share < 1:
         raise SystemExit(f"--test_share must lie between 0 and 1, got {test_share:g}")
@@ -168,7 +174,7 @@ def digits() -> tuple[np.ndarray, ...]:
 
 
 def from_arrays(train_x: Any, train_y: Any, test_x: Any, test_y: Any) -> DatasetDict:
-    """Arrays of shape (images, height, width[, 3]) in uint8, labels as numbers."""
+    """Splits of arrays of shape (images, height, width[, 3]) in uint8, with labels as numbers."""
     names = [str(label) for label in range(int(train_y.max()) + 1)]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
     parts = {"train": (train_x, train_y), "test": (test_x, test_y)}
@@ -182,7 +188,7 @@ def from_arrays(train_x: Any, train_y: Any, test_x: Any, test_y: Any) -> Dataset
 
 
 def pixels(rows: Dataset, processor: Any) -> Dataset:
-    """The same rows, their images read as pixels for the model."""
+    """The same rows, with images that are read as pixels for the model."""
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
         images = [image.convert("RGB") for image in batch["image"]]
@@ -192,7 +198,7 @@ def pixels(rows: Dataset, processor: Any) -> Dataset:
 
 
 def collator_of(model: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """Makes batches; some models interpolate their position embeddings only if they are told."""
+    """A function that makes batches, with interpolated position embeddings if the model can."""
     told = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def read_rows(path: str | Path, *, columns: Sequence[str] | None = None) -> data
     """Rows of a local file.
 
     Args:
-        path: A .tsv file as GLUE has it, without quoting, or .csv, .json or .jsonl.
+        path: A .tsv file without quoting, as in GLUE, or a .csv, .json or .jsonl file.
         columns: Names of the columns of a .tsv or .csv file without a header; None if its first
             line is a header.
 
@@ -26,7 +26,7 @@ def read_rows(path: str | Path, *, columns: Sequence[str] | None = None) -> data
         The rows.
 
     Raises:
-        ValueError: If the ending is another one.
+        ValueError: If the file has another ending.
     """
     path = Path(path)
     if path.suffix in (".json", ".jsonl"):
@@ -63,20 +63,21 @@ def find_file(folder: str | Path, *names: str) -> Path:
             if (found := Path(folder) / (name + ending)).exists():
                 return found
     raise FileNotFoundError(
-        f"{str(folder)!r} holds no {' or '.join(names)} as .tsv, .csv, .json or .jsonl"
+        f"{str(folder)!r} holds no file {' or '.join(names)} with the ending .tsv, .csv, .json or "
+        ".jsonl"
     )
 
 
 @contextmanager
 def needs_hub(name: str, local: str = LOCAL_OPTIONS) -> Iterator[None]:
-    """Ends the program with one message where the Hub cannot give what is loaded inside."""
+    """End the program with one message if the Hub cannot provide what is loaded inside."""
     try:
         yield
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise SystemExit(
-            f"{name!r} is not on this machine and the Hub did not give it: {reason[0]}\n"
-            f"Without the Hub: --embedded (small built-in data and model), or {local}."
+            f"{name!r} is not on this machine and could not be loaded from the Hub: "
+            f"{reason[0]}\nWithout the Hub: --embedded (small built-in data and model), or {local}."
         ) from error
 
 

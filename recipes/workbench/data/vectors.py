@@ -1,4 +1,4 @@
-"""Images, or what a pretrained model sees in them, as centred vectors of equal norm."""
+"""Images, or their features in a pretrained model, as centred vectors of equal norm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH = 50
 
 
 class Split(NamedTuple):
-    """Vectors and one-hot labels: to fit on, to choose on, to test on."""
+    """Vectors and one-hot labels, in three parts: to fit on, to choose on and to test on."""
 
     name: str
     train: Rows
@@ -31,7 +31,7 @@ class Split(NamedTuple):
 
 
 def read_splits(arguments: argparse.Namespace) -> Split:
-    """The data that the options name, of norm sqrt p for networks to be trained.
+    """The data that the options name, with norm 1, or sqrt p if networks are trained on them.
 
     Args:
         arguments: The recipe's options.
@@ -47,7 +47,7 @@ def read_splits(arguments: argparse.Namespace) -> Split:
     kept = order[: min(arguments.selection_samples, len(order) // 5)]
     train = order[len(kept) :]
     flat = images.train_x.flatten(1), images.test_x.flatten(1)
-    mean = flat[0][train].mean(0).half().float()  # kept in 16 bits with every network
+    mean = flat[0][train].mean(0).half().float()  # rounded to the 16 bits in which it is stored
 
     size = mean.numel() ** 0.5 if arguments.trained else 1.0
 
@@ -65,7 +65,7 @@ def read_splits(arguments: argparse.Namespace) -> Split:
 
 
 def class_tokens(images: Images, arguments: argparse.Namespace) -> Images:
-    """The same images as a model's class tokens, kept in the output folder."""
+    """The class tokens of a model for the same images; they are saved in the output folder."""
     file = Path(arguments.output_dir) / "features.pt"
     if file.exists():
         return Images(*torch.load(file))

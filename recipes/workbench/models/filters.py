@@ -1,4 +1,4 @@
-"""Filtered copies of a model: its noise removed by one method."""
+"""Filtered copies of a model, with the noise removed by one method."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import hf_rmt
 from hf_rmt import RMTConfig
 
 UPDATE, RANKS, HEAD = "update", "ranks", "ntk"
-"""Methods that are more than a method of `RMTConfig` on whole weights."""
+"""Methods that do more than apply a method of `RMTConfig` to whole weights."""
 LAYERS = "-layers"
-"""Ends the name of a row whose share is found by `hf_rmt.search`, for each layer by itself."""
+"""Suffix of rows whose share is found by `hf_rmt.search`, for each layer separately."""
 BLOCKS = r".*\.\d+\..*"
-"""Names of what lies in a numbered block, as the other methods have it."""
+"""Pattern of the names in numbered blocks, which the other methods also filter."""
 
 
 class Filtered(NamedTuple):
@@ -24,9 +24,9 @@ class Filtered(NamedTuple):
 
     Attributes:
         model: The copy.
-        kept: The share that is left of what was filtered: of its parameters, or of the bits of a
-            ternary head.
-        whole: Names of the layers that the method was asked to filter and left as they were.
+        kept: The share that is left of the filtered layers: of their parameters, or of the bits of
+            a ternary head.
+        whole: Names of the layers that the method should filter but left unchanged.
     """
 
     model: Any
@@ -42,19 +42,19 @@ def filtered(
     calibration: Sequence[Any] = (),
     **options: Any,
 ) -> Filtered:
-    """A copy of the tuned model whose noise one method has removed.
+    """A copy of the tuned model after one method has removed its noise.
 
     Args:
         tuned: The model, not changed.
         base: The model that its training began with.
         method: Name of the method, one of `TITLES` in `method_rows`.
-        removed: Share of the noise directions to remove; of shared ranks, share of parameters;
-            of a row that is filtered layer by layer, a share for each layer.
+        removed: Share of the noise directions to remove. For shared ranks it is the share of the
+            parameters; for a row that is filtered layer by layer, a share for each layer.
         calibration: Batches of the model's arguments, for a ternary head.
         **options: Further options of `RMTConfig`, for methods that look at a spectrum.
 
     Returns:
-        The copy, and what is left.
+        The copy, and the share that is left.
     """
     model = copy.deepcopy(tuned)
     if isinstance(removed, Mapping):
@@ -90,7 +90,7 @@ def filtered(
 
 
 def search_config(method: str, **options: Any) -> RMTConfig:
-    """The config of a search; whatever is told a rank starts from one direction a layer."""
+    """The config of a search; a method that needs a rank starts with one direction per layer."""
     law = method.removesuffix(LAYERS)
     ranks = {"rank": 1} if law == "svd" else {}
     return RMTConfig(method=law, noise="drop", **ranks, **options)

@@ -1,4 +1,4 @@
-"""Hidden layers of random weights, dense, ours and the heuristics'; bits of weights and values."""
+"""Hidden layers with random weights: dense, ours and heuristic ones; bits of weights and values."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ BEYOND_ONE = 0.31731050786291415
 
 @dataclass(frozen=True)
 class Method:
-    """What the hidden layers are made of.
+    """The weights and activations of the hidden layers.
 
     Args:
         weights: `gaussian`, `ternary`, `zeroed` (uniformly) or `pruned` (by magnitude).
         sparsity: Share of zero weights.
-        activation: `relu`, `exact`, `one level` or `naive`, 1{|x| > 1}.
+        activation: `relu`, `exact`, `one level`, or `naive`, which is 1{|x| > 1}.
     """
 
     weights: str
@@ -37,7 +37,7 @@ class Method:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the theorem vouches for weights and activation."""
+        """Whether the theorem covers the weights and the activation."""
         return self.weights == "ternary" and self.activation != "relu"
 
 
@@ -66,7 +66,7 @@ class Hidden(nn.Module):
 
 
 class CentredRelu(nn.Module):
-    """max(x, 0) less its mean."""
+    """max(x, 0) minus its mean."""
 
     def __init__(self, mean: float) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ def hidden_layers(method: Method, sizes: Sequence[int], seed: int) -> nn.Sequent
     """The random layers of a method, for inputs of norm 1.
 
     Args:
-        method: What they are made of.
-        sizes: Widths, that of the input first.
-        seed: Of the weights.
+        method: Their weights and activations.
+        sizes: Widths, beginning with that of the input.
+        seed: Seed of the weights.
     """
     steps = match_network(["relu"] * (len(sizes) - 1), tau=1.0, levels=None)
     layers = []
@@ -93,9 +93,10 @@ def hidden_layers(method: Method, sizes: Sequence[int], seed: int) -> nn.Sequent
 
 
 def activation_of(method: Method, step: MatchedStep) -> nn.Module:
-    """The centred activation of a layer in which `step` would be exact.
+    """The centred activation of a layer; `step` is the exact step for the layer.
 
-    The naive one is scaled to variance 1, so that the next layer's arguments have it again.
+    The naive activation is scaled to variance 1, so that the arguments of the next layer also have
+    variance 1.
     """
     if method.activation == "relu":
         return CentredRelu(step.target.m0)
@@ -151,7 +152,7 @@ def weight_bits(linear: nn.Module) -> tuple[int, int]:
 
 
 def huffman(content: bytes) -> bytes:
-    """The bytes with a code word for each value, as short as its share of the bytes allows."""
+    """The bytes in Huffman code, in which more frequent values have shorter code words."""
     coder = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
     return coder.compress(content) + coder.flush()
 

@@ -24,13 +24,13 @@ Variants = dict[str, Any]
 def peers(
     model: nn.Module, compressed: nn.Module, batch: Mapping[str, Tensor], variants: Variants
 ) -> Iterator[str]:
-    """Add the models of what is installed; yields a note for what is not.
+    """Add the models of installed libraries, and yield a note for each one that does not work.
 
     Args:
         model: The dense model on its device; it is not changed.
         compressed: The same model as this package stores it.
-        batch: Arguments of the model, at least two rows, for what has to be traced.
-        variants: Models by their label, which are added to.
+        batch: Arguments of the model, with at least two rows, for libraries that trace the model.
+        variants: Models by label; the new models are added here.
     """
     if next(model.parameters()).device.type == "cpu":
         with warnings.catch_warnings():
@@ -94,9 +94,9 @@ def _quanto(model: nn.Module, variants: Variants) -> Iterator[str]:
 def _onnxruntime(
     model: nn.Module, compressed: nn.Module, batch: Mapping[str, Tensor], variants: Variants
 ) -> Iterator[str]:
-    """The dense model, the same with dynamic int8 products, and ours, each as an ONNX file."""
+    """Add the dense model, the same with dynamic int8 products, and ours, each as an ONNX file."""
     if missing("onnxscript"):
-        yield "onnxscript not installed, which writes ONNX files"
+        yield "onnxscript, which writes ONNX files, is not installed"
         return
     from onnxruntime.quantization import quantize_dynamic
 
@@ -111,7 +111,7 @@ def _onnxruntime(
 
 
 def _export(model: nn.Module, batch: Mapping[str, Tensor], path: Path) -> None:
-    """Write a model for every batch size, and every length of its texts."""
+    """Write a model that takes every batch size, and texts of up to 512 tokens."""
     model = copy.deepcopy(model).cpu()
     model.set_attn_implementation("eager")  # type: ignore[operator]
     rows, length = torch.export.Dim("rows"), torch.export.Dim("length", max=512)
@@ -129,7 +129,7 @@ def _export(model: nn.Module, batch: Mapping[str, Tensor], path: Path) -> None:
 
 
 class OnnxModel:
-    """An ONNX file that is called as the model it was made from, on one thread of the CPU.
+    """An ONNX file that is called like its original model, on one thread of the CPU.
 
     Args:
         path: The file, which is not needed afterwards.

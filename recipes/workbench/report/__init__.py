@@ -1,1 +1,1 @@
-"""What is shown: rows of methods, tables, figures, and how far the differences can be trusted."""
+"""Results of the recipes: rows of methods, tables, figures, and intervals of the differences."""

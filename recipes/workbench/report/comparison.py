@@ -1,4 +1,4 @@
-"""Figures that hold several laws of one spectrum, or several methods, beside each other."""
+"""Figures that compare several laws of one spectrum, or several methods."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 VIEW = 1.2
 """A spectrum is drawn up to this many times the largest edge."""
 TALLEST = 2.0
-"""The ordinate reaches this many times the highest bar, which leaves room for a note."""
+"""The vertical axis ends at this many times the highest bar, which leaves room for a note."""
 FLOOR = 0.5
-"""A logarithmic one begins at the height of half an eigenvalue in a bin."""
+"""A logarithmic vertical axis begins at the height of half an eigenvalue in a bin."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
-"""Lines are told apart by their dashes as well as by their colours."""
+"""Lines differ in their dashes as well as in their colours."""
 EDGE: dict[str, Any] = {"ls": "", "marker": "|", "markersize": 9, "markeredgewidth": 1.6}
 RANGE = (0.1, 0.9)
-"""Quantiles over the layers between which a range is drawn."""
+"""A range is drawn between these quantiles over the layers."""
 SPREAD = 0.6
-"""How far the marks of several methods are spread, in units of the distance of two groups."""
+"""Width over which the marks of several methods are spread, in units of the distance of groups."""
 REASON_WIDTH = 24
 """Characters of a reason that fit into a panel."""
 Laws = Mapping[str, "SpectrumFit"]
-"""By method, what it makes of one spectrum."""
+"""The fits of one spectrum by method."""
 
 
 def laws_figure(
@@ -57,15 +57,15 @@ def laws_figure(
 ) -> Figure:
     """The laws of several methods over the histogram of the same eigenvalues, layer by layer.
 
-    The histogram has area 1 over the whole spectrum, each law the area of its own noise. Marks
-    at the foot are the edges beyond which each method sees signal. Over eigenvalues the ordinate
-    is logarithmic: the density of a square weight has a pole at 0.
+    The histogram has area 1 over the whole spectrum; each law has the area of its own noise. Marks
+    at the bottom are the edges above which each method finds signal. Over eigenvalues the vertical
+    axis is logarithmic, because the density of a square weight has a pole at 0.
 
     Args:
         layers: Titles of the panels, and for each the fits by method, the most important first.
         title: Text above the figure.
         square_root: Draw over singular values, not eigenvalues.
-        dark: Draw on a dark ground.
+        dark: Draw on a dark background.
         columns: Panels in a row.
 
     Returns:
@@ -98,13 +98,13 @@ def distribution_figure(
     title: str = "",
     dark: bool = False,
 ) -> Figure:
-    """How a quantity is spread over the layers: for each method the share that stays below it.
+    """The distribution of a quantity over the layers, as a cumulative share for each method.
 
     Args:
         values: By method, one value for each layer.
         label: Name of the quantity, with its unit.
         title: Text above the figure.
-        dark: Draw on a dark ground.
+        dark: Draw on a dark background.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -114,7 +114,9 @@ def distribution_figure(
         ValueError: If there is no value.
     """
     if not values or not all(np.size(each) for each in values.values()):
-        raise ValueError("every method needs at least one value; leave out those without")
+        raise ValueError(
+            "every method needs at least one value; leave out the methods without values"
+        )
     with styled(dark=dark) as colours:
         figure = new_figure(4.8, 3.4, dark=dark)
         axes = figure.subplots()
@@ -142,11 +144,11 @@ def ranges_figure(
     """Median over the layers and the range from 10 to 90 %, by group and method, panel by panel.
 
     Args:
-        panels: By title, and there by method, values of shape (layers, groups), positive.
+        panels: By title and then by method, positive values of shape (layers, groups).
         groups: Names of the groups.
         label: Name of the quantity, with its unit.
         title: Text above the figure.
-        dark: Draw on a dark ground.
+        dark: Draw on a dark background.
 
     Returns:
         A `matplotlib.figure.Figure` with a logarithmic ordinate.
@@ -201,7 +203,7 @@ def _draw_laws(axes: Axes, fits: Laws, colours: Palette, *, square_root: bool) -
 def _draw_histogram(
     axes: Axes, values: NDArray[np.float64], limit: float, colours: Palette
 ) -> tuple[float, float]:
-    """Bars of area 1 over all values, those up to the limit seen; one value's height, the top."""
+    """Draw bars up to a limit, of area 1 over all values; return one value's and the top height."""
     shown = values[values <= limit]
     wanted = len(np.histogram_bin_edges(shown, "fd")) - 1
     bins = np.linspace(0.0, limit, int(np.clip(wanted, *BINS)) + 1).tolist()
@@ -228,7 +230,7 @@ def _draw_edge(axes: Axes, edge: float, colour: str) -> None:
 
 
 def _note(axes: Axes, distances: list[str], beyond: int) -> None:
-    """Kolmogorov distances by method, and how much is not seen."""
+    """Write the Kolmogorov distances by method, and the number of values beyond the axis."""
     text = "\n".join(distances + ([f"{beyond} further out"] if beyond else []))
     place: dict[str, Any] = {"ha": "right", "va": "top", "transform": axes.transAxes}
     axes.text(0.99, 1.0, text, fontsize=SMALL_FONT - 1, linespacing=1.1, **place)

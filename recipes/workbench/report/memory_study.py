@@ -1,4 +1,4 @@
-"""What recipes that plot a metric over memory share: finished runs, and the figure."""
+"""Finished runs and the figure, for recipes that plot a metric against memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MEGABIT = 1e6
 
 FENCE = 3.0
-"""Values further than this many interquartile ranges from the quartiles lie beyond the axis."""
+"""Values more than this many interquartile ranges from the quartiles are left beyond the axis."""
 MARGIN = 0.05
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
@@ -31,8 +31,8 @@ class Finished:
     """The finished runs of a folder, which are not made again.
 
     Args:
-        folder: Where they are kept; made if it does not exist.
-        setting: What all of them share. A folder with another setting is refused.
+        folder: The folder of the runs; it is made if it does not exist.
+        setting: The setting that all runs share. A folder with another setting is refused.
     """
 
     def __init__(self, folder: str | Path, setting: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ class Finished:
         self._file, self._setting = self.folder / "runs.json", dict(setting)
         content = json.loads(self._file.read_text()) if self._file.exists() else {}
         if content and content["setting"] != self._setting:
-            raise SystemExit(f"{folder} holds another setting; pass another --output_dir")
+            raise SystemExit(f"{folder} holds runs with another setting; pass another --output_dir")
         self.rows: dict[str, dict[str, Any]] = content.get("rows", {})
 
     def add(self, key: str, row: Mapping[str, Any]) -> None:
@@ -56,14 +56,14 @@ def draw_curves(
 ) -> Figure:
     """A metric against a size on a logarithmic axis, one line for each method.
 
-    A run that failed would squash all others into a line. Values far from the rest are therefore
-    left beyond the axis; an arrow with the value stands at its edge.
+    A failed run would compress the curves of all others into a line. So values far from the rest
+    are left beyond the axis, and an arrow with the value is drawn at its edge.
 
     Args:
-        panels: By label of the horizontal axis, the curves; the same methods in each.
+        panels: The curves, by label of the horizontal axis; each panel has the same methods.
         metric: Label of the vertical axis.
         title: Text above the figure.
-        dark: Draw on a dark ground.
+        dark: Draw on a dark background.
 
     Returns:
         The figure.
@@ -98,10 +98,10 @@ def draw_curves(
 
 
 def visible(values: Sequence[float]) -> tuple[float, float]:
-    """The range of an axis: all values, but those that lie far from the others.
+    """The range of an axis: all values, except those that lie far from the others.
 
     Args:
-        values: What is drawn.
+        values: The values that are drawn.
 
     Returns:
         Lower and upper end, a little beyond the values.

@@ -18,12 +18,12 @@ import numpy as np
 from accelerate import PartialState
 
 TUNED, TRAINED = "base (fine-tuned)", "base (trained from nothing)"
-"""What the base is called in tables and figures."""
+"""Names of the base in tables and figures."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A task (and split) of the table: its rows by seed, and what was published for it."""
+    """A task (and split) of the table: its rows by seed, and its published accuracies by method."""
 
     name: str
     split: str
@@ -34,19 +34,19 @@ class Column:
 def column_of(
     task: str, split: str, seeds: Sequence[Mapping[str, Any]], published: Mapping[str, float]
 ) -> Column:
-    """The column of a split; what was published belongs to dev alone."""
+    """The column of a split; the published accuracies belong to dev alone."""
     return Column(f"{task} {split}", split, seeds, published if split == "dev" else {})
 
 
 def results_table(
     columns: Sequence[Column], methods: Sequence[str], *, base_title: str = TUNED, **about: Any
 ) -> ResultsTable:
-    """The table of all tasks, every row against the base by the paired bootstrap.
+    """The table of all tasks; every row is compared with the base by the paired bootstrap.
 
     Args:
-        columns: Of the table.
-        methods: Rows beside the base.
-        base_title: What the base is called.
+        columns: Columns of the table.
+        methods: Rows in addition to the base.
+        base_title: Name of the base.
         **about: Title and notes of the table.
 
     Returns:
@@ -77,7 +77,7 @@ def results_table(
 
 
 def save_results(folder: Path, table: ResultsTable, columns: Sequence[Column]) -> None:
-    """Tables, figures, and for each task the curves of the selection split."""
+    """Save the tables, the figures, and for each task the curves of the selection split."""
     if not PartialState().is_main_process:
         return
     save_table(table, folder)
@@ -101,7 +101,7 @@ def save_results(folder: Path, table: ResultsTable, columns: Sequence[Column]) -
 
 
 def mean_curve(seeds: Sequence[Mapping[str, Any]], method: str) -> list[tuple[float, float]]:
-    """Mean selection accuracy over the seeds, where all have the share removed."""
+    """Mean selection accuracy over the seeds, at each removed share that all seeds have."""
     curves = [dict(map(tuple, rows[method]["curve"])) for rows in seeds]
     return [
         (removed, float(np.mean([curve[removed] for curve in curves])))
@@ -116,12 +116,12 @@ def save_best(
     """Save the filtered model that is best on the selection split.
 
     Args:
-        folder: Where to.
+        folder: The folder to save to.
         seeds: The rows by seed.
-        models: The tuned model and its base, given the position of the seed.
+        models: Returns the tuned model and its base, given the position of the seed.
 
     Returns:
-        What it is, in words.
+        A description of the model.
     """
     candidates = [
         (dict(map(tuple, row["curve"]))[row["removed"]], -place, method)
@@ -136,8 +136,8 @@ def save_best(
     if PartialState().is_main_process:
         model.save_pretrained(folder)
     what = (
-        f"{TITLES[method]}: {removed:.0%} removed, {kept:.1%} of the parameters left in what was "
-        f"filtered; accuracy {accuracy:.4f} on the selection split"
+        f"{TITLES[method]}: {removed:.0%} removed, {kept:.1%} of the parameters left in the "
+        f"filtered layers; accuracy {accuracy:.4f} on the selection split"
     )
     return what
 

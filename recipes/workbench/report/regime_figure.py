@@ -56,7 +56,7 @@ def regime_figure(points: Sequence[Point], *, title: str = "", dark: bool = Fals
     Args:
         points: The cells that are done.
         title: Text above the figure.
-        dark: Draw on a dark ground.
+        dark: Draw on a dark background.
 
     Returns:
         A `matplotlib.figure.Figure`.

@@ -1,4 +1,4 @@
-"""Figures of results: differences to a base with intervals, and curves over what is removed."""
+"""Figures of results: differences to a base with intervals, and curves over the removed share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PERCENT = (-2.0, 102.0)
-"""The axis of a share shows all of it, and the markers at its ends."""
+"""The axis of a share in percent, with room for the markers at 0 and 100."""
 HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markersize": 5, "ls": ""}
 
 
@@ -33,7 +33,7 @@ def difference_figure(table: ResultsTable, *, dark: bool = False) -> Figure:
 
     Args:
         table: The results.
-        dark: Draw on a dark ground.
+        dark: Draw on a dark background.
 
     Returns:
         A `matplotlib.figure.Figure`; hollow markers are the published differences.
@@ -75,12 +75,12 @@ def curve_figure(
 
     Args:
         curves: By method, points (fraction removed in [0, 1], metric).
-        base: The metric with nothing removed, drawn as a level; None draws none.
+        base: The metric with nothing removed, drawn as a horizontal line; None for no line.
         marked: By method, the fractions at which some layers without signal stay whole. Their
             markers are hollow, and the legend says so.
-        metric: Label of its axis, with its unit if it has one.
+        metric: Label of the axis of the metric, with its unit if it has one.
         title: Text above the figure.
-        dark: Draw on a dark ground.
+        dark: Draw on a dark background.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -120,11 +120,11 @@ def curve_figure(
 def save_table(table: ResultsTable, folder: str | Path) -> Path:
     """Write results.md, .csv, .json, and the figure of the differences as .svg and .png.
 
-    The texts come first: they are there even if matplotlib is missing.
+    The texts are written first, so they exist even if matplotlib is missing.
 
     Args:
         table: The results.
-        folder: Where to; made if it does not exist.
+        folder: The folder to write to; it is made if it does not exist.
 
     Returns:
         The folder.

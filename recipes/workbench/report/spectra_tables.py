@@ -17,15 +17,15 @@ POPULATIONS = {
     "PDB's noise": "law of the bulk against the noise eigenvalues that PDB finds",
     "BEMA's noise": "law of the bulk against the noise eigenvalues that BEMA finds",
     "whole": "law with its recovered spikes against all eigenvalues",
-    "as published": "law of the bulk without spikes against all eigenvalues, as the published "
-    "tables have it",
+    "as published": "law of the bulk without spikes against all eigenvalues, as in the published "
+    "tables",
 }
 BULKS = tuple(POPULATIONS)[:3]
 FINDERS = {"PDB's noise": "PDB", "BEMA's noise": "PUB, BEMA"}
-"""Whose noise it is, where it is not the method's own."""
+"""The method that found the noise, if it is not the method itself."""
 PUBLISHED_WAY = "as published"
 CLEAR = 0.75
-"""What separates two methods has one of them closer on at least this share of the layers."""
+"""A quantity separates two methods if one is closer on at least this share of the layers."""
 PUBLISHED_MOMENTS = {
     "bert": {
         "PUB, BEMA": (0.59, 0.69, 1.02),
@@ -72,7 +72,7 @@ def _by_method(rows: Rows, population: str) -> Iterator[tuple[str, Rows]]:
 
 
 def quantities(rows: Rows, population: str) -> dict[str, dict[str, np.ndarray]]:
-    """By name, and there by method, what is the better the smaller it is, shape (layers,)."""
+    """By name and then by method, quantities for which smaller is better, shape (layers,)."""
     wrong = {method: np.abs(each) for method, each in errors(rows, population).items()}
     found = {"distance": distances(rows, population)} if population in BULKS else {}
     for k in ORDERS:
@@ -81,7 +81,7 @@ def quantities(rows: Rows, population: str) -> dict[str, dict[str, np.ndarray]]:
 
 
 def summary(rows: Rows) -> list[dict[str, Any]]:
-    """For every population and quantity the medians, and on which share of layers PDB is closer."""
+    """Medians for every population and quantity, and the share of layers on which PDB is closer."""
     lines = []
     for population in POPULATIONS:
         for name, values in quantities(rows, population).items():
@@ -98,7 +98,7 @@ def summary(rows: Rows) -> list[dict[str, Any]]:
 
 
 def verdict(line: Mapping[str, Any]) -> str:
-    """Whether a quantity tells PDB from both forms of PUB."""
+    """Whether a quantity separates PDB from both forms of PUB."""
     shares = [line[f"closer_than_{method}"] for method in PUB]
     if min(shares) >= CLEAR:
         return "PDB closer"
@@ -108,7 +108,7 @@ def verdict(line: Mapping[str, Any]) -> str:
 def markdown(
     rows: Rows, *, title: str, kind: str, shown: Sequence[str], left_out: Mapping[str, str]
 ) -> str:
-    """All tables, each with how to read it."""
+    """All tables, each with an explanation."""
     count = len({row["layer"] for row in rows})
     parts = [
         f"# Laws of the noise: {title}",
@@ -136,8 +136,9 @@ def _distance_part(rows: Rows) -> list[str]:
         "## Kolmogorov distance of the bulk",
         markdown_table(table),
         "Median over the layers (90 % of them lie below the number in brackets). A method that "
-        "calls more eigenvalues signal has less noise to describe; the last two columns judge "
-        "all laws by the same eigenvalues, which costs a law whose noise reaches further.",
+        "calls more eigenvalues signal has less noise to describe. So the last two columns "
+        "compare all laws with the same eigenvalues. There a law is worse if its noise reaches "
+        "further.",
     ]
 
 
@@ -164,14 +165,14 @@ def _separation_part(rows: Rows) -> list[str]:
     said = [f"- {word}: {'; '.join(names) or 'nothing'}." for word, names in groups.items()]
     return [
         "## What separates the methods, and what does not",
-        "Median over the layers of the distance, or of the relative error of a moment, and the "
-        "share of the layers on which PDB is closer to what is measured. A quantity separates "
-        f"where that is at least {100 * CLEAR:g} % against either, or at most "
-        f"{100 - 100 * CLEAR:g} %.",
+        "The table shows the median over the layers of the distance, or of the relative error of "
+        "a moment, and the share of the layers on which PDB is closer to the measured value. A "
+        f"quantity separates the methods if this share is at least {100 * CLEAR:g} % against both "
+        f"forms of PUB, or at most {100 - 100 * CLEAR:g} % against both.",
         markdown_table(table),
         "\n".join(said),
-        "Over all eigenvalues the spikes rule the moments, and every method recovers spikes from "
-        "their own eigenvalues; what the law of the noise is shows in the bulk.",
+        "Over all eigenvalues the spikes dominate the moments, and every method recovers spikes "
+        "from their own eigenvalues. Only the bulk shows which law the noise follows.",
     ]
 
 
@@ -198,7 +199,7 @@ def _moments_part(rows: Rows, kind: str) -> list[str]:
 def _published_errors(
     published: Mapping[str, Sequence[float]], method: str
 ) -> dict[str, str | None]:
-    """Relative errors in percent of the published moments, None where there are none."""
+    """Relative errors of the published moments in percent; None for methods without them."""
     if not published:
         return {}
     pairs = zip(published.get(method, (None,) * len(ORDERS)), published["measured"], strict=True)
@@ -210,8 +211,8 @@ def _layers_part(rows: Rows, kind: str, shown: Sequence[str]) -> list[str]:
     published = PUBLISHED_MOMENTS.get(kind, {})
     parts = [
         "## Moments of single layers",
-        "In units of the weight to the power 2, 4 and 6. The law of the bulk goes with the noise "
-        "that its method finds, the law with spikes with the last row.",
+        "In units of the weight to the power 2, 4 and 6. Compare the law of the bulk with the "
+        "noise that its method finds, and the law with spikes with the last row.",
     ]
     for layer in shown:
         cells = {(row["method"], row["population"]): row for row in rows if row["layer"] == layer}
@@ -233,7 +234,7 @@ def _gammas(label: str, row: Mapping[str, Any], ending: str = "") -> dict[str, f
 
 
 def _published(published: Mapping[str, Sequence[float]], method: str) -> dict[str, float | None]:
-    """The published moments, as columns of their own where there are any."""
+    """The published moments as separate columns, if there are any."""
     if not published:
         return {}
     values = published.get(method, (None,) * len(ORDERS))
@@ -257,13 +258,14 @@ def _lost_part(rows: Rows) -> list[str]:
             }
         )
     if not table:
-        return ["PDB has the least distance on every layer."]
+        return ["PDB has a smaller distance than both forms of PUB on every layer."]
     return [
-        "## Layers on which PDB has not the least distance",
+        "## Layers on which PDB is not closer than both forms of PUB",
         markdown_table(table),
-        "Spread is gamma_2 / gamma_1^2 - 1 of PDB's noise; no population of independent rows has "
-        "less than p / N. Below that the matrix is no such noise: its directions are more alike in "
-        "size than chance makes them, and one variance or two, no law of the family holds.",
+        "Spread is gamma_2 / gamma_1^2 - 1 of PDB's noise. With independent rows it is at least "
+        "p / N for every population. If it is smaller, the matrix is no such noise: its "
+        "directions are more equal in size than chance allows, and no law with one or two "
+        "variances holds.",
     ]
 
 
@@ -272,13 +274,14 @@ def _setting_part(title: str, kind: str) -> list[str]:
         return ["The publication has no table of moments for this kind of model."]
     differences = (
         f"model: {title} here, not trained further; the published one was fine-tuned",
-        "layer: the publication does not name the one that its table shows",
+        "layer: the publication does not say which layer its table shows",
         "scale: moments depend on the unit of the weight, relative errors do not",
-        "spikes: the published moments of PUB are those of the Marchenko-Pastur law alone, as at "
-        "c = 1 (gamma_2 / gamma_1^2 = 2, gamma_3 / gamma_1^3 = 5 to two digits), and stand beside "
-        f"those of all eigenvalues; here that is `{PUBLISHED_WAY}`, where the method that finds "
-        "the fewest spikes comes closest, whatever its law",
-        "PDB: the published estimator; the row `PDB` has no published number",
+        "spikes: the published moments of PUB are those of the Marchenko-Pastur law alone with c "
+        "= 1 (gamma_2 / gamma_1^2 = 2, gamma_3 / gamma_1^3 = 5 to two digits), and they are "
+        "compared with those of all eigenvalues; here this population is called "
+        f"`{PUBLISHED_WAY}`, and in it the method with the fewest spikes comes closest, whatever "
+        "its law",
+        "PDB: the published numbers belong to the published estimator; the row `PDB` has none",
     )
     return [
         f"## What the published numbers are\n\nTable 5 of the publication, {SETTINGS[kind]}:",

@@ -1,4 +1,4 @@
-"""What the benches of training share: options, settings, results on file, the table."""
+"""Shared code of the training benchmarks: options, settings, saved results, the table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformers import TrainingArguments
 
 @dataclass
 class BenchArguments(DataArguments):
-    """What both recipes are told."""
+    """Options of both recipes."""
 
     task: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "sst2, mrpc, ..."})
     embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
@@ -29,14 +29,14 @@ class BenchArguments(DataArguments):
     output_dir: str = field(default="results/training", metadata={"help": "where results go"})
     epochs: float = field(default=2.0, metadata={"help": "of training"})
     learning_rate: float = field(default=1e-4, metadata={"help": "of all weights"})
-    batch_size: int = field(default=32, metadata={"help": "texts a step"})
+    batch_size: int = field(default=32, metadata={"help": "texts in a step"})
     max_steps: int = field(
-        default=-1, metadata={"help": "update steps in place of epochs; -1 for none"}
+        default=-1, metadata={"help": "update steps instead of epochs; -1 to count epochs"}
     )
 
 
 def begin(arguments: BenchArguments) -> None:
-    """Find the data, and quieten the warnings that the rows are about."""
+    """Find the data, and suppress the warnings that the rows cause on purpose."""
     logging.getLogger("hf_rmt").setLevel(logging.ERROR)
     if arguments.embedded:
         arguments.task = ["embedded"]
@@ -69,7 +69,7 @@ def settings_of(
 
 
 def on_file(file: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A result, read from its file where it was measured before."""
+    """A result; it is read from its file if it was measured before."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, measure(), indent=None)

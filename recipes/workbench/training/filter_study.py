@@ -1,4 +1,4 @@
-"""Networks trained from nothing and filtered by every method: their rows, and both tables."""
+"""Trains networks from nothing, filters them by every method, and writes both tables."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def study(
     """Train one network per seed, filter it by every method, and write both tables.
 
     Args:
-        arguments: What the recipe was told.
-        images: The data; what is kept back to choose is taken from the training images.
+        arguments: Options of the recipe.
+        images: The data; the images to choose on are taken from the training images.
         build: Makes an untrained network.
         name: Column of the tables.
-        title: What was done.
+        title: Title of the tables.
         published: Accuracies by method in Wu, Zhu & Li (2025).
         differences: How the setting differs from that of the published accuracies.
     """
@@ -68,7 +68,7 @@ def _laws(arguments: Arguments) -> list[str]:
 def _seed(
     arguments: Arguments, images: Images, build: Callable[[], nn.Module], folder: Path, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The rows of one training: the share removed chosen, and all of the noise removed."""
+    """The rows of one training: with the chosen share removed, and with all noise removed."""
     run = trained(arguments, images, build, folder, seed)
     rows = method_rows(
         folder / "rows.json",
@@ -83,7 +83,7 @@ def _seed(
 
 
 def filter_options(arguments: Arguments) -> dict[str, Any]:
-    """What the user says of the layers to filter, as options of `RMTConfig`."""
+    """The user's options for the layers to filter, as options of `RMTConfig`."""
     return {} if arguments.min_size is None else {"min_size": arguments.min_size}
 
 
@@ -99,7 +99,7 @@ def _is_normalised(net: nn.Module) -> bool:
 
 
 def _notes(arguments: Arguments, images: Images, *, normalised: bool) -> tuple[str, ...]:
-    """How the numbers came about; the third is about the choice of the share removed."""
+    """Notes on how the numbers were made; the third is on the choice of the removed share."""
     selection, train = counts(arguments, len(images.train_y))
     noise = f", {arguments.label_noise:.0%} of the labels shuffled" if arguments.label_noise else ""
     return (

@@ -1,4 +1,4 @@
-"""Image classifiers trained from nothing: the loop, and what it is told."""
+"""Trains image classifiers from nothing: the training loop and its options."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tqdm.auto import tqdm
 
 EVALUATION_BATCH = 500
 SHIFT = 4
-"""Pixels, at most, by which an augmented image is moved."""
+"""The most pixels by which an augmented image is moved."""
 NORM_IMAGES = 2000
-"""Training images, at most, on which a filtered network measures its batch normalisation again, as
-training saw them: shifted and mirrored or not."""
+"""The most training images on which the batch normalisation of a filtered network is measured
+again. They are shifted and mirrored if those of the training were."""
 
 
 class Training(NamedTuple):
-    """A trained network, the network that its training began with, and what judges copies."""
+    """A trained network, its state before training, and a function that evaluates its copies."""
 
     net: nn.Module
     start: nn.Module
@@ -40,7 +40,7 @@ class Training(NamedTuple):
 
 @dataclass(kw_only=True)
 class Arguments:
-    """What the recipes are told."""
+    """Options of the recipes."""
 
     data_dir: str | None = field(default=None, metadata={"help": "local files; default: the Hub"})
     embedded: bool = field(default=False, metadata={"help": "scikit-learn's digits, no Hub"})
@@ -52,15 +52,15 @@ class Arguments:
     )
     methods: list[str] = field(
         default_factory=lambda: ["pdb", "bema", "kernel", "slr", "svd"],
-        metadata={"help": "rows beside the base"},
+        metadata={"help": "rows in addition to the base"},
     )
     fractions: list[float] = field(
         default_factory=lambda: [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
         metadata={"help": "shares of the noise directions to try to remove"},
     )
     label_noise: float = field(default=0.0, metadata={"help": "share of labels to shuffle"})
-    epochs: int = field(default=20, metadata={"help": "of the training"})
-    learning_rate: float = field(default=0.05, metadata={"help": "the largest one"})
+    epochs: int = field(default=20, metadata={"help": "epochs of the training"})
+    learning_rate: float = field(default=0.05, metadata={"help": "the largest in the schedule"})
     weight_decay: float = field(default=5e-4, metadata={"help": "of all weights"})
     batch_size: int = field(default=64, metadata={"help": "images of a step"})
     augment: bool = field(default=False, metadata={"help": "shift and mirror training images"})
@@ -69,7 +69,7 @@ class Arguments:
         default=None, metadata={"help": "smallest side of a layer that is filtered; default: 32"}
     )
     selection_samples: int = field(
-        default=1000, metadata={"help": "training images kept back to choose, a fifth at most"}
+        default=1000, metadata={"help": "training images kept back for choices, at most a fifth"}
     )
     use_cpu: bool = field(default=False, metadata={"help": "do not use an accelerator"})
 
@@ -77,17 +77,18 @@ class Arguments:
 def trained(
     arguments: Arguments, images: Images, build: Callable[[], nn.Module], folder: Path, seed: int
 ) -> Training:
-    """Train a network, or read it from the folder where that was done before.
+    """Train a network, or read it from the folder if it was trained before.
 
     Args:
-        arguments: What the recipe was told.
+        arguments: Options of the recipe.
         images: The data.
         build: Makes an untrained network.
-        folder: Of this training alone.
-        seed: Of the weights and of the order of the images.
+        folder: A folder for this training alone.
+        seed: Seed of the weights, of the order of the images and of the shuffled labels.
 
     Returns:
-        The network, and what judges it and its filtered copies.
+        The network, its state before training, and a function that evaluates it and its filtered
+        copies.
     """
     check_settings(folder, arguments)
     device = PartialState(cpu=arguments.use_cpu).device
@@ -121,7 +122,7 @@ def fit(net: nn.Module, images: Tensor, labels: Tensor, arguments: Arguments, se
         images: Shape (images, channels, height, width).
         labels: Shape (images,).
         arguments: Epochs, rates and batch size.
-        seed: Of the order of the images.
+        seed: Seed of the order of the images and of their shifts.
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(net.parameters()).device
@@ -152,12 +153,12 @@ def _optimizer(net: nn.Module, arguments: Arguments, images: int) -> tuple[Any, 
 def start_left(arguments: Arguments, images: int) -> float:
     """Share of the random start that weight decay alone leaves in a trained weight.
 
-    A step of rate lr with momentum m shrinks a weight by lr decay / (1 - m), so what is left is
-    the exponential of minus the sum of these over the run.
+    A step of rate lr with momentum m shrinks a weight by lr decay / (1 - m), so the share that is
+    left is exp(-x), with x the sum of these terms over the run.
 
     Args:
         arguments: Epochs, rates, decay and batch size.
-        images: To train on.
+        images: Number of training images.
     """
     optimizer, schedule = _optimizer(nn.Linear(1, 1), arguments, images)
     group, total = optimizer.param_groups[0], 0.0
@@ -173,10 +174,10 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         images: Shape (images, channels, height, width).
-        generator: Of the shifts and of which images are mirrored.
+        generator: Generator of the shifts and of the choice of mirrored images.
 
     Returns:
-        New images of the same shape; what a shift uncovers is 0.
+        New images of the same shape; pixels that a shift uncovers are 0.
     """
     count, _, height, width = images.shape
     padded = functional.pad(images, (SHIFT,) * 4)
@@ -199,7 +200,7 @@ def correct(net: nn.Module, images: Tensor, labels: Tensor) -> np.ndarray:
 
 
 def _splits(arguments: Arguments, images: Images, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Train and selection, both with the noisy labels that training would see, and test."""
+    """The splits train and selection, both with noisy labels, and test with its own labels."""
     rows = torch.from_numpy(np.random.default_rng(0).permutation(len(images.train_y)))
     selection, train = counts(arguments, len(rows))
     rows = rows[: selection + train]
@@ -213,6 +214,6 @@ def _splits(arguments: Arguments, images: Images, seed: int) -> dict[str, tuple[
 
 
 def counts(arguments: Arguments, images: int) -> tuple[int, int]:
-    """Images to choose on and images to train on, of so many."""
+    """The numbers of images to choose on and to train on, out of `images`."""
     selection = min(arguments.selection_samples, images // 5)
     return selection, min(images - selection, arguments.max_train_samples or images)

@@ -1,4 +1,4 @@
-"""The methods on trained networks: their hidden weights compressed layer by layer afterwards."""
+"""The methods on trained networks: the hidden weights are compressed layer by layer."""
 
 from __future__ import annotations
 
@@ -40,14 +40,15 @@ def trained_network(
 def trained_layers(method: Method, net: nn.Sequential, inputs: Tensor, seed: int) -> nn.Sequential:
     """The hidden layers of a trained network, compressed from the first to the last.
 
-    The arguments of a layer keep the root mean square tau that they have in the dense network, at
-    which the steps are matched; relu's mean, which the next layer was trained on, is added.
+    The arguments of a layer are scaled to the root mean square tau that they have in the dense
+    network, and the steps are matched at this tau. The mean of relu is added to their outputs,
+    because the next layer was trained with it.
 
     Args:
-        method: What becomes of weights and activations.
+        method: The new weights and activations.
         net: Linear layers without bias and relus, then the readout.
         inputs: Rows to measure tau on, shape (rows, features).
-        seed: Of the weights that are zeroed.
+        seed: Seed of the choice of zeroed weights.
     """
     generator = torch.Generator().manual_seed(seed)
     layers, wanted, found = [], inputs, inputs
@@ -76,7 +77,7 @@ def compressed(linear: nn.Linear, method: Method, generator: torch.Generator) ->
 
 
 def activation_at(method: Method, tau: float) -> nn.Module:
-    """The activation that a method puts in the place of relu, for arguments of scale tau."""
+    """The activation that a method uses instead of relu, for arguments of scale tau."""
     if method.activation == "relu":
         return nn.ReLU()
     if method.activation == "naive":

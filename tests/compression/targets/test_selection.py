@@ -117,7 +117,7 @@ def test_nothing_left_says_why_and_nothing_else(
 
 
 def test_a_method_that_takes_linears_says_so_of_a_convolution() -> None:
-    with pytest.raises(ValueError, match="no linear layer, which is all that method='ntk' takes"):
+    with pytest.raises(ValueError, match="no linear layer, the only kind that method='ntk' takes"):
         select_from(Residual(), method="ntk", target_modules=["wide"])
     with pytest.raises(ValueError, match=r"matches no linear layer or convolution; .* among stem"):
         select_from(Residual(), target_modules=["narrow"])
