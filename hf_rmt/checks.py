@@ -1,7 +1,7 @@
-"""What a value must be; an error names the value, the rule and the remedy.
+"""Checks of single values; an error names the value, the rule and the remedy.
 
-Each raises a TypeError for a wrong type and a ValueError for a wrong value, and may return the
-value as a plain one.
+A check raises a TypeError for a wrong type and a ValueError for a wrong value. Some checks return
+the value as a plain Python value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def plain_number(value: Any) -> Any:
     """The number in a NumPy scalar, or in an array or tensor without dimensions.
 
     Args:
-        value: Anything; what is no such thing is returned as it is.
+        value: Any value; a value of another kind is returned as it is.
 
     Examples:
         >>> import numpy as np
@@ -54,7 +54,7 @@ def check_integer(name: str, value: object, low: int) -> int:
 
 
 def check_names(name: str, value: object) -> list[str] | None:
-    """Names as a list, which must not be empty, or None."""
+    """Check a list of names, which must not be empty; return it as a list, or None for None."""
     if value is None:
         return None
     if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
@@ -70,7 +70,7 @@ def check_names(name: str, value: object) -> list[str] | None:
 
 
 def check_expression(name: str, value: object) -> None:
-    """Refuse a string that is empty or no regular expression; other types pass."""
+    """Refuse a string that is empty or not a regular expression; accept other types."""
     if not isinstance(value, str):
         return
     if not value:
@@ -79,8 +79,8 @@ def check_expression(name: str, value: object) -> None:
         re.compile(value)
     except re.error as error:
         raise ValueError(
-            f"{name} must be a regular expression where it is a string, got {value!r}: {error}; "
-            "mend it, or pass a list of names"
+            f"{name} must be a regular expression if it is a string, got {value!r}: {error}; "
+            "correct it, or pass a list of names"
         ) from error
 
 
@@ -88,5 +88,5 @@ def check_path(name: str, value: object) -> None:
     """Refuse an empty path, because `Path` takes it as the working folder."""
     if value == "":
         raise ValueError(
-            f"{name} must name a file or a folder, got ''; write '.' for the folder you work in"
+            f"{name} must name a file or a folder, got ''; write '.' for the current folder"
         )

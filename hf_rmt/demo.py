@@ -1,6 +1,7 @@
-"""The whole of it on a trained BERT that a package carries: no hub, no network.
+"""The demo: all steps on a trained BERT that comes in a package, without hub and network.
 
-Analyse, compress, save, reload, and compare the embeddings with the original model's.
+The steps are: analyse, compress, save, reload, and compare the embeddings with those of the
+original model.
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ SENTENCES = tuple(f"{subject} {event}" for subject, event in product(SUBJECTS, E
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured.
+    """The measurements of the demo.
 
     Attributes:
         folder: Where model, tables and plots were written.
         layers: Number of compressed layers.
-        bits_per_weight: Stored bits per weight over them.
+        bits_per_weight: Stored bits per weight in these layers.
         bytes_before: Size of the original model.safetensors.
-        bytes_after: Size of the compressed one.
+        bytes_after: Size of the compressed model.safetensors.
         reload_difference: Largest difference of an embedding after saving and reloading.
-        spearman: Rank correlation of pairwise similarities with the original model's.
+        spearman: Rank correlation of the pairwise similarities with those of the original model.
     """
 
     folder: str
@@ -131,11 +132,12 @@ def run_demo(folder: Path, config: RMTConfig | None = None) -> DemoResult:
     """Analyse, compress, save, reload and compare the demo model.
 
     Args:
-        folder: Gets `model/` (the compressed model) and `spectra/` (tables and plots).
-        config: What to do; the default keeps the outputs.
+        folder: The target folder; `model/` (the compressed model) and `spectra/` (tables and plots)
+            are written into it.
+        config: The settings of the compression; the default keeps the outputs.
 
     Returns:
-        What was measured.
+        The measurements.
 
     Raises:
         ImportError: If the `demo` extra is not installed.

@@ -1,4 +1,4 @@
-"""The flags of the command line, as the files of the methods declare their options."""
+"""The flags of the command line, made from the options that the files of the methods declare."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _add_compress(added: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _add_html(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--html", metavar="FILE", help="also write one page to browse in")
+    parser.add_argument("--html", metavar="FILE", help="also write one page for a browser")
 
 
 def _add_overwrite(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +104,9 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--push-to-hub", metavar="REPO", help="push there: owner/name, or name")
+    parser.add_argument(
+        "--push-to-hub", metavar="REPO", help="push to this repository: owner/name, or name"
+    )
     parser.add_argument(
         "--private", action="store_true", default=None, help="make a new REPO private"
     )
@@ -120,14 +122,19 @@ def _add_export(added: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def _add_extract_lora(added: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser = added.add_parser(
-        "extract-lora", parents=parents, help="fine-tuned minus pretrained as a LoRA adapter"
+        "extract-lora",
+        parents=parents,
+        help="save fine-tuned minus pretrained weights as a LoRA adapter",
     )
     parser.add_argument("base", help="pretrained model: folder or Hub id")
     parser.add_argument("tuned", help="fine-tuned model: folder or Hub id")
     parser.add_argument("output", help="folder for the adapter")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
-        "--size", type=float, metavar="FRACTION", help="of the matrices (default 0.03)"
+        "--size",
+        type=float,
+        metavar="FRACTION",
+        help="share of the matrices' parameters to keep (default 0.03)",
     )
     sizes.add_argument("--threshold", type=float, metavar="X", help="importance to keep, up to 1")
     _add_push(parser)
@@ -136,6 +143,6 @@ def _add_extract_lora(added: Any, parents: list[argparse.ArgumentParser]) -> Non
 
 
 def _add_demo(added: Any, parents: list[argparse.ArgumentParser]) -> None:
-    parser = added.add_parser("demo", parents=parents, help="all of it on a trained BERT")
+    parser = added.add_parser("demo", parents=parents, help="run all steps on a trained BERT")
     parser.add_argument("output", nargs="?", default="hf-rmt-demo", help="folder for the results")
     parser.set_defaults(run=commands.run_demo)

@@ -1,4 +1,4 @@
-"""Carries out decisions: replaces layers of a model, shared out over the processes."""
+"""Carries out decisions: replaces layers of a model, with the work shared by all processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NEW_WEIGHT = "weight"
 
 
 class Journal:
-    """A context that notes what is done to layers, in case of an error half-way.
+    """A context that records the changes to layers, so that they are known if an error occurs.
 
     Attributes:
         decisions: The plans that were carried out, in their order.
@@ -81,17 +81,17 @@ def decide_shared(
     dry_run: bool = False,
     decide: Decide = compress_weight,
 ) -> list[tuple[LayerPlan, SpectrumFit | None]]:
-    """Compress layers of a model in place, the layers shared out over the processes.
+    """Compress layers of a model in place; the layers are shared out over the processes.
 
-    On one process there is one large weight in flight at a time, or a few small ones; see
-    `hf_rmt.compression.execution.threads`.
+    If there is only one process, it works on one large weight at a time, or on a few small ones;
+    see `hf_rmt.compression.execution.threads`.
 
     Args:
         model: Any module with its weights in memory, the same on every process.
         names: Layers with a matrix, as `select_layers` gives them.
         settings: What the user asked for.
         dry_run: Only plan; the model is not changed.
-        decide: What happens to one weight.
+        decide: The function that decides what happens to one weight.
 
     Returns:
         The plan of each layer, with its fitted spectrum.
@@ -104,7 +104,7 @@ def decide_shared(
     def work(name: str) -> WorkResult:
         layer = model.get_submodule(name)
         weight = weight_matrix(layer)
-        if reason := why_not_swapped(layer):  # since the layers were chosen
+        if reason := why_not_swapped(layer):  # something was added after the layers were chosen
             return (keep(name, weight, Cause.CARRIES, reason).plan, None), {}
         decision = decide(name, weight, settings)
         plan, tensors = decision.plan, dict[str, Tensor]()
@@ -138,7 +138,7 @@ def apply_decision(model: Any, decision: Decision, weight: Tensor) -> LayerPlan:
         weight: The weight that was decided on, shape (out, in).
 
     Returns:
-        The plan, with what packing has changed.
+        The plan, with the measured rounding error if noise was packed.
     """
     layer, tensors = carried_out(decision, weight)
     plan = with_rounding(decision.plan, weight, layer)
@@ -152,7 +152,7 @@ def with_rounding(plan: LayerPlan, weight: Tensor, layer: CompressedLayer | None
     Args:
         plan: What was decided.
         weight: The weight that was decided on, shape (out, in).
-        layer: The layer that was made of it, if any.
+        layer: The layer that was made from it, if any.
     """
     if layer is None or not plan.rounds:
         return plan
@@ -162,7 +162,7 @@ def with_rounding(plan: LayerPlan, weight: Tensor, layer: CompressedLayer | None
 def carried_out(
     decision: Decision, weight: Tensor
 ) -> tuple[CompressedLayer | None, dict[str, Tensor]]:
-    """The layer that a decision makes, if any, and the tensors that other processes make it of.
+    """The layer that a decision makes, if any, and the tensors from which other processes make it.
 
     Args:
         decision: What was decided.
@@ -197,7 +197,7 @@ def apply_plan(
         model: The model.
         plan: What was decided.
         tensors: As `carried_out` gives them.
-        layer: The new layer where this process has made it; None to make it of the tensors.
+        layer: The new layer if this process has made it; None to make it from the tensors.
     """
     dense = model.get_submodule(plan.name)
     tensors = dict(tensors)
@@ -215,7 +215,7 @@ def apply_plan(
 
 
 def _out_of_inference_mode(layer: nn.Module) -> None:
-    """Copy parameters that were made in inference mode, which torch lets nobody write or train."""
+    """Copy parameters made in inference mode, because torch cannot write or train them."""
     for key, parameter in layer._parameters.items():
         if parameter is not None and parameter.is_inference():
             copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
@@ -230,7 +230,7 @@ def _replace(
     tensors: dict[str, Tensor],
     layer: CompressedLayer | None,
 ) -> None:
-    if layer is None or not layer.stands_for(dense):  # a convolution was decided on as a matrix
+    if layer is None or not layer.stands_for(dense):  # for a convolution, `layer` is linear
         layer = compressed_like(dense, plan.kind, plan.rank, plan.noise, device="meta")
         layer.bias = None
         layer.load_state_dict(tensors, assign=True)
@@ -243,7 +243,7 @@ def _replace(
 
 @contextmanager
 def unnoted() -> Iterator[None]:
-    """A context in which nothing is noted, because it may be undone."""
+    """A context in which the journal records nothing, because the changes may be undone."""
     token = _JOURNAL.set(None)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What was decided for one weight: keep the layer, rewrite its weight, or replace the layer."""
+"""The decision on one weight: keep the layer, rewrite its weight, or replace the layer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Decision:
 
     Attributes:
         plan: What was decided; `plan.outcome` says which of the three it is.
-        fit: The spectrum; None for a weight whose spectrum nobody looked at.
-        build: Makes the layer that takes the place of the dense one; None unless it is replaced.
+        fit: The fitted spectrum; None if no spectrum was fitted.
+        build: Makes the layer that replaces the dense one; None if the layer is not replaced.
         rewritten: The new dense weight, shape (out, in); None unless it is rewritten.
-        mean_input: Mean input of a layer with a bias, which is to keep the mean output, shape
-            (in,); None where none was measured.
-        bias_shift: What the bias gains where that was worked out already, shape (out,).
+        mean_input: Mean input of a layer with a bias, shape (in,); the bias is shifted so that the
+            mean output stays the same. None if no mean input was measured.
+        bias_shift: The shift of the bias if it was computed already, shape (out,); otherwise None.
     """
 
     plan: LayerPlan
@@ -65,13 +65,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class SpikedBuild:
-    """Makes a `SpikedLinear` of factors.
+    """Makes a `SpikedLinear` from factors.
 
     Attributes:
         left: Factor of shape (out, rank).
         right: Factor of shape (rank, in).
         noise: How the rest of the weight is stored.
-        recovery: What the singular values are multiplied with, shape (rank,); None for nothing.
+        recovery: Factors by which the singular values are multiplied, shape (rank,); None to leave
+            them unchanged.
     """
 
     left: Tensor
@@ -80,7 +81,7 @@ class SpikedBuild:
     recovery: Tensor | None = None
 
     def __call__(self, weight: Tensor) -> SpikedLinear:
-        """The layer whose noise is what the factors leave of the weight."""
+        """The layer; its noise is the weight minus the product of the factors."""
         layer = SpikedLinear.from_factors(self.left, self.right, weight, None, noise=self.noise)
         if self.recovery is not None:
             layer.scale_signal(self.recovery)
@@ -105,9 +106,9 @@ def keep(
     Args:
         name: Runtime name of the module.
         weight: Its weight, shape (out, in).
-        cause: Why, for code.
-        reason: Why, in words.
-        fit: The spectrum, if it was looked at.
+        cause: The reason as an enumeration, for code.
+        reason: The reason in words.
+        fit: The fitted spectrum, if there is one.
     """
     phase = "" if fit is None else str(fit.phase)
     return Decision(dense_plan(name, weight, cause, reason, phase=phase), fit)
@@ -127,7 +128,7 @@ def dense_plan(
     phase: str = "",
     outcome: Outcome = Outcome.KEPT,
 ) -> LayerPlan:
-    """The plan of a layer that stays dense, and why."""
+    """The plan of a layer that stays dense, with the reason."""
     bits = weight.numel() * weight.element_size() * 8
     return LayerPlan(
         name=name,

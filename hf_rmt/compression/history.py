@@ -1,4 +1,4 @@
-"""What was done to a model in several compressions, and to a part of it, as one report each."""
+"""Joins the reports of several compressions of a model, and takes out the report of a part."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hf_rmt.report import CompressionReport, SpectralReport
 def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
     """A report joined with those of earlier compressions, in the order of the model's layers.
 
-    What an earlier report says of a layer that was made dense since then is left out.
+    An earlier entry is left out if its layer no longer exists, or was made dense after that.
 
     Args:
         model: The model, whose parts may have reports of their own.
-        report: What was done last.
+        report: The report of the last compression.
     """
     parts = dict(model.named_modules())
     earlier = [
@@ -37,10 +37,10 @@ def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
 
 
 def report_below(report: CompressionReport, prefix: str) -> CompressionReport:
-    """The part of a report on the layers below a module, by their names there.
+    """The part of a report on the layers below a module, with their names inside the module.
 
     Args:
-        report: Of the whole model.
+        report: The report on the whole model.
         prefix: Runtime name of the module; empty for the model itself.
     """
     return _renamed(report, f"{prefix}.", "") if prefix else report

@@ -1,6 +1,6 @@
-"""Zeroing entries: of a weight, or of the factors of its truncated decomposition.
+"""Sets entries to zero, in a weight or in the factors of its truncated decomposition.
 
-Zeros are stored like any other number, so none of this saves memory by itself.
+Zeros are stored like any other number, so these functions save no memory by themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 SPARSITY_RATE = 0.5
 """Share of the rows, and of the columns, of a weight that count as unimportant in SLR."""
 REDUCTION_RATE = 0.5
-"""Share of the rank that SLR leaves to these; with both shares at 1/2, 1/4 of the factors is 0."""
+"""Share of the rank left to unimportant rows and columns; at 1/2 each, 1/4 of the factors is 0."""
 
 
 def largest_entries(weight: Tensor, *, fraction: float, generator: np.random.Generator) -> Tensor:
@@ -21,7 +21,7 @@ def largest_entries(weight: Tensor, *, fraction: float, generator: np.random.Gen
     Args:
         weight: Any shape; it is not changed.
         fraction: Share of the entries that stays, rounded, in (0, 1].
-        generator: Not drawn from; `random_entries` is called the same way.
+        generator: Not used; it is an argument because `random_entries` is called in the same way.
 
     Returns:
         The new weight.
@@ -45,7 +45,7 @@ def random_entries(weight: Tensor, *, fraction: float, generator: np.random.Gene
     Args:
         weight: Any shape; it is not changed.
         fraction: Share of the entries that stays, rounded, in (0, 1].
-        generator: Chooses them.
+        generator: The random generator that chooses the entries.
 
     Returns:
         The new weight.
@@ -62,9 +62,10 @@ def random_entries(weight: Tensor, *, fraction: float, generator: np.random.Gene
 def sparse_factors(left: Tensor, right: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Sparse low rank (SLR): factors whose unimportant rows and columns have a lower rank.
 
-    A row (an output) or a column (an input) of the weight is as important as the sum of its
-    absolute values, the paper's strategy that needs no data. Of the `SPARSITY_RATE` least
-    important ones only the first `REDUCTION_RATE` of the rank stays, the rest becomes zero.
+    The importance of a row (an output) or a column (an input) of the weight is the sum of its
+    absolute values. This is the strategy of the paper that needs no data. The least important rows
+    and columns, a share of `SPARSITY_RATE`, keep only the first `REDUCTION_RATE` of the rank. Their
+    other entries become zero.
 
     Args:
         left: Shape (out, k), by descending singular value.

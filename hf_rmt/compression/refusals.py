@@ -1,4 +1,4 @@
-"""What is refused before any layer of a model is changed."""
+"""Checks that refuse models and settings before any layer of a model is changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REMEDY = "name the layer in modules_to_not_convert, or convert its weight"
 
 
 def check_module(model: object) -> None:
-    """Refuse what is no torch module with its weights.
+    """Refuse anything that is not a torch module with weights.
 
     Raises:
         TypeError: If it is no module.
@@ -53,10 +53,10 @@ def check_no_adapter(model: nn.Module) -> None:
 
 
 def check_settings(config: object) -> None:
-    """Refuse what is neither settings nor None.
+    """Refuse anything that is neither settings nor None.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is neither of these.
     """
     if not isinstance(config, CompressionSettings | None):
         raise TypeError(f"config must be an RMTConfig, got {config!r}")
@@ -76,10 +76,10 @@ def check_has_compressed(model: nn.Module) -> None:
 
 
 def check_layers(model: nn.Module, names: list[str]) -> None:
-    """Refuse weights that cannot be decomposed and layers that cannot be replaced, before any is.
+    """Refuse weights that cannot be decomposed and layers that cannot be replaced.
 
     Raises:
-        ValueError: If there is one. It names the layer, what it has, and the remedy.
+        ValueError: If there is such a layer. The error names the layer, its problem and the remedy.
     """
     check_weights(model, names)
     for name in names:
@@ -94,15 +94,15 @@ def check_weights(model: nn.Module, names: list[str]) -> None:
     """Refuse weights that cannot be decomposed.
 
     Raises:
-        ValueError: If there is one. It names the layer, what it has, and the remedy.
+        ValueError: If there is such a layer. The error names the layer, its problem and the remedy.
     """
     for name in names:
         layer: Any = model.get_submodule(name)
         weight = layer.weight
         if is_traceable_wrapper_subclass(weight):
             raise ValueError(
-                f"the weight of {name!r} is a {type(weight).__name__}, in which other tensors "
-                "lie, and only plain tensors have a spectrum here; compress the model before it is "
+                f"the weight of {name!r} is a {type(weight).__name__}, which wraps other tensors, "
+                "and only plain tensors can be decomposed here; compress the model before it is "
                 "sharded (FSDP, tensor parallel) or quantised"
             )
         if weight.layout != torch.strided or weight.is_quantized:

@@ -1,9 +1,9 @@
 """Spectra of tensors: eigenvalues of the Gram matrix, and the vectors of the signal alone.
 
-Neither "eigenvalues first, then some vectors" nor a randomised method beats one eigendecomposition
-of the Gram matrix. Squaring loses half of the digits at the bottom of the spectrum. They are wanted
-only where the noise is that small against the largest eigenvalue, and there the Gram matrix is
-computed in float64.
+One eigendecomposition of the Gram matrix is better than "eigenvalues first, then some vectors" and
+better than a randomised method. Squaring loses half of the digits at the bottom of the spectrum.
+These digits matter only if the noise is that small compared with the largest eigenvalue. In this
+case the Gram matrix is computed in float64.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ FLOAT32_RANGE = 1e4
 enough. The edge is then right to about 1e-3 of the median. The ratio of a trained transformer's
 weight is about 1e2."""
 FLOAT32_FOOT = 1 / 20
-"""Share of the eigenvalues that it may lose to rounding. A weight of full rank that loses more,
-such as two weights of a trained ViT, would look like one of low rank."""
+"""Share of the eigenvalues that a float32 Gram matrix may lose to rounding. A weight of full rank
+that loses more, such as two weights of a trained ViT, would look like one of low rank."""
 FLOAT32_SQUARES = (1e-12, 1e12)
 """Range of the largest entry in which squares and their sums stay normal float32 numbers."""
 FLOAT64_SQUARES = (1e-100, 1e100)
-"""The same range for float64; a weight outside of it is divided by its largest entry."""
+"""The range for float64; other weights are divided by a power of two near the largest entry."""
 RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Eigenvalues below this fraction of the largest are rounding errors of the Gram matrix."""
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """A weight's fitted spectrum with what is needed to extract its signal.
+    """A weight's fitted spectrum, with the eigenvectors that are needed to extract its signal.
 
     Attributes:
         fit: The spectrum split into signal and noise.
@@ -72,7 +72,7 @@ class Decomposition:
         return left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous()
 
     def recovery(self, indices: Tensor) -> Tensor:
-        """What recovers the spikes: sqrt(alpha / lambda) of signal directions, 1 of others.
+        """Factors that recover the spikes: sqrt(alpha / lambda) of signal directions, 1 of others.
 
         Args:
             indices: Directions, positions in the descending eigenvalues, shape (r,).
@@ -88,11 +88,11 @@ class Decomposition:
 
 
 def spectrum(weight: Tensor, settings: CompressionSettings | None = None) -> SpectrumFit:
-    """Split the spectrum of a weight into signal and noise, eigenvalues only.
+    """Split the spectrum of a weight into signal and noise, from its eigenvalues alone.
 
     Args:
         weight: Shape (out, in), floating point, any device.
-        settings: The method and what it takes; None for the double bulk.
+        settings: The method and its options; None for the double bulk.
 
     Returns:
         The fit; a weight that cannot be fitted is `degenerate`, with a reason.
@@ -105,7 +105,7 @@ def decompose(weight: Tensor, settings: CompressionSettings | None = None) -> De
 
     Args:
         weight: Shape (out, in), floating point, any device.
-        settings: The method and what it takes; None for the double bulk.
+        settings: The method and its options; None for the double bulk.
 
     Returns:
         The decomposition.
@@ -116,12 +116,12 @@ def decompose(weight: Tensor, settings: CompressionSettings | None = None) -> De
 def fit_spectrum(
     values: Tensor, shape: tuple[int, int], settings: CompressionSettings
 ) -> SpectrumFit:
-    """The fit of the settings' method to eigenvalues.
+    """Fit the method of the settings to eigenvalues.
 
     Args:
         values: Eigenvalues of X'X, shape (min(shape),).
         shape: Shape of the weight.
-        settings: The method and what it takes.
+        settings: The method and its options.
 
     Returns:
         The fit.
@@ -136,7 +136,7 @@ def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Dec
         nothing = torch.full((min(shape),), math.nan)
         return Decomposition(fit_spectrum(nothing, shape, settings), None)
     if peak and not RANGE[0] / weight.numel() < peak * peak < RANGE[1]:
-        reason = f"entries up to {peak:.3g} have no squares in float64; scale the weight"
+        reason = f"entries reach {peak:.3g}, whose squares float64 cannot hold; scale the weight"
         return Decomposition(without_law(shape, np.full(min(shape), np.nan), reason), None)
     unit = _unit(weight)
     values, basis = _eigen_of_entries(_in_units(weight, unit), peak, vectors)
@@ -157,7 +157,7 @@ def _eigen_of_entries(weight: Tensor, peak: float, vectors: bool) -> tuple[Tenso
 
 
 def _unit(weight: Tensor) -> float:
-    """A power of two near the largest entry where sums of its squares could overflow, else 1."""
+    """A power of two near the largest entry if squares could overflow or vanish, otherwise 1."""
     if weight.dtype != torch.float64:
         return 1.0
     peak, (low, high) = _largest_entry(weight), FLOAT64_SQUARES
@@ -165,14 +165,14 @@ def _unit(weight: Tensor) -> float:
 
 
 def _in_units(weight: Tensor, unit: float) -> Tensor:
-    """The weight in units of a power of two, which rounds nothing."""
+    """The weight divided by a power of two; this division rounds nothing."""
     return weight if unit == 1.0 else weight / unit
 
 
 def _reviewed(
     fit: SpectrumFit, weight: Tensor, values: Tensor, basis: Tensor | None
 ) -> SpectrumFit:
-    """The fit with the verdict of its entries; vectors are computed only if they are needed."""
+    """The fit after a review of the weight's entries; vectors are computed only if needed."""
     if fit.phase != Phase.SPIKED:
         return fit
     low, high = FLOAT32_SQUARES
@@ -189,13 +189,13 @@ def _reviewed(
 
 
 def _float32_serves(values: Tensor) -> bool:
-    """Whether descending eigenvalues have no range in which float32 rounding would decide."""
+    """Whether descending eigenvalues from a float32 Gram matrix are precise enough."""
     lost = float((values == 0).double().mean())
     return lost <= FLOAT32_FOOT and bool(values[0] <= FLOAT32_RANGE * values[len(values) // 2])
 
 
 def _largest_entry(weight: Tensor) -> float:
-    """Largest absolute entry in one pass; nan if there is one, or no entry at all."""
+    """Largest absolute entry, found in one pass; nan if an entry is nan or there is no entry."""
     if weight.numel() == 0:
         return math.nan
     low, high = torch.aminmax(weight.detach())
@@ -203,7 +203,7 @@ def _largest_entry(weight: Tensor) -> float:
 
 
 def _eigen(weight: Tensor, dtype: torch.dtype, vectors: bool) -> tuple[Tensor, Tensor | None]:
-    """Eigenvalues of X'X, descending float64, and the eigenvectors, ascending, if asked for."""
+    """Descending float64 eigenvalues of X'X, and ascending eigenvectors if `vectors` is true."""
     squares = gram(weight.to(dtype))
     values, basis = (
         torch.linalg.eigh(squares) if vectors else (torch.linalg.eigvalsh(squares), None)
@@ -212,11 +212,11 @@ def _eigen(weight: Tensor, dtype: torch.dtype, vectors: bool) -> tuple[Tensor, T
 
 
 def without_rounding(values: Tensor, null: float) -> Tensor:
-    """Ascending eigenvalues of a Gram matrix as descending float64 ones, rounding errors zeroed.
+    """Turn ascending eigenvalues into descending float64 ones, with rounding errors set to zero.
 
     Args:
         values: Shape (p,).
-        null: The part of the largest below which an eigenvalue is a rounding error.
+        null: An eigenvalue below this fraction of the largest one is a rounding error.
     """
     values = values.flip(0).to(torch.float64)
     return torch.where(values > null * values[0], values, 0.0)

@@ -1,10 +1,10 @@
-"""The alarm in a saved config.json, which stops whoever loads the model without this package.
+"""The alarm in a saved config.json; it stops loading where this package is not installed.
 
-transformers warns of a quantization method that it does not know, and then loads random weights.
-So config.json names an attention implementation that does not exist: transformers refuses it, and
-its error shows the words. Wherever this code is at hand, the words mean nothing.
+If transformers does not know a quantization method, it warns and then loads random weights. So
+config.json names an attention implementation that does not exist. Transformers refuses it, and the
+error shows the text of the alarm. Where this code is loaded, the text has no effect.
 
-A repository that was pushed carries this file.
+This module is part of the code file of every pushed repository.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 
 ALARM = "this model was compressed by hf_rmt: pip install hf_rmt, then import hf_rmt"
-"""Saved as the attention implementation of config.json; without a slash, which names a kernel."""
+"""Saved as the attention implementation in config.json; a slash in it would name a kernel."""
 ALARMS = (ALARM, "import hf_rmt")
-"""All that were ever written."""
+"""All alarms that any version of this package has written."""
 
 
 def without_alarm(value: Any) -> Any:
@@ -27,7 +27,7 @@ def without_alarm(value: Any) -> Any:
 
 
 def silence_alarm() -> None:
-    """Make every config of transformers read the alarm as no choice of an implementation."""
+    """Make every config of transformers treat the alarm as if no implementation was chosen."""
     attention: Any = PreTrainedConfig.__dict__["_attn_implementation"]
     if getattr(attention.fset, "reads_alarm", False):
         return

@@ -1,8 +1,8 @@
-"""What is settled before a compressed model is saved, so that what is written can be loaded.
+"""Checks and updates before a compressed model is saved, so that its files can be loaded.
 
-Since it was compressed, layers may have been merged with adapters, made dense, moved, cut off, or
-given to another library. The record is made to tell of what is there now; what no record can tell
-of is refused, before anything is written.
+After the compression, layers may have been merged with adapters, made dense, moved, removed, or
+changed by another library. The record is updated to the layers that are there now. A layer that no
+record can describe is refused before anything is written.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ REMEDIES = {
     "weight_u": "call torch.nn.utils.remove_spectral_norm(layer) first",
     "bias": "instead of removing a bias, set it to zeros; an added bias cannot be saved",
 }
-"""How to remove such tensors from a layer, by the beginning of their names."""
+"""How to remove tensors that cannot be saved from a layer, by the beginning of their names."""
 OTHERWISE = "remove them, or put layer.to_dense() in its place"
 
 logger = logging.getLogger(__name__)
 
 
 def make_savable(model: Any, state_dict: Mapping[str, Any] | None = None) -> None:
-    """Settle all that must hold before a compressed model is written.
+    """Check a compressed model and update its record, so that its files can be loaded.
 
     Args:
         model: A transformers model, with a quantizer of ours or with parts that have one.
         state_dict: The tensors that will be written; None for those of the model.
 
     Raises:
-        ValueError: If nobody could load what would be written; the error names the layer.
+        ValueError: If the written files could not be loaded. The error names the layer.
     """
     from hf_rmt.huggingface.conclude import adopt
 
@@ -67,13 +67,13 @@ def make_savable(model: Any, state_dict: Mapping[str, Any] | None = None) -> Non
 
 
 def record_now(model: Any) -> None:
-    """Have the record of a model tell of the layers that are there, as they are now.
+    """Update the record of a model to the layers that the model has now.
 
     Args:
         model: A transformers model with a quantizer of ours.
 
     Raises:
-        ValueError: If a layer of another kind has come to a recorded place.
+        ValueError: If there is a layer of another kind in a recorded place.
     """
     config = _record(model)
     if config.layers is None:
@@ -103,14 +103,14 @@ def _record(model: Any) -> CompressionRecord:
 def _check_no_adapters(model: nn.Module) -> None:
     if wrapped := adapter_layers(model):
         raise ValueError(
-            f"layer {wrapped[0]!r} has an adapter of PEFT around it, and a model is saved without "
-            "any; call merge_and_unload() or unload() on the PeftModel and save what it returns, "
-            "or save the adapter alone by the PeftModel's own save_pretrained"
+            f"layer {wrapped[0]!r} has an adapter of PEFT around it, but a model is saved without "
+            "adapters; call merge_and_unload() or unload() on the PeftModel and save the model "
+            "that this returns, or save only the adapter with the PeftModel's own save_pretrained"
         )
 
 
 def _part(model: nn.Module, name: str) -> Any:
-    """The module of a name; None where there is none."""
+    """The module with this name; None if there is no such module."""
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -118,29 +118,29 @@ def _part(model: nn.Module, name: str) -> Any:
 
 
 def _is_layer(module: Any, plan: LayerPlan) -> bool:
-    """Whether what stands in a recorded place can be recorded there."""
+    """Whether the module in a recorded place can be recorded there."""
     if module is None or not plan.compressed:
         return module is not None
     return isinstance(module, CompressedLayer | LatentTernaryLinear) or has_matrix(module)
 
 
 def _of_now(model: nn.Module, name: str, layer: Any, plan: LayerPlan | None) -> LayerPlan:
-    """What is recorded of a layer, by its earlier plan, if any, and what stands there."""
+    """The plan to record for a layer, from its earlier plan, if any, and the present module."""
     if plan is None:
         plan = LayerPlan(name, matrix_shape(layer), Outcome.KEPT)
     plan = _with_step_of_now(model, layer, plan)
     if isinstance(layer, SpikedLinear):
         return _spiked_now(layer, plan)
     if not is_compressed(layer):
-        # latent weights, as they are in training, belong to the ternary layer that they become
+        # a layer with latent weights, as in training, counts as the ternary layer that it becomes
         stands = not plan.compressed or isinstance(layer, LatentTernaryLinear)
         return plan if stands else _dense_now(layer, plan)
     if plan.compressed and plan.kind == layer.kind:
         return plan
     raise ValueError(
-        f"layer {name!r} is a {type(layer).__name__} now, and was recorded as "
-        f"{plan.kind if plan.compressed else 'dense'}; put layer.to_dense() in its place, or "
-        "compress it there"
+        f"layer {name!r} is a {type(layer).__name__} now, but was recorded as "
+        f"{plan.kind if plan.compressed else 'dense'}; replace it by layer.to_dense(), or compress "
+        "the dense layer in this model"
     )
 
 
@@ -170,7 +170,7 @@ def _dense_now(layer: Any, plan: LayerPlan) -> LayerPlan:
 
 
 def _with_step_of_now(model: nn.Module, layer: Any, plan: LayerPlan) -> LayerPlan:
-    """The plan without its step, where that was taken away."""
+    """The plan, without its step if the step was removed from the model."""
     if plan.step is None:
         return plan
     if "function" in plan.step:
@@ -182,9 +182,9 @@ def _with_step_of_now(model: nn.Module, layer: Any, plan: LayerPlan) -> LayerPla
 
 
 def _check_tensors(plan: LayerPlan, layer: Any, given: Mapping[str, Any] | None) -> None:
-    """Refuse a compressed layer that would be written with other tensors than it is loaded with.
+    """Refuse a compressed layer if the tensors to be written are not the ones that loading needs.
 
-    Tensors that the caller gave may be a part of the model's only.
+    The caller may give only a part of the model's tensors.
     """
     if not is_compressed(layer):
         return

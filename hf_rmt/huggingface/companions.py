@@ -1,4 +1,4 @@
-"""What a saved model carries beside its tensors: alarm, digests, remote code, card, picture."""
+"""The parts of a saved model that are not tensors: alarm, digests, remote code, card, picture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG, CARD = "config.json", "README.md"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
-"""Folders of a `Trainer`, in which nobody looks for a picture that takes seconds to draw."""
+"""Checkpoint folders of a `Trainer`; they get no picture, because drawing takes seconds."""
 
 
 def has_config(folder: Path) -> bool:
@@ -41,7 +41,8 @@ def write_companions(model: Any, folder: Path, target: Path) -> None:
     Args:
         model: The compressed model.
         folder: Where its config and weights have been written.
-        target: Where they will be put; a card there that a person wrote is left alone.
+        target: The folder into which they will be moved; a card there that a person wrote is not
+            changed.
     """
     (folder / REMOTE_FILE).write_text(remote_code(), encoding="utf-8")
     _complete_config(model, folder, target)
@@ -53,7 +54,7 @@ def write_companions(model: Any, folder: Path, target: Path) -> None:
 
 
 def _complete_config(model: Any, folder: Path, target: Path) -> None:
-    """Alarm, digests and the name of the remote code into config.json."""
+    """Write the alarm, the digests and the name of the remote code into config.json."""
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     config["auto_map"] = {**(config.get("auto_map") or {}), "AutoConfig": REMOTE_CONFIG}
@@ -68,12 +69,12 @@ def _complete_config(model: Any, folder: Path, target: Path) -> None:
 
 
 def _alarm(config: dict[str, Any]) -> None:
-    if not config.get("output_attentions"):  # those models refuse any but eager attention
+    if not config.get("output_attentions"):  # such models accept only eager attention
         config["attn_implementation"] = ALARM
 
 
 def _other_variants(record: dict[str, Any], target: Path) -> dict[str, str]:
-    """Digests of weights of other variants that are in the folder already, with this record."""
+    """Digests of other variants' weights that are in the folder already, with the same record."""
     try:
         before = json.loads((target / CONFIG).read_text(encoding="utf-8"))["quantization_config"]
         files = before["files"] if before["layers"] == record["layers"] else {}
@@ -83,7 +84,7 @@ def _other_variants(record: dict[str, Any], target: Path) -> dict[str, str]:
 
 
 def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) -> None:
-    """Give the config of each part that can be loaded alone the record of its own layers."""
+    """Write the record of its own layers into the config of each part that can be loaded alone."""
     plan = CompressionPlan.from_dict(record["layers"])
     for key, part in sub_configs(model.config).items():
         inner = config.get(key)
@@ -97,7 +98,7 @@ def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) 
 
 
 def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]:
-    """The layers of those modules that have a config, by their names there."""
+    """The layers of the modules that have the given config, with their names in these modules."""
     found: dict[str, Any] = {}
     outer: list[str] = []
     for name, module in model.named_modules():
@@ -112,7 +113,7 @@ def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]
 
 
 def _write_card(model: Any, folder: Path, target: Path) -> None:
-    """A card and its picture, unless a person has written a card."""
+    """Write a card and its picture, unless a person has written a card."""
     if not writes_card(target):
         return
     picture = folder / PICTURE
@@ -129,12 +130,12 @@ def writes_card(target: Path) -> bool:
 
 
 def is_generated(readme: Path) -> bool:
-    """Whether a card is a generated one. What cannot be read is somebody's own."""
+    """Whether this package generated a card. An unreadable card counts as a person's own."""
     try:
         return CARD_TAG in (ModelCard.load(readme).data.get("tags") or [])
     except Exception as error:
         logger.warning(
-            "%s is no model card that can be read (%s: %s); it is left as it is",
+            "%s cannot be read as a model card (%s: %s); it is not changed",
             readme,
             type(error).__name__,
             str(error).splitlines()[0] if str(error) else "",

@@ -1,4 +1,4 @@
-"""The one ending of every compression: what was done is recorded, said, and made savable."""
+"""The last step of every compression: it records the result, reports it, and prepares saving."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ logger = logging.getLogger(__name__)
 def conclude(model: Any, config: RMTConfig, report: CompressionReport) -> CompressionReport:
     """Record on a model what was done to it.
 
-    `from_pretrained`, `compress` and `RMTCallback` all end here. A transformers model of which
-    layers were replaced gets the quantizer that saving and loading need, be it the model itself or
-    a part of it. One of which nothing was replaced stays a plain one. The model and each
-    transformers model in it have their report as `compression_report`.
+    `from_pretrained`, `compress` and `RMTCallback` all call this function at the end. A
+    transformers model in which layers were replaced gets the quantizer that saving and loading
+    need. This may be the model itself or a part of it. A transformers model in which nothing was
+    replaced stays a plain model. The model and each transformers model in it get their report as
+    `compression_report`.
 
     Args:
         model: The model, compressed in place.
-        config: What was asked for; it is copied.
-        report: What was done now.
+        config: The config of the compression; it is copied.
+        report: The report of this compression.
 
     Returns:
-        What was done now and before.
+        The report of this compression and of all earlier ones.
     """
     warn_of_loss(report.plan)
     report = with_earlier(model, report)
@@ -54,10 +55,10 @@ def conclude(model: Any, config: RMTConfig, report: CompressionReport) -> Compre
 
 
 def lay_out(model: Any, config: RMTConfig) -> None:
-    """Put compressed layers into the layout that a config asks for, and say so in one line."""
+    """Put compressed layers into the layout of a config; log one line if it is not the default."""
     if config.layout != DEFAULT_LAYOUT:
         line = set_layout(model, config.layout, activations=config.activations)
-        logger.warning("%s", line)  # what is asked for by name is answered, whatever the log level
+        logger.warning("%s", line)  # a warning, so that a user who named a layout always sees it
 
 
 def adopt(model: Any) -> None:
@@ -66,10 +67,10 @@ def adopt(model: Any) -> None:
     A part may have been compressed by itself, before or after it became a part of this model.
 
     Args:
-        model: A transformers model that is to be saved or undone as a whole.
+        model: A transformers model that is to be saved or made dense as a whole.
 
     Raises:
-        ValueError: If nothing tells how a compressed layer was made.
+        ValueError: If no record says how a compressed layer was made.
     """
     own = getattr(model, "hf_quantizer", None)
     ours = isinstance(own, RMTLoader)
@@ -81,12 +82,12 @@ def adopt(model: Any) -> None:
     report = with_earlier(model, CompressionReport(CompressionPlan(())))
     told = {layer.name for layer in report.plan}
     if ours and not missing & told:
-        return  # of a layer that came to another place, saving records what can be read off it
+        return  # saving records a moved layer from its own values
     if not ours and (unknown := sorted(missing - told)):
         raise ValueError(
             f"{some(unknown)} in {type(model).__name__} were compressed as layers of another "
-            "model, and only that model knows how. Put that whole model in, or put dense layers in "
-            "and call hf_rmt.compress on this model"
+            "model, and only that model has their record. Use that whole model, or use dense "
+            "layers and call hf_rmt.compress on this model"
         )
     makers = (getattr(part, "hf_quantizer", None) for part in model.modules())
     configs = (maker.quantization_config for maker in makers if isinstance(maker, RMTLoader))
@@ -95,12 +96,12 @@ def adopt(model: Any) -> None:
 
 
 def attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
-    """Give a transformers model the quantizer that saving and loading need, if any.
+    """Give a transformers model the quantizer that saving and loading need, if they need one.
 
     Args:
         model: The model, with its compressed layers.
-        config: What was asked for; it is copied.
-        report: What was done, by the names of the model's layers.
+        config: The config of the compression; it is copied.
+        report: The report, by the names of the model's layers.
     """
     from hf_rmt.huggingface.quantizer import RMTQuantizer
 
@@ -128,7 +129,7 @@ def attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
 
 
 def _release(part: Any) -> None:
-    """Take from a part the quantizer it has of its own: the whole model has one now."""
+    """Remove the quantizer that a part has of its own, because the whole model has one now."""
     own = getattr(part, "hf_quantizer", None)
     if isinstance(own, RMTLoader):
         own.remove_quantization_config(part)
@@ -136,7 +137,7 @@ def _release(part: Any) -> None:
 
 
 def keep_record(part: Any, config: RMTConfig, plan: CompressionPlan) -> None:
-    """Have a part of a model, itself a transformers model, know what its own save must record."""
+    """Give a part that is a transformers model the record that its own save must write."""
     part.__dict__.pop(PART, None)
     if any(layer.compressed or layer.step for layer in plan):
         own = copy.copy(config)
@@ -145,14 +146,14 @@ def keep_record(part: Any, config: RMTConfig, plan: CompressionPlan) -> None:
 
 
 def stays_plain(plan: CompressionPlan) -> bool:
-    """Whether nothing was replaced, which is said with the reasons: any transformers loads it."""
+    """Whether nothing was replaced; if so, log the reasons. Such a model loads without hf_rmt."""
     if any(layer.compressed or layer.step for layer in plan):
         return False
     reasons = Counter(layer.reason for layer in plan)
     shown = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common(3))
     logger.warning(
-        "none of the %d layers was replaced (%s). The model stays a plain one, to be saved and "
-        "loaded without hf_rmt",
+        "none of the %d layers was replaced (%s). The model stays a plain model and can be saved "
+        "and loaded without hf_rmt",
         len(plan),
         shown,
     )

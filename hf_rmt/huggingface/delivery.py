@@ -1,4 +1,4 @@
-"""Where the command line puts a model: checks before the work, and the files after it."""
+"""Output of the command line: checks of the target before the work, and files after it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def check_output(output: str | None, sources: Sequence[str], *, overwrite: bool)
     """Refuse a target that is an input, holds another model, or cannot be written to.
 
     Args:
-        output: The target; None for none.
-        sources: What will be read.
+        output: The target; None if there is no target.
+        sources: The folders or Hub ids that will be read.
         overwrite: Whether a model in the target may be replaced.
 
     Raises:
@@ -36,7 +36,8 @@ def check_output(output: str | None, sources: Sequence[str], *, overwrite: bool)
     for source in sources:
         if target.resolve() == Path(source).resolve():
             raise ValueError(
-                f"OUTPUT {target} is the folder that is read, which would be lost; choose another"
+                f"OUTPUT {target} is the folder that is read, so its model would be lost; choose "
+                "another folder"
             )
     if holds_model(target) and not overwrite:
         raise FileExistsError(
@@ -46,10 +47,10 @@ def check_output(output: str | None, sources: Sequence[str], *, overwrite: bool)
 
 
 def check_writable(folder: str | None) -> None:
-    """Find out before the long work whether a folder can be written.
+    """Check before the long work whether a folder can be written to.
 
     Raises:
-        NotADirectoryError: If it lies at or below a file.
+        NotADirectoryError: If the path is a file or lies below a file.
         PermissionError: If nothing can be written there.
         ValueError: If the name is empty.
     """
@@ -72,13 +73,14 @@ def check_writable(folder: str | None) -> None:
 def deliver(
     result: Any, source: str, output: str | None, *, repo: str | None, private: bool | None
 ) -> Iterator[str]:
-    """A model or an adapter, with what its source carries, into a folder, to the Hub, or to both.
+    """Write a model or an adapter and the files of its source to a folder, to the Hub, or to both.
 
     Args:
-        result: What has `save_pretrained` and `push_to_hub`.
+        result: An object with `save_pretrained` and `push_to_hub`.
         source: Folder or Hub id with the tokenizer and the other files.
-        output: The folder, written aside and put in place at the end; None for none.
-        repo: The repository; None for none.
+        output: The folder; it is written in a temporary place first and put in place at the end.
+            None for no folder.
+        repo: The repository; None for no repository.
         private: Whether a new repository is private.
 
     Yields:
@@ -97,7 +99,7 @@ def deliver(
         if output:
             yield f"written to {output}"
         if left:
-            yield f"left out of what {source} holds: {', '.join(left)}"
+            yield f"not copied from {source}: {', '.join(left)}"
         if repo:
             yield f"pushing to {repo}"
             for part in parts:
@@ -107,12 +109,12 @@ def deliver(
 
 
 def _is_stale(name: str, *, keep: str) -> bool:
-    """Whether a file of a replaced model must go: weights, card, what belongs to it alone."""
+    """Whether a file of a replaced model must be removed: weights, card, files about it alone."""
     return name != keep and bool(WEIGHTS.fullmatch(name) or OF_ONE_MODEL.fullmatch(name))
 
 
 def _push_files(folder: Path, names: list[str], repo: str) -> None:
-    """Push the files that were carried along, if any."""
+    """Push the files that were copied from the source, if any."""
     if names:
         api = HfApi()
         repo_id = api.create_repo(repo, exist_ok=True).repo_id

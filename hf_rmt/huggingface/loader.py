@@ -1,6 +1,7 @@
-"""Loading, saving and undoing compressed models: the half of the quantizer that needs no maths.
+"""Loads and saves compressed models, and makes them dense: the quantizer without mathematics.
 
-A repository that was pushed carries this file, so it must not import the mathematics.
+This module is part of the code file of every pushed repository, so it must not import the
+mathematics.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from hf_rmt.nn.swap import swap_module
 from hf_rmt.plan.plans import CompressionPlan, LayerPlan
 
 PART = "_rmt_part"
-"""Where a part of a compressed model, itself a transformers model, keeps its own record."""
+"""Attribute in which a part that is a transformers model keeps its own record."""
 
 
 class RMTLoader(HfQuantizer):
-    """Rebuilds the compressed layers that a config records, on any device, before they load."""
+    """Rebuilds the compressed layers that a config records, on any device, before weights load."""
 
     quantization_config: CompressionRecord
     pre_quantized: bool
@@ -58,7 +59,7 @@ class RMTLoader(HfQuantizer):
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Full training is allowed: the noise is frozen, nothing else is."""
+        """Full training is allowed; only the noise is frozen."""
         return True
 
     def is_serializable(self) -> bool:
@@ -66,7 +67,7 @@ class RMTLoader(HfQuantizer):
         return True
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Take the alarm out again."""
+        """Remove the alarm from a config."""
         config._attn_implementation = without_alarm(config._attn_implementation)
         return config
 
@@ -98,13 +99,13 @@ class RMTLoader(HfQuantizer):
     def get_state_dict_and_metadata(
         self, model: nn.Module
     ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """The state dict, with factors that bfloat16 holds exactly saved in it.
+        """The state dict, with factors in bfloat16 if bfloat16 holds them exactly.
 
-        `given_state`, where it is set, takes the place of the model's own.
+        If `given_state` is set, it is used instead of the model's own state dict.
         """
         state = dict(model.state_dict() if self.given_state is None else self.given_state)
         record = self.quantization_config
-        record.digest = record.files = record.code = None  # they were of the files it came from
+        record.digest = record.files = record.code = None  # they described the loaded files
         for name, module in model.named_modules():
             key = f"{name}.weight"
             if isinstance(module, SpikedLinear) and key in state:
@@ -116,12 +117,12 @@ class RMTLoader(HfQuantizer):
         densify(model, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         uninstall_saving(model)
         for part in model.modules():
-            part.__dict__.pop("compression_report", None)  # it told of layers that are gone
+            part.__dict__.pop("compression_report", None)  # its layers are gone
         return model
 
 
 def uninstall_saving(model: Any) -> None:
-    """Give a model its class's own saving back, and a config that names no code."""
+    """Give a model the saving methods of its class again, and remove our record from its config."""
     for name in ("save_pretrained", "push_to_hub"):
         model.__dict__.pop(name, None)
     drop_records(model.config)
@@ -130,7 +131,7 @@ def uninstall_saving(model: Any) -> None:
 
 
 def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
-    """Put the recorded layer, with nothing in it yet, in the place of the dense one.
+    """Replace a dense layer by the recorded layer, which has no values yet.
 
     Raises:
         ValueError: If the record does not fit the layer; the error names layer and rule.
@@ -139,7 +140,7 @@ def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
         if layer.compressed:
             dense = model.get_submodule(layer.name)
             empty: Any = empty_layer(dense, layer)
-            empty._is_hf_initialized = True  # or the model's own code would draw a dense weight
+            empty._is_hf_initialized = True  # otherwise the model would initialise a dense one
             swap_module(model, layer.name, empty)
         if layer.step is not None:
             place_step(model, layer.name, layer.step)
@@ -148,7 +149,7 @@ def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
 
 
 def _watch_missing(model: Any, where: str) -> None:
-    """Have transformers ask us, before it fills missing tensors with random numbers."""
+    """Make transformers call `_found_all` before it fills missing tensors with random numbers."""
     model.mark_tied_weights_as_initialized = partial(_found_all, model, where)
 
 
@@ -159,7 +160,7 @@ def _found_all(model: Any, where: str, info: Any) -> None:
         check_none_extra(model, info.unexpected_keys, where)
         check_none_left(info.mismatched_keys, where)
     except ValueError:
-        info.mismatched_keys.clear()  # or transformers raises an error of its own over this one
+        info.mismatched_keys.clear()  # otherwise transformers raises its own error
         info.conversion_errors.clear()
         raise
     model.mark_tied_weights_as_initialized(info)

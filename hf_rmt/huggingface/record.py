@@ -1,6 +1,6 @@
-"""What a saved model records of its compression: the half of the config that loading needs.
+"""The record that a saved model has of its compression: the half of the config for loading.
 
-A repository that was pushed carries this file, so it must not import the methods.
+This module is part of the code file of every pushed repository, so it must not import the methods.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class CompressionRecord(QuantizationConfigMixin):
     """The record of a compressed model, with its settings as they were written.
 
     Args:
-        layers: What was decided per layer, by runtime name.
+        layers: The decision on each layer, by runtime name.
         base_model: Name of the model that was compressed.
         size: Share of the layers' parameters that was asked for, if any.
         calibrated: Whether batches of inputs were used.
         format_version: Layout of the saved tensors.
-        digest: Of `layers`, as they were written.
+        digest: Digest of `layers` as they were written.
         files: SHA-256 of the files with the weights, by name.
-        code: Digest of the code file that was written beside them.
+        code: Digest of the code file that was written into the same folder.
         quant_method: Always "rmt".
-        **settings: What the user had asked for; kept as it is.
+        **settings: The settings of the user; they are kept as they are.
 
     Raises:
         ValueError: If the record belongs to another method, or a newer version wrote it.
@@ -87,7 +87,7 @@ def sub_configs(config: Any) -> dict[str, Any]:
 
 
 def drop_records(config: Any, *, parts_only: bool = False) -> None:
-    """Remove the record from a config and from those of its parts, and the name of our code."""
+    """Remove the record and our code's name from a config and from the configs of its parts."""
     if not parts_only and is_record(config.__dict__.get("quantization_config")):
         del config.quantization_config
     if not parts_only and isinstance(config.__dict__.get("auto_map"), dict):

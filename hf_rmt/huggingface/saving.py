@@ -25,8 +25,8 @@ NOT_OF_A_PUSH = ("state_dict", "save_peft_format", "distributed_checkpoint", "to
 
 
 def install_saving(model: Any) -> None:
-    """Make `save_pretrained` and `push_to_hub` of one model write what loads everywhere."""
-    # partials, unlike bound methods of a name that the class lacks, can be copied and pickled
+    """Make `save_pretrained` and `push_to_hub` of one model write files that load everywhere."""
+    # a partial can be copied and pickled; a bound method whose name the class lacks cannot
     model.save_pretrained = partial(_save_pretrained, model)
     model.push_to_hub = partial(_push_to_hub, model)
 
@@ -41,9 +41,9 @@ def _save_pretrained(
     variant: str | None = None,
     **kwargs: Any,
 ) -> None:
-    """`PreTrainedModel.save_pretrained`, and the files that make the folder load anywhere.
+    """Save as `PreTrainedModel.save_pretrained` does, and add the files for loading anywhere.
 
-    All is written aside and put in place at the end, see `hf_rmt.staging`.
+    All files are written in a temporary place and put in place at the end; see `hf_rmt.staging`.
     """
     check_path("save_directory", save_directory)
     make_savable(model, state_dict)
@@ -62,7 +62,7 @@ def _save_pretrained(
             type(model).save_pretrained(model, aside, state_dict=state_dict, **options)
             if has_config(aside):
                 write_companions(model, aside, folder)
-    else:  # it takes part in gathering the weights, and writes nothing
+    else:  # this process helps to gather the weights and keeps no files
         with tempfile.TemporaryDirectory() as nowhere, _given(model, state_dict):
             type(model).save_pretrained(model, nowhere, False, state_dict=state_dict, **options)
     if is_main_process and push_to_hub:
@@ -84,7 +84,7 @@ def _push_to_hub(
     """`PreTrainedModel.push_to_hub` with the generated card in place of an empty template."""
     from transformers.utils.hub import hf_api
 
-    make_savable(model, (save_options or {}).get("state_dict"))  # before there is a repository
+    make_savable(model, (save_options or {}).get("state_dict"))  # before a repository is made
     repo_id = hf_api().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, **{"max_shard_size": max_shard_size, **(save_options or {})})
@@ -100,7 +100,7 @@ def _push_to_hub(
 
 @contextmanager
 def _given(model: Any, state_dict: dict[str, Any] | None) -> Iterator[None]:
-    """Have the quantizer save the tensors that the caller gave, if any, and not the model's own."""
+    """Make the quantizer save the caller's tensors, if any, instead of the model's own."""
     model.hf_quantizer.given_state = state_dict
     try:
         yield
@@ -109,10 +109,10 @@ def _given(model: Any, state_dict: dict[str, Any] | None) -> Iterator[None]:
 
 
 def _stale(folder: Path, variant: str | None) -> Callable[[str], bool]:
-    """Whether a file is of an earlier save: weights of the same variant, their index, our picture.
+    """A test for files of an earlier save: weights of the same variant, their index, our picture.
 
-    A save in one file leaves the shards of an earlier one behind, and the other way round;
-    transformers would read those.
+    A save in one file would leave the shards of an earlier save behind. A save in shards would
+    leave the one file of an earlier save behind. Transformers would read these old files.
     """
     picture = PICTURE if writes_card(folder) else ""
     middle = rf"\.{re.escape(variant)}" if variant else ""
@@ -124,7 +124,7 @@ def _stale(folder: Path, variant: str | None) -> Callable[[str], bool]:
 
 
 def keep_records_true(model_class: Any) -> None:
-    """Make every transformers model save what it is: a config may hold the record of another one.
+    """Make every transformers model save its own record, not a record of the model it came from.
 
     A dense model that was built from the config of a compressed one saves no record. A part of a
     compressed model saves the record of its own layers.
@@ -142,7 +142,7 @@ def keep_records_true(model_class: Any) -> None:
         if own is None and PART not in model.__dict__ and compressed_layers(model):
             from hf_rmt.huggingface.conclude import adopt
 
-            adopt(model)  # a part of it was compressed by itself
+            adopt(model)  # a part of the model was compressed by itself
             return model.save_pretrained(save_directory, *args, **kwargs)
         if own is not None or (not _is_recorded(model.config) and PART not in model.__dict__):
             return save(model, save_directory, *args, **kwargs)
@@ -158,7 +158,7 @@ def keep_records_true(model_class: Any) -> None:
 
 
 def _is_recorded(config: Any) -> bool:
-    """Whether a config, or that of a part, holds a record."""
+    """Whether a config, or the config of a part, holds a record."""
     if is_record(getattr(config, "__dict__", {}).get("quantization_config")):
         return True
     return any(_is_recorded(part) for part in sub_configs(config).values())
@@ -166,7 +166,7 @@ def _is_recorded(config: Any) -> bool:
 
 @contextmanager
 def _config_of_its_own(model: Any) -> Iterator[None]:
-    """Give a model a copy of its config, which may be changed, for a while."""
+    """A context in which a model has a copy of its config; this copy may be changed."""
     shared = model.config
     model.config = copy.deepcopy(shared)
     try:
@@ -177,7 +177,7 @@ def _config_of_its_own(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _on_its_own(part: Any) -> Iterator[None]:
-    """Have a part of a compressed model be a compressed model itself, for a while."""
+    """A context in which a part of a compressed model is a compressed model itself."""
     from hf_rmt.huggingface.quantizer import RMTQuantizer
 
     record = copy.deepcopy(part.__dict__[PART])

@@ -1,4 +1,4 @@
-"""What a folder or a Hub id holds: whether it can be read, and what goes along with the weights."""
+"""The content of a folder or a Hub id: whether it can be read, and the files to copy along."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ WEIGHTS = re.compile(
     r".*\.(safetensors|bin|h5|msgpack|ot|onnx|onnx_data|pt|pth|ckpt|gguf|tflite|mlmodel|npz)"
     r"|.*(safetensors|bin)\.index(\..+)?\.json"
 )
-"""Weights in any format, and where they are."""
+"""Names of files with weights in any format, and of the index files of shards."""
 OF_ONE_MODEL = re.compile(
     rf"README\.md|{re.escape(PICTURE)}|{REMOTE_MODULE}\.py|optimizer\.pt|scheduler\.pt|"
     r"rng_state.*\.pth|trainer_state\.json|training_args\.bin|all_results\.json|"
     r"(train|eval|test)_results\.json"
 )
-"""Files that tell of the source itself and would be wrong beside another model."""
+"""Files that describe the source itself and would be wrong for another model."""
 FOLDERS_LEFT = re.compile(r"checkpoint-\d+|runs|\..*|__pycache__")
 
 
@@ -72,7 +72,7 @@ def check_entries(entries: Mapping[str, Any]) -> None:
     """Refuse a config.json with a malformed `quantization_config`.
 
     Args:
-        entries: What config.json holds.
+        entries: The entries of config.json.
 
     Raises:
         TypeError: If its `quantization_config` is no mapping.
@@ -93,7 +93,7 @@ def check_method(path: str | PathLike[str], quantization: Any) -> None:
         quantization: Its `quantization_config`, if it has one.
 
     Raises:
-        ValueError: If the config is none of ours.
+        ValueError: If the config belongs to another method.
     """
     if quantization is None:
         return
@@ -116,15 +116,15 @@ def holds_model(folder: Path) -> bool:
 
 
 def carry(source: str | PathLike[str], target: Path) -> tuple[list[str], list[str]]:
-    """Copy what a save did not write: modules of a sentence encoder, vocabularies, templates.
+    """Copy files that a save did not write: sentence encoder modules, vocabularies, templates.
 
     Args:
         source: Folder or Hub id of the model.
         target: Folder in which the new model and its tokenizer have been saved.
 
     Returns:
-        Names of the files that were copied, and of those that were left out: weights in other
-        formats, the source's card, what a training left.
+        Names of the files that were copied, and of the files that were left out: weights in other
+        formats, the source's card, and files of a training.
     """
     folder = _local(source)
     if folder is None:
@@ -148,7 +148,7 @@ def carry(source: str | PathLike[str], target: Path) -> tuple[list[str], list[st
 
 
 def _modules(folder: Path) -> set[str]:
-    """Folders of the modules of a sentence encoder, whose weights go along."""
+    """Folders of the modules of a sentence encoder; their weights are copied too."""
     try:
         entries = json.loads((folder / MODULES).read_text(encoding="utf-8"))
         return {Path(entry["path"]).parts[0] for entry in entries if entry["path"]}
@@ -157,7 +157,7 @@ def _modules(folder: Path) -> set[str]:
 
 
 def _local(source: str | PathLike[str]) -> Path | None:
-    """The source as a folder; of a Hub id, all but its weights are fetched."""
+    """The source as a folder; from a Hub id, all files except weights are downloaded."""
     if Path(source).is_dir():
         return Path(source)
     formats = ("safetensors", "bin", "h5", "msgpack", "ot", "onnx", "onnx_data", "pt", "gguf")
@@ -188,6 +188,6 @@ def processors(source: str | PathLike[str]) -> list[Any]:
 def _is_made_up(part: Any, source: str | PathLike[str]) -> bool:
     """Whether this is the empty tokenizer that transformers makes when none was saved."""
     if not isinstance(part, PreTrainedTokenizerBase) or not part.vocab_files_names:
-        return False  # those of bytes or characters need no file
+        return False  # tokenizers of bytes or characters need no file
     files = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, *part.vocab_files_names.values())
     return not any(has_file(source, file) for file in files)

@@ -1,15 +1,16 @@
-"""Mathematics of wide random networks: their kernels, and activations that leave them alone.
+"""Mathematics of wide random networks: kernels, and activations that do not change them.
 
-The model, stated once. A layer maps x to s(W x) / sqrt d: W is d wide with iid entries of mean 0
-and variance 1, and s is centred, E s(tau xi) = 0, xi standard normal; the functions here subtract
-the mean themselves. The inputs are the rows of `data`, shape (samples, features), as they meet W:
-divided by sqrt p, so that x_i = (mu_a + C_a^{1/2} z_i) / sqrt p is one draw of a Gaussian mixture
-and tau_0^2 = mean tr C_a / p is the mean of |x|^2; X is the transpose of `data`. The scales climb
-as tau_l^2 = E s_l(tau_{l-1} xi)^2. The conjugate kernel (CK) is the expected Gram matrix of the
-last hidden layer, the neural tangent kernel (NTK) that of the gradients. As n and p grow together
-both depend on s through a few Gaussian moments only, and on W not at all.
+All modules use this model. A layer maps x to s(W x) / sqrt d. W has d rows and iid entries of mean
+0 and variance 1. The activation s is centred: E s(tau xi) = 0, where xi is standard normal. The
+functions here subtract the mean themselves. The inputs are the rows of `data`, shape (samples,
+features). They are divided by sqrt p already: x_i = (mu_a + C_a^{1/2} z_i) / sqrt p is one draw of
+a Gaussian mixture, and tau_0^2 = mean tr C_a / p is the mean of |x|^2. X is the transpose of
+`data`. The scales of the layers are tau_l^2 = E s_l(tau_{l-1} xi)^2. The conjugate kernel (CK) is
+the expected Gram matrix of the last hidden layer, and the neural tangent kernel (NTK) is the
+expected Gram matrix of the gradients. When n and p grow together, both kernels depend on s only
+through a few Gaussian moments, and they do not depend on W.
 
-NumPy and SciPy in float64 only; nothing here knows torch.
+These modules use NumPy and SciPy in float64, and do not import torch.
 """
 
 from hf_rmt.kernels.activations import ACTIVATIONS, resolve_activation

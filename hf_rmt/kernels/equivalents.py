@@ -16,13 +16,14 @@ from hf_rmt.kernels.statistics import MixtureStatistics, check_data, mixture_sta
 
 @dataclass(frozen=True)
 class KernelCoefficients:
-    """What the kernels of one layer keep of all activations up to it.
+    """The numbers through which all activations up to one layer enter its kernels.
 
     Args:
         tau: tau_l, scale of the layer's outputs.
         alpha: alpha_1 .. alpha_4 of the conjugate kernel.
         beta: beta_1 .. beta_3 of the neural tangent kernel.
-        kappa: kappa_l, the square root of the NTK's diagonal; infinite after a jump.
+        kappa: kappa_l, the square root of the NTK's diagonal; infinite after an activation with a
+            jump.
     """
 
     tau: float
@@ -45,7 +46,7 @@ def kernel_coefficients(
         tau: tau_0, root mean square norm of the inputs.
 
     Returns:
-        L + 1 sets of coefficients, the first those of the inputs.
+        L + 1 sets of coefficients; the first set belongs to the inputs.
 
     Source:
         Gu et al., NeurIPS 2022, theorems 1 and 2.
@@ -75,7 +76,8 @@ def layer_moments(activations: Sequence[Activation], *, tau: float) -> tuple[Gau
     """
     if isinstance(activations, str) or not len(activations):
         raise ValueError(
-            f"activations must be one for each hidden layer, got {activations!r}; pass a list"
+            f"activations must hold one activation for each hidden layer, got {activations!r}; "
+            "pass a list"
         )
     layers: list[GaussianMoments] = []
     for activation in activations:
@@ -105,16 +107,18 @@ def conjugate_kernel_equivalent(
     """K~_CK = a1 X'X + V A V' + (tau_L^2 - tau_0^2 a1) I of L wide layers.
 
     V A V' = a2 v v' + a3 J T J' / p with v = J t / sqrt p + psi = |x|^2 - tau_0^2. The published
-    identity has - tau_0^4 a3 too: it belongs to X'X o X'X, whose diagonal V A V' does not have,
-    and with it the distance to the kernel tends to a3 tau_0^4, not to 0.
+    multiple of I also has - tau_0^4 a3. This term belongs to X'X o X'X, whose diagonal V A V' does
+    not have. With this term, the distance to the kernel tends to a3 tau_0^4, not to 0.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features): the rows are the x_i.
-        activations: One for each hidden layer, centred here.
-        statistics: Of the mixture; None estimates them from the data as one class.
-        order: 1, the theorem, with an error of order sqrt(log p / p) in operator norm; 2 keeps
-            X'X o X'X, the diagonal and every term of the third degree: an error of order 1 / p.
-        published: The identity as published, order 1 only.
+        activations: One for each hidden layer; they are centred here.
+        statistics: Statistics of the mixture; None estimates them from the data, taken as one
+            class.
+        order: 1 is the theorem, with an error of order sqrt(log p / p) in operator norm. 2 keeps
+            X'X o X'X, the diagonal and every term of the third degree, with an error of order 1 /
+            p.
+        published: Whether to use the multiple of I as published; for order 1 only.
 
     Returns:
         The kernel, shape (samples, samples).
@@ -123,7 +127,7 @@ def conjugate_kernel_equivalent(
         ValueError: If an argument lies outside its range.
 
     Source:
-        Gu et al., NeurIPS 2022, theorem 1; order 2 is this package's.
+        Gu et al., NeurIPS 2022, theorem 1; order 2 was derived for this package.
     """
     return _equivalent(data, activations, statistics, order, published, tangent=False)
 
@@ -141,9 +145,10 @@ def ntk_equivalent(
     Args:
         data: Inputs divided by sqrt p, shape (samples, features).
         activations: One for each hidden layer, without jumps.
-        statistics: Of the mixture; None estimates them from the data as one class.
+        statistics: Statistics of the mixture; None estimates them from the data, taken as one
+            class.
         order: 1 or 2, as for `conjugate_kernel_equivalent`.
-        published: The identity as published, with - tau_0^4 b3.
+        published: Whether to use the multiple of I as published, with - tau_0^4 b3.
 
     Returns:
         The kernel, shape (samples, samples).
@@ -152,7 +157,7 @@ def ntk_equivalent(
         ValueError: If an activation jumps (E s'^2 is infinite), or an argument is out of range.
 
     Source:
-        Gu et al., NeurIPS 2022, theorem 2; order 2 is this package's.
+        Gu et al., NeurIPS 2022, theorem 2; order 2 was derived for this package.
     """
     return _equivalent(data, activations, statistics, order, published, tangent=True)
 
@@ -164,8 +169,9 @@ def single_layer_equivalent(
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features).
-        activation: Of the hidden layer.
-        statistics: Of the mixture; None estimates them from the data as one class.
+        activation: The activation of the hidden layer.
+        statistics: Statistics of the mixture; None estimates them from the data, taken as one
+            class.
 
     Returns:
         The kernel, shape (samples, samples).
@@ -216,7 +222,7 @@ def _low_rank(known: MixtureStatistics, second: float, third: float, features: i
 
 def _check_options(order: int, published: bool, inputs: int, described: int) -> None:
     if order not in (1, 2) or (published and order != 1):
-        raise ValueError(f"order must be 1 or 2, and 1 as published, got {order}")
+        raise ValueError(f"order must be 1 or 2, and 1 with published=True, got {order}")
     if inputs != described:
         raise ValueError(
             f"statistics must describe the data's {inputs} inputs, got {described}; compute them "

@@ -1,4 +1,4 @@
-"""Families of step activations and where the search in them starts."""
+"""Families of step activations, and the steps from which the search in them starts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hf_rmt.kernels.solver import Pattern
 from hf_rmt.kernels.steps import normal_density
 
 REACH = 4.5
-"""Starting thresholds lie within; the mass beyond, 7e-6, gives a solver no hold."""
+"""Bound of the thresholds at the start; the normal mass beyond, 7e-6, is too small for a solver."""
 OUTER = np.array([[1.0], [0.0], [1.0]])
 
 
 def sign_pattern(problem: MatchingProblem) -> Pattern:
-    """A step b 1{x > 0} with the m1 asked for."""
+    """The step b 1{x > 0} with the m1 of the goal."""
     points = np.zeros(1)
     height = problem.goal[0] / normal_density(points)
     return Pattern(points, np.eye(2), np.concatenate([-height / 2, height / 2]))
 
 
 def one_level_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Steps b 1{x < s1 or x > s2}, the cell between where the activation bends away from 0."""
+    """Steps b 1{x < s1 or x > s2} with s1, s2 on either side of 0, first on that of sign(m1 m2)."""
     side = np.sign(problem.goal[0] * problem.goal[1]) or 1.0
     for end in (side, -side):
         for width in (1.0, 3.0):
@@ -56,7 +56,7 @@ def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def quantized_patterns(problem: MatchingProblem, levels: int) -> Iterator[Pattern]:
-    """Best quantisers between the activation and its quadratic part, which alone is too rich."""
+    """Best quantisers of activation and quadratic part in equal shares, then of this part alone."""
     function = resolve_activation(problem.activation)
     stretch = problem.target.tau
 

@@ -1,4 +1,4 @@
-"""Step activations with the Gaussian moments of a given one, so that wide kernels agree."""
+"""Step activations with the Gaussian moments of another activation, so that wide kernels agree."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from hf_rmt.kernels.problem import (
 from hf_rmt.kernels.quantizer import quantized
 
 COARSE = 16
-"""Beyond as many levels the count goes up by 1/16 at a time."""
+"""From this number of levels on, the search goes up in steps of more than one level."""
 NEAR = 1e-3
-"""Weight of what shall be near beside what shall be exact."""
+"""Weight of tau_out, which only has to be near; m1 and m2 have the weight 1."""
 
 
 def match_step_activation(
@@ -44,25 +44,27 @@ def match_step_activation(
 ) -> MatchedStep:
     """The step with the m1, m2, m3 of another activation and, from two levels on, its tau_out.
 
-    One level is b 1{x < s1 or x > s2} - mean. An activation with m2 = 0, such as tanh, needs
-    b 1{x > 0} - mean only: its m3 does not enter. More levels follow the activation and its
-    quadratic part, so that tau_out agrees too and the kernels do without a ridge.
+    One level is b 1{x < s1 or x > s2} - mean. An activation with m2 = 0, such as tanh, needs only b
+    1{x > 0} - mean, because the kernel of the layer does not depend on m3. Steps with more levels
+    approximate the activation and its quadratic part. Then tau_out agrees too, and the kernels
+    agree without a ridge.
 
     Args:
         activation: A name, a function on arrays, or a step.
         tau: Scale of the activation's argument in its network, > 0.
-        levels: Distinct values less one; None takes the fewest that meet tau_out exactly.
-        step_tau: Scale of the step's argument in its own network; None for the same.
-        published: With levels=2, the last layer of the published code,
-            b 1{x < r1 or r2 < x <= r3 or x > r4} - mean, r4 = r3 + r2 - r1. It has no solution
-            unless at most 0.66 of the activation's variance is linear and quadratic.
+        levels: Number of distinct values minus one; None takes the smallest number that meets
+            tau_out exactly.
+        step_tau: Scale of the step's argument in its own network; None for `tau`.
+        published: Whether to use the step of the last layer of the published code, b 1{x < r1 or r2
+            < x <= r3 or x > r4} - mean with r4 = r3 + r2 - r1. It needs levels=2. It has a solution
+            only if at most 0.66 of the activation's variance is linear and quadratic.
 
     Returns:
         The step, its moments and its residual.
 
     Raises:
         NoMatchError: If no step of the family has the moments.
-        TypeError: If the activation takes no arrays, as those of torch do not.
+        TypeError: If the activation does not accept arrays, such as an activation of torch.
         ValueError: If an argument lies outside its range.
 
     Source:
@@ -97,12 +99,13 @@ def match_step_activation(
 def match_network(
     activations: Sequence[Activation], *, tau: float, levels: int | None = 1
 ) -> tuple[MatchedStep, ...]:
-    """Steps for every layer, each matched at the scale that the steps below it give.
+    """Steps for all layers; each is matched at the scale that results from the steps below it.
 
-    With levels=1 the kernels agree up to a multiple of the identity. With None they agree
-    without it; that takes every layer, for above one-level steps of relu, gelu, silu or tanh no
-    step has the next tau_out. Steps for an activation with m2 = 0 do not carry its m3, which the
-    norms' part of the kernel (a2) needs if a later activation has m2 != 0.
+    With levels=1 the kernels agree up to a multiple of the identity. With None they agree without
+    this multiple. This needs steps of more levels in every layer: above a one-level step for relu,
+    gelu, silu or tanh, no step has the tau_out of the next activation. A step for an activation
+    with m2 = 0 does not have the m3 of the activation. The part of the kernel that depends on the
+    norms (a2) needs this m3 if a later activation has m2 != 0.
 
     Args:
         activations: One for each hidden layer.
@@ -125,18 +128,19 @@ def match_network(
 
 
 def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedStep:
-    """The b (1{x > s2} - 1{x <= s1}) - mean with d1, d2 and, where one exists, d0 of another.
+    """The step b (1{x > s2} - 1{x <= s1}) - mean with the d1, d2 and, if possible, d0 of another.
 
-    d0 is a multiple of the identity, a ridge. Three values hold at most 0.83 of a variance in the
-    linear and quadratic part; where the activation has more there, as relu has, d0 comes out too
-    large by `identity_shift`, the least that the other two allow.
+    d0 is the multiple of the identity in the kernel, a ridge. A step with three values has at most
+    0.83 of its variance in its linear and quadratic part. If the activation has more, as relu has,
+    the d0 of the step is too large by `identity_shift`. This is the smallest excess that is
+    possible with d1 and d2.
 
     Args:
         activation: A name, a function on arrays, or a step.
         tau: Scale of its argument, > 0.
 
     Returns:
-        The step; `residual` is that of d1 and d2, and of d0 where it matches.
+        The step; its `residual` covers d1 and d2, and also d0 if it matches.
 
     Raises:
         NoMatchError: If d1 and d2 have no match.
@@ -155,7 +159,7 @@ def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedSt
 
 
 def _check_takes_arrays(activation: Activation) -> None:
-    """Refuse functions of tensors, which this package knows nothing of."""
+    """Refuse functions that do not accept arrays, such as functions of torch tensors."""
     if not callable(activation):
         return
     try:
@@ -164,13 +168,13 @@ def _check_takes_arrays(activation: Activation) -> None:
     except (TypeError, AttributeError) as error:
         raise TypeError(
             f"activation must be a name or a function of float64 arrays, got {activation!r}, which "
-            f"takes none ({error}); wrap one of torch: lambda x: "
+            f"does not accept them ({error}); wrap a function of torch: lambda x: "
             "activation(torch.from_numpy(x)).detach().numpy()"
         ) from error
 
 
 def _fewest(problem: MatchingProblem) -> MatchedStep:
-    """The fewest levels that meet every moment, counted up from the bound of the best quantiser."""
+    """The step of fewest levels that meets every moment, searched upwards from a lower bound."""
     candidates = range(2, MAX_LEVELS + 1)
 
     def share(levels: int) -> float:

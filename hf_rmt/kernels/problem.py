@@ -32,15 +32,16 @@ class NoMatchError(ValueError):
 
 @dataclass(frozen=True)
 class MatchedStep(StepActivation):
-    """A step activation, mean 0 at its own scale, that stands for another activation.
+    """A step activation with mean 0 at its own scale that replaces another activation.
 
     Args:
         thresholds: Ascending.
-        heights: Values between them, the mean subtracted.
-        moments: Of the step, at the scale of its own network.
-        target: Of the activation it stands for, at the scale of that network.
-        residual: Euclidean norm of the differences in what was matched: m1 tau / tau_out,
-            m2 tau^2 / tau_out, m3 tau^2 / tau_out^2 and tau_out^2 / tau_out^2 of the target.
+        heights: Values between the thresholds, after the mean is subtracted.
+        moments: Moments of the step, at the scale of its own network.
+        target: Moments of the replaced activation, at the scale of the network of that activation.
+        residual: Euclidean norm of the differences between the matched quantities of step and
+            target: m1 tau / tau_out, m2 tau^2 / tau_out, m3 tau^2 / tau_out^2 and tau_out^2 /
+            tau_out^2. Each is divided by the tau_out of the target.
     """
 
     moments: GaussianMoments
@@ -49,19 +50,19 @@ class MatchedStep(StepActivation):
 
     @property
     def identity_shift(self) -> float:
-        """tau_out^2 of the step less the target's: the multiple of I the kernel gains (a ridge)."""
+        """tau_out^2 of step minus target: the multiple of I that the kernel gains (a ridge)."""
         return self.moments.variance_slopes[0] - self.target.variance_slopes[0]
 
 
 @dataclass(frozen=True)
 class MatchingProblem:
-    """What to match, in units of the step's scale and of the target's tau_out.
+    """The moments to match, in units of the step's scale and of the target's tau_out.
 
     Args:
-        activation: What is matched.
-        target: Its moments in its network.
+        activation: The activation that a step has to match.
+        target: Moments of the activation in its own network.
         step_tau: Scale of the step's argument.
-        goal: (m1, m2, m3, 1) of a step of an argument and an output of variance 1.
+        goal: (m1, m2, m3, 1), the goal for a step whose argument and output have variance 1.
     """
 
     activation: Activation
@@ -71,7 +72,7 @@ class MatchingProblem:
 
     @property
     def is_odd(self) -> bool:
-        """Whether m2 = 0, so that m3 enters no kernel."""
+        """Whether m2 = 0; then the kernel of this layer does not depend on m3."""
         return abs(self.goal[1]) < 1e-9
 
     @property
@@ -84,7 +85,7 @@ class MatchingProblem:
         return self.goal[0] * xi + self.goal[1] * (xi**2 - 1) / 2
 
     def search(self, starts: Iterable[Pattern], chosen: Array) -> tuple[Pattern, float]:
-        """The first exact member of the families, else the nearest, and its residual."""
+        """The first exact member of the families, otherwise the nearest one, with its residual."""
         found = []
         for start in starts:
             found.append(solve(start, self.goal, chosen))
@@ -111,19 +112,20 @@ class MatchingProblem:
 
     def _failure(self, levels: int, residual: float) -> str:
         reach = quantized(self.quadratic, levels).share
-        remedy = f"pass levels=None for the fewest that do, up to {MAX_LEVELS}"
+        remedy = f"pass levels=None for the smallest number of levels that does, up to {MAX_LEVELS}"
         if self.needed_share >= 1:
-            remedy = "no number does: meet tau_out in the layers below too, so that step_tau = tau"
+            remedy = "no number does: match tau_out in the layers below too, so that step_tau = tau"
         return (
             f"{self.activation!r} at tau={self.target.tau} has no step with its moments in the "
             f"family of levels={levels}: the residual stays at {residual:.2g}. To meet tau_out, "
             f"{self.needed_share:.3f} of a step's variance must be linear and quadratic, and "
-            f"levels={levels} reaches {reach:.3f}; {remedy}; levels=1 leaves tau_out free"
+            f"levels={levels} reaches at most {reach:.3f}; {remedy}; with levels=1, tau_out does "
+            "not have to match"
         )
 
 
 def matching_problem(activation: Activation, tau: float, step_tau: float) -> MatchingProblem:
-    """The moments to match, and that there is something to match.
+    """The moments to match, after a check that there is something to match.
 
     Raises:
         ValueError: If a scale is not positive, or m1 and m2 both vanish.

@@ -1,4 +1,4 @@
-"""The best quantiser of a function of a normal variable, where matched steps start."""
+"""The best quantiser of a function of a normal variable; the search for steps starts there."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Quantizer:
     """A quantiser of f(xi), xi standard normal.
 
     Args:
-        points: Where the value changes along xi, ascending.
-        cells: Index into the values of each cell between the points.
+        points: Values of xi at which the quantised value changes, ascending.
+        cells: For each cell between the points, the index of its value in `values`.
         values: The levels + 1 values, ascending.
         share: Fraction of the variance of f(xi) that the quantised variable has.
     """
@@ -32,13 +32,14 @@ class Quantizer:
 
 
 def quantized(function: Function, levels: int) -> Quantizer:
-    """Lloyd's algorithm on f(xi): values are the means of their cells, bounds lie halfway.
+    """Lloyd's algorithm on f(xi): values are the means of their cells, bounds lie halfway between.
 
-    No step with as many levels has a larger correlation with f: its share bounds what matches.
+    No step with this number of levels has a larger correlation with f. So `share` is an upper bound
+    for the share of f that such a step can match.
 
     Args:
         function: f on arrays.
-        levels: Values less one.
+        levels: Number of values minus one.
 
     Returns:
         The quantiser, as a step along xi.
@@ -56,7 +57,7 @@ def quantized(function: Function, levels: int) -> Quantizer:
     ordered = images[order]
     mass = np.concatenate([[0.0], np.cumsum(MASSES[order])])
     moment = np.concatenate([[0.0], np.cumsum(MASSES[order] * ordered)])
-    # Points as dense as the cube root of the density, the best for many levels.
+    # The density of the points is the cube root of the density of f(xi), best for many levels.
     gaps = np.maximum(np.gradient(ordered), 1e-12)
     spread = np.cumsum(np.cbrt(MASSES[order] * gaps**2))
     quotas = np.arange(1, levels + 1) / (levels + 1)

@@ -1,4 +1,4 @@
-"""Wide networks drawn at random, to hold the theory against."""
+"""Wide random networks, for comparison with the theory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_rmt.kernels.exact import Kernels
 from hf_rmt.kernels.statistics import check_data, root_mean_square
 
 Seed = int | np.random.Generator
-"""A generator is advanced by every draw; a number draws the same network every time."""
+"""A generator gives another network at every draw; a number gives the same network every time."""
 
 BLOCK = 2048
 STEP = 1e-5
@@ -25,12 +25,12 @@ def gaussian_mixture(
 ) -> tuple[Array, NDArray[np.int64]]:
     """x_i = (mu_a + z_i) / sqrt p with |mu_a| = mean_norm, z_i standard normal: tau_0 near 1.
 
-    Two classes have opposite means; more have independent directions.
+    Two classes have opposite means; the means of more classes have independent directions.
 
     Args:
         shape: (samples, features).
         mean_norm: Norm of the means before the division by sqrt p.
-        classes: Number of classes, equally large.
+        classes: Number of classes, which have the same size.
         seed: Number or generator.
 
     Returns:
@@ -46,7 +46,7 @@ def gaussian_mixture(
 
 
 def ternary_weights(shape: tuple[int, int], *, sparsity: float, seed: Seed) -> Array:
-    """Iid entries of mean 0 and variance 1: 0 with probability sparsity, else +-a of equal odds.
+    """Iid entries of mean 0 and variance 1: 0 with probability sparsity, otherwise +a or -a.
 
     Args:
         shape: Of the matrix.
@@ -54,7 +54,7 @@ def ternary_weights(shape: tuple[int, int], *, sparsity: float, seed: Seed) -> A
         seed: Number or generator.
 
     Returns:
-        The matrix, a = 1 / sqrt(1 - sparsity).
+        The matrix; its nonzero entries are +-a with a = 1 / sqrt(1 - sparsity).
 
     Raises:
         ValueError: If the sparsity lies outside its range.
@@ -79,15 +79,18 @@ def simulated_kernels(
 ) -> Kernels:
     """CK and NTK of one random network f = w's_L(W_L ... s_1(W_1 x)) / sqrt d, all layers d wide.
 
-    A Gaussian layer sees those below through their Gram matrix only, which therefore stands for
-    them: widths beyond memory. The NTK is K_l + NTK_{l-1} o (mean of s'(u) s'(v) over the layer).
+    A Gaussian layer depends on the layers below only through their Gram matrix. So only this matrix
+    is kept, and the width can be larger than the memory allows. The NTK is K_l + NTK_{l-1} o (mean
+    of s'(u) s'(v) over the layer).
 
     Args:
-        data: Inputs as they meet the first layer, shape (samples, features).
-        activations: One for each hidden layer, centred at the scales that tau implies.
+        data: Inputs of the first layer, shape (samples, features).
+        activations: One for each hidden layer; they are centred here, at the scales that follow
+            from tau.
         width: d.
         tau: tau_0, as for `exact_kernels`.
-        sparsity: Of ternary weights, layers below the last held in memory; None for Gaussian.
+        sparsity: Sparsity of ternary weights, for which the outputs of a whole layer are kept in
+            memory; None for Gaussian weights.
         tangent: Whether to compute the NTK; its slopes are central differences.
         seed: Number or generator.
 

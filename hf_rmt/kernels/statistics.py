@@ -1,4 +1,4 @@
-"""What the equivalents need of the data: a Gaussian mixture's second-order statistics."""
+"""The second-order statistics of a Gaussian mixture, which the equivalents need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MixtureStatistics:
         classes: J, the indicators of the classes, shape (n, K).
         traces: t, tr(C_a - C) / sqrt p with C the mean covariance, shape (K,).
         products: T, tr(C_a C_b) / p, shape (K, K).
-        psi: |x_i|^2 less its mean in the class of i, shape (n,).
+        psi: |x_i|^2 minus its mean in the class of i, shape (n,).
     """
 
     tau: float
@@ -38,8 +38,8 @@ def mixture_statistics(
 ) -> MixtureStatistics:
     """Statistics of a mixture from its covariances or, without them, from the data.
 
-    From the data, tr C_a / p is the mean of |x_i|^2 and tr(C_a C_b) / p that of p (x_i'x_j)^2,
-    i != j: both are off by the means' share, of order 1/p.
+    From the data, tr C_a / p is estimated by the mean of |x_i|^2, and tr(C_a C_b) / p by the mean
+    of p (x_i'x_j)^2, i != j. The means of the classes cause an error of order 1/p in both.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features).
@@ -63,7 +63,9 @@ def mixture_statistics(
     if labels is not None:
         members = np.unique(np.asarray(labels), return_inverse=True)[1]
     if members.shape != (n,):
-        raise ValueError(f"labels must have shape ({n},), got {members.shape}; one for each input")
+        raise ValueError(
+            f"labels must have shape ({n},), got {members.shape}; pass one label for each input"
+        )
     counts = np.bincount(members)
     if counts.min() < 2:
         raise ValueError("every class must have at least 2 inputs; merge the smallest classes")
@@ -101,16 +103,16 @@ def _from_covariances(
 
 
 def root_mean_square(inputs: Array) -> float:
-    """Sqrt of the mean of |x|^2: tau_0, from the data."""
+    """The square root of the mean of |x|^2, which estimates tau_0 from the data."""
     return float(np.sqrt((inputs**2).sum(1).mean()))
 
 
 def check_data(data: ArrayLike) -> Array:
-    """The inputs as float64, or an error that says what they must be."""
+    """The inputs as float64; an error if they are no finite matrix."""
     inputs = np.asarray(data, float)
     if inputs.ndim != 2 or not np.isfinite(inputs).all():
         raise ValueError(
             f"data must be a finite matrix (samples, features), got shape {inputs.shape}; reshape "
-            "it and remove what is not finite"
+            "it and remove samples with nan or inf"
         )
     return inputs

@@ -1,6 +1,6 @@
-"""Compressed layers: a low-rank signal that trains, and noise stored in a few bits.
+"""Compressed layers: a low-rank signal that can be trained, and noise stored in a few bits.
 
-Knows torch and nothing of transformers.
+This package uses torch, but not transformers.
 """
 
 from hf_rmt.nn.latent_ternary import LatentTernaryLinear

@@ -13,9 +13,9 @@ Constant = TypeVar("Constant", bound=Callable[..., Tensor])
 
 
 def constant(make: Constant) -> Constant:
-    """Have a function that makes a tensor make it once for each of its arguments; a decorator.
+    """A decorator for a function that makes a tensor: it makes only one tensor for each argument.
 
-    A mode that traces programs gets tensors without values from it, which are not kept.
+    While a program is traced, the function may make tensors without values. They are not kept.
     """
     known: dict[Any, Tensor] = {}
 

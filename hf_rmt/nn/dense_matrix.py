@@ -1,7 +1,8 @@
-"""Which dense layers are one matrix, and how their weight becomes it.
+"""Which dense layers are one matrix, and how their weight is converted to that matrix.
 
-A matrix has shape (out, in): the weight of a linear layer, that of transformers' `Conv1D`
-transposed, the kernel of a convolution with each filter a row, (out, in k_h k_w).
+A matrix has shape (out, in). It is the weight of a linear layer, or the transposed weight of a
+`Conv1D` of transformers. For a convolution it is the kernel with each filter as a row, shape (out,
+in k_h k_w).
 """
 
 from __future__ import annotations
@@ -12,28 +13,28 @@ import torch
 from torch import Tensor, nn
 
 MADE_ANEW = (
-    "its weight is made anew before each forward, or its bias, by pruning, weight_norm or "
+    "its weight or its bias is computed before each forward, by pruning, weight_norm or "
     "spectral_norm of torch.nn.utils; call prune.remove, remove_weight_norm or "
     "remove_spectral_norm first"
 )
 
 
 def has_matrix(module: nn.Module) -> bool:
-    """Whether a dense layer is one matrix; a subclass may do anything with its weight."""
+    """Whether a dense layer is one matrix. A subclass is not: it may use its weight in any way."""
     plain = type(module) is nn.Linear or is_conv1d(module) or is_plain_convolution(module)
     return plain and not is_made_anew(module)
 
 
 def is_made_anew(module: nn.Module) -> bool:
-    """Whether the weight or the bias is no parameter but made anew before each forward.
+    """Whether the weight or the bias is no parameter, but is computed before each forward.
 
-    The functions of `torch.nn.utils` for pruning, `weight_norm` and `spectral_norm` do so.
+    Pruning, `weight_norm` and `spectral_norm` of `torch.nn.utils` have this effect.
     """
     return any(isinstance(module.__dict__.get(key), Tensor) for key in ("weight", "bias"))
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a layer is torch's own linear one, and no subclass."""
+    """Whether a layer is the linear layer of torch, and no subclass of it."""
     return type(module) is nn.Linear
 
 
@@ -44,34 +45,34 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def is_convolution(module: nn.Module) -> bool:
-    """Whether a layer is a convolution of torch, of whatever kind."""
+    """Whether a layer is a convolution of torch, of any kind."""
     return isinstance(module, nn.modules.conv._ConvNd)
 
 
 def is_plain_convolution(module: nn.Module) -> bool:
-    """Whether a layer is torch's own two-dimensional convolution, in one group."""
+    """Whether a layer is the two-dimensional convolution of torch, no subclass, with one group."""
     return type(module) is nn.Conv2d and module.groups == 1
 
 
 def why_no_matrix(module: nn.Module) -> str:
-    """Why a convolution is left dense; empty for one that is not."""
+    """Why a convolution is left dense; empty for one with a matrix, and for other layers."""
     if not is_convolution(module) or has_matrix(module):
         return ""
     if getattr(module, "transposed", False):
         return "a transposed convolution, whose matrix would map channels to patches"
     groups = getattr(module, "groups", 1)
     if groups != 1:
-        return f"a convolution in {groups} groups, so many small matrices in place of one"
+        return f"a convolution in {groups} groups, which has many small matrices and not one"
     return f"a {type(module).__name__}, and only nn.Conv2d has a compressed counterpart"
 
 
 def to_matrix(module: nn.Module, weight: Tensor) -> Tensor:
-    """The matrix of a weight that has the shape of a dense layer's, a view where it can be."""
+    """The matrix of a weight that has the shape of a dense layer's weight; a view if possible."""
     return weight.T if is_conv1d(module) else weight.flatten(1)
 
 
 def to_weight(module: Any, matrix: Tensor) -> Tensor:
-    """Inverse of `to_matrix`, with its own memory laid out row by row."""
+    """Inverse of `to_matrix`, contiguous; it may share the memory of the matrix."""
     weight = matrix.T if is_conv1d(module) else matrix.reshape(module.weight.shape)
     return weight.contiguous()
 

@@ -1,7 +1,7 @@
-"""A compressed layer whose weight may lie in memory in several ways; `hf_rmt.nn.layouts` has them.
+"""A compressed layer whose weight can have several layouts in memory; see `hf_rmt.nn.layouts`.
 
-The layout of a layer is never saved. It forgets what it made whenever the layer's tensors move or
-are loaded anew.
+The layout of a layer is never saved. It discards the tensors that it made whenever the tensors of
+the layer move or are loaded again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ class LaidOutLayer(CompressedLayer):
     """A compressed layer with a layout.
 
     Attributes:
-        layout_object: What computes in place of the packed forward; None for the packed layout.
-        mode_changes: Calls of `train` and `eval`, after which the signal is read anew.
+        layout_object: The object that computes the forward instead of the packed forward; None for
+            the packed layout.
+        mode_changes: Number of calls of `train` and `eval`. After each call the layout reads the
+            signal again.
     """
 
     layout_object: Any = None
@@ -28,7 +30,7 @@ class LaidOutLayer(CompressedLayer):
         return "packed" if self.layout_object is None else self.layout_object.name
 
     def train(self, mode: bool = True) -> Self:
-        """As of every module; what was made of the signal is made anew."""
+        """As `nn.Module.train`; tensors that a layout made from the signal are then made again."""
         self.mode_changes += 1
         return super().train(mode)
 

@@ -8,7 +8,7 @@ from functools import cache
 
 
 def trim_memory() -> None:
-    """Give freed memory back to the system, where the C library can do so (glibc).
+    """Give freed memory back to the system, if the C library supports this (glibc).
 
     Without this the C library keeps large weights after they were freed. The process then seems to
     need several times the memory of its largest layer.

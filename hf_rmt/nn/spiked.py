@@ -1,4 +1,4 @@
-"""A linear layer as random matrix theory sees it: low-rank signal plus noise."""
+"""A linear layer in the model of random matrix theory: low-rank signal plus noise."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from hf_rmt.nn.transforms import is_differentiating
 class SpikedLinear(LaidOutLayer):
     """y = x (left right + noise)' + bias, with trainable factors and frozen noise.
 
-    The one parameter `weight` of shape (rank, in + out) holds right beside the transpose of
-    left. Its shape is an alarm: it never equals that of the dense weight, so that loading the
-    layer's state into a plain linear fails.
+    The parameter `weight` of shape (rank, in + out) holds right, followed by the transpose of left.
+    Its shape never equals that of the dense weight. So there is an error if the state of the layer
+    is loaded into a plain linear layer.
 
     Args:
         in_features: Width of the input.
@@ -115,18 +115,20 @@ class SpikedLinear(LaidOutLayer):
     ) -> Self:
         """Make the layer whose signal is left @ right and whose noise is the rest of a weight.
 
-        Beside a packed store the factors are rounded to bfloat16 first, whatever their dtype, so
-        that they can be saved in 16 bits without loss; the noise takes up what that changes.
+        With a packed store the factors are first rounded to bfloat16, whatever their dtype is, so
+        that they can be saved in 16 bits without loss. The change from this rounding becomes part
+        of the noise.
 
         Args:
             left: Shape (out, rank).
             right: Shape (rank, in).
             weight: The dense weight, shape (out, in), from which the signal is subtracted a few
                 rows at a time; None only with `drop`.
-            bias: Shape (out,) or None. A parameter is shared, not copied.
+            bias: Shape (out,) or None. A parameter with the dtype of the layer is shared, not
+                copied.
             noise: One of `NOISE_KINDS`.
             dtype: Of the layer; None for that of left.
-            **geometry: Of a convolution, as its class takes it; none of a linear layer.
+            **geometry: Arguments of a convolution for the class; none for a linear layer.
 
         Returns:
             The layer, on the device of left.
@@ -159,12 +161,12 @@ class SpikedLinear(LaidOutLayer):
 
     @classmethod
     def _inputs(cls, columns: int) -> int:
-        """First argument of the class for a matrix of so many columns."""
+        """The first argument of the class for a matrix with this number of columns."""
         return columns
 
     @classmethod
     def _geometry(cls, dense: nn.Module) -> dict[str, Any]:
-        """What a convolution is made with beside its channels; nothing for a linear layer."""
+        """The arguments of a convolution except its channels; empty for a linear layer."""
         return {}
 
     @torch.no_grad()
@@ -179,9 +181,10 @@ class SpikedLinear(LaidOutLayer):
             self._refit(weight)
 
     def _refit(self, weight: Tensor) -> None:
-        """Set left to (weight - noise) right^+, so that inputs along the signal see no rounding.
+        """Set left to (weight - noise) right^+; inputs along the signal then get no rounding error.
 
-        Projecting the error of the packed noise off the signal's input directions costs no bits.
+        This removes the error of the packed noise from the input directions of the signal, without
+        additional bits.
         """
         inverse = torch.linalg.pinv(self.factors()[1].to(torch.float32))
         step = rows_at_once(weight.shape)
@@ -193,7 +196,7 @@ class SpikedLinear(LaidOutLayer):
 
     @torch.no_grad()
     def scale_signal(self, factors: Tensor) -> None:
-        """Multiply each direction of the signal with a number; the noise stays as it is.
+        """Multiply each direction of the signal by a number; the noise stays as it is.
 
         Args:
             factors: Shape (rank,).
@@ -208,7 +211,7 @@ class SpikedLinear(LaidOutLayer):
         return split_factors(self.weight, self.in_features)
 
     def dense(self) -> Tensor:
-        """The weight that the layer acts as, signal plus noise, shape (out, in)."""
+        """The dense weight with the same effect, signal plus noise, shape (out, in)."""
         return merged(self.weight, self.noise, self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -224,7 +227,7 @@ class SpikedLinear(LaidOutLayer):
         return self.layout_object.forward(self, x)
 
     def _compiled(self, x: Tensor) -> Tensor:
-        """The layout as operators of a compiled program."""
+        """Apply the layer in its layout by operators that a compiled program can call."""
         handle = self.layout_object.handle
         if torch.is_grad_enabled():
             bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -247,18 +250,18 @@ class SpikedLinear(LaidOutLayer):
         return product.add_(NoiseProduct.forward(x, self))  # apply itself takes 50 microseconds
 
     def _act_plainly(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What `forward` does, by operations that every graph can hold."""
+        """The result of `forward`, by operations that every exported graph can hold."""
         if self.noise.kind == "drop":
             return self._signal(x, weight, bias)
         noise, (left, right) = self.noise.plain(x.dtype), split_factors(weight, self.in_features)
         return self._act(x, noise + left @ right if self.rank else noise, bias)
 
     def _act(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-        """What a dense layer does whose weight is the matrix, of shape (any, in)."""
+        """The output of a dense layer whose weight is the matrix, of shape (any, in)."""
         return functional.linear(x, matrix, bias)
 
     def _gradient(self, gradient: Tensor, matrix: Tensor, like: torch.Size) -> Tensor:
-        """Gradient of x, whose shape is given, for that of `_act`."""
+        """The gradient of x, of shape `like`, from the gradient of the output of `_act`."""
         return gradient @ matrix
 
     def _signal(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

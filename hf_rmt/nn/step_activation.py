@@ -15,19 +15,20 @@ from hf_rmt.nn.transforms import is_transformed
 class StepActivation(nn.Module):
     """s(x) = h_j - mean for t_j < x <= t_(j+1), with t_0 = -inf and t_(k+1) = inf.
 
-    One level b outside of [s_1, s_2] has heights (b, 0, b); two levels, b_1 outside of [r_1, r_4]
-    and b_2 inside of [r_2, r_3], have (b_1, 0, b_2, 0, b_1). At a threshold the value is that of
-    the piece on its left, as with `numpy.searchsorted`. The thresholds are compared and the mean
-    subtracted in the wider of x's dtype and the buffers'.
+    A step with one level, b outside of [s_1, s_2], has the heights (b, 0, b). A step with two
+    levels, b_1 outside of [r_1, r_4] and b_2 inside of [r_2, r_3], has the heights (b_1, 0, b_2, 0,
+    b_1). At a threshold the value is that of the piece on its left, as with `numpy.searchsorted`.
+    Comparison with the thresholds and subtraction of the mean use the dtype of x or that of the
+    buffers, whichever is wider.
 
-    The gradient passes straight through to a surrogate: that of a smooth activation, such as the
-    one which the steps match; or, without one, of the steps smoothed by triangles of half width
-    `width`, sum_j (h_j - h_(j-1)) max(0, 1 - |x - t_j| / width) / width.
+    The gradient is that of a surrogate, a smooth activation such as the activation that the steps
+    match. Without a surrogate, the gradient is that of the steps smoothed by triangles of half
+    width `width`, sum_j (h_j - h_(j-1)) max(0, 1 - |x - t_j| / width) / width.
 
     Args:
         thresholds: t_1 < ... < t_k, finite.
         heights: h_0 .. h_k, one more than thresholds.
-        mean: What is subtracted, E h under the distribution of the inputs.
+        mean: The number that is subtracted, E h under the distribution of the inputs.
         surrogate: A differentiable function of a tensor, used for its gradient only; or None.
         width: Half width of the triangles, > 0, in units of x.
         device: Of the buffers.
@@ -63,20 +64,20 @@ class StepActivation(nn.Module):
         self.surrogate, self.width = surrogate, width
 
     def forward(self, input: Tensor) -> Tensor:
-        """The steps of an input of any shape; the result has its dtype."""
+        """The step values for an input of any shape; the result has the dtype of the input."""
         x = input
         steps = self._steps(x.detach())
         if not (is_transformed() or (torch.is_grad_enabled() and x.requires_grad)):
             return steps
         smooth = self._smoothed(x) if self.surrogate is None else self.surrogate(x)
-        # A zero that carries the gradient, not smooth + (steps - smooth), which would round.
+        # This adds a zero that has the gradient. The sum smooth + (steps - smooth) would round.
         return steps + (smooth - smooth.detach()).to(steps.dtype)
 
     def _steps(self, x: Tensor) -> Tensor:
         return self._chosen(x, self.heights, self.mean)
 
     def _chosen(self, x: Tensor, heights: Tensor, mean: Tensor) -> Tensor:
-        """The entry of `heights`, less the mean, that belongs to the piece of each x."""
+        """The entry of `heights` for the piece of each x, minus the mean."""
         dtype = torch.promote_types(x.dtype, heights.dtype)
         wide, values = x.to(dtype), heights.to(dtype) - mean.to(dtype)
         steps = values[0].expand_as(wide)
@@ -103,14 +104,14 @@ class StepActivation(nn.Module):
 class StepBefore(StepActivation):
     """A step in front of an activation f, which turns the heights h_j into v_j = f(h_j).
 
-    It stands where a forward pass calls f as a function, which nothing can replace. The gradient
-    is that of a `StepActivation` with the heights v_j, also behind f, whose slope at h_j is divided
-    out.
+    It is used if the forward pass calls f as a function, because such a call cannot be replaced.
+    After f, the gradient is that of a `StepActivation` with the heights v_j, because the step
+    divides its gradient by the slope of f at h_j.
 
     Args:
         thresholds: t_1 < ... < t_k, finite.
-        heights: h_0 .. h_k, what f is given.
-        values: v_0 .. v_k, what f makes of them.
+        heights: h_0 .. h_k, the inputs of f.
+        values: v_0 .. v_k, the outputs of f.
         slopes: f'(h_0) .. f'(h_k), finite and not 0.
         width: Half width of the triangles, > 0, in units of x.
         device: Of the buffers.
@@ -148,7 +149,9 @@ class StepBefore(StepActivation):
                 )
             self.register_buffer(name, torch.tensor(numbers, device=device, dtype=_dtype(dtype)))
         if not all(slopes):
-            raise ValueError(f"slopes must not be 0, or no gradient passes, got {list(slopes)}")
+            raise ValueError(
+                f"slopes must not be 0, because no gradient would pass, got {list(slopes)}"
+            )
 
     def _smoothed(self, x: Tensor) -> Tensor:
         return self._ramps(x, self.values) / self._chosen(x.detach(), self.slopes, self.mean)
@@ -163,8 +166,8 @@ def _check(
 ) -> None:
     if len(heights) != len(thresholds) + 1:
         raise ValueError(
-            f"{len(thresholds)} thresholds bound {len(thresholds) + 1} pieces, got "
-            f"{len(heights)} heights"
+            f"{len(thresholds)} thresholds need {len(thresholds) + 1} heights, one for each piece, "
+            f"got {len(heights)}"
         )
     if not all(math.isfinite(value) for value in (*thresholds, *heights, mean)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a tensor that was loaded must be, and whether it was written to since."""
+"""Checks of tensors that were loaded, and how often a tensor was written to."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from torch import Tensor
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written to; -1 for one of inference mode, which does not count."""
+    """How often a tensor was written to; -1 for an inference tensor, which counts no writes."""
     return -1 if tensor.is_inference() else tensor._version
 
 
 def check_tensor(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
 ) -> None:
-    """Refuse a tensor that was not loaded, or is another than the layer's.
+    """Refuse a tensor that was not loaded, or that does not fit the layer.
 
     Args:
-        name: Of the tensor, for the message.
+        name: Name of the tensor, for the message.
         tensor: The tensor.
-        shape: That it must have.
-        dtype: That it must have; None for any floating one with finite entries.
+        shape: Shape that the tensor must have.
+        dtype: Dtype that the tensor must have; None for any floating dtype with finite entries.
 
     Raises:
-        ValueError: If it is on the meta device, or has another shape, dtype or infinite entries.
+        ValueError: If the tensor is on the meta device, has another shape or dtype, or has entries
+            that are nan or infinite.
     """
     if tensor.device.type == "meta":
         raise ValueError(

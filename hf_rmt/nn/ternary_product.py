@@ -1,4 +1,4 @@
-"""What a ternary layer computes, on a processor's integer units where these are faster."""
+"""The product of a ternary layer, on the integer units of a processor if these are faster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_rmt.nn.stores.export_ops import is_exporting, plain_signs
 from hf_rmt.nn.transforms import is_differentiating
 
 FEW_TOKENS = 64
-"""Up to so many, unpacking to int8 and three products of digits beat unpacking to float."""
+"""Up to this many tokens, int8 signs and three products of digits are faster than floats."""
 
 
 def ternary_linear(x: Tensor, layer: Any) -> Tensor:
@@ -46,7 +46,7 @@ def _ternary_product(x: Tensor, layer: Any, bias: Tensor | None = None) -> Tenso
 
 
 class _TernaryProduct(torch.autograd.Function):
-    """x (s T)', which unpacks the weight again for the gradient instead of keeping it."""
+    """The product x (s T)'. The weight is not kept, but unpacked again for the gradient."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""What happens to which layer, and what it costs. Plain values only: JSON in and out."""
+"""The plan of a compression: what happens to each layer, and its costs. Plain JSON values only."""
 
 from hf_rmt.plan.outcomes import SPIKED, TERNARY, Cause, Outcome
 from hf_rmt.plan.plans import NOTABLE_LOSS, CompressionPlan, LayerPlan

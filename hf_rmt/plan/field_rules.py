@@ -13,18 +13,18 @@ def checked_fields(name: str, entry: object, known: set[str]) -> dict[str, Any]:
     """The fields of a recorded layer, each in its own type.
 
     Args:
-        name: Of the layer.
-        entry: What the record holds of it.
-        known: Names of the fields that this version knows.
+        name: Name of the layer.
+        entry: The part of the record for this layer.
+        known: Names of the fields of this version.
 
     Raises:
-        ValueError: If the entry is no mapping, lacks a field, has an unknown one, or one that
-            cannot be; the error names layer and field.
+        ValueError: If the entry is no mapping, lacks a field, or has a field that is unknown or
+            whose value is invalid. The error names the layer and the field.
     """
     if not isinstance(entry, Mapping):
         raise ValueError(f"config.json, layer {name!r} must be a mapping of fields, got {entry!r}")
     values = dict(entry)
-    if (replaced := values.pop("compressed", None)) is not None:  # written before outcomes were
+    if (replaced := values.pop("compressed", None)) is not None:  # from a version without outcomes
         rewritten = bool(values.get("dropped_energy"))
         values["outcome"] = (Outcome.KEPT, Outcome.REWRITTEN)[rewritten]
         if replaced:
@@ -75,10 +75,10 @@ def _is_shape(value: object) -> bool:
 
 ROUNDING = 1e-6
 MOST_SIDE = 2**31
-"""Sides of matrices are smaller in any model."""
+"""The sides of the matrices of every model are smaller than this."""
 _COUNT = ("a whole number of at least 0", _is_count)
 _ENERGY = ("a number of at least 0", _is_energy)
-"""Directions that inputs choose are no orthogonal part of a weight; they may exceed its energy."""
+"""The energy may exceed 1: directions chosen by inputs are no orthogonal part of a weight."""
 _TEXT = ("a text", lambda value: isinstance(value, str))
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": _TEXT,
@@ -97,12 +97,13 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "nonzero": ("a whole number or null", lambda value: value is None or _is_count(value)),
     "latency": ("a number or null", lambda value: value is None or is_number(value)),
     "reason": _TEXT,
-    "cause": ("a cause that is known", lambda value: value in list(Cause)),
+    "cause": ("a known cause", lambda value: value in list(Cause)),
     "kind": _TEXT,
     "step": (
-        f"null, or module or function, at most {MOST_STEPS} increasing thresholds, one more height "
-        "and, with a function, as many values and slopes, none of them 0, and a gain in (0, 1]",
+        f"null, or a mapping with module or function, at most {MOST_STEPS} increasing thresholds, "
+        "one height more than thresholds and, with a function, as many values and slopes as "
+        "heights, no slope 0, and a gain in (0, 1]",
         lambda value: value is None or is_step(value),
     ),
 }
-"""What the fields of a recorded layer must be."""
+"""The rule and the check for each field of a recorded layer."""

@@ -1,4 +1,4 @@
-"""What becomes of a layer, and why it is not replaced."""
+"""What happens to a layer, and why it is not replaced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SPIKED, TERNARY = "spiked", "ternary"
 
 
 class Outcome(StrEnum):
-    """What becomes of one layer."""
+    """What happens to one layer."""
 
     KEPT = "kept"
     """The layer stays as it is."""

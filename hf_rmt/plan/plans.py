@@ -1,4 +1,4 @@
-"""What happens to which layer, and what it costs. Plain values only: JSON in and out."""
+"""The plan of a compression: what happens to each layer, and its costs. Plain JSON values only."""
 
 from __future__ import annotations
 
@@ -11,39 +11,43 @@ from hf_rmt.plan.field_rules import checked_fields
 from hf_rmt.plan.outcomes import SPIKED, Cause, Outcome
 
 NOTABLE_LOSS = 0.01
-"""Dropped energy from which a user is told to expect fine-tuning: 4-bit noise, whose error is half
-of that on the trained BERT and ViT, moves the outputs visibly already."""
+"""Above this dropped energy, a warning tells the user to fine-tune. On the trained BERT and ViT,
+4-bit noise has half of this error and already changes the outputs visibly."""
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What was decided for one weight.
+    """The decision for one weight.
 
     Attributes:
         name: Runtime name of the module, as in `model.get_submodule(name)`.
-        shape: (out_features, in_features), of a convolution (out, in k_h k_w).
+        shape: (out_features, in_features), for a convolution (out, in k_h k_w).
         outcome: Whether the layer is kept, its weight rewritten, or the layer replaced.
         rank: Number of signal directions stored as factors.
         noise: Noise store: `drop`, `ternary`, `int4`, `int8` or `keep`.
         phase: Verdict on the spectrum, see `hf_rmt.spectra.Phase`.
-        n_spikes: Signal directions found; `rank` where nothing limits it.
+        n_spikes: Number of signal directions found; equal to `rank` if nothing limits the rank.
         upper_edge: Largest eigenvalue that still counts as noise.
         signal_energy: Fraction of the squared Frobenius norm in the stored factors.
         dropped_energy: Fraction of the squared Frobenius norm that is lost.
-        rounding_error: Squared Frobenius norm of what packing the noise changes, over that of the
-            weight; 0 where nothing is rounded, None where it was not measured.
+        rounding_error: Squared Frobenius norm of the change that packing the noise causes, divided
+            by that of the weight. None if nothing is rounded, or if it was not measured.
         bits: Stored bits of the weight: factors, noise codes and scales.
         dense_bits: Bits of the dense weight.
-        nonzero: Stored parameters that are not zero, where a method zeroes some; None elsewhere.
-        latency: Time of the compressed layer over the dense one, measured here; None if not.
+        nonzero: Number of stored parameters that are not zero, if a method sets some to zero;
+            otherwise None.
+        latency: Time of the compressed layer divided by that of the dense layer, measured on this
+            machine; None if it was not measured.
         reason: Why the layer stays dense, or what is unusual about it; may be empty.
-        cause: Why the layer is not replaced, as an enumeration; empty for one that is.
-        kind: What replaces it: `spiked`, a signal and noise; `ternary`, one ternary matrix.
-        step: Of a layer whose activation became a step, its `thresholds` and `heights`, and the
-            `module` whose place it takes. Where forward calls the activation as a function instead,
-            the `function` that the heights are given to, the `values` that it makes of them, its
-            `slopes` there, and `gain`, what the matched heights were multiplied with to be values.
-            None elsewhere.
+        cause: Why the layer is not replaced, as an enumeration; empty if it is replaced, or
+            rewritten without a cause.
+        kind: Kind of the layer that replaces it: `spiked`, a signal and noise; `ternary`, one
+            ternary matrix.
+        step: The step that takes the place of an activation: its `thresholds` and `heights`, and
+            the `module` that it replaces. If forward calls the activation as a function, there is
+            no `module`, but these fields: `function`, the function that gets the heights; `values`,
+            its values at the heights; `slopes`, its slopes there; and `gain`, the factor of the
+            matched heights in the values. None if there is no step.
     """
 
     name: str
@@ -73,7 +77,7 @@ class LayerPlan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits over the number of entries of the dense weight."""
+        """Stored bits divided by the number of entries of the dense weight."""
         return self.bits / (self.shape[0] * self.shape[1])
 
     @property
@@ -83,9 +87,10 @@ class LayerPlan:
 
     @property
     def parameters(self) -> int:
-        """Parameters that are not zero: entries of factors, of a dense weight, of stored noise.
+        """Number of nonzero parameters: entries of factors, of a dense weight, of stored noise.
 
-        It counts what methods keep, whether or not a format turns their zeros into memory.
+        It counts the parameters that a method keeps, whether or not the zeros save memory in a
+        format.
         """
         if self.nonzero is not None:
             return self.nonzero
@@ -95,7 +100,7 @@ class LayerPlan:
 
     @property
     def parameter_share(self) -> float:
-        """Parameters over the number of entries of the dense weight."""
+        """Parameters divided by the number of entries of the dense weight."""
         return self.parameters / (self.shape[0] * self.shape[1])
 
 
@@ -118,19 +123,19 @@ class CompressionPlan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits per weight over the compressed layers; 0 when there are none."""
+        """Stored bits per weight in the compressed layers; 0 if there are no such layers."""
         weights = sum(layer.shape[0] * layer.shape[1] for layer in self.compressed)
         return sum(layer.bits for layer in self.compressed) / weights if weights else 0.0
 
     @property
     def size_ratio(self) -> float:
-        """Stored over dense bits of the compressed layers; 1 when there are none."""
+        """Stored bits divided by dense bits in the compressed layers; 1 if there are none."""
         dense = sum(layer.dense_bits for layer in self.compressed)
         return sum(layer.bits for layer in self.compressed) / dense if dense else 1.0
 
     @property
     def parameter_share(self) -> float:
-        """Parameters over those of the dense weights, layers that stay dense included."""
+        """Parameters divided by those of the dense weights, including layers that stay dense."""
         dense = sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
         return sum(layer.parameters for layer in self.layers) / dense if dense else 1.0
 
@@ -147,7 +152,7 @@ class CompressionPlan:
 
     @property
     def rounding_error(self) -> float | None:
-        """Mean rounding error of the compressed layers in which it was measured; None if none."""
+        """Mean measured rounding error of the compressed layers; None if none was measured."""
         errors = [x.rounding_error for x in self.compressed if x.rounding_error is not None]
         return sum(errors) / len(errors) if errors else None
 
@@ -165,8 +170,8 @@ class CompressionPlan:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: If a layer lacks a field, has one that this version does not know, or one
-                that cannot be; the error names layer and field.
+            ValueError: If a layer lacks a field, or has a field that this version does not have or
+                whose value is invalid. The error names the layer and the field.
         """
         if not isinstance(layers, Mapping):
             raise ValueError(

@@ -1,6 +1,6 @@
-"""Reports: what the spectra say and what compression costs, as tables, files and figures.
+"""Reports about spectra and about the costs of compression, as tables, files and figures.
 
-Sees spectra and plans only. Figures need matplotlib, the extra `plots`.
+This package uses only spectra and plans. Figures need matplotlib, the extra `plots`.
 """
 
 from hf_rmt.report.card import model_card

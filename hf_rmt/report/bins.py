@@ -1,4 +1,4 @@
-"""A spectrum in bins, as every figure shows it, and by how much its law misses them."""
+"""A spectrum in bins, as every figure shows it, and the misfit of its law to these bins."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hf_rmt.spectra.laws import BulkLaw
 Array = NDArray[np.float64]
 
 LONG_TAIL = 2.5
-"""A spectrum that reaches further than this many times its edge is not drawn whole."""
+"""If a spectrum reaches further than this many times its edge, only a part of it is drawn."""
 BULK_VIEW = 1.5
-"""It is drawn up to this many times its edge."""
+"""Such a spectrum is drawn up to this many times its edge."""
 BINS = (20, 60)
-"""Fewest and most bins over the noise."""
+"""Smallest and largest number of bins between 0 and the edge."""
 CURVE_POINTS = 200
 MISFIT = 0.1
-"""A law that misses more of the noise than this is said to miss it."""
+"""A note says how much the law misses if it misses more than this share of the noise."""
 MISFIT_COUNT = 10
-"""So many eigenvalues may always be missed. True laws missed up to 9 of them in simulations of
-50 to 768 eigenvalues."""
+"""The law may always miss this number of eigenvalues. True laws missed up to 9 eigenvalues in
+simulations of 50 to 768 eigenvalues."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class BinnedSpectrum:
         noise: Number of noise values in each bin, shape (m,).
         signal: Number of signal values in each bin, shape (m,).
         edge: Largest value that counts as noise.
-        limit: Where the drawing ends; values beyond it lie in no bin.
+        limit: Where the drawing ends, inside the last bin. Values beyond the last bin lie in no
+            bin.
         total: Number of all values.
     """
 
@@ -48,7 +49,7 @@ class BinnedSpectrum:
 
 
 def positions(eigenvalues: Array, *, square_root: bool) -> Array:
-    """Where finite eigenvalues are drawn: at their square roots, the singular values, or as is."""
+    """Positions of finite eigenvalues in a figure: the singular values, or the eigenvalues."""
     finite = np.maximum(eigenvalues[np.isfinite(eigenvalues)], 0.0)
     return np.sqrt(finite) if square_root else finite
 
@@ -62,11 +63,11 @@ def has_long_tail(fit: SpectrumFit, *, square_root: bool) -> bool:
 
 
 def binned(fit: SpectrumFit, *, square_root: bool) -> BinnedSpectrum:
-    """Noise and signal in bins of one width that meet at the edge.
+    """Noise and signal in bins of equal width; one bin ends at the edge.
 
     Args:
         fit: A fitted spectrum with a law.
-        square_root: Over singular values, not eigenvalues.
+        square_root: Whether to bin singular values and not eigenvalues.
 
     Returns:
         The bins and how many values they hold.
@@ -90,7 +91,7 @@ def law_curve(
 
     Args:
         law: The law of the noise.
-        square_root: Over singular values.
+        square_root: Whether to give the density over singular values.
         points: Number of points in each interval of the support.
 
     Returns:
@@ -101,7 +102,7 @@ def law_curve(
     nu = np.stack([(low + high - (high - low) * steps) / 2 for low, high in edges])
     nu = np.maximum(nu, 1e-5 * edges[-1, 1])  # over eigenvalues the density has a pole at 0
     density = law.pdf(nu**2)
-    density[:, 0] *= edges[:, 0] == 0  # exactly at an edge rounding would decide
+    density[:, 0] *= edges[:, 0] == 0  # at an edge, rounding would decide the value
     density[:, -1] = 0.0
     nu, density = nu.ravel(), density.ravel()
     return (nu, 2 * nu * density) if square_root else (nu**2, density)
@@ -111,7 +112,7 @@ def law_misfit(fit: SpectrumFit) -> float:
     """Share of the noise that would have to move to other bins for the law to hold.
 
     It is half the sum over the bins of |measured share - share under the law|. Unlike the
-    Kolmogorov distance it sees a law with a gap where the data have none.
+    Kolmogorov distance, it shows when a law has a gap and the data have none.
 
     Args:
         fit: A fitted spectrum.
@@ -124,12 +125,12 @@ def law_misfit(fit: SpectrumFit) -> float:
     spectrum = binned(fit, square_root=True)
     measured = spectrum.noise / len(fit.noise)
     expected = np.diff(fit.noise_law.cdf(spectrum.bins**2))
-    beyond = abs(expected.sum() - measured.sum())  # one more bin, for all that lies further out
+    beyond = abs(expected.sum() - measured.sum())  # one more bin, for all larger values
     return float((np.abs(measured - expected).sum() + beyond) / 2)
 
 
 def misfit_note(fit: SpectrumFit) -> str:
-    """Says how much of the noise the law misses, where that is more than chance allows."""
+    """A note on how much of the noise the law misses; empty if it is no more than chance allows."""
     misfit = law_misfit(fit)
     if not misfit > max(MISFIT, MISFIT_COUNT / max(len(fit.noise), 1)):
         return ""
@@ -139,7 +140,7 @@ def misfit_note(fit: SpectrumFit) -> str:
 def below_edge(fit: SpectrumFit) -> NDArray[np.bool_]:
     """Which eigenvalues count as signal although they lie below the upper edge, shape (p,).
 
-    They lie in a gap of the bulk, or the count of spikes never settled.
+    They lie in a gap of the bulk, or the count of spikes did not converge.
     """
     if fit.noise_law is None:
         return np.zeros(len(fit.eigenvalues), dtype=bool)

@@ -21,8 +21,8 @@ class Evaluation:
         task: Task as the Hub names it, such as `text-classification`.
         dataset: Id of the data set on the Hub, such as `glue`.
         metric: Id of the metric, such as `accuracy`.
-        value: What the compressed model reaches.
-        before: What the model reached before it was compressed; None if it was not measured.
+        value: Value of the compressed model.
+        before: Value of the model before compression; None if it was not measured.
         dataset_name: Name of the data set for readers; None takes its id.
         split: Part of the data set; None if it has no parts.
     """
@@ -57,14 +57,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class CardMetadata:
-    """What the Hub lists a model under. What is not known is left out.
+    """Data by which the Hub lists a model. Unknown values are left out.
 
     Args:
         pipeline_tag: Task of the pipeline that runs the model, such as `text-classification`.
         language: Codes of the languages, such as `en`.
         datasets: Ids of the data sets that the model was trained on.
         metrics: Ids of the metrics; those of the evaluations are added.
-        evaluations: What was measured; they become the model-index.
+        evaluations: The measured values, which become the model-index.
     """
 
     pipeline_tag: str | None = None
@@ -88,7 +88,7 @@ class CardMetadata:
             title: Name of the model in the model-index.
 
         Returns:
-            Plain values; only what is known.
+            Plain values, without the unknown ones.
         """
         metrics = dict.fromkeys([*self.metrics, *(entry.metric for entry in self.evaluations)])
         found: dict[str, Any] = {
@@ -106,16 +106,16 @@ class CardMetadata:
 def front_matter(
     metadata: CardMetadata, *, title: str, base_model: str | None, license: str | None
 ) -> str:
-    """Metadata of the Hub. JSON values are YAML, and quote what YAML would misread.
+    """Metadata for the Hub. JSON values are valid YAML, and their quotes prevent misreading.
 
     Args:
-        metadata: What the model is listed under.
+        metadata: Data by which the Hub lists the model.
         title: Name of the model.
         base_model: Hub id of the model that was compressed.
         license: The licence, as the Hub names it.
 
     Returns:
-        The lines between two rules.
+        The lines, with a line of `---` before and after them.
     """
     entries: dict[str, Any] = {"library_name": "transformers"}
     if license:
@@ -129,11 +129,11 @@ def front_matter(
 
 
 def evaluation_section(evaluations: Sequence[Evaluation]) -> str:
-    """A table of what was measured; empty if nothing was."""
+    """A section with a table of the measured values; empty if there are none."""
     table = tables.markdown_table([entry.to_row() for entry in evaluations])
     return f"## Evaluation\n\n{table}" if table else ""
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be a Hub id; a path would tell the reader of someone's disk."""
+    """Whether a name can be a Hub id. A path cannot; it would show the reader someone's folders."""
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None

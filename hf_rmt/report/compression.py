@@ -1,4 +1,4 @@
-"""The report of a compression: what became of every layer, and what it costs."""
+"""The report of a compression: what happened to every layer, and the costs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ UNKNOWN = Sizes()
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """A plan, done or only considered, in words, tables and figures.
+    """A plan, whether it was carried out or not, in words, tables and figures.
 
     Args:
         plan: What happens to which layer.
-        spectra: The spectra behind it; saved along with it where given.
+        spectra: The spectra on which the plan is based; they are saved with the report if they are
+            given.
         sizes: Bytes of file and memory, parameters of the whole model, as far as they are known.
-        clock: Measures the layers of a plan on this machine; None if nobody can.
+        clock: A function that measures the layers of a plan on this machine; None if there is none.
     """
 
     plan: CompressionPlan
@@ -48,9 +49,9 @@ class CompressionReport:
         return self.timed().table()
 
     def timed(self) -> CompressionReport:
-        """The report with the times of the compressed layers over the dense ones, measured now.
+        """The report with the ratio of compressed to dense time of each layer, measured now.
 
-        Printing a report measures them; a machine that is busy then leaves them unknown.
+        Printing a report measures these times. If the machine is busy then, they stay unknown.
         """
         if self.clock is None:
             return self
@@ -58,9 +59,9 @@ class CompressionReport:
 
     @property
     def latency(self) -> float | None:
-        """Mean time of the measured compressed layers over the dense one, by size of layer.
+        """Mean ratio of time to dense time of the measured compressed layers, weighted by size.
 
-        The time of a dense layer grows with its number of entries, so they are the weights.
+        The weights are the numbers of entries, because the time of a dense layer grows with them.
         """
         measured = [layer for layer in self.plan.compressed if layer.latency is not None]
         weights = [layer.shape[0] * layer.shape[1] for layer in measured]
@@ -75,7 +76,7 @@ class CompressionReport:
         return self.sizes.share(self.plan.changed_weights)
 
     def summary(self) -> str:
-        """File, layers, share covered and memory; then what there is to say of time and layers."""
+        """File, layers, share covered and memory; then remarks on slow and on dense layers."""
         file, *others = (self.sizes.line(self.plan, name) for name in (FILE, COVERED, MEMORY))
         return "\n".join(filter(None, [file, self._totals(), *others, *self._remarks()]))
 
@@ -83,7 +84,7 @@ class CompressionReport:
         return list(filter(None, [self._slower(), self._dense()]))
 
     def _totals(self) -> str:
-        """How many layers changed, what they take and what they lost, in one sentence."""
+        """How many layers changed, their size and their losses, in one sentence."""
         plan = self.plan
         head = f"{len(plan.compressed)} of {len(plan)} layers compressed"
         if in_place := len(plan.changed) - len(plan.compressed):
@@ -114,7 +115,8 @@ class CompressionReport:
         worst = max(slower, key=lambda layer: layer.latency or 0.0)
         return (
             f"Slower than dense: {len(slower)} of {len(measured)} measured layers, up to "
-            f"{worst.latency:.2f} times ({worst.name}). This saves memory, not time, there."
+            f"{worst.latency:.2f} times ({worst.name}). For these layers, compression saves "
+            "memory, not time."
         )
 
     def _dense(self) -> str:
@@ -126,7 +128,7 @@ class CompressionReport:
         return "Left dense: " + "; ".join(f"{n} ({why})" for why, n in reasons.most_common())
 
     def rows(self) -> list[dict[str, Any]]:
-        """What the table shows, one mapping per layer."""
+        """The rows of the table, one mapping per layer."""
         return [_row(layer) for layer in self.plan]
 
     def table(self) -> str:
@@ -168,7 +170,7 @@ class CompressionReport:
         return records.written(records.json_text(self.to_dict(), indent=2), path)
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """What the table shows, in full precision.
+        """The rows of the table as comma-separated values, in full precision.
 
         Args:
             path: File to write; None writes none.
@@ -179,10 +181,10 @@ class CompressionReport:
         return records.written(tables.csv_text(self.rows()), path)
 
     def to_html(self, path: str | Path | None = None, *, title: str = "Compression report") -> str:
-        """One page to browse in, complete in itself: it needs no network and no other file.
+        """One HTML page that needs no network and no other file.
 
-        It shows sizes before and after, a table of the layers that sorts and filters, what became
-        of each layer, and its spectrum where `spectra` holds it.
+        It shows sizes before and after, and a table of the layers that the reader can sort and
+        filter. For each layer it shows what happened to it, and its spectrum if `spectra` holds it.
 
         Args:
             path: File to write; None writes none.
@@ -197,7 +199,7 @@ class CompressionReport:
         return records.written(page_text(content, title=title), path)
 
     def plot_overview(self, *, dark: bool = False) -> Figure:
-        """Rank, bits, dropped energy and, where measured, time over depth, by kind of layer.
+        """Rank, bits, dropped energy and, if measured, time, drawn over depth by kind of layer.
 
         Args:
             dark: Draw on a dark background.
@@ -226,12 +228,13 @@ class CompressionReport:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write tables, JSON, a page and figures, and `spectra` into a folder of their own.
+        """Write tables, JSON, a page and figures into a folder, and `spectra` into a subfolder.
 
-        The texts come first: they are there even where the figures fail for want of matplotlib.
+        The texts are written first, so they exist even if the figures fail because matplotlib is
+        missing.
 
         Args:
-            folder: Where to; made if it does not exist.
+            folder: The folder to write to; it is made if it does not exist.
 
         Raises:
             ImportError: If matplotlib is not installed.
@@ -273,7 +276,7 @@ def _dropped_energy(layer: LayerPlan) -> float:
 
 
 def _bits_per_weight(layer: LayerPlan) -> float:
-    """Stored bits per entry; those of the dense weight where it stays."""
+    """Stored bits per entry; bits of the dense weight if the layer stays dense."""
     if layer.compressed:
         return layer.bits_per_weight
     return layer.dense_bits / (layer.shape[0] * layer.shape[1])

@@ -1,4 +1,4 @@
-"""What both reports write into a folder."""
+"""Writes the files that both reports have in a folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Report(Protocol):
         """Strict JSON."""
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """A page to browse in."""
+        """An HTML page."""
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """Comma-separated values."""
@@ -37,14 +37,14 @@ def save_report(report: Report, folder: str | Path) -> Path:
     """Write table.txt, report.json, report.html, layers.csv, overview.svg and overview.png.
 
     Args:
-        report: What to write; without layers there is no figure.
-        folder: Where to; made if it does not exist.
+        report: The report to write; if it has no layers, there is no figure.
+        folder: The folder to write to; it is made if it does not exist.
 
     Returns:
         The folder.
 
     Raises:
-        ImportError: If matplotlib is not installed; the texts are written by then.
+        ImportError: If matplotlib is not installed. The texts have been written before this error.
         ValueError: If the name of the folder is empty.
     """
     target = place(folder)

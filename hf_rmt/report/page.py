@@ -1,6 +1,6 @@
-"""A report as one HTML page, complete in itself: no network, no other file.
+"""A report as one HTML page that needs no network and no other file.
 
-The template, the style and the scripts are files beside this module, in `html/`.
+The template, the style and the scripts are files in `html/`, next to this module.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 from hf_rmt.report.records import plain
 
 SCRIPTS = ("svg.js", "spectrum.js", "depth.js", "filters.js", "table.js", "detail.js", "page.js")
-"""In the order in which they run."""
+"""The scripts of the page, in the order in which they run."""
 
 
 def page_text(content: Mapping[str, Any], *, title: str) -> str:
     """The text of a page that shows a report.
 
-    Names of layers and notes may hold anything: they travel as JSON in which no `<` is left, and
-    the scripts show them as text. The page's own policy lets nothing be loaded, and lets no script
-    run but its own.
+    Names of layers and notes may contain any characters. The page holds them as JSON without any
+    `<`, and the scripts show them as text. The security policy of the page forbids loading
+    anything, and it forbids all scripts except those of the page.
 
     Args:
         content: Plain values, as `page_data` makes them.
@@ -45,7 +45,7 @@ def page_text(content: Mapping[str, Any], *, title: str) -> str:
 
 
 def embedded(content: Mapping[str, Any]) -> str:
-    r"""JSON in which `<`, `>` and `&` are written by number, so that no content ends its script.
+    r"""JSON with `<`, `>` and `&` written as numbers, so that no content can end its script.
 
     Examples:
         >>> print(embedded({"name": "</script>"}))
@@ -62,5 +62,5 @@ def _part(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """How a page's policy names an inline script or style."""
+    """The name of an inline script or style in the security policy of a page."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""One spectrum in few numbers, for a page that draws it itself."""
+"""One spectrum as a few numbers, from which the scripts of a page draw it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIGITS = 4
 CURVE_POINTS = 90
 """Points of the law in each of its intervals."""
 MOST_TICKS = 400
-"""More spikes than this are not drawn one by one."""
+"""Largest number of spikes, and of values below the edge, that are drawn."""
 TAIL_POINTS = 60
 """Points of the curve of counts."""
 

@@ -1,4 +1,4 @@
-"""Reports as strict JSON, and fitted spectra back from it."""
+"""Writes reports as strict JSON, and reads fitted spectra from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_rmt.spectra.laws import BulkLaw
 
 
 def plain(value: Any) -> Any:
-    """Values that strict JSON holds: arrays become lists, nan null, infinity a string."""
+    """Values for strict JSON: arrays become lists, nan becomes null, infinity becomes a string."""
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if is_dataclass(value) and not isinstance(value, type):
@@ -39,13 +39,13 @@ def read(source: str | Path) -> Any:
     """The content of a JSON text, or of the file at a path.
 
     Args:
-        source: The text, known by its opening brace, or a path.
+        source: The text, which starts with a brace or a bracket, or a path.
 
     Returns:
         Plain values.
 
     Raises:
-        ValueError: If it is no JSON.
+        ValueError: If the content is no JSON.
     """
     is_text = isinstance(source, str) and source.lstrip()[:1] in ("{", "[")
     text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
@@ -53,18 +53,20 @@ def read(source: str | Path) -> Any:
         return json.loads(text)
     except ValueError as error:
         named = "the text" if is_text else str(source)
-        raise ValueError(f"{named} is no JSON: {error}; pass what was written as JSON") from error
+        raise ValueError(
+            f"{named} is no JSON: {error}; pass a text or a file that was written as JSON"
+        ) from error
 
 
 def written(text: str, path: str | Path | None) -> str:
-    """The text itself, after writing it to the path, if any, with one newline at its end."""
+    """Write a text to a path, if given, with one newline at its end, and return the same text."""
     if path is not None:
         place(path).write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
     return text
 
 
 def place(path: str | Path) -> Path:
-    """Where to write. An empty text, which would be the working folder, is refused."""
+    """The path to write to. An empty text is refused, because it would mean the working folder."""
     if path == "":
         raise ValueError(
             "a report is written to a named file or folder, got ''; write '.' for the folder you "
@@ -77,7 +79,7 @@ def fit_of(record: Mapping[str, Any]) -> SpectrumFit:
     """Inverse of `plain` for a fitted spectrum, exact to the last bit.
 
     Args:
-        record: What `plain` made of the fit.
+        record: The result of `plain` for the fit.
 
     Returns:
         The fit.
@@ -101,7 +103,7 @@ def fit_of(record: Mapping[str, Any]) -> SpectrumFit:
 
 
 def parameters_of(law: BulkLaw | None) -> tuple[float | None, float | None, float | None]:
-    """t, sigma_1^2 and sigma_2^2 of a law; the ends of a range; the one variance of a unit bulk."""
+    """t, sigma_1^2, sigma_2^2 of a law; a range has its two ends, a unit bulk has one variance."""
     if isinstance(law, DoubleBulk):
         return law.mixing, *law.variances
     if isinstance(law, PowerLawBulk):
@@ -110,7 +112,7 @@ def parameters_of(law: BulkLaw | None) -> tuple[float | None, float | None, floa
 
 
 def _law_of(law: Mapping[str, Any]) -> BulkLaw:
-    """A law, known by its parameters."""
+    """The law; the names of its parameters show which law it is."""
     if "exponent" in law:
         return PowerLawBulk(**{**law, "variances": tuple(law["variances"])})
     if "mixing" in law:
@@ -119,7 +121,7 @@ def _law_of(law: Mapping[str, Any]) -> BulkLaw:
 
 
 def _numbers(value: Any) -> Any:
-    """Null becomes nan again, a list an array, the names of the infinities numbers."""
+    """Null becomes nan again, a list becomes an array, "inf" and "-inf" become numbers."""
     if isinstance(value, list):
         return np.array([_numbers(entry) for entry in value], dtype=float)
     return float("nan" if value is None else value) if value in (None, "inf", "-inf") else value

@@ -1,4 +1,4 @@
-"""What a compressed model takes: first the file, then the layers, then the memory."""
+"""Sizes of a compressed model: first the file, then the layers, then the memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from hf_rmt.plan import CompressionPlan
 from hf_rmt.report.tables import percent, size_text
 
 Fact = tuple[str, str, str]
-"""What it is, the numbers, a remark."""
+"""A label, the numbers, and a remark."""
 FILE, LAYERS, COVERED, MEMORY = "file", "compressed layers", "share of the model covered", "memory"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a whole model. What is not known stays None, and nothing is said about it.
+    """Sizes of a whole model. An unknown size is None, and reports do not mention it.
 
     Args:
         file: Bytes of the saved weights (before, after).
@@ -33,17 +33,19 @@ class Sizes:
     def __post_init__(self) -> None:
         for name, sizes in (("file", self.file), ("memory", self.memory)):
             if sizes is not None and min(sizes) < 0:
-                raise ValueError(f"{name} holds bytes before and after, at least 0, got {sizes}")
+                raise ValueError(
+                    f"{name} must be the bytes before and after, each at least 0, got {sizes}"
+                )
         if self.model_parameters is not None and self.model_parameters < 1:
             raise ValueError(
-                f"model_parameters counts the whole model's parameters, got "
-                f"{self.model_parameters}; pass None if it is unknown"
+                "model_parameters must be the number of parameters of the whole model, at least "
+                f"1, got {self.model_parameters}; pass None if it is unknown"
             )
 
     def share(self, weights: int) -> float | None:
-        """Share of the whole model that so many weights make; None if its size is unknown.
+        """The share of a number of weights in the whole model; None if the model's size is unknown.
 
-        Weights that several layers share are counted once in the model, so it is at most 1.
+        The model counts weights that several layers share only once. So the share is limited to 1.
 
         Examples:
             >>> Sizes(model_parameters=200).share(50)
@@ -52,13 +54,13 @@ class Sizes:
         return None if self.model_parameters is None else min(weights / self.model_parameters, 1.0)
 
     def facts(self, plan: CompressionPlan) -> list[Fact]:
-        """The sizes in their order of prominence: file, layers, share covered, memory.
+        """The known sizes, the most important first: file, layers, share covered, memory.
 
         Args:
             plan: What happens to which layer.
 
         Returns:
-            Name, numbers and remark of each that is known.
+            Name, numbers and remark of each known size.
         """
         found = [_before_after(FILE, self.file), _layers(plan), self._covered(plan)]
         return [fact for fact in (*found, _before_after(MEMORY, self.memory)) if fact]
@@ -99,5 +101,5 @@ def _before_after(name: str, sizes: tuple[int, int] | None) -> Fact | None:
     if sizes is None:
         return None
     before, after = sizes
-    remark = f"{percent(after / before)} of before" if before else "before it was empty"
+    remark = f"{percent(after / before)} of the size before" if before else "it was empty before"
     return (name, f"{size_text(before)} → {size_text(after)}", remark)

@@ -1,4 +1,4 @@
-"""The look of the figures: two palettes for the colour-blind, light and dark."""
+"""The style of the figures: a light and a dark palette, both suitable for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FONT, SMALL_FONT = 9, 8
-"""Points; legible when a figure of 7 inches fills the width of a page."""
+"""Sizes in points; they are legible if a figure of 7 inches fills the width of a page."""
 LEGEND_TEXT, LEGEND_KEY = 13, 7
-"""Characters of a legend that fit into an inch, and as how many a line with its margins counts."""
+"""Characters of a legend per inch; and the width of a key with its margins, in characters."""
 DATES = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-"""What leaves the time of writing out of a file."""
+"""Metadata that keep the time of writing out of a file."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 
 
@@ -37,7 +37,7 @@ class Palette:
     series: tuple[str, ...]
 
     def of(self, place: int) -> str:
-        """The colour of a series by its place; the colours begin anew where they run out."""
+        """The colour of a series by its place; after the last colour comes the first one again."""
         return self.series[place % len(self.series)]
 
 
@@ -76,7 +76,7 @@ def new_figure(width: float, height: float, *, dark: bool) -> Figure:
     Args:
         width: Inches.
         height: Inches.
-        dark: Whether its ground is dark.
+        dark: Whether its background is dark.
 
     Returns:
         The figure, laid out so that labels do not overlap.
@@ -91,7 +91,7 @@ def new_figure(width: float, height: float, *, dark: bool) -> Figure:
 
 @contextmanager
 def styled(*, dark: bool) -> Iterator[Palette]:
-    """Draw in this package's style inside the block; the user's settings return after it."""
+    """Use this package's style inside the block; after it, the user's settings are restored."""
     colours = palette(dark=dark)
     rules = {
         "font.size": FONT,
@@ -113,7 +113,7 @@ def styled(*, dark: bool) -> Iterator[Palette]:
 
 
 def finish(axes: Axes, colours: Palette) -> None:
-    """Fix the look of ticks, which are made at drawing time, outside of `styled`."""
+    """Set the style of the ticks, because they are made at drawing time, outside of `styled`."""
     axes.tick_params(which="both", colors=colours.ink, labelsize=SMALL_FONT, width=0.8)
     for axis in (axes.xaxis, axes.yaxis):
         axis.get_offset_text().set_color(colours.ink)
@@ -151,7 +151,7 @@ def matplotlib_part(submodule: str = "") -> Any:
         The module.
 
     Raises:
-        ImportError: If matplotlib is not installed; it names the remedy.
+        ImportError: If matplotlib is not installed. The error names the remedy.
     """
     try:
         import matplotlib

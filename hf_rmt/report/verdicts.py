@@ -1,4 +1,4 @@
-"""What each verdict on a spectrum means, and what to do about it. The only place that says so."""
+"""What each verdict on a spectrum means, and what to do about it. No other file explains it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ VERDICTS = {
         "store the layer in int8, try method power-law, or set the rank yourself with method svd."
     ),
     Phase.UNEVEN: (
-        "The entries differ in size from row to row, repeat, or are mostly zero, which makes "
-        "eigenvalues stand out that carry no signal: store the layer in int8, and see the notes."
+        "The entries differ in size from row to row, repeat, or are mostly zero, so that "
+        "eigenvalues without a signal stand out: store the layer in int8, and see the notes."
     ),
     Phase.DEGENERATE: (
         "No law can be fitted, for the reason in the notes (such as zeros, a low rank or too few "
@@ -35,7 +35,9 @@ VERDICTS = {
     ),
 }
 """One sentence for each verdict."""
-UNKNOWN = "This version of hf_rmt does not know this verdict: upgrade the package to read about it."
+UNKNOWN = (
+    "This verdict is unknown to this version of hf_rmt: upgrade the package to read what it means."
+)
 WIDTH = 96
 
 

@@ -1,4 +1,4 @@
-"""What a user can ask for, checked once."""
+"""The options that a user can set, and their checks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ TARGET_MODULES = Option(
     "target_modules",
     None,
     _targets,
-    "Which layers. A list of names or of name endings, a regular expression that matches the whole "
-    'name, or "all-linear". None: what the method takes by default. For the methods that look at a '
-    "spectrum these are the linear layers of the repeated blocks, that is attention and MLP; the "
-    "convolutions of the blocks where those hold no linear layer; and where nothing repeats every "
-    "layer but the last, which is the head, and a first convolution, which reads the input.",
+    "The layers to compress: a list of names or of name endings, a regular expression for the "
+    'whole name, or "all-linear". None: the default layers of the method. For the methods that use '
+    "a spectrum, these are the linear layers of the repeated blocks, that is attention and MLP. "
+    "If the blocks have no linear layer, they are the convolutions of the blocks. If there are no "
+    "repeated blocks, they are all layers except the last, which is the head, and except a first "
+    "convolution, which reads the input.",
     parse=None,
 )
 MODULES_TO_NOT_CONVERT = Option(
     "modules_to_not_convert",
     None,
     check_names,
-    "Names or name endings of layers that stay dense. A name covers the layers below it.",
+    "Names or name endings of layers that stay dense. The name of a module covers all layers "
+    "inside it.",
     parse=None,
 )
 SEED = Option(
@@ -51,16 +53,15 @@ def all_options() -> dict[str, Option]:
 
 
 class CompressionSettings:
-    """A method and its options. All options are attributes; one that was not given is a default.
+    """A method and its options. All options are attributes; missing ones have their defaults.
 
     Args:
-        method: How signal and noise are told apart, or what else is done; one of
-            `hf_rmt.settings.methods()`.
-        **options: What `all_options()` lists. An option that the method does not read must stay
-            at its default.
+        method: The name of the method that compresses; one of `hf_rmt.settings.methods()`.
+        **options: The options that `all_options()` lists. An option that the method does not read
+            must stay at its default.
 
     Raises:
-        ValueError: If a value is unknown or two contradict each other.
+        ValueError: If a value is unknown, or two values contradict each other.
         TypeError: If a value has the wrong type, or a keyword is no option.
     """
 
@@ -88,15 +89,15 @@ class CompressionSettings:
         def __getattr__(self, name: str) -> Any: ...
 
     def _check_foreign(self, method: Method) -> None:
-        """Refuse what the method does not read."""
+        """Refuse options that the method does not read."""
         own = [option.name for option in method.options]
         for name, option in method_options().items():
             value = getattr(self, name)
             if name not in own and value != option.default:
                 raise ValueError(
                     f"{name}={value!r} means nothing to method={method.name!r}, which takes "
-                    f"{', '.join(own)}; leave it at {option.default!r}, or choose among "
-                    f"{', '.join(owners(name))}"
+                    f"{', '.join(own)}; leave it at {option.default!r}, or choose one of the "
+                    f"methods {', '.join(owners(name))}"
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class CompressionSettings:
         }
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some values changed, checked anew."""
+        """A copy with some values changed; all values are checked again."""
         return type(self)(**{**self.to_dict(), **changes})
 
     def __eq__(self, other: object) -> bool:

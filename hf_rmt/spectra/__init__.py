@@ -1,14 +1,14 @@
-"""Mathematics of one weight matrix: noise laws, their fit to a spectrum, the spikes beyond.
+"""Mathematics of one weight matrix: noise laws, their fit to a spectrum, and the spikes.
 
-The model, stated once. A weight is oriented as X of shape N x p with N >= p, c = p / N, and
-X = N^{-1/2} Z Sigma^{1/2} with iid entries of mean 0 and variance 1 in Z. Its eigenvalues are
-those of X'X: the squared singular values of the weight. Sigma has K spikes alpha_1..alpha_K,
-the signal, and a bulk, the noise: one variance sigma^2 (unit bulk, the Marchenko-Pastur law), a
-fraction t of variance sigma_1^2 and the rest sigma_2^2 < sigma_1^2 (double bulk, PDB), or a range
-of variances (power-law bulk). `review` asks the entries of the weight whether the spikes can be
-trusted.
+The model is as follows. A weight is oriented as X of shape N x p with N >= p and c = p / N. Then X
+= N^{-1/2} Z Sigma^{1/2}, where Z has iid entries of mean 0 and variance 1. Its eigenvalues are
+those of X'X: the squared singular values of the weight. Sigma has K spikes alpha_1..alpha_K, which
+are the signal, and a bulk, which is the noise. The bulk has one variance sigma^2 (unit bulk, the
+Marchenko-Pastur law); or a fraction t has variance sigma_1^2 and the rest has sigma_2^2 < sigma_1^2
+(double bulk, PDB); or it has a range of variances (power-law bulk). `review` decides from the
+entries of the weight whether the spikes can be trusted.
 
-NumPy and SciPy in float64 only; nothing here knows torch.
+This package uses only NumPy and SciPy, in float64. It does not use torch.
 """
 
 from hf_rmt.spectra.double_bulk import DoubleBulk

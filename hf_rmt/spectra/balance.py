@@ -1,7 +1,8 @@
 """Scaling the rows and columns of a weight to equal energy, so that a noise law can hold.
 
-A law assumes rows of one variance. With W = diag(r) B diag(c), B balanced, the law is fitted to B;
-what is signal in B is signal in W after the scales are put back.
+A law assumes that all rows have the same variance. A weight W is written as W = diag(r) B diag(c)
+with a balanced matrix B, and the law is fitted to B. The signal of B, multiplied by the scales
+again, is the signal of W.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from hf_rmt.spectra.spike_map import Array
 
 SWEEPS = 100
 EVEN = 1e-6
-"""Largest relative deviation of a row's energy from the mean with which the sweeps end."""
+"""The sweeps end when no row's energy deviates from the mean by more than this (relative)."""
 
 
 def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
-    """Divide out row and column scales until every live row and column has one mean square.
+    """Divide by row and column scales until all nonzero rows and columns have the same mean square.
 
     Sinkhorn's iteration on the squared entries. A row or column of zeros gets some positive scale.
-    Of a sparse weight that no scales can balance, the last sweep is returned.
+    If no scales can balance a sparse weight, the result of the last sweep is returned.
 
     Args:
         weight: A finite matrix, shape (out, in).
@@ -31,7 +32,7 @@ def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
         The column scales have the mean square 1 as long as no column is zero.
 
     Raises:
-        ValueError: If it is no matrix or holds nan or inf.
+        ValueError: If the weight is no matrix, or holds nan or inf.
 
     Source:
         Sinkhorn & Knopp, Pacific J. Math. 21 (1967).
@@ -65,14 +66,14 @@ def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
 
 
 def _live(energies: Array) -> Array:
-    """Energies to divide by, 1 where there is none."""
+    """Energies to divide by; an energy of 0 becomes 1."""
     return np.where(energies > 0, energies, 1.0)
 
 
 def _split(
     matrix: Array, rows: Array, columns: Array, mean_square: float
 ) -> tuple[Array, Array, Array]:
-    """The balanced weight with the scales' common factor moved as documented."""
+    """The balanced weight and its scales, normalised as `balance` documents."""
     common = columns.mean()
     row_scale, column_scale = np.sqrt(rows * common / mean_square), np.sqrt(columns / common)
     return matrix / row_scale[:, None] / column_scale, row_scale, column_scale

@@ -15,8 +15,8 @@ from hf_rmt.spectra.spike_map import Array
 class DoubleBulk(BulkLaw):
     """Law of the eigenvalues of X'X when a fraction t of the dimensions has variance sigma_1^2.
 
-    The others have sigma_2^2. The support is one interval or two; an eigenvalue in the gap
-    between two is no noise.
+    The other dimensions have variance sigma_2^2. The support is one interval or two intervals; an
+    eigenvalue in the gap between two intervals is no noise.
 
     Args:
         mixing: t in [0, 1].
@@ -42,7 +42,7 @@ class DoubleBulk(BulkLaw):
     aspect_ratio: float
 
     def __post_init__(self) -> None:
-        check_unit("mixing", self.mixing, zero=True, remedy="it is the fraction of sigma_1^2")
+        check_unit("mixing", self.mixing, zero=True, remedy="it is the fraction with sigma_1^2")
         for variance in self.variances:
             check_positive("variances", variance)
         if self.variances[0] < self.variances[1]:
@@ -54,12 +54,12 @@ class DoubleBulk(BulkLaw):
 
     @property
     def atoms(self) -> Array:
-        """Distinct variances, ascending: one if the other is empty or equal."""
+        """Distinct variances, ascending; only one if the other has fraction 0 or is equal."""
         return self._population[0]
 
     @property
     def weights(self) -> Array:
-        """Their fractions of the dimensions."""
+        """The fractions of the dimensions that have these variances."""
         return self._population[1]
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
@@ -70,7 +70,7 @@ class DoubleBulk(BulkLaw):
 
     @property
     def _population(self) -> tuple[Array, Array]:
-        """Atoms ascending and their weights, an empty or coinciding one left out."""
+        """Ascending atoms and their weights, without an atom of weight 0 or an equal atom."""
         upper, lower = self.variances
         if upper == lower or self.mixing in (0.0, 1.0):
             return np.array([float(upper if self.mixing == 1.0 else lower)]), np.ones(1)

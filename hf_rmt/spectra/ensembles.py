@@ -10,7 +10,7 @@ from hf_rmt.spectra.laws import check_positive, check_unit
 from hf_rmt.spectra.spike_map import Array
 
 Seed = int | np.random.Generator
-"""A generator is advanced by every draw; a number draws the same matrix every time."""
+"""A generator gives another matrix at every draw; a number gives the same matrix every time."""
 
 
 def double_bulk_matrix(
@@ -21,7 +21,7 @@ def double_bulk_matrix(
     spikes: Sequence[float] = (),
     seed: Seed,
 ) -> Array:
-    """X = N^{-1/2} Z Sigma^{1/2}, transposed where the shape is wide: a spiked double bulk.
+    """X = N^{-1/2} Z Sigma^{1/2} with a spiked double bulk; transposed if the shape is wide.
 
     Z is standard Gaussian and Sigma diagonal: the spikes first, then round(t (p - K)) times
     sigma_1^2, then sigma_2^2.
@@ -43,15 +43,15 @@ def double_bulk_matrix(
         >>> double_bulk_matrix((2, 3), mixing=0.5, variances=(4.0, 1.0), seed=0).shape
         (2, 3)
     """
-    check_unit("mixing", mixing, zero=True, remedy="it is the fraction of sigma_1^2")
+    check_unit("mixing", mixing, zero=True, remedy="it is the fraction with sigma_1^2")
     for variance in (*variances, *spikes):
         check_positive("variances and spikes", variance)
     columns = min(shape)
     bulk = columns - len(spikes)
     if bulk < 0:
         raise ValueError(
-            f"a matrix of shape {tuple(shape)} has room for {columns} spikes, got {len(spikes)}; "
-            "pass fewer"
+            f"a matrix of shape {tuple(shape)} can have at most {columns} spikes, got "
+            f"{len(spikes)}; pass fewer"
         )
     upper = round(mixing * bulk)
     population = np.repeat(
@@ -101,7 +101,7 @@ def heavy_tailed_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) 
 
 
 def power_law_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) -> Array:
-    """Singular values k^{-exponent}, k = 1 .. p, between random orthogonal frames: no bulk.
+    """Singular values k^{-exponent}, k = 1 .. p, with random singular vectors; there is no bulk.
 
     Args:
         shape: Shape of the matrix.

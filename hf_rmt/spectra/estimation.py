@@ -1,12 +1,12 @@
 """Estimating the double bulk of noise eigenvalues: PDBLS on the upper half-plane.
 
 The published estimator solves (SS), z = -1/s + c E[tau / (1 + tau s)], by least squares at real
-points away from the spectrum. Here the points lie around the singular values of the bulk, where
-the empirical transform still sees the shape of the density, and the law's own s(z) is compared
-with the empirical one, each difference measured in its standard deviation from the central limit
-theorem of linear spectral statistics. To start, (SS) itself is solved: the mixing t enters it
-linearly, so all pairs of variances on a grid are tried at once. Where that ends in a law that
-misfits, the solver also starts from a unit bulk, and the smaller residual is taken.
+points away from the spectrum. Here the points lie around the singular values of the bulk, where the
+empirical transform still depends on the shape of the density. The s(z) of the law is compared with
+the empirical s(z). Each difference is divided by its standard deviation, which the central limit
+theorem of linear spectral statistics gives. For a start, (SS) itself is solved. The mixing t is
+linear in it, so all pairs of variances on a grid are tried at once. If the solver ends in a law
+that misfits, it also starts from a unit bulk, and the result with the smaller residual is taken.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ from hf_rmt.spectra.spike_map import Array, upper_root
 CONTOUR_POINTS = 24
 CONTOUR_HEIGHT = 0.2
 """The contour of singular values is half an ellipse; its half axes are 1.06 and 0.2 times half the
-width of the bulk. On simulated double bulks heights of 0.1 to 0.3 are alike within noise."""
+width of the bulk. On simulated double bulks, heights of 0.1 to 0.3 give the same results within
+noise."""
 STEEPEST = 0.1
-"""Least ratio of real to imaginary part on the contour: z keeps off the negative real axis."""
+"""Least ratio of real to imaginary part on the contour, so that z avoids the negative real axis."""
 GRID = 20
 SMALLEST_SHARE = 0.05
 """A bulk holds at least this fraction of the noise."""
 SMALLEST_BULK = 8
-"""A bulk holds at least this many eigenvalues; otherwise a few spikes would pass for one."""
+"""A bulk holds at least this many eigenvalues; otherwise a few spikes could count as a bulk."""
 LARGEST_FLOOR = 0.35
-"""The floor that both give is cut here, so that a law of fewer than 24 eigenvalues exists."""
+"""Largest value of the least share, so that a law of fewer than 24 eigenvalues exists."""
 SMALLEST_VARIANCE = 1e-3
 """Lower bound of a variance in units of the mean eigenvalue."""
 SAME_VARIANCE = 1e-6
 """Relative difference below which the two variances count as one."""
 SMALLEST_DEVIATION = 1e-6
-"""Least standard deviation, in units of the distance to the real axis; a guard against zero."""
+"""Least standard deviation, times the distance to the real axis; it prevents division by zero."""
 MAX_EVALUATIONS = 100
 ADEQUATE = 1.8
-"""Largest residual of a law that holds: of 180 simulated double bulks none exceeded 1.6, while
-laws that took spikes for a bulk began at 2.5."""
+"""Largest residual of a law that holds. None of 180 simulated double bulks exceeded 1.6. Laws that
+fitted spikes as a bulk had residuals of at least 2.5."""
 
 
 def least_mixing(count: int) -> float:
@@ -54,7 +55,7 @@ def least_mixing(count: int) -> float:
         count: Number of noise eigenvalues, at least 1.
 
     Returns:
-        A fraction: 0.05, and more where that is fewer than 8 eigenvalues.
+        A fraction: 0.05, or more if that is fewer than 8 eigenvalues, but at most 0.35.
 
     Examples:
         >>> least_mixing(400), least_mixing(32)
@@ -70,7 +71,7 @@ class BulkEstimate:
     Attributes:
         law: The law of the noise.
         residual: Root mean square of the standardised residuals; about 0.8 where the law holds.
-        converged: Whether the least-squares solver says so.
+        converged: Whether the least-squares solver converged.
     """
 
     law: BulkLaw
@@ -79,7 +80,7 @@ class BulkEstimate:
 
 
 class Residuals(Protocol):
-    """What the solver needs of a problem, as functions of its unknowns."""
+    """The functions that the solver needs; x holds the unknowns of a problem."""
 
     def residual(self, x: Array) -> Array:
         """The residuals, shape (equations,)."""
@@ -89,12 +90,12 @@ class Residuals(Protocol):
 
 
 def least_squares(problem: Residuals, x: Array, precision: float) -> tuple[Array, Array, bool]:
-    """Where least squares end that begin at x.
+    """The result of the least-squares solver that starts at x.
 
     Args:
-        problem: Its residuals and their derivatives.
+        problem: The residuals and their derivatives.
         x: The start, shape (unknowns,).
-        precision: Relative tolerance of the position and of the squares.
+        precision: Relative tolerance of the position and of the sum of squares.
 
     Returns:
         The position, the residuals there, and whether the solver converged.
@@ -118,8 +119,8 @@ def estimate_bulk(
 
     Args:
         noise: Eigenvalues without the spikes, descending, shape (n,), n >= 3, not all zero.
-        rows: N; where it is less than n, the matrix counts as square.
-        start: A law nearby; without it the whole grid is searched.
+        rows: N; if it is less than n, the matrix counts as square.
+        start: A double bulk near the result; without it the whole grid is searched.
         precision: Relative tolerance of the solver on parameters and residual.
 
     Returns:
@@ -147,8 +148,8 @@ def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
 class _Problem:
     """The equations s(z; t, sigma_1^2, sigma_2^2) = s_N(z) on the contour.
 
-    Unknowns are logits of (t, log sigma_1^2, log sigma_2^2) within their box, whose two columns
-    `lower` and `upper` are.
+    The unknowns are logits of (t, log sigma_1^2, log sigma_2^2) within a box, whose bounds are
+    `lower` and `upper`.
     """
 
     points: np.ndarray
@@ -162,10 +163,10 @@ class _Problem:
 
     @classmethod
     def of(cls, noise: Array, aspect_ratio: float) -> _Problem:
-        """The empirical transform on the contour, its slope, and the deviation the CLT gives it.
+        """The problem for some noise: transform on the contour, its slope, and its CLT deviation.
 
         N^2 Var s_N(z) = |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2| up to a constant of order 1 (Bai &
-        Silverstein 2004, eq. 1.20); the residual carries the N.
+        Silverstein 2004, eq. 1.20); the factor N is applied to the residual.
         """
         z = _contour(noise)
         resolvent = 1 / (noise - z[:, None])
@@ -173,7 +174,7 @@ class _Problem:
         slope = aspect_ratio * (resolvent**2).mean(1) + (1 - aspect_ratio) / z**2
         variance = np.abs(1 / z.imag**2 - np.abs(slope) ** 2 / s.imag**2) / 4
         deviation = np.sqrt(np.maximum(variance, (SMALLEST_DEVIATION / z.imag) ** 2))
-        # The lowest edge lies below the least variance, so that a narrow bulk has a narrow box.
+        # The lowest edge lies below the least variance. So a narrow bulk has a narrow box.
         least = noise[-1] / (1 + np.sqrt(aspect_ratio)) ** 2
         logs = np.log([max(SMALLEST_VARIANCE, least), noise[0]])
         floor = least_mixing(len(noise))
@@ -181,8 +182,8 @@ class _Problem:
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def solve(self, x: Array, precision: float) -> tuple[Array, float, bool]:
-        """The minimum below x, its root mean square residual without N, whether it converged."""
-        with np.errstate(over="ignore"):  # of a covariance that nobody reads, t at its bound
+        """The minimum from x, its root mean square residual without N, and whether it converged."""
+        with np.errstate(over="ignore"):  # in the unused covariance, if t is at its bound
             position, residuals, converged = least_squares(self, x, precision)
         return position, float(np.sqrt(np.mean(residuals**2))), converged
 
@@ -196,7 +197,7 @@ class _Problem:
         return split_parts((s - self.transform) / self.deviation)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of s(z) from (SS), ds = -dz / z'(s), times those of the values in x."""
+        """Derivatives of s(z) from (SS), ds = -dz / z'(s), times derivatives of the values by x."""
         (mixing, first, second), s = self._model(x)
         high, low = first / (1 + first * s), second / (1 + second * s)
         rise_high, rise_low = mixing * high**2, (1 - mixing) * low**2
@@ -225,7 +226,7 @@ class _Problem:
         return self._inside(mixing[best], logs[high[best]], logs[low[best]])
 
     def position(self, law: DoubleBulk, scale: float) -> Array:
-        """Where a law lies in the search space."""
+        """The position of a law in the search space."""
         return self._inside(law.mixing, *np.log(np.array(law.variances) / scale))
 
     def _inside(self, *values: float) -> Array:
@@ -242,7 +243,7 @@ class _Problem:
         return DoubleBulk(float(mixing), variances, self.aspect_ratio)
 
     def _model(self, x: Array) -> tuple[tuple[float, float, float], np.ndarray]:
-        """The values at x and the law's s on the contour; the last ones are remembered."""
+        """The values at x and the law's s on the contour; the last result is kept."""
         key = x.tobytes()
         if key not in self._last:
             self._last.clear()
@@ -264,7 +265,7 @@ class _Problem:
 def contour_problem(
     noise: Array, aspect_ratio: float
 ) -> tuple[np.ndarray, np.ndarray, Array, float]:
-    """What any law is fitted to: points, the empirical s there, its deviations, and c.
+    """The data to which any law is fitted: points, the empirical s there, its deviations, and c.
 
     Args:
         noise: Eigenvalues without the spikes, descending, of mean 1.
@@ -289,5 +290,5 @@ def _contour(noise: Array) -> np.ndarray:
 
 
 def split_parts(values: np.ndarray) -> Array:
-    """Real parts over imaginary parts, as one real vector."""
+    """Real parts followed by imaginary parts, as one real vector."""
     return np.concatenate([values.real, values.imag])

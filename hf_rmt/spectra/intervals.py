@@ -13,7 +13,7 @@ from scipy.interpolate import CubicHermiteSpline
 from hf_rmt.spectra.spike_map import Array
 
 NODES = 513
-"""Quadrature nodes on an interval; the mass of a law is then 1 to about 1e-9."""
+"""Number of quadrature nodes on an interval; the mass of a law is then 1 within about 1e-9."""
 BISECTIONS = 60
 
 
@@ -21,7 +21,8 @@ BISECTIONS = 60
 class Interval:
     """Mass on [lower, upper] as a function of an angle: sqrt(x) = middle - half cos(angle).
 
-    In the angle the square-root edges and the singularity at 0 of a square matrix are smooth.
+    As a function of the angle, the mass is smooth at the square-root edges and at the singularity
+    at 0 of a square matrix.
 
     Attributes:
         middle: Middle of the interval of sqrt(x).
@@ -55,7 +56,7 @@ class Interval:
         return self._curve(np.arccos(np.clip(cosine, -1.0, 1.0)))
 
     def position_of(self, mass: Array) -> Array:
-        """Eigenvalues up to which the interval holds that mass, same shape, by bisection."""
+        """Eigenvalues up to which the interval holds the given mass, same shape, by bisection."""
         low, high = np.zeros(np.shape(mass)), np.full(np.shape(mass), np.pi)
         for _ in range(BISECTIONS):
             angle = (low + high) / 2

@@ -47,7 +47,7 @@ class MarchenkoPastur(BulkLaw):
 
     @property
     def weights(self) -> Array:
-        """All of the dimensions."""
+        """The fraction 1: all dimensions have this variance."""
         return np.ones(1)
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:

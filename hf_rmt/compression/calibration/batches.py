@@ -1,4 +1,4 @@
-"""Batches of a model's arguments: what they may be, and running a model on them."""
+"""Batches of a model's arguments: which forms are accepted, and how a model is run on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-NO_BATCH = "calibration holds no batch; pass some, or None to do without data"
+NO_BATCH = "calibration holds no batch; pass at least one, or None to work without data"
 Batch = Mapping[str, Any]
 ROW_DIMENSIONS = {
     "input_ids": 1,
@@ -21,7 +21,7 @@ ROW_DIMENSIONS = {
     "inputs_embeds": 2,
     "pixel_values": 3,
 }
-"""Arguments that show whether a batch is a single row: their number of dimensions in a row."""
+"""Arguments that show whether a batch is a single row, and how many dimensions a row has."""
 REMEDY = (
     "pass tokenizer(texts, padding=True, return_tensors='pt'), "
     "dataset.with_format('torch').iter(batch_size=8), or a DataLoader with a collator"
@@ -31,11 +31,11 @@ REMEDY = (
 def mappings(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches one after the other, each checked to hold arguments of a model.
 
-    A row of a data set becomes a batch of one.
+    A row of a data set becomes a batch of one row.
 
     Raises:
-        TypeError: If they are no batches.
-        ValueError: If a batch is empty, or cannot be made of tensors.
+        TypeError: If `batches` is not a series of batches, or a batch is not a mapping.
+        ValueError: If a batch is empty, or cannot be converted to tensors.
     """
     if isinstance(batches, Mapping) or not hasattr(batches, "__iter__"):
         raise TypeError(
@@ -52,10 +52,10 @@ def mappings(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class Batches:
-    """Batches that can be gone through again and again, made of tensors each time.
+    """Batches that can be iterated many times; each time, their lists are converted to tensors.
 
     Args:
-        given: What can be gone through again, such as a data set or a `DataLoader`.
+        given: An object that can be iterated many times, such as a data set or a `DataLoader`.
     """
 
     def __init__(self, given: Iterable[Batch]) -> None:
@@ -66,7 +66,7 @@ class Batches:
 
 
 def _with_tensors(batch: Batch, number: int) -> Batch:
-    """A batch whose lists, such as those of a tokenizer or of a row of a data set, are tensors."""
+    """The batch, with its lists converted to tensors; a single row becomes a batch of one row."""
     given = {key: _as_tensor(key, value, number) for key, value in batch.items()}
     if _is_row(given):
         given = {
@@ -89,7 +89,7 @@ def _as_tensor(key: str, value: Any, number: int) -> Any:
         raise ValueError(
             f"calibration batch number {number}: {key!r} holds lists of different lengths; {REMEDY}"
         ) from error
-    # lists of Python numbers have no dtype, so they get that of the models
+    # lists of Python numbers have no dtype, so they get torch's default, as models do
     return (
         tensor.to(torch.get_default_dtype()) if numbers and tensor.is_floating_point() else tensor
     )
@@ -103,7 +103,7 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _is_row(batch: Batch) -> bool:
-    """Whether the first known argument lacks the dimension of a batch."""
+    """Whether the first known argument lacks the batch dimension."""
     held = [(batch[key], rank) for key, rank in ROW_DIMENSIONS.items() if key in batch]
     tensors = [(value, rank) for value, rank in held if isinstance(value, Tensor)]
     return bool(tensors) and tensors[0][0].dim() == tensors[0][1]
@@ -116,7 +116,7 @@ def _scalar(value: Any) -> Any:
 
 
 def _check_not_empty(batch: Batch, number: int) -> None:
-    """Refuse a batch without an entry, or of padding only."""
+    """Refuse a batch that is empty, holds only padding, or has inputs that are not tensors."""
     if not batch or any(isinstance(v, Tensor) and not v.numel() for v in batch.values()):
         raise ValueError(f"calibration batch number {number} is empty; leave it out")
     mask = batch.get("attention_mask")
@@ -141,10 +141,10 @@ def run_batch(model: nn.Module, batch: Batch, number: int) -> Any:
     Args:
         model: The model.
         batch: Its keyword arguments.
-        number: Of the batch, from 0.
+        number: The number of the batch, counted from 0.
 
     Raises:
-        ValueError: If the model fails on the batch, such as by ids out of range.
+        ValueError: If the model fails on the batch, for example because ids are out of range.
     """
     try:
         return model(**batch)

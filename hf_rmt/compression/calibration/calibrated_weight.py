@@ -1,13 +1,13 @@
 """Compresses a weight so that its outputs on calibration inputs change little.
 
-With C the second moment of a layer's inputs, its outputs lose |(W - W') C^{1/2}|^2 when W' stands
-for W: the best factors of a rank are those of W C^{1/2}, times C^{-1/2}. With G that of the model's
-outputs differentiated by the layer's, the model loses |G^{1/2} (W - W') C^{1/2}|^2, which compares
-layers with one another. Both are damped (`low_rank.damped`): a few tokens do not excite every
-direction, and the inverse must exist.
+Let C be the second moment of a layer's inputs. If W' replaces W, the layer's outputs lose |(W - W')
+C^{1/2}|^2. So the best factors of a given rank are those of W C^{1/2}, times C^{-1/2}. Let G be the
+second moment of the derivatives of the model's outputs by the layer's outputs. The model then loses
+|G^{1/2} (W - W') C^{1/2}|^2, and this measure makes layers comparable. C and G are damped
+(`low_rank.damped`), because a few tokens do not excite every direction and the inverses must exist.
 
-Where a law says how much is signal, it reads the spectrum of W itself: that of W C^{1/2} is heavy
-tailed as C is, and has no bulk.
+A law that decides how much is signal reads the spectrum of W itself. The spectrum of W C^{1/2} is
+heavy-tailed like that of C and has no bulk.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 
 @dataclass(frozen=True)
 class CalibratedBuild(SpikedBuild):
-    """Makes a `SpikedLinear` whose signal and packed noise are chosen by the inputs.
+    """Makes a `SpikedLinear` whose signal and packed noise are fitted to the layer's inputs.
 
     Attributes:
-        excitation: What batches say about the layer.
+        excitation: Second moments of the layer, measured on batches.
     """
 
     excitation: LayerMoments = field(kw_only=True, repr=False)
 
     def __call__(self, weight: Tensor) -> SpikedLinear:
-        """The layer, its signal chosen against the error of its packed noise."""
+        """The layer; its signal is chosen so that it reduces the error of the packed noise."""
         layer = super().__call__(weight)
         if self.noise in PACKED_KINDS:
             _settle(layer, weight, self.excitation)
@@ -56,24 +56,24 @@ def check_calibratable(settings: CompressionSettings) -> None:
     """Refuse settings that do not work with calibration.
 
     Raises:
-        ValueError: If nothing is lost, entries are chosen and not directions, or spikes are to be
-            recovered.
+        ValueError: If the settings lose nothing, choose single entries instead of directions, or
+            recover spikes.
     """
     if not spectral_method_of(settings).stores_noise:
         raise ValueError(
-            f"calibration chooses directions, and method={settings.method!r} chooses entries; "
+            f"calibration chooses directions, but method={settings.method!r} sets entries to zero; "
             "use a law or method='svd', or leave calibration out"
         )
     if settings.noise == "keep":
         raise ValueError(
-            "calibration reduces what is lost, and noise='keep' loses nothing; leave calibration "
-            "out, or set noise to drop, int8, int4 or ternary"
+            "calibration reduces a loss, but noise='keep' loses nothing; leave calibration out, "
+            "or set noise to drop, int8, int4 or ternary"
         )
     if settings.recover_spikes:
         raise ValueError(
-            "recover_spikes=True shrinks the directions of the weight, and calibration chooses "
-            "others, with sizes of least error; leave recover_spikes at None, or leave "
-            "calibration out"
+            "recover_spikes=True shrinks the directions of the weight itself, but calibration "
+            "chooses other directions and the sizes that give the least error; set "
+            "recover_spikes=None, or leave calibration out"
         )
 
 
@@ -85,18 +85,19 @@ def compress_calibrated_weight(
     *,
     rank: int | None = None,
 ) -> Decision:
-    """Decide what happens to one weight, its factors chosen by what its inputs excite.
+    """Decide what happens to one weight; its factors are fitted to the inputs of the layer.
 
     Args:
         name: Runtime name of the module.
         weight: Shape (out, in); it is not changed.
         settings: What the user asked for; spikes are not recovered.
-        excitation: Of the layer.
-        rank: Number of directions; None for what the method finds in the weight itself.
+        excitation: Second moments of the layer's inputs and output gradients.
+        rank: Number of directions; None for the number that the method finds in the weight itself.
 
     Returns:
-        The plan with the factors of svd_r(G^{1/2} W C^{1/2}) taken back to the weight's own
-        coordinates, or with the weight that they make where that is smaller.
+        The plan with the factors of svd_r(G^{1/2} W C^{1/2}), transformed back to the coordinates
+        of the weight. If a dense weight is smaller, the plan has the product of the factors
+        instead.
     """
     told = settings.replace(recover_spikes=False) if rank is None else of_rank(settings, rank)
     found = split_weight(name, weight, told)
@@ -120,8 +121,8 @@ def compress_calibrated_weight(
 def _settle(layer: SpikedLinear, weight: Tensor, excitation: LayerMoments) -> None:
     """Choose the codes of N for W - S, then S = svd_r((W - N) C^{1/2}) C^{-1/2} for these codes.
 
-    Doing both once more gains nothing on the trained BERT. The factors are rounded to bfloat16,
-    left after it was fitted to the rounded right.
+    A second round of both steps gains nothing on the trained BERT. The right factor is rounded to
+    bfloat16. The left factor is then fitted to the rounded right factor, and rounded too.
     """
     moment = damped(excitation.inputs, INPUT_DAMPING)
     left, right = (factor.float() for factor in layer.factors())

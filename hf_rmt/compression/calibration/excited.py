@@ -1,15 +1,16 @@
-"""Directions of a weight that its inputs excite, and the weight cut down to them, step by step.
+"""Directions of a weight that its inputs excite, and a cut that shrinks the rest of the weight.
 
-With C the second moment of the inputs and G that of the gradients of the outputs, a step from W to
-W' costs about |G^{1/2} (W - W') C^{1/2}|^2. Its best directions are the leading singular vectors of
-G^{1/2} W C^{1/2} = U s V'. Two thin probes store them, K = C^{1/2} V and H = G^{1/2} U:
+Let C be the second moment of the inputs and G the second moment of the gradients of the outputs. A
+step from W to W' then costs about |G^{1/2} (W - W') C^{1/2}|^2. The best directions are the leading
+singular vectors of G^{1/2} W C^{1/2} = U s V'. Two thin probes store them: K = C^{1/2} V and H =
+G^{1/2} U. The cut is
 
     W -> W K (H' W K)^+ H' W
 
-is the best weight of rank k for the W that they were made from. For a W that has trained since, it
-follows the training on both sides, and a weight of rank k it leaves alone, whatever the probes
-(generalized Nystroem; Nakatsukasa, arXiv 2009.11392). Where W has moved so far that the probes no
-longer fit, the orthogonal projection on the range of W K takes its place.
+and it gives the best weight of rank k if W is the weight from which the probes were made. If W was
+trained after that, the cut follows the training on both sides. It does not change a weight of rank
+k, for any probes (generalized Nystroem; Nakatsukasa, arXiv 2009.11392). If W has moved so far that
+the probes no longer fit, the orthogonal projection on the range of W K is used instead.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from hf_rmt.compression.calibration.low_rank import (
 )
 
 FITTING = 1.5
-"""A two-sided cut may lose at most this many times what the orthogonal one loses."""
+"""A two-sided cut may lose at most this multiple of the loss of the orthogonal cut."""
 NULL = 1e-6
 """Directions with a smaller relative singular value of H' W K are ignored."""
 
 
 def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor, Tensor, Tensor]:
-    """The directions of a weight by what losing them costs.
+    """The directions of a weight, ordered by the cost of losing them.
 
     Args:
         weight: W, shape (out, in).
         excitation: Second moments C of its inputs and G of its outputs' gradients, or vectors of
-            their diagonals; without gradients the outputs all count alike.
+            their diagonals. Without gradients, all outputs count equally.
 
     Returns:
         The squared singular values of G^{1/2} W C^{1/2}, descending, shape (min(out, in),), and
@@ -63,8 +64,8 @@ def _directions(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Squared singular values of R^{1/2} M C^{1/2} and both probes, for M with more rows.
 
-    They follow from C^{1/2} M' R M C^{1/2} = V s^2 V': the probes are R M C^{1/2} V and C^{1/2} V,
-    so that the larger side needs no root.
+    Both follow from C^{1/2} M' R M C^{1/2} = V s^2 V'. The probes are R M C^{1/2} V and C^{1/2} V,
+    so the larger side needs no root.
     """
     weighted = matrix if rows is None else _times(rows, matrix)
     gram = matrix.T @ weighted
@@ -91,7 +92,7 @@ def _damped(moment: Tensor, damping: float) -> Tensor:
 
 
 def _root(moment: Tensor) -> Tensor:
-    """Lower triangular root of a second moment; of a diagonal a vector."""
+    """Lower triangular root of a second moment; for a diagonal, the vector of its square roots."""
     return moment.sqrt() if moment.ndim == 1 else torch.linalg.cholesky(moment)
 
 
@@ -107,11 +108,11 @@ def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor
         weight: W, shape (out, in).
         left: H, shape (out, rank).
         right: K, shape (in, rank).
-        left_over: What the rest is multiplied with, in [0, 1].
+        left_over: The factor by which the rest is multiplied, in [0, 1].
 
     Returns:
-        S + left_over (W - S), S the signal; in the dtype of the weight, computed in float32 or
-        better.
+        S + left_over (W - S), where S is the signal. It has the dtype of the weight and is computed
+        in float32 or better.
 
     Examples:
         >>> probe = torch.tensor([[1.0], [0.0]])

@@ -1,4 +1,4 @@
-"""What a few batches say about layers: second moments of their inputs and output gradients."""
+"""Second moments of the inputs and output gradients of layers, measured on a few batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.tensor_checks import version_of
 
 Sites = dict[str, list[str]]
-"""Layers that are always given the same tensor, under the name of the first of them."""
+"""Groups of layers that always get the same input tensor; the first layer names the group."""
 
 
 def measured_moments(
@@ -29,13 +29,13 @@ def measured_moments(
     Args:
         model: The tuned model; it is not changed.
         names: Linears and embeddings.
-        batches: Keyword arguments of the model, one forward and one backward pass each.
+        batches: Keyword arguments of the model; each batch takes one forward and one backward pass.
 
     Returns:
         The excitation of each layer that was used.
 
     Raises:
-        TypeError: If a batch is no mapping, or the batches are one.
+        TypeError: If a batch is not a mapping, or `batches` itself is a mapping.
         ValueError: If there is no batch.
     """
     moments = Moments(model, {name: [name] for name in names}, gradients=True)
@@ -53,7 +53,7 @@ class TensorNumbers:
         self._numbers = count()
 
     def number(self, tensor: Tensor) -> int:
-        """The number of a tensor. An address is used again once its tensor is gone."""
+        """The number of a tensor; its id alone is not enough, since Python uses an id again."""
         known = self._alive.get(id(tensor))
         if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
             known = self._alive[id(tensor)] = (
@@ -73,7 +73,7 @@ class Moments:
 
     Args:
         model: The model; it is not changed.
-        sites: The layers: linears and embeddings.
+        sites: The layers, which are linears and embeddings, grouped by shared input.
         gradients: Whether output gradients are gathered as well, by a backward pass.
     """
 
@@ -123,12 +123,12 @@ class Moments:
         self._calls.append((name, entry.detach(), result))
 
     def _add_inputs(self, name: str, entry: Tensor, result: Tensor) -> None:
-        """One call of the layer; padding is left out."""
+        """Add the inputs of one call of a layer; padding is left out."""
         kept, lead = self._kept(result), result.shape[:-1]
         self.inputs[name].add(entry.expand(*lead, *entry.shape[len(lead) :])[kept])
 
     def _add_gradients(self, output: Tensor, generator: torch.Generator) -> None:
-        """Gradients of a random combination of outputs; their second moment is that of all."""
+        """Add gradients of a random combination of outputs; they have the second moment of all."""
         if not self._calls:
             return
         probe = torch.randn(output.shape, generator=generator).to(output)
@@ -146,7 +146,7 @@ class Moments:
         self._calls.clear()
 
     def _kept(self, result: Tensor) -> Tensor:
-        """Which tokens count: those of the mask where it has their shape, else all."""
+        """Which tokens count: those of the mask if it has the tokens' shape, otherwise all."""
         lead = result.shape[:-1]
         if self._mask is not None and self._mask.shape == lead:
             return self._mask.bool().to(result.device)
@@ -154,7 +154,7 @@ class Moments:
 
 
 class _Inputs:
-    """Sums over tokens of a layer's inputs and of their products; of an embedding's tokens."""
+    """Sums over tokens of a layer's inputs and their products; for an embedding, token counts."""
 
     def __init__(self, module: Any) -> None:
         self.embedding = isinstance(module, nn.Embedding)
@@ -183,7 +183,7 @@ class _Inputs:
 
 
 def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:
-    """Which layers are given the same tensor, seen on one batch, in the order of their first call.
+    """Find on one batch which layers get the same tensor, in the order of their first call.
 
     Args:
         model: The model; it is not changed.
@@ -191,7 +191,7 @@ def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:
         batch: Keyword arguments of the model.
 
     Returns:
-        The layers by site; one that was not called is a site of its own, at the end.
+        The layers by site. Each layer that was not called is a separate site, at the end.
     """
     numbers, given = TensorNumbers(), defaultdict[str, list[int]](list)
 
@@ -209,7 +209,7 @@ def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:
 
 
 def _slopes(model: nn.Module, name: str) -> Tensor:
-    """Room for the second moment of a layer's output gradients."""
+    """Zeros for the second moment of a layer's output gradients."""
     module: Any = model.get_submodule(name)
     embedding = isinstance(module, nn.Embedding)
     size = module.embedding_dim if embedding else matrix_shape(module)[0]
@@ -226,13 +226,13 @@ def listening(
 ) -> Iterator[None]:
     """Pass (name, input, output) of each call of a layer to a function, in evaluation mode.
 
-    With a graph, outputs are part of it; parameters are frozen meanwhile, so that a backward pass
-    goes through activations only.
+    If `graph` is true, the outputs belong to an autograd graph. Parameters are frozen meanwhile, so
+    that a backward pass goes through activations only.
     """
 
     def hook(name: str) -> Callable[..., Tensor]:
         def call(_: nn.Module, args: Any, kwargs: dict[str, Any], result: Tensor) -> Tensor:
-            if graph and not result.requires_grad:  # the first of the layers: it starts here
+            if graph and not result.requires_grad:  # the first of the layers: the graph starts here
                 result = result.requires_grad_().clone()
             entry = args[0] if args else next(iter(kwargs.values()))
             heard(name, entry, result)

@@ -10,21 +10,21 @@ from typing import Any, TypeVar
 import torch
 
 DEVICES = ("cpu", "cuda", "xpu", "mps")
-"""Kinds of devices on which autocast may be on."""
+"""Kinds of devices on which autocast may be enabled."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def undisturbed(function: F) -> F:
     """A decorator that runs a function outside of autocast and inference mode.
 
-    Autocast would round the products that weights are made of, and tensors that are made in
+    Autocast would round the products from which weights are computed. Tensors that are made in
     inference mode could not be trained later.
 
     Args:
         function: Any function.
 
     Returns:
-        The function; modes are as before when it returns or raises.
+        The wrapped function. The modes are as before when it returns or raises.
     """
 
     @wraps(function)

@@ -34,7 +34,7 @@ class Pruning(SpectralMethod):
 
     @abstractmethod
     def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:
-        """The weight with a share of its entries, and zeros."""
+        """The weight with a share of its entries kept and all others set to zero."""
 
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
@@ -52,7 +52,7 @@ class Pruning(SpectralMethod):
         settings: CompressionSettings,
         kept: Tensor | None = None,
     ) -> Decision:
-        """Zero entries; every process draws the same random numbers for one layer."""
+        """Set entries to zero; every process draws the same random numbers for one layer."""
         from hf_rmt.compression.decision import Decision, dense_plan
         from hf_rmt.compression.execution.seeding import layer_generator
         from hf_rmt.compression.weight import relative_energies

@@ -1,4 +1,4 @@
-"""The methods that are told how many directions to keep: `svd` and `slr`."""
+"""The methods whose options set how many directions are kept: `svd` and `slr`."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class SparseLowRank(TruncatedSVD):
         settings: CompressionSettings,
         kept: Tensor | None = None,
     ) -> Decision:
-        """Factor the largest directions, zero part of the factors and count what is left."""
+        """Factor the largest directions, set some entries to zero and count the other entries."""
         from hf_rmt.compression.decision import Decision, SpikedBuild
         from hf_rmt.compression.pruning import sparse_factors
         from hf_rmt.compression.weight import choose_directions, factored, plan_layer
@@ -111,10 +111,10 @@ class SparseLowRank(TruncatedSVD):
 
 
 def of_rank(settings: CompressionSettings, rank: int) -> CompressionSettings:
-    """Settings that keep so many directions of a weight, and store what other settings store.
+    """Settings that keep `rank` directions of a weight and store the rest as other settings do.
 
     Args:
-        settings: Of a method that looks at a spectrum.
+        settings: Settings of a method that looks at a spectrum.
         rank: How many directions to keep.
     """
     options = {option.name for option in (*SPECTRAL_OPTIONS, *COMMON_OPTIONS)}

@@ -21,7 +21,7 @@ def kept_plans(model: nn.Module, settings: CompressionSettings) -> list[LayerPla
     """Plans of the layers that stay dense because of what the model does with them.
 
     Args:
-        model: The model as it was before it is compressed; its tensors may be on meta.
+        model: The model before it is compressed; its tensors may be on the meta device.
         settings: What the user asked for.
     """
     found = kept_layers(model, settings)
@@ -34,7 +34,7 @@ def with_kept(
     """A report that lists the layers left dense as well, in the model's order.
 
     Args:
-        report: What was done to the others.
+        report: The report on the other layers.
         kept: Plans, as `kept_plans` gives them.
         model: The model.
     """

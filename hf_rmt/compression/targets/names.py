@@ -15,8 +15,8 @@ def is_selected(name: str, targets: Collection[str] | str) -> bool:
 
     Args:
         name: Runtime name of the module.
-        targets: A regular expression for the whole name, or names of which one equals the name or
-            ends it after a dot.
+        targets: A regular expression for the whole name, or a list of names. One of these must
+            equal the name, or be its ending after a dot.
     """
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
@@ -25,7 +25,7 @@ def is_selected(name: str, targets: Collection[str] | str) -> bool:
 
 
 def is_covered(name: str, covers: Iterable[str]) -> bool:
-    """Whether a module is one of those named, or lies below one of them.
+    """Whether a module is one of the named modules, or lies below one of them.
 
     Args:
         name: Runtime name of the module.
@@ -47,12 +47,12 @@ def check_found(option: str, wanted: Iterable[str], known: Collection[str]) -> N
     """Refuse names that no module has.
 
     Args:
-        option: What the names were given as.
+        option: The option with which the names were given.
         wanted: Names or name endings.
         known: The names of all modules.
 
     Raises:
-        ValueError: If one of them selects nothing. The error shows near matches.
+        ValueError: If a name selects nothing. The error shows similar names.
     """
     for name in wanted:
         if not name or not any(is_selected(module, [name]) for module in known):
@@ -62,7 +62,7 @@ def check_found(option: str, wanted: Iterable[str], known: Collection[str]) -> N
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """A hint at the names that are most like a wrong one; the model itself has none."""
+    """A hint with the names that are most similar to a wrong one; the model's own name is empty."""
     known = [module for module in known if module]
     length = name.count(".") + 1
     endings = {".".join(module.split(".")[-length:]): module for module in known}

@@ -1,7 +1,7 @@
 """Which weights a module's code reads instead of calling the layers that hold them.
 
 `Mamba` multiplies with `self.dt_proj.weight` and never calls `self.dt_proj`. A compressed layer has
-another weight, so such a layer cannot be replaced. The code itself says which they are: this file
+another weight, so such a layer cannot be replaced. This file finds such layers from the code: it
 looks for `self.<layer>.weight` in the methods of a module's class.
 """
 
@@ -24,7 +24,7 @@ SETTING_UP = (
     *("__init__", "_init", "init", "reset", "_reset", "tie", "_tie", "resize", "_resize"),
     *("set_", "_set", "_load", "load", "prune", "_prune", "extra_repr"),
 )
-"""Beginnings of names of methods that run before or between forwards, not in them."""
+"""Beginnings of the names of methods that run before or between forward passes, not in them."""
 CHANGING = {"training"}
 """Attributes whose present value says nothing about later calls."""
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
@@ -47,7 +47,8 @@ class Read:
     Attributes:
         path: Name of the layer below the module; `*` stands for an index.
         method: Name of the method that reads it.
-        guards: The conditions of the `if` statements around it, with the value that they must have.
+        guards: The conditions of the `if` statements around this place, each with the value that it
+            must have.
     """
 
     path: str
@@ -55,20 +56,20 @@ class Read:
     guards: tuple[tuple[ast.expr, bool], ...]
 
     def happens(self, module: nn.Module) -> bool:
-        """Whether the settings of a module allow this code to run, as far as they show."""
+        """Whether the settings of a module allow this code to run; true if that is unknown."""
         found = ((_value(test, module), wanted) for test, wanted in self.guards)
         return all(value is UNKNOWN or bool(value) is wanted for value, wanted in found)
 
 
 def weights_read(module: nn.Module) -> dict[str, str]:
-    """Layers below a module whose weight its code reads.
+    """The layers below a module whose weight the module's code reads.
 
     Args:
         module: Any module. Only its own methods are looked at, not those of its children.
 
     Returns:
-        The method that reads the weight, by the name of the layer below the module. Empty where
-        the source is not at hand.
+        The method that reads the weight, by the name of the layer below the module. Empty if the
+        source code is not available.
     """
     kind: type = type(module)
     reads = [read for read in class_reads(kind) if read.happens(module)]
@@ -100,7 +101,7 @@ def _methods(kind: type) -> Iterator[tuple[str, ast.AST]]:
                 continue
             if (node := _parsed(function)) is not None:
                 yield name, node
-                if "super()" not in ast.unparse(node):  # or what it overrides is run as well
+                if "super()" not in ast.unparse(node):  # otherwise the overridden method runs too
                     done.add(name)
 
 
@@ -136,13 +137,13 @@ class _Reader(ast.NodeVisitor):
             self.guards.pop()
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        """Remember a variable that stands for a layer."""
+        """Record a variable that stands for a layer."""
         self.generic_visit(node)
         if isinstance(node.targets[0], ast.Name) and (path := self._path(node.value)):
             self.known[node.targets[0].id] = path
 
     def visit_For(self, node: ast.For) -> None:
-        """Remember the variable of a loop over layers."""
+        """Record the variable of a loop over layers."""
         if isinstance(node.target, ast.Name) and (path := self._path(node.iter)):
             self.known[node.target.id] = f"{path}.*"
         self.generic_visit(node)
@@ -178,7 +179,7 @@ class _Reader(ast.NodeVisitor):
 
 
 def _value(node: ast.expr, module: object) -> Any:
-    """Value of a condition as far as the settings of a module tell, else `UNKNOWN`."""
+    """Value of a condition if the settings of a module decide it, otherwise `UNKNOWN`."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name) and node.id == "self":
@@ -203,7 +204,7 @@ def _value(node: ast.expr, module: object) -> Any:
 
 
 def _joined(node: ast.BoolOp, module: object) -> Any:
-    """Value of conditions joined by `and` or `or`: one that settles it is enough."""
+    """Value of conditions joined by `and` or `or`; one condition may be enough to decide it."""
     values = [_value(value, module) for value in node.values]
     settles = isinstance(node.op, ast.Or)
     if any(value is not UNKNOWN and bool(value) is settles for value in values):

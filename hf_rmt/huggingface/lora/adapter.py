@@ -22,12 +22,12 @@ from hf_rmt.report.tables import aligned_table, markdown_table, percent, shape_t
 from hf_rmt.staging import staged
 
 PREFIX = "base_model.model."
-"""What PEFT puts before a model's names in a saved adapter."""
+"""The prefix that PEFT adds to a model's names in a saved adapter."""
 
 
 @dataclass(frozen=True)
 class ExtractedAdapter:
-    """A LoRA adapter in memory: the updates as factors, and what else was trained.
+    """A LoRA adapter in memory: the updates as factors, and the other trained tensors.
 
     Attributes:
         updates: The factors, layer by layer.
@@ -55,7 +55,7 @@ class ExtractedAdapter:
 
     @property
     def size(self) -> float:
-        """Parameters of the factors over those of the matrices that they update."""
+        """Parameters of the factors divided by the parameters of the matrices that they update."""
         return self.parameters / sum(update.dense_parameters for update in self.updates)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ class ExtractedAdapter:
         `PeftModel.from_pretrained(base, save_directory)` loads them without this package.
 
         Args:
-            save_directory: The folder; it is made where there is none.
+            save_directory: The folder; it is made if it does not exist.
 
         Raises:
             NotADirectoryError: If there is a file of that name.
@@ -120,13 +120,13 @@ class ExtractedAdapter:
         token: str | None = None,
         commit_message: str = "Upload LoRA adapter",
     ) -> str:
-        """Push the adapter; a base model that is a local folder is not named.
+        """Push the adapter. If the base model is a local folder, the pushed files do not name it.
 
         Args:
-            repo_id: `owner/name`, or a name of one's own.
+            repo_id: `owner/name`, or a name in the user's own account.
             private: Whether a new repository is private.
-            token: Of the Hub; the stored one by default.
-            commit_message: Of the one commit.
+            token: Token of the Hub; the stored token by default.
+            commit_message: Message of the commit.
 
         Returns:
             Address of the commit.
@@ -150,7 +150,7 @@ class ExtractedAdapter:
             self._card(hub_id(base_model), repo_id).save(aside / "README.md")
 
     def _peft_config(self, base_model: str | None) -> Any:
-        """One entry of `rank_pattern` a layer, and alpha = rank everywhere, so the scale is 1."""
+        """PEFT's config: one `rank_pattern` entry per layer; alpha = rank, so the scale is 1."""
         try:
             from peft import LoraConfig
         except ImportError as error:

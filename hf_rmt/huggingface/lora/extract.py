@@ -1,4 +1,4 @@
-"""`extract_adapter`: fine-tuned minus pretrained as a LoRA adapter that stock PEFT loads."""
+"""`extract_adapter`: fine-tuned minus pretrained weights as a LoRA adapter that PEFT loads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hf_rmt.huggingface.source import check_source
 from hf_rmt.nn.counterparts import compressed_layers
 
 DEFAULT_SIZE = 0.03
-"""Of the matrices' parameters: a BERT tuned on SST-2 keeps its accuracy with that."""
+"""Default share of the matrices' parameters; a BERT tuned on SST-2 keeps its accuracy with it."""
 TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
@@ -35,7 +35,7 @@ TASKS = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
 }
-"""PEFT's task by the ending of a model's class; the others need none."""
+"""PEFT's task, by the ending of the model's class name; other classes need no task."""
 HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -56,35 +56,37 @@ def extract_adapter(
     target_modules: list[str] | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> ExtractedAdapter:
-    """Fine-tuned minus pretrained as a LoRA adapter, with the rank that each layer is worth.
+    """Extract fine-tuned minus pretrained weights as a LoRA adapter; each layer gets its own rank.
 
-    Directions of all layers' updates compete for the parameters;
-    `hf_rmt.compression.calibration.low_rank` says what each is worth. What is no matrix (biases,
-    norms, new heads) is carried over as it is, so that the adapter on the base acts as the tuned
-    model does with low-rank updates.
+    The directions of all layers' updates compete for the parameters.
+    `hf_rmt.compression.calibration.low_rank` defines the worth of a direction. Tensors that are not
+    matrices (biases, norms) and new heads are copied as they are. So the base with the adapter acts
+    like the tuned model with low-rank updates.
 
     Args:
-        base: The pretrained model, a folder or a Hub id. A path also tells which layers of the
-            head are new, and those are carried whole.
-        tuned: The fine-tuned model, or where one is saved. Neither model is changed.
-        size: Most parameters of the factors, as a fraction of those of the matrices they update;
-            0.03 if neither threshold nor rank is given.
+        base: The pretrained model, a folder or a Hub id. A path also shows which layers of the head
+            are new; these layers are carried whole.
+        tuned: The fine-tuned model, or the folder or Hub id where it is saved. Neither model is
+            changed.
+        size: Largest number of parameters of the factors, as a fraction of the parameters of the
+            matrices that they update; 0.03 if neither threshold nor rank is given.
         threshold: Fraction of all importance to keep, 1 for everything; importance grows with the
             fourth power of singular values, so useful fractions lie beyond 0.99.
-        rank: The same rank everywhere instead, as a baseline.
+        rank: One rank for all layers, as a baseline; it replaces size and threshold.
         calibration: Batches of tokenized inputs like those of the task, a hundred sentences or
             more; they make the adapter better at the same size. Each layer's two second moments
             are held in memory.
         target_modules: Which linears and embeddings get factors: names or their endings, or a
-            regular expression for the whole name; by default all of them. Others that differ are
-            carried whole.
-        dtype: Of the factors; that of the tuned weights by default.
+            regular expression for the whole name; by default all of them. Other layers that differ
+            are carried whole.
+        dtype: Dtype of the factors; by default the dtype of the tuned weights.
 
     Returns:
         The adapter, with `save_pretrained` and `push_to_hub`. PEFT alone loads it.
 
     Raises:
-        TypeError: If size or threshold is no number, rank no whole one, or a batch no mapping.
+        TypeError: If size or threshold is not a number, rank is not an integer, or a batch is not a
+            mapping.
         ValueError: If the architectures differ, nothing was changed, values are not finite, the
             size is too small for a single direction, or options contradict each other.
         OSError: If a path or id cannot be loaded.
@@ -109,7 +111,7 @@ def extract_adapter(
 
 
 class _Extraction:
-    """The updates of two models, made one at a time."""
+    """The differences between the weights of two models, computed one layer at a time."""
 
     def __init__(self, base: nn.Module, tuned: Any, excited: Mapping[str, LayerMoments]) -> None:
         self.originals: dict[str, Any] = paired(base, tuned)
@@ -138,7 +140,7 @@ class _Extraction:
         ranks = choose_ranks(worth, costs, budget=budget, threshold=threshold or 1.0)
         if not any(ranks.values()):
             raise ValueError(
-                f"size={size} allows {budget} parameters, one direction takes at least "
+                f"size={size} allows {budget} parameters, but one direction takes at least "
                 f"{min(costs.values())}; raise size"
             )
         return ranks
@@ -146,7 +148,7 @@ class _Extraction:
     def factors(
         self, ranks: Mapping[str, int], dtype: torch.dtype | None
     ) -> tuple[tuple[LowRankUpdate, ...], dict[str, Tensor]]:
-        """The factors, and what the biases gain by the mean of what is lost."""
+        """The factors, and shifts of the biases that replace the mean output of the lost part."""
         updates, shifts = [], {}
         for name in tqdm(ranks, desc="Extracting", disable=None):
             module, update = self.tuned.get_submodule(name), self.update(name)
@@ -165,11 +167,11 @@ class _Extraction:
         return tuple(updates), shifts
 
     def _importance(self, name: str) -> Tensor:
-        """Worth of a layer's directions; an embedding's inputs are far from those of a linear.
+        """The worth of a layer's directions; the update of an embedding is scaled for comparison.
 
-        They are one-hot where a linear's have entries of order 1: each of the n tokens that were
-        trained comes 1/n of the time, n being the participation number of the update's rows, and
-        what follows an embedding works in units of its entries.
+        The inputs of an embedding are one-hot, but the inputs of a linear have entries of order 1.
+        Each of the n trained tokens occurs 1/n of the time, where n is the participation number of
+        the rows of the update. The layers after an embedding work in units of its entries.
         """
         module, update = self.tuned.get_submodule(name), self.update(name)
         excitation = self.excited.get(name)
@@ -179,7 +181,7 @@ class _Extraction:
             entry = module.weight.detach().float().square().mean().sqrt()
             update = update / (entry * trained.sqrt())
         worth = importance(update, excitation).cpu()
-        return 0 * worth if self.excited and excitation is None else worth  # never called
+        return 0 * worth if self.excited and excitation is None else worth  # it was not called
 
 
 def _carried(
@@ -210,7 +212,7 @@ def _load_base(base: ModelOrPath, tuned: Any) -> tuple[Any, list[str]]:
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     if kind is None or config.model_type != kind.model_type:
         raise ValueError(
-            f"base {str(base)!r} is a {config.model_type!r} and tuned a "
+            f"base {str(base)!r} is a {config.model_type!r} and tuned is a "
             f"{getattr(kind, 'model_type', type(tuned).__name__)!r}; pass the model that tuned was "
             "fine-tuned from"
         )
@@ -237,9 +239,9 @@ def _name(model: Any) -> str | None:
 def _check_dense(role: str, model: nn.Module) -> None:
     if layers := compressed_layers(model):
         raise ValueError(
-            f"{role} has compressed layers, such as {next(iter(layers))!r}, whose weights are no "
-            f"longer those of the original; pass the original model, or "
-            f"hf_rmt.export_dense({role}) for what it acts as"
+            f"{role} has compressed layers, such as {next(iter(layers))!r}, whose weights are not "
+            f"the original ones; pass the original model, or hf_rmt.export_dense({role}), which "
+            "has the weights that the compressed model acts with"
         )
 
 

@@ -18,15 +18,16 @@ UNFIT = (Cause.READ_BY_PARENT, Cause.ROUTER, Cause.SUBCLASS)
 
 
 def lora_targets(model: nn.Module) -> dict[str, list[str]]:
-    """Where LoRA fits on a compressed model: `LoraConfig(r=8, **lora_targets(model))`.
+    """The targets of LoRA in a compressed model: `LoraConfig(r=8, **lora_targets(model))`.
 
-    PEFT adapts the factors of a compressed layer as one parameter, of shape (rank, in + out);
-    ranks of LoRA above that of the layer add nothing. Layers that stayed dense are adapted as
-    usual, but for routers, those whose weight another module reads, and those that PEFT refuses.
-    `lora_dropout` must stay 0, since PEFT knows no dropout on parameters.
+    PEFT adapts the factors of a compressed layer as one parameter, of shape (rank, in + out); a
+    LoRA rank above the rank of the layer adds nothing. Layers that stayed dense are adapted as
+    usual, except routers, layers whose weight another module reads, subclasses of nn.Linear, and
+    layers that PEFT refuses. `lora_dropout` must stay 0, because PEFT has no dropout for
+    parameters.
 
     `LoraConfig(target_modules=["query", "value"])` works on a compressed model as well. It adapts
-    the whole matrix, and a LoRA that was trained on the dense base loads that way.
+    the whole matrix, so a LoRA that was trained on the dense base can be loaded in this way.
 
     Args:
         model: A compressed model. It may have adapters already.
@@ -35,11 +36,11 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
         `target_modules` and `target_parameters`.
 
     Raises:
-        TypeError: If the model is none.
+        TypeError: If the model is not a torch module.
         ValueError: If the model has no compressed layer with a signal.
     """
     check_module(model)
-    if hasattr(type(model), "get_base_model"):  # a PeftModel, which names its parts otherwise
+    if hasattr(type(model), "get_base_model"):  # a PeftModel has other names for its parts
         model = model.get_base_model()
     spiked = {
         name.replace(WITHIN_ADAPTER, ""): part
@@ -54,7 +55,7 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
         )
     quantizer = getattr(model, "hf_quantizer", None)
     planned = quantizer.quantization_config.layers if quantizer is not None else {}
-    there = {name for name, _ in model.named_modules()}  # some may have been cut off since
+    there = {name for name, _ in model.named_modules()}  # some may have been removed
     return {
         "target_modules": [
             name

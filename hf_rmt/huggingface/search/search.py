@@ -22,9 +22,9 @@ from hf_rmt.plan import CompressionPlan
 from hf_rmt.report.search import SearchReport, within
 
 FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""The range over which the sweep that this follows was published."""
+"""The range of the published sweep that this search follows."""
 MAX_EVALUATIONS = 100
-"""Three for each of 30 layers, and the curve on the grid above."""
+"""Three evaluations for each of 30 layers, and the curve on the grid above."""
 DECIDED = ("noise_removal", "layers", "base_model")
 """Fields of a config that are found, not chosen."""
 
@@ -34,7 +34,7 @@ class SearchResult(SearchReport):
 
     @property
     def config(self) -> RMTConfig:
-        """What `hf_rmt.compress` needs to make the state that was found.
+        """The config with which `hf_rmt.compress` makes the state that was found.
 
         Raises:
             ValueError: If nothing could be removed.
@@ -59,30 +59,32 @@ def search(
 ) -> SearchResult:
     """Find the most noise that can be removed, per layer, with metric >= baseline - tolerance.
 
-    First the same fraction is removed from every layer, for each fraction: a curve. From the
-    largest that holds on, each layer's fraction is raised by bisection given those of the others,
-    layers with the least noise energy first, as that costs the metric least. What was found is
-    evaluated once more at the end. The model is left exactly as it was, also after an error.
+    First, each fraction is removed from all layers alike; this gives a curve. The search starts
+    from the largest fraction with which the metric holds. Then it raises the fraction of one layer
+    at a time by bisection, while the fractions of the other layers stay the same. Layers with the
+    least noise energy come first, because this lowers the metric least. The result is evaluated
+    once more at the end. The model is left exactly as it was, also after an error.
 
-    Beside the evaluations it takes the time of one `compress`. In memory it holds the singular
-    vectors of the shorter side, in float32 as large as the layers at most, and one state.
-    Where torch.distributed runs, every process calls this on its replica and evaluates it; what
-    process 0 measures counts for all.
+    In addition to the evaluations, the search takes the time of one `compress`. It holds in memory
+    one state and the singular vectors of the shorter side. In float32 these vectors are at most as
+    large as the layers. If torch.distributed runs, every process calls `search` on its replica and
+    evaluates it. The metric of process 0 counts for all processes.
 
     Args:
         model: A model with its weights in memory.
-        evaluate: The metric of a model, higher is better; deterministic, and it must not change
-            the weights. It sees the model compressed as `compress` would leave it.
+        evaluate: The metric of a model; higher is better. It must be deterministic and must not
+            change the weights. It is called with the model in the state in which `compress` would
+            leave it.
         tolerance: How far the metric may fall, in its own unit, at least 0.
         config: Method and layers; `noise` must be "drop". None: `RMTConfig(noise="drop")`.
         fractions: Grid of noise fractions to remove, in (0, 1].
-        max_evaluations: Most calls of `evaluate`, those of a resumed file included. Layers that
-            are not reached keep what held for all layers alike.
-        resume_from: JSON file to which each evaluation is written at once. A rerun of the same
-            search picks up where it ended, also with another `max_evaluations`.
+        max_evaluations: Largest number of calls of `evaluate`, including the calls in a resumed
+            file. Layers that are not reached keep the fraction that held for all layers alike.
+        resume_from: JSON file to which each evaluation is written immediately. If the same search
+            is run again, it continues from this file, also with another `max_evaluations`.
 
     Returns:
-        What was found; its `config` makes `hf_rmt.compress` repeat it.
+        The result. With its `config`, `hf_rmt.compress` makes the same state.
 
     Raises:
         TypeError: If the model is not a module, or the metric no number.
@@ -114,13 +116,13 @@ class _Search:
         self.baseline = self._first_metric({})
         if not math.isfinite(self.baseline):
             raise ValueError(
-                f"the metric of the unfiltered model must be finite, got {self.baseline}; "
-                "mend evaluate"
+                f"the metric of the unfiltered model must be finite, got {self.baseline}; correct "
+                "evaluate"
             )
         self.grids = states.grids(grid)
 
     def run(self) -> SearchResult:
-        """The search, from its curve to its check."""
+        """Run the search: the curve, the bisection and the final check."""
         alike = [(fraction, self._alike(fraction)) for fraction in self.grid]
         curve = [(fraction, self._first_metric(state)) for fraction, state in alike]
         held = [
@@ -144,14 +146,14 @@ class _Search:
         )
 
     def _alike(self, fraction: float) -> Removal:
-        """The state in which every layer that can loses a fraction of its noise."""
+        """The state in which each layer loses this fraction of its noise, if its grid holds it."""
         return {name: fraction for name, grid in self.grids.items() if fraction in grid}
 
     def _refined(self, accepted: list[Removal]) -> list[Removal]:
-        """Raise the layers one after the other.
+        """Raise the fractions of the layers, one layer after the other.
 
         Args:
-            accepted: The state to begin with, if any.
+            accepted: A list with the state to begin with, or an empty list.
 
         Returns:
             All states that held, each with more removed than the one before.
@@ -173,7 +175,7 @@ class _Search:
         return accepted
 
     def _checked(self, accepted: list[Removal]) -> tuple[Removal, float]:
-        """The last accepted state whose metric still holds when it is measured a second time.
+        """The last accepted state, or an earlier one, whose metric holds in a second measurement.
 
         A metric that gives the same number each time confirms the last state at once.
         """
@@ -196,7 +198,7 @@ class _Search:
 def _check_types(
     model: object, evaluate: object, tolerance: object, fractions: object, most: object
 ) -> list[float]:
-    """Refuse what is of the wrong type; the fractions come back ascending, each once."""
+    """Refuse arguments of a wrong type; return the fractions in ascending order, each once."""
     check_module(model)
     if not callable(evaluate):
         raise TypeError(f"evaluate must be a function of the model, got {evaluate!r}")
@@ -223,24 +225,24 @@ def _check(config: RMTConfig, tolerance: float, grid: list[float], most: int) ->
     if config.noise != "drop" or not spectral_method_of(config).stores_noise:
         raise ValueError(
             f"search removes noise direction by direction, which noise={config.noise!r} with "
-            f"method={config.method!r} does not; set noise='drop' and method='pdb', say"
+            f"method={config.method!r} does not do; set noise='drop' and, for example, method='pdb'"
         )
     if config.noise_removal != 1.0:
         raise ValueError(
-            f"noise_removal={config.noise_removal} is what search finds; leave it at 1.0 and pass "
-            "fractions"
+            f"search finds noise_removal itself, got noise_removal={config.noise_removal}; leave "
+            "it at 1.0 and pass fractions"
         )
 
 
 def _settings(config: RMTConfig) -> dict[str, Any]:
-    """What a user chose, plain values."""
+    """The fields that a user chose, as plain values."""
     return {key: value for key, value in config.to_dict().items() if key not in DECIDED}
 
 
 def _identity(
     model: nn.Module, config: RMTConfig, tolerance: float, grid: list[float]
 ) -> dict[str, Any]:
-    """What tells a search from another; the number of its evaluations does not."""
+    """Values that distinguish this search from others; the number of evaluations is not used."""
     tensors = {
         name: value.cpu() for name, value in model.state_dict().items() if isinstance(value, Tensor)
     }

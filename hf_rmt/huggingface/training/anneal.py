@@ -1,4 +1,4 @@
-"""How the noise leaves a model during a training: not before, slowly, gone."""
+"""The schedule by which the noise of a model becomes zero during a training."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ class Anneal:
     """When the noise is scaled down, and in which unit the two ends are given.
 
     Args:
-        start: Where the directions are chosen and the noise begins to shrink.
-        stop: Where the noise is gone; equal to start for a removal at once.
-        unit: `run`, fractions of the whole training; `steps`, update steps; `epochs`.
+        start: The time at which the directions are chosen and the noise begins to shrink.
+        stop: The time at which the noise is gone; equal to start if it is removed at once.
+        unit: The unit of both: `run` for fractions of the whole training, `steps` for update steps,
+            or `epochs`.
 
     Raises:
         TypeError: If an end is no number.
@@ -48,11 +49,11 @@ class Anneal:
 
     @classmethod
     def of(cls, given: Any) -> Anneal:
-        """Read what a user passes: an `Anneal`, or two numbers with or without a unit.
+        """Make an `Anneal` from an `Anneal`, or from two numbers with or without a unit.
 
         Args:
-            given: `(0.2, 0.8)` are parts of the run, `(100, 400)`, two integers, update steps;
-                `(1, 3, "epochs")` names its unit.
+            given: `(0.2, 0.8)` means parts of the run. `(100, 400)`, two integers, means update
+                steps. `(1, 3, "epochs")` names its unit.
 
         Returns:
             The schedule.
@@ -85,8 +86,8 @@ class Anneal:
 
         Returns:
             (first, last): directions are chosen after step `first`, and the noise is gone after
-            step `last`. `first` is at least 2: one batch shows which layers share an input,
-            the next is measured.
+            step `last`. `first` is at least 2, because one batch shows which layers share an input
+            and the next batch is measured.
         """
         unit = {"run": max_steps, "steps": 1, "epochs": max_steps / max(epochs, 1e-9)}[self.unit]
         first, last = (min(round(end * unit), max_steps) for end in (self.start, self.stop))

@@ -1,4 +1,4 @@
-"""Second moments of layers' inputs and of their outputs' gradients, of batches that train."""
+"""Second moments of layers' inputs and output gradients, measured on batches of a training."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import is_convolution
 
 TOKENS = 512
-"""Tokens of a batch that count, unless fewer are asked for."""
+"""Largest number of tokens of a batch that are measured, unless another number is passed."""
 WIDEST = 4096
-"""Widest side whose second moment is a matrix; of a wider one the diagonal must do."""
+"""Widest side whose second moment is a matrix; for a wider side only its diagonal is summed."""
 
 
 class BatchMoments:
-    """Sums over the tokens of the batches that pass anyway, gathered by hooks.
+    """Sums over the tokens of the training batches, gathered by hooks without extra passes.
 
-    The first batch only shows which layers share an input. From the second on the products of
-    each distinct input are added up in float32, and those of the gradients of each layer's output.
-    Nothing is kept of a batch, and its outputs and gradients stay as they are. The sums hold two to
+    The first batch only shows which layers share an input. From the second batch on, the products
+    of each distinct input and the products of the gradients of each layer's output are added up in
+    float32. No batch is stored, and its outputs and gradients are not changed. The sums hold two to
     four times as many numbers as the layers, until the directions are chosen.
 
     Args:
         model: The model that trains, without a wrapper.
         names: Its layers with a matrix.
-        tokens: Most tokens of a batch that count, evenly spaced; more cost time and tell little.
+        tokens: Largest number of tokens of a batch that are measured, evenly spaced. More tokens
+            cost time and change little.
 
     Attributes:
-        leaders: Which layer's input each layer shares.
-        sums: By the name of a layer and what is summed.
-        not_finite: Layers that were reached, by inputs or gradients that hold nan or inf.
+        leaders: For each layer, the layer whose input it shares.
+        sums: The sums, by the name of a layer and the kind of sum.
+        not_finite: Layers that were reached, but whose inputs or gradients hold nan or inf.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], tokens: int = TOKENS) -> None:
@@ -53,7 +54,7 @@ class BatchMoments:
         self._mask: Any = None
 
     def listen(self) -> None:
-        """Hear of the next batches, until `stop`."""
+        """Add hooks that measure the next batches, until `stop` is called."""
         if self._hooks:
             return
         hook = self.model.register_forward_pre_hook(self._take_mask, with_kwargs=True)
@@ -64,13 +65,13 @@ class BatchMoments:
             self._hooks.append(hook)
 
     def stop(self) -> None:
-        """Take the hooks off again."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._mask = [], None
 
     def end_step(self) -> None:
-        """After the first step, settle which layers share an input, alike on all processes."""
+        """After the first step, decide which layers share an input; the same on all processes."""
         self._numbers.clear()
         if self.leaders or not self._given:
             return
@@ -83,7 +84,7 @@ class BatchMoments:
         self.set_leaders(leaders[0])
 
     def set_leaders(self, leaders: dict[str, str]) -> None:
-        """Make room for the sums: one second moment for each layer that leads its site."""
+        """Create the sums: output gradients for each layer, inputs for each leader of a site."""
         self.leaders = dict(leaders)
         for name, first in self.leaders.items():
             layer: Any = self.model.get_submodule(name)
@@ -95,12 +96,13 @@ class BatchMoments:
                 self.sums[f"{name} products"] = _room(columns, device)
 
     def measured_moments(self) -> dict[str, LayerMoments]:
-        """What the batches of all processes say, once they have been summed up.
+        """The second moments over the batches of all processes.
 
         Returns:
-            The excitation of each layer that was reached, by name: inputs are averaged over
-            tokens, gradients summed over the tokens of a batch; None where no gradient arrived.
-            Layers without finite sums are left out; `not_finite` names them.
+            The excitation of each layer that was reached, by name. Inputs are averaged over tokens.
+            Gradients are summed over the tokens of a batch and averaged over batches; they are None
+            if no gradient arrived. Layers without finite sums are left out; `not_finite` names
+            them.
         """
         if n_processes() > 1:
             for tensor in self.sums.values():
@@ -152,7 +154,7 @@ class BatchMoments:
         self.sums[f"{name} batches"] += 1
 
     def _unpadded(self, tokens: Tensor, mask: Any) -> Tensor:
-        """Rows, one a token; padding is left out where the mask has the shape of the tokens."""
+        """One row for each token; padding is left out if the mask has the shape of the tokens."""
         if mask is not None and mask.shape == tokens.shape[:-1]:
             return tokens[mask.bool().to(tokens.device)]
         return tokens.reshape(-1, tokens.shape[-1])
@@ -168,7 +170,7 @@ def _is_finite(moments: LayerMoments) -> bool:
 
 
 def _reading(layer: Any) -> tuple[Any, ...]:
-    """How a layer reads its input; empty but for convolutions, which may cut it differently."""
+    """How a convolution cuts its input into patches; empty for other layers."""
     if not is_convolution(layer):
         return ()
     return layer.kernel_size, layer.stride, str(layer.padding), layer.dilation
@@ -187,7 +189,7 @@ def _add_products(total: Tensor, rows: Tensor) -> None:
 
 
 def _patches(layer: Any, images: Tensor) -> Tensor:
-    """What the filters of a convolution are multiplied with, shape (images, places, in k_h k_w)."""
+    """Patches of images that a convolution multiplies, shape (images, places, in k_h k_w)."""
     padding = layer.padding
     if isinstance(padding, str):
         sides = [
@@ -201,5 +203,5 @@ def _patches(layer: Any, images: Tensor) -> Tensor:
 
 
 def measurable(model: nn.Module, names: Iterable[str], smallest: int) -> list[str]:
-    """The layers whose smaller side is at least so large."""
+    """The layers whose smaller side is at least `smallest`."""
     return [name for name in names if min(matrix_shape(model.get_submodule(name))) >= smallest]

@@ -1,4 +1,4 @@
-"""Which directions of which layers a training keeps, by what its batches excite."""
+"""Chooses which directions of each layer a training keeps, from its batches."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from hf_rmt.settings import CompressionSettings
 from hf_rmt.spectra import Phase
 
 NOT_REACHED = "no training batch reached the layer before the directions were chosen"
-NOT_FINITE = "the inputs or gradients that batches gave it before the choice held nan or inf"
+NOT_FINITE = "its inputs or gradients held nan or inf in a batch before the directions were chosen"
 TOO_SMALL = "the smaller side is below min_size"
 WHOLE = "each of its directions is worth its parameters"
-NO_SIGNAL = "no signal stands out from the noise, nothing would be left"
+NO_SIGNAL = "no signal stands out from the noise, so nothing would be left"
 """Reasons for which a layer stays dense."""
 UNMEASURED = {
     NOT_REACHED: Cause.NOT_REACHED,
     NOT_FINITE: Cause.NOT_FINITE,
     TOO_SMALL: Cause.TOO_SMALL,
 }
-"""Why nothing is known about a layer, and the cause that its plan names."""
+"""Reasons for which a layer has no measurements, each with the cause in its plan."""
 LOST = 1e-3
-"""What `size="auto"` may lose, as a part of what all directions are worth to the loss.
+"""Share of the worth of all directions to the loss that `size="auto"` may lose.
 
 This leaves 36 % of a BERT on SST-2 and 66 % of a ViT on CIFAR-10. The ViT loses about 2 points of
 accuracy with 50 %, and none with 70 %: see docs/results.md."""
@@ -42,15 +42,15 @@ Size = float | Literal["auto"] | None
 
 
 class Choice(NamedTuple):
-    """What a training keeps.
+    """The ranks and directions that a training keeps.
 
     Attributes:
-        layers: By name: `rank`, None for a layer that stays dense with a `reason`; `energy`, its
-            squared Frobenius norm; `rest`, the part of it that will go; what its spectrum said.
-            Plain JSON values.
-        probes: Two for each layer with a rank, `<name> left` and `<name> right`, see
+        layers: Plain JSON values by the name of the layer: `rank`, which is None for a layer that
+            stays dense with a `reason`; `energy`, the squared Frobenius norm of the weight; `rest`,
+            the part of this energy that will be removed; and the results of its spectrum.
+        probes: Two probes for each layer with a rank, `<name> left` and `<name> right`; see
             `hf_rmt.compression.calibration.excited`.
-        share: Parameters that will be left over those of all the layers.
+        share: Parameters that will remain, divided by the parameters of all the layers.
     """
 
     layers: dict[str, dict[str, Any]]
@@ -67,13 +67,13 @@ def choose(
     *,
     not_finite: Collection[str] = (),
 ) -> Choice:
-    """Choose ranks and directions, the layers shared out over the processes.
+    """Choose ranks and directions; the layers are shared out over the processes.
 
     Args:
         model: The model; it is not changed.
         names: Layers with a matrix.
         excited: Their second moments, as `BatchMoments` gives them.
-        settings: The rule that finds the rank of a layer where no size is given.
+        settings: The rule that finds the rank of a layer if no size is given.
         size: Share of the parameters of the layers that were reached; `"auto"` for the smallest
             share that loses at most `LOST` of what the directions are worth; or None.
         not_finite: Layers that have no moments because batches gave them nan or inf.
@@ -82,7 +82,7 @@ def choose(
         The choice, equal on every process.
 
     Raises:
-        ValueError: If the size has no room for one direction a layer.
+        ValueError: If the size is too small for one direction in each layer.
         RuntimeError: On every process, if one of them failed.
     """
     steep = _mean_slope(excited.values())
@@ -125,7 +125,7 @@ def choose(
 def probes_again(
     model: nn.Module, layers: Mapping[str, Mapping[str, Any]], excited: Mapping[str, LayerMoments]
 ) -> dict[str, Tensor]:
-    """Directions of the ranks that were chosen, by later batches.
+    """Choose the directions again from later batches, with the ranks that were chosen before.
 
     Args:
         model: The model; it is not changed.
@@ -158,7 +158,7 @@ def _why(
     settings: CompressionSettings,
     missing: str,
 ) -> dict[str, Any]:
-    """What the spectrum of a layer said, or why it was not looked at."""
+    """The results of a layer's spectrum, or the reason why the layer was not measured."""
     if name not in found:
         reason = TOO_SMALL if min(weight.shape) < settings.min_size else missing
         return {"cause": str(UNMEASURED[reason]), "reason": reason}
@@ -168,7 +168,7 @@ def _why(
 def _by_rule(
     name: str, weight: Tensor, settings: CompressionSettings
 ) -> tuple[int | None, dict[str, Any]]:
-    """The rank that the method finds in a weight, and what its spectrum says."""
+    """The rank that the method finds in a weight, and the results of its spectrum."""
     fit = spectrum(weight, settings)
     about: dict[str, Any] = {"phase": str(fit.phase)}
     if fit.phase == Phase.DEGENERATE:
@@ -186,7 +186,7 @@ def _by_rule(
 
 
 def _thin(directions: Tensor, rank: int) -> Tensor:
-    """The first directions, as they are kept through a training."""
+    """The first directions, in the form in which they are kept during a training."""
     return directions[:, :rank].float().contiguous()
 
 

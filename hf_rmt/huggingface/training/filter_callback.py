@@ -1,4 +1,4 @@
-"""`RMTCallback`: fine-tune with the noise filtered, and watch the spectra while it happens."""
+"""`RMTCallback`: filters the noise while a model is fine-tuned, and logs the spectra."""
 
 from __future__ import annotations
 
@@ -46,43 +46,46 @@ class RMTCallback(TrainerCallback, ExportableState):
     By default the training goes on as usual for three fifths of its steps. By then the weights have
     learnt the task, and the last batches have shown the inputs of each layer. Now the directions
     that matter to the loss are chosen. The rest of each weight is scaled down step by step and is
-    gone after 95 % of the steps. The last steps train the model that is saved. Half-way through
-    this and at its end the directions are chosen again, because the model has learnt more. Weights
-    keep their shape until the end, so optimizer, checkpoints and resuming see nothing unusual. Then
-    the layers become `SpikedLinear`, and `trainer.save_model()` writes the compact model.
+    gone after 95 % of the steps. The last steps train the model that is saved. Half-way through the
+    scaling and at its end, the directions are chosen again, because the model has learnt more.
+    Weights keep their shape until the end, so optimizer, checkpoints and resuming see nothing
+    unusual. Then the layers become `SpikedLinear`, and `trainer.save_model()` writes the compact
+    model.
 
-    The filter as it was published, by the weights alone and at once, is
-    `RMTCallback.published()`.
+    `RMTCallback.published()` is the filter as it was published: it uses only the weights and
+    removes the noise at once.
 
     Args:
-        config: Which layers, and by which rule the rank of a layer is found where no size is given.
+        config: The layers, and the rule that finds the rank of a layer if no size is given.
             None: `RMTConfig(noise="drop")` with `size="auto"`. With a config that stores the noise,
             or that keeps single entries, the filter follows `schedule`.
         target: `"weights"`, or `"update"`: filter what training added, W - W_start, and leave the
-            pretrained part alone. The model then stays dense, whatever the noise: the weights at
-            the start have noise of their own. They are kept on the CPU, and beside the
-            checkpoints for a run that is resumed.
-        size: Share of the layers' parameters that is kept, in (0, 1]. Ranks are shared out over
-            the layers by what a direction is worth to the loss. `"auto"` is the smallest share that
-            keeps 99.9 % of what all directions are worth: small where a task needs few of them,
-            large where the network is narrow for its task.
-        anneal: When the noise is scaled down: `(0.6, 0.95)`, parts of the run; two integers,
-            update steps; `(1, 3, "epochs")`. Two equal ends remove it at once.
-        schedule: Filter at once, by the weights alone, in place of annealing: `"epoch"`, `"end"`
-            only, or every so many update steps. The first filter of a layer decides how many
-            directions it keeps. None: anneal where that is possible, else `"epoch"`.
-        dose: Against wrong labels, with `target="update"`, when training ends. `"auto"` keeps of
-            each layer's update what lies in the leading directions that it had after a quarter of
-            the training: what is learnt first is signal, and wrong labels are memorised later.
-            The participation ratio of the spectrum says how many directions lead. It harms where
-            labels are right, or where a quarter of the training is too short to learn the task. So
-            give the Trainer an `eval_dataset`, its labels clean or not: if the model gets worse on
-            it (accuracy, else loss), it stays as it was trained. A number in (0, 1] scales what
-            training added to every parameter.
-        log: What is logged under `rmt/`: four summary curves; with `"layers"` those of each layer
-            as well and how many layers are in which phase; with False nothing. Layers reach the
-            reports (TensorBoard, W&B, `log_history`), not the progress bar.
-        of: Old name of `target`, which warns.
+            pretrained part alone. The model then stays dense for every value of `noise`, because
+            the weights at the start have noise too. These weights are kept on the CPU, and beside
+            the checkpoints so that a run can be resumed.
+        size: Share of the layers' parameters that is kept, in (0, 1]. Ranks are shared out over the
+            layers by what a direction is worth to the loss. `"auto"` is the smallest share that
+            keeps 99.9 % of what all directions are worth: it is small if a task needs few
+            directions, and large if the network is narrow for its task.
+        anneal: When the noise is scaled down: `(0.6, 0.95)`, parts of the run; two integers, update
+            steps; `(1, 3, "epochs")`. Two equal ends remove the noise at once.
+        schedule: Filter at once, from the weights alone, instead of annealing: `"epoch"` after each
+            epoch, `"end"` only at the end, or a number of update steps between two filters. The
+            first filter of a layer decides how many directions it keeps. None: anneal if that is
+            possible, otherwise `"epoch"`.
+        dose: A remedy for wrong labels that is applied when training ends, with `target="update"`.
+            `"auto"` keeps the part of each layer's update that lies in the leading directions that
+            the update had after a quarter of the training. What is learnt first is signal, and
+            wrong labels are memorised later. The participation ratio of the spectrum gives the
+            number of leading directions. `"auto"` does harm if the labels are right, or if a
+            quarter of the training is too short to learn the task. So give the Trainer an
+            `eval_dataset`, with clean or wrong labels. If the model gets worse on it (by accuracy,
+            or by loss if there is no accuracy), the model stays as it was trained. A number in (0,
+            1] scales what training added to every parameter.
+        log: What is logged under `rmt/`. True: four summary curves. `"layers"`: also the curves of
+            each layer, and the number of layers in each phase. False: nothing. The curves of layers
+            go to the reports (TensorBoard, W&B, `log_history`), but not to the progress bar.
+        of: Old name of `target`; using it causes a warning.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -130,15 +133,15 @@ class RMTCallback(TrainerCallback, ExportableState):
     def published(
         cls, config: RMTConfig | None = None, *, schedule: Schedule = "epoch", **options: Any
     ) -> Self:
-        """The filter of Wu, Zhu & Li (ICML 2025): by the weights alone, at once, on a schedule.
+        """The filter of Wu, Zhu & Li (ICML 2025): it removes noise at once, from the weights alone.
 
-        It removes two thirds of the energy of a pretrained transformer and destroys it. The first
-        filter logs a warning then.
+        It removes two thirds of the energy of a pretrained transformer and so destroys the model.
+        In this case the first filter logs a warning.
 
         Args:
             config: What to filter. None: `RMTConfig(noise="drop")`.
-            schedule: `"epoch"`, `"end"`, or every so many update steps.
-            **options: As of `RMTCallback`: target, log.
+            schedule: `"epoch"`, `"end"`, or a number of update steps between two filters.
+            **options: Other arguments of `RMTCallback`: target, log.
 
         Returns:
             The callback.
@@ -146,7 +149,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         return cls(config, schedule=schedule, **options)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the callback."""
+        """The state of the callback that a checkpoint stores."""
         annealed = isinstance(self._filter, AnnealedFilter)
         anneal = (self.anneal.start, self.anneal.stop, self.anneal.unit)
         return {
@@ -165,7 +168,7 @@ class RMTCallback(TrainerCallback, ExportableState):
     def on_init_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Refuse what cannot work before anything is spent on it."""
+        """Refuse settings and models that cannot work, before any time is spent on them."""
         check_alone(self, state)
         check_whole_weights(self, args, state, model)
         _refuse_adapter(model)
@@ -173,13 +176,13 @@ class RMTCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Find the layers; keep the start, or pick up what a checkpoint kept."""
+        """Find the layers; store the weights at the start, or load the state in a checkpoint."""
         self.on_init_end(args, state, control, model)
         if self._report and getattr(model, "compression_report", None) is self._report:
             raise RuntimeError(
-                f"RMTCallback made this {type(model).__name__} compact when it was trained before, "
-                "and the optimizer of this Trainer still holds the old weights; make a new Trainer "
-                "without RMTCallback to train the compact layers on"
+                f"RMTCallback made this {type(model).__name__} compact in an earlier training, and "
+                "the optimizer of this Trainer still holds the old weights; make a new Trainer "
+                "without RMTCallback to continue training the compact layers"
             )
         check_compressible(model, self.config)
         names = compressible_layers(model, self.config)
@@ -195,7 +198,7 @@ class RMTCallback(TrainerCallback, ExportableState):
             self._log(state, control, self._filter.observe(model))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Listen to the batches that the choice is made by."""
+        """Measure the batches from which the directions are chosen."""
         self._filter.step_begins(state)
 
     def on_step_end(
@@ -214,13 +217,13 @@ class RMTCallback(TrainerCallback, ExportableState):
             self._log(state, control, self._filter.observe(model))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep beside a checkpoint what its weights do not hold."""
+        """Store beside a checkpoint the tensors that its weights do not hold."""
         self._filter.saved(args, state)
 
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Filter the model that training leaves, be it the best or the last, and compact it."""
+        """Filter the trained model, which is the best or the last one, and make it compact."""
         loaded_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
         report = self._filter.finish(args, state, model, loaded_best=loaded_best)
         if report is not None:
@@ -229,7 +232,7 @@ class RMTCallback(TrainerCallback, ExportableState):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        """Remove single layers from the logs: the progress bar gets them after the reports."""
+        """Remove the values of single layers from the logs before the progress bar gets them."""
         for key in set(logs) - set(summary(logs)):
             del logs[key]
 
@@ -239,7 +242,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         return ScheduledFilter(self.config, self.schedule, self.target, self.dose)
 
     def _log(self, state: Any, control: Any, logs: dict[str, float] | None) -> None:
-        """Log as the Trainer does, which hands the numbers to every report."""
+        """Log through the Trainer, so that every report gets the numbers."""
         if not logs or not self.log:
             return
         logs = logs if self.log == "layers" else summary(logs)
@@ -268,7 +271,7 @@ def _is_default(config: Any, size: Size, schedule: Any) -> bool:
 def _refuse_adapter(model: nn.Module) -> None:
     if hasattr(model, "peft_config"):
         raise ValueError(
-            f"RMTCallback filters weights that are trained, and those of this "
-            f"{type(model).__name__} are frozen beneath an adapter; merge_and_unload() it first, "
-            "or compress the base model and train the adapter on top: see lora_targets"
+            "RMTCallback filters weights that are trained, but the weights of this "
+            f"{type(model).__name__} are frozen below an adapter; call merge_and_unload() first, "
+            "or compress the base model and train an adapter on it: see lora_targets"
         )

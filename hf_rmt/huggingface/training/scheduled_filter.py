@@ -1,4 +1,4 @@
-"""A model filtered at once, again and again on a schedule: its weights, or what training added."""
+"""Filters a model at once, repeatedly on a schedule: its weights, or what training added."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 EARLY_FILE = "_rmt_early.safetensors"
 OTHER = "parameter:"
-"""Begins the name of a start weight that belongs to no layer which is filtered."""
+"""Beginning of the names of start weights that belong to no filtered layer."""
 HARMFUL = 0.1
-"""Energy of whole weights above which a filter that takes it at once warns."""
+"""A filter warns if it removes more than this share of the energy of whole weights at once."""
 
 
 class ScheduledFilter:
@@ -41,11 +41,11 @@ class ScheduledFilter:
 
     Args:
         settings: What is filtered, and how the noise is stored.
-        schedule: `"epoch"`, `"end"`, or every so many update steps.
+        schedule: `"epoch"`, `"end"`, or a number of update steps between two filters.
         target: `"weights"` or `"update"`.
-        dose: When training ends, a number scales all of the update; `"auto"` keeps of each layer's
-            what lies in the leading directions that it had after a quarter of the training; None
-            filters its spectrum.
+        dose: What happens to the update when training ends. A number scales the whole update.
+            `"auto"` keeps the part of each layer's update that lies in the leading directions that
+            the update had after a quarter of the training. None filters the spectrum of the update.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ScheduledFilter:
     def begin(
         self, args: Any, state: Any, model: nn.Module, names: Sequence[str], saved: Any
     ) -> None:
-        """Keep the weights at the start, or pick up what a checkpoint kept."""
+        """Store the weights at the start, or load the tensors that a checkpoint has kept."""
         self._names, self.filtered_at = list(names), -1
         blank: dict[str, Any] = {"first_filter": None, "first_plans": {}, "start_digest": None}
         folder, began = home(args, saved)
@@ -79,10 +79,10 @@ class ScheduledFilter:
         self._early = carry_start(args, began, early, name=EARLY_FILE) if early else {}
 
     def step_begins(self, state: Any) -> None:
-        """Nothing is to be done before a step."""
+        """Do nothing before a step."""
 
     def saved(self, args: Any, state: Any) -> None:
-        """A checkpoint holds all that is needed."""
+        """Do nothing, because a checkpoint holds everything that is needed."""
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
         """Filter after an update that the schedule names, before anything is saved."""
@@ -94,7 +94,7 @@ class ScheduledFilter:
         return self.filter(state, model) if due else {}
 
     def epoch_ends(self, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """Filter an epoch that ended before its time."""
+        """Filter after an epoch that ended early."""
         due = self.schedule == "epoch" and self.filtered_at != state.global_step
         return self.filter(state, model) if due and not control.should_training_stop else {}
 
@@ -106,7 +106,7 @@ class ScheduledFilter:
         *,
         loaded_best: bool,
     ) -> CompressionReport | None:
-        """Filter what training leaves; returns the report of a model that was made compact."""
+        """Filter the trained model; return the report if it was made compact, otherwise None."""
         if self.dose is not None:
             self._apply_dose(args, state, model)
             return None
@@ -124,7 +124,7 @@ class ScheduledFilter:
         return None
 
     def observe(self, model: nn.Module) -> dict[str, float]:
-        """The spectra as they are, in numbers."""
+        """The numbers to log for the present spectra; nothing is filtered."""
 
         def work(name: str) -> WorkResult:
             return spectrum(self._matrix(model, name), self.settings), {}
@@ -166,7 +166,7 @@ class ScheduledFilter:
         return {**spectral_logs(fits), "rmt/energy_dropped": dropped}
 
     def _keep_start(self, args: Any, model: nn.Module) -> None:
-        """Hold the weights at the start, and keep them beside the checkpoints."""
+        """Keep the weights at the start in memory, and store them beside the checkpoints."""
         weights = {name: weight_matrix(model.get_submodule(name)) for name in self._names}
         if self.dose not in (None, "auto"):
             layers = {f"{name}.weight" for name in self._names}
@@ -182,7 +182,7 @@ class ScheduledFilter:
         keep_start(self._start, args)
 
     def _keep_early(self, args: Any, model: nn.Module) -> None:
-        """Remember where the update of each layer leads early."""
+        """Store the early leading directions of each layer's update."""
 
         def work(name: str) -> WorkResult:
             left, right = leading_directions(self._matrix(model, name))
@@ -198,13 +198,13 @@ class ScheduledFilter:
         keep_start(self._early, args, name=EARLY_FILE)
 
     def _apply_dose(self, args: Any, state: Any, model: nn.Module) -> None:
-        """Scale the whole update, or keep of the layers' what lies in the early directions."""
+        """Scale the whole update, or keep only the part of it in each layer's early directions."""
         if self.dose != "auto":
             DosedUpdate(model, self._parameters(model), self._names).place(self.dose or 1.0)
             return
         if not self._early:
             logger.warning(
-                "training ended before a quarter of its steps, so that dose='auto' knows no early "
+                "training ended before a quarter of its steps, so dose='auto' has no early "
                 "directions: the model stays as it was trained"
             )
             return
@@ -245,7 +245,7 @@ class ScheduledFilter:
         return None if entry is None else CompressionPlan.from_dict({name: entry}).layers[0]
 
     def _matrix(self, model: nn.Module, name: str) -> Tensor:
-        """What is filtered: a weight, or what training added to it."""
+        """The matrix that is filtered: a weight, or what training added to it."""
         weight = weight_matrix(model.get_submodule(name))
         return weight if self.target == "weights" else weight - self._start[name].to(weight)
 
@@ -255,7 +255,7 @@ class ScheduledFilter:
 
 
 def _lost(matrix: Tensor, filtered: Tensor) -> float:
-    """Share of the squared Frobenius norm that a filter took."""
+    """Share of the squared Frobenius norm that a filter removed."""
     whole, rest = (
         float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2
         for part in (matrix, matrix - filtered)
@@ -264,12 +264,12 @@ def _lost(matrix: Tensor, filtered: Tensor) -> float:
 
 
 def _warn_of_harm(dropped: float) -> None:
-    """Say once that a filter took much of the weights at once."""
+    """Warn if a filter removed much of the energy of the weights at once."""
     if dropped > HARMFUL:
         logger.warning(
-            "this filter took %.0f %% of the energy of the weights at once, which ruins most "
-            "pretrained models; RMTCallback() scales the noise down slowly, beside directions "
-            "chosen by the inputs, and RMTCallback(target='update') filters only what training "
+            "this filter removed %.0f %% of the energy of the weights at once, which destroys "
+            "most pretrained models; RMTCallback() chooses directions by the inputs and scales "
+            "the rest down slowly, and RMTCallback(target='update') filters only what training "
             "added",
             100 * dropped,
         )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 START_FILE = "_rmt_start.safetensors"
-"""In the output folder; Trainer pushes no file whose name begins with an underscore."""
+"""A file in the output folder; Trainer pushes no file whose name begins with an underscore."""
 
 
 def save_start(
@@ -22,9 +22,9 @@ def save_start(
     """Write tensors into the output folder of a training.
 
     Args:
-        weights: By name, on the CPU.
-        folder: Made if it does not exist.
-        name: Of the file.
+        weights: The tensors by name, on the CPU.
+        folder: The folder; it is made if it does not exist.
+        name: Name of the file.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(dict(weights), Path(folder, name))
@@ -33,12 +33,12 @@ def save_start(
 def load_start(
     folder: str | PathLike[str], expected: str | None, *, name: str = START_FILE
 ) -> dict[str, Tensor]:
-    """Read the weights that a training started from, or what else it keeps beside checkpoints.
+    """Read the weights at the start of a training, or other tensors kept beside its checkpoints.
 
     Args:
         folder: Output folder of the training.
         expected: Their digest, as a checkpoint records it; None for no check.
-        name: Of the file.
+        name: Name of the file.
 
     Returns:
         The weights by name, on the CPU.
@@ -50,14 +50,15 @@ def load_start(
     path = Path(folder, name)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} must hold tensors that this training goes on with, and does not exist; "
-            "put it back beside the checkpoints, or start anew"
+            f"{path} must hold tensors with which this training continues, but does not exist; put "
+            "it back beside the checkpoints, or start the training again"
         )
     weights = load_file(path)
     if expected is not None and digest(weights) != expected:
         raise ValueError(
-            f"{path} must hold the tensors that this training goes on with, and holds others; "
-            "another training has used the folder: put the file back, or start anew"
+            f"{path} must hold the tensors with which this training continues, but holds other "
+            "tensors; another training has used the folder: put the file back, or start the "
+            "training again"
         )
     return weights
 
@@ -66,9 +67,9 @@ def keep_start(weights: Mapping[str, Tensor], args: Any, *, name: str = START_FI
     """Write tensors beside the checkpoints of a training, if it writes any.
 
     Args:
-        weights: By name, on the CPU.
+        weights: The tensors by name, on the CPU.
         args: `TrainingArguments`.
-        name: Of the file.
+        name: Name of the file.
     """
     if args.should_save and args.save_strategy != "no":
         save_start(weights, args.output_dir, name=name)
@@ -77,13 +78,13 @@ def keep_start(weights: Mapping[str, Tensor], args: Any, *, name: str = START_FI
 def carry_start(
     args: Any, began: str, expected: str | None, *, name: str = START_FILE
 ) -> dict[str, Tensor]:
-    """Read what a training keeps beside its checkpoints, and take it along to another folder.
+    """Read tensors that a training keeps beside its checkpoints; copy them to a new output folder.
 
     Args:
-        args: `TrainingArguments` of the run that goes on.
+        args: `TrainingArguments` of the run that is continued.
         began: Output folder in which the run began.
         expected: Digest, as a checkpoint records it; None for no check.
-        name: Of the file.
+        name: Name of the file.
 
     Returns:
         The tensors by name, on the CPU.
@@ -100,11 +101,11 @@ def carry_start(
 
 
 def home(args: Any, saved: Mapping[str, Any] | None) -> tuple[str, str]:
-    """The output folder of a run, and the one in which it began.
+    """The output folder of a run, and the folder in which the run began.
 
     Args:
         args: `TrainingArguments`.
-        saved: What a checkpoint kept of the callback, or None.
+        saved: The state of the callback in a checkpoint, or None.
 
     Returns:
         Two absolute paths, equal for a run that was not moved.

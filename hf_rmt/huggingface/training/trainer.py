@@ -1,4 +1,4 @@
-"""What callbacks ask of the Trainer that calls them, which is known by its state."""
+"""Checks and scores that a callback gets from its Trainer, which is found by its state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_alone(callback: TrainerCallback, state: Any) -> None:
     """Refuse a second callback of the same class: both would compress the same layers.
 
     Raises:
-        ValueError: If the Trainer has one.
+        ValueError: If the Trainer has a second callback of the class.
     """
     trainer, kind = trainer_holding(state), type(callback)
     others = trainer.callback_handler.callbacks if trainer is not None else []
@@ -48,18 +48,18 @@ def check_whole_weights(callback: TrainerCallback, args: Any, state: Any, model:
 
 
 def held_out_score(args: Any, state: Any) -> Callable[[], float] | None:
-    """How good the model is on the rows that the Trainer evaluates on; higher is better.
+    """A function that scores the model on the Trainer's evaluation rows; higher is better.
 
-    It is the accuracy of a classifier, which wrong labels lower but do not turn round, and else
-    minus the loss.
+    The score of a classifier is its accuracy: wrong labels lower it, but do not reverse the order
+    of two models. The score of other models is minus the loss.
 
     Args:
         args: `TrainingArguments`.
         state: The Trainer's state.
 
     Returns:
-        A function, alike on all processes; None where the Trainer has no such rows, has several
-        sets of them, or would turn the model into another dtype to evaluate it.
+        A function that gives the same score on all processes. None if the Trainer has no evaluation
+        rows, has several sets of them, or would convert the model to another dtype to evaluate it.
     """
     trainer = trainer_holding(state)
     rows = None if trainer is None else trainer.eval_dataset

@@ -1,4 +1,4 @@
-"""`fastest` and `smallest`: a layout for each shape of layer, measured once on this machine."""
+"""`fastest` and `smallest` choose a layout; `fastest` measures each shape once on a machine."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from hf_rmt.nn.ternary import TernaryLinear
 
 CHOICES = ("fastest", "smallest")
 TOKENS = (16, 128, 512)
-"""Rows of the inputs for which layouts are compared, if nobody says others."""
+"""Numbers of rows of the inputs for which layouts are compared by default."""
 REPEATS, BUDGET = 15, 0.4
-"""Rounds of interleaved calls, and seconds after which no other round begins."""
+"""Number of rounds of interleaved calls, and seconds after which no further round begins."""
 MARGIN = 0.97
-"""Dense stays unless another layout takes less than this part of its time."""
+"""The choice is dense unless another layout needs at most this fraction of the time of dense."""
 FILE = "layouts.json"
 
 logger = logging.getLogger(__name__)
@@ -41,13 +41,13 @@ logger = logging.getLogger(__name__)
 def choose(
     layer: SpikedLinear | TernaryLinear, choice: str, *, activations: str, tokens: tuple[int, ...]
 ) -> str:
-    """Name of the layout that a layer shall have.
+    """The name of the layout to use for a layer.
 
     Args:
         layer: The layer; it is not changed.
         choice: `fastest` or `smallest`.
         activations: As in `set_layout`.
-        tokens: Rows of the inputs that are measured.
+        tokens: Numbers of rows of the inputs for which layouts are measured.
 
     Returns:
         A name of `LAYOUTS`.
@@ -60,7 +60,7 @@ def choose(
             return "packed"
         return min(names, key=lambda name: LAYOUTS[name].estimate(layer))
     if isinstance(layer, SpikedConv2d):
-        return "dense"  # the only other one, and packed unpacks before it does the same
+        return "dense"  # packed is the only other layout; it unpacks first and then does the same
     key = _key(layer, activations, tokens)
     known = remembered()
     if key not in known:
@@ -80,7 +80,7 @@ def possible(layer: SpikedLinear | TernaryLinear, activations: str) -> tuple[str
 
 
 def fastest(times: Mapping[str, float]) -> str:
-    """The layout of least time; `dense` where no other is clearly faster."""
+    """The layout with the shortest time; `dense` if no other layout is clearly faster."""
     best = min(times, key=lambda name: times[name])
     if "dense" in times and times[best] > MARGIN * times["dense"]:
         return "dense"
@@ -94,7 +94,7 @@ def measure(
     activations: str,
     tokens: tuple[int, ...],
 ) -> dict[str, float]:
-    """Geometric mean over the numbers of tokens of the median seconds of each layout."""
+    """For each layout, the geometric mean of the median seconds at each number of tokens."""
     from hf_rmt.nn.layouts.placing import place
 
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
@@ -126,7 +126,7 @@ def _interleaved(layers: Mapping[str, Any], x: Tensor) -> dict[str, float]:
 
 
 def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[int, ...]) -> str:
-    """All on which the choice depends, in one line."""
+    """Everything that the choice depends on, in one line."""
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
     kind = "ternary layer" if isinstance(layer, TernaryLinear) else layer.noise.kind
     rank = 0 if isinstance(layer, TernaryLinear) else layer.rank
@@ -136,7 +136,7 @@ def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[in
         f"{torch.get_num_threads()} threads",
         "numba" if has_numba() else "no numba",
         f"{layer.out_features}x{layer.in_features}",
-        f"rank {rank.bit_length()}",  # the next power of two is near enough
+        f"rank {rank.bit_length()}",  # ranks with equally many bits count as equal
         kind,
         str(like.dtype).removeprefix("torch."),
         f"activations {activations}",
@@ -147,7 +147,7 @@ def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[in
 
 @cache
 def device_name(device: torch.device) -> str:
-    """The model of a processor or accelerator, with what limits its instructions."""
+    """The model of a processor or accelerator; for a CPU also the instruction set torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -160,7 +160,7 @@ def device_name(device: torch.device) -> str:
 
 
 def remembered() -> dict[str, str]:
-    """What was measured on this machine, by key; empty if there is nothing that can be read."""
+    """The layouts chosen on this machine, by key; empty if there is no file that can be read."""
     try:
         content = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -169,7 +169,7 @@ def remembered() -> dict[str, str]:
 
 
 def remember(key: str, layout: str) -> None:
-    """Add a measurement to the file; a folder that cannot be written to is no error."""
+    """Add a layout to the file; there is no error if the folder cannot be written to."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,4 +177,4 @@ def remember(key: str, layout: str) -> None:
         draft.write_text(json.dumps(remembered() | {key: layout}, indent=1), encoding="utf-8")
         draft.replace(folder / FILE)
     except OSError as error:
-        logger.debug("the measured layout is not remembered: %s", error)
+        logger.debug("the measured layout is not saved: %s", error)

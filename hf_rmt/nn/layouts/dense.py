@@ -1,4 +1,4 @@
-"""Signal and noise merged into one matrix of the model's dtype: exactly the dense layer's speed."""
+"""Signal and noise merged into one matrix of the model's dtype: as fast as the dense layer."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from hf_rmt.nn.spiked import SpikedLinear
 
 @register
 class DenseLayout(Layout):
-    """The merged matrix, its codes on disk.
+    """The merged matrix in memory, with the codes of the noise on disk.
 
-    Where the signal gets a gradient, the matrix is that of the noise alone, and the signal acts
-    beside it. Elsewhere both are merged, again after each change of the signal.
+    If the signal gets a gradient, the matrix holds the noise alone, and the signal is computed
+    separately. Otherwise both are merged, and merged again after each change of the signal.
     """
 
     name = "dense"
-    words = "one dense matrix, the codes on disk"
+    words = "one dense matrix, with the codes on disk"
 
     def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """One product with the merged matrix; a second for the signal while it trains."""
+        """One product with the merged matrix; in training, one each for signal and noise."""
         bias = None if layer.bias is None else layer.bias.to(x.dtype)
         if torch.is_grad_enabled() and layer.weight.requires_grad:
             signal = layer._signal(x, layer.weight.to(x.dtype), bias)

@@ -21,16 +21,16 @@ from torch import Tensor
 from hf_rmt.nn.stores.codebooks import CODEBOOKS, CUBIC, RUN, SCALE_STEP, SPIRAL, table
 
 ROWS, OUTPUTS, INPUTS = 16, 64, 64
-"""Sides of the tiles: rows of x and outputs to a program, inputs to a step of its loop."""
+"""Sides of the tiles: rows of x and outputs per program, and inputs per step of its loop."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton's interpreter rounds to bfloat16 wrongly, so there the kernel rounds nothing itself."""
+"""Triton's interpreter rounds to bfloat16 wrongly, so in it the kernel itself does not round."""
 
 
 @triton.jit
 def _decoded(
     codes, points, place, mask, KIND: tl.constexpr, BLOCK: tl.constexpr, BEND: tl.constexpr
 ):
-    """Weights over their scale, by their places in the row-major matrix."""
+    """Weights divided by their scale, at given places in the row-major matrix."""
     byte = tl.load(codes + place // BLOCK, mask=mask, other=0).to(tl.int32)
     component = (place % BLOCK).to(tl.int32)
     if KIND == "int8":
@@ -49,7 +49,7 @@ def _decoded(
 def _scales(
     fine, coarse, base, place, mask, GROUP: tl.constexpr, GROUPS: tl.constexpr, STEP: tl.constexpr
 ):
-    """Scales of weights, by their places."""
+    """Scales of the weights at given places in the row-major matrix."""
     group = place // GROUP
     run, number = group // GROUPS, (group % GROUPS).to(tl.int32)
     half: tl.constexpr = GROUPS // 2
@@ -90,15 +90,15 @@ def _product(
 
 
 def fused_product(x: Tensor, noise: Any) -> Tensor:
-    """The packed noise acting on x, without ever being unpacked as a whole.
+    """The product of the packed noise with x; the noise is never unpacked as a whole.
 
     Args:
         x: Shape (rows, in), float32, bfloat16 or float16, on the device of the noise.
         noise: A `NoiseStore` of kind int8, int4 or ternary, of shape (out, in).
 
     Returns:
-        Shape (rows, out), in the dtype of x. Products are summed in float32; weights are rounded to
-        the dtype of x first, as a dense layer of that dtype has them.
+        Shape (rows, out), in the dtype of x. Products are summed in float32. The weights are first
+        rounded to the dtype of x, as in a dense layer of that dtype.
     """
     book, x = CODEBOOKS[noise.kind], x.contiguous()
     rows, (outputs, inputs) = len(x), (noise.out_features, noise.in_features)

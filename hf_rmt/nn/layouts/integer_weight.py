@@ -1,8 +1,8 @@
-"""A matrix in 8-bit integers with a scale a row, and its product with inputs in integer digits.
+"""A matrix of 8-bit integers, one scale per row, and its product with inputs in integer digits.
 
-A row x of inputs is written as x = u (d_1 + d_2 / (2 t) + ...), u its largest entry over t, with
-digits in [-t, t]. The sums of products of digits are exact, so the only errors are the rounding of
-the last digit and that of the weights.
+A row x of inputs is written as x = u (d_1 + d_2 / (2 t) + ...), with digits in [-t, t]. Here u is
+the largest absolute entry of x, divided by t. The sums of products of digits are exact, so the only
+errors are the rounding of the last digit and that of the weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NARROW = 63
 LARGEST_BLOCK = 32
 """Inputs are rotated by Hadamard matrices of at most this side."""
 CUDA_ROWS, CUDA_MULTIPLE = 17, 8
-"""Fewest rows, and the number that divides the columns, in cuBLAS' integer product."""
+"""Fewest rows, and a divisor of the number of columns, for the integer product of cuBLAS."""
 
 FBGEMM = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 """(inputs, their scale, their zero, packed weight) -> float32, in one pass over the inputs."""
@@ -34,7 +34,7 @@ _ENGINE_LOCK = threading.Lock()
 
 
 class IntegerWeight:
-    """A matrix as integers with a scale a row.
+    """A matrix as integers with one scale per row.
 
     Args:
         matrix: float32, shape (out, in); it is not changed.
@@ -59,7 +59,7 @@ class IntegerWeight:
     def product(
         self, rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
     ) -> Tensor:
-        """Rows (left right + W)' + bias, W this matrix, a few rows at a time.
+        """The product rows (left right + W)' + bias, a few rows at a time; W is this matrix.
 
         Args:
             rows: Shape (tokens, in), of any floating dtype.
@@ -88,7 +88,7 @@ class IntegerWeight:
             try:
                 one = torch.ops.quantized.linear_dynamic(rows, self.packed, self.top == NARROW)
                 return one if total is None else total.add_(one)
-            except RuntimeError:  # nan and infinity have no integers: the general way spreads them
+            except RuntimeError:  # nan and inf have no integers; the code below passes them on
                 pass
         unit = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST).mul_(1 / self.top)
         sums = self._sums(rows / unit)
@@ -97,7 +97,7 @@ class IntegerWeight:
         return torch.addcmul(total, sums, unit)
 
     def _sums(self, scaled: Tensor) -> Tensor:
-        """Product with entries in [-top, top], which are rounded."""
+        """The integer product with entries in [-top, top], which are rounded to digits."""
         if self.digits == 1:
             return self._integer_product(scaled)
         high = scaled.round()
@@ -124,7 +124,7 @@ class IntegerWeight:
 def _signal(
     rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
 ) -> Tensor | None:
-    """Rows (left right)' + bias; None if there is neither."""
+    """The product rows (left right)' + bias; None if there are no factors and no bias."""
     if factors is None:
         return bias
     left, right = factors
@@ -133,7 +133,7 @@ def _signal(
 
 
 def rotation_block(width: int) -> int:
-    """Side of the Hadamard matrices by which rows of that width are rotated; 1 for no rotation."""
+    """Side of the Hadamard matrices that rotate rows of this width; 1 for no rotation."""
     return min(LARGEST_BLOCK, width & -width)
 
 
@@ -148,7 +148,7 @@ def _hadamard_rows(side: int) -> Tensor:
 
 @constant
 def hadamard(side: int, device: torch.device) -> Tensor:
-    """The orthogonal symmetric matrix of entries +-1 / sqrt(side), side a power of two (Sylvester).
+    """Orthogonal symmetric matrix with entries +-1 / sqrt(side), for side a power of 2 (Sylvester).
 
     Examples:
         >>> hadamard(2, torch.device("cpu")).mul(2**0.5).round().tolist()
@@ -158,10 +158,10 @@ def hadamard(side: int, device: torch.device) -> Tensor:
 
 
 def why_no_integers(device: torch.device, width: int) -> str:
-    """Why a device has no integer product for rows of that width; empty if it has one."""
+    """Why a device has no integer product for rows of this width; empty if it has one."""
     if device.type == "cuda":
         fits = width % CUDA_MULTIPLE == 0
-        return "" if fits else f"cuBLAS multiplies integers in multiples of {CUDA_MULTIPLE} only"
+        return "" if fits else f"cuBLAS needs a multiple of {CUDA_MULTIPLE} inputs for integers"
     if device.type != "cpu":
         return f"torch has no integer product on {device.type}"
     if _engine(device) == "fbgemm" or not _wraps(device):
@@ -171,7 +171,7 @@ def why_no_integers(device: torch.device, width: int) -> str:
 
 @cache
 def _engine(device: torch.device) -> str:
-    """Which of torch's products serves a device: `fbgemm`, else `int_mm`."""
+    """The integer product of torch for a device: `fbgemm` if possible, otherwise `int_mm`."""
     if device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
         return "int_mm"
     try:
@@ -182,7 +182,7 @@ def _engine(device: torch.device) -> str:
 
 
 def _prepacked(integers: Tensor, scales: Tensor) -> Any:
-    """The weight as fbgemm wants it; it keeps no other copy."""
+    """The weight in the format of fbgemm, which keeps no other copy."""
     with _ENGINE_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # quantized tensors are deprecated, their products are not
         before = torch.backends.quantized.engine
@@ -207,6 +207,6 @@ def saturates() -> bool:
 
 @cache
 def _wraps(device: torch.device) -> bool:
-    """Whether torch's plain integer product is inexact here."""
+    """Whether torch's plain integer product is inexact on this device."""
     digits = torch.full((32, 64), TOP, dtype=torch.int8, device=device)
     return not bool(torch._int_mm(digits, digits.T).eq(TOP * TOP * 64).all())

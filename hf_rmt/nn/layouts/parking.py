@@ -1,8 +1,8 @@
-"""Codes that only saving needs lie in a file, mapped into memory and read when somebody asks.
+"""Keeps codes that only saving needs in a file, which is mapped into memory and read on use.
 
-A parked tensor is an ordinary tensor: it can be saved, copied and written to. Its pages belong to
-a nameless temporary file, so they go when the tensor goes, and they count as memory of this
-process only after they were read.
+A parked tensor is an ordinary tensor: it can be saved, copied and written to. Its pages belong to a
+temporary file without a name. So they are freed together with the tensor, and they count as memory
+of this process only after they are read.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ IN_MEMORY = ("tmpfs", "ramfs")
 PAGEOUT = 21
 
 _PARKED: set[int] = set()
-"""Addresses of the parked storages that are alive."""
+"""Addresses of the parked storages that still exist."""
 
 
 def park(tensor: Tensor) -> Tensor:
-    """The same tensor in a file, or itself where that is impossible or saves nothing.
+    """A copy of the tensor in a file, or the tensor itself if this is impossible or saves nothing.
 
     Args:
         tensor: On any device, of any dtype. It is not changed.
 
     Returns:
-        A tensor of the same contents. It is the argument if that is small, not on the CPU,
-        in a file already, or if no disk takes it.
+        A tensor of the same contents. It is the argument itself if this is small, is not on the
+        CPU, lies in a file already, or cannot be written to a disk.
     """
     if tensor.device.type != "cpu" or tensor.nbytes < SMALLEST:
         return tensor
@@ -55,7 +55,7 @@ def park(tensor: Tensor) -> Tensor:
 
 
 def unpark(tensor: Tensor) -> Tensor:
-    """The inverse of `park`: a copy in memory of a parked tensor, any other as it is."""
+    """The inverse of `park`: copies a parked tensor into memory; other tensors stay as they are."""
     return tensor.clone() if is_parked(tensor) else tensor
 
 
@@ -67,7 +67,7 @@ def is_parked(tensor: Tensor) -> bool:
 def _mapped(tensor: Tensor, folder: Path) -> Tensor:
     handle, name = tempfile.mkstemp(prefix="hf_rmt_codes_", dir=folder)
     try:
-        os.posix_fallocate(handle, 0, tensor.nbytes)  # or a full disk would end the process
+        os.posix_fallocate(handle, 0, tensor.nbytes)  # otherwise a full disk ends the process
         storage = torch.UntypedStorage.from_file(name, shared=True, nbytes=tensor.nbytes)
     finally:
         os.close(handle)
@@ -84,8 +84,8 @@ def _mapped(tensor: Tensor, folder: Path) -> Tensor:
 def let_go(tensor: Tensor) -> None:
     """Give the pages of a tensor that lies in a file back to the system.
 
-    They are read from the file again when somebody needs them. No content can get lost: pages
-    that were changed in memory alone stay there.
+    They are read from the file again on the next use. No content can be lost, because pages that
+    were changed only in memory stay in memory.
     """
     _page_out(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes)
 
@@ -98,10 +98,10 @@ def _page_out(start: int, stop: int) -> None:
 
 
 def give_back() -> None:
-    """Return what nobody needs to the system: freed memory, and pages of safetensors files.
+    """Return unused memory to the system: freed memory, and pages of safetensors files.
 
-    A checkpoint that was loaded stays mapped, with the pages of tensors that were since converted
-    or that only saving needs. Those that are in use are read again on the next use.
+    A loaded checkpoint stays mapped. Some of its pages hold tensors that have been converted since,
+    or that only saving needs. Pages that are still used are read again on the next use.
     """
     if sys.platform != "linux":
         return
@@ -112,7 +112,7 @@ def give_back() -> None:
 
 
 def _mappings() -> list[tuple[int, int, str]]:
-    """Start, end and path of all that is mapped from files, where the system tells it."""
+    """Start, end and path of all mapped files; empty if the system has no such list."""
     table = Path("/proc/self/maps")
     found = []
     for line in table.read_text(encoding="utf-8").splitlines() if table.exists() else []:
@@ -124,7 +124,7 @@ def _mappings() -> list[tuple[int, int, str]]:
 
 
 def lies_in_a_file(tensor: Tensor) -> bool:
-    """Whether a tensor's memory is that of a file already, as after loading safetensors."""
+    """Whether the memory of a tensor is a mapped file already, as after loading safetensors."""
     if tensor.device.type != "cpu":
         return False
     start, stop = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
@@ -133,10 +133,10 @@ def lies_in_a_file(tensor: Tensor) -> bool:
 
 @cache
 def parking_folder() -> Path | None:
-    """Where parked tensors lie: a cache folder on a disk; None if there is none.
+    """The folder for parked tensors, which lies on a disk; None if there is no such folder.
 
-    The first of `HF_RMT_CACHE`, the user's cache folder and the folder for temporary files that
-    can be written to and is no memory.
+    It is the cache folder: `HF_RMT_CACHE` if that is set, otherwise the user's cache folder. If
+    this one cannot be written to or lies in memory, it is the folder for temporary files.
     """
     if sys.platform == "win32":  # a file that is mapped cannot be unlinked there
         return None
@@ -151,14 +151,14 @@ def parking_folder() -> Path | None:
 
 
 def cache_folder() -> Path:
-    """This package's folder for what can be made again."""
+    """This package's folder for files that can be made again."""
     if own := os.environ.get("HF_RMT_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_rmt"
 
 
 def _file_system(folder: Path) -> str:
-    """Kind of the file system that holds a folder, as Linux says it; else nothing."""
+    """Kind of the file system that holds a folder, as Linux names it; empty on other systems."""
     table = Path("/proc/mounts")
     if not table.exists():
         return ""

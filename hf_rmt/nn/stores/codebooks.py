@@ -1,8 +1,8 @@
-"""Codebooks for Gaussian noise: a byte names a point in one, two or five dimensions.
+"""Codebooks for Gaussian noise: a byte stands for a point in one, two or five dimensions.
 
-Noise that follows a bulk law is Gaussian to the eye of a quantiser, so the points are placed
-where the optimal density for a Gaussian wants them, by closed forms that are the same on every
-machine. Groups of neighbouring weights share a scale, in which the points are expressed.
+A quantiser can treat noise that follows a bulk law as Gaussian. So the points have the optimal
+density for a Gaussian. Their closed forms give the same points on every machine. Groups of
+neighbouring weights share a scale, and the points are in units of this scale.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor
 from hf_rmt.nn.constants import constant
 
 SCALE_STEP = 8
-"""Scale codes to the octave, steps of 9 %. The codes of the weights are chosen after the scale
-was rounded, so that the coarse step costs nearly nothing."""
+"""Number of scale codes per factor of 2, so each step is 9 %. The codes of the weights are chosen
+after the scale is rounded, so that the coarse step causes almost no error."""
 FINE_CODES = 16
-"""A group's scale code is that of its run of RUN groups plus a nibble of its own."""
+"""The scale code of a group is the code of its run of RUN groups, plus a nibble of the group."""
 RUN = 16
 CUBIC = 0.3
-"""Bend of the 8-bit levels c (1 + CUBIC (c / 128)^2): close to best for groups of 8 Gaussians, and
-best for the heavier tails of trained weights."""
+"""Curvature of the 8-bit levels c (1 + CUBIC (c / 128)^2). It is close to the best value for groups
+of 8 Gaussians, and the best value for the heavier tails of trained weights."""
 SPIRAL_MASS = 0.85
-"""Part of the Gaussian mass inside the spiral: best for groups of 16, whose scale follows what
-lies outside."""
+"""Share of the Gaussian mass inside the spiral. This value is best for groups of 16, because their
+scale adapts to weights outside of it."""
 LEVEL_CELLS = 2**14
 CELLS = 256
 """Side of the table that maps a square around the spiral to the nearest point."""
@@ -39,14 +39,15 @@ class Codebook:
     """How the weights of a group become bytes.
 
     Attributes:
-        block: Weights to the byte.
-        group: Weights to the scale.
-        largest: Whether the scale is sought near the group's largest entry; else near its root
-            mean square.
-        unit: Scale over that size where the search starts.
+        block: Number of weights per byte.
+        group: Number of weights per scale.
+        largest: Whether the search for the scale starts from the group's largest entry; otherwise
+            it starts from the root mean square.
+        unit: Scale at the start of the search, divided by that entry or root mean square.
         offsets: Scale codes that are tried, relative to the start.
-        encode: Weights over their scale, shape (n, group), to bytes, shape (n, group / block).
-        decode: The bytes back to weights over their scale, flat float32.
+        encode: Converts weights divided by their scale, shape (n, group), to bytes, shape (n, group
+            / block).
+        decode: Converts the bytes back to weights divided by their scale, flat float32.
     """
 
     block: int
@@ -69,17 +70,17 @@ class Codebook:
 
 
 SCALES = tuple(2.0 ** (-code / SCALE_STEP) for code in range(256))
-"""Scale over the largest scale, by scale code."""
+"""Scale divided by the largest scale, for each scale code."""
 LEVELS = tuple(c * (1 + CUBIC * (c / 128) ** 2) for c in range(-128, 128))
 TRITS = tuple(tuple(code // 3**k % 3 - 1.0 for k in range(5)) for code in range(243))
 """The five trits of a byte, least significant first."""
 
 
 def _spiral() -> tuple[tuple[float, float], ...]:
-    """256 points at golden angles whose density is the square root of a Gaussian's.
+    """256 points at golden angles; their density is the square root of the Gaussian density.
 
-    The first point is the origin, so that zeros stay zeros. Coordinates are rounded to 2^-12 so
-    that no libm shows in them.
+    The first point is the origin, so that zeros stay zeros. Coordinates are rounded to 2^-12, so
+    that they do not depend on the mathematics library.
     """
     golden = math.pi * (3 - math.sqrt(5))
     points = []
@@ -102,12 +103,13 @@ def table(
     """A tensor of constants, made once per device.
 
     Args:
-        values: The constants, nested as the tensor shall be; an object that lives for ever.
-        device: Where they are wanted.
-        dtype: Always the same for the same object.
+        values: The constants, nested in the shape of the tensor. The object must never be freed,
+            because its `id` identifies the tensor.
+        device: Device of the tensor.
+        dtype: Dtype of the tensor, which must always be the same for the same object.
 
     Returns:
-        The tensor; nobody may change it.
+        The tensor, which must not be changed.
     """
     if torch.compiler.is_compiling():
         return torch.tensor(values, device=device, dtype=dtype)
@@ -116,7 +118,7 @@ def table(
         return _TABLES[key]
     with torch.inference_mode(False):
         made = torch.tensor(values, device=device, dtype=dtype)
-    if type(made) is Tensor:  # a mode that traces programs makes tensors without values
+    if type(made) is Tensor:  # when a program is traced, tensors may have no values
         _TABLES[key] = made
     return made
 
@@ -141,19 +143,19 @@ def _encode_levels(values: Tensor) -> Tensor:
 
 @cache
 def _level_pairs() -> tuple[tuple[float, float], ...]:
-    """The levels of two bytes, by the little-endian number that they make together."""
+    """The levels of two bytes, for each little-endian number that two bytes can be."""
     return tuple((low, high) for high in LEVELS for low in LEVELS)
 
 
 def _decode_levels(codes: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # which would write the large table into the program
+    if torch.compiler.is_compiling():  # the large table would become part of the program
         return table(LEVELS, codes.device).index_select(0, codes.to(torch.int32))
     return _gather_pairs(_level_pairs(), codes.view(torch.uint16))
 
 
 def _gather_pairs(values: Sequence[object], index: Tensor) -> Tensor:
-    # A pair travels as one complex number: gathering those is several times as fast as gathering
-    # rows of two, or single numbers twice as often.
+    # Each pair is gathered as one complex number. This is several times as fast as gathering rows
+    # of two numbers, or twice as many single numbers.
     pairs = torch.view_as_complex(table(values, index.device))
     return torch.view_as_real(pairs.index_select(0, index.to(torch.int32))).flatten()
 
@@ -223,6 +225,6 @@ CODEBOOKS = {
         decode=_decode_trits,
     ),
 }
-"""Codes take 8, 4 and 1.6 bits a weight; scales 9/16, 9/32 and 9/80."""
+"""Codes take 8, 4 and 1.6 bits per weight, and scales take 9/16, 9/32 and 9/80 bits."""
 POINTS = {"int8": LEVELS, "int4": SPIRAL, "ternary": TRITS}
-"""What the bytes stand for: weights over their scale."""
+"""The values of the bytes: weights divided by their scale."""

@@ -1,4 +1,4 @@
-"""Scales of the groups of a packed weight: their codes, and as numbers beside the weights."""
+"""Scales of the groups of a packed weight, as codes and as numbers to multiply the weights by."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch import Tensor
 from hf_rmt.nn.stores.codebooks import RUN
 
 NIBBLES, ONES = 0x0F0F0F0F0F0F0F0F, 0x0101010101010101
-"""The lower nibble of each of eight bytes, and one in each."""
+"""Constants of eight bytes: the mask of the lower nibble of each byte, and a 1 in each byte."""
 TWICE = 2**32 + 1
-"""A number below 2^32 times this one is itself twice, in 32 bits each."""
+"""The product of a number below 2^32 and this constant holds the number twice, in 32 bits each."""
 
 
 def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
     """Scale codes of the groups of some runs, flat, one byte each.
 
     Args:
-        fine: Nibbles of the groups, RUN / 2 bytes a run.
-        coarse: A byte a run.
+        fine: Nibbles of the groups, RUN / 2 bytes per run.
+        coarse: One byte per run.
     """
     if torch.compiler.is_compiling() or fine.device.type != "cpu":
         pairs = fine.view(-1, RUN // 2)
         return (torch.cat([pairs & 15, pairs >> 4], dim=1) + coarse[:, None]).flatten()
-    # The eight bytes of a run are worked on as one number; no sum leaves its byte.
+    # The eight bytes of a run are processed as one number; no sum is larger than a byte.
     if fine.storage_offset() % 8:
         fine = fine.clone()
     bytes_ = fine.view(torch.int64)
@@ -32,7 +32,7 @@ def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def repeated(grid: Tensor, codes: Tensor, group: int) -> Tensor:
-    """Entries of a grid by their codes, to be multiplied with groups of so many weights."""
+    """Entries of a grid for given codes, in a shape that multiplies groups of `group` weights."""
     compiling = torch.compiler.is_compiling()
     if group == 8 and codes.device.type == "cpu" and not compiling:
         return _eightfold(grid, codes).view(-1, group)
@@ -40,10 +40,10 @@ def repeated(grid: Tensor, codes: Tensor, group: int) -> Tensor:
 
 
 def _eightfold(grid: Tensor, codes: Tensor) -> Tensor:
-    """Entries of a grid by their codes, each eight times in a row, flat.
+    """Entries of a grid for given codes, flat, with each entry repeated eight times.
 
-    Four equal numbers travel as one complex number of 128 bits, which is several times as fast as
-    multiplying with a scale that is repeated along rows of eight.
+    Four equal numbers are gathered as one complex number of 128 bits. This is several times as fast
+    as multiplication by a scale that is repeated along rows of eight.
     """
     fours = torch.view_as_complex(grid[:, None].expand(-1, 4).contiguous().view(torch.float64))
     twice = codes.to(torch.int64).mul_(TWICE).view(torch.int32)

@@ -1,4 +1,4 @@
-"""What is left of a weight after its signal, stored as cheaply as asked for."""
+"""The noise of a weight, that is the rest after its signal, in one of several kinds of store."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
 
 PIECE = 640 * 2048
-"""Weights that are unpacked at once, whole runs of every kind: as many as bound the memory of the
-steps, for each piece costs a fixed time."""
+"""Number of weights that are unpacked at once; they are whole runs of every kind. It limits the
+memory of the steps, and it is large because each piece costs a fixed time."""
 unpacker: Any = None
-"""The module `jit_unpack`, set by the package; a code file that a model carries has none."""
+"""The module `jit_unpack`, which the package sets; None in a code file saved with a model."""
 
 
 class NoiseStore(nn.Module):
-    """The noise of one weight, frozen: nothing, packed codes with their scales, or the tensor.
+    """The frozen noise of one weight: nothing, packed codes with their scales, or the tensor.
 
-    Packed kinds hold the row-major weight in groups, whatever its shape, padded to whole runs of
-    groups: `codes`, one byte for 1 (`int8`), 2 (`int4`) or 5 (`ternary`) weights; the groups'
-    scales on a logarithmic grid, `coarse`, a byte a run, plus `fine`, a nibble a group; and
-    `base`, the largest scale as the bits of its float32. All are integers, which no cast of the
-    model touches. `keep` holds `residual` in the dtype of the model.
+    Packed kinds split the row-major weight, whatever its shape is, into groups, and pad it to whole
+    runs of groups. `codes` has one byte for 1 (`int8`), 2 (`int4`) or 5 (`ternary`) weights. The
+    scales of the groups lie on a logarithmic grid: the code of a scale is `coarse`, one byte per
+    run, plus `fine`, one nibble per group. `base` holds the largest scale, as the bits of its
+    float32. All of these are integers, which a cast of the model does not change. `keep` holds
+    `residual` in the dtype of the model.
 
     Args:
         kind: One of `NOISE_KINDS`.
@@ -72,7 +73,7 @@ class NoiseStore(nn.Module):
 
     @torch.no_grad()
     def store(self, weight: Tensor, signal: tuple[Tensor, Tensor] | None = None) -> None:
-        """Fill the store with a weight, less a signal if one is given.
+        """Fill the store with a weight, minus a signal if it is given.
 
         Args:
             weight: Shape (out, in), finite; it is not changed.
@@ -99,9 +100,9 @@ class NoiseStore(nn.Module):
         least = torch.finfo(torch.float32).tiny / CODEBOOKS[self.kind].unit
         if 0 < peak < least:
             raise ValueError(
-                f"the largest entry of what is stored is {float(peak):.3g}, and scales in float32 "
-                f"take {least:.3g} at least; multiply the weight by a power of ten, or leave such "
-                "a layer dense"
+                f"the largest entry to be stored is {float(peak):.3g}, but scales in float32 need "
+                f"at least {least:.3g}; multiply the weight by a power of ten, or leave such a "
+                "layer dense"
             )
         self._pack(weight, signal, peak)
 
@@ -158,13 +159,14 @@ class NoiseStore(nn.Module):
         Args:
             dtype: Of the result; None for float32, or for that of a kept residual.
             scratch: Whether the result may lie in memory that the next call on this thread
-                overwrites, which spares the system the work of mapping it.
+                overwrites. This saves the time to map new memory.
 
         Returns:
-            A new tensor, except where a kept residual has that dtype already.
+            A new tensor; or with `scratch`, memory that is used again; or a kept residual itself if
+            it has this dtype already.
 
         Raises:
-            ValueError: If the store is one that drops the noise.
+            ValueError: If the store drops the noise.
         """
         return self.rows(0, self.out_features, dtype, scratch=scratch)
 
@@ -173,7 +175,7 @@ class NoiseStore(nn.Module):
     ) -> Tensor:
         """Rows start to stop of `dense`, without unpacking the others."""
         if self.kind == "drop":
-            raise ValueError("noise='drop' stores nothing to make dense")
+            raise ValueError("noise='drop' stores no noise, so there is nothing to make dense")
         if self.kind == "keep":
             rows = self.residual[start:stop]
             return rows if dtype is None else rows.to(dtype)
@@ -182,7 +184,7 @@ class NoiseStore(nn.Module):
         if torch.compiler.is_compiling():  # a loop would be unrolled into the program
             return self._weights(first, last).to(dtype).view(-1, self.in_features)
         codes = self.codes
-        if scratch and codes.device.type == "cpu":  # elsewhere, streams could overwrite it
+        if scratch and codes.device.type == "cpu":  # on other devices, streams could overwrite it
             result = scratch_memory(last - first, dtype)
         else:
             result = torch.empty(last - first, dtype=dtype, device=codes.device)
@@ -192,7 +194,7 @@ class NoiseStore(nn.Module):
         return result.view(stop - start, self.in_features)
 
     def _weights(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
-        """Some neighbouring weights in row-major order, flat, float32 or what `out` takes."""
+        """Neighbouring weights in row-major order, flat, in float32 or in the dtype of `out`."""
         book = CODEBOOKS[self.kind]
         low, high = first // book.run, -(-last // book.run)
         size = (high - low) * book.run
@@ -219,7 +221,7 @@ class NoiseStore(nn.Module):
         return torch.mul(groups, scales, out=target).view(-1)
 
     def plain(self, dtype: torch.dtype) -> Tensor:
-        """What `dense` gives, by operations that every exported graph can hold."""
+        """The result of `dense`, by operations that every exported graph can hold."""
         if self.kind == "keep":
             return self.residual.to(dtype)
         shape = self.out_features, self.in_features
@@ -244,8 +246,8 @@ def stored_bits(shape: tuple[int, int], rank: int, noise: str, *, dtype: torch.d
         shape: (out_features, in_features).
         rank: Directions in the signal.
         noise: One of `NOISE_KINDS`.
-        dtype: Of the model. The factors beside a packed store take 16 bits an entry whatever it
-            is: they are representable in bfloat16.
+        dtype: Of the model. With a packed store the factors take 16 bits per entry for every dtype,
+            because they are exact in bfloat16.
 
     Returns:
         The exact number of bits.
@@ -279,7 +281,7 @@ _SCRATCH = threading.local()
 
 
 def scratch_memory(size: int, dtype: torch.dtype) -> Tensor:
-    """Memory of one unpacked layer that the layers of a thread share; its contents are of no use.
+    """Memory for one unpacked layer, shared by the layers of a thread; its contents are arbitrary.
 
     Args:
         size: Entries.
@@ -292,7 +294,7 @@ def scratch_memory(size: int, dtype: torch.dtype) -> Tensor:
     if dtype not in kept or len(kept[dtype]) < size:
         with torch.inference_mode(False):
             made = torch.empty(size, dtype=dtype, device="cpu")
-        if type(made) is not Tensor:  # a mode that traces programs makes tensors without values
+        if type(made) is not Tensor:  # when a program is traced, tensors may have no values
             return made
         kept[dtype] = made
     return kept[dtype][:size]

@@ -19,14 +19,15 @@ def ternarize(
 ) -> tuple[Tensor, Tensor]:
     """The ternary matrix s T nearest to a weight, T in {-1, 0, 1}.
 
-    Keeping the m largest of |w_1| >= |w_2| >= ..., the best scale is their mean and the squared
-    error falls by (|w_1| + ... + |w_m|)^2 / m, which is maximised exactly.
+    If the m largest of |w_1| >= |w_2| >= ... are kept, the best scale is their mean. Then the
+    squared error falls by (|w_1| + ... + |w_m|)^2 / m. Without `sparsity`, the m with the largest
+    fall is found exactly.
 
     Args:
         weight: Shape (out, in), finite.
-        sparsity: Share of zeros, in [0, 1], of each row or of the tensor as `scale` says; entries
-            that are zero stay so. None: that of least error.
-        scale: One scale a `row`, or one for the `tensor`.
+        sparsity: Share of zeros, in [0, 1], in each row or in the tensor, depending on `scale`.
+            Entries that are zero stay zero. None: the share with the smallest error.
+        scale: One scale for each `row`, or one scale for the `tensor`.
 
     Returns:
         T, int8 of shape (out, in), and the scales in the dtype of the weight, shape (out,) or (1,).
@@ -66,10 +67,10 @@ def _ternarize_rows(rows: Tensor, sparsity: float | None) -> tuple[Tensor, Tenso
 
 
 def pack_trits(trits: Tensor) -> Tensor:
-    """Four trits a byte, two bits each, in two's complement.
+    """Four trits per byte, two bits each, in two's complement.
 
-    A byte holds neighbours at a distance of a quarter of the whole, not next to each other, so
-    that unpacking runs over long slices.
+    The four trits of a byte are not neighbours. Their distance is a quarter of the whole length, so
+    that unpacking works on long slices.
 
     Args:
         trits: int8 in {-1, 0, 1}, any shape.
@@ -86,14 +87,14 @@ def pack_trits(trits: Tensor) -> Tensor:
 
 def unpack_trits(codes: Tensor, shape: tuple[int, int]) -> Tensor:
     """The inverse of `pack_trits`: int8 of the given shape."""
-    # Times 64, 16, 4, 1: the bits wanted come to the top, whence the shift brings their sign down.
+    # The factors 64, 16, 4, 1 move the wanted bits to the top. The shift back extends their sign.
     planes = codes * table(LIFTS, codes.device, torch.int8)[:, None]
     planes.bitwise_right_shift_(6)
     return planes.view(-1)[: shape[0] * shape[1]].view(shape)
 
 
 def to_fifths(trits: Tensor) -> Tensor:
-    """Five trits a byte, as they lie on disk: int8 of shape (ceil(n / 5),)."""
+    """Five trits per byte, as they are stored in a file: int8 of shape (ceil(n / 5),)."""
     padded = functional.pad(trits.flatten(), (0, -trits.numel() % 5))
     return CODEBOOKS["ternary"].encode(padded.view(1, -1)).view(torch.int8)[0]
 
@@ -105,7 +106,7 @@ def from_fifths(codes: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def check_options(sparsity: float | None, scale: str) -> None:
-    """Refuse what `ternarize` cannot do.
+    """Refuse options that `ternarize` does not accept.
 
     Raises:
         ValueError: If sparsity or scale is out of range.
