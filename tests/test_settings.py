@@ -105,7 +105,7 @@ KEEPING = {"svd": {"rank": 3}, "slr": {"rank": 3}, "magnitude": {"fraction": 0.5
         ("svd", {"rank": 0}, ["rank", "at least 1", "got 0"]),
         ("svd", {"energy": 0.0}, ["energy", "(0, 1]", "got 0.0"]),
         ("svd", {"fraction": 1.1}, ["fraction", "(0, 1]", "got 1.1"]),
-        ("slr", {"energy": 0.5}, ["energy=0.5", "rank, fraction", "choose among svd"]),
+        ("slr", {"energy": 0.5}, ["energy=0.5", "rank, fraction", "choose one of the methods svd"]),
         ("magnitude", {"rank": 3}, ["rank=3", "takes fraction", "svd, slr"]),
         ("uniform", {}, ["fraction", "got none"]),
     ],

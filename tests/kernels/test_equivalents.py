@@ -143,9 +143,9 @@ def test_arguments_out_of_range_are_refused():
     with pytest.raises(ValueError, match="jumps has no NTK"):
         ntk_equivalent(data, [step])
     assert np.isfinite(conjugate_kernel_equivalent(data, [step], order=2)).all()
-    with pytest.raises(ValueError, match="order must be 1 or 2, and 1 as published, got 3"):
+    with pytest.raises(ValueError, match="order must be 1 or 2, and 1 with published=True, got 3"):
         conjugate_kernel_equivalent(data, ["relu"], order=3)
-    with pytest.raises(ValueError, match="1 as published, got 2"):
+    with pytest.raises(ValueError, match="1 with published=True, got 2"):
         ntk_equivalent(data, ["relu"], order=2, published=True)
     with pytest.raises(ValueError, match="10 inputs, got 9"):
         ntk_equivalent(data, ["relu"], statistics=mixture_statistics(data[:9]))

@@ -131,7 +131,7 @@ def test_tau_out_cannot_be_met_above_a_step_that_does_not_meet_it():
     below = match_step_activation("relu", tau=1.0)
     scales = {"tau": below.target.tau_out, "step_tau": below.moments.tau_out}
     assert match_step_activation("relu", **scales).residual < 1e-8
-    with pytest.raises(NoMatchError, match=r"tau_out, 2\.\d* of .* no number does: meet tau_out"):
+    with pytest.raises(NoMatchError, match=r"tau_out, 2\.\d* of .* no number does: match tau_out"):
         match_step_activation("relu", **scales, levels=None)
 
 

@@ -116,7 +116,7 @@ def test_compiled_and_autocast() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([0.0], [1.0]), "1 thresholds bound 2 pieces, got 1 heights"),
+        (([0.0], [1.0]), "1 thresholds need 2 heights, one for each piece, got 1"),
         (([1.0, 0.0], [1.0, 2.0, 3.0]), "thresholds must increase"),
         (([0.0, 0.0], [1.0, 2.0, 3.0]), "thresholds must increase"),
         (([0.0, float("inf")], [1.0, 2.0, 3.0]), "must be finite"),

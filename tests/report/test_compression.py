@@ -171,10 +171,10 @@ def test_sizes_stand_in_their_order_file_layers_share_memory():
     sizes = Sizes(file=(90_000_000, 55_000_000), memory=(10_000, 5_000), model_parameters=80_000)
     report = CompressionReport(plan, sizes=sizes)
     file, layers, covered, memory, *_ = report.summary().splitlines()
-    assert file == "File: 90.0 MB → 55.0 MB (61.1 % of before)"
+    assert file == "File: 90.0 MB → 55.0 MB (61.1 % of the size before)"
     assert layers.startswith("1 of 2 layers compressed")
     assert covered == "Share of the model covered: 25 % (the other 75 % stays as it was)"
-    assert memory == "Memory: 10.0 kB → 5.00 kB (50 % of before)"
+    assert memory == "Memory: 10.0 kB → 5.00 kB (50 % of the size before)"
     totals = json.loads(report.to_json())["totals"]
     assert (totals["file"], totals["covered"]) == ([90_000_000, 55_000_000], 0.25)
     assert CompressionReport(plan).covered is None

@@ -160,5 +160,5 @@ def test_a_localised_vector_lives_on_few_coordinates():
 
 def test_a_fit_without_a_law_is_refused():
     fit = fit_double_bulk(np.zeros(40), (50, 40))
-    with pytest.raises(ValueError, match="has no law"):
+    with pytest.raises(ValueError, match="must have a law"):
         explained_spikes(fit, np.zeros((50, 40)), np.zeros((40, 0)))

@@ -208,5 +208,5 @@ def test_other_models_say_what_they_run_on() -> None:
         dummy_inputs={"x": torch.zeros(2)}, device=torch.device("meta"), main_input_name="input_ids"
     )
     assert dummy_batch(model)["x"].device.type == "meta"
-    with pytest.raises(ValueError, match="known of the inputs of Linear"):
+    with pytest.raises(ValueError, match="inputs of Linear are unknown"):
         dummy_batch(linear())

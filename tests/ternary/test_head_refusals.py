@@ -20,7 +20,7 @@ def test_samples_that_are_all_alike_are_refused(family: str, copies: int) -> Non
     model: Any = trained() if family == "bert" else other(family)[0]
     batch = batches(1, 1)[0]
     before = logits(model, batch)
-    with pytest.raises(ValueError, match=r"same in all calibration samples.*different ones"):
+    with pytest.raises(ValueError, match=r"same in all calibration samples.*different samples"):
         compress(model, RMTConfig(method="ntk"), calibration=[batch] * copies)
     assert torch.equal(logits(model, batch), before)
 
@@ -53,7 +53,7 @@ def test_few_samples_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_sparsity_that_empties_rows_names_layer_and_limit() -> None:
-    with pytest.raises(ValueError, match=r"none of the 48 weights in a row.*0.979 at most"):
+    with pytest.raises(ValueError, match=r"none of the 48 weights in a row.*at most 0.979"):
         compress(trained(), RMTConfig(method="ntk", sparsity=0.995), calibration=batches())
     compress(trained(), RMTConfig(method="ntk", sparsity=0.979), calibration=batches())
 

@@ -124,7 +124,7 @@ def test_no_adapter_goes_around_a_layer_that_ends_with_a_step() -> None:
     peft = pytest.importorskip("peft")
     model: Any = head_type("roberta")
     compress(model, MATCHED, calibration=batches())
-    with pytest.raises(ValueError, match=r"behind the step activation.*activation='keep'"):
+    with pytest.raises(ValueError, match=r"after the step activation.*activation='keep'"):
         peft.get_peft_model(model, peft.LoraConfig(target_modules=["classifier.dense"]))
     around = peft.get_peft_model(model, peft.LoraConfig(target_modules=["classifier.out_proj"]))
     assert "lora_A" in str(around)

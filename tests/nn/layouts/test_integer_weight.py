@@ -91,5 +91,5 @@ def test_the_block_divides_the_width() -> None:
 
 def test_where_there_are_no_integers() -> None:
     assert "no integer product on meta" in why_no_integers(torch.device("meta"), 64)
-    assert "multiples of 8" in why_no_integers(torch.device("cuda"), 65)
+    assert "multiple of 8" in why_no_integers(torch.device("cuda"), 65)
     assert not why_no_integers(torch.device("cuda"), 64)

@@ -27,7 +27,7 @@ def test_bad_arguments_are_refused() -> None:
         stored_bits((4, 4), 1, "int3", dtype=torch.float32)
     with pytest.raises(ValueError, match=r"shape \(4, 4\), got \(4, 5\)"):
         NoiseStore("int8", 4, 4).store(torch.zeros(4, 5))
-    with pytest.raises(ValueError, match="stores nothing"):
+    with pytest.raises(ValueError, match="stores no noise"):
         NoiseStore("drop", 4, 4).dense()
 
 
@@ -69,7 +69,7 @@ def test_codes_that_no_five_trits_have_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", PACKED)
 def test_weights_below_the_range_of_the_scales_are_refused(kind: str) -> None:
-    with pytest.raises(ValueError, match="scales in float32 take"):
+    with pytest.raises(ValueError, match="scales in float32 need"):
         filled(kind, gaussian(8, 80).double() * 1e-60)
     filled("keep", gaussian(8, 80).double() * 1e-60).check()
     filled(kind, torch.zeros(8, 80).double())
