@@ -107,8 +107,8 @@ def check_weights(model: nn.Module, names: list[str]) -> None:
             )
         if weight.layout != torch.strided or weight.is_quantized:
             raise ValueError(
-                f"the weight of {name!r} is stored as {weight.layout}, and only dense tensors have "
-                f"a spectrum here; {REMEDY}"
+                f"the weight of {name!r} is {_stored_as(weight)}, and only dense floating-point "
+                f"tensors can be decomposed here; {REMEDY}"
             )
         if weight.dtype not in DTYPES:
             raise ValueError(
@@ -120,6 +120,10 @@ def check_weights(model: nn.Module, names: list[str]) -> None:
                 f"the weight of {name!r} is offloaded or on the meta device, where there is "
                 "nothing to read; load the model without offloading"
             )
+
+
+def _stored_as(weight: Any) -> str:
+    return f"quantized to {weight.dtype}" if weight.is_quantized else f"stored as {weight.layout}"
 
 
 def check_not_of_inference(model: nn.Module, *, gradients: bool) -> None:

@@ -53,7 +53,7 @@ def published_bulk(values: Array, rows: int) -> BulkEstimate:
 
 
 def initial_spikes(values: Array, rows: int) -> int:
-    """K_0, the larger minimiser of the criteria EDA and EDB over k = 1 .. int(6 N^0.1).
+    """K_0, the larger minimiser of the criteria EDA and EDB over k = 1 .. min(int(6 N^0.1), p - 2).
 
     Args:
         values: Eigenvalues, descending, shape (p,).
@@ -67,7 +67,7 @@ def initial_spikes(values: Array, rows: int) -> int:
 
 
 def criteria(values: Array, rows: int) -> tuple[Array, Array]:
-    """EDA and EDB for k = 1 .. int(6 N^0.1); arguments as for `initial_spikes`."""
+    """EDA and EDB for k = 1 .. min(int(6 N^0.1), p - 2); arguments as for `initial_spikes`."""
     columns = len(values)
     log_theta = 2 * (values[:-1] - values[1:])
     counts = np.arange(1, min(int(6 * rows**0.1), columns - 2) + 1)

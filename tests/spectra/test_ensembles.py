@@ -74,7 +74,7 @@ def test_the_rank_is_exact():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: double_bulk_matrix((9, 2), **DOUBLE, spikes=[9.0] * 3, seed=0), "at most 2 spikes"),
+        (lambda: double_bulk_matrix((9, 2), **DOUBLE, spikes=[9.0] * 3, seed=0), "at most 2"),
         (lambda: double_bulk_matrix((9, 2), **DOUBLE, spikes=[-9.0], seed=0), "positive"),
         (lambda: double_bulk_matrix((9, 2), mixing=2, variances=(2, 1), seed=0), "mixing must"),
         (lambda: heavy_tailed_matrix((9, 2), exponent=0.0, seed=0), "exponent must be positive"),

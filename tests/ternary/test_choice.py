@@ -43,7 +43,8 @@ def head(size: float, seed: int) -> Steep:
 
 def errors(reason: str) -> dict[str, float]:
     """The two errors that a reason tells."""
-    with_step, kept = r"held-out rows (\S+) with it, (\S+) without", r"(\S+) with it, (\S+) with a step"
+    with_step = r"held-out rows (\S+) with it, (\S+) without"
+    kept = r"(\S+) with it, (\S+) with a step"
     if found := re.search(with_step, reason):
         return {"matched": float(found[1]), "keep": float(found[2])}
     found = re.search(kept, reason)

@@ -52,12 +52,10 @@ class Layout(ABC):
 
     Attributes:
         name: What a user calls the layout.
-        words: What the layout is, for messages.
         by_name_only: Whether `fastest` and `smallest` leave it out.
     """
 
     name: ClassVar[str]
-    words: ClassVar[str]
     by_name_only: ClassVar[bool] = False
 
     def __init__(self, layer: SpikedLinear, *, activations: str = "int8") -> None:

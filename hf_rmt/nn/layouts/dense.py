@@ -24,7 +24,6 @@ class DenseLayout(Layout):
     """
 
     name = "dense"
-    words = "one dense matrix, with the codes on disk"
 
     def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
         """One product with the merged matrix; in training, one each for signal and noise."""

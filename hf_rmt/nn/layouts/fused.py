@@ -23,7 +23,6 @@ class FusedLayout(Layout):
     """
 
     name = "fused"
-    words = "codes decoded inside the product, by a Triton kernel"
     by_name_only = True
 
     @classmethod

@@ -35,7 +35,6 @@ class Int8Layout(Layout):
     """
 
     name = "int8"
-    words = "noise in 8-bit integers with a scale a row, the codes on disk"
     _made: tuple[Any, Any, Any] = NOTHING_MADE
 
     @classmethod

@@ -13,7 +13,6 @@ class PackedLayout(Layout):
     """The layer's own forward; every compressed layer can have this layout."""
 
     name = "packed"
-    words = "codes unpacked in every forward"
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
