@@ -125,14 +125,11 @@ def check_found(model: nn.Module, missing: Iterable[str], where: str) -> None:
     Raises:
         ValueError: If one of them belongs to a compressed layer.
     """
-    names = compressed_layers(model)
-    for key in sorted(missing):
-        owner = next((name for name in _above(key) if name in names), None)
-        if owner is not None:
-            raise ValueError(
-                f"layer {owner!r}: {where} has no tensor {key!r} of the recorded shape; it is "
-                "damaged or of another model, so get it again"
-            )
+    for owner, key in _owned(model, missing):
+        raise ValueError(
+            f"layer {owner!r}: {where} has no tensor {key!r} of the recorded shape; it is damaged "
+            "or of another model, so get it again"
+        )
 
 
 def check_none_extra(model: nn.Module, unexpected: Iterable[str], where: str) -> None:
@@ -149,15 +146,12 @@ def check_none_extra(model: nn.Module, unexpected: Iterable[str], where: str) ->
     Raises:
         ValueError: If one of them belongs to a compressed layer.
     """
-    names = compressed_layers(model)
-    for key in sorted(unexpected):
-        owner = next((name for name in _above(key) if name in names), None)
-        if owner is not None:
-            raise ValueError(
-                f"layer {owner!r}: {where} holds {key!r}, and a {type(model).__name__} that is "
-                "made from its config.json has no such tensor; remove what was added to the layer "
-                "before saving, or load into a model that has the same addition"
-            )
+    for owner, key in _owned(model, unexpected):
+        raise ValueError(
+            f"layer {owner!r}: {where} holds {key!r}, and a {type(model).__name__} that is made "
+            "from its config.json has no such tensor; remove what was added to the layer before "
+            "saving, or load into a model that has the same addition"
+        )
 
 
 def check_none_left(mismatched: Iterable[tuple[str, Any, Any]], where: str) -> None:
@@ -251,6 +245,14 @@ def _most(codes: torch.Tensor) -> int:
     if codes.device.type == "meta" or not codes.numel():
         return 0
     return int(codes.view(torch.uint8).amax())
+
+
+def _owned(model: nn.Module, keys: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """The compressed layer of each tensor that belongs to one, with the name of the tensor."""
+    names = compressed_layers(model)
+    for key in sorted(keys):
+        if owner := next((name for name in _above(key) if name in names), None):
+            yield owner, key
 
 
 def _above(key: str) -> Iterable[str]:
