@@ -113,7 +113,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 
 def test_a_file_of_that_name_is_refused(tmp_path: Path) -> None:
     write(tmp_path, model="precious")
-    with pytest.raises(NotADirectoryError, match="is a file"), staged(tmp_path / "model"):
+    with pytest.raises(NotADirectoryError, match="got the file"), staged(tmp_path / "model"):
         pass
     assert contents(tmp_path) == {"model": "precious"}
 

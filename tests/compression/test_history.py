@@ -68,5 +68,5 @@ def test_what_was_done_before_an_error_is_on_record(
     monkeypatch.setattr(TruncatedSVD, "decide", stop)
     with pytest.raises(error) as caught:
         compress(made, settings("body.0", "body.1", "body.2"))
-    assert "2 of 3 layers had been changed" in " ".join(caught.value.__notes__)
+    assert "2 of 3 layers were changed" in " ".join(caught.value.__notes__)
     assert names(made.compression_report) == list(compressed_layers(made)) == ["body.0", "body.1"]

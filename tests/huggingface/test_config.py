@@ -53,7 +53,7 @@ def test_what_cannot_be_read_is_refused(fields: dict[str, object], words: str) -
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
-        ({"target_modules": "(("}, ValueError, r"regular expression .* got '\(\(': .*; mend it"),
+        ({"target_modules": "(("}, ValueError, r"regular expression .* got '\(\(': .*; correct it"),
         ({"target_modules": ""}, ValueError, "target_modules='' selects nothing"),
         ({"layers": []}, TypeError, r"layers must be a dict .* got \[\]"),
         ({"format_version": "x"}, TypeError, "format_version must be an integer .* got 'x'"),

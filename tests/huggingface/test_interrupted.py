@@ -36,7 +36,7 @@ def test_layers_that_were_done_before_an_error_are_on_record(
     done = set(compressed_layers(model))
     assert done
     assert LATER not in done
-    assert f"{len(done)} of 6 layers had been changed" in " ".join(caught.value.__notes__)
+    assert f"{len(done)} of 6 layers were changed" in " ".join(caught.value.__notes__)
     assert {layer.name for layer in model.compression_report.plan} == done
     compress(model, RMTConfig(noise="int4", target_modules=[LATER]))
     model.save_pretrained(tmp_path)

@@ -230,7 +230,7 @@ def test_dropping_noise_says_once_what_it_costs(
     (record,) = [entry for entry in caplog.records if entry.name.startswith("hf_rmt")]
     lost = model.compression_report.plan.dropped_energy
     assert f"{100 * lost:.0f} % of the energy" in record.getMessage()
-    assert "fine-tuning" in record.getMessage()
+    assert "fine-tune a pretrained model" in record.getMessage()
 
 
 def test_the_users_config_is_not_changed_and_serves_twice(saved: dict[str, Path]) -> None:

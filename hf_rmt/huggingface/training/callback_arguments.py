@@ -88,8 +88,8 @@ def resolved_schedule(
         }
         reason = next(key for key, holds in reasons.items() if holds)
         raise ValueError(
-            f"{' and '.join(given)} are for noise that is scaled down beside directions chosen by "
-            f"the inputs, and cannot be used with {reason}; leave one of them out"
+            f"{' and '.join(given)} cannot be used with {reason}: size and anneal are for noise "
+            "that is scaled down beside directions chosen by the inputs; leave one of them out"
         )
     return "epoch" if schedule is None else schedule
 

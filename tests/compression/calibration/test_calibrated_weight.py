@@ -137,7 +137,10 @@ def test_a_weight_that_stays_dense_is_left_alone() -> None:
     [
         ({"noise": "keep"}, "loses nothing"),
         ({"noise": "drop", "recover_spikes": True}, "recover_spikes=True"),
-        ({"noise": "drop", "method": "magnitude", "fraction": 0.5}, "'magnitude' chooses entries"),
+        (
+            {"noise": "drop", "method": "magnitude", "fraction": 0.5},
+            "'magnitude' sets entries",
+        ),
     ],
 )
 def test_settings_that_calibration_cannot_serve_are_refused(

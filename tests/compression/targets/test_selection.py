@@ -88,11 +88,16 @@ class Headed(Model):
 @pytest.mark.parametrize(
     ("model", "settings", "protected", "words"),
     [
-        (nn.Sequential(nn.Linear(4, 4)), {}, (), "last layer is taken for the head.* among 0$"),
+        (nn.Sequential(nn.Linear(4, 4)), {}, (), "last layer counts as the head.* among 0$"),
         (nn.Linear(4, 4), {}, (), "a Linear on its own .* wrap it: nn.Sequential"),
         (nn.Linear(4, 4), {"method": "ntk"}, (), "a Linear on its own"),
         (nn.Sequential(nn.Conv2d(3, 3, 2)), {"target_modules": "all-linear"}, (), "no linear"),
-        (nn.Sequential(nn.Conv2d(3, 3, 2)), {"method": "ntk"}, (), "no linear layer, which is all"),
+        (
+            nn.Sequential(nn.Conv2d(3, 3, 2)),
+            {"method": "ntk"},
+            (),
+            "no linear layer, the only",
+        ),
         (nn.ModuleList([Model().layers]), {"method": "ntk"}, (), "after its blocks; name layers"),
         (Headed(), {"method": "ntk"}, ["head"], "means head. head is a head or .*; name it"),
         (nn.Sequential(nn.Linear(4, 4)), {"target_modules": "all-linear"}, ["0"], "0 is a head or"),

@@ -47,7 +47,7 @@ def test_bad_pairs_end_in_clear_errors(tuned: Any, message: str) -> None:
 
 def test_a_path_to_another_architecture_is_named(pair: tuple[str, str], tmp_path: Path) -> None:
     tiny("vit").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a 'vit' and tuned a 'bert'"):
+    with pytest.raises(ValueError, match="is a 'vit' and tuned is a 'bert'"):
         extract_adapter(tmp_path, pair[1])
 
 

@@ -26,7 +26,7 @@ from tests.huggingface.search.search_blocks import Blocks
         (
             {"config": RMTConfig(noise="drop", noise_removal=0.5)},
             ValueError,
-            "noise_removal=0.5 is what search finds",
+            "got noise_removal=0.5; leave it at 1.0",
         ),
         ({"evaluate": lambda model: {"accuracy": 1}}, TypeError, "must return a number"),
         ({"evaluate": lambda model: float("nan")}, ValueError, "must be finite, got nan"),

@@ -106,5 +106,5 @@ def test_a_file_that_knows_of_one_setting_more_is_refused(tmp_path: Path) -> Non
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="holds no search"):
+    with pytest.raises(ValueError, match="is not a file of a search"):
         search(Blocks(), lambda model: 0.0, tolerance=0.1, resume_from=path)

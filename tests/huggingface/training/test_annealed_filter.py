@@ -193,7 +193,7 @@ def test_training_that_stops_early_loses_the_rest_of_the_noise_with_a_warning(
     stop = EarlyStoppingCallback(early_stopping_patience=3)
     trainer = fine_tune(tmp_path, RMTCallback(size=0.4, anneal=(4, 16)), stop, **early)
     assert trainer.state.global_step < STEPS
-    assert "is that of step 2 and has 100 % of its noise" in caplog.text
+    assert "is that of step 2 and still has 100 % of its noise" in caplog.text
     # the best model is cut along the directions that were chosen, not along those of its weights
     assert trainer.state.best_global_step == 2
     best = load_file(Path(trainer.state.best_model_checkpoint, "model.safetensors"))

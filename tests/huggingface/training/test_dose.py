@@ -90,11 +90,11 @@ def test_a_number_interpolates_all_that_the_base_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"dose": "auto"}, ValueError, "takes either early or evaluate, .* with neither"),
+        ({"dose": "auto"}, ValueError, "needs exactly one of early and evaluate, .* with neither"),
         (
             {"dose": 0.5, "evaluate": len},
             ValueError,
-            "nothing else does, got dose=0.5 with ev",
+            "no other dose takes them; got dose=0.5 with ev",
         ),
         ({"dose": "auto", "evaluate": len, "early": "x"}, ValueError, "early and evaluate"),
         ({"dose": "much"}, ValueError, "dose must be 'auto', a number"),
@@ -194,7 +194,7 @@ def test_training_that_ends_before_a_quarter_is_left_alone(
     trainer = trainer_of(tmp_path, RMTCallback(target="update", dose="auto"), watcher, Stop())
     trainer.train()
     assert torch.equal(trainer.model.get_submodule(QUERY).weight, watcher.weights[1])
-    assert "knows no early directions" in caplog.text
+    assert "has no early directions" in caplog.text
 
 
 @pytest.mark.parametrize("classes", [True, False])

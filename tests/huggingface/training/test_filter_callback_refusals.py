@@ -26,10 +26,14 @@ from tests.huggingface.training.training import QUERY, arguments, classifier, fi
         ({"target": "noise"}, ValueError, "target must be 'weights' or 'update', got 'noise'"),
         ({"size": 0}, ValueError, "size must lie in"),
         ({"size": "small"}, ValueError, "must be one of auto, got 'small'"),
-        ({"size": 0.3, "schedule": "end"}, ValueError, "size=0.3 .* do not go with schedule='end'"),
-        ({"anneal": (0, 1), "schedule": 3}, ValueError, "anneal=.* do not go with schedule=3"),
-        ({"size": 0.3, "target": "update"}, ValueError, "do not go with target='update'"),
-        ({"size": 0.3, "config": RMTConfig()}, ValueError, "do not go with noise='int8'"),
+        (
+            {"size": 0.3, "schedule": "end"},
+            ValueError,
+            "cannot be used with schedule='end'",
+        ),
+        ({"anneal": (0, 1), "schedule": 3}, ValueError, "anneal=.* cannot be used with schedule=3"),
+        ({"size": 0.3, "target": "update"}, ValueError, "cannot be used with target='update'"),
+        ({"size": 0.3, "config": RMTConfig()}, ValueError, "cannot be used with noise='int8'"),
         ({"anneal": 0.5}, TypeError, r"anneal must be \(start, stop\)"),
         ({"anneal": (0.8, 0.2)}, ValueError, "0 <= start <= stop"),
         ({"log": "all"}, ValueError, "log must be True, False or 'layers', got 'all'"),
@@ -69,7 +73,7 @@ def test_a_compressed_model_and_an_adapter_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quantized already"):
         fine_tune(tmp_path, RMTCallback(schedule="epoch"), model=model)
     adapted = get_peft_model(classifier(), LoraConfig(target_modules=["query"]))
-    with pytest.raises(ValueError, match="frozen beneath an adapter"):
+    with pytest.raises(ValueError, match="frozen below an adapter"):
         fine_tune(tmp_path, RMTCallback(schedule="epoch"), model=adapted)
 
 

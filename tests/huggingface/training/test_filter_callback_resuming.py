@@ -37,7 +37,7 @@ def test_the_start_of_a_resumed_run_must_be_the_one_it_had(tmp_path: Path) -> No
     fine_tune(other, RMTCallback(target="update"), model=classifier(1), save_strategy="epoch")
     start = tmp_path / START_FILE
     start.write_bytes((tmp_path / "checkpoint-5" / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match="holds others"):
+    with pytest.raises(ValueError, match="holds other tensors"):
         fine_tune(tmp_path, RMTCallback(target="update"), resume=checkpoint, **saving)
     start.unlink()
     with pytest.raises(FileNotFoundError, match="put it back beside the checkpoints"):

@@ -46,7 +46,7 @@ def test_plain_class_folders_are_split_by_class(folder: Path) -> None:
     ("change", "share", "message"),
     [
         (lambda folder: None, 1.0, "--test_share must lie between 0 and 1, got 1"),
-        (lambda folder: (folder / "train").mkdir(), 0.2, "has train and no test"),
+        (lambda folder: (folder / "train").mkdir(), 0.2, "has train but no test"),
         (lambda folder: (folder / "empty").mkdir(), 0.2, "class 'empty' has 0 images"),
     ],
 )

@@ -35,7 +35,7 @@ def test_the_first_known_name_is_found(tmp_path: Path) -> None:
     assert find_file(tmp_path, "dev", "validation").name == "validation.csv"
     (tmp_path / "dev.jsonl").touch()
     assert find_file(tmp_path, "dev", "validation").name == "dev.jsonl"
-    with pytest.raises(FileNotFoundError, match="holds no test as"):
+    with pytest.raises(FileNotFoundError, match="holds no file test with"):
         find_file(tmp_path, "test")
 
 
