@@ -89,7 +89,16 @@ class CompressedLayer(nn.Module):
 
 
 def autocast_input(x: Tensor) -> Tensor:
-    """The input in the dtype of autocast, if autocast is enabled on the device of the input."""
+    """The input in the dtype of autocast, if autocast is enabled on the device of the input.
+
+    Raises:
+        TypeError: If the input is not real floating point; a dense layer refuses it too.
+    """
+    if not x.is_floating_point():
+        raise TypeError(
+            f"a compressed layer takes inputs in a real floating-point dtype, got {x.dtype}; "
+            "convert them, for example with x.float()"
+        )
     kind = x.device.type
     if x.is_meta or not torch.is_autocast_enabled(kind):  # autocast does nothing on meta
         return x

@@ -34,6 +34,8 @@ class Cause(StrEnum):
     NOT_STORABLE = "not storable"
     ZEROS_IN_PLACE = "zeros in place"
     NOT_REACHED = "not reached"
+    FROZEN = "frozen"
+    NO_GRADIENT = "no gradient"
     ALL_WORTH = "all worth"
     READ_BY_PARENT = "read by parent"
     ROUTER = "router"

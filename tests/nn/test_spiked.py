@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_rmt.nn import NOISE_KINDS, SpikedLinear, stored_bits
+from hf_rmt.nn import NOISE_KINDS, SpikedLinear, TernaryLinear, stored_bits
+from hf_rmt.nn.layouts import set_layout
 
 PACKED = ("ternary", "int4", "int8")
 OUT, IN, RANK = 36, 50, 3
@@ -242,3 +243,19 @@ def test_the_cheaper_order_of_products_is_taken() -> None:
         assert not layer._merges(torch.zeros(int(even), IN))
         assert layer._merges(torch.zeros(int(even) + 1, IN))
     assert not layer._merges(torch.zeros(1000, IN))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("layout", [None, "int8", "dense"])
+def test_inputs_that_a_dense_layer_refuses_are_refused(
+    dtype: torch.dtype, layout: str | None
+) -> None:
+    holder = nn.Sequential(SpikedLinear(16, 12, 2), TernaryLinear(16, 12))
+    if layout is not None:
+        set_layout(holder, layout)
+    x = torch.ones(3, 16, dtype=dtype)
+    with pytest.raises(RuntimeError):
+        nn.Linear(16, 12)(x)
+    for layer in holder:
+        with pytest.raises(TypeError, match=f"floating-point dtype, got {dtype}"):
+            layer(x)

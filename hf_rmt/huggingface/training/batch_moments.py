@@ -14,6 +14,7 @@ from torch.nn import functional
 from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.compression.calibration.moments import TensorNumbers
 from hf_rmt.compression.execution.parallel import n_processes
+from hf_rmt.huggingface.training.trained_layers import is_trained
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import is_convolution
 
@@ -203,5 +204,7 @@ def _patches(layer: Any, images: Tensor) -> Tensor:
 
 
 def measurable(model: nn.Module, names: Iterable[str], smallest: int) -> list[str]:
-    """The layers whose smaller side is at least `smallest`."""
-    return [name for name in names if min(matrix_shape(model.get_submodule(name))) >= smallest]
+    """The layers that are trained and whose smaller side is at least `smallest`."""
+    layers = {name: model.get_submodule(name) for name in names}
+    trained = {name: layer for name, layer in layers.items() if is_trained(layer)}
+    return [name for name, layer in trained.items() if min(matrix_shape(layer)) >= smallest]

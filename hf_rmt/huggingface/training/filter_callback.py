@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -29,10 +28,8 @@ from hf_rmt.huggingface.training.callback_arguments import (
 from hf_rmt.huggingface.training.choice import Size
 from hf_rmt.huggingface.training.scheduled_filter import ScheduledFilter
 from hf_rmt.huggingface.training.spectral_logs import summary
-from hf_rmt.huggingface.training.trainer import (
-    check_alone,
-    check_whole_weights,
-)
+from hf_rmt.huggingface.training.trained_layers import refuse_adapter, trained_layers
+from hf_rmt.huggingface.training.trainer import check_alone, check_whole_weights
 from hf_rmt.report import CompressionReport
 
 logger = logging.getLogger(__name__)
@@ -171,7 +168,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         """Refuse settings and models that cannot work, before any time is spent on them."""
         check_alone(self, state)
         check_whole_weights(self, args, state, model)
-        _refuse_adapter(model)
+        refuse_adapter(model)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
@@ -186,14 +183,15 @@ class RMTCallback(TrainerCallback, ExportableState):
             )
         check_compressible(model, self.config)
         names = compressible_layers(model, self.config)
+        trained = trained_layers(model, names)
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         saved = saved[-1] if isinstance(saved, list) else saved
         if saved:
             check_same(self.state()["args"], saved["args"])
         self._filter, self._logged_at = self._made(), -1
         memory = copy.deepcopy(saved["attributes"]["memory"]) if saved else None
-        self._filter.begin(args, state, model, names, memory)
         scheduled = isinstance(self._filter, ScheduledFilter)
+        self._filter.begin(args, state, model, trained if scheduled else names, memory)
         if scheduled and self.log and self.target == "weights" and not state.global_step:
             self._log(state, control, self._filter.observe(model))
 
@@ -266,12 +264,3 @@ leaves no steps to adapt. In runs of 188 steps on SST-2 with 35 % of the paramet
 
 def _is_default(config: Any, size: Size, schedule: Any) -> bool:
     return config is None and size is None and schedule is None
-
-
-def _refuse_adapter(model: nn.Module) -> None:
-    if hasattr(model, "peft_config"):
-        raise ValueError(
-            "RMTCallback filters weights that are trained, but the weights of this "
-            f"{type(model).__name__} are frozen below an adapter; call merge_and_unload() first, "
-            "or compress the base model and train an adapter on it: see lora_targets"
-        )

@@ -128,12 +128,33 @@ def test_directions_are_chosen_again_by_later_batches_at_the_same_ranks(tmp_path
 def test_a_layer_that_no_later_batch_reaches_keeps_its_directions(tmp_path: Path) -> None:
     model, names = classifier(), [QUERY, QUERY.replace("query", "key")]
     moments = {
-        name: LayerMoments(torch.eye(model.get_submodule(name).in_features)) for name in names
+        name: LayerMoments(*(torch.eye(side) for side in model.get_submodule(name).weight.T.shape))
+        for name in names
     }
     chosen = choice.choose(model, names, moments, RMTConfig(noise="drop"), 0.3)
     again = choice.probes_again(model, chosen.layers, {QUERY: moments[QUERY]})
     assert set(again) == {f"{QUERY} left", f"{QUERY} right"}
     assert all(torch.equal(again[key], chosen.probes[key]) for key in again)  # the same moments
+
+
+@pytest.mark.parametrize("callback", [RMTCallback, RMTCallback.published])
+def test_frozen_layers_stay_as_they_are(
+    callback: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = classifier()
+    frozen = model.bert.encoder.layer[0].attention.requires_grad_(False)
+    before = copy.deepcopy(frozen.state_dict())
+    trainer = fine_tune(tmp_path, callback(), model=model)
+    assert all(torch.equal(before[key], tensor) for key, tensor in frozen.state_dict().items())
+    assert {name.rpartition(".layer.0.")[2] for name in spiked_layers(trainer.model)} == {
+        *("intermediate.dense", "output.dense"),
+    }
+    assert "frozen, so RMTCallback leaves these layers as they are" in caplog.text
+    alone = classifier()
+    alone.requires_grad_(False)
+    alone.classifier.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"all 6 selected layers of this .* are frozen"):
+        fine_tune(tmp_path / "alone", callback(), model=alone)
 
 
 def test_factors_are_balanced(tmp_path: Path) -> None:

@@ -8,7 +8,16 @@ from torch import nn
 
 from hf_rmt.compression.calibration.excited import cut
 from hf_rmt.compression.calibration.low_rank import LayerMoments
-from hf_rmt.huggingface.training.choice import NO_SIGNAL, NOT_REACHED, TOO_SMALL, WHOLE, choose
+from hf_rmt.huggingface.training.batch_moments import measurable
+from hf_rmt.huggingface.training.choice import (
+    FROZEN,
+    NO_GRADIENT,
+    NO_SIGNAL,
+    NOT_REACHED,
+    TOO_SMALL,
+    WHOLE,
+    choose,
+)
 from hf_rmt.settings import CompressionSettings
 
 DROP = CompressionSettings(noise="drop")
@@ -63,10 +72,18 @@ def test_layers_that_stay_dense_say_why() -> None:
     assert not noise.probes
 
 
-def test_without_gradients_a_layer_is_worth_the_mean() -> None:
+def test_a_layer_without_a_gradient_stays_dense_and_changes_nothing_for_the_others() -> None:
     made = model()
-    blind = LayerMoments(excited().inputs)
-    found = {"a": blind, "b": excited(100.0)}
+    alone = choose(made, ["b"], {"b": excited(100.0)}, DROP, 0.5)
+    found = {"a": LayerMoments(excited().inputs), "b": excited(100.0)}
     choice = choose(made, ["a", "b"], found, DROP, 0.5)
-    ranks = [entry["rank"] for entry in choice.layers.values()]
-    assert abs(ranks[0] - ranks[1]) <= 2
+    assert choice.layers["a"] == {"rank": None, "cause": "no gradient", "reason": NO_GRADIENT}
+    assert choice.layers["b"]["rank"] == alone.layers["b"]["rank"]
+
+
+def test_a_frozen_layer_stays_dense() -> None:
+    made = model()
+    made["b"].weight.requires_grad_(False)
+    choice = choose(made, ["a", "b"], {"a": excited()}, DROP, 0.5)
+    assert choice.layers["b"] == {"rank": None, "cause": "frozen", "reason": FROZEN}
+    assert measurable(made, ["a", "b", "c"], 32) == ["a"]

@@ -1,0 +1,55 @@
+"""Which of the selected layers a training trains; `RMTCallback` filters only these."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from hf_rmt.compression.targets.names import some
+
+logger = logging.getLogger(__name__)
+
+
+def is_trained(layer: Any) -> bool:
+    """Whether the weight of a layer is trained."""
+    return bool(layer.weight.requires_grad)
+
+
+def trained_layers(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The layers that are trained. The others stay as they are, and a warning says so.
+
+    Raises:
+        ValueError: If all layers are frozen.
+    """
+    trained = [name for name in names if is_trained(model.get_submodule(name))]
+    frozen = [name for name in names if name not in trained]
+    if not trained:
+        raise ValueError(
+            f"RMTCallback filters weights that are trained, but all {len(names)} selected layers "
+            f"of this {type(model).__name__} are frozen; train some of them, or compress the model "
+            "with hf_rmt.compress"
+        )
+    if frozen:
+        logger.warning(
+            "%s: frozen, so RMTCallback leaves these layers as they are; hf_rmt.compress can "
+            "compress them",
+            some(frozen),
+        )
+    return trained
+
+
+def refuse_adapter(model: nn.Module) -> None:
+    """Refuse a model with an adapter of PEFT, below which all weights are frozen.
+
+    Raises:
+        ValueError: If the model has an adapter.
+    """
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "RMTCallback filters weights that are trained, but the weights of this "
+            f"{type(model).__name__} are frozen below an adapter; call merge_and_unload() first, "
+            "or compress the base model and train an adapter on it: see lora_targets"
+        )
