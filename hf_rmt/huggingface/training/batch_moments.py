@@ -18,7 +18,7 @@ from hf_rmt.huggingface.training.trained_layers import is_trained
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import is_convolution
 
-TOKENS = 512
+TOKENS = 256
 """Largest number of tokens of a batch that are measured, unless another number is passed."""
 WIDEST = 4096
 """Widest side whose second moment is a matrix; for a wider side only its diagonal is summed."""
