@@ -31,10 +31,9 @@ from hf_rmt.settings import CompressionSettings
 
 logger = logging.getLogger(__name__)
 
-EVERY, CUTS = 16, 8
+EVERY, CUTS = 8, 16
 """The most update steps between two cuts of the weights, and the least number of cuts while the
-noise falls. Weights are also cut before an evaluation and before saving. Twice as many cuts took
-the KL divergence to plain training from 0.0225 to 0.0221 on SST-2, and cost twice the time."""
+noise falls. Weights are also cut before an evaluation and before saving."""
 MOSTLY_DENSE = 0.9
 """Above this share of the parameters little is saved, and the user is warned."""
 PROBES_FILE = "_rmt_probes-{step}.safetensors"

@@ -18,8 +18,10 @@ from hf_rmt.huggingface.training.trained_layers import is_trained
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import is_convolution
 
-TOKENS = 256
+TOKENS = 512
 """Largest number of tokens of a batch that are measured, unless another number is passed."""
+BLOCK = 512
+"""Wider matrices of sums are added up in blocks, of which those below the diagonal are left out."""
 WIDEST = 4096
 """Widest side whose second moment is a matrix; for a wider side only its diagonal is summed."""
 
@@ -116,8 +118,10 @@ class BatchMoments:
         first = self.leaders.get(name)
         if first is None or not float(self.sums[f"{first} tokens"]):
             return None
-        inputs = self.sums[f"{first} products"] / self.sums[f"{first} tokens"].float()
-        slopes, batches = self.sums[f"{name} slopes"], self.sums[f"{name} batches"].float()
+        products = _symmetric(self.sums[f"{first} products"])
+        inputs = products / self.sums[f"{first} tokens"].float()
+        slopes = _symmetric(self.sums[f"{name} slopes"])
+        batches = self.sums[f"{name} batches"].float()
         return LayerMoments(inputs, slopes / batches if slopes.any() else None)
 
     def _take_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -183,10 +187,23 @@ def _room(width: int, device: Any) -> Tensor:
 
 
 def _add_products(total: Tensor, rows: Tensor) -> None:
+    """Add the products of rows to a diagonal, or to a matrix above and on its diagonal blocks."""
+    width = rows.shape[1]
     if total.ndim == 1:
         total += rows.square().sum(0)
-    else:
+    elif width <= BLOCK:
         total.addmm_(rows.T, rows)
+    else:
+        half = width // 2
+        left, right = rows[:, :half], rows[:, half:]
+        _add_products(total[:half, :half], left)
+        _add_products(total[half:, half:], right)
+        total[:half, half:].addmm_(left.T, right)
+
+
+def _symmetric(total: Tensor) -> Tensor:
+    """The whole matrix of sums whose part below the diagonal may be missing."""
+    return total if total.ndim == 1 else total.triu() + total.triu(1).T
 
 
 def _patches(layer: Any, images: Tensor) -> Tensor:

@@ -181,3 +181,18 @@ def test_a_loss_that_is_no_number_is_named(
     plan = trainer.model.compression_report.plan
     assert {layer.reason for layer in plan} == {NOT_FINITE}
     assert {layer.cause for layer in plan} == {Cause.NOT_FINITE}
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 6])
+def test_sums_in_blocks_are_those_of_the_whole_matrix(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, made = [batch(0), batch(1)], {}
+    for name, side in {"whole": 512, "blocks": block}.items():
+        monkeypatch.setattr(batch_moments, "BLOCK", side)
+        moments = BatchMoments(twins(), NAMES)
+        steps(moments.model, moments, batches)
+        made[name] = moments.measured_moments()
+    for name, whole in made["whole"].items():
+        torch.testing.assert_close(made["blocks"][name].inputs, whole.inputs)
+        torch.testing.assert_close(made["blocks"][name].gradients, whole.gradients)
