@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_rmt.compression.calibration.batches import Batch, mappings, run_batch
 from hf_rmt.compression.calibration.moments import listening
+from hf_rmt.compression.calibration.token_masks import TokenMasks
 from hf_rmt.compression.execution.parallel import sum_over_processes
 from hf_rmt.ternary.least_squares import Regression
 
@@ -45,7 +46,12 @@ def regression(
         fourth.
     """
     layer = model.get_submodule(last)
-    entries: list[Tensor] = []
+    entries: list[tuple[Tensor, Tensor | None]] = []
+    masks = TokenMasks(model)
+
+    def heard(name: str, entry: Tensor, _: Tensor) -> None:
+        entries.append((entry, masks.of(name)))
+
     rows, columns = layer.weight.shape
     shapes = {
         "count": (),
@@ -62,13 +68,13 @@ def regression(
             {key: torch.zeros(shape, device=device) for key, shape in shapes.items()}
             for _ in range(2)
         ]
-        with listening(model, [last], lambda _, entry, result: entries.append(entry), graph=False):
+        with masks.followed(), listening(model, [last], heard, graph=False):
             for batch, targets in zip(mappings(batches), outputs, strict=True):
                 model(**batch)
-                for entry, target in zip(entries, targets, strict=True):
+                for (entry, mask), target in zip(entries, targets, strict=True):
                     held = held_out(len(entry), samples).to(device)
-                    _add(parts, held, entry, target, batch.get("attention_mask"))
-                samples += len(entries[0]) if entries else 0
+                    _add(parts, held, entry, target, mask)
+                samples += len(entries[0][0]) if entries else 0
                 entries.clear()
         return None, {f"{n} {key}": part[key] for n, part in enumerate(parts) for key in part}
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hf_rmt.compression.calibration.batches import NO_BATCH, Batch, mappings, run_batch
 from hf_rmt.compression.calibration.low_rank import LayerMoments, covariance
+from hf_rmt.compression.calibration.token_masks import TokenMasks
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.tensor_checks import version_of
 
@@ -82,16 +83,16 @@ class Moments:
         self.leaders = {name: first for first, names in sites.items() for name in names}
         self.inputs = {first: _Inputs(model.get_submodule(first)) for first in sites}
         self.slopes = {name: _slopes(model, name) for name in self.leaders} if gradients else {}
-        self._mask: Any = None
-        self._calls: list[tuple[str, Tensor, Tensor]] = []
+        self._masks = TokenMasks(model)
+        self._calls: list[tuple[str, Tensor, Tensor, Tensor | None]] = []
 
     def gather(self, batches: Iterable[Batch]) -> None:
         """Run the model on batches, in evaluation mode."""
         generator, graph = torch.Generator().manual_seed(0), bool(self.slopes)
         heard = self._keep if graph else self._add_inputs
-        with listening(self.model, self.leaders if graph else self.inputs, heard, graph=graph):
+        names = self.leaders if graph else self.inputs
+        with self._masks.followed(), listening(self.model, names, heard, graph=graph):
             for number, batch in enumerate(mappings(batches)):
-                self._mask = batch.get("attention_mask")
                 output = _first_tensor(run_batch(self.model, batch, number))
                 if graph:
                     self._add_gradients(output, generator)
@@ -120,11 +121,14 @@ class Moments:
         return found
 
     def _keep(self, name: str, entry: Tensor, result: Tensor) -> None:
-        self._calls.append((name, entry.detach(), result))
+        self._calls.append((name, entry.detach(), result, self._masks.of(name)))
 
     def _add_inputs(self, name: str, entry: Tensor, result: Tensor) -> None:
         """Add the inputs of one call of a layer; padding is left out."""
-        kept, lead = self._kept(result), result.shape[:-1]
+        self._add_tokens(name, entry, result, self._masks.of(name))
+
+    def _add_tokens(self, name: str, entry: Tensor, result: Tensor, mask: Tensor | None) -> None:
+        kept, lead = _kept(result, mask), result.shape[:-1]
         self.inputs[name].add(entry.expand(*lead, *entry.shape[len(lead) :])[kept])
 
     def _add_gradients(self, output: Tensor, generator: torch.Generator) -> None:
@@ -132,25 +136,26 @@ class Moments:
         if not self._calls:
             return
         probe = torch.randn(output.shape, generator=generator).to(output)
-        results = [result for _, _, result in self._calls]
+        results = [call[2] for call in self._calls]
         gradients: Sequence[Tensor | None] = torch.autograd.grad(
             output, results, probe, allow_unused=True
         )
-        for (name, entry, result), gradient in zip(self._calls, gradients, strict=True):
+        for (name, entry, result, mask), gradient in zip(self._calls, gradients, strict=True):
             if gradient is None:
                 continue
-            slopes = gradient[self._kept(result)].float()
+            slopes = gradient[_kept(result, mask)].float()
             self.slopes[name] += slopes.T @ slopes
             if name in self.inputs:
-                self._add_inputs(name, entry, result)
+                self._add_tokens(name, entry, result, mask)
         self._calls.clear()
 
-    def _kept(self, result: Tensor) -> Tensor:
-        """Which tokens count: those of the mask if it has the tokens' shape, otherwise all."""
-        lead = result.shape[:-1]
-        if self._mask is not None and self._mask.shape == lead:
-            return self._mask.bool().to(result.device)
-        return torch.ones(lead, dtype=torch.bool, device=result.device)
+
+def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
+    """Which tokens count: those of the mask if it has the tokens' shape, otherwise all."""
+    lead = result.shape[:-1]
+    if mask is not None and mask.shape == lead:
+        return mask.bool().to(result.device)
+    return torch.ones(lead, dtype=torch.bool, device=result.device)
 
 
 class _Inputs:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.compression.calibration.moments import TensorNumbers
+from hf_rmt.compression.calibration.token_masks import TokenMasks
 from hf_rmt.compression.execution.parallel import n_processes
 from hf_rmt.huggingface.training.trained_layers import is_trained
 from hf_rmt.nn.counterparts import matrix_shape
@@ -54,14 +55,13 @@ class BatchMoments:
         self._given: dict[str, list[int]] = defaultdict(list)
         self._numbers = TensorNumbers()
         self._hooks: list[Any] = []
-        self._mask: Any = None
+        self._masks = TokenMasks(model)
 
     def listen(self) -> None:
         """Add hooks that measure the next batches, until `stop` is called."""
         if self._hooks:
             return
-        hook = self.model.register_forward_pre_hook(self._take_mask, with_kwargs=True)
-        self._hooks = [hook]
+        self._masks.listen()
         for name in self.names:
             layer = self.model.get_submodule(name)
             hook = layer.register_forward_hook(self._hear(name), with_kwargs=True)
@@ -71,7 +71,8 @@ class BatchMoments:
         """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._mask = [], None
+        self._hooks = []
+        self._masks.stop()
 
     def end_step(self) -> None:
         """After the first step, decide which layers share an input; the same on all processes."""
@@ -124,9 +125,6 @@ class BatchMoments:
         batches = self.sums[f"{name} batches"].float()
         return LayerMoments(inputs, slopes / batches if slopes.any() else None)
 
-    def _take_mask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._mask = kwargs.get("attention_mask")
-
     def _hear(self, name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], result: Tensor) -> None:
             if not layer.training:  # an evaluation between two steps
@@ -141,13 +139,13 @@ class BatchMoments:
 
     @torch.no_grad()
     def _add(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
+        mask = self._masks.of(name)
         if self.leaders[name] == name:
             patches = _patches(layer, entry) if is_convolution(layer) else entry
-            tokens = self._thinned(self._unpadded(patches, self._mask)).float()
+            tokens = self._thinned(self._unpadded(patches, mask)).float()
             self.sums[f"{name} tokens"] += len(tokens)
             _add_products(self.sums[f"{name} products"], tokens)
         if result.requires_grad:
-            mask = self._mask
             result.register_hook(lambda gradient: self._add_slopes(name, layer, gradient, mask))
 
     def _add_slopes(self, name: str, layer: nn.Module, gradient: Tensor, mask: Any) -> None:
