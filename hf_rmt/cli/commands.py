@@ -127,6 +127,14 @@ def _check_page(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--html must name a file in a folder that can be written to, got {options.html!r}"
         )
+    if path.exists() and path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(
+            f"--html {options.html} is a file that is no HTML page and would be lost; choose "
+            "another name, such as report.html"
+        )
+    output = getattr(options, "output", None)
+    if output is not None and path.resolve() == Path(output).resolve():
+        raise ValueError(f"--html and OUTPUT are both {output!r}; choose another name for the page")
 
 
 def _targets(options: argparse.Namespace) -> list[str] | str | None:

@@ -238,3 +238,24 @@ def test_an_odd_architecture_is_no_reason_to_fail(
     error = capsys.readouterr().err
     assert status == 0 or "config.json" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("command", ["analyze", "compress"])
+def test_a_page_never_replaces_a_file_that_is_no_page(
+    command: str, dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path(dense, "config.json").read_bytes()
+    output = [str(tmp_path / "out")] if command == "compress" else []
+    assert main([command, dense, *output, "--html", str(Path(dense, "config.json"))]) == 1
+    assert "would be lost; choose another name" in capsys.readouterr().err
+    assert Path(dense, "config.json").read_bytes() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_and_a_model_have_two_names(
+    dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert main(["compress", dense, out, "--html", out]) == 1
+    assert "--html and OUTPUT are both" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

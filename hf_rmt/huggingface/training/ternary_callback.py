@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_rmt.huggingface.training.trainer import check_whole_weights
+from hf_rmt.huggingface.training.trainer import check_alone, check_whole_weights
 from hf_rmt.nn import LatentTernaryLinear, TernaryLinear
 from hf_rmt.nn.swap import swap_module
 
@@ -32,7 +32,7 @@ class TernaryCallback(TrainerCallback):
 
     Raises:
         ValueError: When the Trainer is made, if the model has no ternary layer or is to be sharded
-            (FSDP, DeepSpeed).
+            (FSDP, DeepSpeed), or if the Trainer has two of these callbacks.
         RuntimeError: When training begins, if the callback came too late for the optimizer.
 
     Examples:
@@ -48,6 +48,7 @@ class TernaryCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Make the layers trainable before there is an optimizer."""
+        check_alone(self, state)
         check_whole_weights(self, args, state, model)
         self._before = _ternary_layers(model)
         if not self._before:

@@ -161,6 +161,12 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         Sharded(ternary(), arguments(tmp_path), callbacks=[TernaryCallback()])
 
 
+def test_two_callbacks_are_refused(tmp_path: Path) -> None:
+    callbacks = [TernaryCallback(), TernaryCallback()]
+    with pytest.raises(ValueError, match="takes one TernaryCallback, got several"):
+        Trainer(ternary(), arguments(tmp_path), train_dataset=sentences(), callbacks=callbacks)
+
+
 def test_a_callback_that_comes_too_late_says_so(tmp_path: Path) -> None:
     trainer = Trainer(ternary(), arguments(tmp_path), train_dataset=sentences())
     trainer.add_callback(TernaryCallback())
