@@ -126,9 +126,11 @@ def check_found(model: nn.Module, missing: Iterable[str], where: str) -> None:
         ValueError: If one of them belongs to a compressed layer.
     """
     for owner, key in _owned(model, missing):
+        latent = isinstance(model.get_submodule(owner), TernaryLinear)
+        also = "; a checkpoint of TernaryCallback can only be resumed from" if latent else ""
         raise ValueError(
             f"layer {owner!r}: {where} has no tensor {key!r} of the recorded shape; it is damaged "
-            "or of another model, so get it again"
+            f"or of another model, so get it again{also}"
         )
 
 

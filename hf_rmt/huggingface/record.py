@@ -73,6 +73,10 @@ class CompressionRecord(QuantizationConfigMixin):
         self.format_version, self.quant_method = format_version, quant_method
         self.digest, self.files, self.code = digest, files, code
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """An entry; transformers reads the record of a config that a user passes as a dict."""
+        return getattr(self, key, default)
+
 
 def is_record(value: Any) -> bool:
     """Whether the `quantization_config` of a config, a dict or an object, is one of ours."""

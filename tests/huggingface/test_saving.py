@@ -81,6 +81,17 @@ def test_a_copy_saves_itself(dense: Path, tmp_path: Path) -> None:
     assert not torch.equal(outputs(model, "bert"), outputs(twin, "bert"))
 
 
+def test_the_config_of_a_loaded_model_loads_it_again(dense: Path, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(dense, quantization_config=RMTConfig())
+    model.save_pretrained(tmp_path)
+    first = AutoModel.from_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path, config=first.config)
+    states = again.state_dict(), first.state_dict()
+    assert all(torch.equal(states[0][key], tensor) for key, tensor in states[1].items())
+    again.save_pretrained(tmp_path / "again")
+    AutoModel.from_pretrained(tmp_path / "again")
+
+
 def test_a_pickled_model_acts_and_saves_as_before(dense: Path, tmp_path: Path) -> None:
     model, file = compressed(dense), tmp_path / "model.pt"
     torch.save(model, file)

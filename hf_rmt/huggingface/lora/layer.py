@@ -48,6 +48,11 @@ class CompressedLoraLinear(Linear):
                 "layer does not have; pass init_lora_weights=True, or train on "
                 "hf_rmt.export_dense(model)"
             )
+        if config.use_dora:
+            raise ValueError(
+                "use_dora=True scales the dense weight, which a compressed layer does not have; "
+                "pass use_dora=False, or train on hf_rmt.export_dense(model)"
+            )
         super().__init__(base_layer, adapter_name, config, **kwargs)
         self.fan_in_fan_out = False
         self._appended: list[str] = []  # adapters whose rows are the last ones of the signal
