@@ -71,8 +71,9 @@ class TokenMasks:
         reads = module is self.model or any(given.get(name) is not None for name in INPUTS)
         decodes = DECODER_MASK in _parameters(type(module).forward)
         mask = given.get(DECODER_MASK if decodes else MASK) if reads else around
-        is_matrix = not isinstance(mask, Tensor) or mask.ndim == 2
-        self._running.append(mask if is_matrix else around)
+        if isinstance(mask, Tensor) and mask.ndim != 2:
+            mask = around
+        self._running.append(mask)
 
     def _ends(self, *_: Any) -> None:
         self._running.pop()
