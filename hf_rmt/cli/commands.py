@@ -145,9 +145,14 @@ def _targets(options: argparse.Namespace) -> list[str] | str | None:
 
 
 def _check_output(options: argparse.Namespace, *sources: str) -> None:
-    """Refuse an OUTPUT that is an input, holds another model, or cannot be written to."""
+    """Refuse an OUTPUT that is an input, holds another model, or cannot be written to.
+
+    --private is refused where nothing is pushed.
+    """
     from hf_rmt.huggingface.delivery import check_output
 
+    if getattr(options, "private", None) and not options.push_to_hub:
+        raise ValueError("--private is for a new REPO; pass --push-to-hub REPO with it")
     check_output(options.output, sources, overwrite=options.overwrite)
 
 

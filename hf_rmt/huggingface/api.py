@@ -23,6 +23,7 @@ from hf_rmt.compression.refusals import (
     check_no_adapter,
     check_settings,
 )
+from hf_rmt.compression.targets.names import SelectionError
 from hf_rmt.huggingface.conclude import adopt, conclude
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.quantizer import RMTQuantizer, layers_left, quantized_already
@@ -172,14 +173,15 @@ def loaded(kind: Any, path: str | PathLike[str], **options: Any) -> Any:
     """Load a saved model. If a file is wrong, the error names the path.
 
     Raises:
-        ValueError: If config.json or the weights cannot be read, or do not fit each other.
+        ValueError: If config.json or the weights cannot be read, or do not fit each other, or the
+            options select no layer.
         OSError: If a file is missing.
     """
     try:
         return kind.from_pretrained(path, dtype="auto", **options)
     except OSError:
         raise
-    except (MemoryError, NotImplementedError, ImportError):
+    except (MemoryError, NotImplementedError, ImportError, SelectionError):
         raise
     except Exception as error:
         raise ValueError(

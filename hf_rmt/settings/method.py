@@ -52,7 +52,7 @@ class Method(ABC):
     help: str
     options: tuple[Option, ...] = ()
     one_of: tuple[str, ...] = ()
-    accepted: str = "linear layer or convolution"
+    accepted: str = "linear layer or plain two-dimensional convolution"
     takes_heads: bool = False
     reads_spectrum: bool = False
     concurrent: bool = False

@@ -10,6 +10,10 @@ SHOWN = 5
 """How many names a message shows."""
 
 
+class SelectionError(ValueError):
+    """A name or an expression selects no layer, or nothing is left to compress."""
+
+
 def is_selected(name: str, targets: Collection[str] | str) -> bool:
     """Whether a list of names or endings, or a regular expression, selects a module.
 
@@ -52,11 +56,11 @@ def check_found(option: str, wanted: Iterable[str], known: Collection[str]) -> N
         known: The names of all modules.
 
     Raises:
-        ValueError: If a name selects nothing. The error shows similar names.
+        SelectionError: If a name selects nothing. The error shows similar names.
     """
     for name in wanted:
         if not name or not any(is_selected(module, [name]) for module in known):
-            raise ValueError(
+            raise SelectionError(
                 f"{option} names {name!r}, which is no module of the model; {nearest(name, known)}"
             )
 

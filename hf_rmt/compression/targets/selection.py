@@ -11,7 +11,14 @@ from torch import nn
 from hf_rmt.compression.directions import layers_named
 from hf_rmt.compression.targets.blocks import in_repeated_block, linears
 from hf_rmt.compression.targets.left_dense import LeftDense, left_dense
-from hf_rmt.compression.targets.names import check_found, is_covered, is_selected, nearest, some
+from hf_rmt.compression.targets.names import (
+    SelectionError,
+    check_found,
+    is_covered,
+    is_selected,
+    nearest,
+    some,
+)
 from hf_rmt.nn.dense_matrix import MADE_ANEW, is_made_anew, why_no_matrix
 from hf_rmt.plan import Cause
 from hf_rmt.settings import CompressionSettings, method_of
@@ -33,7 +40,7 @@ def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list
         Names for `model.get_submodule`.
 
     Raises:
-        ValueError: If a target matches nothing, or nothing is left.
+        SelectionError: If a target matches nothing, or nothing is left.
     """
     return select_layers(model, settings, protected=_protected_everywhere(model, settings))
 
@@ -67,13 +74,13 @@ def select_layers(
         Names for `model.get_submodule`. Layers that share their weight are left out.
 
     Raises:
-        ValueError: If a name or an expression selects no layer, or nothing is left to compress.
+        SelectionError: If a name or an expression selects no layer, or nothing is left to compress.
     """
     method = method_of(settings)
     modules = dict(model.named_modules())
     layers = {name: module for name, module in modules.items() if method.accepts(module)}
     if "" in layers:
-        raise ValueError(
+        raise SelectionError(
             f"a {type(model).__name__} on its own has no layer inside that could be replaced; wrap "
             'it: nn.Sequential(layer), with target_modules=["0"]'
         )
@@ -86,9 +93,9 @@ def select_layers(
     left = [name for name in chosen if name not in dense]
     if not left:
         why = _why_none(settings, layers, dense, held)
-        raise ValueError(f"no layer of {type(model).__name__} is left to compress: {why}")
+        raise SelectionError(f"no layer of {type(model).__name__} is left to compress: {why}")
     for name in sorted(layers_named(settings) - set(left)):
-        raise ValueError(
+        raise SelectionError(
             f"noise_removal names {name!r}, which is not among the layers to compress; "
             f"{nearest(name, left)}"
         )
@@ -202,12 +209,12 @@ def _check_targets(
         if any(is_selected(name, one) for name in layers):
             continue
         if reason := next(_why_refused(one, model, settings), None):
-            raise ValueError(
+            raise SelectionError(
                 f"target_modules={targets!r} asks for {reason}; leave it out, because it stays "
                 f"dense, and choose among {some(layers)}"
             )
         wanted = one if isinstance(one, str) else one[0]
-        raise ValueError(
+        raise SelectionError(
             f"target_modules={wanted!r} matches no {method_of(settings).accepted}; a list holds "
             "names or their endings, a string is a regular expression for the whole name; "
             + (nearest(wanted, layers) if layers else "the model has none")

@@ -103,6 +103,7 @@ class Headed(Model):
         (nn.Sequential(nn.Linear(4, 4)), {"target_modules": "all-linear"}, ["0"], "0 is a head or"),
         (Headed(), {"target_modules": ["head"]}, ["head"], "head is tied to another layer"),
         (Model(), {"target_modules": ["head"]}, (), "head is tied to another layer"),
+        (nn.Sequential(nn.Conv1d(4, 4, 3)), {}, (), "or plain two-dimensional convolution"),
         (
             Headed(),
             {"method": "ntk", "modules_to_not_convert": ["head"]},
@@ -124,7 +125,8 @@ def test_nothing_left_says_why_and_nothing_else(
 def test_a_method_that_takes_linears_says_so_of_a_convolution() -> None:
     with pytest.raises(ValueError, match="no linear layer, the only kind that method='ntk' takes"):
         select_from(Residual(), method="ntk", target_modules=["wide"])
-    with pytest.raises(ValueError, match=r"matches no linear layer or convolution; .* among stem"):
+    accepted = "linear layer or plain two-dimensional convolution"
+    with pytest.raises(ValueError, match=f"matches no {accepted}; .* among stem"):
         select_from(Residual(), target_modules=["narrow"])
 
 
