@@ -50,7 +50,7 @@ def regression(
     masks = TokenMasks(model)
 
     def heard(name: str, entry: Tensor, _: Tensor) -> None:
-        entries.append((entry, masks.of(name)))
+        entries.append((entry, masks.of(name, entry)))
 
     rows, columns = layer.weight.shape
     shapes = {

@@ -121,11 +121,11 @@ class Moments:
         return found
 
     def _keep(self, name: str, entry: Tensor, result: Tensor) -> None:
-        self._calls.append((name, entry.detach(), result, self._masks.of(name)))
+        self._calls.append((name, entry.detach(), result, self._masks.of(name, entry)))
 
     def _add_inputs(self, name: str, entry: Tensor, result: Tensor) -> None:
         """Add the inputs of one call of a layer; padding is left out."""
-        self._add_tokens(name, entry, result, self._masks.of(name))
+        self._add_tokens(name, entry, result, self._masks.of(name, entry))
 
     def _add_tokens(self, name: str, entry: Tensor, result: Tensor, mask: Tensor | None) -> None:
         kept, lead = _kept(result, mask), result.shape[:-1]

@@ -6,13 +6,39 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
 """Arguments with which a module begins to read a text, an image or a sound."""
-MASK, DECODER_MASK = "attention_mask", "decoder_attention_mask"
+MASK, DECODER_MASK, LABELS = "attention_mask", "decoder_attention_mask", "labels"
+STATES, STATES_MASK = "encoder_hidden_states", "encoder_attention_mask"
+"""Arguments of a decoder: the states of the encoder, and the mask of the encoder's tokens."""
+IGNORED = -100
+"""The label of a token that has no loss, such as padding."""
+
+
+class Tokens(NamedTuple):
+    """What is known of the tokens that a running module works on.
+
+    Attributes:
+        mask: Their mask, shape (batch, tokens); None if there is none.
+        of_decoder: Whether they are the tokens of a decoder.
+        states: What the decoder sees of the encoder, shape (batch, other tokens, width).
+        states_mask: The mask of these states, shape (batch, other tokens).
+    """
+
+    mask: Tensor | None = None
+    of_decoder: bool = False
+    states: Tensor | None = None
+    states_mask: Tensor | None = None
+
+    def mask_of(self, entry: Tensor | None) -> Tensor | None:
+        """The mask of a layer's input, which is the states of the encoder in a cross attention."""
+        if entry is None or self.states is None or entry.shape != self.states.shape:
+            return self.mask
+        return self.states_mask if entry.data_ptr() == self.states.data_ptr() else self.mask
 
 
 class TokenMasks:
@@ -21,7 +47,8 @@ class TokenMasks:
     An encoder, a decoder and an image encoder in one model have different tokens. Each of them is a
     module that is called with one of `INPUTS`, together with the mask of its tokens if there is
     one. A mask that is not a matrix was computed from the matrix of a module around this one, which
-    stays valid. Layers behind an encoder and a decoder work on the tokens of the decoder.
+    stays valid. Layers behind an encoder and a decoder work on the tokens of the decoder. A decoder
+    often has no mask, because no token sees the padding behind it; the labels show it then.
 
     Args:
         model: The model; it only gets hooks, from `listen` to `stop`.
@@ -29,7 +56,7 @@ class TokenMasks:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._running: list[Tensor | None] = []
+        self._running: list[Tokens] = []
         self._last: dict[str, Tensor | None] = {}
         self._hooks: list[Any] = []
 
@@ -55,28 +82,53 @@ class TokenMasks:
         finally:
             self.stop()
 
-    def of(self, name: str) -> Tensor | None:
-        """The mask for a layer that is called now, shape (batch, tokens); None if there is none.
+    def of(self, name: str, entry: Tensor | None = None) -> Tensor | None:
+        """The mask for a layer that is called now.
 
         A layer that gradient checkpointing calls again, after the model has returned, gets the mask
         of its earlier call.
+
+        Args:
+            name: Runtime name of the layer.
+            entry: What it is called with, shape (batch, tokens, width).
+
+        Returns:
+            Shape (batch, tokens); None if there is no mask.
         """
         if self._running:
-            self._last[name] = self._running[-1]
+            self._last[name] = self._running[-1].mask_of(entry)
         return self._last.get(name)
 
     def _begins(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         given = _arguments(module, args, kwargs)
-        around = self._running[-1] if self._running else None
+        around = self._running[-1] if self._running else Tokens()
         reads = module is self.model or any(given.get(name) is not None for name in INPUTS)
-        decodes = DECODER_MASK in _parameters(type(module).forward)
-        mask = given.get(DECODER_MASK if decodes else MASK) if reads else around
-        if isinstance(mask, Tensor) and mask.ndim != 2:
-            mask = around
-        self._running.append(mask)
+        self._running.append(_tokens(module, given, around) if reads else around)
 
     def _ends(self, *_: Any) -> None:
         self._running.pop()
+
+
+def _tokens(module: nn.Module, given: dict[str, Any], around: Tokens) -> Tokens:
+    """The tokens of a module that begins to read, from its arguments and the module around it."""
+    states = given.get(STATES)
+    has_encoder = DECODER_MASK in _parameters(type(module).forward)
+    decodes = has_encoder or states is not None
+    mask = given.get(DECODER_MASK if has_encoder else MASK)
+    if mask is None and has_encoder:
+        mask = _before_padding(given.get(LABELS))
+    if mask is None and decodes and around.of_decoder:
+        mask = around.mask
+    if isinstance(mask, Tensor) and mask.ndim != 2:
+        mask = around.mask
+    return Tokens(mask, decodes, states, given.get(STATES_MASK))
+
+
+def _before_padding(labels: Any) -> Tensor | None:
+    """The mask of the tokens that have a label, or have one behind them; labels (batch, tokens)."""
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
+        return None
+    return (labels != IGNORED).flip(1).cumsum(1).flip(1) > 0
 
 
 @cache

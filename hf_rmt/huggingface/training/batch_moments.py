@@ -139,7 +139,7 @@ class BatchMoments:
 
     @torch.no_grad()
     def _add(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
-        mask = self._masks.of(name)
+        mask = self._masks.of(name, entry)
         if self.leaders[name] == name:
             patches = _patches(layer, entry) if is_convolution(layer) else entry
             tokens = self._thinned(self._unpadded(patches, mask)).float()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
@@ -45,6 +46,7 @@ def ids(length: int = LENGTH) -> Tensor:
     return torch.arange(2 * length).view(2, length) % 20 + 3
 
 
+ENDING = ids().index_fill(1, torch.tensor([LENGTH - 1]), 2)  # each text ends with one end token
 TEXT = {"input_ids": ids(), "attention_mask": mask(REAL)}
 BOTH = {**TEXT, "decoder_input_ids": ids()}
 
@@ -63,9 +65,23 @@ def bart() -> nn.Module:
     )
 
 
+def bart_classifier() -> nn.Module:
+    return BartForSequenceClassification(
+        BartConfig(**TWO, **HEADS, encoder_ffn_dim=32, decoder_ffn_dim=32)
+    )
+
+
 def t5() -> nn.Module:
     return T5ForConditionalGeneration(
-        T5Config(d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2, vocab_size=30)
+        T5Config(
+            d_model=32,
+            d_kv=16,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            vocab_size=30,
+            decoder_start_token_id=0,
+        )
     )
 
 
@@ -83,12 +99,15 @@ def siglip() -> nn.Module:
 def captioner() -> nn.Module:
     decoder = BertConfig(**SMALL, intermediate_size=32, is_decoder=True, add_cross_attention=True)
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**VISION), decoder)
+    config.pad_token_id = config.decoder_start_token_id = 0
     return VisionEncoderDecoderModel(config)
 
 
 PIXELS = torch.ones(2, 3, 8, 8)
 SOUND = torch.ones(2, 8, 2 * LENGTH)
 OWN = {"decoder_attention_mask": mask(3)}
+ONE_HIDDEN = torch.arange(LENGTH) == 1  # a token without a loss in the middle is no padding
+LABELLED = {**TEXT, "labels": ids().masked_fill(~mask(3).bool() | ONE_HIDDEN, -100)}
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {
     "bert": (bert, TEXT, {"query": 2 * REAL, "classifier": 2}),
     "llama": (llama, TEXT, {"q_proj": 2 * REAL, "lm_head": 2 * REAL}),
@@ -96,13 +115,49 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {
     "bart, both masks": (
         bart,
         {**BOTH, **OWN},
-        {"encoder.layers.0.fc1": 2 * REAL, "decoder.layers.0.fc1": 6, "lm_head": 6},
+        {
+            "encoder.layers.0.fc1": 2 * REAL,
+            "decoder.layers.0.fc1": 6,
+            "encoder_attn.k_proj": 2 * REAL,
+            "encoder_attn.q_proj": 6,
+            "lm_head": 6,
+        },
+    ),
+    "bart, labels": (
+        bart,
+        LABELLED,
+        {
+            "encoder.layers.0.fc1": 2 * REAL,
+            "decoder.layers.0.fc1": 6,
+            "encoder_attn.v_proj": 2 * REAL,
+            "lm_head": 6,
+        },
+    ),
+    "bart, labels of a class": (
+        bart_classifier,
+        {**TEXT, "input_ids": ENDING, "labels": torch.zeros(2).long()},
+        {"encoder.layers.0.fc1": 2 * REAL, "decoder.layers.0.fc1": 12, "dense": 2},
     ),
     "t5": (t5, BOTH, {"encoder.block.0.layer.1": 2 * REAL, "decoder.block.0.layer.2": 12}),
     "t5, both masks": (
         t5,
         {**BOTH, **OWN},
-        {"encoder.block.0.layer.1": 2 * REAL, "decoder.block.0.layer.2": 6},
+        {
+            "encoder.block.0.layer.1": 2 * REAL,
+            "decoder.block.0.layer.2": 6,
+            "EncDecAttention.k": 2 * REAL,
+            "EncDecAttention.q": 6,
+        },
+    ),
+    "t5, labels, no mask of the encoder": (
+        t5,
+        {"input_ids": ids(), "labels": LABELLED["labels"]},
+        {
+            "encoder.block.0.layer.1": 12,
+            "decoder.block.0.layer.2": 6,
+            "EncDecAttention.v": 12,
+            "lm_head": 6,
+        },
     ),
     "siglip": (
         siglip,
@@ -112,7 +167,20 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {
     "whisper": (
         whisper,
         {"input_features": SOUND, "decoder_input_ids": ids(), **OWN},
-        {"encoder.layers.0.fc1": 12, "decoder.layers.0.fc1": 6},
+        {
+            "encoder.layers.0.fc1": 12,
+            "decoder.layers.0.fc1": 6,
+            "encoder_attn.k_proj": 12,
+        },
+    ),
+    "captions, labels": (
+        captioner,
+        {"pixel_values": PIXELS, "labels": ids(5).masked_fill(~mask(3, 5).bool(), -100)},
+        {
+            "encoder.layers": 10,
+            "decoder.bert.encoder.layer.0.intermediate": 6,
+            "crossattention.self.key": 10,
+        },
     ),
     "captions": (
         captioner,
