@@ -12,8 +12,8 @@ import numpy as np
 
 import hf_rmt
 from hf_rmt.demo import demo_model_path
-from hf_rmt.report.plots import spectrum_figure
-from hf_rmt.report.style import save_figure
+from hf_rmt.report.figures.plots import spectrum_figure
+from hf_rmt.report.figures.style import save_figure
 from hf_rmt.spectra import fit_double_bulk, fit_weight
 from hf_rmt.spectra.ensembles import double_bulk_matrix
 

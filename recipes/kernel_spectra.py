@@ -35,7 +35,7 @@ from hf_rmt.kernels import (
     ntk_equivalent,
 )
 from hf_rmt.kernels.simulation import gaussian_mixture, simulated_kernels
-from hf_rmt.report.style import finish, new_figure, save_figure, styled
+from hf_rmt.report.figures.style import finish, new_figure, save_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_rmt.spectra import Phase
-from hf_rmt.spectra.fit import fit_double_bulk
+from hf_rmt.spectra.fits.double_bulk import fit_double_bulk
 
 
 def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float) -> Tensor:

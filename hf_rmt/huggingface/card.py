@@ -15,7 +15,7 @@ from yaml import YAMLError
 from hf_rmt.huggingface.compat import auto_mapping, source_of, task_of
 from hf_rmt.plan import TERNARY, CompressionPlan
 from hf_rmt.report import CardMetadata, CompressionReport, model_card
-from hf_rmt.report.style import save_figure
+from hf_rmt.report.figures.style import save_figure
 
 logger = logging.getLogger(__name__)
 

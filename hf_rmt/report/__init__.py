@@ -3,8 +3,8 @@
 This package uses only spectra and plans. Figures need matplotlib, the extra `plots`.
 """
 
-from hf_rmt.report.card import model_card
-from hf_rmt.report.card_head import CardMetadata, Evaluation
+from hf_rmt.report.card.card import model_card
+from hf_rmt.report.card.head import CardMetadata, Evaluation
 from hf_rmt.report.compression import CompressionReport
 from hf_rmt.report.layer import LayerSpectrum
 from hf_rmt.report.sizes import Sizes

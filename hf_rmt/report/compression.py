@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.report import records, tables, verdicts
 from hf_rmt.report.folder import save_report
-from hf_rmt.report.page import page_text
-from hf_rmt.report.page_data import compression_content
+from hf_rmt.report.page.data import compression_content
+from hf_rmt.report.page.page import page_text
 from hf_rmt.report.sizes import COVERED, FILE, MEMORY, Sizes
 from hf_rmt.report.spectral import SpectralReport
 
@@ -207,7 +207,7 @@ class CompressionReport:
         Returns:
             A `matplotlib.figure.Figure`.
         """
-        from hf_rmt.report.plots import depth_figure
+        from hf_rmt.report.figures.plots import depth_figure
 
         plan = self.plan
         panels = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from hf_rmt.report.figures.style import save_figure
 from hf_rmt.report.records import place, written
-from hf_rmt.report.style import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_rmt.report import records, tables
-from hf_rmt.report.bins import misfit_note
+from hf_rmt.report.figures.bins import misfit_note
 from hf_rmt.spectra import SpectrumFit
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_rmt.spectra import DoubleBulk, MarchenkoPastur, Phase, PowerLawBulk, SpectrumFit
-from hf_rmt.spectra.laws import BulkLaw
+from hf_rmt.spectra.laws.law import BulkLaw
 
 
 def plain(value: Any) -> Any:

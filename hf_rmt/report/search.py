@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hf_rmt.plan import CompressionPlan
 from hf_rmt.report import records, tables
-from hf_rmt.report.style import finish, new_figure, save_figure, styled
+from hf_rmt.report.figures.style import finish, new_figure, save_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from hf_rmt.report.style import Palette
+    from hf_rmt.report.figures.style import Palette
 
 ROUNDING = 1e-9
 """Relative tolerance when metrics are compared: in floating point 0.51 - 0.1 is more than 0.41."""

@@ -14,11 +14,11 @@ import numpy as np
 
 from hf_rmt.report import records, tables, verdicts
 from hf_rmt.report.depth import short_names
+from hf_rmt.report.figures.style import save_figure
 from hf_rmt.report.folder import save_report
 from hf_rmt.report.layer import LayerSpectrum
-from hf_rmt.report.page import page_text
-from hf_rmt.report.page_data import spectral_content
-from hf_rmt.report.style import save_figure
+from hf_rmt.report.page.data import spectral_content
+from hf_rmt.report.page.page import page_text
 from hf_rmt.spectra import Phase
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class SpectralReport:
         Raises:
             KeyError: If there is no such layer.
         """
-        from hf_rmt.report.plots import spectrum_figure
+        from hf_rmt.report.figures.plots import spectrum_figure
 
         layer = self[name]
         share = tables.percent(layer.fit.signal_energy)
@@ -199,7 +199,7 @@ class SpectralReport:
         Returns:
             A `matplotlib.figure.Figure`.
         """
-        from hf_rmt.report.plots import depth_figure
+        from hf_rmt.report.figures.plots import depth_figure
 
         fits = [layer.fit for layer in self.layers]
         lawless = all(fit.phase == Phase.LAWLESS for fit in fits)
@@ -239,7 +239,7 @@ class SpectralReport:
         Raises:
             KeyError: If there is no such layer.
         """
-        from hf_rmt.report.plots import grid_figure
+        from hf_rmt.report.figures.plots import grid_figure
 
         chosen = self.layers if names is None else [self[name] for name in names]
         if names is None and len(chosen) > max_layers:

@@ -11,16 +11,16 @@ entries of the weight whether the spikes can be trusted.
 This package uses only NumPy and SciPy, in float64. It does not use torch.
 """
 
-from hf_rmt.spectra.double_bulk import DoubleBulk
 from hf_rmt.spectra.entries import EntryDiagnostics, entry_diagnostics
-from hf_rmt.spectra.fit import fit_double_bulk
-from hf_rmt.spectra.marchenko_pastur import MarchenkoPastur
-from hf_rmt.spectra.power_law_bulk import PowerLawBulk, fit_power_law_bulk
+from hf_rmt.spectra.fits.double_bulk import fit_double_bulk
+from hf_rmt.spectra.fits.power_law_bulk import PowerLawBulk, fit_power_law_bulk
+from hf_rmt.spectra.fits.unit_bulk import fit_unit_bulk
+from hf_rmt.spectra.laws.double_bulk import DoubleBulk
+from hf_rmt.spectra.laws.marchenko_pastur import MarchenkoPastur
+from hf_rmt.spectra.laws.tracy_widom import tracy_widom_cdf, tracy_widom_quantile
 from hf_rmt.spectra.review import fit_weight, review
 from hf_rmt.spectra.split import Phase, SpectrumFit
-from hf_rmt.spectra.tracy_widom import tracy_widom_cdf, tracy_widom_quantile
 from hf_rmt.spectra.truncation import truncate
-from hf_rmt.spectra.unit_bulk import fit_unit_bulk
 
 __all__ = [
     "DoubleBulk",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hf_rmt.spectra.laws import BulkLaw
+from hf_rmt.spectra.laws.law import BulkLaw
 
 
 def kolmogorov_distance(law: BulkLaw, noise: ArrayLike) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hf_rmt.spectra.spike_map import Array
+from hf_rmt.spectra.laws.spike_map import Array
 
 SWEEPS = 100
 EVEN = 1e-6

@@ -7,7 +7,7 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hf_rmt.spectra.spike_map import Array
+from hf_rmt.spectra.laws.spike_map import Array
 
 MIN_EIGENVALUES = 24
 """With fewer eigenvalues no law is fitted."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_rmt.spectra.laws import check_positive, check_unit
-from hf_rmt.spectra.spike_map import Array
+from hf_rmt.spectra.laws.law import check_positive, check_unit
+from hf_rmt.spectra.laws.spike_map import Array
 
 Seed = int | np.random.Generator
 """A generator gives another matrix at every draw; a number gives the same matrix every time."""

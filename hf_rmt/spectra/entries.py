@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hf_rmt.spectra.spike_map import Array
+from hf_rmt.spectra.laws.spike_map import Array
 
 SPARSE = 0.5
 """From this share of exact zeros on, zeros are named as the cause."""

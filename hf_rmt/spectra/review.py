@@ -22,10 +22,10 @@ from hf_rmt.spectra.entries import (
     tall_matrix,
     too_many_repeats,
 )
-from hf_rmt.spectra.fit import fit_double_bulk
-from hf_rmt.spectra.laws import BulkLaw
+from hf_rmt.spectra.fits.double_bulk import fit_double_bulk
+from hf_rmt.spectra.laws.law import BulkLaw
+from hf_rmt.spectra.laws.spike_map import Array
 from hf_rmt.spectra.row_profile import profile_edges
-from hf_rmt.spectra.spike_map import Array
 from hf_rmt.spectra.split import Phase, SpectrumFit, without_law
 
 TOLERANCE = 1.1

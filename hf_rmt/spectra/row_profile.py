@@ -15,8 +15,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit, logit
 
-from hf_rmt.spectra.laws import BulkLaw
-from hf_rmt.spectra.spike_map import Array
+from hf_rmt.spectra.laws.law import BulkLaw
+from hf_rmt.spectra.laws.spike_map import Array
 
 GRID = 48
 """Number of values of u. z(u) is flat near its minimum, so the edge is right to about 0.5 %."""

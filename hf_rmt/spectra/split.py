@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from hf_rmt.spectra.agreement import kolmogorov_distance
 from hf_rmt.spectra.eigenvalues import live_count
-from hf_rmt.spectra.laws import BulkLaw
-from hf_rmt.spectra.recovery import found_spikes
-from hf_rmt.spectra.spike_map import Array, population_moment
+from hf_rmt.spectra.fits.recovery import found_spikes
+from hf_rmt.spectra.laws.law import BulkLaw
+from hf_rmt.spectra.laws.spike_map import Array, population_moment
 
 MAX_DISTANCE = 0.12
 """Kolmogorov distance beyond which a bulk does not follow the fitted law."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_rmt.report.style import save_figure
+from hf_rmt.report.figures.style import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

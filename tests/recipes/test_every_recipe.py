@@ -23,7 +23,7 @@ DEEPER = {
     "bench_regime": {"hf_rmt.report.tables"},
     "bench_fidelity": {"hf_rmt.compression.targets.selection"},
     "bench_spectra": {"hf_rmt.spectra.ensembles"},
-    "kernel_spectra": {"hf_rmt.kernels.simulation", "hf_rmt.report.style"},
+    "kernel_spectra": {"hf_rmt.kernels.simulation", "hf_rmt.report.figures.style"},
     "ntk_mlp": {"hf_rmt.report.tables"},
     "spectra": {
         *("hf_rmt.report.depth", "hf_rmt.report.records", "hf_rmt.report.tables"),
@@ -31,18 +31,18 @@ DEEPER = {
     },
     "workbench.models.simulated_bert": {"hf_rmt.spectra.ensembles"},
     "workbench.report.comparison": {
-        "hf_rmt.report.axes",
-        "hf_rmt.report.bins",
-        "hf_rmt.report.style",
+        "hf_rmt.report.figures.axes",
+        "hf_rmt.report.figures.bins",
+        "hf_rmt.report.figures.style",
     },
     "workbench.report.estimation_tables": {"hf_rmt.spectra.balance", "hf_rmt.spectra.ensembles"},
-    "workbench.report.memory_study": {"hf_rmt.report.style"},
+    "workbench.report.memory_study": {"hf_rmt.report.figures.style"},
     "workbench.report.method_rows": {"hf_rmt.report.search"},
-    "workbench.report.regime_figure": {"hf_rmt.report.style"},
-    "workbench.report.result_figures": {"hf_rmt.report.style"},
+    "workbench.report.regime_figure": {"hf_rmt.report.figures.style"},
+    "workbench.report.result_figures": {"hf_rmt.report.figures.style"},
     "workbench.report.results": {"hf_rmt.report.records", "hf_rmt.report.tables"},
     "workbench.report.spectra_tables": {"hf_rmt.report.tables"},
-    "workbench.writing": {"hf_rmt.report.style"},
+    "workbench.writing": {"hf_rmt.report.figures.style"},
 }
 """What recipes import from below these rooms; a shorter list is better, a longer one is not."""
 WRITERS = {"write_text", "write_bytes", "savefig", "save_figure", "save_pretrained", "save_model"}

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from hf_rmt.plan import CompressionPlan, Outcome
+from hf_rmt.report.figures.style import palette
 from hf_rmt.report.search import Evaluation, SearchReport, within
-from hf_rmt.report.style import palette
 from tests.report.samples import layer_plan
 
 REMOVAL = {"blocks.0.key": 1.0, "blocks.0.mlp": 0.5}

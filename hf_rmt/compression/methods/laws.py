@@ -42,8 +42,8 @@ class PowerLawBulk(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """See `hf_rmt.spectra.power_law_bulk.fit_power_law_bulk`."""
-        from hf_rmt.spectra.power_law_bulk import fit_power_law_bulk
+        """See `hf_rmt.spectra.fits.power_law_bulk.fit_power_law_bulk`."""
+        from hf_rmt.spectra.fits.power_law_bulk import fit_power_law_bulk
 
         return fit_power_law_bulk(eigenvalues, shape)
 
@@ -58,8 +58,8 @@ class Bema(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """See `hf_rmt.spectra.unit_bulk.fit_bema`."""
-        from hf_rmt.spectra.unit_bulk import fit_bema
+        """See `hf_rmt.spectra.fits.unit_bulk.fit_bema`."""
+        from hf_rmt.spectra.fits.unit_bulk import fit_bema
 
         return fit_bema(eigenvalues, shape)
 
@@ -74,8 +74,8 @@ class Kernel(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """See `hf_rmt.spectra.unit_bulk.fit_kernel`."""
-        from hf_rmt.spectra.unit_bulk import fit_kernel
+        """See `hf_rmt.spectra.fits.unit_bulk.fit_kernel`."""
+        from hf_rmt.spectra.fits.unit_bulk import fit_kernel
 
         return fit_kernel(eigenvalues, shape)
 

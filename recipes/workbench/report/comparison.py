@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_rmt.report.axes import TICK_HEIGHT, spectrum_panels
-from hf_rmt.report.bins import BINS, law_curve, positions
-from hf_rmt.report.style import (
+from hf_rmt.report.figures.axes import TICK_HEIGHT, spectrum_panels
+from hf_rmt.report.figures.bins import BINS, law_curve, positions
+from hf_rmt.report.figures.style import (
     MARKERS,
     SMALL_FONT,
     Palette,

@@ -11,7 +11,7 @@ from workbench.writing import write_json
 
 import numpy as np
 
-from hf_rmt.report.style import MARKERS, SMALL_FONT, finish, new_figure, styled
+from hf_rmt.report.figures.style import MARKERS, SMALL_FONT, finish, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

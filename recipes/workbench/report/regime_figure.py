@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_rmt.report.style import MARKERS, finish, legend_below, new_figure, styled
+from hf_rmt.report.figures.style import MARKERS, finish, legend_below, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.report.results import ResultsTable
 from workbench.writing import write_figure
 
-from hf_rmt.report.style import (
+from hf_rmt.report.figures.style import (
     MARKERS,
     Palette,
     finish,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from hf_rmt.report.style import DARK, LIGHT, save_figure
+from hf_rmt.report.figures.style import DARK, LIGHT, save_figure
 from tests.report.samples import make_degenerate, make_fit, make_unit
 
 FITS = {"PDB": make_fit(spikes=(40.0,), distance=0.012), "PUB": make_unit()}

@@ -1,0 +1,231 @@
+"""Draws one spectrum into axes: histogram, law, edges, spikes and a note on values outside."""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_rmt.report.figures.bins import BINS as BINS  # figures of the recipes import BINS from here
+from hf_rmt.report.figures.bins import BinnedSpectrum, below_edge, binned
+from hf_rmt.report.figures.bins import law_curve as law_curve
+from hf_rmt.report.figures.bins import positions as positions
+from hf_rmt.report.figures.style import SMALL_FONT, Palette, finish, matplotlib_part
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
+    from numpy.typing import NDArray
+
+    from hf_rmt.spectra import SpectrumFit
+
+REASON_WIDTH = 26
+"""The most characters of a reason that fit into a small panel."""
+DENSE_DECADES = 1.5
+"""Logarithmic axes over more decades than this have ticks at powers of ten only."""
+TICK_HEIGHT = 0.035
+"""Height of the middle of a spike's tick, as a part of the height of the axes."""
+
+
+def abscissa(*, square_root: bool, short: bool = False) -> str:
+    """Label of the axis of singular values, or of eigenvalues."""
+    if short:
+        name = r"singular value $\nu$" if square_root else r"eigenvalue $\lambda$"
+        return f"{name}\n(units of the weight{'' if square_root else ', squared'})"
+    if square_root:
+        return r"singular value $\nu = \sqrt{\lambda}$ of the weight (units of the weight)"
+    return r"eigenvalue $\lambda$ = squared singular value (units of the weight, squared)"
+
+
+def ordinate(*, square_root: bool) -> str:
+    """Label of the axis of a density over singular values, or over eigenvalues."""
+    return r"density (per $\nu$)" if square_root else r"density (per $\lambda$)"
+
+
+def spectrum_panels(figure: Figure, count: int, columns: int, *, square_root: bool) -> list[Axes]:
+    """Panels for `count` spectra, in rows; only the outer ones have labels.
+
+    Args:
+        figure: Where to.
+        count: Panels, at least one.
+        columns: Panels in a row.
+        square_root: Over singular values, not eigenvalues.
+
+    Returns:
+        The panels, row by row.
+    """
+    rows = -(-count // columns)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axes in panels[count:]:
+        axes.remove()
+    for axes in panels[max(0, count - columns) : count]:
+        axes.set_xlabel(abscissa(square_root=square_root, short=True))
+    for axes in panels[:count:columns]:
+        axes.set_ylabel(ordinate(square_root=square_root))
+    return panels[:count]
+
+
+def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> None:
+    """Draw one spectrum: a histogram of area 1, the law with the area of the noise, the spikes.
+
+    Args:
+        axes: Where to draw.
+        fit: The fitted spectrum; without a law only its histogram and the reason are drawn, with
+            the kept values in another colour.
+        colours: The palette.
+        square_root: Draw over singular values, not eigenvalues.
+    """
+    ticker = matplotlib_part("ticker")
+    finish(axes, colours)
+    _plain_ticks(axes.xaxis, ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
+    values = positions(fit.eigenvalues, square_root=square_root)
+    if fit.noise_law is None:
+        signal = fit.is_signal[np.isfinite(fit.eigenvalues)]
+        _draw_lawless(axes, [values[~signal], values[signal]], fit.reason, colours)
+        return
+    spectrum = binned(fit, square_root=square_root)
+    top = _draw_histogram(axes, values, fit.is_signal, spectrum, colours)
+    top = max(top, _draw_law(axes, fit, colours, square_root=square_root))
+    axes.axvline(spectrum.edge, color=colours.edge, lw=0.9, ls="--", label="edge at this size")
+    low = below_edge(fit)
+    draw_ticks(axes, values[fit.is_signal & ~low], colours)
+    draw_ticks(axes, values[low], colours, below=True)
+    axes.set_xlim(0.0, spectrum.limit)
+    axes.set_ylim(0.0, 1.15 * top)
+    _note_beyond(axes, values[fit.is_signal], spectrum.limit)
+
+
+def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> float:
+    """The law with the area of the noise, and its edges; returns the height that it needs."""
+    if fit.noise_law is None:
+        return 0.0
+    x, density = law_curve(fit.noise_law, square_root=square_root)
+    density = (1 - fit.n_spikes / len(fit.eigenvalues)) * density
+    axes.plot(x, density, color=colours.law, label="fitted law of the noise")
+    bulk_edges = positions(fit.noise_law.bulk_edges.ravel(), square_root=square_root)
+    for k, bulk_edge in enumerate(bulk_edges):
+        label = "" if k else "edges of the law"
+        axes.axvline(bulk_edge, color=colours.law, lw=0.9, ls=":", label=label)
+    return float(density.max()) if square_root else 0.0  # over eigenvalues it may be infinite
+
+
+def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> None:
+    """Draw how many values lie at or above each one, on logarithmic axes.
+
+    Args:
+        axes: Where to draw.
+        fit: A fitted spectrum with a law.
+        colours: The palette.
+        square_root: Draw over singular values, not eigenvalues.
+    """
+    ticker = matplotlib_part("ticker")
+    values = positions(fit.eigenvalues, square_root=square_root)
+    counts = np.arange(len(values)) + 1
+    for mask, colour in ((~fit.is_signal, colours.law), (fit.is_signal, colours.spike)):
+        axes.plot(values[mask], counts[mask], ".", color=colour, markersize=4)
+    edge = float(np.sqrt(fit.upper_edge) if square_root else fit.upper_edge)
+    axes.axvline(edge, color=colours.edge, lw=0.9, ls="--")
+    axes.set(xscale="log", yscale="log", xlim=(0.3 * edge, 1.3 * values[0]))
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        subs = (1.0,) if high > low * 10**DENSE_DECADES else (1.0, 2.0, 5.0)
+        _plain_ticks(axis, ticker.LogLocator(subs=subs, numticks=5))
+    axes.set_ylabel("number at or above")
+    axes.set_xlabel(abscissa(square_root=square_root, short=True))
+    axes.set_title("the tail", fontsize=SMALL_FONT)
+    finish(axes, colours)
+
+
+def draw_ticks(
+    axes: Axes, spikes: NDArray[np.float64], colours: Palette, *, below: bool = False
+) -> None:
+    """Mark every spike at the foot of the axes.
+
+    Args:
+        axes: Where to.
+        spikes: Their places; without any nothing is drawn.
+        colours: The palette.
+        below: Mark them as signal below the edge, by hollow triangles in place of ticks.
+    """
+    if len(spikes):
+        look: dict[str, Any] = {"marker": "v", "markersize": 4, "markerfacecolor": "none"}
+        if not below:
+            look = {"marker": "|", "markersize": 9}
+        axes.plot(
+            spikes,
+            np.full(len(spikes), TICK_HEIGHT),
+            ls="",
+            markeredgewidth=1.1,
+            color=colours.spike,
+            transform=axes.get_xaxis_transform(),
+            label="signal below the edge" if below else "spikes",
+            **look,
+        )
+
+
+def _draw_histogram(
+    axes: Axes,
+    values: NDArray[np.float64],
+    is_signal: NDArray[np.bool_],
+    spectrum: BinnedSpectrum,
+    colours: Palette,
+) -> float:
+    """Stack noise and spikes in bins that meet at the edge; returns the highest bar."""
+    weight = 1 / (spectrum.total * (spectrum.bins[1] - spectrum.bins[0]))
+    groups = [values[~is_signal], values[is_signal]]
+    heights, _, _ = axes.hist(
+        groups,
+        bins=spectrum.bins.tolist(),
+        weights=[np.full(len(group), weight) for group in groups],
+        stacked=True,
+        color=[colours.noise, colours.signal],
+        label=["noise, measured", "signal, measured"],
+    )
+    return float(np.max(heights))
+
+
+def _draw_lawless(
+    axes: Axes, groups: list[NDArray[np.float64]], reason: str, colours: Palette
+) -> None:
+    """Stack noise and signal in bins over the whole spectrum."""
+    if any(group.any() for group in groups):
+        looks = [(colours.faint, "measured, no law"), (colours.signal, "signal, measured")]
+        shown = slice(2 if len(groups[1]) else 1)
+        axes.hist(
+            groups[shown],
+            bins=BINS[0] * (2 if len(groups[1]) else 1),
+            density=True,
+            stacked=True,
+            color=[colour for colour, _ in looks[shown]],
+            label=[label for _, label in looks[shown]],
+        )
+        axes.set(xlim=(0.0, None), ylim=(0.0, 1.35 * axes.get_ylim()[1]))
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    _note(axes, fill(reason, width=REASON_WIDTH))
+
+
+def _note_beyond(axes: Axes, spikes: NDArray[np.float64], limit: float) -> None:
+    """Say how many spikes lie outside the drawing, if any does."""
+    beyond = spikes[spikes > limit]
+    if len(beyond):
+        farthest = np.format_float_positional(beyond[0], 3, fractional=False, trim="-")
+        _note(axes, f"{len(beyond)} beyond,\nto {farthest}")
+
+
+def _note(axes: Axes, text: str) -> None:
+    """Text in the upper right corner, where a spectrum is low."""
+    where = axes.transAxes
+    axes.text(0.98, 0.96, text, ha="right", va="top", transform=where, fontsize=SMALL_FONT - 1)
+
+
+def _plain_ticks(axis: Axis, locator: Locator) -> None:
+    """Numbers written out at few places, without an offset that would cover the label."""
+    ticker = matplotlib_part("ticker")
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())

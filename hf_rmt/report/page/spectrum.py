@@ -1,0 +1,94 @@
+"""One spectrum as a few numbers, from which the scripts of a page draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_rmt.report.figures.bins import BINS, below_edge, binned, law_curve, positions
+from hf_rmt.spectra import SpectrumFit
+
+DIGITS = 4
+"""Significant digits: a figure of 1000 pixels shows no more."""
+CURVE_POINTS = 90
+"""Points of the law in each of its intervals."""
+MOST_TICKS = 400
+"""Largest number of spikes, and of values below the edge, that are drawn."""
+TAIL_POINTS = 60
+"""Points of the curve of counts."""
+
+
+def rounded(value: float) -> float | None:
+    """A number with four significant digits; None for nan.
+
+    Examples:
+        >>> rounded(1234.567), rounded(0.00123456), rounded(float("nan"))
+        (1235.0, 0.001235, None)
+    """
+    return None if np.isnan(value) else float(f"{value:.{DIGITS}g}")
+
+
+def spectrum_record(fit: SpectrumFit) -> dict[str, Any] | None:
+    """A spectrum over its singular values: bins, law, edges, spikes and the curve of counts.
+
+    Args:
+        fit: The spectrum; without a law it has bins only.
+
+    Returns:
+        Plain values; None where there is nothing to draw.
+    """
+    values = positions(fit.eigenvalues, square_root=True)
+    if len(values) < len(fit.eigenvalues) or not values.any():
+        return None
+    record = _lawless(fit, values) if fit.noise_law is None else _with_law(fit, values)
+    return {**record, "total": len(values), "tail": _tail(values, fit.is_signal)}
+
+
+def _with_law(fit: SpectrumFit, values: NDArray[np.float64]) -> dict[str, Any]:
+    law = fit.noise_law
+    if law is None:
+        return {}
+    spectrum = binned(fit, square_root=True)
+    x, density = law_curve(law, square_root=True, points=CURVE_POINTS)
+    low = below_edge(fit)
+    spikes, below = values[fit.is_signal & ~low], values[low]
+    return {
+        "width": rounded(spectrum.bins[1]),
+        "limit": rounded(spectrum.limit),
+        "noise": spectrum.noise.tolist(),
+        "signal": spectrum.signal.tolist(),
+        "edge": rounded(spectrum.edge),
+        "edges": [_list(np.sqrt(pair)) for pair in law.bulk_edges],
+        "law": [_list(x), _list((1 - fit.n_spikes / len(values)) * density)],
+        "spikes": _list(spikes[spikes <= spectrum.limit][-MOST_TICKS:]),
+        "below": _list(below[:MOST_TICKS]),
+        "beyond": int(np.sum(spikes > spectrum.limit)),
+        "largest": rounded(values[0]),
+    }
+
+
+def _lawless(fit: SpectrumFit, values: NDArray[np.float64]) -> dict[str, Any]:
+    bins = np.linspace(0.0, 1.001 * values.max(), 2 * BINS[0] + 1)
+    groups = (values[~fit.is_signal], values[fit.is_signal])
+    noise, signal = (np.histogram(group, bins)[0].tolist() for group in groups)
+    return {
+        "width": rounded(bins[1]),
+        "limit": rounded(bins[-1]),
+        "noise": noise,
+        "signal": signal,
+        "largest": rounded(values.max()),
+    }
+
+
+def _tail(values: NDArray[np.float64], is_signal: NDArray[np.bool_]) -> list[Any]:
+    """Some values, how many lie at or above each, and whether each is signal."""
+    live = int(np.sum(values > 0))
+    ranks = np.unique(np.geomspace(1, live, TAIL_POINTS).round().astype(int))
+    return [_list(values[ranks - 1]), ranks.tolist(), is_signal[ranks - 1].astype(int).tolist()]
+
+
+def _list(values: Iterable[float]) -> list[float | None]:
+    return [rounded(float(value)) for value in values]

@@ -1,0 +1,267 @@
+"""The power-law bulk: population variances spread over an interval, with density tau^(k - 1).
+
+The noise of trained weights does not have two variances but a range of them. Most variances lie
+near the lower end. The law has three parameters, like the double bulk: the two ends of the range
+and the exponent k. In the logarithm of the variance the density is uniform for k = 0 and
+exponential otherwise, so Gauss-Legendre nodes in the logarithm represent it well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit, logit
+
+from hf_rmt.spectra.fits.double_bulk import fitted, self_consistent
+from hf_rmt.spectra.fits.estimation import BulkEstimate, contour_problem, least_squares, split_parts
+from hf_rmt.spectra.fits.separation import separate_by
+from hf_rmt.spectra.laws.continuous import ContinuousBulk
+from hf_rmt.spectra.laws.law import BulkLaw, check_positive, check_unit
+from hf_rmt.spectra.laws.spike_map import Array
+from hf_rmt.spectra.split import SpectrumFit
+
+NODES = 64
+POSITIONS, QUADRATURE = np.polynomial.legendre.leggauss(NODES)
+WIDEST = 4.0
+"""Largest half width of the range, as a logarithm: the ends differ by at most a factor e^8."""
+FARTHEST = 12.0
+"""Bound of the absolute logarithm of the middle variance divided by the mean eigenvalue."""
+STEEPEST_TILT = 8.0
+"""Largest exponent, in units of the half width: the density of log tau falls by at most e^16."""
+STARTS = ((0.3, 0.0), (1.0, -1.5), (2.0, -4.0))
+"""Half widths and tilts from which the least squares start; the best result is taken."""
+NEWTON_STEPS, FIXED_POINT_STEPS = 12, 50
+NEWTON_PRECISION = 1e-8
+"""Newton's method stops at this relative step; the remaining error is its square."""
+
+Model = tuple[float, Array, Array, np.ndarray]
+"""Half width, nodes, weights and the law's s on the contour."""
+
+
+@dataclass(frozen=True)
+class PowerLawBulk(ContinuousBulk):
+    """Law of the eigenvalues of X'X when the variances have the density tau^(k - 1) on a range.
+
+    Args:
+        exponent: k, any finite number; negative where small variances prevail.
+        variances: The ends of the range, (largest, smallest), largest > smallest > 0.
+        aspect_ratio: c = p / N in (0, 1].
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Source:
+        Silverstein & Choi, J. Multivar. Anal. 54 (1995) for the spectrum of any population.
+
+    Examples:
+        >>> law = PowerLawBulk(exponent=-1.0, variances=(8.0, 1.0), aspect_ratio=0.25)
+        >>> round(law.moment(1), 3)
+        2.377
+        >>> law.bulk_edges.shape
+        (1, 2)
+    """
+
+    exponent: float
+    variances: tuple[float, float]
+    aspect_ratio: float
+
+    def __post_init__(self) -> None:
+        for variance in self.variances:
+            check_positive("variances", variance)
+        if self.variances[0] <= self.variances[1]:
+            raise ValueError(
+                f"variances must be (largest, smallest), got {self.variances}; swap them, or use "
+                "MarchenkoPastur where they are equal"
+            )
+        if not np.isfinite(self.exponent):
+            raise ValueError(f"exponent must be finite, got {self.exponent}; use 0 for none")
+        check_unit("aspect_ratio", self.aspect_ratio, remedy="pass the transpose")
+
+    @property
+    def half_width(self) -> float:
+        """Half the range of the logarithm of the variances."""
+        return float(np.log(self.variances[0] / self.variances[1]) / 2)
+
+    @cached_property
+    def atoms(self) -> Array:
+        """Nodes of the quadrature, ascending."""
+        middle = np.sqrt(self.variances[0]) * np.sqrt(self.variances[1])
+        return np.asarray(middle * np.exp(self.half_width * POSITIONS))
+
+    @cached_property
+    def weights(self) -> Array:
+        """The fractions of the dimensions with these variances."""
+        return _tilted(self.exponent * self.half_width)
+
+    def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
+        """The law with its range multiplied by a factor and, if given, another c."""
+        first, second = self.variances
+        ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
+        return type(self)(self.exponent, (first * factor, second * factor), ratio)
+
+
+def fit_power_law_bulk(eigenvalues: ArrayLike, shape: tuple[int, int]) -> SpectrumFit:
+    """Fit the power-law bulk to a weight's eigenvalues and count what lies beyond its edge.
+
+    Args:
+        eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
+        shape: Shape of the weight; its orientation does not matter.
+
+    Returns:
+        The fit. As in `fit_double_bulk`, law and spikes are found in turn, starting from the
+        certain spikes, until they agree.
+
+    Raises:
+        TypeError: If the shape is no pair of whole numbers.
+        ValueError: If the eigenvalues do not fit the shape or are clearly negative.
+
+    Examples:
+        >>> from hf_rmt.spectra.ensembles import double_bulk_matrix
+        >>> weight = double_bulk_matrix(
+        ...     (800, 400), mixing=0.4, variances=(3.0, 1.0), spikes=(30.0, 20.0), seed=0
+        ... )
+        >>> fit = fit_power_law_bulk(np.linalg.svd(weight, compute_uv=False) ** 2, weight.shape)
+        >>> fit.n_spikes, str(fit.phase)
+        (2, 'bulk+spikes')
+    """
+    separator = partial(separate_by, estimate_power_law)
+    return fitted(eigenvalues, shape, partial(self_consistent, separator))
+
+
+def estimate_power_law(
+    noise: Array, rows: int, *, start: BulkLaw | None = None, precision: float = 1e-9
+) -> BulkEstimate:
+    """Fit a power-law bulk to noise eigenvalues; as `estimate_bulk`, with another population.
+
+    Args:
+        noise: Eigenvalues without the spikes, descending, shape (n,), n >= 3, not all zero.
+        rows: N; where it is less than n, the matrix counts as square.
+        start: A law nearby; without it several starts are tried.
+        precision: Relative tolerance of the solver.
+
+    Returns:
+        The estimate.
+    """
+    scale = float(noise.mean())
+    problem = _Problem(*contour_problem(noise / scale, min(len(noise) / rows, 1.0)))
+    if isinstance(start, PowerLawBulk):
+        position = problem.solve(problem.position(start, scale), precision)
+    else:
+        rough = [problem.solve(problem.start(*each), 1e-2) for each in STARTS]
+        best = min(rough, key=lambda each: float(np.sum(each[1] ** 2)))
+        position = problem.solve(best[0], precision)
+    x, residuals, converged = position
+    size = rows * float(np.sqrt(np.mean(residuals**2)))
+    return BulkEstimate(problem.law(x, scale), size, converged)
+
+
+class _Problem:
+    """The equations s(z; law) = s_N(z) on the contour, with unknowns (log middle, width, tilt)."""
+
+    def __init__(
+        self, points: np.ndarray, transform: np.ndarray, deviation: Array, aspect_ratio: float
+    ) -> None:
+        self.points, self.transform, self.deviation = points, transform, deviation
+        self.aspect_ratio = aspect_ratio
+        self._root = transform
+        self._last: tuple[bytes, Model] | None = None
+
+    def solve(self, x: Array, precision: float) -> tuple[Array, Array, bool]:
+        """The result of the least squares from x: position, residuals, and whether it converged."""
+        with np.errstate(all="ignore"):
+            return least_squares(self, x, precision)
+
+    def residual(self, x: Array) -> Array:
+        s = self._transform(x)[-1]
+        return split_parts((s - self.transform) / self.deviation)
+
+    def jacobian(self, x: Array) -> Array:
+        """Derivatives of s from (SS), F(s) = -1/s + c E[tau / (1 + tau s)] - z = 0."""
+        width, tau, weights, s = self._transform(x)
+        share = 1 / (1 + np.outer(s, tau))
+        rise = weights * tau * share**2
+        centred = POSITIONS - weights @ POSITIONS
+        columns = np.stack(
+            [
+                rise.sum(1),
+                (rise * POSITIONS).sum(1) * width * expit(-x[1]),
+                (weights * centred * tau * share).sum(1) / np.cosh(x[2] / STEEPEST_TILT) ** 2,
+            ],
+            axis=1,
+        )
+        steepness = 1 / s**2 - self.aspect_ratio * (weights * (tau * share) ** 2).sum(1)
+        factor = -self.aspect_ratio / (steepness * self.deviation)
+        return split_parts(columns * factor[:, None])
+
+    def start(self, width: float, tilt: float) -> Array:
+        """A position of a given half width and tilt whose population has the mean 1."""
+        mean = float(_tilted(tilt) @ np.exp(width * POSITIONS))
+        inside = np.clip(tilt / STEEPEST_TILT, -0.99, 0.99)
+        share = np.clip(width / WIDEST, 0.01, 0.99)
+        return np.array([-np.log(mean), logit(share), STEEPEST_TILT * np.arctanh(inside)])
+
+    def position(self, law: PowerLawBulk, scale: float) -> Array:
+        """The unknowns that describe a law."""
+        x = self.start(law.half_width, law.exponent * law.half_width)
+        x[0] = np.log(np.sqrt(law.variances[0] / scale) * np.sqrt(law.variances[1] / scale))
+        return x
+
+    def law(self, x: Array, scale: float) -> PowerLawBulk:
+        """The law at a position, in units of the eigenvalues."""
+        middle, width, tilt = _shape(x)
+        first, second = (float(scale * np.exp(middle + sign * width)) for sign in (1, -1))
+        return PowerLawBulk(tilt / width, (first, second), self.aspect_ratio)
+
+    def _transform(self, x: Array) -> Model:
+        """Half width, nodes, weights, and the law's s on the contour, by Newton from the last s."""
+        if self._last is not None and self._last[0] == x.tobytes():
+            return self._last[1]
+        middle, width, tilt = _shape(x)
+        tau = np.exp(middle + width * POSITIONS)
+        weights = _tilted(tilt)
+        root = self._newton(self._root, tau, weights)
+        if not _solves(root):
+            root = self._newton(self._fixed_point(tau, weights), tau, weights)
+        if _solves(root):
+            self._root = root
+        self._last = x.tobytes(), (width, tau, weights, root)
+        return self._last[1]
+
+    def _newton(self, s: np.ndarray, tau: Array, weights: Array) -> np.ndarray:
+        for _ in range(NEWTON_STEPS):
+            share = tau / (1 + np.outer(s, tau))
+            value = -1 / s + self.aspect_ratio * (share @ weights) - self.points
+            step = value / (1 / s**2 - self.aspect_ratio * (share**2 @ weights))
+            s = s - step
+            if np.all(np.abs(step) <= NEWTON_PRECISION * np.abs(s)):
+                return s
+        return np.full_like(s, np.nan)
+
+    def _fixed_point(self, tau: Array, weights: Array) -> np.ndarray:
+        """The iteration s <- -1 / (z - c E[tau / (1 + tau s)]), which stays in the half-plane."""
+        s = -1 / self.points
+        for _ in range(FIXED_POINT_STEPS):
+            s = -1 / (self.points - self.aspect_ratio * ((tau / (1 + np.outer(s, tau))) @ weights))
+        return s
+
+
+def _solves(s: np.ndarray) -> bool:
+    return bool(np.all(s.imag > 0))
+
+
+def _shape(x: Array) -> tuple[float, float, float]:
+    """Log middle, half width and tilt at a position; the width is at least 0.1 % of its bound."""
+    middle, share, steepness = np.nan_to_num(x)  # with a flat Jacobian the solver may try nan
+    width = WIDEST * max(float(expit(share)), 1e-3)
+    tilt = STEEPEST_TILT * np.tanh(steepness / STEEPEST_TILT)
+    return float(np.clip(middle, -FARTHEST, FARTHEST)), width, float(tilt)
+
+
+def _tilted(tilt: float) -> Array:
+    """Quadrature weights of the density exp(tilt x) on [-1, 1]."""
+    weights = QUADRATURE * np.exp(tilt * POSITIONS - abs(tilt))
+    return np.asarray(weights / weights.sum())

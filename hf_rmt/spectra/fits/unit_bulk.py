@@ -1,0 +1,161 @@
+"""The population unit bulk (PUB): one noise variance, estimated by BEMA or by a kernel density.
+
+Both are baselines as published: the law belongs to the whole matrix, c = p / N, spikes included.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar
+
+from hf_rmt.spectra.fits.double_bulk import fitted
+from hf_rmt.spectra.laws.marchenko_pastur import MarchenkoPastur
+from hf_rmt.spectra.laws.spike_map import Array
+from hf_rmt.spectra.laws.tracy_widom import tracy_widom_quantile
+from hf_rmt.spectra.split import SpectrumFit, verdict
+
+ESTIMATORS = ("bema", "kernel")
+BEMA_BULK = (0.2, 0.8)
+"""BEMA matches the quantiles of the eigenvalues with these ranks, in units of p."""
+BEMA_BETA = 0.1
+"""Probability that the largest noise eigenvalue lies above BEMA's edge."""
+KERNEL_WINDOW = 15
+"""A Gaussian's width is half the distance of the neighbours this many places up and down."""
+SCALES = (1 / 3, 3.0)
+"""The kernel estimator searches sigma in this range, in units of the sigma from the median."""
+GRID_POINTS = 2000
+"""Number of points of the least squares between 0 and the largest edge in the search."""
+COARSE_STEPS = 60
+MIN_WIDTH = 1e-6
+"""Least width of a Gaussian, in units of the largest value: equal values have distance 0."""
+
+
+def fit_unit_bulk(
+    eigenvalues: ArrayLike,
+    shape: tuple[int, int],
+    estimator: str = "bema",
+    *,
+    beta: float = BEMA_BETA,
+) -> SpectrumFit:
+    """Fit the Marchenko-Pastur law to a weight's eigenvalues and count what lies above its edge.
+
+    `bema` matches the middle of the spectrum to the quantiles q_k of the law of variance 1,
+    sigma^2 = sum q_k lambda_k / sum q_k^2 over 0.2 p <= k <= 0.8 p, and adds a Tracy-Widom
+    fluctuation to its edge. `kernel` smooths the singular values, each by a Gaussian of width
+    (nu_{i+15} - nu_{i-15}) / 2, fits the law's density by least squares and takes its edge.
+
+    Args:
+        eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
+        shape: Shape of the weight; its orientation does not matter.
+        estimator: `bema` or `kernel`.
+        beta: Probability with which the edge of `bema` lies below the largest noise eigenvalue.
+
+    Returns:
+        The fit. A spectrum that cannot be fitted is `degenerate`, with a reason.
+
+    Raises:
+        ValueError: If the estimator is unknown, the eigenvalues do not fit the shape or are
+            clearly negative, or beta lies outside [1e-6, 1 - 1e-6].
+
+    Source:
+        Ke, Ma & Lin, JASA 118 (2023), algorithm 1 for the standard covariance model; Staats,
+        Thamm & Rosenow, Phys. Rev. E 108 (2023) L022302.
+
+    Examples:
+        >>> from hf_rmt.spectra.ensembles import marchenko_pastur_matrix
+        >>> weight = marchenko_pastur_matrix((800, 400), variance=4.0, spikes=(60.0,), seed=0)
+        >>> fit = fit_unit_bulk(np.linalg.svd(weight, compute_uv=False) ** 2, weight.shape)
+        >>> fit.n_spikes, round(fit.law.variance, 1)
+        (1, 4.0)
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    return fitted(eigenvalues, shape, partial(_unit_bulk, estimator, beta))
+
+
+def _unit_bulk(estimator: str, beta: float, rows: int, values: Array) -> SpectrumFit:
+    """The law of the whole matrix and what lies above its edge."""
+    if estimator == "bema":
+        law, residual = _bema(values, rows)
+        fluctuation = law.edge_fluctuation(law.critical_points[-1], rows)
+        edge = law.upper_edge + tracy_widom_quantile(1 - beta) * fluctuation
+    else:
+        law, residual = _kernel(values, rows)
+        edge = law.upper_edge
+    signal = values > edge
+    return SpectrumFit(
+        shape=(rows, len(values)),
+        eigenvalues=values,
+        law=law,
+        is_signal=signal,
+        upper_edge=edge,
+        residual=residual,
+        converged=True,
+        published=True,
+        **verdict(law, values[~signal], bool(signal.any())),
+    )
+
+
+fit_bema = partial(fit_unit_bulk, estimator="bema")
+fit_kernel = partial(fit_unit_bulk, estimator="kernel")
+
+
+def _bema(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
+    """The law, and the root mean square difference of its quantiles and the eigenvalues."""
+    columns = len(values)
+    ranks = np.arange(1, columns + 1)
+    low, high = (share * columns for share in BEMA_BULK)
+    middle = (ranks >= low) & (ranks <= high)
+    standard = MarchenkoPastur(1.0, columns / rows)
+    quantiles = standard.quantile(1 - ranks[middle] / columns)
+    variance = float(quantiles @ values[middle] / (quantiles @ quantiles))
+    residual = float(np.sqrt(np.mean((values[middle] - variance * quantiles) ** 2)))
+    return MarchenkoPastur(variance, columns / rows), residual
+
+
+def _kernel(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
+    """The law, and the root mean square difference of the densities, over nu / sigma.
+
+    Both densities are in units of one scale, so scaling a weight changes only the variance. Above
+    the largest edge in the search, sigma makes no difference.
+    """
+    aspect_ratio = len(values) / rows
+    standard = MarchenkoPastur(1.0, aspect_ratio)
+    scale = float(np.sqrt(np.median(values) / standard.quantile(0.5)))
+    nu = np.sqrt(values) / scale
+    grid = np.linspace(0.0, SCALES[1] * np.sqrt(standard.upper_edge), GRID_POINTS + 1)[1:]
+    measured = kernel_density(nu, grid)
+
+    def misfit(log_sigma: float) -> float:
+        x = grid / np.exp(log_sigma)
+        density = 2 * x * standard.pdf(x**2) / np.exp(log_sigma)
+        return float(np.mean((measured - density) ** 2))
+
+    steps = np.linspace(np.log(SCALES[0]), np.log(SCALES[1]), COARSE_STEPS)
+    best = int(np.argmin([misfit(step) for step in steps]))
+    bounds = (steps[max(best - 1, 0)], steps[min(best + 1, COARSE_STEPS - 1)])
+    solution = minimize_scalar(misfit, bounds=bounds, method="bounded", options={"xatol": 1e-8})
+    variance = (float(np.exp(solution.x)) * scale) ** 2
+    return MarchenkoPastur(variance, aspect_ratio), float(np.sqrt(solution.fun))
+
+
+def kernel_density(singular_values: Array, points: Array) -> Array:
+    """Density of singular values, each smoothed by a Gaussian as wide as its neighbourhood.
+
+    Args:
+        singular_values: Descending, shape (p,).
+        points: Where the density is wanted, shape (m,).
+
+    Returns:
+        The density, of mass 1 over the whole line, shape (m,).
+    """
+    nu, columns = singular_values, len(singular_values)
+    ranks = np.arange(columns)
+    above = nu[np.maximum(ranks - KERNEL_WINDOW, 0)]
+    below = nu[np.minimum(ranks + KERNEL_WINDOW, columns - 1)]
+    width = np.maximum((above - below) / 2, MIN_WIDTH * nu[0])
+    bells = np.exp(-0.5 * ((points[:, None] - nu) / width) ** 2) / width
+    return bells.sum(1) / (columns * np.sqrt(2 * np.pi))

@@ -1,0 +1,134 @@
+"""Laws whose population variances are spread over many values, as one connected bulk.
+
+The algebra of `spike_map` has closed roots for one or two variances. For many, the edge and the
+density come from the curve on which the spike map g is real (Silverstein & Choi 1995, section 4):
+above every real point u between the two outer critical points there is one y with Im g(u + iy) = 0,
+
+    c sum_k w_k tau_k^2 / ((u - tau_k)^2 + y^2) = 1,
+
+and then lambda = Re g(u + iy) has the density y / (pi c |u + iy|^2).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import CubicSpline
+from scipy.optimize import brentq
+
+from hf_rmt.spectra.laws.law import BulkLaw
+from hf_rmt.spectra.laws.spike_map import Array, Complex
+
+CURVE_POINTS = 193
+HEIGHT_STEPS, ROOT_STEPS, SPIKE_STEPS = 60, 4, 60
+DESCENT = np.geomspace(1e3, 1e-3, 40)
+"""Imaginary parts from which roots are followed down, as multiples of the size of the points."""
+CLOSE = 1e-12
+
+
+class ContinuousBulk(BulkLaw):
+    """A bulk without gaps, whose population is a quadrature with many nodes.
+
+    A subclass is a frozen dataclass with `atoms`, `weights` and `rescaled`.
+    """
+
+    @cached_property
+    def critical_points(self) -> Array:
+        """The two outer real roots of g'(a) = 0; gaps inside come from the quadrature only."""
+        top, bottom = self.atoms[-1], self.atoms[0]
+
+        def slope(a: float) -> float:
+            return float(self.spike_slope(a))
+
+        right = brentq(slope, top * (1 + CLOSE), top * (1 + np.sqrt(self.aspect_ratio)) * 1.001)
+        if self.aspect_ratio >= 1:
+            return np.array([0.0, right])
+        return np.array([brentq(slope, 0.0, bottom * (1 - CLOSE)), right])
+
+    def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
+        """Population spike behind a sample eigenvalue, nan for one that is not above the bulk.
+
+        Newton's method on the convex branch of g to the right of the bulk. It starts from the
+        eigenvalue, which lies to the right of the root.
+        """
+        x = np.asarray(eigenvalue, dtype=float)
+        above = x > self.upper_edge
+        target = np.where(above, x, 2 * self.upper_edge)
+        a = target.copy()
+        for _ in range(SPIKE_STEPS):
+            step = (self.spike_forward(a) - target) / self.spike_slope(a)
+            a = a - step
+            if np.all(np.abs(step) <= CLOSE * a):
+                break
+        return np.where(above, a, np.nan)
+
+    def _upper_root(self, z: ArrayLike) -> NDArray[np.complex128]:
+        points = np.asarray(z, dtype=complex)
+        if np.any(points.imag > 0):
+            return self._followed(points)
+        lower, upper = np.sqrt(self.bulk_edges[0])
+        angle = _angle(np.sqrt(np.clip(points.real, 0.0, None)), lower, upper)
+        return self._polished(points, self._curve(angle))
+
+    def _polished(self, points: Complex, a: Complex) -> Complex:
+        """Newton steps on g(a) = z that stay in the upper half-plane."""
+        for _ in range(ROOT_STEPS):
+            value, slope = self._complex_map(a)
+            better = a - (value - points) / np.where(slope == 0, 1.0, slope)
+            a = np.where(better.imag > 0, better, a)
+        return a
+
+    def _followed(self, points: Complex) -> Complex:
+        """The root for each point, followed from far above, where root and point are close."""
+        size = np.maximum(np.abs(points), self.atoms[-1])
+        a = points + 1j * DESCENT[0] * size
+        for height in (*DESCENT, 0.0):
+            a = self._polished(points + 1j * height * size, a)
+        return a
+
+    def _complex_map(self, a: Complex) -> tuple[Complex, Complex]:
+        """The values of g and g' at complex points."""
+        share = self.atoms / (a[..., None] - self.atoms)
+        pull = (self.weights * share).sum(-1)
+        slope = 1.0 - self.aspect_ratio * (self.weights * share**2).sum(-1)
+        return a * (1.0 + self.aspect_ratio * pull), slope
+
+    @cached_property
+    def _curve(self) -> CubicSpline:
+        """The root a for the angle of sqrt(lambda) between the edges."""
+        first, last = self.critical_points
+        theta = np.linspace(0.0, np.pi, CURVE_POINTS)
+        u = (first + last) / 2 - (last - first) / 2 * np.cos(theta)
+        a = u + 1j * self._height(u)
+        a[0], a[-1] = first, last
+        inner = a[1:-1]
+        value, _ = self._complex_map(inner)
+        lower, upper = np.sqrt(self.bulk_edges[0])
+        angle = _angle(np.sqrt(np.maximum(value.real, 0.0)), lower, upper)
+        grows = np.concatenate([[True], np.diff(np.maximum.accumulate(angle)) > 0])
+        inside = grows & (angle > 0) & (angle < np.pi)
+        nodes = np.concatenate([[0.0], angle[inside], [np.pi]])
+        return CubicSpline(nodes, np.concatenate([a[:1], inner[inside], a[-1:]]))
+
+    def _height(self, u: Array) -> Array:
+        """Heights y on the curve, by Newton's method on 1 / F, concave and increasing in y^2."""
+        top = self.atoms[-1]
+        distance = ((u[:, None] - self.atoms) / top) ** 2
+        pull = self.aspect_ratio * self.weights * (self.atoms / top) ** 2
+        square = np.full(len(u), CLOSE)
+        for _ in range(HEIGHT_STEPS):
+            share = 1 / (distance + square[:, None])
+            total = share @ pull
+            step = (1 - 1 / total) * total**2 / (share**2 @ pull)
+            square = np.maximum(square + step, 0.0)
+            if np.all(np.abs(step) <= CLOSE * (square + 1e-3)):
+                break
+        return top * np.sqrt(square)
+
+
+def _angle(root: Array, lower: float, upper: float) -> Array:
+    """The angle of a value between two edges: 0 at the lower one and pi at the upper one."""
+    cosine = ((lower + upper) / 2 - root) / ((upper - lower) / 2)
+    return np.asarray(np.arccos(np.clip(cosine, -1.0, 1.0)))

@@ -1,0 +1,77 @@
+"""The population double bulk (PDB) law: the spectrum of noise with two population variances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from hf_rmt.spectra.laws.law import BulkLaw, check_positive, check_unit
+from hf_rmt.spectra.laws.spike_map import Array
+
+
+@dataclass(frozen=True)
+class DoubleBulk(BulkLaw):
+    """Law of the eigenvalues of X'X when a fraction t of the dimensions has variance sigma_1^2.
+
+    The other dimensions have variance sigma_2^2. The support is one interval or two intervals; an
+    eigenvalue in the gap between two intervals is no noise.
+
+    Args:
+        mixing: t in [0, 1].
+        variances: (sigma_1^2, sigma_2^2) with sigma_1^2 >= sigma_2^2 > 0.
+        aspect_ratio: c = p / N in (0, 1].
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Source:
+        Wu, Zhu & Li, ICML 2025, section 3; Silverstein & Bai, J. Multivar. Anal. 54 (1995).
+
+    Examples:
+        >>> law = DoubleBulk(mixing=0.5, variances=(8.0, 1.0), aspect_ratio=0.05)
+        >>> len(law.bulk_edges)
+        2
+        >>> DoubleBulk(mixing=0.3, variances=(2.0, 2.0), aspect_ratio=0.25).upper_edge
+        4.5
+    """
+
+    mixing: float
+    variances: tuple[float, float]
+    aspect_ratio: float
+
+    def __post_init__(self) -> None:
+        check_unit("mixing", self.mixing, zero=True, remedy="it is the fraction with sigma_1^2")
+        for variance in self.variances:
+            check_positive("variances", variance)
+        if self.variances[0] < self.variances[1]:
+            raise ValueError(
+                f"variances must be (sigma_1^2, sigma_2^2) in descending order, got "
+                f"{self.variances}; swap them and use mixing {1 - self.mixing:g}"
+            )
+        check_unit("aspect_ratio", self.aspect_ratio, remedy="pass the transpose")
+
+    @property
+    def atoms(self) -> Array:
+        """Distinct variances, ascending; only one if the other has fraction 0 or is equal."""
+        return self._population[0]
+
+    @property
+    def weights(self) -> Array:
+        """The fractions of the dimensions that have these variances."""
+        return self._population[1]
+
+    def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
+        """The law with both variances multiplied by a factor and, if given, another c."""
+        first, second = self.variances
+        ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
+        return type(self)(self.mixing, (first * factor, second * factor), ratio)
+
+    @property
+    def _population(self) -> tuple[Array, Array]:
+        """Ascending atoms and their weights, without an atom of weight 0 or an equal atom."""
+        upper, lower = self.variances
+        if upper == lower or self.mixing in (0.0, 1.0):
+            return np.array([float(upper if self.mixing == 1.0 else lower)]), np.ones(1)
+        return np.array([lower, upper], float), np.array([1 - self.mixing, self.mixing])

@@ -1,0 +1,69 @@
+"""Integrating a density over one interval of a bulk and inverting the integral."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.integrate import cumulative_simpson
+from scipy.interpolate import CubicHermiteSpline
+
+from hf_rmt.spectra.laws.spike_map import Array
+
+NODES = 513
+"""Number of quadrature nodes on an interval; the mass of a law is then 1 within about 1e-9."""
+BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mass on [lower, upper] as a function of an angle: sqrt(x) = middle - half cos(angle).
+
+    As a function of the angle, the mass is smooth at the square-root edges and at the singularity
+    at 0 of a square matrix.
+
+    Attributes:
+        middle: Middle of the interval of sqrt(x).
+        half: Half its width.
+        angles: Nodes from 0 to pi, shape (NODES,).
+        density: Mass per angle at the nodes.
+        mass: Mass up to the nodes.
+    """
+
+    middle: float
+    half: float
+    angles: Array
+    density: Array
+    mass: Array
+
+    @classmethod
+    def of(cls, pdf: Callable[[Array], Array], lower: float, upper: float) -> Interval:
+        """Integrate a density of eigenvalues from lower to upper."""
+        ends = np.sqrt([lower, upper])
+        middle, half = float(ends.mean()), float(np.diff(ends)[0] / 2)
+        angles = np.linspace(0.0, np.pi, NODES)
+        y = middle - half * np.cos(angles)
+        density = np.zeros(NODES)
+        inner = slice(1, -1)
+        density[inner] = pdf(y[inner] ** 2) * 2 * y[inner] * half * np.sin(angles[inner])
+        return cls(middle, half, angles, density, cumulative_simpson(density, x=angles, initial=0))
+
+    def mass_up_to(self, x: Array) -> Array:
+        """Mass of the interval up to eigenvalues x, same shape."""
+        cosine = (self.middle - np.sqrt(np.maximum(x, 0.0))) / max(self.half, np.finfo(float).tiny)
+        return self._curve(np.arccos(np.clip(cosine, -1.0, 1.0)))
+
+    def position_of(self, mass: Array) -> Array:
+        """Eigenvalues up to which the interval holds the given mass, same shape, by bisection."""
+        low, high = np.zeros(np.shape(mass)), np.full(np.shape(mass), np.pi)
+        for _ in range(BISECTIONS):
+            angle = (low + high) / 2
+            below = self._curve(angle) < mass
+            low, high = np.where(below, angle, low), np.where(below, high, angle)
+        return (self.middle - self.half * np.cos((low + high) / 2)) ** 2
+
+    @cached_property
+    def _curve(self) -> CubicHermiteSpline:
+        return CubicHermiteSpline(self.angles, self.mass, self.density)

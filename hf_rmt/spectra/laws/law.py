@@ -1,0 +1,229 @@
+"""Limiting spectral laws of a noise matrix: Marchenko-Pastur and the population double bulk.
+
+Both are the law of the eigenvalues of X'X for X = N^{-1/2} Z diag(tau)^{1/2}, where the population
+variances tau take one value (Marchenko-Pastur) or two (double bulk). Everything about such a law
+follows from one rational function, the spike map
+
+    g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)),                     c = p / N,
+
+because a = -1/s(z) solves g(a) = z for the companion Stieltjes transform s (Silverstein & Choi
+1995, eq. 1.3). Its critical values are the edges of the spectrum, its increasing branch maps a
+population spike to the eigenvalue it produces, and its complex roots carry the density.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hf_rmt.spectra.laws.intervals import Interval
+from hf_rmt.spectra.laws.spike_map import (
+    Array,
+    critical_points,
+    population_moment,
+    spike_roots,
+    upper_root,
+)
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless a number is positive and finite."""
+    if not 0 < value < np.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_unit(name: str, value: float, *, remedy: str, zero: bool = False) -> None:
+    """Raise ValueError unless a number lies in (0, 1], or [0, 1] with zero=True."""
+    if not (0 <= value <= 1 if zero else 0 < value <= 1):
+        raise ValueError(f"{name} must lie in {'[' if zero else '('}0, 1], got {value}; {remedy}")
+
+
+class BulkLaw(ABC):
+    """Sample spectrum of finitely many population variances.
+
+    A subclass is a frozen dataclass with a field `aspect_ratio` that defines `atoms` and `weights`.
+    """
+
+    aspect_ratio: float
+
+    @property
+    @abstractmethod
+    def atoms(self) -> Array:
+        """Distinct population variances of positive weight, ascending, shape (m,)."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> Array:
+        """Fractions of the dimensions that have these variances, shape (m,)."""
+
+    @abstractmethod
+    def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
+        """The law with all variances multiplied by a factor and, if given, another c."""
+
+    def spike_forward(self, alpha: ArrayLike) -> Array:
+        """Eigenvalue that a population spike produces: g(a) = a (1 + c E[tau / (a - tau)]).
+
+        Args:
+            alpha: Population spikes outside the bulk, any shape.
+
+        Returns:
+            Their limiting sample eigenvalues, same shape.
+        """
+        a = np.asarray(alpha, dtype=float)[..., None]
+        pull = (self.weights * self.atoms / (a - self.atoms)).sum(-1)
+        return a[..., 0] * (1.0 + self.aspect_ratio * pull)
+
+    def spike_slope(self, alpha: ArrayLike) -> Array:
+        """g'(a) = 1 - c E[tau^2 / (a - tau)^2]; positive where a spike leaves the bulk."""
+        a = np.asarray(alpha, dtype=float)[..., None]
+        with np.errstate(divide="ignore"):
+            return 1.0 - self.aspect_ratio * (
+                self.weights * (self.atoms / (a - self.atoms)) ** 2
+            ).sum(-1)
+
+    def spike_curvature(self, alpha: ArrayLike) -> Array:
+        """g''(a) = 2 c E[tau^2 / (a - tau)^3]; sets the fluctuation of an edge."""
+        distance = np.asarray(alpha, dtype=float)[..., None] - self.atoms
+        terms = self.weights * (self.atoms / distance) ** 2 / distance
+        return 2.0 * self.aspect_ratio * terms.sum(-1)
+
+    def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
+        """Population spike behind a sample eigenvalue: the root of g(a) = lambda with g'(a) > 0.
+
+        Args:
+            eigenvalue: Eigenvalues above the bulk or in its gap, any shape.
+
+        Returns:
+            Population variances, same shape; nan for an eigenvalue inside the bulk or below it.
+        """
+        x = np.asarray(eigenvalue, dtype=float)
+        roots = spike_roots(x, self.atoms, self.weights, self.aspect_ratio)
+        real = np.where(np.abs(roots.imag) <= 1e-7 * np.abs(roots), roots.real, np.nan)
+        with np.errstate(invalid="ignore"):
+            distant = self.spike_slope(real) > 0
+        outside = ~self.contains(x) & (x > self.bulk_edges[0, 0])
+        best = np.max(np.where(distant & outside[..., None], real, -np.inf), axis=-1)
+        return np.where(np.isfinite(best), best, np.nan)
+
+    @cached_property
+    def critical_points(self) -> Array:
+        """Real roots of g'(a) = 0, ascending, shape (2 * intervals,)."""
+        return critical_points(self.atoms, self.weights, self.aspect_ratio)
+
+    @cached_property
+    def bulk_edges(self) -> Array:
+        """Intervals of the spectrum, ascending, shape (intervals, 2): the critical values of g."""
+        edges = self.spike_forward(self.critical_points)
+        return np.maximum(edges, 0.0).reshape(-1, 2)  # the lowest of a square matrix rounds to -0
+
+    @property
+    def upper_edge(self) -> float:
+        """The largest edge, lambda_+."""
+        return float(self.bulk_edges[-1, 1])
+
+    def contains(self, x: ArrayLike) -> NDArray[np.bool_]:
+        """Whether points lie in the closed support, same shape as x."""
+        value = np.asarray(x, dtype=float)[..., None]
+        inside = (value >= self.bulk_edges[:, 0]) & (value <= self.bulk_edges[:, 1])
+        return np.any(inside, axis=-1)
+
+    def edge_fluctuation(self, critical_point: float, rows: int) -> float:
+        """Scale of the largest noise eigenvalue: N^{-2/3} (a^4 |g''(a)| / 2)^{1/3}.
+
+        Multiplied by a Tracy-Widom variable (beta = 1) it is the distance of the extreme noise
+        eigenvalue from its edge. For the Marchenko-Pastur law this is BEMA's formula.
+
+        Args:
+            critical_point: The edge's point a on the spike map.
+            rows: N.
+
+        Returns:
+            The scale, in units of an eigenvalue.
+
+        Source:
+            El Karoui, Ann. Probab. 35 (2007), theorem 1, in terms of g.
+        """
+        a = abs(critical_point)
+        bend = a * abs(float(self.spike_curvature(critical_point))) / 2.0
+        return float(a * (bend * rows**-2.0) ** (1 / 3))
+
+    def stieltjes_transform(
+        self, z: ArrayLike, *, companion: bool = False
+    ) -> NDArray[np.complex128]:
+        """m(z) = integral of dF(x) / (x - z); with companion=True s(z) = c m(z) - (1 - c) / z.
+
+        Args:
+            z: Points with positive imaginary part, any shape.
+            companion: Return the transform of the N x N matrix X X' instead of X'X.
+
+        Returns:
+            Complex values, same shape.
+
+        Raises:
+            ValueError: If a point does not lie in the upper half-plane.
+        """
+        points = np.asarray(z, dtype=complex)
+        if np.any(points.imag <= 0):
+            raise ValueError(
+                f"stieltjes_transform needs points with positive imaginary part, got {z!r}; "
+                "add a small imaginary part, or conjugate"
+            )
+        s = -1.0 / self._upper_root(points)
+        return s if companion else (s + (1.0 - self.aspect_ratio) / points) / self.aspect_ratio
+
+    def pdf(self, x: ArrayLike) -> Array:
+        """Density f(x) = Im s(x + i0) / (pi c); 0 outside the bulk. Shape of x.
+
+        Where the bulk reaches down to 0 (c = 1) the density is infinite there.
+        """
+        points = np.asarray(x, dtype=float)
+        singular = (points == 0) & (self.bulk_edges[0, 0] == 0)
+        root = self._upper_root(np.where(singular, self.upper_edge, points))
+        size = np.abs(root)
+        density = root.imag / size / size / (np.pi * self.aspect_ratio)
+        return np.where(singular, np.inf, np.where(self.contains(points), density, 0.0))
+
+    def cdf(self, x: ArrayLike) -> Array:
+        """Fraction of the noise eigenvalues up to x. Shape of x."""
+        points = np.asarray(x, dtype=float)
+        total = sum(interval.mass[-1] for interval in self._intervals)
+        below = sum(interval.mass_up_to(points) for interval in self._intervals)
+        return np.clip(below / total, 0.0, 1.0)
+
+    def quantile(self, q: ArrayLike) -> Array:
+        """Inverse of the cdf. Shape of q.
+
+        Args:
+            q: Probabilities in [0, 1].
+
+        Returns:
+            Eigenvalues; at a gap the lower end of the gap.
+
+        Raises:
+            ValueError: If a probability lies outside [0, 1].
+        """
+        levels = np.asarray(q, dtype=float)
+        if np.any((levels < 0) | (levels > 1)):
+            raise ValueError(f"quantile needs probabilities in [0, 1], got {q!r}; clip them")
+        rest = levels * sum(interval.mass[-1] for interval in self._intervals)
+        result = self._intervals[0].position_of(rest)
+        for before, interval in pairwise(self._intervals):
+            rest = rest - before.mass[-1]
+            result = np.where(rest > 0, interval.position_of(rest), result)
+        return result
+
+    def moment(self, order: int) -> float:
+        """The moment E[lambda^k] of the noise eigenvalues, k >= 0."""
+        return population_moment(self.atoms, self.weights, self.aspect_ratio, order)
+
+    def _upper_root(self, z: ArrayLike) -> NDArray[np.complex128]:
+        return upper_root(z, self.atoms, self.weights, self.aspect_ratio)
+
+    @cached_property
+    def _intervals(self) -> list[Interval]:
+        return [Interval.of(self.pdf, lower, upper) for lower, upper in self.bulk_edges]

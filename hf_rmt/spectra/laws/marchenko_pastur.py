@@ -1,0 +1,56 @@
+"""The Marchenko-Pastur law: the spectrum of noise with one population variance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from hf_rmt.spectra.laws.law import BulkLaw, check_positive, check_unit
+from hf_rmt.spectra.laws.spike_map import Array
+
+
+@dataclass(frozen=True)
+class MarchenkoPastur(BulkLaw):
+    """Law of the eigenvalues of X'X, X of shape N x p with iid entries of variance sigma^2 / N.
+
+    Args:
+        variance: sigma^2 > 0.
+        aspect_ratio: c = p / N in (0, 1].
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Source:
+        Marchenko & Pastur, Math. USSR-Sbornik 1 (1967).
+
+    Examples:
+        >>> law = MarchenkoPastur(variance=1.0, aspect_ratio=0.25)
+        >>> law.bulk_edges
+        array([[0.25, 2.25]])
+        >>> law.moment(2)
+        1.25
+    """
+
+    variance: float
+    aspect_ratio: float
+
+    def __post_init__(self) -> None:
+        check_positive("variance", self.variance)
+        check_unit("aspect_ratio", self.aspect_ratio, remedy="pass the transpose")
+
+    @property
+    def atoms(self) -> Array:
+        """The variance alone."""
+        return np.array([float(self.variance)])
+
+    @property
+    def weights(self) -> Array:
+        """The fraction 1: all dimensions have this variance."""
+        return np.ones(1)
+
+    def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
+        """The law with its variance multiplied by a factor and, if given, another c."""
+        ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
+        return type(self)(self.variance * factor, ratio)
