@@ -38,6 +38,14 @@ from torch import nn
 
 from hf_rmt.report.tables import markdown_table
 
+UNUSED = {
+    "epochs": "--epochs_list",
+    "weight_decay": "--decays",
+    "methods": "--decays and --epochs_list: the map has one row for each law",
+    "fractions": "--decays and --epochs_list: all of the noise is removed",
+}
+"""Options that other recipes read and this one does not, each with what to pass instead."""
+
 
 @dataclass(kw_only=True)
 class RegimeArguments(Arguments):
@@ -52,7 +60,9 @@ class RegimeArguments(Arguments):
         default_factory=lambda: [30, 100], metadata={"help": "epochs of the map"}
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "trainings of a cell"})
-    augment: bool = field(default=True, metadata={"help": "shift and mirror training images"})
+    augment: bool = field(
+        default=True, metadata={"help": "whether training images are shifted and mirrored"}
+    )
     output_dir: str = field(
         default="results/regime", metadata={"help": "folder for models, table and figure"}
     )
@@ -68,6 +78,9 @@ def main() -> None:
     arguments = parsed(parser())
     if arguments.network not in NETWORKS:
         raise SystemExit(f"--network must be {' or '.join(NETWORKS)}, got {arguments.network!r}")
+    for name, other in UNUSED.items():
+        if getattr(arguments, name) != getattr(RegimeArguments(), name):
+            raise SystemExit(f"--{name} has no effect here; pass {other}")
     one_process()
     logging.getLogger("hf_rmt").setLevel(logging.ERROR)  # dropping noise is wanted here
     images = read_cifar10(arguments.data_dir, embedded=arguments.embedded)

@@ -38,9 +38,7 @@ class Arguments(ProblemArguments, BenchArguments):
 
     output_dir: str = field(default="results/wrong", metadata={"help": "where results go"})
     label_noise: float = field(default=0.4, metadata={"help": "share of labels to shuffle"})
-    max_train_samples: int | None = field(
-        default=2000, metadata={"help": "training texts; default: all"}
-    )
+    max_train_samples: int | None = field(default=2000, metadata={"help": "training rows"})
     epochs: float = field(default=4.0, metadata={"help": "of training"})
 
 

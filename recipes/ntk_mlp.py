@@ -4,7 +4,8 @@
     python recipes/ntk_mlp.py --data_dir FOLDER
     python recipes/ntk_mlp.py --data_dir cifar10.npz --features MODEL --image_size 70
 
-FOLDER holds the idx files of MNIST, the .npz file CIFAR10 (train_x, train_y, test_x, test_y).
+FOLDER holds the idx files of MNIST. For CIFAR-10 name an .npz file with train_x, train_y, test_x
+and test_y.
 Without --data_dir the images come from the Hub; with --embedded they come from scikit-learn.
 --features replaces the pixels by the class tokens of a ViT-like model.
 

@@ -73,6 +73,9 @@ class T5Arguments(Arguments):
 
     model: str = field(default="google-t5/t5-base", metadata={"help": "folder or Hub id"})
     from_scratch: bool = field(default=False, metadata={"help": "a small untrained T5"})
+    embedded: bool = field(
+        default=False, metadata={"help": "small built-in data and a small untrained T5, no Hub"}
+    )
     output_dir: str = field(default="results/t5", metadata={"help": "where everything goes"})
     methods: list[str] = field(
         default_factory=lambda: list(METHODS), metadata={"help": ", ".join(METHODS)}

@@ -52,7 +52,7 @@ def _method_options(names: Sequence[str], known: Iterable[Option]) -> argparse.A
         "--method",
         choices=names,
         default="pdb",
-        help="; ".join(f"{name}: {methods()[name].help}" for name in names),
+        help="; ".join(f"{name}: {methods()[name].help.rstrip('.')}" for name in names),
     )
     for option in known:
         if option.parse is not None:

@@ -12,12 +12,12 @@ from hf_rmt.compression.methods.spectral import spectral_method_of
 from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 from hf_rmt.spectra import SpectrumFit
 
-FAIR_RETURN = {"int8": 0.0, "int4": 1 / 4, "ternary": 1 / 4}
+FAIR_RETURN, ALL_PAY = 1 / 4, ("int8",)
 """A spike is stored if it saves at least this part of the bits that its factors cost. The first
 spike is always stored. For the error of the weight alone the part would have to be 1. But inputs
 excite the strongest directions more than the others. On the trained BERT and ViT the similarities
-of embeddings improved with spikes that save a quarter of their bits. With 8-bit noise, whose own
-error is small, they improved with all spikes (`recipes/bench_fidelity.py`)."""
+of embeddings improved with spikes that save a quarter of their bits. With noise of the kinds in
+ALL_PAY, whose own error is small, they improved with all spikes (`recipes/bench_fidelity.py`)."""
 MOST_STORED = 1 / 9
 """The largest share of a weight's directions that is stored beside packed noise. If more stand out,
 the tail is heavy, and factors would cost more bits than they save. It keeps the trained BERT at
@@ -41,7 +41,8 @@ def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) 
     kept = torch.nonzero(signal).flatten()[: settings.max_rank]
     if not stores_all_spikes(settings):
         most = int(MOST_STORED * len(fit.eigenvalues))
-        return kept[: min(most, _paying_rank(fit, FAIR_RETURN[settings.noise]))]
+        fair = 0.0 if settings.noise in ALL_PAY else FAIR_RETURN
+        return kept[: min(most, _paying_rank(fit, fair))]
     share = removal(settings, name)
     if settings.noise == "drop" and share is not None and share < 1:
         noise = torch.nonzero(~signal).flatten()

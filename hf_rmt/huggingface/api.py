@@ -57,8 +57,8 @@ def analyze(
 
     Raises:
         TypeError: If the model is no module, or `config` is no config.
-        ValueError: If a target matches nothing, the method is unknown or told too much or too
-            little, or a config and keywords are given.
+        ValueError: If a target matches nothing, the method is unknown, gets an option that it
+            does not read or lacks one that it needs, or a config and keywords are given.
         OSError: If the path or id cannot be loaded.
     """
     model = load_if_path(model_or_path)

@@ -150,7 +150,7 @@ def stays_plain(plan: CompressionPlan) -> bool:
     if any(layer.compressed or layer.step for layer in plan):
         return False
     reasons = Counter(layer.reason for layer in plan)
-    shown = "; ".join(f"{count} times: {reason}" for reason, count in reasons.most_common(3))
+    shown = "; ".join(f"for {count}: {reason}" for reason, count in reasons.most_common(3))
     logger.warning(
         "none of the %d layers was replaced (%s). The model stays a plain model and can be saved "
         "and loaded without hf_rmt",

@@ -64,9 +64,10 @@ def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
     for path in map(Path, files):
         if known.get(path.name) != digest_of_file(path):
             raise ValueError(
-                f"config.json and {path.name} are not of one save: the SHA-256 of {path.name} is "
-                "not the recorded one. The file is damaged or of another model. Get both again, or "
-                "remove the field 'files' from quantization_config if you rewrote the file yourself"
+                f"config.json and {path.name} do not come from the same save: the SHA-256 "
+                f"of {path.name} is not the recorded one. The file is damaged or of another model. "
+                "Get both again, or remove the field 'files' from quantization_config if you "
+                "rewrote the file yourself"
             )
 
 

@@ -226,7 +226,7 @@ class SearchReport:
 
         Raises:
             ImportError: If matplotlib is not installed; the texts are written by then.
-        ValueError: If the name of the folder is empty.
+            ValueError: If the name of the folder is empty.
         """
         target = records.place(folder)
         target.mkdir(parents=True, exist_ok=True)

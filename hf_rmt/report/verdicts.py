@@ -30,8 +30,8 @@ VERDICTS = {
         "eigenvalues), so the layer stays dense; use method svd if its rank is low."
     ),
     Phase.LAWLESS: (
-        "No noise law was fitted, because the method fits none (pdb says how many directions stand "
-        "out of the noise) or because no noise has such a spectrum (store the layer in int8)."
+        "No noise law was fitted: if the method fits none, run pdb to count the directions above "
+        "the noise; if no noise has such a spectrum, store the layer in int8."
     ),
 }
 """One sentence for each verdict."""

@@ -155,6 +155,6 @@ def _noted(plan: LayerPlan, words: str) -> LayerPlan:
 
 
 def _module_of(head: Head, name: str) -> str:
-    """Runtime name of the activation module that a layer feeds alone; empty for none."""
+    """Runtime name of the activation module whose only input is this layer's output, or empty."""
     activation = head.found[name].activation
     return f"{name.rpartition('.')[0]}.{activation}".lstrip(".") if activation else ""

@@ -10,7 +10,8 @@ from torch import Tensor
 from hf_rmt.compression.calibration.low_rank import covariance, damped
 
 RIDGE = 0.5
-"""This part of the mean second moment is added to each one. With it the heads of three trained
+"""The ridge: this part of the mean of the second moments is added to each of them, which are the
+diagonal of the matrix of the least squares. With it the heads of three trained
 BERTs, calibrated on 300 sentences, decide like the dense heads on 99.4 % of new sentences (SST-2)
 and 98.1 % of new pairs (MRPC). With a fifth of it they do so on 98.7 % and 97.6 %."""
 VARIED = 1e-6

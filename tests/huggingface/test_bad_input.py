@@ -109,7 +109,9 @@ def test_a_config_of_another_model_is_refused(compressed: Path) -> None:
 def test_a_truncated_file_is_an_error(compressed: Path) -> None:
     weights = compressed / "model.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
-    with pytest.raises(ValueError, match=r"model\.safetensors are not of one save.*damaged"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors do not come from the same save.*damaged"
+    ):
         AutoModel.from_pretrained(compressed)
 
 

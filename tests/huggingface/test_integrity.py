@@ -66,7 +66,7 @@ def test_a_damaged_tensor_is_named(tensor: str, number: int, recorded: bool, fol
             else value.expand(before.shape if value.numel() == 1 else value.shape).clone()
         )
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    words = "not of one save"
+    words = "do not come from the same save"
     if not recorded:
         edit(folder, lambda record: None)
         words = f"{LAYER}'.*{tensor}|{tensor}.*{LAYER}"
@@ -157,5 +157,5 @@ def test_config_and_weights_of_two_saves_are_refused(folder: Path) -> None:
     old = (folder / "config.json").read_bytes()
     other.save_pretrained(folder)
     (folder / "config.json").write_bytes(old)
-    with pytest.raises(ValueError, match="not of one save"):
+    with pytest.raises(ValueError, match="do not come from the same save"):
         AutoModel.from_pretrained(folder)

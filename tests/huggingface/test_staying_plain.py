@@ -59,7 +59,7 @@ def test_it_saves_as_a_plain_model_and_says_why(
     assert not report.plan.compressed
     (said,) = [text for text in caplog.messages if "stays a plain model" in text]
     assert "none of the 6 layers" in said
-    assert f"6 times: {'smaller side 48 below ' if config is UNTOUCHED else ''}" in said
+    assert f"for 6: {'smaller side 48 below ' if config is UNTOUCHED else ''}" in said
     assert why in said
     assert is_plain(model, tmp_path / "saved")
     again = AutoModel.from_pretrained(tmp_path / "saved")

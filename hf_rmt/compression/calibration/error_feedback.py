@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from hf_rmt.nn.stores.codebooks import CODEBOOKS, Codebook
 from hf_rmt.nn.stores.noise_store import NoiseStore
 
-JOINT = {"int4": 2}
-"""Weights that share one code, by kind of store; in kinds not named here each has its own."""
 COLUMNS = 64
 """Columns whose errors reach the rest of the matrix in one product."""
 
@@ -34,7 +32,7 @@ def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
         moment: C, positive definite, shape (in, in), float64.
     """
     book, size, columns = CODEBOOKS[store.kind], target.numel(), target.shape[1]
-    joint = JOINT.get(store.kind, 1)
+    joint = book.joint
     if columns % joint:  # a code would lie across two rows
         return
     scales = store.group_scales().repeat_interleave(book.group)

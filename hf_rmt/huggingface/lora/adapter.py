@@ -59,7 +59,7 @@ class ExtractedAdapter:
         return self.parameters / sum(update.dense_parameters for update in self.updates)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per layer: shape, rank, parameters, part of the update's energy kept."""
+        """One row per layer: shape, rank, parameters, and the share of the energy that is kept."""
         return [
             {
                 "layer": update.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_rmt.huggingface.compat import trainer_holding
+
+logger = logging.getLogger(__name__)
 
 
 def check_alone(callback: TrainerCallback, state: Any) -> None:
@@ -58,12 +61,25 @@ def held_out_score(args: Any, state: Any) -> Callable[[], float] | None:
         state: The Trainer's state.
 
     Returns:
-        A function that gives the same score on all processes. None if the Trainer has no evaluation
-        rows, has several sets of them, or would convert the model to another dtype to evaluate it.
+        A function that gives the same score on all processes. None, with a warning, if the Trainer
+        has no evaluation rows, has several sets of them, or would convert the model to another
+        dtype to evaluate it.
     """
     trainer = trainer_holding(state)
     rows = None if trainer is None else trainer.eval_dataset
-    if rows is None or isinstance(rows, dict) or args.fp16_full_eval or args.bf16_full_eval:
+    reasons = {
+        "the Trainer has no eval_dataset": rows is None,
+        "the Trainer has several sets of evaluation rows": isinstance(rows, dict),
+        "fp16_full_eval converts the model": args.fp16_full_eval,
+        "bf16_full_eval converts the model": args.bf16_full_eval,
+    }
+    for why in (why for why, holds in reasons.items() if holds):
+        logger.warning(
+            "the filtered model is not compared with the trained one, because %s; if the filter "
+            "harms, nothing undoes it: pass one eval_dataset, and evaluate in the dtype of the "
+            "training",
+            why,
+        )
         return None
 
     def score() -> float:

@@ -13,6 +13,9 @@ from hf_rmt.nn.spiked_conv import SpikedConv2d
 from hf_rmt.nn.stores.codebooks import CODEBOOKS
 from hf_rmt.nn.transforms import is_differentiating
 
+DECODED = ("int8", "int4", "ternary")
+"""The kinds of noise that the kernel can decode."""
+
 
 @register
 class FusedLayout(Layout):
@@ -32,6 +35,8 @@ class FusedLayout(Layout):
             return "its kernel does not support convolutions"
         if layer.noise.kind not in CODEBOOKS:
             return super().refusal(layer) or "its noise is stored unpacked, not in codes"
+        if layer.noise.kind not in DECODED:
+            return f"its kernel decodes {', '.join(DECODED)}, and the noise is {layer.noise.kind}"
         if find_spec("triton") is None:
             return "Triton is not installed; it comes with CUDA builds of torch"
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"

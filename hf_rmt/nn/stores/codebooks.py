@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +21,11 @@ from hf_rmt.nn.constants import constant
 SCALE_STEP = 8
 """Number of scale codes per factor of 2, so each step is 9 %. The codes of the weights are chosen
 after the scale is rounded, so that the coarse step causes almost no error."""
-FINE_CODES = 16
-"""The scale code of a group is the code of its run of RUN groups, plus a nibble of the group."""
 RUN = 16
+"""Number of groups that share a coarse scale code."""
+FINE_CODES = 16
+"""Number of fine scale codes, so that a nibble holds one. The scale code of a group is the coarse
+code of its run plus its own fine code."""
 CUBIC = 0.3
 """Curvature of the 8-bit levels c (1 + CUBIC (c / 128)^2). It is close to the best value for groups
 of 8 Gaussians, and the best value for the heavier tails of trained weights."""
@@ -39,8 +42,10 @@ class Codebook:
     """How the weights of a group become bytes.
 
     Attributes:
+        points: The values of the bytes, which are weights divided by their scale: for each byte one
+            number, or a tuple of `block` numbers.
         block: Number of weights per byte.
-        group: Number of weights per scale.
+        group: Number of weights per scale, `8 * block`, so that the codes of a group are 8 bytes.
         largest: Whether the search for the scale starts from the group's largest entry; otherwise
             it starts from the root mean square.
         unit: Scale at the start of the search, divided by that entry or root mean square.
@@ -48,8 +53,10 @@ class Codebook:
         encode: Converts weights divided by their scale, shape (n, group), to bytes, shape (n, group
             / block).
         decode: Converts the bytes back to weights divided by their scale, flat float32.
+        joint: Number of weights that must be rounded together; 1 if each has values of its own.
     """
 
+    points: Sequence[Any] = field(repr=False)
     block: int
     group: int
     largest: bool
@@ -57,6 +64,7 @@ class Codebook:
     offsets: range
     encode: Callable[[Tensor], Tensor] = field(repr=False)
     decode: Callable[[Tensor], Tensor] = field(repr=False)
+    joint: int = 1
 
     @property
     def run(self) -> int:
@@ -198,6 +206,7 @@ def _decode_trits(codes: Tensor) -> Tensor:
 
 CODEBOOKS = {
     "int8": Codebook(
+        points=LEVELS,
         block=1,
         group=8,
         largest=True,
@@ -207,6 +216,7 @@ CODEBOOKS = {
         decode=_decode_levels,
     ),
     "int4": Codebook(
+        points=SPIRAL,
         block=2,
         group=16,
         largest=False,
@@ -214,8 +224,10 @@ CODEBOOKS = {
         offsets=range(-4, 5),
         encode=_encode_spiral,
         decode=_decode_spiral,
+        joint=2,
     ),
     "ternary": Codebook(
+        points=TRITS,
         block=5,
         group=40,
         largest=False,
@@ -226,5 +238,3 @@ CODEBOOKS = {
     ),
 }
 """Codes take 8, 4 and 1.6 bits per weight, and scales take 9/16, 9/32 and 9/80 bits."""
-POINTS = {"int8": LEVELS, "int4": SPIRAL, "ternary": TRITS}
-"""The values of the bytes: weights divided by their scale."""

@@ -7,10 +7,12 @@ from small tables and sums of integers, the same for every batch size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from hf_rmt.nn.stores.codebooks import CODEBOOKS, POINTS, SCALES, TRITS
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES, TRITS
 
 MANTISSA = 2**23
 POWERS = (0.0, *(2.0 ** (exponent - 127) for exponent in range(1, 255)), float("inf"))
@@ -36,7 +38,7 @@ def plain_noise(
         base: As in the store.
         shape: Of the result, (out, in).
     """
-    points = _table(POINTS[kind], codes).index_select(0, codes.to(torch.int32))
+    points = _table(CODEBOOKS[kind].points, codes).index_select(0, codes.to(torch.int32))
     nibbles = fine.to(torch.int32).view(len(coarse), -1)
     places = torch.cat([nibbles % 16, nibbles // 16], dim=1) + coarse.to(torch.int32)[:, None]
     scales = _table(SCALES, codes).index_select(0, places.flatten()) * _as_float(base)
@@ -66,5 +68,5 @@ def _as_float(bits: Tensor) -> Tensor:
     return power * (1 + (bits % MANTISSA).to(torch.float32) / MANTISSA)
 
 
-def _table(values: tuple[object, ...], like: Tensor) -> Tensor:
+def _table(values: Sequence[object], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device)

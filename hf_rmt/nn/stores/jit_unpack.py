@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, library
 
-from hf_rmt.nn.stores.codebooks import CODEBOOKS, POINTS, RUN, SCALES, table
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, SCALES, table
 
 logger = logging.getLogger(__name__)
 
 PART = 2**17
-"""The least number of weights for a thread. Unpacking so many takes 80 to 100 microseconds, and
-passing two parts to threads takes 50."""
+"""The least number of weights for a thread. Unpacking so many takes 80 to 100 microseconds. To
+pass two parts to threads takes 50."""
 library.define(
     "hf_rmt::unpack",
     "(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()",
@@ -127,8 +127,9 @@ def _pool(process: int) -> ThreadPoolExecutor:
 @cache
 def _points(kind: str) -> Any:
     """What the 256 bytes stand for, flat float32; zero for bytes that no store holds."""
-    points = np.zeros((256, CODEBOOKS[kind].block), dtype=np.float32)
-    points[: len(POINTS[kind])] = np.asarray(POINTS[kind]).reshape(-1, CODEBOOKS[kind].block)
+    book = CODEBOOKS[kind]
+    points = np.zeros((256, book.block), dtype=np.float32)
+    points[: len(book.points)] = np.asarray(book.points).reshape(-1, book.block)
     return points.ravel()
 
 

@@ -59,7 +59,7 @@ ANALYSIS: list[Column] = [
         "key": "edge",
         "label": "edge",
         "type": "number",
-        "help": "Largest singular value that counts as noise, the root of `edge` in the table.",
+        "help": "A singular value above it counts as a spike. The table has its square.",
     },
 ]
 COMPRESSION: list[Column] = [

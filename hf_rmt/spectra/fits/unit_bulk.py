@@ -23,7 +23,8 @@ BEMA_BULK = (0.2, 0.8)
 BEMA_BETA = 0.1
 """Probability that the largest noise eigenvalue lies above BEMA's edge."""
 KERNEL_WINDOW = 15
-"""A Gaussian's width is half the distance of the neighbours this many places up and down."""
+"""The width of a value's Gaussian is half the distance between the value so many places above it
+and the value so many places below it."""
 SCALES = (1 / 3, 3.0)
 """The kernel estimator searches sigma in this range, in units of the sigma from the median."""
 GRID_POINTS = 2000

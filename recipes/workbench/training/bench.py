@@ -23,7 +23,9 @@ from transformers import TrainingArguments
 class BenchArguments(DataArguments):
     """Options of both recipes."""
 
-    task: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "sst2, mrpc, ..."})
+    task: list[str] = field(
+        default_factory=lambda: ["sst2"], metadata={"help": "sst2, mrpc, rte, t5, cifar10, mnist"}
+    )
     embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "one training each"})
     output_dir: str = field(default="results/training", metadata={"help": "where results go"})

@@ -63,7 +63,9 @@ class Arguments:
     learning_rate: float = field(default=0.05, metadata={"help": "the largest in the schedule"})
     weight_decay: float = field(default=5e-4, metadata={"help": "of all weights"})
     batch_size: int = field(default=64, metadata={"help": "images of a step"})
-    augment: bool = field(default=False, metadata={"help": "shift and mirror training images"})
+    augment: bool = field(
+        default=False, metadata={"help": "whether training images are shifted and mirrored"}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
     min_size: int | None = field(
         default=None, metadata={"help": "smallest side of a layer that is filtered; default: 32"}

@@ -223,6 +223,31 @@ def test_evaluation_rows_give_an_accuracy_or_a_loss(classes: bool, tmp_path: Pat
     assert held_out_score(settings, TrainerState()) is None  # no Trainer holds this one
 
 
+@pytest.mark.parametrize(
+    ("rows", "change", "words"),
+    [
+        (None, {}, "has no eval_dataset"),
+        ("several", {}, "has several sets of evaluation rows"),
+        ("one", {"bf16_full_eval": True}, "bf16_full_eval converts the model"),
+        ("one", {}, ""),
+    ],
+)
+def test_a_dose_that_nothing_judges_says_so(
+    rows: str | None,
+    change: dict[str, Any],
+    words: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    judged = {"one": sentences(), "several": {"a": sentences()}}.get(rows or "")
+    settings = arguments(tmp_path, num_train_epochs=1, **change)
+    callback = RMTCallback(target="update", dose="auto")
+    told: dict[str, Any] = {"train_dataset": sentences(), "eval_dataset": judged}
+    Trainer(classifier(), settings, callbacks=[callback], **told).train()
+    assert ("is not compared with the trained one" in caplog.text) is bool(words)
+    assert words in caplog.text
+
+
 @pytest.mark.parametrize(("scores", "stays"), [((0.9, 0.8), False), ((0.8, 0.9), True)])
 def test_a_score_says_whether_the_dose_stays(
     scores: tuple[float, float],
