@@ -5,8 +5,11 @@
 
 A number is the unique set size (private pages, clean and dirty) minus that of the same process
 after all imports and a forward of a tiny model. It is taken after loading, after serving texts with
-the trained BERT of the extra `demo`, and after freed memory went back to the system. `file` is the
-size of model.safetensors. Linux only. `--embedded` measures a small random BERT.
+the trained BERT of the extra `demo`, and after freed memory went back to the system. Weights are
+mapped from the file, and the system reads them where they are used. A few texts use a few rows of
+the embeddings. So each parameter is read once before the second number. `file` is the size of
+model.safetensors. Numba, if it is installed, counts as an import; its memory stands in the last
+line. Linux only. `--embedded` measures a small random BERT.
 """
 
 from __future__ import annotations
@@ -39,12 +42,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         originals = Path(folder) / "dense"
         make(originals, "", options)
-        base = row("dense", "plain", originals, 0.0, options)
+        base, numba = row("dense", "plain", originals, 0.0, options)
         for noise in options.noise:
             target = Path(folder) / noise
             make(target, noise, options)
             for name in LAYOUT_NAMES:
                 row(noise, name, target, base, options)
+    print(f"Numba and its compiler take {numba:.0f} MB, not counted above" if numba else "no Numba")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,20 +79,22 @@ def make(target: Path, noise: str, options: argparse.Namespace) -> None:
     model.save_pretrained(target)
 
 
-def row(noise: str, name: str, folder: Path, base: float, options: argparse.Namespace) -> float:
-    """Measure in a fresh process and print; returns the memory after serving, in MB."""
+def row(
+    noise: str, name: str, folder: Path, base: float, options: argparse.Namespace
+) -> tuple[float, float]:
+    """Measure in a fresh process and print; returns MB after serving, and those of Numba."""
     command = [sys.executable, __file__, "--folder", str(folder), "--layout", name]
     command += ["--texts", str(options.texts)] + ["--embedded"] * options.embedded
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    loaded, served, rested = json.loads(done.stdout.splitlines()[-1])
+    loaded, served, rested, numba = json.loads(done.stdout.splitlines()[-1])
     file = sum(part.stat().st_size for part in folder.glob("*.safetensors")) / MEGA
     over = f"{served / base:.2f}" if base else "1.00"
     print(f"{noise:8}{name:>12}{loaded:9.1f}{served:9.1f}{rested:12.1f}{over:>12}{file:9.1f}")
-    return served
+    return served, numba
 
 
 def measured(options: argparse.Namespace) -> list[float]:
-    """MB over the imports: after loading, after serving, after freed memory went back."""
+    """MB over the imports: loaded, served, with freed memory given back; and MB of Numba."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -105,16 +111,32 @@ def measured(options: argparse.Namespace) -> list[float]:
     with torch.inference_mode():
         tiny(seed=1, width=32)(input_ids=torch.ones(1, 4, dtype=torch.long))
         rest()
+        before = unique_bytes()
+        load_numba()
         start = unique_bytes()
         model = AutoModel.from_pretrained(options.folder)
         if options.layout != "plain":
             set_layout(model, options.layout)
         found = [unique_bytes()]
         model(**batch)
+        for tensor in model.parameters():
+            tensor.sum()
         found.append(unique_bytes())
         rest()
         found.append(unique_bytes())
-    return [(value - start) / MEGA for value in found]
+    numba = (start - before) / MEGA if "numba" in sys.modules else 0.0
+    return [(value - start) / MEGA for value in found] + [numba]
+
+
+def load_numba() -> None:
+    """Load Numba and its compiler, as the first packed layer does, where Numba is installed."""
+    import torch
+
+    from hf_rmt.nn import NoiseStore
+
+    store = NoiseStore("int8", 32, 32)
+    store.store(torch.ones(32, 32))
+    store.dense()
 
 
 def tiny(*, seed: int, width: int) -> Any:
