@@ -90,3 +90,21 @@ def check_path(name: str, value: object) -> None:
         raise ValueError(
             f"{name} must name a file or a folder, got ''; write '.' for the current folder"
         )
+
+
+def checked_score(value: Any) -> float:
+    """What a user's `evaluate` returned, as a number.
+
+    Args:
+        value: A number, or an array or a tensor that holds one.
+
+    Raises:
+        TypeError: If it is no number.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"evaluate must return a number, higher is better, got {value!r}; "
+            "return one entry of it"
+        ) from error

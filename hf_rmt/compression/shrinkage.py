@@ -94,8 +94,11 @@ def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
         update: Shape (out, in).
 
     Returns:
-        Orthonormal columns, shapes (out, count) and (in, count), float32.
+        Orthonormal columns, shapes (out, count) and (in, count), float32. The count is 0 if the
+        update is zero, or holds nan or inf.
     """
+    if not torch.isfinite(update).all():
+        return update.new_zeros(update.shape[0], 0), update.new_zeros(update.shape[1], 0)
     left, values, right = torch.linalg.svd(update.double(), full_matrices=False)
     count = round(participation_ratio(values))
     return left[:, :count].float().contiguous(), right[:count].T.float().contiguous()

@@ -66,6 +66,17 @@ def make_savable(model: Any, state_dict: Mapping[str, Any] | None = None) -> Non
             _check_tensors(plan, model.get_submodule(plan.name), state_dict)
 
 
+def warn_of_latent(model: Any) -> None:
+    """Warn that a model is saved in the middle of the training of its ternary layers."""
+    latent = [name for name, part in model.named_modules() if isinstance(part, LatentTernaryLinear)]
+    if latent:
+        logger.warning(
+            "%s: saved with the weights that TernaryCallback trains, which from_pretrained cannot "
+            "load; end the training, or call TernaryCallback.pack(model), and save again",
+            some(latent),
+        )
+
+
 def record_now(model: Any) -> None:
     """Update the record of a model to the layers that the model has now.
 

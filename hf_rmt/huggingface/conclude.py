@@ -26,7 +26,9 @@ DEFAULT_LAYOUT = "packed"
 logger = logging.getLogger(__name__)
 
 
-def conclude(model: Any, config: RMTConfig, report: CompressionReport) -> CompressionReport:
+def conclude(
+    model: Any, config: RMTConfig, report: CompressionReport, *, learnt: bool = False
+) -> CompressionReport:
     """Record on a model what was done to it.
 
     `from_pretrained`, `compress` and `RMTCallback` all call this function at the end. A
@@ -39,18 +41,21 @@ def conclude(model: Any, config: RMTConfig, report: CompressionReport) -> Compre
         model: The model, compressed in place.
         config: The config of the compression; it is copied.
         report: The report of this compression.
+        learnt: Whether the model was trained while it lost its noise, so that it needs no further
+            training.
 
     Returns:
         The report of this compression and of all earlier ones.
     """
-    warn_of_loss(report.plan)
+    if not learnt:
+        warn_of_loss(report.plan)
     report = with_earlier(model, report)
     model.compression_report = report
     lay_out(model, config)
     for prefix, part in transformers_models(model).items():
         part.compression_report = report_below(report, prefix)
         if len(part.compression_report.plan):
-            attach(part, config, part.compression_report)
+            attach(part, config, part.compression_report, name=prefix)
     return report
 
 
@@ -95,13 +100,14 @@ def adopt(model: Any) -> None:
     attach(model, next(configs, RMTConfig()), report)
 
 
-def attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
+def attach(model: Any, config: RMTConfig, report: CompressionReport, *, name: str = "") -> None:
     """Give a transformers model the quantizer that saving and loading need, if they need one.
 
     Args:
         model: The model, with its compressed layers.
         config: The config of the compression; it is copied.
         report: The report, by the names of the model's layers.
+        name: What the model is called in a larger module, for a message.
     """
     from hf_rmt.huggingface.quantizer import RMTQuantizer
 
@@ -111,7 +117,7 @@ def attach(model: Any, config: RMTConfig, report: CompressionReport) -> None:
     config.base_model = known or hub_id(source_of(model))
     config.layers = report.plan.to_dict()
     config.digest = config.files = config.code = None
-    if stays_plain(report.plan):
+    if stays_plain(report.plan, name or type(model).__name__):
         if before is not None:
             before.remove_quantization_config(model)
         uninstall_saving(model)
@@ -145,16 +151,17 @@ def keep_record(part: Any, config: RMTConfig, plan: CompressionPlan) -> None:
         part.__dict__[PART] = own
 
 
-def stays_plain(plan: CompressionPlan) -> bool:
+def stays_plain(plan: CompressionPlan, name: str) -> bool:
     """Whether nothing was replaced; if so, log the reasons. Such a model loads without hf_rmt."""
     if any(layer.compressed or layer.step for layer in plan):
         return False
     reasons = Counter(layer.reason for layer in plan)
     shown = "; ".join(f"for {count}: {reason}" for reason, count in reasons.most_common(3))
     logger.warning(
-        "none of the %d layers was replaced (%s). The model stays a plain model and can be saved "
+        "none of the %d layers of %s was replaced (%s). It stays a plain model and can be saved "
         "and loaded without hf_rmt",
         len(plan),
+        name,
         shown,
     )
     return True

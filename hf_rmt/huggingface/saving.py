@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rmt.checks import check_path
-from hf_rmt.huggingface.before_saving import make_savable
+from hf_rmt.huggingface.before_saving import make_savable, warn_of_latent
 from hf_rmt.huggingface.card import PICTURE, card_of, foreign_card
 from hf_rmt.huggingface.companions import has_config, write_companions, writes_card
 from hf_rmt.huggingface.loader import PART
@@ -21,6 +21,8 @@ from hf_rmt.nn.counterparts import compressed_layers
 from hf_rmt.staging import staged
 
 PUSH_OPTIONS = ("private", "commit_message", "commit_description", "revision", "create_pr", "tags")
+CHECKPOINT = r"checkpoint-\d+"
+"""The name of a folder from which a Trainer resumes."""
 NOT_OF_A_PUSH = ("state_dict", "save_peft_format", "distributed_checkpoint", "token")
 
 
@@ -46,8 +48,10 @@ def _save_pretrained(
     All files are written in a temporary place and put in place at the end; see `hf_rmt.staging`.
     """
     check_path("save_directory", save_directory)
-    make_savable(model, state_dict)
     folder = Path(save_directory)
+    make_savable(model, state_dict)
+    if not re.fullmatch(CHECKPOINT, folder.name):
+        warn_of_latent(model)
     if folder.is_file():
         raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")
     repo_id = kwargs.pop("repo_id", folder.name)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
+Value = TypeVar("Value")
 Item = TypeVar("Item")
 WorkResult = tuple[Any, dict[str, Tensor]]
 """What work on one item gives: anything that can be pickled, and tensors by name."""
@@ -142,6 +143,20 @@ def sum_over_processes(work: Callable[[], WorkResult]) -> tuple[list[Any], dict[
     for tensor in own[0][1].values():
         distributed.all_reduce(tensor)
     return [plain for _, plain in headers], own[0][1]
+
+
+def of_first(work: Callable[[], Value]) -> Value:
+    """Do the same work on every process; all use the result of process 0, all fail if one fails.
+
+    Args:
+        work: Gives a value that can be pickled.
+
+    Raises:
+        RuntimeError: On every process, if the work failed on one of several.
+    """
+    processes = range(n_processes())
+    outcomes = map_over_processes(lambda _: (work(), {}), processes, [1.0 for _ in processes])
+    return next(value for value, _ in outcomes)
 
 
 def agreed(model: Any, select: Callable[[], list[str]], settings: Any) -> list[str]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import distributed, nn
 from tqdm.auto import tqdm
 
-from hf_rmt.checks import check_path
+from hf_rmt.checks import check_path, checked_score
 from hf_rmt.compression.apply import apply_decision
 from hf_rmt.compression.directions import kept_directions
 from hf_rmt.compression.execution.parallel import (
@@ -25,6 +25,7 @@ from hf_rmt.compression.execution.parallel import (
     map_over_processes,
     matrix_cost,
     n_processes,
+    of_first,
 )
 from hf_rmt.compression.spectrum import Decomposition, decompose
 from hf_rmt.compression.weight import keep_directions
@@ -36,7 +37,6 @@ from hf_rmt.report import records
 from hf_rmt.report.search import Evaluation, evaluations_of
 from hf_rmt.spectra import SpectrumFit
 
-Value = TypeVar("Value")
 Removal = dict[str, float]
 """Fraction of its noise that each layer loses; layers that are not named stay as they are."""
 
@@ -190,7 +190,7 @@ class Log:
     ) -> None:
         self.evaluate, self.states, self.most = evaluate, states, most
         self.path, self.identity = None if path is None else _file(path), identity
-        self.evaluations = list(_of_first(self._read))
+        self.evaluations = list(of_first(self._read))
         made = len(self.evaluations)
         self.bar = tqdm(total=max(most, made), desc="Searching", initial=made, disable=is_silent())
 
@@ -217,7 +217,7 @@ class Log:
             return known[again]
         if len(self.evaluations) + spare >= self.most:
             return None
-        metric = _of_first(lambda: self._measure(removal))
+        metric = of_first(lambda: self._measure(removal))
         self.evaluations.append(Evaluation(dict(removal), metric))
         self.bar.set_postfix(metric=f"{metric:.4g}", refresh=False)
         self.bar.update()
@@ -225,14 +225,7 @@ class Log:
 
     def _measure(self, removal: Removal) -> float:
         self.states.apply(removal)
-        value = self.evaluate(self.states.model)
-        try:
-            metric = float(value)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"evaluate must return a number, higher is better, got {value!r}; "
-                "return one entry of it"
-            ) from error
+        metric = checked_score(self.evaluate(self.states.model))
         if self.path is not None and _is_first():
             self._write(self.path, [*self.evaluations, Evaluation(dict(removal), metric)])
         return metric
@@ -276,10 +269,3 @@ def _file(path: str | os.PathLike[str]) -> Path:
 
 def _is_first() -> bool:
     return n_processes() == 1 or distributed.get_rank() == 0
-
-
-def _of_first(work: Callable[[], Value]) -> Value:
-    """Do the same work on every process; all use process 0's result, and all fail if one fails."""
-    processes = range(n_processes())
-    outcomes = map_over_processes(lambda _: (work(), {}), processes, [1.0 for _ in processes])
-    return next(value for value, _ in outcomes)

@@ -86,12 +86,11 @@ class Anneal:
 
         Returns:
             (first, last): directions are chosen after step `first`, and the noise is gone after
-            step `last`. `first` is at least 2, because one batch shows which layers share an input
-            and the next batch is measured.
+            step `last`. `first` is at least 1, because a batch must be measured first.
         """
         unit = {"run": max_steps, "steps": 1, "epochs": max_steps / max(epochs, 1e-9)}[self.unit]
         first, last = (min(round(end * unit), max_steps) for end in (self.start, self.stop))
-        first = max(first, min(2, max_steps))
+        first = max(first, min(1, max_steps))
         return first, max(first, last)
 
 

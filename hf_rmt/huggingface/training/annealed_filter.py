@@ -20,8 +20,8 @@ from hf_rmt.compression.methods.truncation import of_rank
 from hf_rmt.compression.weight import compress_weight
 from hf_rmt.huggingface.training.anneal import Anneal, amount, choice_steps
 from hf_rmt.huggingface.training.batch_moments import measurable
-from hf_rmt.huggingface.training.choice import Size, choose, probes_again, shared
-from hf_rmt.huggingface.training.moment_windows import MomentWindows
+from hf_rmt.huggingface.training.choice import Size, choose, energy, probes_again, shared
+from hf_rmt.huggingface.training.moment_windows import GATHERED, MomentWindows
 from hf_rmt.huggingface.training.start_weights import carry_start, digest, home, keep_start
 from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 EVERY, CUTS = 8, 16
 """The most update steps between two cuts of the weights, and the least number of cuts while the
 noise falls. Weights are also cut before an evaluation and before saving."""
+RETURNED = 0.05
+"""If more than this share of the energy is noise again some steps after all noise was removed, then
+something puts the old weights back, and the user is warned."""
 MOSTLY_DENSE = 0.9
 """Above this share of the parameters little is saved, and the user is warned."""
 PROBES_FILE = "_rmt_probes-{step}.safetensors"
@@ -56,6 +59,7 @@ class AnnealedFilter:
         self.settings, self.anneal, self.size = settings, anneal, size
         self.memory: dict[str, Any] = {}
         self.first = self.last = 0
+        self._warned = False
         self._names: list[str] = []
         self._probes: dict[str, Tensor] = {}
         self._windows: MomentWindows | None = None
@@ -72,6 +76,9 @@ class AnnealedFilter:
         self.first, self.last = self.anneal.steps(
             max_steps=state.max_steps, epochs=state.num_train_epochs
         )
+        if not saved and state.global_step:  # a run that began without this callback
+            soon = min(state.global_step + GATHERED, state.max_steps)
+            self.first, self.last = max(self.first, soon), max(self.last, soon)
         self._names = list(names)
         folder, began = home(args, saved)
         self.memory = {"cut_at": None, "left": 1.0, **(saved or {}), "folder": folder}
@@ -84,7 +91,6 @@ class AnnealedFilter:
             reached,
             choice_steps(self.first, self.last),
             chosen_at=chosen_at,
-            leaders=self.memory.get("leaders", {}),
         )
         if self.chosen:
             name = PROBES_FILE.format(step=chosen_at)
@@ -110,8 +116,6 @@ class AnnealedFilter:
         """Choose or cut if it is time; return what there is to log."""
         assert self._windows is not None
         step = state.global_step
-        self._windows.step_ends()
-        self.memory["leaders"] = self._windows.leaders
         if self._windows.due(step):
             self._choose(args, model, step, self._windows.take(step))
         if not self.chosen:
@@ -135,12 +139,16 @@ class AnnealedFilter:
         if self._windows is not None:
             self._windows.save(args, state.global_step)
 
+    def stop(self) -> None:
+        """Stop measuring. A training that an error ended has left its hooks on the model."""
+        if self._windows is not None:
+            self._windows.stop()
+
     def finish(
         self, args: Any, state: Any, model: Any, *, loaded_best: bool
     ) -> CompressionReport | None:
         """Compress the model after training; return None if the directions were never chosen."""
-        if self._windows is not None:
-            self._windows.stop()
+        self.stop()
         if not self.chosen:
             logger.warning(
                 "training ended after step %d, and the directions were to be chosen after step "
@@ -178,20 +186,30 @@ class AnnealedFilter:
         left = amount(step, self.first, self.last)
         before = self.memory["left"]
         if left < 1:
-            self._shrink(model, left / before if before > 0 else 0.0)
+            lost = self._shrink(model, left / before if before > 0 else 0.0)
+            if before == 0 and lost > RETURNED and not self._warned:
+                self._warned = True
+                _warn_returned(lost)
         self.memory |= {"left": left, "cut_at": step}
 
-    def _shrink(self, model: nn.Module, ratio: float) -> None:
-        """Cut all layers, shared out over the processes, which end with the same weights."""
+    def _shrink(self, model: nn.Module, ratio: float) -> float:
+        """Cut all layers, shared out over the processes, which end with the same weights.
+
+        Returns the share of their energy that is gone.
+        """
 
         def work(name: str) -> WorkResult:
             weight = weight_matrix(model.get_submodule(name))
             left, right = (self._probes[f"{name} {side}"] for side in ("left", "right"))
-            return None, {"weight": cut(weight, left, right, ratio)}
+            new = cut(weight, left, right, ratio)
+            return [energy(weight), energy(weight - new)], {"weight": new}
 
         names = [name for name, entry in self.chosen.items() if entry["rank"] is not None]
-        for name, (_, tensors) in zip(names, shared(model, names, work), strict=True):
+        whole = gone = 0.0
+        for name, (energies, tensors) in zip(names, shared(model, names, work), strict=True):
             set_matrix(model.get_submodule(name), tensors["weight"])
+            whole, gone = whole + energies[0], gone + energies[1]
+        return gone / whole if whole else 0.0
 
     def _choose(
         self, args: Any, model: nn.Module, step: int, excited: Mapping[str, LayerMoments]
@@ -254,6 +272,16 @@ def _warn_not_finite(names: Sequence[str], step: int) -> None:
         step,
         len(names),
         names[0],
+    )
+
+
+def _warn_returned(share: float) -> None:
+    logger.warning(
+        "the noise came back after it was removed: %.0f %% of the energy of the weights. Does the "
+        "optimizer keep a copy of the weights, as for mixed precision, Lookahead or an average? "
+        "The last cut removes the noise at once, so train without such a copy, or compress after "
+        "the training with hf_rmt.compress",
+        100 * share,
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from hf_rmt.compression.calibration.low_rank import LayerMoments
-from hf_rmt.compression.calibration.moments import TensorNumbers
 from hf_rmt.compression.calibration.token_masks import TokenMasks
 from hf_rmt.compression.execution.parallel import n_processes
 from hf_rmt.huggingface.training.trained_layers import is_trained
@@ -30,10 +29,10 @@ WIDEST = 4096
 class BatchMoments:
     """Sums over the tokens of the training batches, gathered by hooks without extra passes.
 
-    The first batch only shows which layers share an input. From the second batch on, the products
-    of each distinct input and the products of the gradients of each layer's output are added up in
+    The products of each layer's inputs and those of the gradients of its outputs are added up in
     float32. No batch is stored, and its outputs and gradients are not changed. The sums hold two to
-    four times as many numbers as the layers, until the directions are chosen.
+    four times as many numbers as the layers, until the directions are chosen. Layers that share an
+    input in one batch may have different inputs in the next, so each layer has sums of its own.
 
     Args:
         model: The model that trains, without a wrapper.
@@ -42,7 +41,6 @@ class BatchMoments:
             cost time and change little.
 
     Attributes:
-        leaders: For each layer, the layer whose input it shares.
         sums: The sums, by the name of a layer and the kind of sum.
         not_finite: Layers that were reached, but whose inputs or gradients hold nan or inf.
     """
@@ -50,21 +48,25 @@ class BatchMoments:
     def __init__(self, model: nn.Module, names: Sequence[str], tokens: int = TOKENS) -> None:
         self.model, self.names, self.tokens = model, list(names), tokens
         self.not_finite: list[str] = []
-        self.leaders: dict[str, str] = {}
         self.sums: dict[str, Tensor] = {}
-        self._given: dict[str, list[int]] = defaultdict(list)
-        self._numbers = TensorNumbers()
+        for name in self.names:
+            self._add_room(name)
         self._hooks: list[Any] = []
+        self._uncompiled = ExitStack()
         self._masks = TokenMasks(model)
 
     def listen(self) -> None:
-        """Add hooks that measure the next batches, until `stop` is called."""
+        """Add hooks that measure the next batches, until `stop` is called.
+
+        Until then compiled models run without their graphs, which do not call new hooks.
+        """
         if self._hooks:
             return
+        self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
         self._masks.listen()
         for name in self.names:
             layer = self.model.get_submodule(name)
-            hook = layer.register_forward_hook(self._hear(name), with_kwargs=True)
+            hook = layer.register_forward_hook(_Listener(self, name), with_kwargs=True)
             self._hooks.append(hook)
 
     def stop(self) -> None:
@@ -72,32 +74,24 @@ class BatchMoments:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._uncompiled.close()
         self._masks.stop()
 
-    def end_step(self) -> None:
-        """After the first step, decide which layers share an input; the same on all processes."""
-        self._numbers.clear()
-        if self.leaders or not self._given:
-            return
-        groups = defaultdict[Any, list[str]](list)
-        for name, tokens in self._given.items():
-            groups[tuple(tokens), _reading(self.model.get_submodule(name))].append(name)
-        leaders = [{name: members[0] for members in groups.values() for name in members}]
-        if n_processes() > 1:
-            distributed.broadcast_object_list(leaders, src=0)
-        self.set_leaders(leaders[0])
+    def hear(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
+        """Measure one call of a layer; calls without gradients are evaluations."""
+        mask = self._masks.of(name, entry)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                self._add(name, layer, entry.detach(), result, mask)
 
-    def set_leaders(self, leaders: dict[str, str]) -> None:
-        """Create the sums: output gradients for each layer, inputs for each leader of a site."""
-        self.leaders = dict(leaders)
-        for name, first in self.leaders.items():
-            layer: Any = self.model.get_submodule(name)
-            (rows, columns), device = matrix_shape(layer), layer.weight.device
-            self.sums[f"{name} slopes"] = _room(rows, device)
-            self.sums[f"{name} batches"] = torch.zeros(1, device=device, dtype=torch.float64)
-            if name == first:
-                self.sums[f"{name} tokens"] = torch.zeros(1, device=device, dtype=torch.float64)
-                self.sums[f"{name} products"] = _room(columns, device)
+    def _add_room(self, name: str) -> None:
+        """Create the sums of a layer."""
+        layer: Any = self.model.get_submodule(name)
+        (rows, columns), device = matrix_shape(layer), layer.weight.device
+        self.sums[f"{name} slopes"] = _room(rows, device)
+        self.sums[f"{name} products"] = _room(columns, device)
+        for count in ("batches", "tokens"):
+            self.sums[f"{name} {count}"] = torch.zeros(1, device=device, dtype=torch.float64)
 
     def measured_moments(self) -> dict[str, LayerMoments]:
         """The second moments over the batches of all processes.
@@ -116,35 +110,19 @@ class BatchMoments:
         return {name: it for name, it in found.items() if name not in self.not_finite}
 
     def _excitation(self, name: str) -> LayerMoments | None:
-        first = self.leaders.get(name)
-        if first is None or not float(self.sums[f"{first} tokens"]):
+        if not float(self.sums[f"{name} tokens"]):
             return None
-        products = _symmetric(self.sums[f"{first} products"])
-        inputs = products / self.sums[f"{first} tokens"].float()
+        products = _symmetric(self.sums[f"{name} products"])
+        inputs = products / self.sums[f"{name} tokens"].float()
         slopes = _symmetric(self.sums[f"{name} slopes"])
         batches = self.sums[f"{name} batches"].float()
         return LayerMoments(inputs, slopes / batches if slopes.any() else None)
 
-    def _hear(self, name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], result: Tensor) -> None:
-            if not layer.training:  # an evaluation between two steps
-                return
-            entry = (args[0] if args else next(iter(kwargs.values()))).detach()
-            if not self.leaders:
-                self._given[name].append(self._numbers.number(args[0] if args else entry))
-            elif name in self.leaders:
-                self._add(name, layer, entry, result)
-
-        return hook
-
-    @torch.no_grad()
-    def _add(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
-        mask = self._masks.of(name, entry)
-        if self.leaders[name] == name:
-            patches = _patches(layer, entry) if is_convolution(layer) else entry
-            tokens = self._thinned(self._unpadded(patches, mask)).float()
-            self.sums[f"{name} tokens"] += len(tokens)
-            _add_products(self.sums[f"{name} products"], tokens)
+    def _add(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor, mask: Any) -> None:
+        patches = _patches(layer, entry) if is_convolution(layer) else entry
+        tokens = self._thinned(self._unpadded(patches, mask)).float()
+        self.sums[f"{name} tokens"] += len(tokens)
+        _add_products(self.sums[f"{name} products"], tokens)
         if result.requires_grad:
             result.register_hook(lambda gradient: self._add_slopes(name, layer, gradient, mask))
 
@@ -167,16 +145,24 @@ class BatchMoments:
         return rows[:: max(1, -(-len(rows) // self.tokens))]
 
 
+class _Listener:
+    """A hook of a layer. A copy of it, in a model that is copied or pickled, hears nothing."""
+
+    def __init__(self, moments: BatchMoments | None, name: str) -> None:
+        self.moments, self.name = moments, name
+
+    def __call__(self, layer: nn.Module, args: Any, kwargs: dict[str, Any], result: Tensor) -> None:
+        if self.moments is not None:
+            entry = args[0] if args else next(iter(kwargs.values()))
+            self.moments.hear(self.name, layer, entry, result)
+
+    def __reduce__(self) -> Any:
+        return _Listener, (None, self.name)
+
+
 def _is_finite(moments: LayerMoments) -> bool:
     parts = (moments.inputs, moments.gradients)
     return all(part is None or bool(torch.isfinite(part).all()) for part in parts)
-
-
-def _reading(layer: Any) -> tuple[Any, ...]:
-    """How a convolution cuts its input into patches; empty for other layers."""
-    if not is_convolution(layer):
-        return ()
-    return layer.kernel_size, layer.stride, str(layer.padding), layer.dilation
 
 
 def _room(width: int, device: Any) -> Tensor:

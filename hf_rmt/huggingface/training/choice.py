@@ -207,8 +207,9 @@ def _most(weight: Tensor) -> int:
 
 
 def _energies(weight: Tensor, left: Tensor, right: Tensor) -> dict[str, float]:
-    return {"energy": _energy(weight), "rest": _energy(weight - cut(weight, left, right, 0.0))}
+    return {"energy": energy(weight), "rest": energy(weight - cut(weight, left, right, 0.0))}
 
 
-def _energy(matrix: Tensor) -> float:
+def energy(matrix: Tensor) -> float:
+    """The squared Frobenius norm of a matrix."""
     return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2

@@ -18,10 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from hf_rmt.checks import check_number
+from hf_rmt.checks import check_number, checked_score
 from hf_rmt.compression.decision import rewritten_plan
-from hf_rmt.compression.execution.parallel import n_processes
+from hf_rmt.compression.execution.parallel import n_processes, of_first
 from hf_rmt.compression.shrinkage import shrunk_update
+from hf_rmt.compression.targets.names import some
 from hf_rmt.huggingface.training.choice import shared
 from hf_rmt.nn.dense_matrix import to_matrix, to_weight
 from hf_rmt.plan import CompressionPlan
@@ -30,6 +31,8 @@ SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.2)
 """Parts of the update that are tried."""
 EARLY = 0.25
 """Part of the training after which `dose="auto"` takes an update's leading directions as signal."""
+
+UNCHANGED = "unchanged at the early checkpoint, so all of its update stays"
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +74,7 @@ def worse(before: float, after: float) -> bool:
         before: The score of the model as it was trained; higher is better.
         after: With its updates cut to their early directions.
     """
-    verdict = [after < before]
+    verdict = [not after >= before]  # a score of nan is worse than any
     if n_processes() > 1:
         distributed.broadcast_object_list(verdict, src=0)
     if verdict[0]:
@@ -83,6 +86,16 @@ def worse(before: float, after: float) -> bool:
             after,
         )
     return verdict[0]
+
+
+def warn_unchanged(names: Sequence[str]) -> None:
+    """Warn of layers that had no early directions, because they were frozen or diverged."""
+    if names:
+        logger.warning(
+            "%s: no early directions, because these layers had not changed after a quarter of the "
+            "training, or held nan or inf; all of what they learnt stays",
+            some(names),
+        )
 
 
 class DosedUpdate:
@@ -111,23 +124,40 @@ class DosedUpdate:
             evaluate: The score of the model as it stands; higher is better.
 
         Returns:
-            What was chosen; the model now has these weights.
+            What was chosen; the model now has these weights. After an error it has those that it
+            was trained to.
+
+        Raises:
+            TypeError: If a score is no number.
+            ValueError: If no score is finite.
+            RuntimeError: On every process, if a score failed on one of several.
         """
         if dose != "auto":
             self.place(dose, spikes=False)
             return Dose(dose, False)
-        scores: dict[tuple[float, bool], float] = {}
-        for spikes in (False, True):
-            for scale in SCALES:
-                self.place(scale, spikes=spikes)
-                scores[scale, spikes] = _number(evaluate())
-        best = [max(scores, key=lambda key: scores[key])]
-        if n_processes() > 1:
-            distributed.broadcast_object_list(best, src=0)
-        scale, cut = best[0]
+        try:
+            scores = self._scores(evaluate)
+        except BaseException:
+            self.place(1.0)
+            raise
+        scale, cut = max(scores, key=lambda key: _number(scores[key]))
         self.place(scale, spikes=cut)
         told = {f"{one}{' spikes' if two else ''}": score for (one, two), score in scores.items()}
         return Dose(scale, cut, told)
+
+    def _scores(self, evaluate: Callable[[], float]) -> dict[tuple[float, bool], float]:
+        """The score of each scale, with the whole update and with its spikes."""
+        scores = {}
+        for spikes in (False, True):
+            for scale in SCALES:
+                self.place(scale, spikes=spikes)
+                scores[scale, spikes] = of_first(lambda: checked_score(evaluate()))
+        if not any(map(math.isfinite, scores.values())):
+            raise ValueError(
+                f"evaluate gave no finite score at {len(scores)} doses, but nan or inf; return an "
+                "accuracy, or minus a loss, on rows with labels"
+            )
+        return scores
 
     @torch.no_grad()
     def place(self, scale: float, *, spikes: bool = False) -> None:

@@ -188,7 +188,9 @@ class RMTCallback(TrainerCallback, ExportableState):
         saved = saved[-1] if isinstance(saved, list) else saved
         if saved:
             check_same(self.state()["args"], saved["args"])
+        self._filter.stop()
         self._filter, self._logged_at = self._made(), -1
+        state.stateful_callbacks.setdefault(type(self).__name__, {})  # a checkpoint may lack it
         memory = copy.deepcopy(saved["attributes"]["memory"]) if saved else None
         scheduled = isinstance(self._filter, ScheduledFilter)
         self._filter.begin(args, state, model, trained if scheduled else names, memory)
@@ -225,7 +227,8 @@ class RMTCallback(TrainerCallback, ExportableState):
         loaded_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
         report = self._filter.finish(args, state, model, loaded_best=loaded_best)
         if report is not None:
-            self._report = conclude(model, self.config, report)
+            annealed = isinstance(self._filter, AnnealedFilter)
+            self._report = conclude(model, self.config, report, learnt=annealed)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from hf_rmt.huggingface.training.start_weights import load_start, save_start
 logger = logging.getLogger(__name__)
 
 GATHERED = 24
-"""At most so many update steps before a choice are measured. The first measured step of a training
-only shows which layers share an input."""
+"""At most so many update steps before a choice are measured."""
 TOKENS_AGAIN = 128
 """Most tokens of a batch that are measured before a choice that is not the first.
 
@@ -35,11 +34,9 @@ class MomentWindows:
         names: Its layers with a matrix.
         choices: Update steps after which directions are chosen, ascending.
         chosen_at: Step of the last choice that was made, None before the first.
-        leaders: Which layers share an input, by name; empty if nothing was measured so far.
 
     Attributes:
         choices: The steps of the choices that are still to come.
-        leaders: As above.
         not_finite: Layers whose moments held nan or inf in the last window.
     """
 
@@ -50,9 +47,8 @@ class MomentWindows:
         choices: Sequence[int],
         *,
         chosen_at: int | None,
-        leaders: Mapping[str, str],
     ) -> None:
-        self.model, self.names, self.leaders = model, list(names), dict(leaders)
+        self.model, self.names = model, list(names)
         self.choices = [step for step in choices if chosen_at is None or step > chosen_at]
         self._start = chosen_at or 0
         self.not_finite: list[str] = []
@@ -68,12 +64,6 @@ class MomentWindows:
         """Start to measure the batches of a step that lies in a window."""
         if self.gathers(step):
             self._opened().listen()
-
-    def step_ends(self) -> None:
-        """Settle which layers share an input, after the first step that was measured."""
-        if self._moments is not None:
-            self._moments.end_step()
-            self.leaders = self._moments.leaders
 
     def due(self, step: int) -> bool:
         """Whether it is time to choose."""
@@ -96,7 +86,7 @@ class MomentWindows:
 
     def save(self, args: Any, step: int) -> None:
         """Save the sums of this process next to a checkpoint that is made within a window."""
-        if self._moments is not None and self._moments.sums:
+        if self._moments is not None:
             save_start(
                 {key: value.cpu() for key, value in self._moments.sums.items()},
                 Path(args.output_dir, f"checkpoint-{step}"),
@@ -113,25 +103,22 @@ class MomentWindows:
         """
         name = MOMENTS_FILE.format(process=args.process_index)
         places = [Path(base, f"checkpoint-{step}") for base in (args.output_dir, began)]
-        found = [folder for folder in places if (folder / name).is_file()]
-        if not found:
-            logger.warning(
-                "%s is neither in %s nor in %s, so the directions are chosen by the batches "
-                "after the checkpoint only; to continue exactly, put the file beside the "
-                "checkpoint",
-                name,
-                *places,
-            )
-            return
-        sums = load_start(found[0], None, name=name)
-        for key, value in self._opened().sums.items():
-            value.copy_(sums[key])
+        for folder in dict.fromkeys(places):
+            kept = load_start(folder, None, name=name) if (folder / name).is_file() else {}
+            if set(kept) == set(self._opened().sums):
+                for key, value in self._opened().sums.items():
+                    value.copy_(kept[key])
+                return
+        logger.warning(
+            "no file %s of this version is in %s, so the directions are chosen by the batches "
+            "after the checkpoint only; to continue exactly, put the file beside the checkpoint",
+            name,
+            " or ".join(map(str, dict.fromkeys(places))),
+        )
 
     def _opened(self) -> BatchMoments:
         """The sums of the window, zeros where it has just begun."""
         if self._moments is None:
             tokens = TOKENS_AGAIN if self._start else TOKENS
             self._moments = BatchMoments(self.model, self.names, tokens)
-            if self.leaders:
-                self._moments.set_leaders(self.leaders)
         return self._moments

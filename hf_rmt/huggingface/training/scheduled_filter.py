@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal
@@ -17,10 +18,10 @@ from hf_rmt.compression.refilter import filter_weight, first_plan
 from hf_rmt.compression.shrinkage import along, leading_directions
 from hf_rmt.compression.spectrum import spectrum
 from hf_rmt.huggingface.training.choice import shared
-from hf_rmt.huggingface.training.dose import EARLY, DosedUpdate, worse
+from hf_rmt.huggingface.training.dose import EARLY, DosedUpdate, warn_unchanged, worse
 from hf_rmt.huggingface.training.spectral_logs import spectral_logs
 from hf_rmt.huggingface.training.start_weights import carry_start, digest, home, keep_start
-from hf_rmt.huggingface.training.trainer import held_out_score
+from hf_rmt.huggingface.training.trainer import held_out_score, warn_unjudged
 from hf_rmt.nn.counterparts import weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix, to_weight
 from hf_rmt.plan import CompressionPlan, LayerPlan
@@ -80,6 +81,9 @@ class ScheduledFilter:
 
     def step_begins(self, state: Any) -> None:
         """Do nothing before a step."""
+
+    def stop(self) -> None:
+        """Do nothing, because nothing is measured during a step."""
 
     def saved(self, args: Any, state: Any) -> None:
         """Do nothing, because a checkpoint holds everything that is needed."""
@@ -209,22 +213,30 @@ class ScheduledFilter:
             )
             return
 
+        led = [name for name in self._names if self._early[f"{name} left"].shape[1]]
+        warn_unchanged([name for name in self._names if name not in led])
+
         def work(name: str) -> WorkResult:
             left, right = (self._early[f"{name} {side}"] for side in ("left", "right"))
             return None, {"update": along(self._matrix(model, name), left, right)}
 
-        outcomes = list(shared(model, self._names, work))
+        outcomes = list(shared(model, led, work)) if led else []
         score = held_out_score(args, state)
+        trained = {name: weight_matrix(model.get_submodule(name)).clone() for name in led}
         before = None if score is None else score()
-        trained = {
-            name: weight_matrix(model.get_submodule(name)).clone()
-            for name in (self._names if score is not None else ())
-        }
-        for name, (_, tensors) in zip(self._names, outcomes, strict=True):
+        for name, (_, tensors) in zip(led, outcomes, strict=True):
             self._replace(model, name, tensors["update"])
-        if score is not None and before is not None and worse(before, score()):
-            for name, weight in trained.items():
-                set_matrix(model.get_submodule(name), weight)
+        if score is None or before is None:
+            return
+        if math.isnan(before):
+            warn_unjudged("its score on the evaluation rows is nan")
+            return
+        stays = False
+        try:
+            stays = not worse(before, score())
+        finally:  # after an error too, the model is as it was trained
+            for name in () if stays else led:
+                set_matrix(model.get_submodule(name), trained[name])
 
     def _parameters(self, model: nn.Module) -> dict[str, Tensor]:
         """All parameters at the start, by their names."""

@@ -19,7 +19,8 @@ class TernaryCallback(TrainerCallback):
     same; its latent weight trains by the straight-through gradient. When training ends, after the
     best model was loaded, they are packed again: `trainer.save_model()` writes the compact model.
     Checkpoints hold the latent weights. They can resume the training and cannot be loaded
-    otherwise.
+    otherwise. A training that an error ends leaves the layers trainable: make a new Trainer to go
+    on, or call `TernaryCallback.pack(model)`.
 
     To heal a head alone, freeze the rest by `model.requires_grad_(False)` before the Trainer is
     made; the ternary weights train all the same. Take a larger learning rate than for a body, such
@@ -50,23 +51,24 @@ class TernaryCallback(TrainerCallback):
         """Make the layers trainable before there is an optimizer."""
         check_alone(self, state)
         check_whole_weights(self, args, state, model)
-        self._before = _ternary_layers(model)
+        packed, latent = (_layers(model, kind) for kind in (TernaryLinear, LatentTernaryLinear))
+        self._before = packed | {name: layer.freeze() for name, layer in latent.items()}
         if not self._before:
             raise ValueError(
                 f"{type(model).__name__} has no ternary layer to train; call "
                 "hf_rmt.compress(model, RMTConfig(method='ntk'), calibration=batches) first, or "
                 "load a model that was saved after that"
             )
-        for name, layer in self._before.items():
-            latent = LatentTernaryLinear.from_ternary(layer)
-            swap_module(model, name, latent)
-            latent.weight.requires_grad_()  # also where the dense layer was frozen
+        for name, layer in packed.items():
+            trainable = LatentTernaryLinear.from_ternary(layer)
+            swap_module(model, name, trainable)
+            trainable.weight.requires_grad_()  # also where the dense layer was frozen
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Refuse to train what the optimizer does not know."""
-        if not self._before or _ternary_layers(model):
+        if not self._before or _layers(model, TernaryLinear):
             raise RuntimeError(
                 "the optimizer does not know the latent weights of this model's ternary layers; "
                 "make a new Trainer(model, ..., callbacks=[TernaryCallback()]) for each training, "
@@ -78,17 +80,34 @@ class TernaryCallback(TrainerCallback):
     ) -> None:
         """Pack the layers."""
         for name, before in self._before.items():
-            layer = model.get_submodule(name).freeze(layout=before.layout)
+            layer = _packed(model, name, layout=before.layout)
             layer.scale = layer.scale.to(before.scale)
-            swap_module(model, name, layer)
             old, new = before.dense().sign(), layer.dense().sign()
             self.flipped[name] = float((old.to(new) != new).float().mean())
-            _record(model, name, int(new.count_nonzero()))
         self._before = {}
 
+    @staticmethod
+    def pack(model: nn.Module) -> None:
+        """Pack the layers that a training has left trainable because it was interrupted.
 
-def _ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
-    return {name: part for name, part in model.named_modules() if isinstance(part, TernaryLinear)}
+        Args:
+            model: The model, changed in place; its outputs stay the same.
+        """
+        for name in _layers(model, LatentTernaryLinear):
+            _packed(model, name)
+
+
+def _layers(model: nn.Module, kind: type[Any]) -> dict[str, Any]:
+    return {name: part for name, part in model.named_modules() if isinstance(part, kind)}
+
+
+def _packed(model: nn.Module, name: str, *, layout: str = "packed") -> TernaryLinear:
+    """Put a packed layer in the place of a trainable one, and record it."""
+    latent: Any = model.get_submodule(name)
+    layer: TernaryLinear = latent.freeze(layout=layout)
+    swap_module(model, name, layer)
+    _record(model, name, int(layer.dense().count_nonzero()))
+    return layer
 
 
 def _record(model: Any, name: str, nonzero: int) -> None:

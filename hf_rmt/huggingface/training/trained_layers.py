@@ -50,6 +50,7 @@ def refuse_adapter(model: nn.Module) -> None:
     if hasattr(model, "peft_config"):
         raise ValueError(
             "RMTCallback filters weights that are trained, but the weights of this "
-            f"{type(model).__name__} are frozen below an adapter; call merge_and_unload() first, "
+            f"{type(model).__name__} are frozen below an adapter; take model = "
+            "model.merge_and_unload().requires_grad_(True), "
             "or compress the base model and train an adapter on it: see lora_targets"
         )

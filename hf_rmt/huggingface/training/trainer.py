@@ -68,18 +68,13 @@ def held_out_score(args: Any, state: Any) -> Callable[[], float] | None:
     trainer = trainer_holding(state)
     rows = None if trainer is None else trainer.eval_dataset
     reasons = {
-        "the Trainer has no eval_dataset": rows is None,
+        "the Trainer has no evaluation rows": rows is None or not _count(rows),
         "the Trainer has several sets of evaluation rows": isinstance(rows, dict),
         "fp16_full_eval converts the model": args.fp16_full_eval,
         "bf16_full_eval converts the model": args.bf16_full_eval,
     }
     for why in (why for why, holds in reasons.items() if holds):
-        logger.warning(
-            "the filtered model is not compared with the trained one, because %s; if the filter "
-            "harms, nothing undoes it: pass one eval_dataset, and evaluate in the dtype of the "
-            "training",
-            why,
-        )
+        warn_unjudged(why)
         return None
 
     def score() -> float:
@@ -94,3 +89,21 @@ def held_out_score(args: Any, state: Any) -> Callable[[], float] | None:
         return -float(found.metrics.get("eval_loss", math.nan))
 
     return score
+
+
+def _count(rows: Any) -> int:
+    """How many rows there are; 1 if nobody can say."""
+    return len(rows) if hasattr(rows, "__len__") else 1
+
+
+def warn_unjudged(why: str) -> None:
+    """Warn that nothing shows whether a filter harms.
+
+    Args:
+        why: The reason, as the end of a sentence.
+    """
+    logger.warning(
+        "the filtered model is not compared with the trained one, because %s; if the filter harms, "
+        "nothing undoes it: pass one eval_dataset, and evaluate in the dtype of the training",
+        why,
+    )

@@ -24,7 +24,7 @@ from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.huggingface.api import ModelOrPath, check_compressible, load_if_path, unwrapped
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.lora.differences import paired
-from hf_rmt.huggingface.training.dose import DosedUpdate, check_dose
+from hf_rmt.huggingface.training.dose import UNCHANGED, DosedUpdate, check_dose, warn_unchanged
 from hf_rmt.nn.counterparts import weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
 from hf_rmt.plan import CompressionPlan
@@ -88,6 +88,8 @@ def filter_update(
     check_compressible(original, config)
     starts = _starts(original, tuned, names)
     _check_changed(starts, tuned, names)
+    if dose is not None:
+        _check_finite(tuned, names)
     if early is not None:
         earlier = unwrapped(load_if_path(early))
         return _persistent(starts, earlier, tuned, names)
@@ -134,6 +136,11 @@ def _persistent(
 ) -> CompressionReport:
     """Keep the part of each update that lies in the leading directions of its early update."""
     earlier = _starts(early, tuned, names)
+    if _all_equal(starts, earlier):
+        raise ValueError(
+            f"base and early are equal in all {len(names)} selected layers; pass a checkpoint from "
+            "about a quarter of the training as early"
+        )
     layers = [tuned.get_submodule(name) for name in names]
 
     def work(index: int) -> WorkResult:
@@ -141,9 +148,11 @@ def _persistent(
         start = starts[index].to(weight)
         update = weight - start
         pair = leading_directions(earlier[index].to(weight) - start)
-        kept = along(update, *pair)
+        count = pair[0].shape[1]
+        kept = along(update, *pair) if count else update
         whole, rest = (float(part.double().square().sum()) for part in (update, update - kept))
-        plan = rewritten_plan(names[index], update, f"along {pair[0].shape[1]} early directions")
+        reason = f"along {count} early directions" if count else UNCHANGED
+        plan = rewritten_plan(names[index], update, reason)
         return replace(plan, dropped_energy=rest / whole if whole else 0.0), {"update": kept}
 
     costs = [matrix_cost(start.shape) for start in starts]
@@ -154,6 +163,7 @@ def _persistent(
     for layer, start, (plan, tensors) in zip(layers, starts, outcomes, strict=True):
         plans.append(plan)
         set_matrix(layer, start.to(tensors["update"]) + tensors["update"])
+    warn_unchanged([plan.name for plan in plans if plan.reason == UNCHANGED])
     return CompressionReport(CompressionPlan(tuple(plans)), None)
 
 
@@ -200,11 +210,24 @@ def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Ten
 
 def _check_changed(starts: Sequence[Tensor], tuned: nn.Module, names: Sequence[str]) -> None:
     """Refuse two models that do not differ in any layer."""
-    weights = [weight_matrix(tuned.get_submodule(name)) for name in names]
-    if all(
-        torch.equal(start.to(after), after) for start, after in zip(starts, weights, strict=True)
-    ):
+    if _all_equal(starts, [weight_matrix(tuned.get_submodule(name)) for name in names]):
         raise ValueError(
             f"base and tuned are equal in all {len(names)} selected layers; pass the pretrained "
             "and the fine-tuned model"
         )
+
+
+def _all_equal(starts: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    return all(
+        torch.equal(start.to(after), after) for start, after in zip(starts, weights, strict=True)
+    )
+
+
+def _check_finite(tuned: nn.Module, names: Sequence[str]) -> None:
+    """Refuse a model whose training diverged."""
+    for name in names:
+        if not torch.isfinite(weight_matrix(tuned.get_submodule(name))).all():
+            raise ValueError(
+                f"the weight of {name!r} in tuned holds nan or inf, so its update has no "
+                "directions; take an earlier checkpoint, or train with a lower learning rate"
+            )

@@ -42,7 +42,9 @@ def can_unpack(codes: Tensor) -> bool:
     Args:
         codes: Of a packed store.
     """
-    return codes.device.type == "cpu" and not torch.compiler.is_compiling() and has_numba()
+    if codes.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(codes) and has_numba()
 
 
 def has_numba() -> bool:

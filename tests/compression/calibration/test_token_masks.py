@@ -219,7 +219,6 @@ def test_a_training_counts_the_tokens_of_each_part(name: str) -> None:
     torch.manual_seed(0)
     model = make().train()
     moments = BatchMoments(model, layers_of(model))
-    moments.set_leaders({layer: layer for layer in moments.names})
     moments.listen()
     model(**batch)
     moments.stop()

@@ -18,7 +18,7 @@ from hf_rmt.huggingface.training.anneal import Anneal, amount
         ((10, 30), (10, 30)),
         ((1, 3, "epochs"), (25, 75)),
         ((0.5, 1.5, "epochs"), (12, 38)),
-        ((0, 1), (2, 100)),
+        ((0, 1), (1, 100)),
         ((200, 300), (100, 100)),
     ],
 )

@@ -16,6 +16,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
     T5ForConditionalGeneration,
     Trainer,
+    TrainerCallback,
 )
 
 from hf_rmt import RMTConfig
@@ -204,14 +205,25 @@ def test_training_that_stops_early_loses_the_rest_of_the_noise_with_a_warning(
     torch.testing.assert_close(acts, expected, rtol=0, atol=1e-6)
 
 
+class StopAt(TrainerCallback):
+    """Ends a training after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
 def test_training_that_ends_before_the_choice_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = fine_tune(tmp_path, RMTCallback(size=0.4, anneal=(100, 200)))
     # the schedule ends with the training, so the choice falls on its last step
     assert len(spiked_layers(trainer.model)) == 6
-    one = fine_tune(tmp_path, RMTCallback(size=0.4), max_steps=1)
-    assert "before the directions were chosen" in caplog.text
+    assert len(spiked_layers(fine_tune(tmp_path, RMTCallback(size=0.4), max_steps=1).model)) == 6
+    one = fine_tune(tmp_path, RMTCallback(size=0.4, anneal=(8, 12)), StopAt(4))
+    assert "training ended after step 4" in caplog.text
     assert not spiked_layers(one.model)
     assert not hasattr(one.model.config, "quantization_config")
 

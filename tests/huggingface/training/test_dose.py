@@ -226,7 +226,8 @@ def test_evaluation_rows_give_an_accuracy_or_a_loss(classes: bool, tmp_path: Pat
 @pytest.mark.parametrize(
     ("rows", "change", "words"),
     [
-        (None, {}, "has no eval_dataset"),
+        (None, {}, "has no evaluation rows"),
+        ("none", {}, "has no evaluation rows"),
         ("several", {}, "has several sets of evaluation rows"),
         ("one", {"bf16_full_eval": True}, "bf16_full_eval converts the model"),
         ("one", {}, ""),
@@ -239,7 +240,7 @@ def test_a_dose_that_nothing_judges_says_so(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    judged = {"one": sentences(), "several": {"a": sentences()}}.get(rows or "")
+    judged = {"one": sentences(), "several": {"a": sentences()}, "none": []}.get(rows or "")
     settings = arguments(tmp_path, num_train_epochs=1, **change)
     callback = RMTCallback(target="update", dose="auto")
     told: dict[str, Any] = {"train_dataset": sentences(), "eval_dataset": judged}

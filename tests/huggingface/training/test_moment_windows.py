@@ -15,7 +15,7 @@ from hf_rmt.huggingface.training.moment_windows import GATHERED, TOKENS_AGAIN, M
 
 def windows(chosen_at: int | None, *choices: int) -> MomentWindows:
     model = nn.Sequential(nn.Linear(4, 3))
-    return MomentWindows(model, ["0"], choices, chosen_at=chosen_at, leaders={"0": "0"})
+    return MomentWindows(model, ["0"], choices, chosen_at=chosen_at)
 
 
 @pytest.mark.parametrize("chosen_at", [None, 40])
