@@ -119,6 +119,9 @@ def _write_page(options: argparse.Namespace, report: Any) -> None:
 
 def _check_page(options: argparse.Namespace) -> None:
     """Find out before the long work whether the page can be written."""
+    from hf_rmt.report.page.page import PAGES
+    from hf_rmt.report.records import place
+
     if options.html is None:
         return
     check_path("--html", options.html)
@@ -127,11 +130,7 @@ def _check_page(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--html must name a file in a folder that can be written to, got {options.html!r}"
         )
-    if path.exists() and path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(
-            f"--html {options.html} is a file that is no HTML page and would be lost; choose "
-            "another name, such as report.html"
-        )
+    place(options.html, kinds=PAGES)
     output = getattr(options, "output", None)
     if output is not None and path.resolve() == Path(output).resolve():
         raise ValueError(f"--html and OUTPUT are both {output!r}; choose another name for the page")

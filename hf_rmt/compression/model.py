@@ -28,7 +28,7 @@ from hf_rmt.compression.refusals import (
 from hf_rmt.compression.summary import analyze_layers, compression_report, warn_of_loss
 from hf_rmt.compression.targets.coverage import kept_plans, with_kept
 from hf_rmt.compression.targets.selection import compressible_layers
-from hf_rmt.nn.counterparts import compressed_layers, densify
+from hf_rmt.nn.counterparts import compressed_layers, densify, undoing
 from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.settings import CompressionSettings, method_of, spectral_methods
 
@@ -181,7 +181,7 @@ def compress_layers(
                 error.add_note(
                     f"{len(done.decisions)} of {len(names)} layers were changed before the error. "
                     "The model works, and its compression_report names them. Compress again for "
-                    "the others, or call model.dequantize()"
+                    f"the others, or call {undoing(model)}"
                 )
             raise
     report = with_kept(report, kept, model)

@@ -206,15 +206,20 @@ def _check_tensors(plan: LayerPlan, layer: Any, given: Mapping[str, Any] | None)
         odd += [key for key in wanted if key not in there]
     else:
         start = f"{plan.name}."
-        odd = [key.removeprefix(start) for key in given if key.startswith(start)]
-        odd = [key for key in odd if key not in wanted]
+        shapes = {
+            key.removeprefix(start): value.shape
+            for key, value in given.items()
+            if key.startswith(start)
+        }
+        odd = [key for key, shape in shapes.items() if wanted.get(key) != shape]
     odd = [key for key in odd if not key.startswith("step.")]
     if odd:
         found = (REMEDIES[start] for start in REMEDIES for key in odd if key.startswith(start))
+        otherwise = OTHERWISE if given is None else "pass the tensors of model.state_dict()"
         raise ValueError(
             f"layer {plan.name!r} cannot be saved: a compressed layer is loaded with "
             f"{', '.join(wanted)} of the recorded shapes, and this one differs in "
-            f"{', '.join(odd)}; {next(found, OTHERWISE)}"
+            f"{', '.join(odd)}; {next(found, otherwise)}"
         )
 
 

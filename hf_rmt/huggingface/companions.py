@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from hf_rmt.huggingface.alarm import ALARM
 from hf_rmt.huggingface.card import CARD_TAG, PICTURE, card_of, picture_of
 from hf_rmt.huggingface.integrity import digest_of, digest_of_file
-from hf_rmt.huggingface.record import sub_configs
+from hf_rmt.huggingface.record import OWN_CONFIG, REMOTE_MODULE, sub_configs
 from hf_rmt.huggingface.remote_code import (
     REMOTE_CONFIG,
     REMOTE_FILE,
@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG, CARD = "config.json", "README.md"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
-"""Checkpoint folders of a `Trainer`; they get no picture, because drawing takes seconds."""
+"""Checkpoint folders of a `Trainer`, which resumes from them; they get no picture, because drawing
+takes seconds."""
 
 
 def has_config(folder: Path) -> bool:
@@ -57,7 +58,7 @@ def _complete_config(model: Any, folder: Path, target: Path) -> None:
     """Write the alarm, the digests and the name of the remote code into config.json."""
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["auto_map"] = {**(config.get("auto_map") or {}), "AutoConfig": REMOTE_CONFIG}
+    config["auto_map"] = _with_ours(config.get("auto_map") or {})
     record = config["quantization_config"]
     record["files"] = _other_variants(record, target) | {
         file.name: digest_of_file(file) for file in sorted(folder.glob("*.safetensors"))
@@ -66,6 +67,13 @@ def _complete_config(model: Any, folder: Path, target: Path) -> None:
     _alarm(config)
     _complete_parts(model, config, record)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _with_ours(auto_map: dict[str, Any]) -> dict[str, Any]:
+    """The map with our config class, which finds the user's own class under another key."""
+    before = auto_map.get("AutoConfig")
+    own = {} if before is None or REMOTE_MODULE in str(before) else {OWN_CONFIG: before}
+    return {**auto_map, **own, "AutoConfig": REMOTE_CONFIG}
 
 
 def _alarm(config: dict[str, Any]) -> None:

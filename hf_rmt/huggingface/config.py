@@ -84,7 +84,9 @@ class RMTConfig(CompressionSettings, CompressionRecord):
 
     def _fill(self, method: str, options: dict[str, Any]) -> None:
         recorded = {key: options.pop(key) for key in (*RECORDED, *OF_FILES) if key in options}
-        if recorded.get("layers") is not None and method not in methods():
+        if recorded.get("layers") is None:
+            _check_not_of_compress(recorded)
+        elif method not in methods():
             # the method belongs to a package that is not imported; loading needs only the layers
             CompressionRecord.__init__(self, method=method, **options, **recorded)
             return
@@ -154,3 +156,16 @@ RMTConfig.__doc__ = (getdoc(RMTConfig) or "").replace(
 )
 
 __all__ = ["FORMAT_VERSION", "QUANT_METHOD", "RMTConfig"]
+
+
+def _check_not_of_compress(recorded: Mapping[str, Any]) -> None:
+    """Refuse what only the library fills in, where no compressed layer is recorded.
+
+    Raises:
+        ValueError: If a user gives a size or whether there was a calibration.
+    """
+    for name in (name for name in ("size", "calibrated") if recorded.get(name)):
+        raise ValueError(
+            f"{name}={recorded[name]!r} is no option of RMTConfig, but is written by the library; "
+            "pass size and calibration to hf_rmt.compress"
+        )

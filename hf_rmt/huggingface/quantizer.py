@@ -20,7 +20,7 @@ from hf_rmt.huggingface.compat import mark_loaded
 from hf_rmt.huggingface.conclude import attach, conclude, lay_out
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.loader import RMTLoader
-from hf_rmt.nn.counterparts import compressed_layers
+from hf_rmt.nn.counterparts import compressed_layers, undoing
 from hf_rmt.nn.dense_matrix import to_matrix, to_weight
 from hf_rmt.plan import CompressionPlan, LayerPlan, Outcome
 from hf_rmt.report import CompressionReport
@@ -107,7 +107,7 @@ def layers_left(model: Any, config: RMTConfig) -> list[str]:
         for name, part in before.items():
             model.set_submodule(name, part)
     if both := [name for name in names if name in before]:
-        remedy = "model.dequantize() first, or name other layers in target_modules"
+        remedy = f"{undoing(model)} first, or name other layers in target_modules"
         raise quantized_already(f"layer {both[0]!r}", config.quant_method, remedy)
     return names
 

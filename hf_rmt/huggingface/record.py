@@ -13,6 +13,8 @@ from hf_rmt.checks import check_integer
 
 QUANT_METHOD = "rmt"
 REMOTE_MODULE = "hf_rmt_remote"
+OWN_CONFIG = "own AutoConfig"
+"""Key of `auto_map` for the config class of the user's own code; ours stands in its place."""
 """Name of the code file that a pushed model carries."""
 FORMAT_VERSION = 1
 """Version of the saved layout; a higher one is refused."""
@@ -96,6 +98,8 @@ def drop_records(config: Any, *, parts_only: bool = False) -> None:
         del config.quantization_config
     if not parts_only and isinstance(config.__dict__.get("auto_map"), dict):
         others = {k: v for k, v in config.auto_map.items() if REMOTE_MODULE not in str(v)}
+        if OWN_CONFIG in others:
+            others["AutoConfig"] = others.pop(OWN_CONFIG)
         del config.auto_map
         if others:
             config.auto_map = others

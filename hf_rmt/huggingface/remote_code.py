@@ -78,7 +78,9 @@ BUNDLED: tuple[ModuleType, ...] = (
 """The bundled modules, each after those that it imports."""
 
 EPILOGUE = '''
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
 
@@ -117,7 +119,10 @@ silence_alarm()
 
 
 class RemoteConfig:
-    """Importing it registers the quantizer; transformers reads the config."""
+    """Importing it registers the quantizer; transformers or the user's own class reads the config.
+
+    It stands in the place of the user's class in `auto_map`.
+    """
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoConfig"):
@@ -126,6 +131,18 @@ class RemoteConfig:
     @classmethod
     def from_pretrained(cls, name, **kwargs):
         kwargs.pop("trust_remote_code", None)
+        config = PreTrainedConfig.get_config_dict(name, **kwargs)[0]
+        own, kind = (config.get("auto_map") or {}).get(OWN_CONFIG), config.get("model_type")
+        if own is not None:
+            found = get_class_from_dynamic_module(own, name, **kwargs)
+            found.register_for_auto_class()
+            return found.from_pretrained(name, **kwargs)
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(
+                f"model_type {kind!r} is no architecture of transformers, and {name} names no code "
+                "for it; import the module of its classes and register them by AutoConfig.register "
+                "and AutoModel.register, or load the model with its own class"
+            )
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **kwargs)
 '''
 

@@ -14,15 +14,13 @@ from typing import Any
 from hf_rmt.checks import check_path
 from hf_rmt.huggingface.before_saving import make_savable, warn_of_latent
 from hf_rmt.huggingface.card import PICTURE, card_of, foreign_card
-from hf_rmt.huggingface.companions import has_config, write_companions, writes_card
+from hf_rmt.huggingface.companions import CHECKPOINT, has_config, write_companions, writes_card
 from hf_rmt.huggingface.loader import PART
 from hf_rmt.huggingface.record import drop_records, is_record, sub_configs
 from hf_rmt.nn.counterparts import compressed_layers
 from hf_rmt.staging import staged
 
 PUSH_OPTIONS = ("private", "commit_message", "commit_description", "revision", "create_pr", "tags")
-CHECKPOINT = r"checkpoint-\d+"
-"""The name of a folder from which a Trainer resumes."""
 NOT_OF_A_PUSH = ("state_dict", "save_peft_format", "distributed_checkpoint", "token")
 
 
@@ -50,7 +48,7 @@ def _save_pretrained(
     check_path("save_directory", save_directory)
     folder = Path(save_directory)
     make_savable(model, state_dict)
-    if not re.fullmatch(CHECKPOINT, folder.name):
+    if not CHECKPOINT.fullmatch(folder.name):
         warn_of_latent(model)
     if folder.is_file():
         raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")

@@ -123,16 +123,19 @@ def carry(source: str | PathLike[str], target: Path) -> tuple[list[str], list[st
         target: Folder in which the new model and its tokenizer have been saved.
 
     Returns:
-        Names of the files that were copied, and of the files that were left out: weights in other
-        formats, the source's card, and files of a training.
+        Names of the files that were copied, and of what was left out: weights in other formats, the
+        source's card, files of a training, and folders with another model.
     """
     folder = _local(source)
     if folder is None:
         return [], []
     modules = _modules(folder)
-    copied, left = [], []
+    others = _other_models(folder, modules)
+    copied, left = [], [f"{name.as_posix()}/" for name in others]
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
+        if any(name.is_relative_to(other) for other in others):
+            continue
         if not path.is_file() or any(FOLDERS_LEFT.fullmatch(part) for part in name.parts):
             continue
         if (target / name).exists():
@@ -145,6 +148,21 @@ def carry(source: str | PathLike[str], target: Path) -> tuple[list[str], list[st
         shutil.copyfile(path, target / name)
         copied.append(name.as_posix())
     return copied, left
+
+
+def _other_models(folder: Path, modules: set[str]) -> list[Path]:
+    """Folders below a model's folder that hold models of their own, such as another output."""
+    found = {
+        path.relative_to(folder).parent
+        for path in folder.rglob("*")
+        if path.name == CONFIG and path.parent != folder and _has_weights(path.parent)
+    }
+    kept = (name for name in sorted(found) if name.parts[0] not in modules)
+    return [name for name in kept if not any(FOLDERS_LEFT.fullmatch(part) for part in name.parts)]
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(WEIGHTS.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_file())
 
 
 def _modules(folder: Path) -> set[str]:

@@ -148,3 +148,9 @@ def paired_name(name: str, prefix: str, known: Collection[str]) -> str | None:
         if candidate in known:
             return candidate
     return None
+
+
+def undoing(model: nn.Module) -> str:
+    """The call that makes a compressed model dense again, for messages."""
+    plain = "model = hf_rmt.export_dense(model)"
+    return "model.dequantize()" if hasattr(model, "dequantize") else plain

@@ -43,3 +43,4 @@ class Cause(StrEnum):
     SUBCLASS = "subclass"
     MADE_ANEW = "made anew"
     CARRIES = "carries what cannot be moved"
+    TIED = "tied"

@@ -12,7 +12,7 @@ from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.report import records, tables, verdicts
 from hf_rmt.report.folder import save_report
 from hf_rmt.report.page.data import compression_content
-from hf_rmt.report.page.page import page_text
+from hf_rmt.report.page.page import PAGES, page_text
 from hf_rmt.report.sizes import COVERED, FILE, MEMORY, Sizes
 from hf_rmt.report.spectral import SpectralReport
 
@@ -167,7 +167,7 @@ class CompressionReport:
         Returns:
             The text.
         """
-        return records.written(records.json_text(self.to_dict(), indent=2), path)
+        return records.written(records.json_text(self.to_dict(), indent=2), path, kinds=(".json",))
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """The rows of the table as comma-separated values, in full precision.
@@ -178,7 +178,7 @@ class CompressionReport:
         Returns:
             The text.
         """
-        return records.written(tables.csv_text(self.rows()), path)
+        return records.written(tables.csv_text(self.rows()), path, kinds=(".csv",))
 
     def to_html(self, path: str | Path | None = None, *, title: str = "Compression report") -> str:
         """One HTML page that needs no network and no other file.
@@ -196,7 +196,7 @@ class CompressionReport:
         summary = "\n".join([self._totals(), *self._remarks()])
         facts = self.sizes.facts(self.plan)
         content = compression_content(self.plan, self.spectra or (), summary, facts)
-        return records.written(page_text(content, title=title), path)
+        return records.written(page_text(content, title=title), path, kinds=PAGES)
 
     def plot_overview(self, *, dark: bool = False) -> Figure:
         """Rank, bits, dropped energy and, if measured, time, drawn over depth by kind of layer.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hf_rmt.report.figures.style import save_figure
-from hf_rmt.report.records import place, written
+from hf_rmt.report.records import made_folder, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,8 +47,7 @@ def save_report(report: Report, folder: str | Path) -> Path:
         ImportError: If matplotlib is not installed. The texts have been written before this error.
         ValueError: If the name of the folder is empty.
     """
-    target = place(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    target = made_folder(folder)
     written(report.table(), target / "table.txt")
     report.to_json(target / "report.json")
     report.to_html(target / "report.html")

@@ -58,19 +58,51 @@ def read(source: str | Path) -> Any:
         ) from error
 
 
-def written(text: str, path: str | Path | None) -> str:
-    """Write a text to a path, if given, with one newline at its end, and return the same text."""
+def written(text: str, path: str | Path | None, *, kinds: tuple[str, ...] = ()) -> str:
+    """Write a text to a path, if given, with one newline at its end, and return the same text.
+
+    Args:
+        text: The text.
+        path: The file, or None.
+        kinds: Endings, such as `.html`. A file with another ending is not replaced.
+
+    Raises:
+        ValueError: If the path is empty, or a file of another kind.
+        FileNotFoundError: If the folder does not exist.
+    """
     if path is not None:
-        place(path).write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
+        target = place(path, kinds=kinds)
+        if not target.absolute().parent.is_dir():
+            raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; make it first")
+        target.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
     return text
 
 
-def place(path: str | Path) -> Path:
+def made_folder(path: str | Path) -> Path:
+    """A folder to write to, made if it does not exist.
+
+    Raises:
+        ValueError: If the name is empty.
+        NotADirectoryError: If the path is a file.
+    """
+    folder = place(path)
+    if folder.is_file():
+        raise NotADirectoryError(f"a report is saved in a folder, and {str(path)!r} is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def place(path: str | Path, *, kinds: tuple[str, ...] = ()) -> Path:
     """The path to write to. An empty text is refused, because it would mean the working folder."""
     if path == "":
         raise ValueError(
             "a report is written to a named file or folder, got ''; write '.' for the folder you "
             "work in"
+        )
+    if kinds and Path(path).exists() and Path(path).suffix.lower() not in kinds:
+        raise ValueError(
+            f"{str(path)!r} is there already and is no {kinds[0]} file, so it would be lost; "
+            f"choose another name, such as report{kinds[0]}"
         )
     return Path(path)
 

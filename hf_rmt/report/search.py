@@ -154,7 +154,7 @@ class SearchReport:
         Returns:
             The text.
         """
-        return records.written(records.json_text(self.to_dict(), indent=2), path)
+        return records.written(records.json_text(self.to_dict(), indent=2), path, kinds=(".json",))
 
     @classmethod
     def from_json(cls, source: str | Path) -> Self:
@@ -228,8 +228,7 @@ class SearchReport:
             ImportError: If matplotlib is not installed; the texts are written by then.
             ValueError: If the name of the folder is empty.
         """
-        target = records.place(folder)
-        target.mkdir(parents=True, exist_ok=True)
+        target = records.made_folder(folder)
         self.to_json(target / "search.json")
         records.written(self.table(), target / "table.txt")
         curve = self.plot_curve()

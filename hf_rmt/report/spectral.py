@@ -18,7 +18,7 @@ from hf_rmt.report.figures.style import save_figure
 from hf_rmt.report.folder import save_report
 from hf_rmt.report.layer import LayerSpectrum
 from hf_rmt.report.page.data import spectral_content
-from hf_rmt.report.page.page import page_text
+from hf_rmt.report.page.page import PAGES, page_text
 from hf_rmt.spectra import Phase
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class SpectralReport:
         Returns:
             The text.
         """
-        return records.written(records.json_text(self.to_dict()), path)
+        return records.written(records.json_text(self.to_dict()), path, kinds=(".json",))
 
     @classmethod
     def from_json(cls, source: str | Path) -> SpectralReport:
@@ -148,7 +148,9 @@ class SpectralReport:
         Returns:
             The text.
         """
-        return records.written(tables.csv_text([layer.to_row() for layer in self.layers]), path)
+        return records.written(
+            tables.csv_text([layer.to_row() for layer in self.layers]), path, kinds=(".csv",)
+        )
 
     def to_html(self, path: str | Path | None = None, *, title: str = "Spectral report") -> str:
         """One HTML page that is complete: it needs no network and no other file.
@@ -164,7 +166,9 @@ class SpectralReport:
             The text of the page.
         """
         return records.written(
-            page_text(spectral_content(self.layers, self.summary()), title=title), path
+            page_text(spectral_content(self.layers, self.summary()), title=title),
+            path,
+            kinds=PAGES,
         )
 
     def plot_layer(self, name: str, *, square_root: bool = True, dark: bool = False) -> Figure:

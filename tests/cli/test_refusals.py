@@ -143,6 +143,8 @@ ENCODER = {
     "1_Pooling/config.json": "{}",
     "2_Dense/model.safetensors": "weights of a module",
     "onnx/model.onnx": "other format",
+    "smaller/config.json": "of another model",
+    "smaller/model.safetensors": "of another model",
     "pytorch_model.bin": "other format",
     "checkpoint-5/optimizer.pt": "of a training",
     "README.md": "the source's own",
@@ -161,9 +163,10 @@ def test_what_the_save_did_not_write_is_carried_over(
     told = capsys.readouterr().err
     carried = {name: (small / name).exists() for name in ENCODER if name != "README.md"}
     left = {"onnx/model.onnx", "pytorch_model.bin", "checkpoint-5/optimizer.pt"}
+    left |= {"smaller/config.json", "smaller/model.safetensors"}
     assert {name for name, there in carried.items() if not there} == left
     assert "not copied from" in told
-    assert all(name in told for name in ("onnx/model.onnx", "pytorch_model.bin"))
+    assert all(name in told for name in ("onnx/model.onnx", "pytorch_model.bin", "smaller/"))
     assert "the source's own" not in (small / "README.md").read_text()
 
 

@@ -288,6 +288,13 @@ def test_tensors_that_are_given_are_looked_at_in_place_of_those_of_the_model(
     assert torch.equal(logits(again), logits(compressed()))
     with pytest.raises(ValueError, match=r"weight_orig, weight_mask.*prune\.remove"):
         model.save_pretrained(tmp_path / "pruned", state_dict=model.state_dict())
+    dense = hf_rmt.export_dense(compressed()).state_dict()
+    with pytest.raises(
+        ValueError, match=r"differs in weight; pass the tensors of model\.state_dict"
+    ):
+        compressed().save_pretrained(tmp_path / "plain", state_dict=dense)
+    again = BertForSequenceClassification.from_pretrained(tmp_path / "plain")
+    assert torch.equal(logits(again), logits(compressed()))
 
 
 def test_a_step_that_was_taken_away_is_not_put_back(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from hf_rmt.report import records
 from hf_rmt.spectra import Phase, PowerLawBulk
-from tests.report.samples import make_cut, make_degenerate, make_fit, make_unit
+from tests.report.samples import make_cut, make_degenerate, make_fit, make_unit, spectral_report
 
 
 def assert_same(fit, other):
@@ -69,3 +69,22 @@ def test_file_ends_in_one_newline(tmp_path):
     for text in ("a", "a\n"):
         assert records.written(text, tmp_path / "file") == text
         assert (tmp_path / "file").read_bytes() == b"a\n"
+
+
+@pytest.mark.parametrize("write", ["to_html", "to_json", "to_csv"])
+def test_a_report_replaces_no_file_of_another_kind(write, tmp_path):
+    report, weights = spectral_report({"a": make_fit()}), tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"is there already and is no .* file"):
+        getattr(report, write)(weights)
+    assert weights.read_bytes() == b"weights"
+    own = tmp_path / f"report.{write.removeprefix('to_')}"
+    assert getattr(report, write)(own) == getattr(report, write)(own)
+    with pytest.raises(FileNotFoundError, match="does not exist; make it first"):
+        getattr(report, write)(tmp_path / "nowhere" / own.name)
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"is saved in a folder, and .* is a file"):
+        spectral_report({"a": make_fit()}).save(tmp_path / "file")

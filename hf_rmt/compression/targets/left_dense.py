@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from hf_rmt.compression.targets.weight_reads import weights_read
 from hf_rmt.nn.compressed_layer import is_compressed
@@ -110,20 +111,29 @@ def made_anew(model: nn.Module) -> dict[str, LeftDense]:
 @register_rule
 def subclasses(model: nn.Module) -> dict[str, LeftDense]:
     """Layers of a subclass of `nn.Linear`, which may do anything with its weight."""
+    odd = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and not has_matrix(part)
+    }
     return {
         name: LeftDense(
             Cause.SUBCLASS,
             f"it is a {type(part).__name__}, a subclass of nn.Linear, which may do anything with "
             "its weight",
         )
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and not has_matrix(part)
+        for name, part in odd.items()
+        if not is_parametrized(part)  # torch makes a subclass for each such layer
     }
 
 
 @register_rule
 def carrying(model: nn.Module) -> dict[str, LeftDense]:
     """Layers with something that a compressed layer cannot have, such as a forward of their own."""
-    layers = {name: part for name, part in model.named_modules() if has_matrix(part)}
+    layers = {
+        name: part
+        for name, part in model.named_modules()
+        if has_matrix(part) or (isinstance(part, nn.Linear) and is_parametrized(part))
+    }
     reasons = {name: why_not_swapped(part) for name, part in layers.items()}
     return {name: LeftDense(Cause.CARRIES, why) for name, why in reasons.items() if why}

@@ -24,6 +24,7 @@ from hf_rmt.plan import Cause
 from hf_rmt.settings import CompressionSettings, method_of
 
 ALL_LINEAR = "all-linear"
+TIED = "is tied to another layer"
 
 
 def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list[str]:
@@ -116,11 +117,27 @@ def kept_layers(model: nn.Module, settings: CompressionSettings) -> dict[str, Le
     excepted = settings.modules_to_not_convert or []
     accepts = method_of(settings).accepts
     layers = {name: part for name, part in model.named_modules() if accepts(part) or name in held}
-    heads = _protected_everywhere(model, settings)
+    heads, tied = _protected_everywhere(model, settings), _tied(model, layers, settings)
     return {
-        name: held[name]
+        name: tied[name] if name in tied else held[name]
         for name in _chosen(layers, settings, model)
-        if name in held and name not in heads and not is_covered(name, excepted)
+        if not is_covered(name, excepted) and (name in tied or (name in held and name not in heads))
+    }
+
+
+def _tied(
+    model: nn.Module, layers: Mapping[str, Any], settings: CompressionSettings
+) -> dict[str, LeftDense]:
+    """Layers that share their weight and are tied for all that; those of a head only if named."""
+    shared = _shared_weights(model)
+    named = settings.target_modules not in (None, ALL_LINEAR)
+    heads = _protected_everywhere(model, settings)
+    why = LeftDense(Cause.TIED, f"its weight {TIED}")
+    return {
+        name: why
+        for name, layer in layers.items()
+        if (id(layer.weight) in shared and (named or name not in heads))
+        or (named and name in heads)
     }
 
 
@@ -155,7 +172,7 @@ def _kept_dense(
         if is_covered(name, settings.modules_to_not_convert or []):
             reasons[name] = "is named in modules_to_not_convert; take it out"
         elif id(layers[name].weight) in shared or (name in protected and by_name):
-            reasons[name] = "is tied to another layer; choose others"
+            reasons[name] = f"{TIED}; choose others"
         elif name in protected:
             reasons[name] = (
                 "is a head or an output embedding; name it in target_modules, if it is not tied"
@@ -170,9 +187,12 @@ def _why_none(
     held: Mapping[str, LeftDense],
 ) -> str:
     """Why no layer is left to compress, and what to do about it."""
-    odd = [name for name, why in held.items() if why.cause in (Cause.SUBCLASS, Cause.MADE_ANEW)]
+    causes = (Cause.SUBCLASS, Cause.MADE_ANEW, Cause.CARRIES)
+    odd = [name for name, why in held.items() if why.cause in causes]
     if odd and settings.target_modules in (None, ALL_LINEAR):
-        return f"{some(odd)} stay dense: {held[odd[0]].reason}; choose another model"
+        why = held[odd[0]]
+        remedy = "; choose another model" if why.cause is Cause.SUBCLASS else ""
+        return f"{some(odd)} stay dense: {why.reason}{remedy}"
     if not layers:
         return f"it has no {method_of(settings).accepted}; choose another model or method"
     if dense:

@@ -2,7 +2,8 @@
 
 `Mamba` multiplies with `self.dt_proj.weight` and never calls `self.dt_proj`. A compressed layer has
 another weight, so such a layer cannot be replaced. This file finds such layers from the code: it
-looks for `self.<layer>.weight` in the methods of a module's class.
+looks for `self.<layer>.weight` in the methods of a module's class, also where a variable, a loop or
+a function's argument stands for the layer.
 """
 
 from __future__ import annotations
@@ -87,45 +88,63 @@ def weights_read(module: nn.Module) -> dict[str, str]:
 @cache
 def class_reads(kind: type) -> tuple[Read, ...]:
     """The places in the methods of a class, inherited ones included, that read a layer's weight."""
-    return tuple(read for name, node in _methods(kind) for read in _Reader(name).of(node))
+    found: list[Read] = []
+    for name, node, names in _methods(kind):
+        found += _Reader(name, names, {node.args.args[0].arg: ("",)}).of(node)
+    return tuple(found)
 
 
-def _methods(kind: type) -> Iterator[tuple[str, ast.AST]]:
-    """Names and parsed code of the methods that instances of a class run."""
+def _methods(kind: type) -> Iterator[tuple[str, ast.FunctionDef, Any]]:
+    """Names, parsed code and global names of the methods that instances of a class run."""
     done: set[str] = set()
     for base in kind.__mro__:
         if base is nn.Module:
             return
-        for name, function in vars(base).items():
+        for name, member in vars(base).items():
+            function = member.fget if isinstance(member, property) else member
             if name in done or name.startswith(SETTING_UP) or not inspect.isfunction(function):
                 continue
             if (node := _parsed(function)) is not None:
-                yield name, node
+                yield name, node, inspect.unwrap(function).__globals__
                 if "super()" not in ast.unparse(node):  # otherwise the overridden method runs too
                     done.add(name)
 
 
-def _parsed(function: Callable[..., Any]) -> ast.AST | None:
+def _parsed(function: Callable[..., Any]) -> ast.FunctionDef | None:
     try:
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
-        return ast.parse(source).body[0]
+        node = ast.parse(source).body[0]
     except (OSError, TypeError, SyntaxError, IndexError):
         return None
+    return node if isinstance(node, ast.FunctionDef) and node.args.args else None
 
 
 class _Reader(ast.NodeVisitor):
-    """Finds the weights that one method reads."""
+    """Finds the weights that one function reads.
 
-    def __init__(self, method: str) -> None:
-        self.method = method
+    Args:
+        method: Name of the method of the module.
+        names: Global names of the function.
+        known: Names of layers below the module, by the variables that stand for them. A name is a
+            pattern; the module itself is "".
+    """
+
+    def __init__(self, method: str, names: Any, known: dict[str, tuple[str, ...]]) -> None:
+        self.method, self.names, self.known = method, names, dict(known)
         self.reads: list[Read] = []
         self.guards: list[tuple[ast.expr, bool]] = []
-        self.known: dict[str, str] = {}
 
-    def of(self, node: ast.AST) -> list[Read]:
-        """The reads in a method."""
-        self.visit(node)
+    def of(self, node: ast.FunctionDef) -> list[Read]:
+        """The reads in a function."""
+        for statement in node.body:
+            self.visit(statement)
         return self.reads
+
+    def visit(self, node: ast.AST) -> None:
+        """Record the variables of a comprehension before its result is visited."""
+        for part in getattr(node, "generators", ()):
+            self._bind_each(part.target, part.iter)
+        super().visit(node)
 
     def visit_If(self, node: ast.If) -> None:
         """Note the condition while its branches are visited."""
@@ -137,45 +156,99 @@ class _Reader(ast.NodeVisitor):
             self.guards.pop()
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        """Record a variable that stands for a layer."""
+        """Record the variables that stand for layers."""
         self.generic_visit(node)
-        if isinstance(node.targets[0], ast.Name) and (path := self._path(node.value)):
-            self.known[node.targets[0].id] = path
+        self._bind(node.targets[0], node.value)
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
+        """Record a variable that is assigned within an expression."""
+        self.generic_visit(node)
+        self._bind(node.target, node.value)
 
     def visit_For(self, node: ast.For) -> None:
-        """Record the variable of a loop over layers."""
-        if isinstance(node.target, ast.Name) and (path := self._path(node.iter)):
-            self.known[node.target.id] = f"{path}.*"
+        """Record the variables of a loop over layers."""
+        self._bind_each(node.target, node.iter)
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        """Skip `isinstance`, which reads no value."""
-        if not (isinstance(node.func, ast.Name) and node.func.id == "isinstance"):
-            self.generic_visit(node)
+        """Skip `isinstance`, which reads no value, and follow a layer into a function."""
+        if isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+            return
+        self.generic_visit(node)
+        function = self.names.get(node.func.id) if isinstance(node.func, ast.Name) else None
+        given = [tuple(filter(None, self._paths(argument))) for argument in node.args]
+        if any(given) and inspect.isfunction(function) and (inner := _parsed(function)) is not None:
+            names = [argument.arg for argument in inner.args.args]
+            known = dict(zip(names, given, strict=False))
+            if inner.name not in self.method.split(" in "):  # a function may call itself
+                reader = _Reader(f"{inner.name} in {self.method}", function.__globals__, known)
+                guards = tuple(self.guards)
+                self.reads += [
+                    Read(read.path, self.method, guards) for read in reader.of(inner) if read.path
+                ]
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         """Note the weight of a layer, unless only its dtype or a similar attribute is read."""
         if node.attr in HARMLESS and isinstance(node.value, ast.Attribute):
             return
         if node.attr == "weight" and isinstance(node.ctx, ast.Load):
-            if path := self._path(node.value):
-                self.reads.append(Read(path, self.method, tuple(self.guards)))
+            guards = tuple(self.guards)
+            paths = (path for path in self._paths(node.value) if path)
+            self.reads += [Read(path, self.method, guards) for path in paths]
             return
         self.generic_visit(node)
 
-    def _path(self, node: ast.expr) -> str:
-        """Name of the layer below `self` that an expression stands for; empty for none."""
+    def _bind(self, target: ast.expr, value: ast.expr) -> None:
+        """Record what the variables of an assignment stand for."""
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            for one, part in zip(target.elts, value.elts, strict=False):
+                self._bind(one, part)
+        elif isinstance(target, ast.Name) and (paths := self._paths(value)):
+            self.known[target.id] = paths
+
+    def _bind_each(self, target: ast.expr, source: ast.expr) -> None:
+        """Record what the variables of a loop stand for."""
+        paths = self._members(source)
+        variables = target.elts if isinstance(target, ast.Tuple) else [target]
+        for variable in variables:
+            if paths and isinstance(variable, ast.Name):
+                self.known[variable.id] = paths
+
+    def _members(self, node: ast.expr) -> tuple[str, ...]:
+        """The layers that a loop over an expression gives."""
+        if isinstance(node, ast.Tuple | ast.List):
+            return tuple(path for part in node.elts for path in self._paths(part))
+        if isinstance(node, ast.Call):  # enumerate(layers), zip(layers, x), layers.values()
+            inside = [
+                *node.args,
+                *([node.func.value] if isinstance(node.func, ast.Attribute) else []),
+            ]
+            return tuple(path for part in inside for path in self._members(part))
+        return tuple(f"{path}.*" for path in self._paths(node) if path)
+
+    def _paths(self, node: ast.expr) -> tuple[str, ...]:
+        """Names of the layers that an expression stands for; empty for none."""
         if isinstance(node, ast.Name):
-            return self.known.get(node.id, "")
+            return self.known.get(node.id, ())
+        if isinstance(node, ast.NamedExpr):
+            return self._paths(node.value)
+        if isinstance(node, ast.IfExp):
+            return (*self._paths(node.body), *self._paths(node.orelse))
         if isinstance(node, ast.Subscript):
-            path = self._path(node.value)
-            return path and f"{path}.*"
+            return tuple(f"{path}.*" for path in self._paths(node.value) if path)
         if isinstance(node, ast.Attribute):
-            if isinstance(node.value, ast.Name) and node.value.id == "self":
-                return node.attr
-            path = self._path(node.value)
-            return path and f"{path}.{node.attr}"
-        return ""
+            return tuple(f"{path}.{node.attr}".lstrip(".") for path in self._paths(node.value))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            return self._of_getattr(node) if node.func.id == "getattr" else ()
+        return ()
+
+    def _of_getattr(self, node: ast.Call) -> tuple[str, ...]:
+        """The layers that `getattr(self, name)` may give; any of them if the name is unknown."""
+        if len(node.args) < 2:
+            return ()
+        told = getattr(node.args[1], "value", None)
+        name = told if isinstance(told, str) else "*"
+        return tuple(f"{path}.{name}".lstrip(".") for path in self._paths(node.args[0]))
 
 
 def _value(node: ast.expr, module: object) -> Any:

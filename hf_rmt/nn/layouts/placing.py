@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_rmt.checks import check_choice
+from hf_rmt.checks import check_choice, check_integer
 from hf_rmt.nn.layouts.base import ACTIVATIONS, LAYOUTS
 from hf_rmt.nn.layouts.choosing import CHOICES, TOKENS, choose
 from hf_rmt.nn.layouts.parking import give_back
@@ -40,11 +40,12 @@ def set_layout(
         tokens: Numbers of rows in an input for which `fastest` measures.
 
     Returns:
-        The line of `layout_line`; and if some layers cannot have the layout, the reasons.
+        The line of `layout_line`; and if some layers cannot have the layout, the reasons. A
+        sentence that says so if no layer is compressed.
 
     Raises:
-        TypeError: If the model is no module.
-        ValueError: If a name is unknown.
+        TypeError: If the model is no module, or tokens are no whole numbers.
+        ValueError: If a name is unknown, or a number of tokens is below 1.
 
     Examples:
         >>> from hf_rmt.nn import SpikedLinear
@@ -55,13 +56,23 @@ def set_layout(
         raise TypeError(f"model must be a loaded model, got {type(model).__name__}; load it first")
     check_choice("layout", layout, (*LAYOUTS, *CHOICES))
     check_choice("activations", activations, ACTIVATIONS)
-    for layer in compressed_layers(model):
+    tokens = _checked_tokens(tokens)
+    layers = compressed_layers(model)
+    if not layers:
+        return "no layout was set, because the model has no compressed layer"
+    for layer in layers:
         name = layout
         if layout in CHOICES:
             name = choose(layer, layout, activations=activations, tokens=tokens)
         place(layer, name, activations=activations)
     give_back()
     return layout_line(model) + refusals(model, layout, activations=activations)
+
+
+def _checked_tokens(tokens: Any) -> tuple[int, ...]:
+    if not isinstance(tokens, tuple | list) or not tokens:
+        raise TypeError(f"tokens must be numbers of rows, such as (16, 128), got {tokens!r}")
+    return tuple(check_integer("each of tokens", count, 1) for count in tokens)
 
 
 def refusals(model: nn.Module, layout: str, *, activations: str = "int8") -> str:

@@ -20,6 +20,10 @@ SCRIPTS = ("svg.js", "spectrum.js", "depth.js", "filters.js", "table.js", "detai
 """The scripts of the page, in the order in which they run."""
 
 
+PAGES = (".html", ".htm")
+"""Endings of the files that a page may replace."""
+
+
 def page_text(content: Mapping[str, Any], *, title: str) -> str:
     """The text of a page that shows a report.
 

@@ -94,3 +94,20 @@ def test_the_share_counts_experts_and_is_the_same_before_and_after() -> None:
     report = compress(model, SETTINGS)
     assert model_parameters(model) == whole
     assert report.covered == 40 * 40 / whole
+
+
+def test_tied_layers_that_a_user_named_are_listed_with_the_reason() -> None:
+    model = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 40), nn.Linear(40, 40))
+    model[2].weight = model[0].weight
+    settings = CompressionSettings(target_modules=["0", "2", "3"])
+    report = compress(model, settings)
+    causes = {layer.name: layer.cause for layer in report.plan}
+    assert causes == {"0": Cause.TIED, "2": Cause.TIED, "3": Cause.NONE}
+    assert "its weight is tied to another layer" in report.summary()
+
+
+def test_a_model_of_parametrized_layers_says_what_to_remove() -> None:
+    norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(norm(nn.Linear(40, 40)), norm(nn.Linear(40, 40)))
+    with pytest.raises(ValueError, match=r"remove_parametrizations first$"):
+        compress(model, CompressionSettings(target_modules="all-linear"))

@@ -16,7 +16,6 @@ from tests.nn.unmovable import UNMOVABLE, patch_forward
 
 SVD = CompressionSettings(method="svd", rank=4, noise="keep", target_modules=["0", "1"])
 OTHERWISE = {
-    "parametrization": Cause.SUBCLASS,
     "pruned weight": Cause.MADE_ANEW,
     "pruned bias": Cause.MADE_ANEW,
 }

@@ -57,6 +57,82 @@ class ReadsByIndex(Base):
         return x @ self.parts[0].weight
 
 
+class ReadsInNumberedLoop(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        for _, part in enumerate(self.parts):
+            x = x @ part.weight
+        return x
+
+
+class ReadsInPairs(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        for part, _ in zip(self.parts, (1, 2), strict=True):
+            x = x @ part.weight
+        return x
+
+
+class ReadsInLoopOverATuple(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) * sum(part.weight.norm() for part in (self.a, self.b))
+
+
+class ReadsInDictionary(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        weights = {name: part.weight for name, part in self.inner.items()}
+        return x @ weights["deep"]
+
+
+class ReadsByTwoVariables(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        _, second = self.a, self.b
+        return x @ second.weight
+
+
+class ReadsByWalrus(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ layer.weight if (layer := self.a) else x
+
+
+class ReadsByName(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ getattr(self, "b").weight  # noqa: B009
+
+
+class ReadsByAnyName(Base):
+    def forward(self, x: Tensor, name: str = "b") -> Tensor:
+        return x @ getattr(self, name).weight
+
+
+class ReadsInProperty(Base):
+    @property
+    def matrix(self) -> Tensor:
+        return self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix
+
+
+def multiplied(x: Tensor, layer: Any, times: int = 1) -> Tensor:
+    return multiplied(x, layer, times - 1) if times else x @ layer.weight
+
+
+class ReadsInFunction(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return multiplied(x, self.b)
+
+
+class CallsItselfOtherwise(Base):
+    def forward(this, x: Tensor) -> Tensor:  # noqa: N805
+        return x @ this.a.weight
+
+
+class CallsInLoops(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        for _, part in enumerate(self.parts):
+            x = part(x)
+        return x + sum(part(x) for part in (self.a, self.b))
+
+
 class ReadsInHelper(Base):
     def mixed(self, x: Tensor) -> Tensor:
         return x @ self.b.weight
@@ -104,6 +180,18 @@ CASES = [
     (ReadsByVariable(), {"a"}),
     (ReadsInLoop(), {"parts.0", "parts.1"}),
     (ReadsByIndex(), {"parts.0", "parts.1"}),
+    (ReadsInNumberedLoop(), {"parts.0", "parts.1"}),
+    (ReadsInPairs(), {"parts.0", "parts.1"}),
+    (ReadsInLoopOverATuple(), {"a", "b"}),
+    (ReadsInDictionary(), {"inner.deep"}),
+    (ReadsByTwoVariables(), {"b"}),
+    (ReadsByWalrus(), {"a"}),
+    (ReadsByName(), {"b"}),
+    (ReadsByAnyName(), {"a", "b"}),
+    (ReadsInProperty(), {"a"}),
+    (ReadsInFunction(), {"b"}),
+    (CallsItselfOtherwise(), {"a"}),
+    (CallsInLoops(), set()),
     (ReadsInHelper(), {"b"}),
     (Inherits(), {"a"}),
     (Overrides(), set()),

@@ -49,7 +49,7 @@ def failing(number: int, value: Any) -> Any:
     ("number", "value", "error", "words"),
     [
         (5, MemoryError("no room"), MemoryError, "no room"),
-        (5, KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (5, KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
         (3, None, TypeError, "evaluate must return a number"),
         (0, {"accuracy": 1.0}, TypeError, "evaluate must return a number"),
         (0, float("nan"), ValueError, "evaluate gave no finite score at 12 doses"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -21,6 +23,19 @@ def test_a_layer_without_a_layout_stays_packed() -> None:
     conv = SpikedConv2d(16, 16, 2, kernel_size=3)
     set_layout(conv, "int8")
     assert conv.layout == "packed"
+
+
+def test_without_a_compressed_layer_the_line_says_so() -> None:
+    assert "has no compressed layer" in set_layout(nn.Linear(2, 2), "int8")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error"),
+    [(3, TypeError), ("a", TypeError), ((), TypeError), ((0,), ValueError), ((1.5,), TypeError)],
+)
+def test_numbers_of_tokens_are_checked(tokens: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="tokens must be"):
+        set_layout(layer_of("int8"), "fastest", tokens=tokens)
 
 
 def test_names_are_checked() -> None:
