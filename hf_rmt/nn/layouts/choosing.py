@@ -31,9 +31,10 @@ TOKENS = (16, 128, 512)
 """Numbers of rows of the inputs for which layouts are compared by default."""
 REPEATS, BUDGET = 15, 0.4
 """Number of rounds of interleaved calls, and seconds after which no further round begins."""
-COLD = 2**24
-"""Bytes that are written before each timed call. A model has more weights than a cache holds, so a
-layer finds its weights outside of the cache. In a loop over one layer they would stay inside."""
+COLD, MOST_COPIES = 2**24, 32
+"""Bytes of dense weights that are gone through in turn, as copies of the layer, and their largest
+number. A model has more weights than a cache holds, so each layer finds its weights outside of the
+cache, and its code inside. In a loop over one layer, dense weights would stay in the cache."""
 MARGIN = 0.97
 """The choice is dense unless another layout needs at most this fraction of the time of dense."""
 FILE = "layouts.json"
@@ -101,9 +102,12 @@ def measure(
     from hf_rmt.nn.layouts.placing import place
 
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
-    copies = {name: copy.deepcopy(layer).eval() for name in names}
-    for name, twin in copies.items():
-        place(twin, name, activations=activations)
+    dense = layer.out_features * layer.in_features * like.element_size()
+    number = 1 if like.device.type != "cpu" else max(2, min(MOST_COPIES, -(-COLD // dense)))
+    copies = {name: [copy.deepcopy(layer).eval() for _ in range(number)] for name in names}
+    for name, twins in copies.items():
+        for twin in twins:
+            place(twin, name, activations=activations)
     logs = dict.fromkeys(names, 0.0)
     for count in tokens:
         x = torch.randn(count, layer.in_features, device=like.device, dtype=like.dtype)
@@ -112,20 +116,18 @@ def measure(
     return {name: math.exp(value) for name, value in logs.items()}
 
 
-def _interleaved(layers: Mapping[str, Any], x: Tensor) -> dict[str, float]:
+def _interleaved(layers: Mapping[str, list[Any]], x: Tensor) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in layers}
-    other = torch.empty(COLD if x.device.type == "cpu" else 0, dtype=torch.uint8)
     end = time.perf_counter() + BUDGET
     for turn in range(REPEATS + 1):
-        for name, layer in layers.items():
-            other.fill_(turn)
-            x.neg_()  # the layer before this one has just written the input
+        for name, twins in layers.items():
             start = time.perf_counter()
-            layer(x)
+            for twin in twins:
+                twin(x)
             if x.device.type == "cuda":
                 torch.cuda.synchronize(x.device)
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append((time.perf_counter() - start) / len(twins))
         if turn > 2 and time.perf_counter() > end:
             break
     return {name: median(column) for name, column in times.items()}
