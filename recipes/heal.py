@@ -45,7 +45,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from matplotlib import pyplot as plt
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedConfig, Trainer, TrainingArguments, set_seed
 
 import hf_rmt
 from hf_rmt import CompressionPlan, RMTCallback, RMTConfig, TernaryCallback
@@ -113,8 +113,11 @@ def main() -> None:
         arguments.task, arguments.model = ["embedded"], None
     check_task(arguments)
     problem = problem_of(arguments, arguments.task[0], arguments.seed)
-    if arguments.embedded:
-        tune(arguments, problem)
+    if arguments.embedded:  # the demo BERT, fine-tuned on the built-in data, is the original
+        settings, rows = settings_of(arguments, arguments.tuning_steps), problem.train
+        Trainer(problem.start, settings, train_dataset=rows, data_collator=problem.collator).train()
+    else:
+        check_tuned(problem.start)
     results = heal(arguments, problem)
     if PartialState().is_main_process:
         print(json.dumps({key: value for key, value in results.items() if key != "log"}, indent=2))
@@ -129,10 +132,14 @@ def check_task(arguments: Arguments) -> None:
         raise SystemExit("--task cifar10 needs the folder of a fine-tuned model: --image_model")
 
 
-def tune(arguments: Arguments, problem: Problem) -> None:
-    """Fine-tune the demo BERT on the built-in data; this model is then the original."""
-    settings, rows = settings_of(arguments, arguments.tuning_steps), problem.train
-    Trainer(problem.start, settings, train_dataset=rows, data_collator=problem.collator).train()
+def check_tuned(model: Any) -> None:
+    """Refuse a model whose head was made now: its accuracy would be that of guessing."""
+    saved = PreTrainedConfig.get_config_dict(model.name_or_path)[0].get("architectures") or []
+    if not any(name.endswith("Classification") for name in saved):
+        raise SystemExit(
+            f"{model.name_or_path} was saved as {', '.join(saved) or 'no named class'}, without "
+            "the head of a classifier; name a fine-tuned model"
+        )
 
 
 def heal(arguments: Arguments, problem: Problem) -> dict[str, Any]:

@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 import hf_rmt  # noqa: F401 - the healed model is a compressed one
+from tests.huggingface.models import tiny_model
 from tests.processes import RECIPES, succeed
 
 OPTIONS = [
@@ -83,3 +88,14 @@ def test_the_loss_is_that_of_the_soft_targets_and_the_hidden_states(
     divergence = 4 * (wanted * (wanted / 0.5).log()).sum()
     # two tokens (1, 0) and twice (1, -1): mean square 1/2, the teacher's variance 4/3
     assert float(found) == pytest.approx(float(divergence) + 0.5 * 0.5 / (4 / 3), rel=1e-5)
+
+
+def test_a_model_without_a_head_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(RECIPES)
+    tiny_model("bert").save_pretrained(tmp_path)
+    heal = importlib.import_module("heal")
+    with pytest.raises(SystemExit, match=r"saved as BertModel, without the head of a classifier"):
+        heal.check_tuned(SimpleNamespace(name_or_path=str(tmp_path)))
+    small = BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+    BertForSequenceClassification(small).save_pretrained(tmp_path)
+    heal.check_tuned(SimpleNamespace(name_or_path=str(tmp_path)))
