@@ -98,7 +98,8 @@ def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
         update is zero, or holds nan or inf.
     """
     if not torch.isfinite(update).all():
-        return update.new_zeros(update.shape[0], 0), update.new_zeros(update.shape[1], 0)
+        none = update.new_zeros(max(update.shape), 0, dtype=torch.float32)
+        return none[: update.shape[0]], none[: update.shape[1]]
     left, values, right = torch.linalg.svd(update.double(), full_matrices=False)
     count = round(participation_ratio(values))
     return left[:, :count].float().contiguous(), right[:count].T.float().contiguous()

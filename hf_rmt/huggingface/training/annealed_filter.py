@@ -76,12 +76,14 @@ class AnnealedFilter:
         self.first, self.last = self.anneal.steps(
             max_steps=state.max_steps, epochs=state.num_train_epochs
         )
-        if not saved and state.global_step:  # a run that began without this callback
-            soon = min(state.global_step + GATHERED, state.max_steps)
+        joined = saved.get("joined_at", 0) if saved else state.global_step
+        if joined:  # this callback came when a run without it was resumed
+            soon = min(joined + GATHERED, state.max_steps)
             self.first, self.last = max(self.first, soon), max(self.last, soon)
         self._names = list(names)
         folder, began = home(args, saved)
-        self.memory = {"cut_at": None, "left": 1.0, **(saved or {}), "folder": folder}
+        blank = {"cut_at": None, "left": 1.0, "joined_at": joined}
+        self.memory = {**blank, **(saved or {}), "folder": folder}
         self._probes = {}
         reached = measurable(model, names, self.settings.min_size)
         self._check_size(model, reached)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -62,7 +63,8 @@ class BatchMoments:
         """
         if self._hooks:
             return
-        self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
+        if "torch._dynamo" in sys.modules:  # importing it takes long
+            self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
         self._masks.listen()
         for name in self.names:
             layer = self.model.get_submodule(name)

@@ -80,6 +80,19 @@ def test_a_callback_may_join_when_a_plain_run_is_resumed(
     assert len(spiked_layers(trainer.model)) == SIX
 
 
+def test_a_run_that_was_joined_is_resumed_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    saves = {"save_strategy": "steps", "save_steps": 1}
+    fine_tune(tmp_path, **saves)
+    whole, resumed = (
+        fine_tune(
+            tmp_path, RMTCallback(size=0.4), resume=str(tmp_path / f"checkpoint-{step}"), **saves
+        )
+        for step in (12, 14)
+    )
+    for name, layer in spiked_layers(whole.model).items():
+        assert torch.equal(resumed.model.get_submodule(name).dense(), layer.dense())
+
+
 class WithCopies(torch.optim.SGD):
     """Keeps a copy of the weights and writes it over them after each step."""
 
