@@ -14,8 +14,10 @@ from hf_rmt.nn.layouts import ACTIVATIONS, CHOICES, LAYOUTS
 from hf_rmt.settings import CompressionSettings, Option, all_options, methods
 
 RECORDED = ("layers", "base_model", "size", "calibrated", "format_version", "quant_method")
+OF_COMPRESS = ("size", "calibrated")
 OF_FILES = ("digest", "files", "code")
-"""Fields that the library fills in. `OF_FILES` belong to the files that a record is saved with."""
+"""Fields that the library fills in. `OF_COMPRESS` are told to `compress`, and `OF_FILES` belong to
+the files that a record is saved with."""
 IN_MEMORY = ("layout", "activations")
 """Fields that say how a model lies in memory; the files are the same for all values."""
 PER_LINE = 88
@@ -108,7 +110,12 @@ class RMTConfig(CompressionSettings, CompressionRecord):
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some values changed, checked anew."""
-        return super().replace(**{**self.get_loading_attributes(), **changes})
+        filled = {} if self.layers is not None else {key: getattr(self, key) for key in OF_COMPRESS}
+        unset = dict.fromkeys(filled)
+        made = super().replace(**{**self.get_loading_attributes(), **unset, **changes})
+        for key, value in filled.items():
+            setattr(made, key, changes.get(key, value))
+        return made
 
     @classmethod
     def from_dict(
@@ -164,7 +171,7 @@ def _check_not_of_compress(recorded: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If a user gives a size or whether there was a calibration.
     """
-    for name in (name for name in ("size", "calibrated") if recorded.get(name)):
+    for name in (name for name in OF_COMPRESS if recorded.get(name)):
         raise ValueError(
             f"{name}={recorded[name]!r} is no option of RMTConfig, but is written by the library; "
             "pass size and calibration to hf_rmt.compress"

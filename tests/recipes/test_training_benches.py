@@ -40,6 +40,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     ViTForImageClassification(config).vit.save_pretrained(folder / "vit")
     ViTImageProcessorPil(size=SIZE).save_pretrained(folder / "vit")
+    config.num_labels = 3
+    ViTForImageClassification(config).save_pretrained(folder / "tuned")
+    ViTImageProcessorPil(size=SIZE).save_pretrained(folder / "tuned")
     return folder
 
 
@@ -54,6 +57,7 @@ def test_cures_for_wrong_labels_are_judged_on_images(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = ("--max_train_samples", "24", "--selection_samples", "8", "--output_dir", str(tmp_path))
+    told += ("--max_steps", "8")  # the first step has a learning rate of 0, so a quarter must be 2
     run("bench_wrong_labels", data, *told, monkeypatch=monkeypatch)
     shown = capsys.readouterr().out
     for task in ("mnist", "cifar10"):
@@ -102,7 +106,7 @@ def test_the_callback_is_judged_on_images(
 def test_a_model_of_images_is_healed(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = ["heal.py", "--task", "cifar10", "--data_dir", data, "--image_model", data / "vit"]
+    told = ["heal.py", "--task", "cifar10", "--data_dir", data, "--image_model", data / "tuned"]
     told += ["--image_size", SIDE, "--size", 0.5, "--steps", 2, "--batch_size", 8, "--use_cpu"]
     monkeypatch.setattr(sys, "argv", [*map(str, told), "--output_dir", str(tmp_path)])
     importlib.import_module("heal").main()

@@ -27,7 +27,7 @@ from hf_rmt.huggingface.lora.differences import paired
 from hf_rmt.huggingface.training.dose import UNCHANGED, DosedUpdate, check_dose, warn_unchanged
 from hf_rmt.nn.counterparts import weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
-from hf_rmt.plan import CompressionPlan, Outcome
+from hf_rmt.plan import CompressionPlan
 from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
 
 
@@ -110,8 +110,7 @@ def filter_update(
     plans, spectra = [], []
     shown = tqdm(outcomes, "Filtering", len(names), disable=is_silent())
     for layer, start, ((plan, fit), tensors) in zip(layers, starts, shown, strict=True):
-        changed = plan.outcome is Outcome.REPLACED  # of the update; the layer stays dense
-        plans.append(replace(plan, outcome=Outcome.REWRITTEN) if changed else plan)
+        plans.append(plan)
         if fit is not None:
             spectra.append(LayerSpectrum(plan.name, plan.shape, fit))
         if tensors:
