@@ -33,6 +33,7 @@ class CompressionReport:
             given.
         sizes: Bytes of file and memory, parameters of the whole model, as far as they are known.
         clock: A function that measures the layers of a plan on this machine; None if there is none.
+        of_update: Whether the plan is about what training added to the layers, which stay dense.
     """
 
     plan: CompressionPlan
@@ -41,6 +42,7 @@ class CompressionReport:
     clock: Callable[[CompressionPlan], CompressionPlan] | None = field(
         default=None, repr=False, compare=False
     )
+    of_update: bool = field(default=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -89,7 +91,11 @@ class CompressionReport:
         head = f"{len(plan.compressed)} of {len(plan)} layers compressed"
         if in_place := len(plan.changed) - len(plan.compressed):
             head += f", {in_place} filtered in place"
-        if plan.compressed:
+        if self.of_update:
+            head = (
+                f"updates of {len(plan.changed)} of {len(plan)} layers filtered, and all stay dense"
+            )
+        elif plan.compressed:
             head += (
                 f": {plan.bits_per_weight:.3g} bits a weight, {plan.size_ratio:.2f} of the dense "
                 "size"

@@ -116,7 +116,9 @@ def filter_update(
         if tensors:
             update = tensors["weight"]
             set_matrix(layer, start.to(update) + update)
-    return CompressionReport(CompressionPlan(tuple(plans)), SpectralReport(tuple(spectra)))
+    return CompressionReport(
+        CompressionPlan(tuple(plans)), SpectralReport(tuple(spectra)), of_update=True
+    )
 
 
 def _check_told(dose: object, early: object, evaluate: object) -> None:
@@ -164,7 +166,7 @@ def _persistent(
         plans.append(plan)
         set_matrix(layer, start.to(tensors["update"]) + tensors["update"])
     warn_unchanged([plan.name for plan in plans if plan.reason == UNCHANGED])
-    return CompressionReport(CompressionPlan(tuple(plans)), None)
+    return CompressionReport(CompressionPlan(tuple(plans)), of_update=True)
 
 
 def _dosed(
@@ -177,7 +179,7 @@ def _dosed(
     """Scale all that training added, and cut it to spikes where that is better."""
     update = DosedUpdate(tuned, parameters_of(base, tuned), names)
     chosen = update.apply(dose, lambda: evaluate(tuned) if evaluate is not None else 0.0)
-    return CompressionReport(update.plan(chosen), None)
+    return CompressionReport(update.plan(chosen), of_update=True)
 
 
 def parameters_of(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:

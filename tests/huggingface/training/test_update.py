@@ -177,3 +177,14 @@ def test_the_base_is_read_in_the_dtype_of_the_tuned_model() -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     with pytest.raises(ValueError, match="equal in all 2 selected layers"):
         filter_update(base, copy.deepcopy(base).bfloat16())
+
+
+@pytest.mark.parametrize("told", [{}, {"dose": 0.5}, {"dose": "auto", "evaluate": lambda _: 1.0}])
+def test_the_summary_says_that_the_model_stays_dense(told: dict[str, Any]) -> None:
+    base = blocks()
+    tuned, _, _ = tuned_blocks(base)
+    report = filter_update(
+        base, tuned, RMTConfig(noise="drop", target_modules="all-linear"), **told
+    )
+    assert "updates of 2 of 2 layers filtered, and all stay dense" in report.summary()
+    assert "layers compressed" not in report.summary()
