@@ -23,6 +23,7 @@ from hf_rmt.huggingface.training.batch_moments import measurable
 from hf_rmt.huggingface.training.choice import Size, choose, energy, probes_again, shared
 from hf_rmt.huggingface.training.moment_windows import GATHERED, MomentWindows
 from hf_rmt.huggingface.training.start_weights import carry_start, digest, home, keep_start
+from hf_rmt.huggingface.training.trainer import is_compiled
 from hf_rmt.nn.counterparts import matrix_shape, weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
 from hf_rmt.plan import Cause
@@ -93,6 +94,7 @@ class AnnealedFilter:
             reached,
             choice_steps(self.first, self.last),
             chosen_at=chosen_at,
+            compiled=is_compiled(args, model),
         )
         if self.chosen:
             name = PROBES_FILE.format(step=chosen_at)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -40,14 +39,24 @@ class BatchMoments:
         names: Its layers with a matrix.
         tokens: Largest number of tokens of a batch that are measured, evenly spaced. More tokens
             cost time and change little.
+        compiled: Whether the model is compiled. A graph does not call hooks that come later, so it
+            is not used while batches are measured.
 
     Attributes:
         sums: The sums, by the name of a layer and the kind of sum.
         not_finite: Layers that were reached, but whose inputs or gradients hold nan or inf.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], tokens: int = TOKENS) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        tokens: int = TOKENS,
+        *,
+        compiled: bool = False,
+    ) -> None:
         self.model, self.names, self.tokens = model, list(names), tokens
+        self.compiled = compiled
         self.not_finite: list[str] = []
         self.sums: dict[str, Tensor] = {}
         for name in self.names:
@@ -57,13 +66,10 @@ class BatchMoments:
         self._masks = TokenMasks(model)
 
     def listen(self) -> None:
-        """Add hooks that measure the next batches, until `stop` is called.
-
-        Until then compiled models run without their graphs, which do not call new hooks.
-        """
+        """Add hooks that measure the next batches, until `stop` is called."""
         if self._hooks:
             return
-        if "torch._dynamo" in sys.modules:  # importing it takes long
+        if self.compiled:
             self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
         self._masks.listen()
         for name in self.names:

@@ -34,6 +34,7 @@ class MomentWindows:
         names: Its layers with a matrix.
         choices: Update steps after which directions are chosen, ascending.
         chosen_at: Step of the last choice that was made, None before the first.
+        compiled: Whether the model is compiled.
 
     Attributes:
         choices: The steps of the choices that are still to come.
@@ -47,8 +48,9 @@ class MomentWindows:
         choices: Sequence[int],
         *,
         chosen_at: int | None,
+        compiled: bool = False,
     ) -> None:
-        self.model, self.names = model, list(names)
+        self.model, self.names, self.compiled = model, list(names), compiled
         self.choices = [step for step in choices if chosen_at is None or step > chosen_at]
         self._start = chosen_at or 0
         self.not_finite: list[str] = []
@@ -120,5 +122,5 @@ class MomentWindows:
         """The sums of the window, zeros where it has just begun."""
         if self._moments is None:
             tokens = TOKENS_AGAIN if self._start else TOKENS
-            self._moments = BatchMoments(self.model, self.names, tokens)
+            self._moments = BatchMoments(self.model, self.names, tokens, compiled=self.compiled)
         return self._moments

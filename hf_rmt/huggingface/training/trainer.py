@@ -50,6 +50,18 @@ def check_whole_weights(callback: TrainerCallback, args: Any, state: Any, model:
         )
 
 
+def is_compiled(args: Any, model: nn.Module) -> bool:
+    """Whether a training runs the compiled graph of its model.
+
+    Args:
+        args: `TrainingArguments`.
+        model: The model that is trained.
+    """
+    parts = list(model.modules())
+    called = any(part._compiled_call_impl is not None for part in parts)  # model.compile()
+    return called or bool(args.torch_compile) or any(hasattr(part, "_orig_mod") for part in parts)
+
+
 def held_out_score(args: Any, state: Any) -> Callable[[], float] | None:
     """A function that scores the model on the Trainer's evaluation rows; higher is better.
 
