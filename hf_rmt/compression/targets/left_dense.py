@@ -111,19 +111,16 @@ def made_anew(model: nn.Module) -> dict[str, LeftDense]:
 @register_rule
 def subclasses(model: nn.Module) -> dict[str, LeftDense]:
     """Layers of a subclass of `nn.Linear`, which may do anything with its weight."""
-    odd = {
-        name: part
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and not has_matrix(part)
-    }
     return {
         name: LeftDense(
             Cause.SUBCLASS,
             f"it is a {type(part).__name__}, a subclass of nn.Linear, which may do anything with "
             "its weight",
         )
-        for name, part in odd.items()
-        if not is_parametrized(part)  # torch makes a subclass for each such layer
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear)
+        and not has_matrix(part)
+        and not is_parametrized(part)  # torch makes a subclass for each parametrized layer
     }
 
 

@@ -117,7 +117,8 @@ def kept_layers(model: nn.Module, settings: CompressionSettings) -> dict[str, Le
     excepted = settings.modules_to_not_convert or []
     accepts = method_of(settings).accepts
     layers = {name: part for name, part in model.named_modules() if accepts(part) or name in held}
-    heads, tied = _protected_everywhere(model, settings), _tied(model, layers, settings)
+    heads = _protected_everywhere(model, settings)
+    tied = _tied(model, layers, heads, settings)
     return {
         name: tied[name] if name in tied else held[name]
         for name in _chosen(layers, settings, model)
@@ -126,12 +127,14 @@ def kept_layers(model: nn.Module, settings: CompressionSettings) -> dict[str, Le
 
 
 def _tied(
-    model: nn.Module, layers: Mapping[str, Any], settings: CompressionSettings
+    model: nn.Module,
+    layers: Mapping[str, Any],
+    heads: Collection[str],
+    settings: CompressionSettings,
 ) -> dict[str, LeftDense]:
-    """Layers that share their weight and are tied for all that; those of a head only if named."""
+    """Layers whose weight another layer uses too; heads are listed only if layers were named."""
     shared = _shared_weights(model)
     named = settings.target_modules not in (None, ALL_LINEAR)
-    heads = _protected_everywhere(model, settings)
     why = LeftDense(Cause.TIED, f"its weight {TIED}")
     return {
         name: why

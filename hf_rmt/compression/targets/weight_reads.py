@@ -183,9 +183,7 @@ class _Reader(ast.NodeVisitor):
             if inner.name not in self.method.split(" in "):  # a function may call itself
                 reader = _Reader(f"{inner.name} in {self.method}", function.__globals__, known)
                 guards = tuple(self.guards)
-                self.reads += [
-                    Read(read.path, self.method, guards) for read in reader.of(inner) if read.path
-                ]
+                self.reads += [Read(read.path, self.method, guards) for read in reader.of(inner)]
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         """Note the weight of a layer, unless only its dtype or a similar attribute is read."""
