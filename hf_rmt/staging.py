@@ -92,7 +92,7 @@ def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> b
 
 
 def _rescue(old: Path, target: Path, stale: Callable[[str], bool]) -> None:
-    """Move the files that another process meanwhile wrote into the old folder to the target."""
+    """Move to the target what another process has written into the old folder in the meantime."""
     for entry in old.iterdir():
         if not (target / entry.name).exists() and not stale(entry.name):
             entry.rename(target / entry.name)

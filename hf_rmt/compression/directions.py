@@ -1,4 +1,4 @@
-"""Which directions of a weight become factors: spikes, all or those that pay, and some noise."""
+"""Which directions of a weight become factors: all spikes or only some, and a part of the noise."""
 
 from __future__ import annotations
 

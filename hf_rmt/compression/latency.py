@@ -30,7 +30,7 @@ BUDGET = 0.5
 
 
 _MEASURED: dict[Any, float] = {}
-"""What was measured in this process: one shape, rank, store, dtype and device has one answer."""
+"""Ratios that were measured in this process, by shape, rank, noise, geometry, dtype and device."""
 
 
 def latency_ratio(

@@ -135,7 +135,7 @@ def with_latencies(
 
 
 def warn_of_loss(plan: CompressionPlan) -> None:
-    """Say once how much energy was dropped, where that is much."""
+    """Log one warning if the plan drops much energy."""
     if plan.dropped_energy > NOTABLE_LOSS:
         logger.warning(
             "noise='drop' removed %.0f %% of the energy of %d layers: fine-tune a pretrained "

@@ -24,7 +24,7 @@ PER_LINE = 88
 
 
 class _Fields:
-    """The fields for `dataclasses`; the base class of a config is a dataclass without our options.
+    """The dataclass fields of a config: those of the base class do not include our options.
 
     Without this, `dataclasses.replace` and `asdict` would lose every option without an error.
     """

@@ -167,7 +167,7 @@ def _found_all(model: Any, where: str, info: Any) -> None:
 
 
 def runtime_names(model: nn.Module, plan: CompressionPlan) -> CompressionPlan:
-    """Recorded layers under the names they have in a model that may add or drop a head.
+    """The recorded layers by their names in this model, which may have a head more or less.
 
     Args:
         model: A transformers model.

@@ -126,7 +126,7 @@ def _stale(folder: Path, variant: str | None) -> Callable[[str], bool]:
 
 
 def keep_records_true(model_class: Any) -> None:
-    """Make every transformers model save its own record, not a record of the model it came from.
+    """Make each transformers model save the record of its own layers and no other record.
 
     A dense model that was built from the config of a compressed one saves no record. A part of a
     compressed model saves the record of its own layers.

@@ -56,7 +56,7 @@ def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def quantized_patterns(problem: MatchingProblem, levels: int) -> Iterator[Pattern]:
-    """Best quantisers of activation and quadratic part in equal shares, then of this part alone."""
+    """Best quantisers of the mean of activation and quadratic part, then of the latter alone."""
     function = resolve_activation(problem.activation)
     stretch = problem.target.tau
 

@@ -32,8 +32,8 @@ class CompressedLayer(nn.Module):
         in_features: Columns of the matrix.
         out_features: Rows of the matrix.
         bias: Shape (out,) or None.
-        took_bias: Whether the replaced layer had a bias, because on loading it again replaces a
-            layer with one; None if it replaced no layer.
+        took_bias: Whether the dense layer that was replaced had a bias. Loading needs this, because
+            it replaces the same dense layer again. None if no layer was replaced.
     """
 
     kind: ClassVar[str]

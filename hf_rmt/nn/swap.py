@@ -40,8 +40,8 @@ BOUND_HOOK = "_hf_hook"
 WRAPPED = "_old_forward"
 """Where accelerate keeps the forward that it has wrapped."""
 CARRIERS: dict[str, Callable[[nn.Module, nn.Module], None]] = {}
-"""How other libraries' additions to a module are moved: the attribute by which one is recognised,
-and what moves it from the old module to the new one."""
+"""How to move what other libraries add to a module. A key is the attribute that shows the addition;
+the value is a function that moves it from the old module to the new one."""
 LIBRARIES = ("torch", "transformers", "accelerate")
 """Hooks on gradients that these packages add belong to one training. It ends before a layer is
 replaced or begins after that."""
@@ -171,7 +171,7 @@ def _patched(module: nn.Module) -> Iterator[str]:
 
 
 def _why_own(layer: Any) -> str:
-    """Why what a user has put on a layer, or on its weight, cannot be moved; empty if it can."""
+    """Why an addition of a user to a layer or its weight cannot be moved; empty if all can."""
     given = _given(layer)
     more = [key for key in _held(layer) if key not in given and not hasattr(type(layer), key)]
     if more:
@@ -210,7 +210,7 @@ def _is_hooked(parameter: Any) -> bool:
 
 
 def _carry_gradients(old: Any, new: Any) -> None:
-    """Freeze what was frozen. A layer without a trainable weight stores it in an attribute."""
+    """Copy `requires_grad`; a layer without a trainable weight stores it in an attribute."""
     trains = _trains(old, "weight", getattr(old, "dense_requires_grad", True))
     if isinstance(getattr(new, "weight", None), nn.Parameter):
         _set_trains(new.weight, trains)
@@ -232,7 +232,7 @@ def _set_trains(parameter: nn.Parameter, trains: bool) -> None:
 
 
 def _carry_weight_attributes(old: Any, new: Any) -> None:
-    """Attributes of the weight. A layer without a trainable one keeps them in an attribute."""
+    """Move attributes of the weight; a layer without a trainable weight stores them in a dict."""
     weight = getattr(old, "weight", None)
     trained = isinstance(weight, nn.Parameter)
     known = _attributes(weight) if trained else getattr(old, "dense_attributes", {})
@@ -243,7 +243,7 @@ def _carry_weight_attributes(old: Any, new: Any) -> None:
 
 
 def _carry_bias(old: Any, new: Any) -> None:
-    """Attributes of the bias and the hooks on its gradient, for it keeps its shape."""
+    """Move attributes of the bias and hooks on its gradient, because its shape stays the same."""
     before, after = getattr(old, "bias", None), getattr(new, "bias", None)
     if isinstance(new, CompressedLayer):
         new.took_bias = getattr(old, "took_bias", before is not None)

@@ -1,4 +1,4 @@
-"""Whether a product has to define its derivatives now."""
+"""Tells whether a derivative may be asked for, so that a product must define one."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ MOST_SIDE = 2**31
 """The sides of the matrices of every model are smaller than this."""
 _COUNT = ("a whole number of at least 0", _is_count)
 _ENERGY = ("a number of at least 0", _is_energy)
-"""The energy may exceed 1: directions chosen by inputs are no orthogonal part of a weight."""
+"""The energy may exceed 1, because directions chosen by inputs need not be orthogonal."""
 _TEXT = ("a text", lambda value: isinstance(value, str))
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": _TEXT,

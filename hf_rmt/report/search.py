@@ -222,10 +222,10 @@ class SearchReport:
         """Write search.json, table.txt, curve.svg and curve.png.
 
         Args:
-            folder: Where to; made if it does not exist.
+            folder: The folder to write to; it is made if it does not exist.
 
         Raises:
-            ImportError: If matplotlib is not installed; the texts are written by then.
+            ImportError: If matplotlib is not installed. The texts were written before this error.
             ValueError: If the name of the folder is empty.
         """
         target = records.made_folder(folder)

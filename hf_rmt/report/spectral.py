@@ -261,7 +261,7 @@ class SpectralReport:
         missing.
 
         Args:
-            folder: Where to; made if it does not exist.
+            folder: The folder to write to; it is made if it does not exist.
 
         Raises:
             ImportError: If matplotlib is not installed.

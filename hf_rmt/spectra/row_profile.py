@@ -22,8 +22,8 @@ GRID = 48
 """Number of values of u. z(u) is flat near its minimum, so the edge is right to about 0.5 %."""
 FINE_GRID = 480
 NEAREST_POLE = 1e-4
-"""How close u comes to 0 and to the pole 1 / max(d), as a part of the pole. With outlier rows the
-minimum is near the pole, with few large columns near 0."""
+"""How close u comes to 0 and to the pole 1 / max(d), as a part of the pole. If a few rows
+are outliers, the minimum is near the pole. If a few columns are large, it is near 0."""
 
 
 def profile_edges(law: BulkLaw, energies: Array) -> Array:

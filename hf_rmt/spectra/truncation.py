@@ -17,7 +17,7 @@ def truncate(
     energy: float | None = None,
     fraction: float | None = None,
 ) -> SpectrumFit:
-    """Call the largest directions signal: the truncated singular value decomposition.
+    """Count the largest directions as signal (truncated singular value decomposition).
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.

@@ -1,4 +1,4 @@
-"""Codes of noise chosen one after the other, each making up for the errors of those before it.
+"""Chooses the codes of packed noise column by column; each column corrects earlier errors.
 
 Rounding each weight to its nearest code makes the error small; what counts is the error of the
 layer's outputs, |E C^{1/2}|^2 with C the second moment of its inputs. So the columns are rounded
@@ -24,7 +24,7 @@ COLUMNS = 64
 
 @torch.no_grad()
 def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
-    """Choose the codes of packed noise anew, to lessen |(target - noise) C^{1/2}|; scales stay.
+    """Choose new codes that reduce |(target - noise) C^{1/2}|. The scales do not change.
 
     Args:
         store: Packed noise, filled with the target; its codes are replaced.
@@ -69,7 +69,7 @@ def _aims(
 
 
 def _order(moment: Tensor, joint: int) -> Tensor:
-    """Columns by the energy of their inputs, largest first: many are left to correct these."""
+    """Columns by input energy, largest first, because later columns correct earlier ones."""
     energies = moment.diagonal().view(-1, joint).sum(1)
     first = torch.argsort(energies, descending=True, stable=True) * joint
     return (first[:, None] + torch.arange(joint, device=first.device)).flatten()

@@ -17,9 +17,9 @@ from torch import Tensor
 from hf_rmt.compression.gram import balanced, factors_of, gram
 
 INPUT_DAMPING, GRADIENT_DAMPING = 0.02, 0.05
-"""Parts of the mean second moment, added to each one: few batches do not reach every direction."""
+"""This part of the mean of the diagonal is added to it: a few batches miss some directions."""
 ALIKE = 1e-6
-"""Up to this ratio of variance to squared mean, samples are taken to differ by rounding only."""
+"""If variance / mean^2 is at most this, the samples count as equal up to rounding."""
 SMALLEST = 1e-150
 """Least shift of a second moment; its inverse is still finite."""
 

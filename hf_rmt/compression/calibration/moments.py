@@ -54,7 +54,7 @@ class TensorNumbers:
         self._numbers = count()
 
     def number(self, tensor: Tensor) -> int:
-        """The number of a tensor; its id alone is not enough, since Python uses an id again."""
+        """The number of a tensor. Its id is not enough, because Python reuses ids."""
         known = self._alive.get(id(tensor))
         if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
             known = self._alive[id(tensor)] = (
@@ -132,7 +132,7 @@ class Moments:
         self.inputs[name].add(entry.expand(*lead, *entry.shape[len(lead) :])[kept])
 
     def _add_gradients(self, output: Tensor, generator: torch.Generator) -> None:
-        """Add gradients of a random combination of outputs; they have the second moment of all."""
+        """Add the gradients of a random mix of all outputs, which have the same second moment."""
         if not self._calls:
             return
         probe = torch.randn(output.shape, generator=generator).to(output)

@@ -157,7 +157,7 @@ def _prepare(grad: bool) -> None:
 
 
 def _is_plain_thread() -> bool:
-    """Whether threads share torch's settings here, and each can set its own number of threads."""
+    """Whether new threads can work as this one does: no modes are set, and torch uses OpenMP."""
     return not (
         torch.is_inference_mode_enabled()
         or torch.is_autocast_enabled("cpu")

@@ -173,7 +173,7 @@ class SpectralMethod(Method):
         if settings.stored_spikes == "paying" and noise not in PACKED_KINDS:
             raise ValueError(
                 f"stored_spikes='paying' compares factors with packed noise, and noise={noise!r} "
-                "has none of; set noise to int8, int4 or ternary"
+                "is not packed; set noise to int8, int4 or ternary"
             )
         if removal != 1.0 and noise != "drop":
             raise ValueError(

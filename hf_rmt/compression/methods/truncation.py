@@ -27,7 +27,7 @@ RANK = Option(
     None,
     lambda name, value: None if value is None else check_integer(name, value, 1),
     "For svd and slr: how many directions are kept. A layer that has fewer keeps all of them. "
-    "Exactly one of rank, energy and fraction must be given where a method takes them.",
+    "Give exactly one of the options rank, energy and fraction that the method reads.",
     parse=int,
 )
 ENERGY = Option(

@@ -77,6 +77,6 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def some(names: Collection[str]) -> str:
-    """A few names, to choose from."""
+    """The first few names, joined by commas; the number of all names if some are left out."""
     shown = ", ".join(list(names)[:SHOWN])
     return f"{shown}, ... ({len(names)} in all)" if len(names) > SHOWN else shown or "none"

@@ -34,7 +34,7 @@ EARLY_FILE = "_rmt_early.safetensors"
 OTHER = "parameter:"
 """Beginning of the names of start weights that belong to no filtered layer."""
 HARMFUL = 0.1
-"""A filter warns if it removes more than this share of the energy of whole weights at once."""
+"""A warning is logged if one filter removes more than this share of the energy of the weights."""
 
 
 class ScheduledFilter:

@@ -31,7 +31,7 @@ def check_alone(callback: TrainerCallback, state: Any) -> None:
 
 
 def check_whole_weights(callback: TrainerCallback, args: Any, state: Any, model: nn.Module) -> None:
-    """Refuse training that shards the weights, or keeps a copy of its own.
+    """Refuse a training that shards the weights or keeps its own copy of them.
 
     Raises:
         ValueError: For FSDP, DeepSpeed and tensor parallelism.

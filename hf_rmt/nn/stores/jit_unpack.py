@@ -28,8 +28,8 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, SCALES, table
 logger = logging.getLogger(__name__)
 
 PART = 2**17
-"""The least number of weights for a thread. Unpacking so many takes 80 to 100 microseconds. To
-pass two parts to threads takes 50."""
+"""The least number of weights for a thread. It takes 80 to 100 microseconds to unpack them, and 50
+microseconds to pass two parts to threads."""
 library.define(
     "hf_rmt::unpack",
     "(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()",

@@ -58,7 +58,7 @@ def model_card(
         repo_id: Where the model goes, `owner/name`; None for a local folder.
         base_model: Hub id of the model that was compressed; a local path is left out.
         license: The licence of the base model, carried over as the Hub names it.
-        config: The settings, as `RMTConfig.to_dict()` has them; those that the method reads.
+        config: The settings that the method reads, as `RMTConfig.to_dict()` gives them.
         picture: Path of a picture of the spectra, relative to the README.md.
         sizes: Bytes of all weights in their file, `{"before": ..., "after": ...}`.
         auto_class: The Auto class of transformers that loads the model with its head.

@@ -49,7 +49,7 @@ def spectrum_panels(figure: Figure, count: int, columns: int, *, square_root: bo
     """Panels for `count` spectra, in rows; only the outer ones have labels.
 
     Args:
-        figure: Where to.
+        figure: The figure to draw into.
         count: Panels, at least one.
         columns: Panels in a row.
         square_root: Over singular values, not eigenvalues.
@@ -145,7 +145,7 @@ def draw_ticks(
     """Mark every spike at the foot of the axes.
 
     Args:
-        axes: Where to.
+        axes: The axes to draw into.
         spikes: Their places; without any nothing is drawn.
         colours: The palette.
         below: Mark them as signal below the edge, by hollow triangles in place of ticks.

@@ -179,7 +179,7 @@ def _draw_line(
     kind: str,
     colours: Palette,
 ) -> None:
-    """A line with full markers, and hollow ones over it where asked."""
+    """Draw a line with filled markers; the points in `hollow` get hollow markers instead."""
     look: dict[str, Any] = {
         "color": colours.of(style),
         "marker": MARKERS[style % len(MARKERS)],
@@ -194,7 +194,7 @@ def _draw_line(
 
 
 def _tidy(axes: Axes, label: str, values: Sequence[float], colours: Palette) -> None:
-    """Name the ordinate, start it at zero, and leave counts whole."""
+    """Label the vertical axis, start it at zero, and use whole numbers for counts."""
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0.0)
     if all(float(value).is_integer() for value in values):
