@@ -76,13 +76,14 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
+            if self in sys.meta_path:  # a module may be found many times before it is executed
+                sys.meta_path.remove(self)
             execute(module)
             self.register(module)
 

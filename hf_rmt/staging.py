@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -139,18 +140,19 @@ def _aside(target: Path) -> Path:
     device = target.stat().st_dev if target.exists() else parent.stat().st_dev
     if target.exists() and (parent.stat().st_dev != device or not os.access(parent, os.W_OK)):
         parent = target
-    host = socket.gethostname()
-    _remove_left_over(parent.glob(f".{target.name}.saving-{host}-*"))
-    name = f".{target.name}.saving-{host}-{os.getpid()}"
-    taken = len(list(parent.glob(f"{name}*")))
-    return parent / f"{name}-{taken}"
+    of_this_machine = f".{target.name}.saving-{socket.gethostname()}-"
+    pattern = re.compile(re.escape(of_this_machine) + r"(\d+)-\d+")
+    found = [(entry, pattern.fullmatch(entry.name)) for entry in parent.iterdir()]
+    others = [(entry, int(match[1])) for entry, match in found if match]
+    _remove_left_over(others)
+    taken = sum(process == os.getpid() for _, process in others)
+    return parent / f"{of_this_machine}{os.getpid()}-{taken}"
 
 
-def _remove_left_over(folders: Iterable[Path]) -> None:
+def _remove_left_over(folders: Iterable[tuple[Path, int]]) -> None:
     """Remove temporary folders of processes of this machine that were killed while writing."""
-    for folder in folders:
-        process = folder.name.split("-")[-2]
-        if process.isdigit() and not _is_alive(int(process)):
+    for folder, process in folders:
+        if not _is_alive(process):
             shutil.rmtree(folder, ignore_errors=True)
 
 

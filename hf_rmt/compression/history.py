@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hf_rmt.compression.summary import report_on
 from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.plan import CompressionPlan, LayerPlan
-from hf_rmt.report import CompressionReport, SpectralReport
+from hf_rmt.report import CompressionReport, LayerSpectrum
 
 
 def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
@@ -26,39 +27,41 @@ def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
         for name, part in parts.items()
         if "compression_report" in vars(part)
     ]
-    plans = {plan.name: plan for one in earlier for plan in one.plan if _stands(plan, parts)}
+    plans = {plan.name: plan for made, _ in earlier for plan in made if _stands(plan, parts)}
     plans |= {plan.name: plan for plan in report.plan}
     named = tuple(plans[name] for name in parts if name in plans)
-    seen = {part.name: part for one in (*earlier, report) for part in one.spectra or ()}
-    known = tuple(seen[plan.name] for plan in named if plan.name in seen)
-    return replace(
-        report, plan=CompressionPlan(named), spectra=SpectralReport(known) if known else None
-    )
+    seen = {one.name: one for _, found in earlier for one in found}
+    seen |= {one.name: one for one in report.spectra or ()}
+    known = [seen[plan.name] for plan in named if plan.name in seen]
+    return report_on(model, CompressionPlan(named), known)
 
 
-def report_below(report: CompressionReport, prefix: str) -> CompressionReport:
-    """The part of a report on the layers below a module, with their names inside the module.
+def report_below(report: CompressionReport, prefix: str, part: Any) -> CompressionReport:
+    """The report on a part of a model, with the names that the layers have inside the part.
 
     Args:
         report: The report on the whole model.
-        prefix: Runtime name of the module; empty for the model itself.
+        prefix: Runtime name of the part; empty for the model itself.
+        part: The part.
     """
-    return _renamed(report, f"{prefix}.", "") if prefix else report
+    return report_on(part, *_renamed(report, f"{prefix}.", "")) if prefix else report
 
 
-def _renamed(report: CompressionReport, old: str, new: str) -> CompressionReport:
-    """The part of a report on layers with one prefix, with the prefix replaced by another."""
+def _renamed(
+    report: CompressionReport, old: str, new: str
+) -> tuple[CompressionPlan, list[LayerSpectrum]]:
+    """The layers with one prefix, and their spectra, with the prefix replaced by another."""
     plans = tuple(
         replace(plan, name=new + plan.name.removeprefix(old))
         for plan in report.plan
         if plan.name.startswith(old)
     )
-    spectra = tuple(
+    spectra = [
         replace(layer, name=new + layer.name.removeprefix(old))
         for layer in report.spectra or ()
         if layer.name.startswith(old)
-    )
-    return CompressionReport(CompressionPlan(plans), SpectralReport(spectra) if spectra else None)
+    ]
+    return CompressionPlan(plans), spectra
 
 
 def _stands(plan: LayerPlan, parts: Mapping[str, Any]) -> bool:

@@ -163,9 +163,12 @@ def compress_layers(
         The report.
 
     Raises:
+        TypeError: If `dry_run` is no boolean.
         ValueError: If a weight cannot be decomposed, or a layer cannot be replaced. The model is
             not changed then.
     """
+    if not isinstance(dry_run, bool):
+        raise TypeError(f"dry_run must be True or False, got {dry_run!r}")
     check_layers(model, names)
     if calibration is not None:
         check_not_of_inference(model, gradients=size is not None)

@@ -139,21 +139,26 @@ def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Dec
         reason = f"entries reach {peak:.3g}, whose squares float64 cannot hold; scale the weight"
         return Decomposition(without_law(shape, np.full(min(shape), np.nan), reason), None)
     unit = _unit(weight)
-    values, basis = _eigen_of_entries(_in_units(weight, unit), peak, vectors)
+    values, basis, exact = _eigen_of_entries(_in_units(weight, unit), peak, vectors)
     fit = fit_spectrum(values * unit**2, shape, settings)
     if fit.phase == Phase.DEGENERATE:
         return Decomposition(fit, None)
-    return Decomposition(_reviewed(fit, weight, values, basis), basis)
+    return Decomposition(_reviewed(fit, weight, values, basis, exact), basis)
 
 
-def _eigen_of_entries(weight: Tensor, peak: float, vectors: bool) -> tuple[Tensor, Tensor | None]:
-    """Like `_eigen`, in float32 if that is precise enough for a weight of largest entry `peak`."""
+def _eigen_of_entries(
+    weight: Tensor, peak: float, vectors: bool
+) -> tuple[Tensor, Tensor | None, torch.dtype]:
+    """Like `_eigen`, in float32 if that is precise enough for a weight of largest entry `peak`.
+
+    The dtype that was used comes last.
+    """
     low, high = FLOAT32_SQUARES
     if weight.dtype != torch.float64 and low < peak < high:
         values, basis = _eigen(weight, torch.float32, vectors)
         if _float32_serves(values):
-            return values, basis
-    return _eigen(weight, torch.float64, vectors)
+            return values, basis, torch.float32
+    return *_eigen(weight, torch.float64, vectors), torch.float64
 
 
 def _unit(weight: Tensor) -> float:
@@ -170,14 +175,11 @@ def _in_units(weight: Tensor, unit: float) -> Tensor:
 
 
 def _reviewed(
-    fit: SpectrumFit, weight: Tensor, values: Tensor, basis: Tensor | None
+    fit: SpectrumFit, weight: Tensor, values: Tensor, basis: Tensor | None, exact: torch.dtype
 ) -> SpectrumFit:
     """The fit after a review of the weight's entries; vectors are computed only if needed."""
     if fit.phase != Phase.SPIKED:
         return fit
-    low, high = FLOAT32_SQUARES
-    single = weight.dtype != torch.float64 and low < _largest_entry(weight) < high
-    exact = torch.float32 if single else torch.float64
 
     def vectors() -> np.ndarray:
         scaled = _in_units(weight, _unit(weight))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -47,17 +47,29 @@ def compression_report(
 ) -> CompressionReport:
     """Report of the decisions on a model's layers.
 
-    The times of compressed layers are measured only when the report is printed, or by
-    `report.timed()`.
-
     Args:
         decisions: What was decided, layer by layer.
         model: The model, before or after they are carried out.
     """
     decisions = list(decisions)
     spectra = [LayerSpectrum(plan.name, plan.shape, fit) for plan, fit in decisions if fit]
-    plan = CompressionPlan(tuple(plan for plan, _ in decisions))
-    like = next(model.parameters())
+    return report_on(model, CompressionPlan(tuple(plan for plan, _ in decisions)), spectra)
+
+
+def report_on(
+    model: Any, plan: CompressionPlan, spectra: Sequence[LayerSpectrum] = ()
+) -> CompressionReport:
+    """The report on the layers of a plan, with the sizes of the model that has them.
+
+    The times of compressed layers are measured only when the report is printed, or by
+    `report.timed()`.
+
+    Args:
+        model: The model, before or after the plan is carried out.
+        plan: Its layers, by the names that they have in this model.
+        spectra: What was found in the weights, as far as it is known.
+    """
+    like = next(model.parameters(), torch.empty(0))
     geometries = {layer.name: geometry_of(model.get_submodule(layer.name)) for layer in plan}
     return CompressionReport(
         plan,

@@ -107,8 +107,6 @@ def compress(
     check_module(model)
     check_no_adapter(model)
     check_settings(config)
-    if not isinstance(dry_run, bool):
-        raise TypeError(f"dry_run must be True or False, got {dry_run!r}")
     config = _own(config)
 
     def select() -> list[str]:

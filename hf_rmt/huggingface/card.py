@@ -15,6 +15,7 @@ from yaml import YAMLError
 from hf_rmt.huggingface.compat import auto_mapping, source_of, task_of
 from hf_rmt.plan import TERNARY, CompressionPlan
 from hf_rmt.report import CardMetadata, CompressionReport, model_card
+from hf_rmt.report.card.head import is_hub_id
 from hf_rmt.report.figures.style import save_figure
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,11 @@ CARD_TAG = "hf_rmt"
 
 
 def hub_id(name: str | None) -> str | None:
-    """A model's name if it is a Hub id; None for a local path, which is private."""
-    return name if name and not Path(name).exists() else None
+    """A model's name if it is a Hub id; None for a local path, which is private.
+
+    The path of a folder that was deleted, or lies on another machine, is private as well.
+    """
+    return name if name and is_hub_id(name) and not Path(name).exists() else None
 
 
 def picture_of(model: Any) -> bytes:

@@ -190,25 +190,26 @@ def task_of(auto: str) -> str | None:
 def trainer_holding(state: Any) -> Any:
     """The Trainer whose state a callback is given; None where no Trainer holds it.
 
-    Events of transformers pass the state and not the Trainer, but only the Trainer can log to the
-    reports. So it is searched among all objects of the process, once for each training.
+    Callbacks get the state and not the Trainer, but only the Trainer can log to the reports. So all
+    objects of the process are searched, once for each state.
     """
-    global _last_found
+    global _last_search
     from transformers import Trainer
 
-    known = _last_found()
-    if known is None or known.state is not state:
+    searched, found = (known() for known in _last_search)
+    if searched is not state:
         trainers = [entry for entry in gc.get_objects() if issubclass(type(entry), Trainer)]
-        known = next((entry for entry in trainers if vars(entry).get("state") is state), None)
-        _last_found = _nothing if known is None else weakref.ref(known)
-    return known
+        found = next((entry for entry in trainers if vars(entry).get("state") is state), None)
+        _last_search = weakref.ref(state), _nothing if found is None else weakref.ref(found)
+    return found
 
 
 def _nothing() -> None:
     return None
 
 
-_last_found: Callable[[], Any] = _nothing
+_last_search: tuple[Callable[[], Any], Callable[[], Any]] = _nothing, _nothing
+"""References to the last state that was searched for, and to the Trainer that holds it."""
 
 
 def mark_loaded(module: nn.Module) -> None:

@@ -53,7 +53,7 @@ def conclude(
     model.compression_report = report
     lay_out(model, config)
     for prefix, part in transformers_models(model).items():
-        part.compression_report = report_below(report, prefix)
+        part.compression_report = report_below(report, prefix, part)
         if len(part.compression_report.plan):
             attach(part, config, part.compression_report, name=prefix)
     return report
@@ -131,7 +131,7 @@ def attach(model: Any, config: RMTConfig, report: CompressionReport, *, name: st
     model.config.quantization_config = model.hf_quantizer.quantization_config
     install_saving(model)
     for name, part in parts.items():
-        keep_record(part, config, report_below(report, name).plan)
+        keep_record(part, config, report_below(report, name, part).plan)
 
 
 def _release(part: Any) -> None:

@@ -12,7 +12,7 @@ from transformers.core_model_loading import ConversionOps
 from hf_rmt.compression.apply import apply_decision
 from hf_rmt.compression.execution.threads import suited_threads
 from hf_rmt.compression.execution.undisturbed import undisturbed
-from hf_rmt.compression.summary import compression_report
+from hf_rmt.compression.summary import compression_report, report_on
 from hf_rmt.compression.targets.coverage import kept_plans, with_kept
 from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.compression.weight import compress_weight
@@ -23,7 +23,6 @@ from hf_rmt.huggingface.loader import RMTLoader
 from hf_rmt.nn.counterparts import compressed_layers, undoing
 from hf_rmt.nn.dense_matrix import to_matrix, to_weight
 from hf_rmt.plan import CompressionPlan, LayerPlan, Outcome
-from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings, method_of
 from hf_rmt.spectra import SpectrumFit
 
@@ -75,7 +74,7 @@ class RMTQuantizer(RMTLoader):
         super()._process_model_after_weight_loading(model, **kwargs)
         if self.pre_quantized:
             plan = CompressionPlan.from_dict(self.quantization_config.layers or {})
-            model.compression_report = CompressionReport(plan)
+            model.compression_report = report_on(model, plan)
             attach(model, self.quantization_config, model.compression_report)
             lay_out(model, self.quantization_config)
             return
@@ -101,7 +100,7 @@ def layers_left(model: Any, config: RMTConfig) -> list[str]:
         return compressible_layers(model, config)
     try:  # select as the first time: compressed layers must look like the dense ones that they were
         for name, part in before.items():
-            model.set_submodule(name, part.to_dense().to("meta"))
+            model.set_submodule(name, part.dense_outline())
         names = compressible_layers(model, config)
     finally:
         for name, part in before.items():

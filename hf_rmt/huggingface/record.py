@@ -13,9 +13,9 @@ from hf_rmt.checks import check_integer
 
 QUANT_METHOD = "rmt"
 REMOTE_MODULE = "hf_rmt_remote"
+"""Name of the code file that a pushed model carries."""
 OWN_CONFIG = "own AutoConfig"
 """Key of `auto_map` for the config class of the user's own code; ours stands in its place."""
-"""Name of the code file that a pushed model carries."""
 FORMAT_VERSION = 1
 """Version of the saved layout; a higher one is refused."""
 

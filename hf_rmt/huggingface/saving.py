@@ -21,7 +21,7 @@ from hf_rmt.nn.counterparts import compressed_layers
 from hf_rmt.staging import staged
 
 PUSH_OPTIONS = ("private", "commit_message", "commit_description", "revision", "create_pr", "tags")
-NOT_OF_A_PUSH = ("state_dict", "save_peft_format", "distributed_checkpoint", "token")
+NOT_OF_A_PUSH = ("save_peft_format", "distributed_checkpoint", "token")
 
 
 def install_saving(model: Any) -> None:
@@ -69,6 +69,7 @@ def _save_pretrained(
             type(model).save_pretrained(model, nowhere, False, state_dict=state_dict, **options)
     if is_main_process and push_to_hub:
         passed = {key: value for key, value in options.items() if key not in NOT_OF_A_PUSH}
+        passed["state_dict"] = state_dict
         _push_to_hub(model, repo_id, token=kwargs.get("token"), save_options=passed, **push)
 
 

@@ -72,14 +72,21 @@ class CompressedLayer(nn.Module):
         """A dense layer of this shape, on the current device and with arbitrary values."""
         return nn.Linear(self.in_features, self.out_features)
 
+    def dense_outline(self) -> nn.Module:
+        """The dense layer that acts as this one, without values: on the meta device."""
+        with torch.device("meta"):
+            dense: Any = self.empty_dense()
+        if self.bias is None:
+            dense.bias = None
+        return dense
+
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.Module:
         """The dense layer that acts as this one, with tensors of its own.
 
         Args:
             dtype: Of the weight; None for that of the layer.
         """
-        with torch.device("meta"):
-            dense: Any = self.empty_dense()
+        dense: Any = self.dense_outline()
         matrix = self.dense().detach()
         matrix = matrix if dtype is None else matrix.to(dtype)
         dense.weight = nn.Parameter(to_weight(dense, matrix))

@@ -116,30 +116,20 @@ class SpikedConv2d(SpikedLinear):
             return self.forward(input[None])[0]
         x = input
         if not self._pads_inside():
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = functional.pad(x, self._edges(), mode)
+            x = padded(self, x)
         return super().forward(x)
 
     def _compiled(self, x: Tensor) -> Tensor:
         return self.unpacked_forward(x)
 
-    def _edges(self) -> list[int]:
-        """Padding left, right, above and below."""
-        if self.padding == "valid":
-            return [0, 0, 0, 0]
-        if isinstance(self.padding, str):
-            spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            return [side for span in reversed(spans) for side in (span // 2, span - span // 2)]
-        return [side for padding in reversed(self.padding) for side in (padding, padding)]
-
     def _pads_inside(self) -> bool:
         """Whether the convolution can pad by itself: with zeros, equally many on both sides."""
-        left, right, above, below = self._edges()
+        left, right, above, below = edges(self)
         return self.padding_mode == "zeros" and (left, above) == (right, below)
 
     def _options(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Stride, padding and dilation of the convolution once x is padded."""
-        left, _, above, _ = self._edges() if self._pads_inside() else [0, 0, 0, 0]
+        left, _, above, _ = edges(self) if self._pads_inside() else [0, 0, 0, 0]
         return self.stride, (above, left), self.dilation
 
     def _kernel(self, matrix: Tensor) -> Tensor:
@@ -172,3 +162,19 @@ def geometry_of(layer: nn.Module) -> dict[str, Any]:
     if not isinstance(layer, nn.Conv2d | SpikedConv2d):
         return {}
     return {name: getattr(layer, name) for name in GEOMETRY}
+
+
+def edges(conv: Any) -> list[int]:
+    """What a convolution pads its images with: columns left and right, rows above and below."""
+    if conv.padding == "valid":
+        return [0, 0, 0, 0]
+    if isinstance(conv.padding, str):
+        spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return [side for span in reversed(spans) for side in (span // 2, span - span // 2)]
+    return [side for padding in reversed(conv.padding) for side in (padding, padding)]
+
+
+def padded(conv: Any, images: Tensor) -> Tensor:
+    """Images with the edges that a convolution adds to them, shape (..., height, width)."""
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    return functional.pad(images, edges(conv), mode)

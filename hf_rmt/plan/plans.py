@@ -14,6 +14,12 @@ NOTABLE_LOSS = 0.01
 """Above this dropped energy, a warning tells the user to fine-tune. On the trained BERT and ViT,
 4-bit noise has half of this error and already changes the outputs visibly."""
 
+STATES = {
+    Outcome.REPLACED: "compressed",
+    Outcome.REWRITTEN: "filtered in place",
+    Outcome.KEPT: "dense",
+}
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -76,9 +82,24 @@ class LayerPlan:
         return self.outcome is Outcome.REPLACED
 
     @property
+    def state(self) -> str:
+        """What the layer is afterwards: `compressed`, `filtered in place` or `dense`."""
+        return STATES[self.outcome]
+
+    @property
+    def lost_energy(self) -> float | None:
+        """The dropped energy; None for a layer that stays as it is."""
+        return None if self.outcome is Outcome.KEPT else self.dropped_energy
+
+    @property
+    def entries(self) -> int:
+        """Number of entries of the dense weight."""
+        return self.shape[0] * self.shape[1]
+
+    @property
     def bits_per_weight(self) -> float:
-        """Stored bits divided by the number of entries of the dense weight."""
-        return self.bits / (self.shape[0] * self.shape[1])
+        """Stored bits divided by the number of entries; bits of the dense weight if it stays."""
+        return (self.bits if self.compressed else self.dense_bits) / self.entries
 
     @property
     def rounds(self) -> bool:
@@ -94,14 +115,14 @@ class LayerPlan:
         """
         if self.nonzero is not None:
             return self.nonzero
-        entries = self.shape[0] * self.shape[1]
-        factors = self.rank * (self.shape[0] + self.shape[1])
-        return factors + (self.noise != "drop") * entries if self.compressed else entries
+        if not self.compressed:
+            return self.entries
+        return self.rank * sum(self.shape) + (self.noise != "drop") * self.entries
 
     @property
     def parameter_share(self) -> float:
         """Parameters divided by the number of entries of the dense weight."""
-        return self.parameters / (self.shape[0] * self.shape[1])
+        return self.parameters / self.entries
 
 
 @dataclass(frozen=True)
@@ -124,7 +145,7 @@ class CompressionPlan:
     @property
     def bits_per_weight(self) -> float:
         """Stored bits per weight in the compressed layers; 0 if there are no such layers."""
-        weights = sum(layer.shape[0] * layer.shape[1] for layer in self.compressed)
+        weights = sum(layer.entries for layer in self.compressed)
         return sum(layer.bits for layer in self.compressed) / weights if weights else 0.0
 
     @property
@@ -136,8 +157,13 @@ class CompressionPlan:
     @property
     def parameter_share(self) -> float:
         """Parameters divided by those of the dense weights, including layers that stay dense."""
-        dense = sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
+        dense = sum(layer.entries for layer in self.layers)
         return sum(layer.parameters for layer in self.layers) / dense if dense else 1.0
+
+    @property
+    def in_place(self) -> tuple[LayerPlan, ...]:
+        """The layers that stay dense and get another weight."""
+        return tuple(layer for layer in self.layers if layer.outcome is Outcome.REWRITTEN)
 
     @property
     def changed(self) -> tuple[LayerPlan, ...]:
@@ -159,7 +185,7 @@ class CompressionPlan:
     @property
     def changed_weights(self) -> int:
         """Number of entries of the weights that are replaced or filtered in place."""
-        return sum(layer.shape[0] * layer.shape[1] for layer in self.changed)
+        return sum(layer.entries for layer in self.changed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, layer by layer under its name."""

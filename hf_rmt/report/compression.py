@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_rmt.plan import CompressionPlan, LayerPlan
+from hf_rmt.plan import CompressionPlan, LayerPlan, Outcome
 from hf_rmt.report import records, tables, verdicts
 from hf_rmt.report.folder import save_report
 from hf_rmt.report.page.data import compression_content
@@ -66,7 +66,7 @@ class CompressionReport:
         The weights are the numbers of entries, because the time of a dense layer grows with them.
         """
         measured = [layer for layer in self.plan.compressed if layer.latency is not None]
-        weights = [layer.shape[0] * layer.shape[1] for layer in measured]
+        weights = [layer.entries for layer in measured]
         times = [layer.latency or 0.0 for layer in measured]
         if not measured:
             return None
@@ -83,13 +83,16 @@ class CompressionReport:
         return "\n".join(filter(None, [file, self._totals(), *others, *self._remarks()]))
 
     def _remarks(self) -> list[str]:
-        return list(filter(None, [self._slower(), self._dense()]))
+        dense = [layer for layer in self.plan if layer.outcome is Outcome.KEPT]
+        noted = [layer for layer in self.plan.in_place if layer.reason]
+        remarks = [self._slower(), _why("Left dense", dense), _why("Filtered in place", noted)]
+        return list(filter(None, remarks))
 
     def _totals(self) -> str:
         """How many layers changed, their size and their losses, in one sentence."""
         plan = self.plan
         head = f"{len(plan.compressed)} of {len(plan)} layers compressed"
-        if in_place := len(plan.changed) - len(plan.compressed):
+        if in_place := len(plan.in_place):
             head += f", {in_place} filtered in place"
         if self.of_update:
             head = (
@@ -124,14 +127,6 @@ class CompressionReport:
             f"{worst.latency:.2f} times ({worst.name}). For these layers, compression saves "
             "memory, not time."
         )
-
-    def _dense(self) -> str:
-        """Why layers stay dense; empty if none does."""
-        dense = [layer for layer in self.plan if not layer.compressed]
-        if not dense:
-            return ""
-        reasons = Counter(layer.reason or "no reason given" for layer in dense)
-        return "Left dense: " + "; ".join(f"{n} ({why})" for why, n in reasons.most_common())
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the table, one mapping per layer."""
@@ -216,10 +211,10 @@ class CompressionReport:
         from hf_rmt.report.figures.plots import depth_figure
 
         plan = self.plan
-        panels = {
+        panels: dict[str, Sequence[float]] = {
             "rank\n(directions)": [p.rank if p.compressed else NAN for p in plan],
-            "bits per\nweight": [_bits_per_weight(p) for p in plan],
-            "energy dropped\n(fraction)": [_dropped_energy(p) for p in plan],
+            "bits per\nweight": [p.bits_per_weight for p in plan],
+            "energy dropped\n(fraction)": [_share(p.lost_energy) for p in plan],
         }
         if plan.changed and not plan.compressed:
             del panels["rank\n(directions)"]
@@ -250,39 +245,34 @@ class CompressionReport:
             self.spectra.save(target / "spectra")
 
 
+def _why(state: str, layers: Sequence[LayerPlan]) -> str:
+    """Layers that are not replaced, counted by reason; empty if there is none."""
+    if not layers:
+        return ""
+    reasons = Counter(layer.reason or "no reason given" for layer in layers)
+    return f"{state}: " + "; ".join(f"{n} ({why})" for why, n in reasons.most_common())
+
+
 def _row(layer: LayerPlan) -> dict[str, Any]:
     kept = layer.compressed
     return {
         "name": layer.name,
         "shape": tables.shape_text(layer.shape),
-        "state": "compressed" if kept else "dense",
+        "state": layer.state,
         "phase": layer.phase or None,
         "rank": layer.rank if kept else None,
         "noise": layer.noise if kept else None,
-        "bits_per_weight": _bits_per_weight(layer),
+        "bits_per_weight": layer.bits_per_weight,
         "of_dense_size": layer.bits / layer.dense_bits if kept and layer.dense_bits else None,
         "signal_energy": tables.Share(layer.signal_energy),
-        "dropped_energy": tables.Share(_dropped_energy(layer)),
-        **_rounding(layer),
+        "dropped_energy": _share(layer.lost_energy),
+        "rounding_error": _share(layer.rounding_error),
         "of_dense_parameters": layer.parameter_share if layer.parameter_share < 1 else None,
         "of_dense_time": layer.latency,
         "notes": layer.reason,
     }
 
 
-def _rounding(layer: LayerPlan) -> dict[str, Any]:
-    """The rounding error as a cell; nan where it is unknown."""
-    error = layer.rounding_error
-    return {"rounding_error": tables.Share(NAN if error is None else error)}
-
-
-def _dropped_energy(layer: LayerPlan) -> float:
-    """The lost fraction; nan for a layer that stays as it is."""
-    return layer.dropped_energy if layer.compressed or layer.dropped_energy else NAN
-
-
-def _bits_per_weight(layer: LayerPlan) -> float:
-    """Stored bits per entry; bits of the dense weight if the layer stays dense."""
-    if layer.compressed:
-        return layer.bits_per_weight
-    return layer.dense_bits / (layer.shape[0] * layer.shape[1])
+def _share(value: float | None) -> tables.Share:
+    """A share of the energy as a cell; nan where there is none."""
+    return tables.Share(NAN if value is None else value)

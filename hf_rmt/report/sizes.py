@@ -89,7 +89,7 @@ class Sizes:
 
 
 def _layers(plan: CompressionPlan) -> Fact | None:
-    weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.compressed)
+    weights = sum(layer.entries for layer in plan.compressed)
     if not weights:
         return None
     dense = sum(layer.dense_bits for layer in plan.compressed) / weights

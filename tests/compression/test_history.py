@@ -38,6 +38,16 @@ def test_the_report_of_a_model_holds_all_calls_in_its_order() -> None:
     assert len(made.compression_report.spectra) == 2
 
 
+def test_the_sizes_and_times_of_several_calls_are_those_of_one() -> None:
+    one, several = model(), model()
+    compress(one, settings("body.0", "body.1"))
+    compress(several, settings("body.0"))
+    compress(several, settings("body.1"))
+    assert several.compression_report.sizes == one.compression_report.sizes
+    assert [layer.latency for layer in several.compression_report.timed().plan] != [None, None]
+    assert "energy dropped" in str(several.compression_report)
+
+
 def test_layers_that_were_made_dense_again_are_forgotten() -> None:
     made = model()
     compress(made, settings("body.0", "body.1"))
@@ -49,9 +59,11 @@ def test_layers_that_were_made_dense_again_are_forgotten() -> None:
 def test_a_part_of_a_report_has_the_names_of_the_part() -> None:
     made = model()
     report = compress(made, settings("body.0", "body.2"))
-    assert names(report_below(report, "body")) == ["0", "2"]
-    assert report_below(report, "") is report
-    assert names(report_below(report, "bod")) == []
+    part = report_below(report, "body", made["body"])
+    assert names(part) == ["0", "2"]
+    assert part.sizes == report.sizes
+    assert report_below(report, "", made) is report
+    assert names(report_below(report, "bod", made["body"])) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])

@@ -17,6 +17,7 @@ from hf_rmt.compression.execution.parallel import n_processes
 from hf_rmt.huggingface.training.trained_layers import is_trained
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import is_convolution
+from hf_rmt.nn.spiked_conv import padded
 
 TOKENS = 512
 """Largest number of tokens of a batch that are measured, unless another number is passed."""
@@ -200,14 +201,8 @@ def _symmetric(total: Tensor) -> Tensor:
 
 def _patches(layer: Any, images: Tensor) -> Tensor:
     """Patches of images that a convolution multiplies, shape (images, places, in k_h k_w)."""
-    padding = layer.padding
-    if isinstance(padding, str):
-        sides = [
-            side * (size - 1) for side, size in zip(layer.dilation, layer.kernel_size, strict=True)
-        ]
-        padding = [side // 2 if padding == "same" else 0 for side in sides]
     unfolded = functional.unfold(
-        images, layer.kernel_size, layer.dilation, tuple(padding), layer.stride
+        padded(layer, images), layer.kernel_size, dilation=layer.dilation, stride=layer.stride
     )
     return unfolded.transpose(1, 2)
 

@@ -39,6 +39,9 @@ MARGIN = 0.97
 """The choice is dense unless another layout needs at most this fraction of the time of dense."""
 FILE = "layouts.json"
 
+_CHOSEN: dict[tuple[Path, str], str] = {}
+"""What this process has chosen or read: by the folder of the file, and by what it depends on."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,12 +69,12 @@ def choose(
     if isinstance(layer, SpikedConv2d):
         return "dense"  # packed is the only other layout; it unpacks first and then does the same
     key = _key(layer, activations, tokens)
-    known = remembered()
-    if key not in known:
-        best = fastest(measure(layer, names, activations, tokens))
-        remember(key, best)
-        return best
-    return known[key] if known[key] in names else names[0]
+    known = _CHOSEN.get((cache_folder(), key)) or remembered().get(key)
+    if known is None:
+        known = fastest(measure(layer, names, activations, tokens))
+        remember(key, known)
+    _CHOSEN[cache_folder(), key] = known
+    return known if known in names else names[0]
 
 
 def possible(layer: SpikedLinear | TernaryLinear, activations: str) -> tuple[str, ...]:

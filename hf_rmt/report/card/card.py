@@ -109,7 +109,7 @@ def _what_was_done(plan: CompressionPlan, base_model: str | None, config: Mappin
         f"{source}, compressed with hf_rmt: {len(plan.compressed)} of {len(plan)} layers "
         "were replaced."
     )
-    if in_place := len(plan.changed) - len(plan.compressed):
+    if in_place := len(plan.in_place):
         text += f" {in_place} stay dense, filtered in place, which saves no memory."
     ternary = [layer for layer in plan.compressed if layer.kind == TERNARY]
     spiked = [layer for layer in plan.compressed if layer.kind != TERNARY]
@@ -209,7 +209,7 @@ def _pair(name: str, sizes: Mapping[str, int] | None) -> tuple[int, int] | None:
 def _size_section(plan: CompressionPlan, sizes: Sizes) -> str:
     """File first, then the layers, then the memory, then what share of the model they are."""
     rows = [_bytes_row("file with all weights", sizes.file)]
-    weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.compressed)
+    weights = sum(layer.entries for layer in plan.compressed)
     if weights:
         dense = sum(layer.dense_bits for layer in plan.compressed) / weights
         bits = {"before": dense, "after": plan.bits_per_weight, "ratio": plan.size_ratio}
@@ -251,10 +251,10 @@ def _row(layer: LayerPlan) -> dict[str, Any]:
         "layer": f"`{layer.name}`",
         "shape": tables.shape_text(layer.shape),
         "rank": layer.rank if kept else None,
-        "noise": layer.noise if kept else "dense",
+        "noise": layer.noise if kept else layer.state,
         "bits_per_weight": layer.bits_per_weight if kept else None,
         "signal_energy": tables.Share(layer.signal_energy),
-        "dropped_energy": _share(layer.dropped_energy if kept or layer.dropped_energy else None),
+        "dropped_energy": _share(layer.lost_energy),
         "rounding_error": _share(layer.rounding_error),
         "notes": "; ".join(filter(None, [layer.phase, layer.reason])),
     }

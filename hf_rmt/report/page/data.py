@@ -63,7 +63,7 @@ ANALYSIS: list[Column] = [
     },
 ]
 COMPRESSION: list[Column] = [
-    {"key": "state", "label": "state", "type": "choice", "help": "Compressed, or left dense."},
+    {"key": "state", "label": "state", "type": "choice", "help": "Compressed, filtered, or dense."},
     {"key": "noise", "label": "noise", "type": "choice", "help": "How the noise is stored."},
     {"key": "before", "label": "bits before", "type": "number", "help": "Bits a weight, dense."},
     {"key": "bits", "label": "bits after", "type": "number", "help": "Bits a weight, as stored."},
@@ -203,14 +203,12 @@ def _spectral_values(fit: SpectrumFit | None) -> dict[str, Any]:
 
 def _plan_values(layer: LayerPlan) -> dict[str, Any]:
     """A layer's values in the plan; those of compressed layers only are None for a dense one."""
-    entries = layer.shape[0] * layer.shape[1]
-    before, kept = layer.dense_bits / entries, layer.compressed
-    lost = layer.dropped_energy if kept or layer.dropped_energy else None
+    kept, lost = layer.compressed, layer.lost_energy
     return {
-        "state": "compressed" if kept else "filtered in place" if lost else "dense",
+        "state": layer.state,
         "noise": layer.noise if kept else None,
-        "before": rounded(before) if layer.dense_bits else None,
-        "bits": rounded(layer.bits_per_weight if kept else before),
+        "before": rounded(layer.dense_bits / layer.entries) if layer.dense_bits else None,
+        "bits": rounded(layer.bits_per_weight),
         "rank": layer.rank if kept else None,
         "stored": rounded(layer.signal_energy) if kept else None,
         "dropped": None if lost is None else rounded(lost),
