@@ -56,6 +56,19 @@ print([n for n in hf_rmt.__all__ if isinstance(getattr(hf_rmt, n), types.ModuleT
     assert run(script).strip() == "[]"
 
 
+def test_a_search_for_a_module_does_not_cancel_its_registration():
+    script = """
+import importlib.util
+import hf_rmt
+for name in ("transformers.quantizers.auto", "transformers.modeling_utils"):
+    importlib.util.find_spec(name)
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+print("rmt" in AUTO_QUANTIZER_MAPPING, PreTrainedModel.save_pretrained.keeps_records_true)
+"""
+    assert run(script).split() == ["True", "True"]
+
+
 @pytest.mark.parametrize("first", ["loader", "quantizer"])
 def test_a_module_that_registration_needs_can_be_imported_first(first):
     assert run(f"import hf_rmt.huggingface.{first}; print('loaded')").strip() == "loaded"

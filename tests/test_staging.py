@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,24 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     with staged(tmp_path / "model") as aside:
         write(aside, config="newer")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_another_machine_writes_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node-2")
+    with staged(tmp_path / "model") as first:
+        monkeypatch.setattr(socket, "gethostname", lambda: "node")
+        monkeypatch.setattr(staging, "_is_alive", lambda process: False)
+        with staged(tmp_path / "model") as second:
+            write(second, config="second")
+        write(first, config="first")
+    assert contents(tmp_path / "model")["config"] == "first"
+
+
+def test_two_saves_to_a_name_with_brackets_have_folders_of_their_own(tmp_path: Path) -> None:
+    with staged(tmp_path / "model[1]") as first, staged(tmp_path / "model[1]") as second:
+        assert first != second
 
 
 def test_a_file_of_that_name_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from safetensors.torch import load
 
 PUSH = """
 import torch
@@ -21,6 +23,9 @@ with torch.no_grad():
 hf_rmt.compress(model, hf_rmt.RMTConfig(noise="int8"))
 model.push_to_hub("user/compressed")
 model.save_pretrained("saved", push_to_hub=True, repo_id="user/saved", commit_message="Mine")
+changed = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+changed["embeddings.LayerNorm.weight"] += 1
+model.save_pretrained("own", push_to_hub=True, repo_id="user/own-state", state_dict=changed)
 torch.save(model(torch.arange(64)[None]).last_hidden_state, "pushed.pt")
 hf_rmt.export_dense(model).push_to_hub("user/dense")
 hf_rmt.export_dense("user/compressed").push_to_hub("user/dense-of-pulled")
@@ -41,7 +46,7 @@ assert difference <= {tolerance}, difference
 print(sorted({{type(module).__name__ for module in model.modules()}}))
 """
 
-COMPRESSED, DENSE = "user/compressed", "user/dense"
+COMPRESSED, DENSE, OWN = "user/compressed", "user/dense", "user/own-state"
 
 
 def pull(source: str, *, option: str = "", tolerance: float = 0.0) -> str:
@@ -58,6 +63,12 @@ def test_saving_with_a_push_pushes_the_same_files(pushed):
     assert pushed.repos["user/saved"].keys() == pushed.repos[COMPRESSED].keys()
     weights = "model.safetensors"
     assert pushed.repos["user/saved"][weights] == pushed.repos[COMPRESSED][weights]
+
+
+def test_a_push_has_the_tensors_that_were_given(pushed):
+    name = "embeddings.LayerNorm.weight"
+    given, own = (load(pushed.repos[repo]["model.safetensors"])[name] for repo in (OWN, COMPRESSED))
+    assert torch.equal(given, own + 1)
 
 
 def test_pushed_repository_says_what_it_is(pushed):

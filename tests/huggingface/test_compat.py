@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,18 @@ def test_loading_attributes_of_a_passed_config_are_taken() -> None:
     assert (merged.noise, merged.layout) == ("int4", "dense")
 
 
+def test_a_local_path_is_no_hub_id_even_if_the_folder_is_gone(tmp_path: Path) -> None:
+    from hf_rmt.huggingface.card import hub_id
+
+    assert hub_id("google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
+    assert [hub_id(str(tmp_path)), hub_id(f"{tmp_path}/gone"), hub_id(r"C:\gone"), hub_id("")] == [
+        None,
+        None,
+        None,
+        None,
+    ]
+
+
 def test_a_model_knows_where_it_came_from(tmp_path: Path) -> None:
     from hf_rmt.huggingface.compat import is_pretrained, source_of
 
@@ -117,7 +130,9 @@ def test_tensors_that_are_marked_are_not_initialised() -> None:
     assert torch.equal(linear.weight, before)
 
 
-def test_a_callback_finds_the_trainer_by_the_state_that_it_is_given(tmp_path: Path) -> None:
+def test_a_callback_finds_the_trainer_by_the_state_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import Trainer, TrainerCallback, TrainerState
 
     from hf_rmt.huggingface.compat import trainer_holding
@@ -141,7 +156,10 @@ def test_a_callback_finds_the_trainer_by_the_state_that_it_is_given(tmp_path: Pa
     assert [id(trainer) for trainer in found] == list(
         map(id, [first, second, *3 * [first], *3 * [second], *3 * [first]])
     )
-    assert trainer_holding(TrainerState()) is None
+    alone = TrainerState()
+    assert trainer_holding(alone) is None
+    monkeypatch.setattr(gc, "get_objects", lambda: pytest.fail("searched again"))
+    assert trainer_holding(alone) is None
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")

@@ -59,6 +59,7 @@ def _push(model: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert repo == "me/it"
     assert options["private"] is True
     assert options["save_options"]["variant"] == "x"
+    assert options["save_options"]["state_dict"] is None
 
 
 def _shards(model: Any, folder: Path, _: Any) -> None:

@@ -141,6 +141,11 @@ def test_weights_that_lost_entries_are_told_of():
         "62.5 % of the layers' parameters left"
     )
     first, second = report.rows()
+    assert (first["state"], second["state"]) == ("filtered in place", "dense")
+    assert report.summary().splitlines()[1:] == [
+        "Left dense: 1 (nothing gained)",
+        "Filtered in place: 1 (zeros)",
+    ]
     assert (first["dropped_energy"], first["of_dense_parameters"]) == (0.2, 0.25)
     assert second["of_dense_parameters"] is None
     assert np.isnan(second["dropped_energy"])

@@ -138,11 +138,22 @@ def test_of_a_wide_side_the_diagonal_must_do(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "options", [{"padding": 1, "stride": 2}, {"padding": "same", "dilation": 2}, {"padding": 0}]
+    "options",
+    [
+        {"padding": 1, "stride": 2},
+        {"padding": "same", "dilation": 2},
+        {"padding": "same", "kernel_size": (2, 4)},
+        {"padding": 2, "padding_mode": "reflect"},
+        {"padding": (1, 2), "padding_mode": "circular"},
+        {"padding": "valid"},
+        {"padding": 0},
+    ],
 )
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")
 def test_patches_are_what_the_filters_of_a_convolution_see(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    layer, images = nn.Conv2d(3, 4, 3, bias=False, **options), torch.randn(2, 3, 8, 8)
+    images = torch.randn(2, 3, 8, 8)
+    layer = nn.Conv2d(3, 4, **{"kernel_size": 3, "bias": False, **options})
     patches = batch_moments._patches(layer, images)
     outputs = functional.linear(patches, layer.weight.flatten(1))
     torch.testing.assert_close(outputs.transpose(1, 2), layer(images).flatten(2))

@@ -90,3 +90,9 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(
     monkeypatch.setenv("HF_RMT_CACHE", str(own_cache / "file" / "below"))
     remember("key", "dense")
     assert remembered() == {}
+    calls: list[object] = []
+    times = {"packed": 3.0, "dense": 2.0, "int8": 1.0}
+    monkeypatch.setattr(choosing, "measure", lambda *given: calls.append(given) or times)
+    for _ in range(2):
+        set_layout(SpikedLinear(64, 64, 2), "fastest")
+    assert len(calls) == 1
