@@ -54,6 +54,8 @@ class Codebook:
             / block).
         decode: Converts the bytes back to weights divided by their scale, flat float32.
         joint: Number of weights that must be rounded together; 1 if each has values of its own.
+        cubic: If it is given, the points are c + cubic c^3 with c = byte - 128, in float32.
+            To compute them takes less time than to look them up.
     """
 
     points: Sequence[Any] = field(repr=False)
@@ -65,6 +67,7 @@ class Codebook:
     encode: Callable[[Tensor], Tensor] = field(repr=False)
     decode: Callable[[Tensor], Tensor] = field(repr=False)
     joint: int = 1
+    cubic: float | None = None
 
     @property
     def run(self) -> int:
@@ -214,6 +217,7 @@ CODEBOOKS = {
         offsets=range(-2, 1),
         encode=_encode_levels,
         decode=_decode_levels,
+        cubic=CUBIC / 128**2,
     ),
     "int4": Codebook(
         points=SPIRAL,

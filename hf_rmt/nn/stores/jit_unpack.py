@@ -23,13 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor, library
 
-from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, SCALES, table
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, SCALES, Codebook, table
 
 logger = logging.getLogger(__name__)
 
 PART = 2**17
 """The least number of weights for a thread. It takes 80 to 100 microseconds to unpack them, and 50
 microseconds to pass two parts to threads."""
+RUNS_AT_ONCE = 8
+"""Runs that are unpacked step by step, so that they stay in the first cache."""
 library.define(
     "hf_rmt::unpack",
     "(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()",
@@ -138,8 +140,17 @@ def _points(kind: str) -> Any:
 @cache
 def _kernel(kind: str) -> Callable[..., None]:
     """The compiled loop of a kind of store."""
-    block, bytes_ = CODEBOOKS[kind].block, CODEBOOKS[kind].group // CODEBOOKS[kind].block
-    half = RUN // 2
+    book = CODEBOOKS[kind]
+    loop = _lookup(book) if book.cubic is None else _polynomial(book)
+    try:
+        return _compiled(loop, cache=True)
+    except (RuntimeError, OSError):  # the cache cannot be written, so each process compiles
+        return _compiled(loop, cache=False)
+
+
+def _lookup(book: Codebook) -> Callable[..., None]:
+    """A loop that looks each byte up in the table of the points."""
+    block, bytes_, half = book.block, book.group // book.block, RUN // 2
 
     def loop(codes, fine, coarse, scales, points, out):
         for run in range(len(coarse)):
@@ -153,10 +164,37 @@ def _kernel(kind: str) -> Callable[..., None]:
                     for part in range(block):
                         out[(first + place) * block + part] = points[code * block + part] * scale
 
-    try:
-        return _compiled(loop, cache=True)
-    except (RuntimeError, OSError):  # the cache cannot be written, so each process compiles
-        return _compiled(loop, cache=False)
+    return loop
+
+
+def _polynomial(book: Codebook) -> Callable[..., None]:
+    """A loop that computes the points; its three steps become vector instructions.
+
+    It takes half of the time of `_lookup`, with AVX2 and with AVX-512.
+    """
+    group, run, half, once = book.group, book.run, RUN // 2, RUNS_AT_ONCE
+    cubic, middle = np.float32(book.cubic), np.float32(128)
+
+    def loop(codes, fine, coarse, scales, points, out):
+        steps = np.empty(once * RUN, np.float32)
+        for low in range(0, len(coarse), once):
+            high = min(low + once, len(coarse))
+            taken, weights = codes[low * run : high * run], out[low * run : high * run]
+            for place in range(len(weights)):
+                level = np.float32(taken[place]) - middle
+                weights[place] = level + level * level * level * cubic
+            for number in range(low, high):
+                for place in range(half):
+                    pair, first = fine[number * half + place], (number - low) * RUN + place
+                    code = np.intp(coarse[number])
+                    steps[first] = scales[(code + (pair & 15)) & 255]
+                    steps[first + half] = scales[(code + (pair >> 4)) & 255]
+            for place in range((high - low) * RUN):
+                scale = steps[place]
+                for part in range(group):
+                    weights[place * group + part] *= scale
+
+    return loop
 
 
 def _compiled(loop: Callable[..., None], *, cache: bool) -> Callable[..., None]:
