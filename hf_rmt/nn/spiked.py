@@ -16,7 +16,6 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS
 from hf_rmt.nn.stores.export_ops import is_exporting
 from hf_rmt.nn.stores.noise_store import NoiseStore
 from hf_rmt.nn.stores.packing import rows_at_once
-from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.nn.transforms import is_differentiating
 
 
@@ -278,17 +277,6 @@ class SpikedLinear(LaidOutLayer):
             return False
         sides = self.in_features + self.out_features
         return self._positions(x) * sides > self.in_features * self.out_features
-
-    def check(self) -> None:
-        """Refuse tensors that no layer of this kind can have.
-
-        Raises:
-            ValueError: If the factors, the bias or the noise are incomplete or not finite.
-        """
-        check_tensor("weight", self.weight, (self.rank, self.in_features + self.out_features))
-        if self.bias is not None:
-            check_tensor("bias", self.bias, (self.out_features,))
-        self.noise.check()
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""

@@ -20,7 +20,6 @@ from hf_rmt.nn.stores.ternary_packing import (
     to_fifths,
     unpack_trits,
 )
-from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.nn.ternary_product import ternary_linear
 
 LAYOUTS = ("packed", "int8", "dense")
@@ -269,19 +268,6 @@ class TernaryLinear(CompressedLayer):
         width = {"packed": 0, "int8": 1, "dense": self.scale.element_size()}[self._layout]
         tensors = (self.weight, self.scale, *(() if self.bias is None else (self.bias,)))
         return width * self._size + sum(tensor.nbytes for tensor in tensors)
-
-    def check(self) -> None:
-        """Refuse tensors that no layer of this kind can have.
-
-        Raises:
-            ValueError: If the weight, the scales or the bias are incomplete or not finite.
-        """
-        opened = self.weight.dim() == 2
-        shape = (1, -(-self._size // 4)) if opened else (-(-self._size // 5),)
-        check_tensor("weight", self.weight, shape, torch.int8)
-        check_tensor("scale", self.scale, tuple(self.scale.shape))
-        if self.bias is not None:
-            check_tensor("bias", self.bias, (self.out_features,))
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""

@@ -15,6 +15,20 @@ from tests.huggingface.models import FAMILIES, outputs, tiny_model
 
 
 @pytest.mark.parametrize("layout", ["packed", "int8", "dense"])
+@pytest.mark.parametrize("noise", ["int8", "ternary", "keep"])
+def test_offloaded_noise_is_loaded_when_it_is_used(noise: str, layout: str) -> None:
+    from accelerate import cpu_offload
+
+    model = tiny_model("bert")
+    compress(model, RMTConfig(noise=noise))
+    set_layout(model, layout)
+    with torch.no_grad():
+        expected = outputs(model, "bert")
+        cpu_offload(model, "cpu", offload_buffers=True)
+        assert torch.equal(outputs(model, "bert"), expected)
+
+
+@pytest.mark.parametrize("layout", ["packed", "int8", "dense"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layout_is_set_while_loading_and_never_saved(
     family: str, layout: str, tmp_path: Path

@@ -33,18 +33,20 @@ def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
     """
     book, size, columns = CODEBOOKS[store.kind], target.numel(), target.shape[1]
     joint = book.joint
-    if columns % joint:  # a code would lie across two rows
-        return
     scales = store.group_scales().repeat_interleave(book.group)
-    order = _order(moment, joint)
+    steps = scales[:size].view(target.shape)
     aims = torch.empty_like(target, dtype=torch.float32)
-    aims[:, order] = _aims(
-        target[:, order].float(),
-        scales[:size].view(target.shape)[:, order],
-        moment[order][:, order],
-        lambda values: _nearest(book, values, joint),
-        joint,
-    )
+    begins = -columns * torch.arange(len(target), device=target.device) % joint
+    for begin in begins.unique().tolist():  # the column at which the first whole code begins
+        rows = (begins == begin).nonzero()
+        order = _order(moment, joint, begin)
+        aims[rows, order] = _aims(
+            target[rows, order].float(),
+            steps[rows, order],
+            moment[order][:, order],
+            lambda values: _nearest(book, values, joint),
+            joint,
+        )
     flat = nn.functional.pad(aims.flatten(), (0, len(scales) - size))
     store.codes.copy_(book.encode((flat / scales).view(-1, book.group)).flatten())
 
@@ -57,8 +59,8 @@ def _aims(
     upper = torch.linalg.cholesky(inverse, upper=True).to(rest)
     for start in range(0, rest.shape[1], COLUMNS):
         stop = min(start + COLUMNS, rest.shape[1])
-        errors = torch.empty_like(rest[:, start:stop])
-        for first in range(start, stop, joint):
+        errors = torch.zeros_like(rest[:, start:stop])
+        for first in range(start, stop - joint + 1, joint):
             here = slice(first, first + joint)
             lost = rest[:, here] - nearest(rest[:, here] / scales[:, here]) * scales[:, here]
             error = torch.linalg.solve_triangular(upper[here, here], lost, upper=True, left=False)
@@ -68,11 +70,17 @@ def _aims(
     return rest
 
 
-def _order(moment: Tensor, joint: int) -> Tensor:
-    """Columns by input energy, largest first, because later columns correct earlier ones."""
-    energies = moment.diagonal().view(-1, joint).sum(1)
-    first = torch.argsort(energies, descending=True, stable=True) * joint
-    return (first[:, None] + torch.arange(joint, device=first.device)).flatten()
+def _order(moment: Tensor, joint: int, begin: int) -> Tensor:
+    """Columns by input energy, largest first, because later columns correct earlier ones.
+
+    Columns whose code also holds weights of another row come last: their errors are not known.
+    """
+    columns = torch.arange(len(moment), device=moment.device)
+    end = len(moment) - (len(moment) - begin) % joint
+    codes = columns[begin:end].view(-1, joint)
+    energies = moment.diagonal()[codes].sum(1)
+    whole = codes[torch.argsort(energies, descending=True, stable=True)].flatten()
+    return torch.cat([whole, columns[:begin], columns[end:]])
 
 
 def _nearest(book: Codebook, values: Tensor, joint: int) -> Tensor:

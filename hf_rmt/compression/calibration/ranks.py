@@ -68,17 +68,21 @@ def shared_ranks(
     costs = {name: sum(shapes[name]) for name in worth}
     entries = {name: shapes[name][0] * shapes[name][1] for name in worth}
     most = {name: entries[name] // costs[name] for name in worth}
-    # a layer that stays dense has more parameters than factors of the largest rank would have
-    surplus = sum(entries[name] % costs[name] for name in worth)
-    budget, least = int(size * sum(entries.values())) - surplus, sum(costs.values())
-    if budget < least:
-        raise ValueError(
-            f"size={size} allows {max(budget, 0)} parameters, but one direction per layer needs "
-            f"{least}; raise size, or name fewer target_modules"
-        )
+    least, needed, surplus = sum(costs.values()), 0, -1
     further = {name: values[1 : most[name]] for name, values in worth.items()}
-    ranks = choose_ranks(further, costs, budget=budget - least)
-    return {name: None if rank + 1 >= most[name] else rank + 1 for name, rank in ranks.items()}
+    while needed > surplus:
+        # a layer that stays dense has more parameters than factors of the largest rank would have
+        surplus = needed
+        budget = int(size * sum(entries.values())) - surplus
+        if budget < least:
+            raise ValueError(
+                f"size={size} allows {max(budget, 0)} parameters, but one direction per layer "
+                f"needs {least}; raise size, or name fewer target_modules"
+            )
+        ranks = choose_ranks(further, costs, budget=budget - least)
+        dense = [name for name, rank in ranks.items() if rank + 1 >= most[name]]
+        needed = sum(entries[name] % costs[name] for name in dense)
+    return {name: None if name in dense else rank + 1 for name, rank in ranks.items()}
 
 
 def ranks_that_lose(

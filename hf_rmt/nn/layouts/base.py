@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from hf_rmt.nn.layouts.locks import usable_after_fork
 from hf_rmt.nn.layouts.parking import park, unpark
 from hf_rmt.nn.noise_product import NoiseProduct, noise_gradient
 from hf_rmt.nn.spiked import SpikedLinear
@@ -31,7 +32,7 @@ LAYOUTS: dict[str, type[Layout]] = {}
 
 _STEPS = 0
 """Steps that optimizers have made in this process."""
-_LOCK = threading.RLock()
+_LOCK = usable_after_fork(threading.RLock())
 _HANDLES = count(1)
 _LAYERS: WeakValueDictionary[int, SpikedLinear] = WeakValueDictionary()
 """Layers by the number under which compiled programs know them."""

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_rmt.nn.layouts.base import LAYOUTS
 from hf_rmt.nn.layouts.parking import cache_folder
@@ -70,7 +70,7 @@ def choose(
         return "dense"  # packed is the only other layout; it unpacks first and then does the same
     key = _key(layer, activations, tokens)
     known = _CHOSEN.get((cache_folder(), key)) or remembered().get(key)
-    if known is None:
+    if known not in LAYOUTS and known not in TERNARY_LAYOUTS:  # or another version wrote it
         known = fastest(measure(layer, names, activations, tokens))
         remember(key, known)
     _CHOSEN[cache_folder(), key] = known
@@ -107,16 +107,23 @@ def measure(
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
     dense = layer.out_features * layer.in_features * like.element_size()
     number = 1 if like.device.type != "cpu" else max(2, min(MOST_COPIES, -(-COLD // dense)))
-    copies = {name: [copy.deepcopy(layer).eval() for _ in range(number)] for name in names}
+    copies = {name: [_without_hooks(layer).eval() for _ in range(number)] for name in names}
     for name, twins in copies.items():
         for twin in twins:
             place(twin, name, activations=activations)
     logs = dict.fromkeys(names, 0.0)
+    generator = torch.Generator().manual_seed(0)  # the user's random numbers stay the same
     for count in tokens:
-        x = torch.randn(count, layer.in_features, device=like.device, dtype=like.dtype)
+        x = torch.randn(count, layer.in_features, generator=generator).to(like)
         for name, seconds in _interleaved(copies, x).items():
             logs[name] += math.log(seconds) / len(tokens)
     return {name: math.exp(value) for name, value in logs.items()}
+
+
+def _without_hooks(layer: nn.Module) -> Any:
+    """A copy of a layer without the user's hooks, which must not see inputs of a measurement."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks
+    return copy.deepcopy(layer, {id(each): type(each)() for each in hooks})
 
 
 def _interleaved(layers: Mapping[str, list[Any]], x: Tensor) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hf_rmt.nn.constants import constant
 from hf_rmt.nn.int8_matmul import ENTRIES_AT_ONCE, SMALLEST
+from hf_rmt.nn.layouts.locks import usable_after_fork
 
 TOP = 127
 """Largest digit, and largest integer of a weight."""
@@ -30,7 +31,7 @@ CUDA_ROWS, CUDA_MULTIPLE = 17, 8
 FBGEMM = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 """(inputs, their scale, their zero, packed weight) -> float32, in one pass over the inputs."""
 
-_ENGINE_LOCK = threading.Lock()
+_ENGINE_LOCK = usable_after_fork(threading.Lock())
 
 
 class IntegerWeight:

@@ -2,7 +2,8 @@
 
 A parked tensor is an ordinary tensor: it can be saved, copied and written to. Its pages belong to a
 temporary file without a name. So they are freed together with the tensor, and they count as memory
-of this process only after they are read.
+of this process only after they are read. The mapping is private: what a forked process writes stays
+in that process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 import weakref
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,18 +69,39 @@ def is_parked(tensor: Tensor) -> bool:
 def _mapped(tensor: Tensor, folder: Path) -> Tensor:
     handle, name = tempfile.mkstemp(prefix="hf_rmt_codes_", dir=folder)
     try:
-        os.posix_fallocate(handle, 0, tensor.nbytes)  # otherwise a full disk ends the process
-        storage = torch.UntypedStorage.from_file(name, shared=True, nbytes=tensor.nbytes)
+        with open(handle, "wb", closefd=False) as file:
+            tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tofile(file)
+        memory = _private_memory(handle, tensor.nbytes)
     finally:
         os.close(handle)
         os.unlink(name)
-    parked = torch.empty(0, dtype=tensor.dtype).set_(storage)  # type: ignore[arg-type]
-    parked = parked.view(tensor.shape).copy_(tensor)
-    address = storage.data_ptr()
-    _PARKED.add(address)
-    weakref.finalize(storage, _PARKED.discard, address)
+    parked = torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
     let_go(parked)
     return parked
+
+
+def _private_memory(handle: int, size: int) -> Any:
+    """The content of an open file as memory of this process; it is freed with the result.
+
+    torch maps files as well, but cannot pass such a tensor to another process. Python's `mmap`
+    keeps one more open file for each tensor.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *3 * [ctypes.c_int], ctypes.c_long)
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    address = libc.mmap(None, size, access, mmap.MAP_PRIVATE, handle, 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    memory = (ctypes.c_ubyte * size).from_address(address)
+    _PARKED.add(address)
+    weakref.finalize(memory, _unmap, address, size).atexit = False  # tensors may live longer
+    return memory
+
+
+def _unmap(address: int, size: int) -> None:
+    _PARKED.discard(address)
+    ctypes.CDLL(None).munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
 
 
 def let_go(tensor: Tensor) -> None:
@@ -151,10 +174,15 @@ def parking_folder() -> Path | None:
 
 
 def cache_folder() -> Path:
-    """This package's folder for files that can be made again."""
-    if own := os.environ.get("HF_RMT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_rmt"
+    """This package's folder for files that can be made again.
+
+    It is in the folder for temporary files if the user has no home directory.
+    """
+    own, base = os.environ.get("HF_RMT_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return (Path(own) if own else Path(base, "hf_rmt")).expanduser()
+    except RuntimeError:
+        return Path(tempfile.gettempdir(), "hf_rmt")
 
 
 def _file_system(folder: Path) -> str:

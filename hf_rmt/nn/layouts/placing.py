@@ -99,12 +99,12 @@ def place(layer: SpikedLinear | TernaryLinear, name: str, *, activations: str = 
         return
     if layer.layout_object is not None:
         layer.layout_object.remove(layer)
-        layer.layout_object = None
-    kind = LAYOUTS[name]
+    kind, made = LAYOUTS[name], None
     if name != "packed" and not kind.refusal(layer, activations=activations):
-        layer.layout_object = kind(layer, activations=activations)
+        made = kind(layer, activations=activations)
         if not any(tensor.device.type == "meta" for tensor in (layer.weight, *layer.buffers())):
-            layer.layout_object.prepare(layer)
+            made.prepare(layer)
+    layer.layout_object = made  # last and in one step, because another thread may use the layer
 
 
 def layout_line(model: nn.Module) -> str:

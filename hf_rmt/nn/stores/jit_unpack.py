@@ -144,7 +144,8 @@ def _kernel(kind: str) -> Callable[..., None]:
     loop = _lookup(book) if book.cubic is None else _polynomial(book)
     try:
         return _compiled(loop, cache=True)
-    except (RuntimeError, OSError):  # the cache cannot be written, so each process compiles
+    except Exception as error:  # the cache cannot be written, or a file in it is damaged
+        logger.debug("Numba's cache cannot be used, so this process compiles anew: %s", error)
         return _compiled(loop, cache=False)
 
 

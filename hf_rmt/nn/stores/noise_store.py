@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, SCALES, TRITS, table
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, SCALES, table
 from hf_rmt.nn.stores.export_ops import plain_noise
 from hf_rmt.nn.stores.group_scales import repeated, scale_codes
 from hf_rmt.nn.stores.packing import pack_runs, row_chunks, store_sizes
-from hf_rmt.nn.tensor_checks import check_tensor
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
 
 PIECE = 640 * 2048
@@ -125,34 +123,6 @@ class NoiseStore(nn.Module):
             self.coarse[done : done + runs] = coarse
             done += runs
 
-    def check(self) -> None:
-        """Refuse tensors that no store of this kind can have.
-
-        Raises:
-            ValueError: If a tensor is missing, has another shape or dtype, is still on the meta
-                device or cannot be a scale.
-        """
-        if self.kind == "keep":
-            check_tensor("noise.residual", self.residual, (self.out_features, self.in_features))
-        if self.kind not in CODEBOOKS:
-            return
-        book = CODEBOOKS[self.kind]
-        sizes = store_sizes(book, self.out_features * self.in_features)
-        for name, size in zip(("codes", "fine", "coarse"), sizes, strict=True):
-            check_tensor(f"noise.{name}", getattr(self, name), (size,), torch.uint8)
-        check_tensor("noise.base", self.base, (1,), torch.int32)
-        base = float(self.base.view(torch.float32))
-        if not 0 <= base < math.inf:
-            raise ValueError(
-                f"noise.base is the largest scale and must be finite and not negative, got {base}; "
-                "the file is damaged, save or download it again"
-            )
-        if self.kind == "ternary" and self.codes.numel() and int(self.codes.max()) >= len(TRITS):
-            raise ValueError(
-                f"noise.codes of ternary noise must be below {len(TRITS)}, got "
-                f"{int(self.codes.max())}; the file is damaged, save or download it again"
-            )
-
     def dense(self, dtype: torch.dtype | None = None, *, scratch: bool = False) -> Tensor:
         """The noise as a tensor of shape (out, in).
 
@@ -174,6 +144,12 @@ class NoiseStore(nn.Module):
         self, start: int, stop: int, dtype: torch.dtype | None = None, *, scratch: bool = False
     ) -> Tensor:
         """Rows start to stop of `dense`, without unpacking the others."""
+        return self(start, stop, dtype, scratch=scratch)
+
+    def forward(
+        self, start: int, stop: int, dtype: torch.dtype | None = None, *, scratch: bool = False
+    ) -> Tensor:
+        """The same as `rows`; a call runs the hooks by which offloaded buffers are loaded."""
         if self.kind == "drop":
             raise ValueError("noise='drop' stores no noise, so there is nothing to make dense")
         if self.kind == "keep":

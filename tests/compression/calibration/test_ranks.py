@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -73,9 +74,18 @@ def test_directions_that_all_count_alike_leave_the_layers_dense() -> None:
     assert set(ranks_that_lose(0.0, falling(1.0), SHAPES).values()) == {None}
 
 
-def test_without_anything_to_lose_one_direction_a_layer_is_left() -> None:
+def test_without_anything_to_lose_the_smallest_size_with_room_is_taken() -> None:
     zeros = {name: torch.zeros(min(shape)) for name, shape in SHAPES.items()}
-    assert set(ranks_that_lose(1e-3, zeros, SHAPES).values()) == {1}
+    ranks = ranks_that_lose(1e-3, zeros, SHAPES)
+    least = 100 * sum(map(sum, SHAPES.values())) / sum(a * b for a, b in SHAPES.values())
+    assert ranks == shared_ranks(zeros, SHAPES, math.ceil(least) / 100)
+
+
+def test_layers_that_stay_low_rank_leave_no_room_unused() -> None:
+    shapes = {"a": (11, 9), "b": (7, 12)}
+    worth = {"a": torch.tensor([9.0, 1.0, 0.1]), "b": torch.tensor([8.0, 7.0, 6.0])}
+    ranks = shared_ranks(worth, shapes, 0.425)
+    assert ranks == {"a": 1, "b": 3}
 
 
 def test_layers_without_room_for_a_direction_are_refused() -> None:

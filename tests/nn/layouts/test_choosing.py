@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,31 @@ def test_what_has_one_layout_is_not_measured(monkeypatch: pytest.MonkeyPatch) ->
     ternary = TernaryLinear(64, 64)
     set_layout(ternary, "smallest")
     assert ternary.layout == "packed"
+
+
+def test_a_layout_of_another_version_is_measured_again(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "remembered", lambda: defaultdict(lambda: "of the future"))
+    monkeypatch.setattr(choosing, "measure", lambda *_: {"packed": 2.0, "int8": 1.0})
+    monkeypatch.setattr(choosing, "remember", lambda *_: None)
+    layer = SpikedLinear(64, 64, 2)
+    set_layout(layer, "fastest")
+    assert layer.layout == "int8"
+
+
+def test_a_measurement_runs_no_hooks_and_draws_no_numbers(own_cache: Path) -> None:
+    layer, heard = SpikedLinear(64, 64, 2), []
+    layer.register_forward_hook(lambda *given: heard.append(given))
+    layer.register_forward_pre_hook(lambda *given: heard.append(given))
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    set_layout(layer, "fastest")
+    assert torch.equal(torch.rand(3), expected)
+    assert not heard
+    layer(torch.ones(1, 64))
+    assert len(heard) == 2
 
 
 def test_a_spoilt_file_is_no_error(own_cache: Path) -> None:

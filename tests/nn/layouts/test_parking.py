@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import errno
 import gc
+import os
+import tempfile
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hf_rmt.nn.layouts import parking
 from hf_rmt.nn.layouts.parking import (
     SMALLEST,
     cache_folder,
@@ -91,6 +96,50 @@ def test_tensors_of_a_checkpoint_lie_in_a_file_already(folder: Path) -> None:
     assert torch.equal(park(loaded), tensor)
     if lies_in_a_file(loaded):  # as safetensors of today does it
         assert park(loaded) is loaded
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_forked_process_writes_stays_there(folder: Path) -> None:
+    parked = park(bytes_of(SMALLEST))
+    before = parked.clone()
+    child = os.fork()
+    if child == 0:
+        parked.zero_()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert torch.equal(parked, before)
+
+
+def test_a_parked_tensor_can_be_sent_to_another_process(folder: Path) -> None:
+    parked = park(bytes_of(SMALLEST))
+    sent = ForkingPickler.loads(ForkingPickler.dumps(parked))
+    assert torch.equal(sent, bytes_of(SMALLEST))
+
+
+def test_a_full_disk_leaves_the_tensor_in_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(parking, "_private_memory", full)
+    tensor = bytes_of(SMALLEST)
+    assert park(tensor) is tensor
+    assert list(folder.iterdir()) == []
+
+
+def test_a_user_without_a_home_has_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("HF_RMT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache_folder() == Path("/home/me/.cache/hf_rmt")
+    monkeypatch.setenv("HF_RMT_CACHE", "~/own")
+    assert cache_folder() == Path("/home/me/own")
+    monkeypatch.setattr(Path, "expanduser", none)
+    assert cache_folder() == Path(tempfile.gettempdir(), "hf_rmt")
 
 
 def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import pickle
 import sys
 from collections.abc import Iterator
 
@@ -70,6 +71,21 @@ def test_numba_compiles_although_nothing_can_be_written(
     finally:
         jit_unpack._kernel.cache_clear()
     assert asked
+
+
+def test_a_damaged_file_in_the_cache_is_compiled_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled("int8", gaussian(16, 64))
+    wanted = by_torch(store, 0, 16)
+
+    def damaged(*_: object) -> None:
+        raise pickle.UnpicklingError("pickle data was truncated")
+
+    monkeypatch.setattr(caching.FunctionCache, "load_overload", damaged)
+    jit_unpack._kernel.cache_clear()
+    try:
+        assert torch.equal(store.dense(), wanted)
+    finally:
+        jit_unpack._kernel.cache_clear()
 
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])

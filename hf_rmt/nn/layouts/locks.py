@@ -1,0 +1,20 @@
+"""Locks that a forked process can use, whoever held them when it was forked."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def usable_after_fork(lock: Any) -> Any:
+    """The lock itself, which becomes free in every process that is forked later.
+
+    A fork copies only the thread that calls it. A lock that another thread holds at this moment
+    would stay locked in the new process for ever.
+
+    Args:
+        lock: A `threading.Lock` or `threading.RLock` of a module.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lock._at_fork_reinit)
+    return lock
