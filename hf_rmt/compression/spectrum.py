@@ -19,7 +19,7 @@ from hf_rmt.compression.gram import factors_of, gram
 from hf_rmt.compression.methods.spectral import spectral_method_of
 from hf_rmt.settings import CompressionSettings
 from hf_rmt.spectra import Phase, SpectrumFit, review
-from hf_rmt.spectra.eigenvalues import RANGE
+from hf_rmt.spectra.eigenvalues import RANGE, RELATIVE_ZERO
 from hf_rmt.spectra.split import without_law
 
 FLOAT32_RANGE = 1e4
@@ -27,14 +27,17 @@ FLOAT32_RANGE = 1e4
 enough. The edge is then right to about 1e-3 of the median. The ratio of a trained transformer's
 weight is about 1e2."""
 FLOAT32_FOOT = 1 / 20
-"""Share of the eigenvalues that a float32 Gram matrix may lose to rounding. A weight of full rank
-that loses more, such as two weights of a trained ViT, would look like one of low rank."""
+"""Share of the eigenvalues that a float32 Gram matrix may lose to rounding. If a weight of full
+rank loses more, such as two weights of a trained ViT, the shape of its bulk is lost too."""
+FLOAT32_ROUNDING = 3e-8
+"""Typical error of a small eigenvalue of a float32 Gram matrix, as a fraction of the largest: a
+quarter of the float32 epsilon. Eigenvalues below it are raised to it."""
 FLOAT32_SQUARES = (1e-12, 1e12)
 """Range of the largest entry in which squares and their sums stay normal float32 numbers."""
 FLOAT64_SQUARES = (1e-100, 1e100)
 """The range for float64; other weights are divided by a power of two near the largest entry."""
 RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
-"""Eigenvalues below this fraction of the largest are rounding errors of the Gram matrix."""
+"""Eigenvalues below this fraction of the largest may be rounding errors of the Gram matrix."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +158,12 @@ def _eigen_of_entries(
     """
     low, high = FLOAT32_SQUARES
     if weight.dtype != torch.float64 and low < peak < high:
-        values, basis = _eigen(weight, torch.float32, vectors)
-        if _float32_serves(values):
-            return values, basis, torch.float32
-    return *_eigen(weight, torch.float64, vectors), torch.float64
+        ascending, basis = _eigen(weight, torch.float32, vectors)
+        values = ascending.flip(0).to(torch.float64)
+        if _float32_serves(weight, values):
+            return values.clamp_min(FLOAT32_ROUNDING * values[0]), basis, torch.float32
+    ascending, basis = _eigen(weight, torch.float64, vectors)
+    return without_rounding(ascending, RELATIVE_NULL[torch.float64]), basis, torch.float64
 
 
 def _unit(weight: Tensor) -> float:
@@ -190,10 +195,29 @@ def _reviewed(
     return review(fit, weight.detach().to(exact).cpu().numpy(), vectors)
 
 
-def _float32_serves(values: Tensor) -> bool:
-    """Whether descending eigenvalues from a float32 Gram matrix are precise enough."""
-    lost = float((values == 0).double().mean())
-    return lost <= FLOAT32_FOOT and bool(values[0] <= FLOAT32_RANGE * values[len(values) // 2])
+def _float32_serves(weight: Tensor, values: Tensor) -> bool:
+    """Whether descending eigenvalues from a float32 Gram matrix are precise enough.
+
+    Rounding hides which of the lost eigenvalues are zero. A zero takes no part in the noise, but
+    the smallest eigenvalue of a square weight does. So a weight that loses one must have full rank.
+    """
+    lost = values <= RELATIVE_NULL[torch.float32] * values[0]
+    if float(lost.double().mean()) > FLOAT32_FOOT:
+        return False
+    if values[0] > FLOAT32_RANGE * values[len(values) // 2]:
+        return False
+    return not bool(lost.any()) or _full_rank(weight, float(values[0]))
+
+
+def _full_rank(weight: Tensor, largest: float) -> bool:
+    """Whether `live_count` finds no zero among the float64 eigenvalues, from one Cholesky factor.
+
+    The factor exists if all eigenvalues exceed the shift. It costs a small part of their
+    computation.
+    """
+    squares = gram(weight.to(torch.float64))
+    squares.diagonal().sub_(RELATIVE_ZERO * len(squares) * largest)
+    return int(torch.linalg.cholesky_ex(squares).info) == 0
 
 
 def _largest_entry(weight: Tensor) -> float:
@@ -205,12 +229,12 @@ def _largest_entry(weight: Tensor) -> float:
 
 
 def _eigen(weight: Tensor, dtype: torch.dtype, vectors: bool) -> tuple[Tensor, Tensor | None]:
-    """Descending float64 eigenvalues of X'X, and ascending eigenvectors if `vectors` is true."""
+    """Ascending eigenvalues of X'X in a dtype, and their eigenvectors if `vectors` is true."""
     squares = gram(weight.to(dtype))
-    values, basis = (
-        torch.linalg.eigh(squares) if vectors else (torch.linalg.eigvalsh(squares), None)
-    )
-    return without_rounding(values, RELATIVE_NULL[dtype]), basis
+    if not vectors:
+        return torch.linalg.eigvalsh(squares), None
+    values, basis = torch.linalg.eigh(squares)
+    return values, basis
 
 
 def without_rounding(values: Tensor, null: float) -> Tensor:

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hf_rmt.compression.methods.spectral import SPECTRAL_OPTIONS, SpectralMethod
 from hf_rmt.compression.methods.truncation import RANK
@@ -91,6 +94,46 @@ def test_a_small_part_of_the_noise_is_not_taken_for_low_rank() -> None:
     found = spectrum(weight)
     np.testing.assert_allclose(found.eigenvalues, sizes**2, rtol=1e-2)
     assert "rank" not in found.reason
+
+
+def agree(weight: torch.Tensor) -> None:
+    """The fits of a float32 weight and of its float64 copy find the same spikes and edge."""
+    single, double = spectrum(weight), spectrum(weight.double())
+    assert single.n_spikes == double.n_spikes
+    assert single.upper_edge == pytest.approx(double.upper_edge, rel=1e-3)
+    assert len(single.noise) == len(double.noise)
+    assert single.phase is double.phase
+
+
+@pytest.mark.parametrize("side", [96, 200])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_dtype_of_a_square_weight_does_not_matter(side: int, seed: int) -> None:
+    """The least eigenvalues of a square weight lie below the rounding of float32 squares."""
+    weight = double_bulk_matrix(
+        (side, side), mixing=0.3, variances=(4.0, 1.0), spikes=(300.0, 90.0), seed=seed
+    )
+    agree(torch.from_numpy(weight).float())
+
+
+@pytest.mark.parametrize("null", [1, 4, 9])
+def test_the_dtype_of_a_square_weight_with_few_null_directions_does_not_matter(null: int) -> None:
+    left, sizes, right = torch.linalg.svd(spiked((200, 200), torch.float64))
+    sizes[-null:] = 0
+    weight = (left * sizes @ right).float()
+    agree(weight)
+    assert len(spectrum(weight).noise) + spectrum(weight).n_spikes == 200 - null
+
+
+def test_the_dtype_of_a_trained_square_weight_does_not_matter(trained_bert: Path) -> None:
+    tensors = load_file(next(trained_bert.rglob("model.safetensors")))
+    for layer in (0, 4, 5):
+        agree(tensors[f"encoder.layer.{layer}.attention.self.query.weight"])
+
+
+def test_a_product_of_few_directions_is_seen_as_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(96, 8, generator=generator) @ torch.randn(8, 96, generator=generator)
+    assert "rank 8 of 96" in spectrum(weight).reason
 
 
 @pytest.mark.parametrize(
