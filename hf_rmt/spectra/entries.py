@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from hf_rmt.spectra.laws.spike_map import Array
 
@@ -119,6 +119,18 @@ def tall_matrix(weight: ArrayLike) -> Array:
 def repeated_rows(tall: Array) -> int:
     """Number of rows that are zero or a multiple of an earlier row.
 
+    Args:
+        tall: A finite matrix whose squares do not overflow, shape (N, p).
+
+    Returns:
+        A count in [0, N].
+    """
+    return len(tall) - int(row_groups(tall).max(initial=-1)) - 1
+
+
+def row_groups(tall: Array) -> NDArray[np.intp]:
+    """The group of each row: rows that are multiples of each other have one group.
+
     Equal rows have equal projections on two random directions, up to one sign. Two different rows
     of N agree in both by chance with probability about (N * SAME_ROW)^2.
 
@@ -126,19 +138,22 @@ def repeated_rows(tall: Array) -> int:
         tall: A finite matrix whose squares do not overflow, shape (N, p).
 
     Returns:
-        A count in [0, N].
+        Numbers from 0 on, and -1 for a row of zeros, shape (N,).
     """
     norms = np.sqrt(np.einsum("ij,ij->i", tall, tall))
     directions = np.random.default_rng(0).standard_normal((tall.shape[1], 2)).astype(tall.dtype)
-    live = norms > 0
+    live = np.flatnonzero(norms > 0)
     # A NumPy product would start the threads of its BLAS, which would slow down torch.
     images = [np.einsum("ij,j->i", tall, direction) for direction in directions.T.copy()]
     projections = np.stack(images, axis=1)[live] / norms[live, None]
     projections = projections * np.where(projections[:, :1] < 0, -1, 1)
-    steps = np.abs(np.diff(projections[np.argsort(projections[:, 0], kind="stable")], axis=0))
+    order = np.argsort(projections[:, 0], kind="stable")
+    steps = np.abs(np.diff(projections[order], axis=0))
     single = np.finfo(np.float32).eps * np.sqrt(tall.shape[1]) if tall.dtype != float else 0.0
-    same = np.all(steps <= max(SAME_ROW, single), axis=1)
-    return len(tall) - len(projections) + int(same.sum())
+    new = np.any(steps > max(SAME_ROW, single), axis=1)
+    groups = np.full(len(tall), -1)
+    groups[live[order]] = np.concatenate([[0], np.cumsum(new)])[: len(live)]
+    return groups
 
 
 def too_many_repeats(repeated: int, rows: int) -> bool:

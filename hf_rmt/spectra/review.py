@@ -5,20 +5,25 @@ large rows. A signal is spread over all rows. So each spike is tested. Its vecto
 rows of the noise. Noise with these row energies and no signal has an edge. A spike below this edge
 is explained. This changes only the verdict and not the signal, because it is always safe to keep a
 direction.
+
+Rows of zeros and repeated rows make the number of rows N of the law too large. Repeated rows can be
+rotated into one row with the sum of their energies, and rows of zeros. This leaves X'X as it is. So
+the row energies after this rotation give the edge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hf_rmt.spectra.eigenvalues import RANGE
 from hf_rmt.spectra.entries import (
+    EntryDiagnostics,
     entry_diagnostics,
-    repeated_rows,
+    row_groups,
     tall_matrix,
     too_many_repeats,
 )
@@ -97,21 +102,20 @@ def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit
     """
     if fit.phase != Phase.SPIKED or fit.noise_law is None:
         return fit
-    tall = _in_noise_units(fit, weight)
-    energies = _row_energies(tall)
-    if too_many_repeats(repeated_rows(tall), len(tall)):
-        explained = np.ones(fit.n_spikes, dtype=bool)
-    else:
-        explained = _possible(fit, fit.noise_law, energies)
-        if _telling(fit, explained):
-            explained = explained_spikes(fit, weight, vectors())
+    sides = [_Side.of(rows) for rows in _sides(_in_noise_units(fit, weight))]
+    law, signal = fit.noise_law, fit.eigenvalues[fit.is_signal]
+    explained = np.any([_possible(fit, law, side, signal) for side in sides], axis=0)
+    if _telling(fit, explained):
+        explained = explained_spikes(fit, weight, vectors())
     return _changed(fit, weight, explained) if _telling(fit, explained) else fit
 
 
 def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) -> Mask:
     """Which localised spikes lie below the edge of noise with the energies of their own rows.
 
-    In a square weight each side may be the rows. So a spike must be explained on both sides.
+    In a square weight each side may be the rows. So a spike must be explained on both sides. If too
+    many rows of a side repeat, the law has the wrong aspect ratio. Then this side is enough, and
+    the spike need not be localised.
 
     Args:
         fit: A fit with a law.
@@ -132,12 +136,12 @@ def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) ->
         )
     tall = _in_noise_units(fit, weight)
     short_side = np.asarray(vectors, dtype=tall.dtype)
-    images = np.square(tall @ short_side, dtype=float)  # lambda u^2, N x K
-    explained = _below(fit, law, _row_energies(tall), images)
-    if tall.shape[0] == tall.shape[1]:
-        other = np.square(short_side, dtype=float) * images.sum(0)
-        explained &= _below(fit, law, _row_energies(tall.T), other)
-    return explained
+    images = [np.square(tall @ short_side, dtype=float)]  # lambda u^2, N x K
+    images.append(np.square(short_side, dtype=float) * images[0].sum(0))
+    sides = [_Side.of(rows) for rows in _sides(tall)]
+    found = [_below(fit, law, side, image) for side, image in zip(sides, images, strict=False)]
+    enough = [each for each, side in zip(found, sides, strict=True) if side.repeats]
+    return np.asarray(np.logical_or.reduce([np.all(found, axis=0), *enough]))
 
 
 def localised(squares: ArrayLike) -> Mask:
@@ -162,14 +166,49 @@ def localised(squares: ArrayLike) -> Mask:
     return np.asarray(participation > 3 + LOCALISED * np.sqrt(24 / len(energy)))
 
 
-def _possible(fit: SpectrumFit, law: BulkLaw, energies: Array) -> Mask:
+@dataclass(frozen=True)
+class _Side:
+    """The rows or columns of a weight, with repeated ones rotated into one.
+
+    Attributes:
+        groups: The group of each row, shape (N,).
+        energies: Energies of the rows after the rotation, shape (N,).
+        repeats: Whether so many rows repeat that the aspect ratio of the law is wrong.
+    """
+
+    groups: NDArray[np.intp]
+    energies: Array
+    repeats: bool
+
+    @classmethod
+    def of(cls, rows: Array) -> _Side:
+        """The side of a matrix in units of its noise, shape (N, p)."""
+        groups = row_groups(rows)
+        repeated = len(rows) - int(groups.max(initial=-1)) - 1
+        energies = np.einsum("ij,ij->i", rows, rows).astype(float)
+        return cls(groups, _rotated(energies, groups), too_many_repeats(repeated, len(rows)))
+
+
+def _rotated(energies: Array, groups: NDArray[np.intp]) -> Array:
+    """Energies of rows after repeated rows are rotated into one row; the others become zero."""
+    result = np.zeros_like(energies)
+    np.add.at(result, groups, energies)  # rows of zeros, group -1, add nothing to the last one
+    return result
+
+
+def _sides(tall: Array) -> list[Array]:
+    """The matrices whose rows may be the rows of the law: both orientations if it is square."""
+    return [tall, tall.T] if tall.shape[0] == tall.shape[1] else [tall]
+
+
+def _possible(fit: SpectrumFit, law: BulkLaw, side: _Side, signal: Array) -> Mask:
     """Spikes that may be explained: those below the edge of noise with all energy of the rows.
 
     No edge in `explained_spikes` is larger, so no other spike can be explained. If these spikes are
     too few or too weak, the eigenvectors need not be computed.
     """
-    edge = TOLERANCE * profile_edges(law, energies[None])[0] * _finite_size(fit, law)
-    return np.asarray(fit.eigenvalues[fit.is_signal] <= edge)
+    edge = TOLERANCE * profile_edges(law, side.energies[None])[0] * _finite_size(fit, law)
+    return np.asarray(signal <= edge)
 
 
 def _telling(fit: SpectrumFit, explained: Mask) -> bool:
@@ -180,18 +219,21 @@ def _telling(fit: SpectrumFit, explained: Mask) -> bool:
     return bool(enough and explained.sum() > EXPLAINED_SHARE * len(explained))
 
 
-def _below(fit: SpectrumFit, law: BulkLaw, energies: Array, images: Array) -> Mask:
+def _below(fit: SpectrumFit, law: BulkLaw, side: _Side, images: Array) -> Mask:
     """Localised spikes below the edge of noise with the residual row energies plus their own.
 
     Vectors of nearly equal eigenvalues are mixtures of each other, so their energies are added up.
+    A spike that is not localised is compared with the residual rows alone if they repeat.
     """
+    images = _rotated(images, side.groups)
     few = localised(images)
     strength = images.sum(0)
     ratio = strength[:, None] / strength
-    together = np.eye(len(few), dtype=bool) | (few[:, None] & few & (np.abs(np.log(ratio)) < MIXED))
-    residual = _even(np.maximum(energies - images.sum(1), 0.0), law, fit.shape[1])
-    edges = profile_edges(law, residual + together @ images.T)
-    return few & (fit.eigenvalues[fit.is_signal] <= TOLERANCE * _finite_size(fit, law) * edges)
+    near = few[:, None] & few & (np.abs(np.log(ratio)) < MIXED)
+    residual = _even(np.maximum(side.energies - images.sum(1), 0.0), law, fit.shape[1])
+    edges = profile_edges(law, residual + near @ images.T)
+    below = fit.eigenvalues[fit.is_signal] <= TOLERANCE * _finite_size(fit, law) * edges
+    return below if side.repeats else few & below
 
 
 def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
@@ -215,19 +257,21 @@ def _in_noise_units(fit: SpectrumFit, weight: ArrayLike) -> Array:
     return tall / tall.dtype.type(unit)
 
 
-def _row_energies(tall: Array) -> Array:
-    return np.einsum("ij,ij->i", tall, tall).astype(float)
-
-
 def _finite_size(fit: SpectrumFit, law: BulkLaw) -> float:
     """The factor by which the edge of a finite matrix may exceed that of the law."""
     return max(fit.upper_edge / law.upper_edge, 1.0)
 
 
 def _changed(fit: SpectrumFit, weight: ArrayLike, explained: Mask) -> SpectrumFit:
-    entries = entry_diagnostics(weight)
+    entries = _unusual(tall_matrix(weight))
     count = f"{explained.sum()} of {fit.n_spikes} spikes are"
     spikes = "the spike is" if fit.n_spikes == 1 else count
     reason = f"{spikes} explained by the entries: {entries.cause}"
     phase = Phase.HEAVY_TAILED if entries.heavy else Phase.UNEVEN
     return replace(fit, phase=phase, reason=reason)
+
+
+def _unusual(tall: Array) -> EntryDiagnostics:
+    """What the entries say; of the two sides of a square weight, the more unusual one."""
+    found = [entry_diagnostics(side) for side in _sides(tall)]
+    return max(found, key=lambda each: (each.repeats, each.heavy, each.row_spread))

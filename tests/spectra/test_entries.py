@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_rmt.spectra.entries import entry_diagnostics, tall_matrix
+from hf_rmt.spectra.entries import entry_diagnostics, row_groups, tall_matrix
 
 
 def noise(shape=(300, 200), seed=0):
@@ -57,6 +57,16 @@ def test_repeated_rows_are_counted(kind):
     assert not found.repeats
     weight[50:60] = weight[60:70]
     assert entry_diagnostics(weight).repeats
+
+
+def test_rows_are_grouped_by_their_direction():
+    weight = noise((6, 4))
+    weight[3], weight[5], weight[1] = -2 * weight[0], 3 * weight[2], 0
+    groups = row_groups(weight)
+    assert groups[1] == -1
+    assert groups[3] == groups[0] != groups[2] == groups[5]
+    assert sorted(set(groups)) == [-1, 0, 1, 2]
+    assert row_groups(np.zeros((3, 2))).tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,49 @@ def test_a_signal_keeps_its_verdict(shape, strength):
         assert fit_weight(spread(weight, np.random.default_rng(seed))).phase is Phase.SPIKED
 
 
+def emptied(weight, count):
+    weight[:count] = 0
+    return weight
+
+
+def doubled(weight, count):
+    weight[-count:] = weight[:count]
+    return weight
+
+
+@pytest.mark.parametrize("change", [emptied, doubled])
+@pytest.mark.parametrize("share", [0.025, 0.1])
+@pytest.mark.parametrize("shape", [(800, 400), (200, 200)])
+def test_a_signal_beside_empty_or_repeated_rows_keeps_its_verdict(change, share, shape):
+    """A few such rows move the edge by a few percent; these spikes lie far beyond it."""
+    critical = 1 + np.sqrt(shape[1] / shape[0])
+    spikes = critical * np.array([50.0, 20.0, 6.0])
+    weight = spread(marchenko_pastur_matrix(shape, spikes=spikes, seed=0), np.random.default_rng(0))
+    changed = change(weight, int(share * len(weight)))
+    for each in (changed, changed.T):
+        assert (fit_weight(each).phase, fit_weight(each).n_spikes) == (Phase.SPIKED, 3)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (200, 200)])
+def test_a_row_that_is_repeated_is_no_signal_in_any_orientation(shape):
+    """Twenty copies of a row are one row of twenty times the energy."""
+    weight = np.random.default_rng(0).standard_normal(shape)
+    weight[-20:] = weight[0]
+    fits = [fit_weight(each) for each in (weight, weight.T)]
+    assert [fit.phase for fit in fits] == [Phase.UNEVEN] * 2
+    assert all("rows repeat" in fit.reason for fit in fits)
+
+
+def test_repeated_rows_count_as_one_row_of_their_energy():
+    """Rows twice in the weight and rows sqrt(2) times as large beside zeros have one spectrum."""
+    half = np.random.default_rng(0).standard_normal((200, 200))
+    twice = np.concatenate([half, half])
+    alone = np.concatenate([np.sqrt(2) * half, 0 * half])
+    first, second = fit_weight(twice), fit_weight(alone)
+    assert (first.phase, first.n_spikes) == (second.phase, second.n_spikes)
+    assert (first.reason, first.phase) == (second.reason, Phase.UNEVEN)
+
+
 def test_a_few_large_columns_are_a_signal_of_the_model():
     """Sigma may be diagonal: a spike on one column of the short side is spread over the rows."""
     weight = marchenko_pastur_matrix(SHAPE, spikes=CRITICAL * np.array([4.0, 9.0]), seed=0)
