@@ -109,7 +109,8 @@ def least_squares(problem: Residuals, x: Array, precision: float) -> tuple[Array
         xtol=precision,
         maxfev=MAX_EVALUATIONS,
     )
-    return position, details["fvec"], status in (1, 2, 3, 4)
+    residuals = details["fvec"]
+    return position, residuals, status in (1, 2, 3, 4) and bool(np.isfinite(residuals).all())
 
 
 def estimate_bulk(

@@ -34,7 +34,11 @@ STEEPEST_TILT = 8.0
 """Largest exponent, in units of the half width: the density of log tau falls by at most e^16."""
 STARTS = ((0.3, 0.0), (1.0, -1.5), (2.0, -4.0))
 """Half widths and tilts from which the least squares start; the best result is taken."""
-NEWTON_STEPS, FIXED_POINT_STEPS = 12, 50
+NEWTON_STEPS = 12
+HEIGHTS = np.append(np.geomspace(10.0, 0.01, 10), 0.0)
+"""Imaginary parts through which a root is followed down to a point, in units of the point."""
+UNSOLVED = 1e6
+"""The residual where (SS) could not be solved: finite, so that the solver turns back."""
 NEWTON_PRECISION = 1e-8
 """Newton's method stops at this relative step; the remaining error is its square."""
 
@@ -173,11 +177,13 @@ class _Problem:
     def solve(self, x: Array, precision: float) -> tuple[Array, Array, bool]:
         """The result of the least squares from x: position, residuals, and whether it converged."""
         with np.errstate(all="ignore"):
-            return least_squares(self, x, precision)
+            position, residuals, converged = least_squares(self, x, precision)
+            return position, residuals, converged and _solves(self._transform(position)[-1])
 
     def residual(self, x: Array) -> Array:
         s = self._transform(x)[-1]
-        return split_parts((s - self.transform) / self.deviation)
+        found = split_parts((s - self.transform) / self.deviation)
+        return found if _solves(s) else np.full_like(found, UNSOLVED)
 
     def jacobian(self, x: Array) -> Array:
         """Derivatives of s from (SS), F(s) = -1/s + c E[tau / (1 + tau s)] - z = 0."""
@@ -195,7 +201,8 @@ class _Problem:
         )
         steepness = 1 / s**2 - self.aspect_ratio * (weights * (tau * share) ** 2).sum(1)
         factor = -self.aspect_ratio / (steepness * self.deviation)
-        return split_parts(columns * factor[:, None])
+        result = split_parts(columns * factor[:, None])
+        return result if _solves(s) else np.zeros_like(result)
 
     def start(self, width: float, tilt: float) -> Array:
         """A position of a given half width and tilt whose population has the mean 1."""
@@ -223,34 +230,35 @@ class _Problem:
         middle, width, tilt = _shape(x)
         tau = np.exp(middle + width * POSITIONS)
         weights = _tilted(tilt)
-        root = self._newton(self._root, tau, weights)
+        root = self._newton(self._root, self.points, tau, weights)
         if not _solves(root):
-            root = self._newton(self._fixed_point(tau, weights), tau, weights)
+            root = self._followed(tau, weights)
         if _solves(root):
             self._root = root
         self._last = x.tobytes(), (width, tau, weights, root)
         return self._last[1]
 
-    def _newton(self, s: np.ndarray, tau: Array, weights: Array) -> np.ndarray:
+    def _newton(self, s: np.ndarray, points: np.ndarray, tau: Array, weights: Array) -> np.ndarray:
         for _ in range(NEWTON_STEPS):
             share = tau / (1 + np.outer(s, tau))
-            value = -1 / s + self.aspect_ratio * (share @ weights) - self.points
+            value = -1 / s + self.aspect_ratio * (share @ weights) - points
             step = value / (1 / s**2 - self.aspect_ratio * (share**2 @ weights))
             s = s - step
             if np.all(np.abs(step) <= NEWTON_PRECISION * np.abs(s)):
                 return s
         return np.full_like(s, np.nan)
 
-    def _fixed_point(self, tau: Array, weights: Array) -> np.ndarray:
-        """The iteration s <- -1 / (z - c E[tau / (1 + tau s)]), which stays in the half-plane."""
-        s = -1 / self.points
-        for _ in range(FIXED_POINT_STEPS):
-            s = -1 / (self.points - self.aspect_ratio * ((tau / (1 + np.outer(s, tau))) @ weights))
+    def _followed(self, tau: Array, weights: Array) -> np.ndarray:
+        """The roots, followed from far above the points, where s is close to -1 / z."""
+        size = np.abs(self.points) + tau[-1]
+        s = -1 / (self.points + 1j * HEIGHTS[0] * size)
+        for height in HEIGHTS:
+            s = self._newton(s, self.points + 1j * height * size, tau, weights)
         return s
 
 
 def _solves(s: np.ndarray) -> bool:
-    return bool(np.all(s.imag > 0))
+    return bool(np.all(np.isfinite(s) & (s.imag > 0)))  # Newton's method can end in nan + inf j
 
 
 def _shape(x: Array) -> tuple[float, float, float]:

@@ -95,6 +95,30 @@ def test_heavy_tails_get_finite_numbers():
     assert np.isfinite([fit.upper_edge, fit.distance, fit.residual, *fit.spikes]).all()
 
 
+@pytest.mark.parametrize("side", [24, 33])
+def test_every_residual_is_a_number_and_the_order_of_rows_does_not_matter(side):
+    """In a small matrix the range grows to its bounds, where (SS) is hard to solve."""
+    for seed in range(8):
+        weight = np.random.default_rng(seed).standard_normal((side, side))
+        fits = []
+        for order in (np.arange(side), np.random.default_rng(seed).permutation(side)):
+            values = np.linalg.svd(weight[order], compute_uv=False) ** 2
+            fits.append(fit_power_law_bulk(values, weight.shape))
+        first, second = fits
+        assert np.isfinite(first.residual)
+        assert first.residual == pytest.approx(second.residual, rel=1e-3)
+        assert (first.n_spikes, first.converged) == (second.n_spikes, second.converged)
+
+
+def test_a_law_that_cannot_be_solved_is_no_result(monkeypatch):
+    """Where the transform is not found, the residual is large and nothing converged."""
+    monkeypatch.setattr(_Problem, "_newton", lambda _, s, *rest: np.full_like(s, np.nan))
+    estimate = estimate_power_law(eigenvalues_of(sample(LAWS[0], 80, seed=0)), 80)
+    assert np.isfinite(estimate.residual)
+    assert estimate.residual > 1e3
+    assert not estimate.converged
+
+
 def test_the_jacobian_is_the_derivative():
     noise = eigenvalues_of(sample(LAWS[0], 400, seed=0))
     problem = _Problem(*contour_problem(noise / noise.mean(), 0.5))
