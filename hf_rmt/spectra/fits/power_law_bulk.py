@@ -26,6 +26,10 @@ from hf_rmt.spectra.split import SpectrumFit
 
 NODES = 64
 POSITIONS, QUADRATURE = np.polynomial.legendre.leggauss(NODES)
+RESOLUTION, MOST_PANELS = 8.0, 64
+"""Nodes of a law, times c and divided by the square of the half width, and the most panels of 64
+nodes. Each node widens to about pi c / 2, divided by the half width, in the logarithm. Nodes that
+are farther apart would have bumps of their own."""
 WIDEST = 4.0
 """Largest half width of the range, as a logarithm: the ends differ by at most a factor e^8."""
 FARTHEST = 12.0
@@ -94,12 +98,21 @@ class PowerLawBulk(ContinuousBulk):
     def atoms(self) -> Array:
         """Nodes of the quadrature, ascending."""
         middle = np.sqrt(self.variances[0]) * np.sqrt(self.variances[1])
-        return np.asarray(middle * np.exp(self.half_width * POSITIONS))
+        return np.asarray(middle * np.exp(self.half_width * self._quadrature[0]))
 
     @cached_property
     def weights(self) -> Array:
         """The fractions of the dimensions with these variances."""
-        return _tilted(self.exponent * self.half_width)
+        return _tilted(self.exponent * self.half_width, *self._quadrature)
+
+    @cached_property
+    def _quadrature(self) -> tuple[Array, Array]:
+        """Nodes on [-1, 1] and their weights: as many panels as the widths of the nodes need."""
+        needed = RESOLUTION * self.half_width**2 / (self.aspect_ratio * NODES)
+        panels = int(np.clip(np.ceil(needed), 1, MOST_PANELS))
+        middles = (2 * np.arange(panels) + 1) / panels - 1
+        nodes = middles[:, None] + POSITIONS / panels
+        return nodes.ravel(), np.tile(QUADRATURE / panels, panels)
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
         """The law with its range multiplied by a factor and, if given, another c."""
@@ -269,7 +282,7 @@ def _shape(x: Array) -> tuple[float, float, float]:
     return float(np.clip(middle, -FARTHEST, FARTHEST)), width, float(tilt)
 
 
-def _tilted(tilt: float) -> Array:
+def _tilted(tilt: float, nodes: Array = POSITIONS, quadrature: Array = QUADRATURE) -> Array:
     """Quadrature weights of the density exp(tilt x) on [-1, 1]."""
-    weights = QUADRATURE * np.exp(tilt * POSITIONS - abs(tilt))
+    weights = quadrature * np.exp(tilt * nodes - abs(tilt))
     return np.asarray(weights / weights.sum())

@@ -21,7 +21,7 @@ from scipy.optimize import brentq
 from hf_rmt.spectra.laws.law import BulkLaw
 from hf_rmt.spectra.laws.spike_map import Array, Complex
 
-CURVE_POINTS = 193
+CURVE_POINTS = 385
 HEIGHT_STEPS, ROOT_STEPS, SPIKE_STEPS = 60, 4, 60
 DESCENT = np.geomspace(1e3, 1e-3, 40)
 """Imaginary parts from which roots are followed down, as multiples of the size of the points."""
@@ -38,14 +38,22 @@ class ContinuousBulk(BulkLaw):
     def critical_points(self) -> Array:
         """The two outer real roots of g'(a) = 0; gaps inside come from the quadrature only."""
         top, bottom = self.atoms[-1], self.atoms[0]
-
-        def slope(a: float) -> float:
-            return float(self.spike_slope(a))
-
-        right = brentq(slope, top * (1 + CLOSE), top * (1 + np.sqrt(self.aspect_ratio)) * 1.001)
+        right = top * self._turn(top, 1 + CLOSE, (1 + np.sqrt(self.aspect_ratio)) * 1.001)
         if self.aspect_ratio >= 1:
             return np.array([0.0, right])
-        return np.array([brentq(slope, 0.0, bottom * (1 - CLOSE)), right])
+        return np.array([bottom * self._turn(bottom, 1 - CLOSE, 0.0), right])
+
+    def _turn(self, atom: float, near: float, far: float) -> float:
+        """The root of g' between two multiples of an end atom, as a multiple of it.
+
+        An absolute tolerance needs this unit. If the weight of the atom is nearly 0, the root is
+        nearer to its pole than `near`.
+        """
+
+        def slope(multiple: float) -> float:
+            return float(self.spike_slope(atom * multiple))
+
+        return near if slope(near) >= 0 else float(brentq(slope, near, far))
 
     def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
         """Population spike behind a sample eigenvalue, nan for one that is not above the bulk.

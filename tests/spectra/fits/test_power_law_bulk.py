@@ -5,7 +5,14 @@ import pytest
 from scipy.integrate import quad
 from scipy.optimize import approx_fprime
 
-from hf_rmt.spectra import DoubleBulk, Phase, PowerLawBulk, fit_double_bulk, fit_power_law_bulk
+from hf_rmt.spectra import (
+    DoubleBulk,
+    MarchenkoPastur,
+    Phase,
+    PowerLawBulk,
+    fit_double_bulk,
+    fit_power_law_bulk,
+)
 from hf_rmt.spectra.ensembles import eigenvalues_of, heavy_tailed_matrix, marchenko_pastur_matrix
 from hf_rmt.spectra.fits.estimation import contour_problem
 from hf_rmt.spectra.fits.power_law_bulk import _Problem, estimate_power_law
@@ -46,6 +53,46 @@ def test_a_large_matrix_follows_the_law(law):
     assert np.abs(law.cdf(values) - levels).max() < 0.01
     assert law.moment(2) == pytest.approx(np.mean(values**2), rel=0.02)
     assert values[-1] == pytest.approx(law.upper_edge, rel=0.05)
+
+
+@pytest.mark.parametrize(("high", "ratio"), [(1000.0, 0.03), (300.0, 0.1)])
+def test_a_wide_range_is_one_bulk_for_long_matrices(high, ratio):
+    """Nodes that are far apart would have bumps of their own, with gaps between them."""
+    law = PowerLawBulk(0.0, (high, 1.0), ratio)
+    values = np.sort(eigenvalues_of(sample(law, round(200 / ratio), seed=0)))
+    levels = (np.arange(200) + 0.5) / 200
+    assert np.abs(law.cdf(values) - levels).max() < 0.02
+    assert law.quantile(0.5) == pytest.approx(values[100], rel=0.05)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.25, 1.0])
+@pytest.mark.parametrize("exponent", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("high", [10.0, 1000.0])
+def test_the_density_has_the_mass_and_the_mean_of_the_law(exponent, high, ratio):
+    """Both by the trapezoidal rule in the square root of an eigenvalue."""
+    law = PowerLawBulk(exponent, (high, 1.0), ratio)
+    lower, upper = np.sqrt(law.bulk_edges[0])
+    root = (lower + upper) / 2 - (upper - lower) / 2 * np.cos(np.linspace(0, np.pi, 4001)[1:-1])
+    density = 2 * root * law.pdf(root**2)
+    assert np.trapezoid(density, root) == pytest.approx(1, abs=5e-3)
+    assert np.trapezoid(root**2 * density, root) == pytest.approx(law.moment(1), rel=1e-2)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-40, 1e-12, 1e40])
+def test_the_scale_of_a_law_does_not_matter(scale):
+    plain = LAWS[0]
+    law = plain.rescaled(scale)
+    np.testing.assert_allclose(law.bulk_edges / scale, plain.bulk_edges, rtol=1e-9)
+    np.testing.assert_allclose(law.quantile(0.3) / scale, plain.quantile(0.3), rtol=1e-9)
+
+
+@pytest.mark.parametrize("exponent", [50.0, -50.0, 500.0, -500.0])
+def test_a_steep_density_has_edges(exponent):
+    """The weights of one end underflow; the other end is nearly a law of one variance."""
+    law = PowerLawBulk(exponent, (10.0, 1.0), 0.5)
+    assert 0 < law.bulk_edges[0, 0] < law.bulk_edges[0, 1]
+    single = MarchenkoPastur(float(law.atoms @ law.weights), 0.5)
+    np.testing.assert_allclose(law.quantile([0.2, 0.8]), single.quantile([0.2, 0.8]), rtol=0.02)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=str)
