@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike
 
 from hf_rmt.kernels.activations import Activation, Array
 from hf_rmt.kernels.equivalents import layer_moments
-from hf_rmt.kernels.gaussian_moments import GaussianMoments, gaussian_moments
+from hf_rmt.kernels.hermite import hermite_series
 from hf_rmt.kernels.statistics import check_data, root_mean_square
 
-SCALES = 24
-"""Chebyshev nodes over the range of variances; moments are smooth in the variance."""
 MAX_DEGREE = 80
 REMAINDER = 1e-11
+EXCESS = 1e-6
+"""A correlation of features may exceed 1 by this much; more is no rounding."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,10 @@ def exact_kernels(
 ) -> Kernels:
     """CK and NTK at infinite width: K_l = E[s(u) s(v)], NTK_l = K_l + NTK_{l-1} o E[s'(u) s'(v)].
 
-    (u, v) is Gaussian with covariance K_{l-1}, K_0 = X'X. E[s(u) s(v)] is the Taylor series sum_k
-    g^k E s^(k)(u) E s^(k)(v) / k! in the covariance g, truncated where the rest is negligible at
-    the largest correlation; relu has the arc-cosine kernels in closed form.
+    (u, v) is Gaussian with covariance K_{l-1}, K_0 = X'X, and correlation rho. With the Hermite
+    coefficients c_k of s(tau xi), tau^2 the variance of u, E[s(u) s(v)] is the series sum_k rho^k
+    c_k(u) c_k(v). As sum_k c_k^2 = E s^2, it can be truncated where the rest is negligible at the
+    largest correlation, whatever the norms. The relu has the arc-cosine kernels in closed form.
 
     Args:
         data: Inputs, scaled for weights of variance 1, shape (samples, features).
@@ -52,8 +52,8 @@ def exact_kernels(
         The kernels of the last layer.
 
     Raises:
-        ValueError: If distinct inputs correlate so much that the series does not converge, or an
-            input is 0.
+        ValueError: If distinct inputs correlate so much that the series does not converge, if an
+            input is 0, or if a kernel is not that of any features, |K_ij| > sqrt(K_ii K_jj).
 
     Source:
         Cho & Saul 2009 (arc-cosine); Daniely, Frostig & Singer 2016 (dual activations).
@@ -69,6 +69,8 @@ def exact_kernels(
         raised, slopes = layer(conjugate, activation, centre.m0)
         tangent = None if slopes is None or tangent is None else raised + tangent * slopes
         conjugate = raised
+        for kernel in (conjugate, tangent):
+            _check_correlations(kernel, activation)
     return Kernels(conjugate, tangent)
 
 
@@ -85,23 +87,21 @@ def _relu_layer(kernel: Array, activation: Activation, mean: float) -> tuple[Arr
 
 def _series_layer(kernel: Array, activation: Activation, mean: float) -> tuple[Array, Array | None]:
     variances = np.diag(kernel)
-    degree = _degree(kernel, variances)
-    moments = _interpolated(variances, lambda tau: _row(activation, tau, degree + 1))
-    *means, second, slope_second = moments
-    means[0] = means[0] - mean
+    correlation = kernel / np.sqrt(np.outer(variances, variances))
+    degree = _degree(correlation)
+    series = hermite_series(activation, variances, mean=mean, degree=degree + 1)
+    values, slope_values = series.coefficients, series.slope_coefficients
     raised, slopes = np.zeros_like(kernel), np.zeros_like(kernel)
-    for k in range(degree, -1, -1):  # Horner: sum_k g^k / k! a_k(i) a_k(j)
-        raised = raised * kernel / (k + 1) + np.outer(means[k], means[k])
-        slopes = slopes * kernel / (k + 1) + np.outer(means[k + 1], means[k + 1])
-    np.fill_diagonal(raised, second - 2 * mean * (means[0] + mean) + mean**2)
-    np.fill_diagonal(slopes, slope_second)
-    return raised, slopes if np.isfinite(slope_second).all() else None
+    for k in range(degree, -1, -1):  # Horner: sum_k rho^k c_k(i) c_k(j)
+        raised = raised * correlation + np.outer(values[k], values[k])
+        slopes = slopes * correlation + np.outer(slope_values[k], slope_values[k])
+    np.fill_diagonal(raised, series.second_moments)
+    np.fill_diagonal(slopes, series.slope_second_moments)
+    return raised, slopes if np.isfinite(series.slope_second_moments).all() else None
 
 
-def _degree(kernel: Array, variances: Array) -> int:
-    correlation = np.abs(kernel) / np.sqrt(np.outer(variances, variances))
-    np.fill_diagonal(correlation, 0.0)
-    largest = float(correlation.max())
+def _degree(correlation: Array) -> int:
+    largest = float(np.abs(correlation - np.diag(np.diag(correlation))).max())
     degree = int(np.log(REMAINDER) / np.log(np.clip(largest, 1e-3, 1 - 1e-9)))
     if degree > MAX_DEGREE:
         raise ValueError(
@@ -111,19 +111,16 @@ def _degree(kernel: Array, variances: Array) -> int:
     return max(degree, 4)
 
 
-def _row(activation: Activation, tau: float, degree: int) -> Array:
-    moments: GaussianMoments = gaussian_moments(activation, tau=tau, degree=degree)
-    row = [*moments.derivative_means, moments.second_moment, moments.slope_second_moment]
-    return np.array(row)
-
-
-def _interpolated(variances: Array, row: Callable[[float], Array]) -> Array:
-    """Rows of moments at every variance: (len(row), n), from Chebyshev nodes in its logarithm."""
-    logs = np.log(variances)
-    middle, half = (logs.max() + logs.min()) / 2, max(np.ptp(logs) / 2, 1e-6)
-    points = chebyshev.chebpts1(SCALES)
-    table = np.array([row(float(np.exp((middle + half * point) / 2))) for point in points])
-    finite = np.isfinite(table)
-    coefficients = chebyshev.chebfit(points, np.where(finite, table, 0.0), SCALES - 1)
-    values = chebyshev.chebval((logs - middle) / half, coefficients)
-    return np.where(finite.all(0)[:, None], values, np.inf)
+def _check_correlations(kernel: Array | None, activation: Activation) -> None:
+    """Refuse a matrix that no features have, which a wrong sum of the series would give."""
+    if kernel is None:
+        return
+    norms = np.sqrt(np.maximum(np.diag(kernel), 0.0))
+    excess = np.abs(kernel) - (1 + EXCESS) * np.outer(norms, norms)
+    if not excess.max() <= 0:
+        i, j = np.unravel_index(excess.argmax(), kernel.shape)
+        raise ValueError(
+            f"a kernel must have |K_ij| <= sqrt(K_ii K_jj), got {kernel[i, j]:.3g} and "
+            f"{norms[i] * norms[j]:.3g} for the inputs {i} and {j} after {activation!r}: its "
+            "series is inexact there; pass a smoother activation, or inputs of more similar norms"
+        )

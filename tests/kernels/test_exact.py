@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.polynomial.hermite_e import hermegauss
+from scipy.special import erf
 
 from hf_rmt.kernels import StepActivation, exact_kernels
+from hf_rmt.kernels.exact import _check_correlations
 from hf_rmt.kernels.simulation import gaussian_mixture
 
 
@@ -75,3 +77,80 @@ def test_inputs_that_are_too_close_or_zero_are_refused(data):
             exact_kernels(np.concatenate([data, 0 * data[:1]]), [name])
     with pytest.raises(ValueError, match="pass a list"):
         exact_kernels(data, "relu")
+
+
+RATIOS = (2.0, 10.0, 30.0)
+
+
+def of_unequal_norms(ratio, count=30):
+    """Inputs that correlate by 0.5 or so, with norms from 1 / sqrt(ratio) to sqrt(ratio)."""
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((count, 200)) + rng.standard_normal(200)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return directions * np.geomspace(ratio**-0.5, ratio**0.5, count)[:, None]
+
+
+def cosines(kernel):
+    norms = np.sqrt(np.diag(kernel))
+    found = np.clip(kernel / np.outer(norms, norms), -1.0, 1.0)
+    np.fill_diagonal(found, 1.0)
+    return found
+
+
+def erf_kernels(kernel, tangent):
+    """Williams 1997: E erf(u) erf(v) = 2 / pi arcsin(2 K_ij / sqrt((1 + 2 K_ii) (1 + 2 K_jj)))."""
+    sizes = np.outer(1 + 2 * np.diag(kernel), 1 + 2 * np.diag(kernel))
+    raised = 2 / np.pi * np.arcsin(2 * kernel / np.sqrt(sizes))
+    slopes = 4 / np.pi / np.sqrt(sizes - 4 * kernel**2)
+    return raised, raised + tangent * slopes
+
+
+def assert_near(found, expected, rtol):
+    """Every entry, as a part of the geometric mean of the two entries on the diagonal."""
+    norms = np.sqrt(np.diag(expected))
+    assert np.abs((found - expected) / np.outer(norms, norms)).max() < rtol
+
+
+@pytest.mark.parametrize("count", [30, 150])
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_norms_may_differ_by_any_factor(ratio, count):
+    """With 30 inputs some layers have a row for each input; with 150 a table has them all."""
+    data = of_unequal_norms(ratio, count)
+    gram = data @ data.T
+    sign = exact_kernels(data, ["sign"])
+    assert_near(sign.conjugate, 2 / np.pi * np.arcsin(cosines(gram)), 1e-10)
+    relu, kinked = exact_kernels(data, ["relu"]), exact_kernels(data, [lambda x: np.maximum(x, 0)])
+    assert_near(kinked.conjugate, relu.conjugate, 1e-10)
+    assert_near(kinked.tangent, relu.tangent, 1e-10)
+    conjugate, tangent = gram, gram
+    for depth in (1, 2):
+        conjugate, tangent = erf_kernels(conjugate, tangent)
+        found = exact_kernels(data, [erf] * depth)
+        assert_near(found.conjugate, conjugate, 1e-10)
+        assert_near(found.tangent, tangent, 1e-10)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_steps_of_inputs_of_unequal_norms_are_those_of_a_simulation(ratio):
+    """200,000 draws, |s| <= 2: entries have a standard error below 4 / sqrt(200,000) = 0.009."""
+    data = of_unequal_norms(ratio, 10)
+    step = StepActivation((-0.3, 0.5), (1.0, 0.0, 2.0))
+    found = exact_kernels(data, [step], tau=1.0).conjugate
+    root = np.linalg.cholesky(data @ data.T)
+    normal = np.random.default_rng(1).standard_normal((200_000, 10)) @ root.T
+    values = step(normal) - step.moments_at(1.0).m0
+    np.testing.assert_allclose(found, values.T @ values / len(values), atol=4 * 0.009)
+
+
+def test_a_large_mean_is_subtracted_without_rounding(data):
+    plain, shifted = (
+        exact_kernels(data, [lambda x, shift=shift: np.tanh(x) + shift]) for shift in (0.0, 1e6)
+    )
+    assert_near(shifted.conjugate, plain.conjugate, 1e-8)
+
+
+def test_a_matrix_that_no_features_have_is_refused():
+    _check_correlations(np.array([[1.0, -2.0], [-2.0, 4.0]]), "relu")
+    for value in (2.1, -1e9, np.nan):
+        with pytest.raises(ValueError, match=r"inputs 0 and 1 after 'relu'.* similar norms"):
+            _check_correlations(np.array([[1.0, value], [value, 4.0]]), "relu")

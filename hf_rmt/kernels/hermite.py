@@ -1,0 +1,108 @@
+"""Hermite series of an activation at many scales of its argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.polynomial import chebyshev
+from scipy.special import gammaln
+
+from hf_rmt.kernels.activations import Activation, Array, resolve_activation
+from hf_rmt.kernels.gaussian_moments import gaussian_moments
+from hf_rmt.kernels.steps import StepActivation
+
+SCALES = 24
+"""The least number of Chebyshev nodes over the range of variances."""
+ACCURACY = 1e-12
+"""Nodes are doubled until the last Chebyshev coefficients fall to this part of the largest."""
+TINY = float(np.finfo(float).tiny)
+
+
+@dataclass(frozen=True)
+class HermiteSeries:
+    """s(tau xi) - mean = sum_k c_k He_k(xi) / sqrt(k!) at n scales tau, xi standard normal.
+
+    Args:
+        scales: tau, shape (n,).
+        coefficients: c_0 .. c_degree, shape (degree + 1, n); sum_k c_k^2 = E (s - mean)^2.
+        second_moments: E (s(tau xi) - mean)^2, shape (n,).
+        slope_second_moments: E s'(tau xi)^2, shape (n,); infinite where s jumps.
+    """
+
+    scales: Array
+    coefficients: Array
+    second_moments: Array
+    slope_second_moments: Array
+
+    @property
+    def slope_coefficients(self) -> Array:
+        """The coefficients of s'(tau xi), sqrt(k + 1) c_{k+1} / tau, shape (degree, n)."""
+        orders = np.arange(1.0, len(self.coefficients))
+        return np.sqrt(orders)[:, None] * self.coefficients[1:] / self.scales
+
+
+def hermite_series(
+    activation: Activation, variances: Array, *, mean: float = 0.0, degree: int
+) -> HermiteSeries:
+    """The series at every variance, from a table at Chebyshev nodes in the log of the variance.
+
+    The table holds c_k over the root mean square of s - mean. The derivatives c_k sqrt(k!) / tau^k
+    would grow by many orders of magnitude over a range of variances, and no polynomial fits that.
+
+    Args:
+        activation: A name, a function on arrays, or a step.
+        variances: tau^2, shape (n,), > 0.
+        mean: What is subtracted from s, the same at every scale.
+        degree: The largest k.
+
+    Returns:
+        The series, in the order of the variances.
+    """
+    table = _interpolated(np.log(variances), lambda tau: _row(activation, tau, mean, degree))
+    *shares, logarithms, degrees = table
+    second, scales = np.exp(logarithms), np.sqrt(variances)
+    return HermiteSeries(
+        scales, np.array(shares) * np.sqrt(second), second, degrees * second / variances
+    )
+
+
+def _row(activation: Activation, tau: float, mean: float, degree: int) -> Array:
+    """c_k / sqrt(M), log M with M = E (s - mean)^2, and the mean degree tau^2 E s'^2 / M."""
+    moments = gaussian_moments(_stretched(activation, tau), tau=1.0, degree=degree)
+    factorials = np.exp(gammaln(np.arange(degree + 1) + 1.0) / 2)
+    coefficients = np.array(moments.derivative_means) / factorials
+    coefficients[0] -= mean
+    second = max(moments.variance_slopes[0] + coefficients[0] ** 2, TINY)
+    shares = coefficients / np.sqrt(second)
+    return np.array([*shares, np.log(second), moments.slope_second_moment / second])
+
+
+def _stretched(activation: Activation, tau: float) -> Activation:
+    """The function s(tau x), whose k-th derivative has the mean c_k sqrt(k!) at scale 1."""
+    if isinstance(activation, StepActivation):
+        points = (np.array(activation.thresholds) / tau).tolist()
+        return StepActivation(tuple(points), activation.heights)
+    function = resolve_activation(activation)
+    return lambda xi: function(tau * xi)
+
+
+def _interpolated(logs: Array, row: Callable[[float], Array]) -> Array:
+    """Rows at every log of a variance, shape (len(row), n).
+
+    If the table does not converge with fewer nodes than inputs, each input has its own row.
+    """
+    middle, half = (logs.max() + logs.min()) / 2, max(np.ptp(logs) / 2, 1e-6)
+    nodes = SCALES
+    while nodes < len(logs):
+        points = chebyshev.chebpts1(nodes)
+        table = np.array([row(float(np.exp((middle + half * point) / 2))) for point in points])
+        finite = np.isfinite(table)
+        coefficients = chebyshev.chebfit(points, np.where(finite, table, 0.0), nodes - 1)
+        sizes = np.abs(coefficients)
+        if (sizes[-2:] <= ACCURACY * np.maximum(sizes.max(0), 1.0)).all():
+            values = chebyshev.chebval((logs - middle) / half, coefficients)
+            return np.where(finite.all(0)[:, None], values, np.inf)
+        nodes *= 2
+    return np.array([row(float(np.exp(log / 2))) for log in logs]).T
