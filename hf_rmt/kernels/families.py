@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import ndtr
 
 from hf_rmt.kernels.activations import Array, resolve_activation
 from hf_rmt.kernels.problem import MatchingProblem
 from hf_rmt.kernels.quantizer import quantized
-from hf_rmt.kernels.solver import Pattern
-from hf_rmt.kernels.steps import normal_density
+from hf_rmt.kernels.solver import LEAST_GAP, Pattern
+from hf_rmt.kernels.steps import matched_quantities, normal_density
 
 REACH = 4.5
 """Bound of the thresholds at the start; the normal mass beyond, 7e-6, is too small for a solver."""
+PLACES = (1e-6, 8.0)
+"""Where the threshold s2 of a symmetric step is looked for."""
 OUTER = np.array([[1.0], [0.0], [1.0]])
 
 
@@ -26,12 +30,56 @@ def sign_pattern(problem: MatchingProblem) -> Pattern:
 
 
 def one_level_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Steps b 1{x < s1 or x > s2} with s1, s2 on either side of 0, first on that of sign(m1 m2)."""
+    """Steps b 1{x < s1 or x > s2}, from starts of three kinds.
+
+    An activation such as relu has both thresholds on one side of 0, first on that of sign(m1 m2). A
+    nearly odd one has them close together. One whose m1 is small, such as |x|, has them on either
+    side of 0.
+    """
     side = np.sign(problem.goal[0] * problem.goal[1]) or 1.0
     for end in (side, -side):
         for width in (1.0, 3.0):
             points = np.sort(end * np.array([0.5, 0.5 + width]))
             yield Pattern(points, OUTER, np.array([-2.0 * np.sign(problem.goal[1])]))
+    yield from _narrow_patterns(problem)
+    yield from _straddling_patterns(problem)
+
+
+def _narrow_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
+    """The start for a great height b: a cell of small width w at s.
+
+    It has m1 = -b w s phi(s), m2 = b w (1 - s^2) phi(s) and m3 near -b m2 / 2. So s is one of the
+    two solutions of s^2 - s m2 / m1 = 1, that with the sign of -b m1.
+    """
+    first, second, third = problem.goal[:3]
+    if first and second and third:
+        height, ratio = -2 * third / second, second / first
+        place = ratio / 2 - np.sign(first * height) * np.hypot(ratio / 2, 1.0)
+        slope = abs(height * place * normal_density(place))
+        if LEAST_GAP * slope < abs(first) < slope:
+            points = place + abs(first) / slope / 2 * np.array([-1.0, 1.0])
+            yield Pattern(points, OUTER, np.array([height]))
+
+
+def _straddling_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
+    """The step with s2 = -s1 that has the m2 and the m3, and steps with unlike s1 and s2.
+
+    With P the mass between s1 and s2, m2 = 2 b s2 phi(s2) and m3 / m2 = b (P - 1/2).
+    """
+    _, second, third = problem.goal[:3]
+    if not second:
+        return
+
+    def excess(place: float) -> float:
+        density = float(normal_density(np.array(place)))
+        return 2 * ndtr(place) - 1.5 - third / second**2 * 2 * place * density
+
+    within = excess(PLACES[0]) < 0 < excess(PLACES[1])
+    place = brentq(excess, *PLACES) if within else 1.0
+    for low, high in ((-place, place), (-0.5, 1.5), (-1.5, 0.5)):
+        points = np.array([low, high])
+        quantities = matched_quantities(points, OUTER[:, 0])[0]
+        yield Pattern(points, OUTER, np.array([second / quantities[1]]))
 
 
 def published_patterns(problem: MatchingProblem) -> Iterator[Pattern]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
+from hf_rmt.checks import check_integer, plain_number
 from hf_rmt.kernels.activations import Activation, Array, resolve_activation
 from hf_rmt.kernels.quadrature import piecewise_quadrature
 
 DEGREE = 6
 """Largest k of the means E s^(k) that are kept, as the next order of the equivalents needs."""
+LARGEST = 1e200
+"""Bound of the powers of tau and of their inverses; it leaves room for the moments themselves."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,9 @@ def gaussian_moments(
         The moments.
 
     Raises:
-        ValueError: If tau is not positive, the name unknown, or the function not piecewise smooth.
+        TypeError: If tau is no number, or the degree no whole number.
+        ValueError: If tau is not positive, or its powers or the squares of the values are no
+            float64 numbers; if the name is unknown, or the function not piecewise smooth.
 
     Source:
         Gu et al., NeurIPS 2022; Tiomoko Ali, Liao & Couillet, ICLR 2022.
@@ -115,7 +121,7 @@ def gaussian_moments(
         >>> round(gaussian_moments("sign", tau=2.0).m1 * (2 * np.pi) ** 0.5, 12)
         1.0
     """
-    check_scale(tau)
+    check_scale(tau, degree)
     if (closed_form := getattr(activation, "moments_at", None)) is not None:
         return closed_form(tau, degree=degree)
     function = resolve_activation(activation)
@@ -123,8 +129,15 @@ def gaussian_moments(
     weights = rule.weights
     hermite = hermite_polynomials(rule.nodes, max(degree, 6))
     means = hermite[: degree + 1] @ (weights * rule.values) / tau ** np.arange(degree + 1.0)
-    variances = _even_slopes(hermite, weights * (rule.values - means[0]) ** 2, tau, 4)
-    slopes = _even_slopes(hermite, weights * (rule.slopes / tau) ** 2, tau, 3)
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below
+        squares = weights * (rule.values - means[0]) ** 2
+        variances = _even_slopes(hermite, squares, tau, 4)
+        slopes = _even_slopes(hermite, weights * (rule.slopes / tau) ** 2, tau, 3)
+    if not np.isfinite([*means, *variances]).all():
+        raise ValueError(
+            f"the squares of the values of {activation!r} at tau={tau} are too large for float64; "
+            "pass an activation that grows less, or a smaller tau"
+        )
     if rule.jumps:
         slopes = np.full(3, np.inf)
     return GaussianMoments(tau, *(tuple(part.tolist()) for part in (means, variances, slopes)))
@@ -143,10 +156,23 @@ def hermite_polynomials(x: Array, degree: int) -> Array:
     return np.array(rows[: degree + 1])
 
 
-def check_scale(tau: float) -> None:
-    """Raise unless tau is positive and finite."""
-    if not 0 < tau < np.inf:
+def check_scale(tau: object, degree: int = DEGREE) -> None:
+    """Raise unless tau is a positive number whose powers up to the degree are float64 numbers."""
+    plain = plain_number(tau)
+    if isinstance(plain, bool) or not isinstance(plain, Real):
+        raise TypeError(
+            f"tau must be a number, got {tau!r}; it is the standard deviation of the activation's "
+            "argument"
+        )
+    if not 0 < float(plain) < np.inf:
         raise ValueError(
             f"tau must be positive and finite, got {tau}; it is the standard deviation of the "
             "activation's argument"
+        )
+    power = max(check_integer("degree", degree, 0), DEGREE)
+    largest = LARGEST ** (1 / power)
+    if not 1 / largest <= float(plain) <= largest:
+        raise ValueError(
+            f"tau must lie in [{1 / largest:.2g}, {largest:.2g}], because its power {power} must "
+            f"be a float64 number, got {tau}; measure the activation's argument in other units"
         )

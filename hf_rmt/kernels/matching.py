@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -32,6 +33,8 @@ COARSE = 16
 """From this number of levels on, the search goes up in steps of more than one level."""
 NEAR = 1e-3
 """Weight of tau_out, which only has to be near; m1 and m2 have the weight 1."""
+FREE_TAU = "levels=1, for which tau_out does not have to match"
+FEWEST = f"pass levels=None for the smallest number of levels that does, up to {MAX_LEVELS}"
 
 
 def match_step_activation(
@@ -63,8 +66,9 @@ def match_step_activation(
         The step, its moments and its residual.
 
     Raises:
-        NoMatchError: If no step of the family has the moments.
-        TypeError: If the activation does not accept arrays, such as an activation of torch.
+        NoMatchError: If no step of the family with the moments is found.
+        TypeError: If the activation does not accept arrays, such as an activation of torch, or
+            `levels` is no whole number.
         ValueError: If an argument lies outside its range.
 
     Source:
@@ -78,22 +82,23 @@ def match_step_activation(
         7
     """
     _check_takes_arrays(activation)
+    _check_levels(levels, published=published)
     problem = matching_problem(activation, tau, tau if step_tau is None else step_tau)
-    if levels is not None and not 1 <= levels <= MAX_LEVELS:
-        raise ValueError(f"levels must lie in [1, {MAX_LEVELS}] or be None, got {levels}")
-    if published:
-        if levels != 2:
-            raise ValueError(f"the published family has two levels, got {levels}; pass levels=2")
-        return problem.accept(problem.search(published_patterns(problem), WITHOUT_M3), levels)
     if levels is None:
         return _fewest(problem)
-    if levels > 1:
-        return problem.accept(
-            problem.search(quantized_patterns(problem, levels), _chosen(problem)), levels
-        )
-    if problem.is_odd:
-        return problem.accept(problem.search([sign_pattern(problem)], LINEAR), levels)
-    return problem.accept(problem.search(one_level_patterns(problem), WITHOUT_TAU), levels)
+    chosen, remedy = _chosen(problem), f"{FEWEST}, or {FREE_TAU}"
+    if published:
+        patterns, chosen = published_patterns(problem), WITHOUT_M3
+        remedy = f"pass published=False, and {remedy.removeprefix('pass ')}"
+    elif levels > 1:
+        patterns = quantized_patterns(problem, levels)
+    else:
+        patterns, chosen = one_level_patterns(problem), WITHOUT_TAU
+        remedy = "pass levels=None for a step that meets tau_out too, or keep the activation"
+        if problem.is_odd:
+            patterns, chosen = iter([sign_pattern(problem)]), LINEAR
+    found = problem.search(patterns, chosen)
+    return problem.accept(found, chosen, levels=levels, remedy=remedy)
 
 
 def match_network(
@@ -116,7 +121,7 @@ def match_network(
         One step for each layer.
 
     Raises:
-        NoMatchError: If an activation has no match.
+        NoMatchError: If no match is found for an activation.
     """
     steps: list[MatchedStep] = []
     step_tau = tau
@@ -143,7 +148,7 @@ def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedSt
         The step; its `residual` covers d1 and d2, and also d0 if it matches.
 
     Raises:
-        NoMatchError: If d1 and d2 have no match.
+        NoMatchError: If no step with d1 and d2 is found.
 
     Source:
         Tiomoko Ali, Liao & Couillet, ICLR 2022.
@@ -151,11 +156,24 @@ def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedSt
     _check_takes_arrays(activation)
     problem = matching_problem(activation, tau, tau)
     starts = list(ternary_patterns(problem))
-    exact = problem.search(starts, WITHOUT_M3)
-    if exact[1] < TOLERANCE:
-        return problem.accept(exact, 2)
-    near = problem.search(starts, LINEAR + NEAR * (WITHOUT_M3 - LINEAR))[0]
-    return problem.accept(problem.search([near], LINEAR), 2)
+    found, chosen = problem.search(starts, WITHOUT_M3), WITHOUT_M3
+    if found[1] >= TOLERANCE:
+        near = problem.search(starts, LINEAR + NEAR * (WITHOUT_M3 - LINEAR))[0]
+        found, chosen = problem.search([near], LINEAR), LINEAR
+    remedy = "a step of more values may have them: match it with levels=None"
+    return problem.accept(found, chosen, levels=2, remedy=remedy)
+
+
+def _check_levels(levels: object, *, published: bool) -> None:
+    whole = isinstance(levels, Integral) and not isinstance(levels, bool)
+    if levels is not None and not whole:
+        raise TypeError(
+            f"levels must be a whole number in [1, {MAX_LEVELS}] or None, got {levels!r}"
+        )
+    if isinstance(levels, Integral) and not 1 <= int(levels) <= MAX_LEVELS:
+        raise ValueError(f"levels must lie in [1, {MAX_LEVELS}] or be None, got {levels}")
+    if published and levels != 2:
+        raise ValueError(f"the published family has two levels, got {levels}; pass levels=2")
 
 
 def _check_takes_arrays(activation: Activation) -> None:
@@ -180,14 +198,16 @@ def _fewest(problem: MatchingProblem) -> MatchedStep:
     def share(levels: int) -> float:
         return quantized(problem.quadratic, levels).share
 
+    chosen, remedy = _chosen(problem), f"no number up to {MAX_LEVELS} does; pass {FREE_TAU}"
     bound = bisect_left(candidates, problem.needed_share, key=share)
     levels = candidates[min(bound, len(candidates) - 1)]
     while problem.needed_share < 1:
-        found = problem.search(quantized_patterns(problem, levels), _chosen(problem))
+        found = problem.search(quantized_patterns(problem, levels), chosen)
         if found[1] < TOLERANCE or levels == MAX_LEVELS:
-            return problem.accept(found, levels)
+            return problem.accept(found, chosen, levels=levels, remedy=remedy)
         levels = min(levels + 1 + levels // COARSE, MAX_LEVELS)
-    return problem.accept(problem.search(quantized_patterns(problem, 2), _chosen(problem)), 2)
+    found = problem.search(quantized_patterns(problem, 2), chosen)
+    return problem.accept(found, chosen, levels=2, remedy=remedy)
 
 
 def _chosen(problem: MatchingProblem) -> Array:

@@ -20,10 +20,19 @@ ALL = np.array([1.0, 1.0, 1.0, 1.0])
 WITHOUT_TAU = np.array([1.0, 1.0, 1.0, 0.0])
 WITHOUT_M3 = np.array([1.0, 1.0, 0.0, 1.0])
 LINEAR = np.array([1.0, 1.0, 0.0, 0.0])
+MATCHED = ("m1", "m2", "m3", "tau_out")
+KEEP = "keep the activation"
+NO_NUMBER = (
+    "no number does: match tau_out in the layers below too, so that step_tau = tau, or pass "
+    "levels=1, for which tau_out does not have to match"
+)
+FLAT = 1e-12
+"""An activation that varies by less than this part of its size counts as constant."""
+LEAST = 1e-100
 
 
 class NoMatchError(ValueError):
-    """No step of the family has the moments; `residual` is the least distance found."""
+    """No step of the family with the moments was found; `residual` is the least distance."""
 
     def __init__(self, message: str, residual: float) -> None:
         super().__init__(message)
@@ -93,15 +102,23 @@ class MatchingProblem:
                 break
         return min(found, key=lambda pair: pair[1])
 
-    def accept(self, found: tuple[Pattern, float], levels: int) -> MatchedStep:
+    def accept(
+        self, found: tuple[Pattern, float], chosen: Array, *, levels: int, remedy: str
+    ) -> MatchedStep:
         """The step of an exact member.
+
+        Args:
+            found: A member and its residual, from `search`.
+            chosen: The weights that the search had.
+            levels: Number of distinct values minus one.
+            remedy: What the error advises.
 
         Raises:
             NoMatchError: If the member is not exact.
         """
         pattern, residual = found
         if residual > TOLERANCE:
-            raise NoMatchError(self._failure(levels, residual), residual)
+            raise NoMatchError(self._failure(residual, chosen, levels, remedy), residual)
         centred = pattern.heights - cell_masses(pattern.points) @ pattern.heights
         step = StepActivation(
             tuple((self.step_tau * pattern.points).tolist()),
@@ -110,34 +127,44 @@ class MatchingProblem:
         moments = step.moments_at(self.step_tau)
         return MatchedStep(step.thresholds, step.heights, moments, self.target, residual)
 
-    def _failure(self, levels: int, residual: float) -> str:
-        reach = quantized(self.quadratic, levels).share
-        remedy = f"pass levels=None for the smallest number of levels that does, up to {MAX_LEVELS}"
-        if self.needed_share >= 1:
-            remedy = "no number does: match tau_out in the layers below too, so that step_tau = tau"
-        return (
-            f"{self.activation!r} at tau={self.target.tau} has no step with its moments in the "
-            f"family of levels={levels}: the residual stays at {residual:.2g}. To meet tau_out, "
-            f"{self.needed_share:.3f} of a step's variance must be linear and quadratic, and "
-            f"levels={levels} reaches at most {reach:.3f}; {remedy}; with levels=1, tau_out does "
-            "not have to match"
+    def _failure(self, residual: float, chosen: Array, levels: int, remedy: str) -> str:
+        names = [name for name, weight in zip(MATCHED, chosen, strict=True) if weight]
+        text = (
+            f"no step of levels={levels} with the {', '.join(names[:-1])} and {names[-1]} of "
+            f"{self.activation!r} at tau={self.target.tau:.6g} was found: the least residual is "
+            f"{residual:.2g}"
         )
+        if self.needed_share >= 1:
+            remedy = KEEP if not chosen[3] else NO_NUMBER
+        reach = quantized(self.quadratic, levels).share if chosen[3] else np.inf
+        if self.needed_share > reach:
+            text += (
+                f". To meet tau_out, {self.needed_share:.3f} of a step's variance must be linear "
+                f"and quadratic, and levels={levels} reaches at most {reach:.3f}"
+            )
+        return f"{text}; {remedy}"
 
 
 def matching_problem(activation: Activation, tau: float, step_tau: float) -> MatchingProblem:
     """The moments to match, after a check that there is something to match.
 
     Raises:
-        ValueError: If a scale is not positive, or m1 and m2 both vanish.
+        ValueError: If a scale is not positive, the activation is constant, or m1 and m2 both
+            vanish.
     """
     check_scale(step_tau)
     target = gaussian_moments(activation, tau=tau)
+    if target.tau_out <= max(FLAT * target.second_moment**0.5, LEAST):
+        raise ValueError(
+            f"{activation!r} is constant at tau={tau}: its values differ by {target.tau_out:.2g} "
+            "around their mean, so that there is nothing to match; pass an activation that varies"
+        )
     first, second = step_tau / target.tau_out, step_tau**2 / target.tau_out
     third = (step_tau / target.tau_out) ** 2
     goal = np.array([target.m1 * first, target.m2 * second, target.m3 * third, 1.0])
     if np.abs(goal[:2]).max() < 1e-9:
         raise ValueError(
             f"{activation!r} has m1 = m2 = 0 at tau={tau}, so that its kernel is a multiple of the "
-            "identity; there is nothing to match"
+            "identity, and there is nothing to match; pass another activation or another tau"
         )
     return MatchingProblem(activation, target, step_tau, goal)

@@ -71,7 +71,10 @@ def piecewise_quadrature(function: Function) -> Rule:
         if not len(starts):
             break
         if len(starts) > MAX_PANELS:
-            raise ValueError("the activation is not piecewise smooth; pass one that is")
+            raise ValueError(
+                "the activation is not piecewise smooth, or it oscillates too fast at this tau; "
+                "pass a smoother one, or a smaller tau"
+            )
     starts, widths, values = (np.concatenate(parts) for parts in zip(*done, strict=True))
     return _rule(starts, widths, values, scale)
 

@@ -32,6 +32,8 @@ GAUSSIAN_KERNEL = "rbf"
 TERNARY = 2
 DTYPES = ("float64", "float32")
 BLOCK = 2048
+EXPONENTS = (1e-12, 30.0)
+"""Range of gamma times the mean of |x - y|^2; beyond it, moments of the kernel are rounding."""
 
 
 class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -160,13 +162,27 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     def _matched(self, width: int) -> MatchedStep:
         activation = self.activation
         if isinstance(activation, str) and activation == GAUSSIAN_KERNEL:
-            gamma = self.gamma
-            if isinstance(gamma, str):
-                gamma = 1 / (width * self.tau_**2)
+            gamma = self._gamma(width)
             activation = partial(gaussian_kernel_activation, frequency=np.sqrt(2 * gamma * width))
-        if self.levels == TERNARY:
+        levels: Any = self.levels
+        if isinstance(levels, Integral) and levels == TERNARY:
             return match_ternary_activation(activation, tau=self.tau_)
         return match_step_activation(activation, tau=self.tau_, levels=self.levels)
+
+    def _gamma(self, width: int) -> float:
+        """The gamma of the kernel; an error if no features show such a kernel."""
+        distance = 2 * width * self.tau_**2  # the mean of |x - y|^2
+        if isinstance(self.gamma, str):
+            return 2 / distance
+        least, most = (exponent / distance for exponent in EXPONENTS)
+        if least <= self.gamma <= most:
+            return self.gamma
+        size, end = ("small", "1") if self.gamma < least else ("large", "0")
+        raise ValueError(
+            f"gamma={self.gamma!r} is too {size} for this data: the mean of |x - y|^2 is "
+            f"{distance:.3g}, so that exp(-gamma |x - y|^2) of two samples is {end} up to "
+            f"rounding; pass a gamma in [{least:.2g}, {most:.2g}], or 'scale'"
+        )
 
     def _draw(self, width: int) -> NDArray[np.uint8]:
         seed = check_random_state(self.random_state).randint(2**31 - 1)
@@ -192,8 +208,9 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             raise ValueError(f"n_components must be a whole number of at least 1, got {count!r}")
         if not isinstance(sparsity, Real) or not 0 <= float(sparsity) < 1:
             raise ValueError(f"sparsity must lie in [0, 1), got {sparsity!r}; it is P(weight = 0)")
-        if gamma != "scale" and not (isinstance(gamma, Real) and 0 < float(gamma) < np.inf):
-            raise ValueError(f"gamma must be positive or 'scale', got {gamma!r}")
+        scaled = isinstance(gamma, str) and gamma == "scale"
+        if not scaled and not (isinstance(gamma, Real) and 0 < float(gamma) < np.inf):
+            raise ValueError(f"gamma must be a positive number or 'scale', got {gamma!r}")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

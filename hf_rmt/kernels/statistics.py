@@ -108,11 +108,16 @@ def root_mean_square(inputs: Array) -> float:
 
 
 def check_data(data: ArrayLike) -> Array:
-    """The inputs as float64; an error if they are no finite matrix."""
+    """The inputs as float64; an error if they are no finite matrix, or an empty one."""
     inputs = np.asarray(data, float)
     if inputs.ndim != 2 or not np.isfinite(inputs).all():
         raise ValueError(
             f"data must be a finite matrix (samples, features), got shape {inputs.shape}; reshape "
             "it and remove samples with nan or inf"
+        )
+    if not inputs.size:
+        raise ValueError(
+            f"data must hold at least one sample and one feature, got shape {inputs.shape}; pass "
+            "inputs"
         )
     return inputs

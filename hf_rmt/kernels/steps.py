@@ -64,7 +64,7 @@ class StepActivation:
         Returns:
             The moments; those of s'^2 are infinite.
         """
-        check_scale(tau)
+        check_scale(tau, degree)
         points = np.asarray(self.thresholds) / tau
         heights = np.asarray(self.heights)
         masses = cell_masses(points)
@@ -99,11 +99,14 @@ def matched_quantities(points: Array, heights: Array) -> tuple[Array, Array, Arr
         The four quantities, their derivatives by the points, (4, k), and by the heights,
         (4, k + 1).
     """
+    heights = heights - heights[0]  # all four are the same, and large equal heights cancel here
     masses, density = cell_masses(points), normal_density(points)
     first, slope = points * density, (1 - points**2) * density
     jumps, squares = np.diff(heights), np.diff(heights**2)
-    mean, m2 = masses @ heights, first @ jumps
-    values = [density @ jumps, m2, first @ squares / 2 - mean * m2, masses @ heights**2 - mean**2]
+    density_drops, first_drops = _drops(points, density)
+    mean, m2 = masses @ heights, first_drops @ heights[1:]
+    m3 = first_drops @ heights[1:] ** 2 / 2 - mean * m2
+    values = [density_drops @ heights[1:], m2, m3, masses @ heights**2 - mean**2]
     mean_by_points = -jumps * density
     by_points = [
         -first * jumps,
@@ -119,6 +122,19 @@ def matched_quantities(points: Array, heights: Array) -> tuple[Array, Array, Arr
         2 * masses * (heights - mean),
     ]
     return np.array(values), np.array(by_points), np.array(by_heights)
+
+
+def _drops(points: Array, density: Array) -> tuple[Array, Array]:
+    """phi(left) - phi(right) and left phi(left) - right phi(right) of all cells but the first.
+
+    Plain differences would lose the digits that a narrow cell of great height needs.
+    """
+    left, right = points[:-1], points[1:]
+    growth = (right - left) * (right + left) / 2
+    largest = np.maximum(density[:-1], density[1:])
+    drops = -np.sign(growth) * largest * np.expm1(-np.abs(growth))
+    first_drops = right * drops - (right - left) * density[:-1]
+    return np.append(drops, density[-1]), np.append(first_drops, points[-1] * density[-1])
 
 
 def _by_heights(weights: Array) -> Array:

@@ -100,7 +100,9 @@ def _better(head: Head, before: _Snapshot) -> _Trial:
         steps = _tried(head, "matched")
     except NoMatchError:
         after.put_back()
-        return replace(kept, decisions=_reasoned(head, kept.decisions, "is kept: no step matches"))
+        return replace(
+            kept, decisions=_reasoned(head, kept.decisions, "is kept: no step was found")
+        )
     words = f"error on held-out rows {steps.error:.3g} with it, {kept.error:.3g} without"
     if steps.error < kept.error:
         return replace(steps, decisions=_stepped(steps.decisions, words))

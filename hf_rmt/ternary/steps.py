@@ -56,7 +56,7 @@ def stepped(
         The decision. It has no step if the function cannot take the levels of a step.
 
     Raises:
-        NoMatchError: If no step has the moments of the activation.
+        NoMatchError: If no step with the moments of the activation is found.
     """
     function = activation_of(model, name, place)
     tau, step_tau = arguments.variance**0.5, arguments.ternary_variance**0.5
@@ -64,7 +64,7 @@ def stepped(
         step = matched_step(function.values, mean=arguments.mean, tau=tau, step_tau=step_tau)
     except NoMatchError as error:
         raise NoMatchError(
-            f"{function} after {name!r} has no one-level step at tau={tau:.3g} "
+            f"no one-level step for {function} after {name!r} was found at tau={tau:.3g} "
             f"and mean {arguments.mean:.3g}; set activation='keep'. {error}",
             error.residual,
         ) from error

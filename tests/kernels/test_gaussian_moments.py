@@ -108,6 +108,15 @@ def test_steps_are_open_to_the_left():
         (lambda: gaussian_moments(lambda x: x.sum(), tau=1.0), "elementwise"),
         (lambda: gaussian_moments(np.log, tau=1.0), "finite numbers"),
         (lambda: gaussian_moments(lambda x: np.sin(1e9 * x), tau=1.0), "piecewise smooth"),
+        (
+            lambda: gaussian_moments("relu", tau=1e200),
+            r"lie in \[4.6e-34, 2.2e\+33\].* other units",
+        ),
+        (lambda: gaussian_moments("relu", tau=1e-200), r"got 1e-200; measure"),
+        (lambda: gaussian_moments("relu", tau=1e-3, degree=80), r"lie in \[0.0032, 3.2e\+02\]"),
+        (lambda: gaussian_moments(lambda x: x**8, tau=1e32), "squares of the values"),
+        (lambda: gaussian_moments("relu", tau=1.0, degree=-1), "degree must be at least 0, got -1"),
+        (lambda: StepActivation((0.0,), (-1.0, 1.0)).moments_at(1e-200), "lie in .* got 1e-200"),
         (lambda: StepActivation((1.0, 1.0), (0.0, 1.0, 2.0)), "ascend"),
         (lambda: StepActivation((1.0,), (0.0,)), "one height more"),
     ],
@@ -116,3 +125,18 @@ def test_steps_are_open_to_the_left():
 def test_arguments_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tau": "a"}, "tau must be a number, got 'a'"),
+        ({"tau": True}, "tau must be a number, got True"),
+        ({"tau": np.ones(2)}, "tau must be a number, got array"),
+        ({"tau": 1.0, "degree": 1.5}, "degree must be an integer of at least 0, got 1.5"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(options, message):
+    for activation in ("relu", StepActivation((0.0,), (-1.0, 1.0))):
+        with pytest.raises(TypeError, match=message):
+            gaussian_moments(activation, **options)

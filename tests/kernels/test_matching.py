@@ -12,6 +12,8 @@ from hf_rmt.kernels import (
     match_step_activation,
     match_ternary_activation,
 )
+from hf_rmt.kernels.families import one_level_patterns
+from hf_rmt.kernels.problem import WITHOUT_TAU, MatchingProblem
 from hf_rmt.kernels.quantizer import quantized
 from hf_rmt.kernels.simulation import gaussian_mixture, simulated_kernels
 from hf_rmt.kernels.steps import matched_quantities
@@ -70,6 +72,46 @@ def test_reflections_are_matched_by_reflections():
         other = match_step_activation(mirrored, tau=1.0)
         np.testing.assert_allclose(other.thresholds, -np.array(step.thresholds)[::-1])
         np.testing.assert_allclose(other.heights, sign * np.array(step.heights)[::-1])
+
+
+@pytest.mark.parametrize("function", [np.abs, np.cos, np.square])
+def test_even_activations_have_a_symmetric_step(function):
+    step = match_step_activation(function, tau=1.0)
+    assert step.thresholds[0] == pytest.approx(-step.thresholds[1])
+    assert step.heights[2] == step.heights[0]
+    np.testing.assert_allclose(measured(step, 1.0, FIELDS[1:3]), wanted(function, 1.0, FIELDS[1:3]))
+
+
+@pytest.mark.parametrize("tau", [1e-4, 1e-3, 3e-3])
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "quick_gelu", "silu", "mish", "hardswish"])
+def test_nearly_linear_activations_have_a_narrow_cell(name, tau):
+    """By quadrature around the cell, whose height over the rest is near 1 / tau."""
+    step = match_step_activation(name, tau=tau)
+    low, high = np.array(step.thresholds) / tau
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    xi = low + (high - low) * (nodes + 1) / 2
+    jump = step.heights[1] - step.heights[0]
+    density = weights * (high - low) / 2 * np.exp(-(xi**2) / 2) / np.sqrt(2 * np.pi)
+    mass, first, second = (float(density @ part) for part in (xi**0, xi, xi**2 - 1))
+    target = gaussian_moments(name, tau=tau)
+    assert jump * first == pytest.approx(target.m1 * tau, rel=1e-8)
+    assert jump * second == pytest.approx(target.m2 * tau**2, rel=1e-5)
+    m3 = jump**2 * second / 2 - jump * mass * jump * second
+    assert m3 == pytest.approx(target.m3 * tau**2, rel=1e-5)
+
+
+def test_nearly_every_three_moments_have_a_step():
+    """Random m1, m2 and m3 of either sign, over two or three decades."""
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        signs, sizes = rng.choice([-1, 1], 3), 10 ** rng.uniform([-2, -2, -2], [0, 0, 1])
+        goal = np.array([*signs * sizes, 1.0])
+        problem = MatchingProblem("any", None, 1.0, goal)
+        found, residual = problem.search(one_level_patterns(problem), WITHOUT_TAU)
+        assert residual < 1e-10, goal
+        np.testing.assert_allclose(
+            matched_quantities(found.points, found.heights)[0][:3], goal[:3], atol=1e-9
+        )
 
 
 @pytest.mark.parametrize(("name", "levels"), [("relu", 7), ("relu", 12), ("gelu", 11), ("tanh", 6)])
@@ -224,11 +266,44 @@ def test_the_best_quantisers_of_a_normal_variable_are_those_of_the_literature(le
         (lambda: match_step_activation("relu", tau=1.0, levels=0), r"lie in \[1, 63\]"),
         (lambda: match_step_activation("relu", tau=1.0, published=True), "pass levels=2"),
         (lambda: match_step_activation(lambda x: x**3 - 3 * x, tau=1.0), "nothing to match"),
+        (lambda: match_step_activation(lambda x: 0 * x, tau=1.0), "values differ by 0 around"),
+        (lambda: match_step_activation(lambda x: 1 + 0 * x, tau=1.0), "is constant at tau=1.0"),
+        (lambda: match_ternary_activation(lambda x: 0 * x, tau=1.0), "pass an activation that"),
     ],
 )
 def test_arguments_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("levels", [1.5, "a", True])
+def test_levels_that_are_no_whole_number_are_refused(levels):
+    with pytest.raises(TypeError, match=r"levels must be a whole number in \[1, 63\] or None"):
+        match_step_activation("gelu", tau=1.0, levels=levels)
+
+
+def test_a_failure_speaks_of_the_moments_that_were_asked_for():
+    def nearly_odd(x):
+        return x + 1e-8 * x**2
+
+    def message(activation="relu", tau=1.0, **options):
+        with pytest.raises(NoMatchError) as caught:
+            match_step_activation(activation, tau=tau, **options)
+        return str(caught.value)
+
+    one = message(nearly_odd, levels=1)
+    assert "the m1, m2 and m3 of" in one
+    assert "was found" in one
+    assert "tau_out" not in one
+    assert "levels=None" not in one  # the linear and quadratic part has all of the variance
+    fewest = message("gelu", tau=0.3, levels=None)
+    assert "levels=None" not in fewest
+    assert "no number up to 63 does; pass levels=1, for which tau_out does not" in fewest
+    three = message(levels=3)
+    assert "To meet tau_out, 0.967 of a step's variance" in three
+    assert "levels=3 reaches at most 0.9" in three
+    assert "pass levels=None for the smallest number" in three
+    assert "pass published=False, and levels=None" in message(levels=2, published=True)
 
 
 @pytest.mark.parametrize("match", [match_step_activation, match_ternary_activation])

@@ -146,9 +146,11 @@ def test_pipeline_and_grid_search(data):
         ({"n_components": 0}, "n_components must be .* got 0"),
         ({"n_components": 2.5}, "n_components must be .* got 2.5"),
         ({"sparsity": 1.0}, r"sparsity must lie in \[0, 1\), got 1.0"),
-        ({"gamma": 0.0}, "gamma must be positive or 'scale', got 0.0"),
-        ({"gamma": "auto"}, "gamma must be positive or 'scale', got 'auto'"),
+        ({"gamma": 0.0}, "gamma must be a positive number or 'scale', got 0.0"),
+        ({"gamma": "auto"}, "gamma must be a positive number or 'scale', got 'auto'"),
+        ({"gamma": np.array([1.0, 2.0])}, "gamma must be a positive number or 'scale', got array"),
         ({"levels": 0}, "levels must lie in"),
+        ({"activation": np.zeros_like}, "zeros_like.* is constant"),
         ({"activation": "prelu"}, "trained parameters"),
     ],
 )
@@ -158,10 +160,33 @@ def test_parameters_out_of_range(data, options, message):
 
 
 def test_no_match_and_no_scale(data):
-    with pytest.raises(NoMatchError):
-        TernaryRandomFeatures(levels=1).fit(data)
+    with pytest.raises(NoMatchError, match="levels=3 reaches at most"):
+        TernaryRandomFeatures(activation="relu", levels=3).fit(data)
     with pytest.raises(ValueError, match="rows of X must differ"):
         TernaryRandomFeatures().fit(np.ones((5, 3)))
+
+
+def test_every_number_of_levels_matches_the_gaussian_kernel_from_wide_to_narrow(data):
+    distance = 2 * data.shape[1] * TernaryRandomFeatures().fit(data).tau_ ** 2
+    for exponent in (1e-6, 2.0, 29.0):
+        for levels in (1, 2):
+            step = TernaryRandomFeatures(levels=levels, gamma=exponent / distance).fit(data)
+            moments, target = step.activation_.moments, step.activation_.target
+            assert (moments.d1, moments.d2) == pytest.approx((target.d1, target.d2), rel=1e-3)
+
+
+@pytest.mark.parametrize("levels", [1, 2, None])
+def test_a_gamma_that_shows_no_kernel_is_named(data, levels):
+    for gamma, size in ((100.0, "large"), (1.0, "large"), (1e-30, "small")):
+        features = TernaryRandomFeatures(gamma=gamma, levels=levels)
+        with pytest.raises(ValueError, match=rf"gamma={gamma!r} is too {size} .* or 'scale'"):
+            features.fit(data)
+
+
+def test_levels_must_be_a_whole_number(data):
+    for levels in (2.0, "two", True):
+        with pytest.raises(TypeError, match="levels must be a whole number"):
+            TernaryRandomFeatures(levels=levels).fit(data)
 
 
 def test_the_package_gives_it_and_the_kernels_do_without_scikit_learn():

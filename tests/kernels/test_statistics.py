@@ -3,7 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_rmt.kernels import mixture_statistics
+from hf_rmt.kernels import (
+    conjugate_kernel_equivalent,
+    exact_kernels,
+    mixture_statistics,
+    ntk_equivalent,
+)
 
 P = 400
 FIRST, SECOND = np.diag(np.linspace(0.5, 1.5, P)), np.diag(np.full(P, 1.3))
@@ -68,3 +73,16 @@ def test_shapes_that_do_not_fit_are_refused(mixture):
         mixture_statistics(data, labels, covariances=[FIRST])
     with pytest.raises(ValueError, match="finite matrix"):
         mixture_statistics(data[0])
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+def test_empty_data_are_refused_by_everything_that_takes_data(shape):
+    calls = (
+        lambda data: mixture_statistics(data),
+        lambda data: conjugate_kernel_equivalent(data, ["tanh"]),
+        lambda data: ntk_equivalent(data, ["tanh"]),
+        lambda data: exact_kernels(data, ["tanh"]),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="at least one sample and one feature"):
+            call(np.zeros(shape))

@@ -170,9 +170,22 @@ def test_an_odd_activation_is_matched_about_zero_with_the_mean_in_its_scale() ->
     assert step["heights"] == pytest.approx(same["heights"], rel=1e-9)
 
 
-def test_no_step_for_a_parabola() -> None:
+def test_the_step_for_a_parabola_has_its_mean_and_its_bend() -> None:
+    """E x^2 = 1 and E (x^2)'' = 2, which is E (xi^2 - 1) s for the step."""
+    step = matched_step(lambda x: x**2, mean=0.0, tau=1.0, step_tau=1.0)
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    low, high = step["thresholds"]
+    assert low == pytest.approx(-high)
+    inside = high * weights @ np.exp(-((high * nodes) ** 2) / 2) / (2 * np.pi) ** 0.5
+    inner, outer = step["heights"][1], step["heights"][0]
+    assert inside * inner + (1 - inside) * outer == pytest.approx(1)
+    density = np.exp(-(high**2) / 2) / (2 * np.pi) ** 0.5
+    assert 2 * (outer - inner) * high * density == pytest.approx(2)
+
+
+def test_a_cell_that_is_too_narrow_is_no_step() -> None:
     with pytest.raises(NoMatchError):
-        matched_step(lambda x: x**2, mean=0.0, tau=1.0, step_tau=1.0)
+        matched_step(lambda x: x + 1e-8 * x**2, mean=0.0, tau=1.0, step_tau=1.0)
 
 
 @pytest.mark.parametrize(
