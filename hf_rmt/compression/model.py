@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from hf_rmt.compression.apply import Journal
-from hf_rmt.compression.execution.parallel import agreed
+from hf_rmt.compression.execution.agreement import agreed
+from hf_rmt.compression.execution.rendezvous import collective
 from hf_rmt.compression.execution.undisturbed import undisturbed
 from hf_rmt.compression.history import with_earlier
 from hf_rmt.compression.refusals import (
@@ -90,6 +91,7 @@ def _settings(config: CompressionSettings | None, keywords: dict[str, Any]) -> C
     return settings
 
 
+@collective
 def compress(
     model: nn.Module,
     config: CompressionSettings | None = None,
@@ -107,6 +109,7 @@ def compress(
     check_no_adapter(model)
     check_settings(config)
     config = CompressionSettings() if config is None else config
+    asked = {"dry_run": dry_run, "calibration": calibration is not None, "size": size}
 
     def conclude(report: CompressionReport) -> None:
         warn_of_loss(report.plan)
@@ -115,7 +118,7 @@ def compress(
 
     return compress_layers(
         model,
-        agreed(model, lambda: compressible_layers(model, config), config),
+        agreed(model, lambda: compressible_layers(model, config), config, asked),
         config,
         conclude,
         dry_run=dry_run,

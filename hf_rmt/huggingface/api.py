@@ -14,7 +14,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from hf_rmt.compression.execution.parallel import agreed
+from hf_rmt.compression.execution.agreement import agreed
+from hf_rmt.compression.execution.rendezvous import collective
 from hf_rmt.compression.model import analyze as analyze_module
 from hf_rmt.compression.model import compress_layers
 from hf_rmt.compression.refusals import (
@@ -65,6 +66,7 @@ def analyze(
     return analyze_module(model, config, target_modules=target_modules, method=method, **options)
 
 
+@collective
 def compress(
     model: nn.Module,
     config: RMTConfig | None = None,
@@ -113,7 +115,8 @@ def compress(
         check_compressible(model, config, again=True)
         return layers_left(model, config)
 
-    names = agreed(model, select, config)
+    asked = {"dry_run": dry_run, "calibration": calibration is not None, "size": size}
+    names = agreed(model, select, config, asked)
     config.size, config.calibrated = size, calibration is not None
     return compress_layers(
         model,

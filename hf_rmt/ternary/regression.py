@@ -78,7 +78,7 @@ def regression(
                 entries.clear()
         return None, {f"{n} {key}": part[key] for n, part in enumerate(parts) for key in part}
 
-    sums = sum_over_processes(work)[1]
+    sums = sum_over_processes(work, doing="ran the model on the calibration")[1]
     fitted, held = (Regression(**{key: sums[f"{n} {key}"] for key in shapes}) for n in range(2))
     return fitted, held
 

@@ -144,7 +144,7 @@ def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, LayerMome
         moments.gather(batches)
         return None, moments.tensors()
 
-    sum_over_processes(work)
+    sum_over_processes(work, doing="ran the model on the calibration")
     for key, tensor in moments.tensors().items():
         if not torch.isfinite(tensor).all():
             name, _, what = key.rpartition(" ")
@@ -176,7 +176,8 @@ def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> S
         first = next(mappings(batches), None)
         return None if first is None else look(first), {}
 
-    seen = [found for found in sum_over_processes(work)[0] if found is not None]
+    found, _ = sum_over_processes(work, doing="ran the model on the calibration")
+    seen = [entry for entry in found if entry is not None]
     if not seen:
         raise ValueError(NO_BATCH)
     return seen[0]

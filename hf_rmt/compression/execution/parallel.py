@@ -8,17 +8,25 @@ process that fails says so before any tensor is awaited, so that all fail with i
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Generator, Iterable, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from hf_rmt.compression.execution.rendezvous import (
+    Failure,
+    begin_transfers,
+    exchange,
+    n_processes,
+)
+
 Value = TypeVar("Value")
 Item = TypeVar("Item")
 WorkResult = tuple[Any, dict[str, Tensor]]
 """What work on one item gives: anything that can be pickled, and tensors by name."""
+TensorLayout = dict[str, tuple[torch.Size, torch.dtype]]
+"""Shapes and dtypes of tensors, by name."""
 
 EIGEN_COST = 8
 """Time of an eigendecomposition per p^3, divided by the time of a Gram matrix per N p^2."""
@@ -67,12 +75,6 @@ def matrix_cost(shape: Sequence[int]) -> float:
     return float(rows * columns**2 + EIGEN_COST * columns**3)
 
 
-def n_processes() -> int:
-    """Processes of the default group of torch.distributed; 1 without one."""
-    ready = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if ready else 1
-
-
 def map_over_processes(
     work: Callable[[Item], WorkResult],
     items: Sequence[Item],
@@ -80,6 +82,7 @@ def map_over_processes(
     *,
     device: torch.device | str = "cpu",
     alone: Callable[..., Iterable[WorkResult]] = map,
+    doing: str = "",
 ) -> Generator[WorkResult]:
     """Do the work for each item on one process, and give the outcome to all processes.
 
@@ -93,12 +96,13 @@ def map_over_processes(
         costs: Expected time of each item, in any unit.
         device: Where tensors of other processes arrive; one that the process group can reach.
         alone: Called with the work and the items on one process; gives the outcomes in order.
+        doing: What a process that fails did, such as "ran evaluate"; by default it names the item.
 
     Yields:
         The outcome of each item, in order: equal on every process, bit for bit.
 
     Raises:
-        RuntimeError: On every process, if the work failed on one; its message says where.
+        RuntimeError: On every process, if the work failed on one; the message says on which.
     """
     if n_processes() == 1:
         yield from alone(work, items)
@@ -106,105 +110,54 @@ def map_over_processes(
     owners = assign(costs, n_processes())
     rank = distributed.get_rank()
     mine = [item for item, owner in zip(items, owners, strict=True) if owner == rank]
-    own, failure = _own_outcomes(work, mine)
-    header = (_message(failure), [(plain, _layout(tensors)) for plain, tensors in own])
-    headers: list[Any] = [None] * n_processes()
-    distributed.all_gather_object(headers, header)
-    _raise_for_all([message for message, _ in headers], failure)
-    announced = [iter(outcomes) for _, outcomes in headers]
-    held = iter(own)
-    for owner in owners:
-        plain, layout = next(announced[owner])
-        tensors = next(held)[1] if owner == rank else _room(layout, device)
-        yield plain, _broadcast(tensors, owner)
+    own, failure = _own_outcomes(work, mine, doing)
+    headers = exchange([(plain, _layout(tensors)) for plain, tensors in own], failure)
+    # not `yield from`, because closing this generator must leave the transfers to be finished
+    for outcome in begin_transfers(_transfers(own, headers, owners, device)):  # noqa: UP028
+        yield outcome
 
 
-def sum_over_processes(work: Callable[[], WorkResult]) -> tuple[list[Any], dict[str, Tensor]]:
+def sum_over_processes(
+    work: Callable[[], WorkResult], *, doing: str
+) -> tuple[list[Any], dict[str, Tensor]]:
     """Do the same work on every process, each with its own data, and sum the tensors over all.
 
     Args:
         work: Gives tensors of the same names and shapes on every process.
+        doing: What a process that fails did, such as "ran the calibration".
 
     Returns:
         The plain values of each process, and the sums; both are equal on every process, bit for
         bit.
 
     Raises:
-        RuntimeError: On every process, if the work failed on one; its message says where.
+        RuntimeError: On every process, if the work failed on one; the message says on which.
     """
     if n_processes() == 1:
         plain, tensors = work()
         return [plain], tensors
-    own, failure = _own_outcomes(lambda _: work(), ["all processes"])
-    header = (_message(failure), own[0][0] if own else None)
-    headers: list[Any] = [None] * n_processes()
-    distributed.all_gather_object(headers, header)
-    _raise_for_all([message for message, _ in headers], failure)
+    own, failure = _own_outcomes(lambda _: work(), [None], doing)
+    plain_values = exchange(own[0][0] if own else None, failure)
     for tensor in own[0][1].values():
         distributed.all_reduce(tensor)
-    return [plain for _, plain in headers], own[0][1]
+    return plain_values, own[0][1]
 
 
-def of_first(work: Callable[[], Value]) -> Value:
+def of_first(work: Callable[[], Value], *, doing: str) -> Value:
     """Do the same work on every process; all use the result of process 0, all fail if one fails.
 
     Args:
         work: Gives a value that can be pickled.
+        doing: What a process that fails did, such as "ran evaluate".
 
     Raises:
         RuntimeError: On every process, if the work failed on one of several.
     """
-    processes = range(n_processes())
-    outcomes = map_over_processes(lambda _: (work(), {}), processes, [1.0 for _ in processes])
-    return next(value for value, _ in outcomes)
-
-
-def agreed(model: Any, select: Callable[[], list[str]], settings: Any) -> list[str]:
-    """The names of the layers, after a check that all processes are about to do the same work.
-
-    Args:
-        model: The model of this process.
-        select: Finds the names. If it fails on one process, it fails on all.
-        settings: What the user asked for on this process.
-
-    Returns:
-        The names, the same on every process.
-
-    Raises:
-        RuntimeError: On every process, if the work failed on one of several, or if layers, options
-            or weights differ between them.
-    """
     if n_processes() == 1:
-        return select()
-
-    def work() -> WorkResult:
-        names = select()
-        return (names, _evidence(model, names, settings)), {}
-
-    found, _ = sum_over_processes(work)
-    for key in found[0][1]:
-        if len({str(evidence[key]) for _, evidence in found}) > 1:
-            shown = "; ".join(f"process {rank}: {e[key]}" for rank, (_, e) in enumerate(found))
-            raise RuntimeError(
-                f"the processes differ in {key} ({shown}), so their models would be mixed; give "
-                "each the same model and the same config"
-            )
-    names: list[str] = found[0][0]
-    return names
-
-
-def _evidence(model: Any, names: list[str], settings: Any) -> dict[str, Any]:
-    """What must be the same on every process."""
-    layers = {name: model.get_submodule(name) for name in names}
-    weights = sha256()
-    for layer in layers.values():
-        raw = layer.weight.detach().cpu().contiguous().flatten().view(torch.uint8)
-        weights.update(raw.numpy().tobytes())
-    return {
-        "layers": [(name, tuple(layer.weight.shape)) for name, layer in layers.items()],
-        "options": settings.to_dict(),
-        "weights": weights.hexdigest()[:12],
-    }
+        return work()
+    own, failure = _own_outcomes(lambda _: (work(), {}), [None], doing)
+    first: Value = exchange(own[0][0] if own else None, failure)[0]
+    return first
 
 
 def is_silent() -> bool | None:
@@ -213,40 +166,40 @@ def is_silent() -> bool | None:
 
 
 def _own_outcomes(
-    work: Callable[[Item], WorkResult], items: Sequence[Item]
-) -> tuple[list[WorkResult], Exception | None]:
+    work: Callable[[Item], WorkResult], items: Sequence[Item], doing: str
+) -> tuple[list[WorkResult], Failure | None]:
     """The outcomes of this process's items, and its error, so that it can go on to the others."""
     outcomes = []
     for item in items:
         try:
             plain, tensors = work(item)
         except Exception as error:
-            error.add_note(f"while working on {item!r}")
-            return [], error
+            return [], Failure(error, doing or f"worked on {item!r}")
         outcomes.append((plain, {key: value.contiguous() for key, value in tensors.items()}))
     return outcomes, None
 
 
-def _message(failure: Exception | None) -> str:
-    if failure is None:
-        return ""
-    notes = ", ".join(getattr(failure, "__notes__", []))
-    return f"{type(failure).__name__}: {failure} ({notes})"
+def _transfers(
+    own: list[WorkResult],
+    headers: Sequence[list[tuple[Any, TensorLayout]]],
+    owners: Sequence[int],
+    device: torch.device | str,
+) -> Iterator[WorkResult]:
+    """The outcomes of all items in order; each tensor is sent by the process that owns it."""
+    rank = distributed.get_rank()
+    announced = [iter(outcomes) for outcomes in headers]
+    held = iter(own)
+    for owner in owners:
+        plain, layout = next(announced[owner])
+        tensors = next(held)[1] if owner == rank else _room(layout, device)
+        yield plain, _broadcast(tensors, owner)
 
 
-def _raise_for_all(messages: Sequence[str], own: Exception | None) -> None:
-    failed = [f"process {rank}: {text}" for rank, text in enumerate(messages) if text]
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(messages)} processes failed; {failed}") from own
-
-
-def _layout(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+def _layout(tensors: dict[str, Tensor]) -> TensorLayout:
     return {key: (value.shape, value.dtype) for key, value in tensors.items()}
 
 
-def _room(
-    layout: dict[str, tuple[torch.Size, torch.dtype]], device: torch.device | str
-) -> dict[str, Tensor]:
+def _room(layout: TensorLayout, device: torch.device | str) -> dict[str, Tensor]:
     return {
         key: torch.empty(shape, dtype=dtype, device=device)
         for key, (shape, dtype) in layout.items()

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_rmt.checks import check_integer, plain_number
+from hf_rmt.compression.execution.agreement import agreed
+from hf_rmt.compression.execution.rendezvous import collective
 from hf_rmt.compression.methods.spectral import spectral_method_of
 from hf_rmt.compression.refusals import check_module
 from hf_rmt.compression.targets.selection import compressible_layers
@@ -47,6 +49,7 @@ class SearchResult(SearchReport):
         return RMTConfig(**self.settings, noise_removal=dict(self.removal))
 
 
+@collective
 def search(
     model: nn.Module,
     evaluate: Callable[[Any], float],
@@ -97,7 +100,8 @@ def search(
     grid = _check_types(model, evaluate, tolerance, fractions, max_evaluations)
     check_compressible(model, config)
     _check(config, tolerance, grid, max_evaluations)
-    names = compressible_layers(model, config)
+    asked = {"tolerance": tolerance, "fractions": grid, "max_evaluations": max_evaluations}
+    names = agreed(model, lambda: compressible_layers(model, config), config, asked)
     identity = {} if resume_from is None else _identity(model, config, tolerance, grid)
     states = NoiseStates(model, names, config)
     log = Log(evaluate, states, most=max_evaluations, path=resume_from, identity=identity)

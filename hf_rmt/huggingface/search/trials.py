@@ -24,9 +24,9 @@ from hf_rmt.compression.execution.parallel import (
     is_silent,
     map_over_processes,
     matrix_cost,
-    n_processes,
     of_first,
 )
+from hf_rmt.compression.execution.rendezvous import n_processes
 from hf_rmt.compression.spectrum import Decomposition, decompose
 from hf_rmt.compression.weight import keep_directions
 from hf_rmt.huggingface.config import RMTConfig
@@ -190,7 +190,7 @@ class Log:
     ) -> None:
         self.evaluate, self.states, self.most = evaluate, states, most
         self.path, self.identity = None if path is None else _file(path), identity
-        self.evaluations = list(of_first(self._read))
+        self.evaluations = list(of_first(self._read, doing="read resume_from"))
         made = len(self.evaluations)
         self.bar = tqdm(total=max(most, made), desc="Searching", initial=made, disable=is_silent())
 
@@ -217,7 +217,7 @@ class Log:
             return known[again]
         if len(self.evaluations) + spare >= self.most:
             return None
-        metric = of_first(lambda: self._measure(removal))
+        metric = of_first(lambda: self._measure(removal), doing="ran evaluate")
         self.evaluations.append(Evaluation(dict(removal), metric))
         self.bar.set_postfix(metric=f"{metric:.4g}", refresh=False)
         self.bar.update()

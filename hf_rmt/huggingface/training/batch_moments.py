@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.compression.calibration.token_masks import TokenMasks
-from hf_rmt.compression.execution.parallel import n_processes
+from hf_rmt.compression.execution.rendezvous import n_processes
 from hf_rmt.huggingface.training.trained_layers import is_trained
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import is_convolution

@@ -20,7 +20,8 @@ from torch import Tensor, distributed, nn
 
 from hf_rmt.checks import check_number, checked_score
 from hf_rmt.compression.decision import rewritten_plan
-from hf_rmt.compression.execution.parallel import n_processes, of_first
+from hf_rmt.compression.execution.parallel import of_first
+from hf_rmt.compression.execution.rendezvous import n_processes
 from hf_rmt.compression.shrinkage import shrunk_update
 from hf_rmt.compression.targets.names import some
 from hf_rmt.huggingface.training.choice import shared
@@ -151,7 +152,9 @@ class DosedUpdate:
         for spikes in (False, True):
             for scale in SCALES:
                 self.place(scale, spikes=spikes)
-                scores[scale, spikes] = of_first(lambda: checked_score(evaluate()))
+                scores[scale, spikes] = of_first(
+                    lambda: checked_score(evaluate()), doing="ran evaluate"
+                )
         if not any(map(math.isfinite, scores.values())):
             raise ValueError(
                 f"evaluate gave no finite score at {len(scores)} doses, but nan or inf; return an "

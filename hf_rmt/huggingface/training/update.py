@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_rmt.compression.decision import rewritten_plan
+from hf_rmt.compression.execution.agreement import agreed, check_agreed, digest
 from hf_rmt.compression.execution.parallel import (
     WorkResult,
     is_silent,
     map_over_processes,
     matrix_cost,
 )
+from hf_rmt.compression.execution.rendezvous import collective
 from hf_rmt.compression.execution.undisturbed import undisturbed
 from hf_rmt.compression.refilter import filter_weight
 from hf_rmt.compression.shrinkage import along, leading_directions
@@ -31,6 +33,7 @@ from hf_rmt.plan import CompressionPlan
 from hf_rmt.report import CompressionReport, LayerSpectrum, SpectralReport
 
 
+@collective
 @undisturbed
 def filter_update(
     base: ModelOrPath,
@@ -82,11 +85,12 @@ def filter_update(
     _check_told(dose, early, evaluate)
     tuned = unwrapped(tuned)
     check_compressible(tuned, config)
-    names = compressible_layers(tuned, config)
-    layers = [tuned.get_submodule(name) for name in names]
+    asked = {"dose": dose, "early": early is not None, "evaluate": evaluate is not None}
+    names = agreed(tuned, lambda: compressible_layers(tuned, config), config, asked)
     original = unwrapped(load_if_path(base))
     check_compressible(original, config)
     starts = _starts(original, tuned, names)
+    check_agreed(lambda: {"the weights of base": digest(starts)})
     _check_changed(starts, tuned, names)
     if dose is not None:
         _check_finite(tuned, names)
@@ -95,18 +99,25 @@ def filter_update(
         return _persistent(starts, earlier, tuned, names)
     if dose is not None:
         return _dosed(original, tuned, names, dose, evaluate)
+    return _filtered(starts, tuned, names, config)
 
-    def work(index: int) -> WorkResult:
-        weight = weight_matrix(layers[index])
-        update = weight - starts[index].to(weight)
-        result = filter_weight(names[index], update, config, of_update=True)
+
+def _filtered(
+    starts: Sequence[Tensor], tuned: nn.Module, names: Sequence[str], config: RMTConfig
+) -> CompressionReport:
+    """Filter the update of each layer by its own spectrum."""
+    layers = [tuned.get_submodule(name) for name in names]
+    start_of = dict(zip(names, starts, strict=True))
+
+    def work(name: str) -> WorkResult:
+        weight = weight_matrix(tuned.get_submodule(name))
+        update = weight - start_of[name].to(weight)
+        result = filter_weight(name, update, config, of_update=True)
         filtered = result.dense(update)
         return (result.plan, result.fit), {} if filtered is None else {"weight": filtered}
 
     costs = [matrix_cost(start.shape) for start in starts]
-    outcomes = map_over_processes(
-        work, range(len(names)), costs, device=weight_matrix(layers[0]).device
-    )
+    outcomes = map_over_processes(work, names, costs, device=weight_matrix(layers[0]).device)
     plans, spectra = [], []
     shown = tqdm(outcomes, "Filtering", len(names), disable=is_silent())
     for layer, start, ((plan, fit), tensors) in zip(layers, starts, shown, strict=True):
@@ -138,29 +149,29 @@ def _persistent(
 ) -> CompressionReport:
     """Keep the part of each update that lies in the leading directions of its early update."""
     earlier = _starts(early, tuned, names)
+    check_agreed(lambda: {"the weights of early": digest(earlier)})
     if _all_equal(starts, earlier):
         raise ValueError(
             f"base and early are equal in all {len(names)} selected layers; pass a checkpoint from "
             "about a quarter of the training as early"
         )
     layers = [tuned.get_submodule(name) for name in names]
+    start_of = dict(zip(names, zip(starts, earlier, strict=True), strict=True))
 
-    def work(index: int) -> WorkResult:
-        weight = weight_matrix(layers[index])
-        start = starts[index].to(weight)
+    def work(name: str) -> WorkResult:
+        weight = weight_matrix(tuned.get_submodule(name))
+        start, then = (entry.to(weight) for entry in start_of[name])
         update = weight - start
-        pair = leading_directions(earlier[index].to(weight) - start)
+        pair = leading_directions(then - start)
         count = pair[0].shape[1]
         kept = along(update, *pair) if count else update
         whole, rest = (float(part.double().square().sum()) for part in (update, update - kept))
         reason = f"along {count} early directions" if count else UNCHANGED
-        plan = rewritten_plan(names[index], update, reason)
+        plan = rewritten_plan(name, update, reason)
         return replace(plan, dropped_energy=rest / whole if whole else 0.0), {"update": kept}
 
     costs = [matrix_cost(start.shape) for start in starts]
-    outcomes = map_over_processes(
-        work, range(len(names)), costs, device=weight_matrix(layers[0]).device
-    )
+    outcomes = map_over_processes(work, names, costs, device=weight_matrix(layers[0]).device)
     plans = []
     for layer, start, (plan, tensors) in zip(layers, starts, outcomes, strict=True):
         plans.append(plan)

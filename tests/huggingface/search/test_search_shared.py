@@ -56,4 +56,5 @@ def test_a_metric_that_fails_on_one_process_fails_on_all(
     processes: tuple[list[Any], list[Any]],
 ) -> None:
     for text in processes[1]:
-        assert "process 1: ValueError: the metric is haunted" in text["heard"]
+        told = "process 1 failed while it ran evaluate: ValueError: the metric is haunted"
+        assert text["heard"] == told

@@ -1,0 +1,113 @@
+"""Points at which all processes meet, exchange plain values and learn of each other's errors.
+
+Each collective operation of this package begins with such a meeting. A process that fails between
+two of them goes to the next one and says so there. So no process waits for another in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
+
+from torch import distributed
+
+F = TypeVar("F", bound=Callable[..., Any])
+_TOLD = "_hf_rmt_told"
+"""Attribute of an error that is raised on all processes, so that it is not told again."""
+_transfers: list[Iterator[Any]] = []
+"""The last series of broadcasts, which a process that fails has to finish."""
+
+
+class Failure(NamedTuple):
+    """An error of this process, and what the process did then, such as "ran evaluate"."""
+
+    error: Exception
+    doing: str
+
+
+def n_processes() -> int:
+    """Processes of the default group of torch.distributed; 1 without one."""
+    ready = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if ready else 1
+
+
+def exchange(value: Any, failure: Failure | None = None) -> list[Any]:
+    """Give a plain value to all processes, or tell them of an error.
+
+    Args:
+        value: Anything that can be pickled.
+        failure: The error of this process, if it failed.
+
+    Returns:
+        The value of each process.
+
+    Raises:
+        RuntimeError: On every process, if one failed. If all failed with the same error, each
+            raises its own.
+    """
+    said: list[Any] = [None] * n_processes()
+    distributed.all_gather_object(said, (_said(failure), value))
+    failed = {rank: told for rank, (told, _) in enumerate(said) if told}
+    if not failed:
+        return [entry for _, entry in said]
+    alike = len(failed) == len(said) and len({text for _, text in failed.values()}) == 1
+    if failure is not None and alike:
+        vars(failure.error)[_TOLD] = True
+        raise failure.error
+    error = RuntimeError(
+        "; ".join(
+            f"process {rank} failed while it {doing}: {text}"
+            for rank, (doing, text) in failed.items()
+        )
+    )
+    vars(error)[_TOLD] = True
+    raise error from (failure.error if failure else None)
+
+
+def collective(function: F) -> F:
+    """A decorator for a function that all processes call: an error on one is raised on all.
+
+    Args:
+        function: Any function that does its collective operations with this package.
+
+    Returns:
+        The wrapped function. With one process it is the function itself.
+    """
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if n_processes() == 1:
+            return function(*args, **kwargs)
+        try:
+            result = function(*args, **kwargs)
+        except Exception as error:
+            if not vars(error).get(_TOLD):
+                _finish_transfers()
+                exchange(None, Failure(error, f"ran {function.__name__}"))
+            raise
+        exchange(None)
+        return result
+
+    return run  # type: ignore[return-value]
+
+
+def begin_transfers(series: Iterator[Any]) -> Iterator[Any]:
+    """Note a series of broadcasts that other processes wait for, and return it."""
+    _transfers[:] = [series]
+    return series
+
+
+def _finish_transfers() -> None:
+    for series in _transfers:
+        for _ in series:
+            pass
+
+
+def _said(failure: Failure | None) -> tuple[str, str] | None:
+    """What other processes are told of an error."""
+    if failure is None:
+        return None
+    error, doing = failure
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+    return doing, f"{type(error).__name__}: {error}{notes}"
