@@ -12,7 +12,15 @@ from huggingface_hub import HfApi
 
 from hf_rmt.checks import check_path
 from hf_rmt.huggingface.companions import CARD, writes_card
-from hf_rmt.huggingface.source import OF_ONE_MODEL, WEIGHTS, carry, holds_model, processors
+from hf_rmt.huggingface.source import (
+    ADAPTER,
+    CONFIG,
+    OF_ONE_MODEL,
+    WEIGHTS,
+    carry,
+    holds_model,
+    processors,
+)
 from hf_rmt.staging import staged
 
 
@@ -109,8 +117,9 @@ def deliver(
 
 
 def _is_stale(name: str, *, keep: str) -> bool:
-    """Whether a file of a replaced model must be removed: weights, card, files about it alone."""
-    return name != keep and bool(WEIGHTS.fullmatch(name) or OF_ONE_MODEL.fullmatch(name))
+    """Whether a file of a replaced model must be removed: config, weights, files about it alone."""
+    of_it = name in (CONFIG, ADAPTER) or WEIGHTS.fullmatch(name) or OF_ONE_MODEL.fullmatch(name)
+    return name != keep and bool(of_it)
 
 
 def _push_files(folder: Path, names: list[str], repo: str) -> None:

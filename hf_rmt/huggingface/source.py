@@ -35,6 +35,8 @@ OF_ONE_MODEL = re.compile(
     r"(train|eval|test)_results\.json"
 )
 """Files that describe the source itself and would be wrong for another model."""
+ADAPTER_WEIGHTS = re.compile(r"adapter_model\..*")
+"""Names of the files with the weights of an adapter."""
 FOLDERS_LEFT = re.compile(r"checkpoint-\d+|runs|\..*|__pycache__")
 
 
@@ -55,13 +57,15 @@ def check_source(path: str | PathLike[str]) -> None:
         )
     if place.is_file():
         raise OSError(f"{place} is a file; pass the folder of the model, which holds {CONFIG}")
-    if not place.is_dir() or (place / CONFIG).exists():
+    if not place.is_dir():
         return
-    if (place / ADAPTER).exists():
+    if (place / ADAPTER).exists() and not _has_weights(place, besides=ADAPTER_WEIGHTS):
         raise ValueError(
             f"{place} holds an adapter and no model; merge it into its base first: "
             "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new)"
         )
+    if (place / CONFIG).exists():
+        return
     raise OSError(
         f"{place} is a folder without {CONFIG}, so it holds no transformers model; pass the folder "
         "that save_pretrained has written"
@@ -118,13 +122,16 @@ def holds_model(folder: Path) -> bool:
 def carry(source: str | PathLike[str], target: Path) -> tuple[list[str], list[str]]:
     """Copy files that a save did not write: sentence encoder modules, vocabularies, templates.
 
+    The config of a model is not copied to an adapter, nor the other way round, because
+    transformers would then take the folder for the other kind.
+
     Args:
         source: Folder or Hub id of the model.
         target: Folder in which the new model and its tokenizer have been saved.
 
     Returns:
         Names of the files that were copied, and of what was left out: weights in other formats, the
-        source's card, files of a training, and folders with another model.
+        source's config and card, files of a training, and folders with another model.
     """
     folder = _local(source)
     if folder is None:
@@ -141,7 +148,9 @@ def carry(source: str | PathLike[str], target: Path) -> tuple[list[str], list[st
         if (target / name).exists():
             continue
         module = name.parts[0] in modules
-        if not module and (WEIGHTS.fullmatch(path.name) or OF_ONE_MODEL.fullmatch(path.name)):
+        config = str(name) in (CONFIG, ADAPTER)
+        of_source = WEIGHTS.fullmatch(path.name) or OF_ONE_MODEL.fullmatch(path.name)
+        if config or (of_source and not module):
             left.append(name.as_posix())
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -161,8 +170,9 @@ def _other_models(folder: Path, modules: set[str]) -> list[Path]:
     return [name for name in kept if not any(FOLDERS_LEFT.fullmatch(part) for part in name.parts)]
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(WEIGHTS.fullmatch(entry.name) for entry in folder.iterdir() if entry.is_file())
+def _has_weights(folder: Path, *, besides: re.Pattern[str] | None = None) -> bool:
+    names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    return any(WEIGHTS.fullmatch(n) and not (besides and besides.fullmatch(n)) for n in names)
 
 
 def _modules(folder: Path) -> set[str]:

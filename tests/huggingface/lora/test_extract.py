@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hf_rmt import extract_adapter
 from hf_rmt.cli import main
 from tests.huggingface.lora.adapters import tiny, tune
+
+IDS = torch.arange(3, 10)[None]
 
 
 def test_paths_and_loaded_models_give_the_same_adapter(pair: tuple[str, str]) -> None:
@@ -90,3 +92,37 @@ def test_the_command_line_writes_an_adapter(
     assert "of the matrices" in capsys.readouterr().out
     assert main(["extract-lora", pair[0], pair[0], str(tmp_path / "no")]) == 1
     assert "no matrix" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("held", ["nothing", "a model"])
+def test_transformers_loads_the_adapter_that_the_command_line_writes(
+    held: str, pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    if held == "a model":
+        tiny("bert").save_pretrained(out)
+    assert main(["extract-lora", *pair, str(out), "--threshold", "1", "--overwrite"]) == 0
+    assert not (out / "config.json").exists()
+    loaded = AutoModelForSequenceClassification.from_pretrained(out).eval()
+    tuned = AutoModelForSequenceClassification.from_pretrained(pair[1]).eval()
+    torch.testing.assert_close(loaded(IDS).logits, tuned(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_an_adapter_is_no_model_also_beside_the_config_of_one(
+    config: bool, pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract_adapter(*pair, rank=2).save_pretrained(tmp_path)
+    if config:
+        tiny("bert").config.save_pretrained(tmp_path)
+    assert main(["compress", str(tmp_path), "--dry-run"]) == 1
+    assert "holds an adapter and no model; merge it" in capsys.readouterr().err
+
+
+def test_a_model_in_the_place_of_an_adapter_is_loaded_as_a_model(
+    pair: tuple[str, str], tmp_path: Path
+) -> None:
+    extract_adapter(*pair, rank=2).save_pretrained(tmp_path)
+    assert main(["compress", pair[1], str(tmp_path), "--overwrite", "--quiet"]) == 0
+    assert not (tmp_path / "adapter_config.json").exists()
+    AutoModelForSequenceClassification.from_pretrained(tmp_path)
