@@ -238,7 +238,13 @@ class SearchReport:
 
 def evaluations_of(entries: list[Mapping[str, Any]]) -> tuple[Evaluation, ...]:
     """Evaluations from plain JSON values."""
-    return tuple(Evaluation(dict(entry["removal"]), number(entry["metric"])) for entry in entries)
+    return tuple(
+        Evaluation(
+            {name: float(fraction) for name, fraction in entry["removal"].items()},
+            number(entry["metric"]),
+        )
+        for entry in entries
+    )
 
 
 def number(value: Any) -> float:

@@ -240,19 +240,27 @@ class Log:
     def _read(self) -> tuple[Evaluation, ...]:
         if self.path is None or not _is_first() or not self.path.exists():
             return ()
-        content = records.read(self.path)
-        if not isinstance(content, dict) or set(content) != {"search", "evaluations"}:
-            raise ValueError(
-                f"{self.path} is not a file of a search; name a file that does not exist yet"
-            )
-        found, own = content["search"], records.plain(self.identity)
+        found, evaluations = _content(self.path)
+        own = records.plain(self.identity)
         if differing := [key for key in {**own, **found} if found.get(key) != own.get(key)]:
             shown = ", ".join(f"{key} ({found.get(key)}, now {own.get(key)})" for key in differing)
             raise ValueError(
                 f"{self.path} belongs to another search, which differs in {shown}; name another "
                 "file, or repeat that search"
             )
-        return evaluations_of(content["evaluations"])
+        return evaluations
+
+
+def _content(path: Path) -> tuple[dict[str, Any], tuple[Evaluation, ...]]:
+    """The identity and the evaluations that a file of a search holds."""
+    try:
+        content = records.read(path)
+        return dict(content["search"].items()), evaluations_of(content["evaluations"])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or is not a file of a search ({type(error).__name__}: {error}); "
+            "delete it to start anew, or name another file"
+        ) from error
 
 
 def _file(path: str | os.PathLike[str]) -> Path:

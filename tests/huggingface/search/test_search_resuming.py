@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,46 @@ def test_a_file_that_knows_of_one_setting_more_is_refused(tmp_path: Path) -> Non
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"differs in patience \(3, now None\)"):
         search(model, lambda model: 0.0, **options)
+
+
+DAMAGE: dict[str, Callable[[str], str]] = {
+    "empty": lambda text: "",
+    "cut off": lambda text: text[: len(text) // 2],
+    "bytes": lambda text: "\x00\x01",
+    "a list": lambda text: "[1]",
+    "a number": lambda text: "3",
+    "search is a number": lambda text: json.dumps({**json.loads(text), "search": 3}),
+    "search is missing": lambda text: json.dumps({"evaluations": []}),
+}
+for name, evaluations in {
+    "a number": 3,
+    "numbers": [3],
+    "null": None,
+    "no removal": [{"metric": 1.0}],
+    "no metric": [{"removal": {}}],
+    "removal is a number": [{"removal": 3, "metric": 1.0}],
+    "removal is a list": [{"removal": ["blocks"], "metric": 1.0}],
+    "a fraction is a text": [{"removal": {"blocks": "much"}, "metric": 1.0}],
+    "a metric is a text": [{"removal": {}, "metric": "good"}],
+    "a metric is a list": [{"removal": {}, "metric": [1.0]}],
+}.items():
+    DAMAGE[f"evaluations: {name}"] = lambda text, found=evaluations: json.dumps(
+        {**json.loads(text), "evaluations": found}
+    )
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "search.json"
+    options: dict[str, Any] = {"tolerance": 0.1, "config": CONFIG, "fractions": (0.5,)}
+    options["resume_from"] = path
+    search(Blocks(), lambda model: 0.0, **options)
+    path.write_text(DAMAGE[kind](path.read_text()))
+    damaged = (
+        r"search\.json is damaged or is not a file of a search \(.*\); delete it to start anew"
+    )
+    with pytest.raises(ValueError, match=damaged):
+        search(Blocks(), lambda model: 0.0, **options)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
