@@ -64,10 +64,10 @@ def written(text: str, path: str | Path | None, *, kinds: tuple[str, ...] = ()) 
     Args:
         text: The text.
         path: The file, or None.
-        kinds: Endings, such as `.html`. A file with another ending is not replaced.
+        kinds: Endings, such as `.html`, one of which the path must have.
 
     Raises:
-        ValueError: If the path is empty, or a file of another kind.
+        ValueError: If the path is empty, or has another ending.
         FileNotFoundError: If the folder does not exist.
     """
     if path is not None:
@@ -99,10 +99,10 @@ def place(path: str | Path, *, kinds: tuple[str, ...] = ()) -> Path:
             "a report is written to a named file or folder, got ''; write '.' for the folder you "
             "work in"
         )
-    if kinds and Path(path).exists() and Path(path).suffix.lower() not in kinds:
+    if kinds and Path(path).suffix.lower() not in kinds:
         raise ValueError(
-            f"{str(path)!r} is there already and is no {kinds[0]} file, so it would be lost; "
-            f"choose another name, such as report{kinds[0]}"
+            f"the name must end in {' or '.join(kinds)}, so that no file of another kind is "
+            f"replaced, got {str(path)!r}; choose a name such as report{kinds[0]}"
         )
     return Path(path)
 

@@ -72,12 +72,16 @@ def test_file_ends_in_one_newline(tmp_path):
 
 
 @pytest.mark.parametrize("write", ["to_html", "to_json", "to_csv"])
-def test_a_report_replaces_no_file_of_another_kind(write, tmp_path):
+def test_a_report_is_written_to_a_name_of_its_kind_only(write, tmp_path):
     report, weights = spectral_report({"a": make_fit()}), tmp_path / "model.safetensors"
     weights.write_bytes(b"weights")
-    with pytest.raises(ValueError, match=r"is there already and is no .* file"):
-        getattr(report, write)(weights)
+    for name in (weights.name, "new.txt", "new"):
+        with pytest.raises(
+            ValueError, match=rf"must end in \..*got '.*{name}'; choose a name such"
+        ):
+            getattr(report, write)(tmp_path / name)
     assert weights.read_bytes() == b"weights"
+    assert list(tmp_path.iterdir()) == [weights]
     own = tmp_path / f"report.{write.removeprefix('to_')}"
     assert getattr(report, write)(own) == getattr(report, write)(own)
     with pytest.raises(FileNotFoundError, match="does not exist; make it first"):

@@ -21,7 +21,7 @@ SCRIPTS = ("svg.js", "spectrum.js", "depth.js", "filters.js", "table.js", "detai
 
 
 PAGES = (".html", ".htm")
-"""Endings of the files that a page may replace."""
+"""Endings of the files that hold a page."""
 
 
 def page_text(content: Mapping[str, Any], *, title: str) -> str:
