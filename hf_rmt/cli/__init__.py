@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _hyphenated(sys.argv[1:] if arguments is None else arguments)
     )
     try:
-        with _loudness(options.quiet):
+        with _any_characters(sys.stdout), _loudness(options.quiet):
             options.run(options)
     except BrokenPipeError:  # the program that reads the output, such as head, has stopped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,6 +58,22 @@ def _hyphenated(words: Sequence[str]) -> list[str]:
     """
     flags = re.compile("^--[^=]*")
     return [flags.sub(lambda flag: flag[0].replace("_", "-"), word) for word in words]
+
+
+@contextmanager
+def _any_characters(stream: Any) -> Iterator[None]:
+    """Print `?` for a character that the encoding of a stream lacks, such as an arrow in ASCII.
+
+    Standard error needs no help: Python writes such characters as escapes there.
+    """
+    errors = stream.errors if isinstance(stream, io.TextIOWrapper) else None
+    if errors == "strict":
+        stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        if errors == "strict":
+            stream.reconfigure(errors=errors)
 
 
 @contextmanager

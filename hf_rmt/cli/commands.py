@@ -19,7 +19,7 @@ def run_analyze(options: argparse.Namespace) -> None:
     from hf_rmt.huggingface.api import analyze
 
     _check_page(options)
-    _check_writable(options.save)
+    _check_writable(options.save, "--save")
     report = analyze(
         options.model,
         target_modules=_targets(options),
@@ -30,7 +30,7 @@ def run_analyze(options: argparse.Namespace) -> None:
         report.save(options.save)
         _note(options, f"tables and plots written to {options.save}")
     _write_page(options, report)
-    _show(options, report, report.to_json())
+    _show(options, report)
 
 
 def run_compress(options: argparse.Namespace) -> None:
@@ -46,17 +46,18 @@ def run_compress(options: argparse.Namespace) -> None:
     )
     _check_page(options)
     if options.dry_run:
-        report = compress(load_if_path(options.model), config, dry_run=True)
+        report = compress(load_if_path(options.model), config, dry_run=True).timed()
         _write_page(options, report)
-        _show(options, report, report.to_json())
+        _show(options, report)
         return
-    if options.output is None and not options.push_to_hub:
+    if options.output is None and options.push_to_hub is None:
         raise ValueError("say where the result goes: OUTPUT, --push-to-hub or --dry-run")
     _check_output(options, options.model)
     model, report = load_compressed(options.model, config)
     _deliver(options, model, options.model)
+    report = report.timed()
     _write_page(options, report)
-    _show(options, report, report.to_json())
+    _show(options, report)
 
 
 def run_export(options: argparse.Namespace) -> None:
@@ -76,16 +77,16 @@ def run_extract_lora(options: argparse.Namespace) -> None:
         options.base, options.tuned, size=options.size, threshold=options.threshold
     )
     _deliver(options, adapter, options.tuned)
-    _show(options, adapter, adapter.to_json())
+    _show(options, adapter)
 
 
 def run_demo(options: argparse.Namespace) -> None:
     """Analyze, compress, save and reload a trained BERT."""
     from hf_rmt.demo import run_demo as run
 
-    _check_writable(options.output)
+    _check_writable(options.output, "OUTPUT")
     result = run(Path(options.output))
-    _show(options, result, result.to_json())
+    _show(options, result)
 
 
 def _deliver(options: argparse.Namespace, result: Any, source: str) -> None:
@@ -98,9 +99,9 @@ def _deliver(options: argparse.Namespace, result: Any, source: str) -> None:
         _note(options, note)
 
 
-def _show(options: argparse.Namespace, result: object, text: str) -> None:
+def _show(options: argparse.Namespace, result: Any) -> None:
     """Print the result to standard output, as JSON if asked for."""
-    print(text if options.json else result)
+    print(result.to_json() if options.json else result)
 
 
 def _note(options: argparse.Namespace, text: str) -> None:
@@ -130,10 +131,10 @@ def _check_page(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--html must name a file in a folder that can be written to, got {options.html!r}"
         )
-    place(options.html, kinds=PAGES)
     output = getattr(options, "output", None)
     if output is not None and path.resolve() == Path(output).resolve():
         raise ValueError(f"--html and OUTPUT are both {output!r}; choose another name for the page")
+    place(options.html, kinds=PAGES)
 
 
 def _targets(options: argparse.Namespace) -> list[str] | str | None:
@@ -146,20 +147,21 @@ def _targets(options: argparse.Namespace) -> list[str] | str | None:
 def _check_output(options: argparse.Namespace, *sources: str) -> None:
     """Refuse an OUTPUT that is an input, holds another model, or cannot be written to.
 
-    --private is refused where nothing is pushed.
+    A REPO that the Hub would refuse is refused too, and --private where nothing is pushed.
     """
-    from hf_rmt.huggingface.delivery import check_output
+    from hf_rmt.huggingface.delivery import check_output, check_repo
 
     if getattr(options, "private", None) and not options.push_to_hub:
         raise ValueError("--private is for a new REPO; pass --push-to-hub REPO with it")
+    check_repo(getattr(options, "push_to_hub", None))
     check_output(options.output, sources, overwrite=options.overwrite)
 
 
-def _check_writable(folder: str | None) -> None:
+def _check_writable(folder: str | None, argument: str) -> None:
     """Find out before the long work whether the result can be written."""
     from hf_rmt.huggingface.delivery import check_writable
 
-    check_writable(folder)
+    check_writable(folder, argument=argument)
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

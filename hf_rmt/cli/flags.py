@@ -136,7 +136,13 @@ def _add_extract_lora(added: Any, parents: list[argparse.ArgumentParser]) -> Non
         metavar="FRACTION",
         help="share of the matrices' parameters to keep (default 0.03)",
     )
-    sizes.add_argument("--threshold", type=float, metavar="X", help="importance to keep, up to 1")
+    sizes.add_argument(
+        "--threshold",
+        type=float,
+        metavar="FRACTION",
+        help="share of the importance of all directions to keep, in place of --size; 1 keeps "
+        "everything, and useful values lie above 0.99",
+    )
     _add_push(parser)
     _add_overwrite(parser)
     parser.set_defaults(run=commands.run_extract_lora)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # lacks __all__
 
 from hf_rmt.checks import check_path
 from hf_rmt.huggingface.companions import CARD, writes_card
@@ -54,8 +56,12 @@ def check_output(output: str | None, sources: Sequence[str], *, overwrite: bool)
     check_writable(output)
 
 
-def check_writable(folder: str | None) -> None:
+def check_writable(folder: str | None, *, argument: str = "OUTPUT") -> None:
     """Check before the long work whether a folder can be written to.
+
+    Args:
+        folder: The folder; None if nothing is written.
+        argument: What the user calls it, for the messages.
 
     Raises:
         NotADirectoryError: If the path is a file or lies below a file.
@@ -64,17 +70,34 @@ def check_writable(folder: str | None) -> None:
     """
     if folder is None:
         return
-    check_path("OUTPUT", folder)
+    check_path(argument, folder)
     path = Path(folder)
     there = next(part for part in (path, *path.absolute().parents) if part.exists())
     if not there.is_dir():
-        raise NotADirectoryError(f"OUTPUT must be a folder, {there} is a file")
+        raise NotADirectoryError(f"{argument} must be a folder, {there} is a file")
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"0")
     except OSError as error:
         raise PermissionError(
-            f"OUTPUT {path} cannot be written to ({error.strerror}); choose another folder"
+            f"{argument} {path} cannot be written to ({error.strerror}); choose another folder"
+        ) from error
+
+
+def check_repo(repo: str | None) -> None:
+    """Refuse before the long work what cannot be the name of a repository.
+
+    Raises:
+        ValueError: If the Hub allows no such name.
+    """
+    if repo is None:
+        return
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(
+            f"--push-to-hub must be the name of a repository, owner/name or name, got {repo!r}: "
+            f"{error}"
         ) from error
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertTokenizer
 
 import hf_rmt
-from hf_rmt import SpikedLinear
+from hf_rmt import CompressionPlan, CompressionReport, SpikedLinear
 from hf_rmt.cli import main
 from tests.cli.running import run
 from tests.huggingface.models import outputs, tiny_model
@@ -24,6 +27,19 @@ def test_analyze_prints_a_table_or_json_and_saves(
     assert "encoder.layer.0.attention.self.query" in table
     assert {"table.txt", "report.json", "layers.csv"} <= {path.name for path in tmp_path.iterdir()}
     assert len(json.loads(run(capsys, "analyze", dense, "--json"))["layers"]) == 6
+
+
+def test_json_has_the_latencies_that_the_table_has(
+    dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(self: CompressionReport) -> CompressionReport:
+        layers = tuple(replace(layer, latency=1.5) for layer in self.plan)
+        return replace(self, plan=CompressionPlan(layers), clock=None)
+
+    monkeypatch.setattr(CompressionReport, "timed", timed)
+    for target in ("--dry-run", str(tmp_path / "out")):
+        report = json.loads(run(capsys, "compress", dense, target, "--json"))
+        assert {layer["latency"] for layer in report["layers"].values()} == {1.5}
 
 
 def test_flags_may_have_underscores(dense: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,3 +169,19 @@ def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[s
     assert unexplained == []
     assert ("--method" in text) == (command in ("analyze", "compress"))
     assert ("--sparsity" in text) == (command == "compress")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize(
+    "command", [["analyze"], ["compress", "--dry-run"], ["compress", "--dry-run", "--json"]]
+)
+def test_what_the_terminal_cannot_show_is_no_failure(
+    command: list[str], encoding: str, dense: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    screen = io.TextIOWrapper(written, encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert main([command[0], dense, *command[1:], "--quiet"]) == 0
+    screen.flush()
+    assert "encoder.layer.0.attention.self.query" in written.getvalue().decode(encoding)
+    assert screen.errors == "strict"

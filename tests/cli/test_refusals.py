@@ -83,6 +83,11 @@ def test_quiet_is_quiet_while_the_command_runs(
         (["compress", "{dense}"], "--dry-run"),
         (["compress", "", "{new}"], "the name of the model is empty"),
         (["analyze", "{dense}", "--html", ""], "--html must name a file"),
+        (["analyze", "{dense}", "--html", "{new}.txt"], "must end in .html or .htm"),
+        (["compress", "{dense}", "{new}", "--html", "{new}.txt"], "must end in .html or .htm"),
+        (["compress", "{dense}", "--dry-run", "--html", "{new}.txt"], "must end in .html or .htm"),
+        (["analyze", "{dense}", "--save", "{dense}/config.json"], "--save must be a folder"),
+        (["analyze", "{dense}", "--save", ""], "--save must name a file or a folder, got ''"),
         (["extract-lora", "{empty}", "{dense}", "{new}"], "without config.json"),
         (["compress", "{dense}", "{dense}/config.json"], "is a file"),
         (["compress", "{dense}", "{dense}/config.json/deeper"], "is a file"),
@@ -253,7 +258,7 @@ def test_a_page_never_replaces_a_file_that_is_no_page(
     before = Path(dense, "config.json").read_bytes()
     output = [str(tmp_path / "out")] if command == "compress" else []
     assert main([command, dense, *output, "--html", str(Path(dense, "config.json"))]) == 1
-    assert "would be lost; choose another name" in capsys.readouterr().err
+    assert "must end in .html or .htm" in capsys.readouterr().err
     assert Path(dense, "config.json").read_bytes() == before
     assert list(tmp_path.iterdir()) == []
 
@@ -264,4 +269,17 @@ def test_a_page_and_a_model_have_two_names(
     out = str(tmp_path / "out")
     assert main(["compress", dense, out, "--html", out]) == 1
     assert "--html and OUTPUT are both" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("repo", ["bad name!", "", "a/b/c", "https://huggingface.co/me/it"])
+@pytest.mark.parametrize("command", ["compress", "extract-lora"])
+def test_a_repository_is_checked_before_the_work(
+    command: str, repo: str, dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    sources = [dense] if command == "compress" else [dense, str(tmp_path / "nowhere")]
+    assert main([command, *sources, out, "--push-to-hub", repo]) == 1
+    told = f"--push-to-hub must be the name of a repository, owner/name or name, got {repo!r}"
+    assert told in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

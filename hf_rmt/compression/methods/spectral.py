@@ -96,7 +96,8 @@ MAX_RANK = Option(
     "max_rank",
     None,
     lambda name, value: None if value is None else check_integer(name, value, 0),
-    "Upper bound on the signal directions of a layer; the largest stay. None: no bound.",
+    "Upper bound on the signal directions of a layer; the largest stay. 0: all is noise. "
+    "None: no bound.",
     parse=int,
 )
 MIN_SIZE = Option(
