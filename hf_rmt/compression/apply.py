@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_rmt.compression.decision import Decision, keep
+from hf_rmt.compression.decision import Decision, SpikedBuild, keep
 from hf_rmt.compression.execution.parallel import (
     WorkResult,
     is_silent,
@@ -21,6 +21,7 @@ from hf_rmt.compression.execution.parallel import (
 from hf_rmt.compression.execution.threads import layer_map
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.compression.weight import compress_weight, relative_energies
+from hf_rmt.nn import SpikedLinear
 from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like
 from hf_rmt.nn.counterparts import matrix_shape, place_step, weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
@@ -110,7 +111,7 @@ def decide_shared(
         plan, tensors = decision.plan, dict[str, Tensor]()
         if not dry_run:
             made[name], tensors = carried_out(decision, weight)
-            plan = with_rounding(plan, weight, made[name])
+            plan = with_rounding(decision, weight, made[name])
         return (plan, decision.fit), tensors
 
     layers = [model.get_submodule(name) for name in names]
@@ -141,22 +142,32 @@ def apply_decision(model: Any, decision: Decision, weight: Tensor) -> LayerPlan:
         The plan, with the measured rounding error if noise was packed.
     """
     layer, tensors = carried_out(decision, weight)
-    plan = with_rounding(decision.plan, weight, layer)
+    plan = with_rounding(decision, weight, layer)
     apply_plan(model, plan, tensors, layer=layer)
     return plan
 
 
-def with_rounding(plan: LayerPlan, weight: Tensor, layer: CompressedLayer | None) -> LayerPlan:
-    """The plan with the squared relative error of packed noise, measured on the layer.
+def with_rounding(decision: Decision, weight: Tensor, layer: CompressedLayer | None) -> LayerPlan:
+    """The plan of a decision, with the energies that packed noise changes, measured on the layer.
+
+    Calibration chooses the signal anew for the packed noise, so its energy is measured as well.
+    What the recovery of spikes changes is no rounding error: the plan counts it as dropped.
 
     Args:
-        plan: What was decided.
+        decision: What was decided.
         weight: The weight that was decided on, shape (out, in).
         layer: The layer that was made from it, if any.
     """
-    if layer is None or not plan.rounds:
+    plan, build = decision.plan, decision.build
+    if not isinstance(layer, SpikedLinear) or not plan.rounds:
         return plan
-    return replace(plan, rounding_error=relative_energies(weight, layer.dense().detach())[1])
+    left, right = (factor.detach().float() for factor in layer.factors())
+    stored = relative_energies(weight, left @ right)[0]
+    packed = layer.dense().detach()
+    if isinstance(build, SpikedBuild) and (taken := build.recovered()) is not None:
+        packed = packed + taken
+    rounding = relative_energies(weight, packed)[1]
+    return replace(plan, signal_energy=stored, rounding_error=rounding)
 
 
 def carried_out(

@@ -92,6 +92,10 @@ class SpikedBuild:
         left = self.left if self.recovery is None else self.left * self.recovery
         return left @ self.right
 
+    def recovered(self) -> Tensor | None:
+        """What recovery takes from the weight, shape (out, in); None without recovery."""
+        return None if self.recovery is None else self.left * (1 - self.recovery) @ self.right
+
 
 def keep(
     name: str,

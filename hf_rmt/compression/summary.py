@@ -150,8 +150,8 @@ def warn_of_loss(plan: CompressionPlan) -> None:
     """Log one warning if the plan drops much energy."""
     if plan.dropped_energy > NOTABLE_LOSS:
         logger.warning(
-            "noise='drop' removed %.0f %% of the energy of %d layers: fine-tune a pretrained "
-            "model after that, or keep its outputs with noise='int8'",
+            "%.0f %% of the energy of %d changed layers was dropped: fine-tune a pretrained model "
+            "after that, or keep its outputs with noise='int8' and without recover_spikes",
             100 * plan.dropped_energy,
             len(plan.changed),
         )

@@ -7,6 +7,7 @@ layer. Only one weight is processed at a time.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from hf_rmt.nn.stores.packing import rows_at_once
 from hf_rmt.plan import Cause, LayerPlan, Outcome
 from hf_rmt.settings import CompressionSettings, method_of
 from hf_rmt.spectra import Phase, SpectrumFit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FAINT = 1e-15
 """Noise of a weight with smaller entries may lie below the least scale of a store, about 1e-36."""
@@ -95,13 +99,14 @@ def keep_directions(
         The decision. If the factors would be larger than the dense weight: the weight is rewritten
         if noise is dropped, else it is kept.
     """
-    plan = plan_layer(name, weight, found.fit, kept, settings)
+    recovery = found.recovery(kept) if recovers_spikes(settings) else None
+    plan = plan_layer(name, weight, found.fit, kept, settings, recovery=recovery)
     if plan.outcome is Outcome.KEPT:
         return Decision(plan, found.fit)
     left, right = found.factors(weight, kept)
+    recovery = None if recovery is None else recovery.to(left)
     if _is_faint(weight) and (reason := why_not_storable(weight - left @ right, settings.noise)):
         return keep(name, weight, Cause.NOT_STORABLE, reason, fit=found.fit)
-    recovery = found.recovery(kept).to(left) if recovers_spikes(settings) else None
     return factored(plan, found.fit, SpikedBuild(left, right, settings.noise, recovery))
 
 
@@ -113,7 +118,13 @@ def factored(plan: LayerPlan, fit: SpectrumFit | None, build: SpikedBuild) -> De
 
 
 def plan_layer(
-    name: str, weight: Tensor, fit: SpectrumFit, kept: Tensor, settings: CompressionSettings
+    name: str,
+    weight: Tensor,
+    fit: SpectrumFit,
+    kept: Tensor,
+    settings: CompressionSettings,
+    *,
+    recovery: Tensor | None = None,
 ) -> LayerPlan:
     """The plan of a layer when some of its directions become factors.
 
@@ -123,13 +134,16 @@ def plan_layer(
         fit: Its spectrum.
         kept: Positions of the directions, shape (rank,).
         settings: What the user asked for.
+        recovery: Factors by which the singular values are multiplied, shape (rank,); None to leave
+            them unchanged.
 
     Returns:
         The plan. The layer stays dense where factors and codes would not be smaller.
     """
-    rank, rest = len(kept), np.delete(fit.eigenvalues, kept.numpy())
-    energy = float(fit.eigenvalues[kept.numpy()].sum() / fit.eigenvalues.sum())
-    loses = settings.noise == "drop" and bool(rest.any())
+    rank, factors = len(kept), 1.0 if recovery is None else recovery.numpy()
+    energy, dropped = _energies(fit, kept, factors, settings.noise)
+    rest = np.delete(fit.eigenvalues, kept.numpy())
+    rewrites = settings.noise == "drop" and bool(rest.any())
     bits = stored_bits((weight.shape[0], weight.shape[1]), rank, settings.noise, dtype=weight.dtype)
     dense = dense_plan(
         name,
@@ -137,14 +151,14 @@ def plan_layer(
         Cause.DENSE_IS_SMALLER,
         f"rank {rank} takes {bits / weight.numel():.1f} bits a weight, dense is smaller",
         phase=str(fit.phase),
-        outcome=Outcome.REWRITTEN if loses else Outcome.KEPT,
+        outcome=Outcome.REWRITTEN if rewrites else Outcome.KEPT,
     )
     plan = replace(
         dense,
         n_spikes=fit.n_spikes,
         upper_edge=fit.upper_edge if fit.law is not None else None,
         signal_energy=energy,
-        dropped_energy=max(0.0, 1 - energy) if loses else 0.0,
+        dropped_energy=dropped if rewrites else 0.0,
     )
     if bits >= dense.dense_bits and settings.noise != "keep":
         return plan
@@ -158,7 +172,19 @@ def plan_layer(
         rank=rank,
         noise=settings.noise,
         bits=bits,
+        dropped_energy=dropped,
     )
+
+
+def _energies(
+    fit: SpectrumFit, kept: Tensor, factors: NDArray[Any] | float, noise: str
+) -> tuple[float, float]:
+    """The energy of the stored factors, and that of what is dropped on purpose."""
+    stored, whole = fit.eigenvalues[kept.numpy()], fit.eigenvalues.sum()
+    lost = float((stored * (1 - factors) ** 2).sum())
+    if noise == "drop":
+        lost += float(np.delete(fit.eigenvalues, kept.numpy()).sum())
+    return float((stored * factors**2).sum() / whole), lost / whole
 
 
 def why_not_storable(rest: Tensor, noise: str) -> str:

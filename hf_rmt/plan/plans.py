@@ -34,8 +34,12 @@ class LayerPlan:
         phase: Verdict on the spectrum, see `hf_rmt.spectra.Phase`.
         n_spikes: Number of signal directions found; equal to `rank` if nothing limits the rank.
         upper_edge: Largest eigenvalue that still counts as noise.
-        signal_energy: Fraction of the squared Frobenius norm in the stored factors.
-        dropped_energy: Fraction of the squared Frobenius norm that is lost.
+        signal_energy: Squared Frobenius norm of the product of the stored factors, divided by that
+            of the weight.
+        dropped_energy: Squared Frobenius norm of what is taken from the weight on purpose, divided
+            by that of the weight: dropped noise, entries set to zero, and what the recovery of
+            spikes takes from their singular values. Recovered or calibrated factors are not a part
+            of the weight, so this and `signal_energy` need not add up to 1.
         rounding_error: Squared Frobenius norm of the change that packing the noise causes, divided
             by that of the weight. None if nothing is rounded, or if it was not measured.
         bits: Stored bits of the weight: factors, noise codes and scales.

@@ -46,9 +46,37 @@ def test_dropping_keeps_the_recovered_spikes_alone(weight: torch.Tensor) -> None
     assert result.plan.rank == 3
     assert (kept[:3] < singular[:3]).all()
     assert (kept[3:] < 1e-5 * kept[0]).all()
-    energy = singular**2 / (singular**2).sum()
-    assert result.plan.dropped_energy == pytest.approx(float(energy[3:].sum()), rel=1e-4)
-    assert result.plan.signal_energy == pytest.approx(float(energy[:3].sum()), rel=1e-4)
+
+
+RECOVERY = [None, True, False]
+
+
+@pytest.mark.parametrize("recover", RECOVERY)
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+def test_the_energies_are_those_of_the_tensors(
+    weight: torch.Tensor, noise: str, recover: bool | None
+) -> None:
+    model = nn.ModuleDict({"layer": nn.Linear(120, 200, bias=False)})
+    model["layer"].weight.data.copy_(weight)
+    settings = CompressionSettings(noise=noise, recover_spikes=recover)
+    (plan,) = compress_shared(model, ["layer"], settings).plan
+    left, right = (factor.detach().double() for factor in model["layer"].factors())
+    whole = weight.double().square().sum()
+    stored = (left @ right).square().sum() / whole
+    error = (weight.double() - model["layer"].dense().detach()).square().sum() / whole
+    s = torch.linalg.svdvals(weight.double())
+    shrunk = recover is True or (recover is None and noise == "drop")
+    kept = s[: plan.rank].clone()
+    if shrunk:
+        kept = torch.from_numpy(decide(weight).fit.spikes[: plan.rank] ** 0.5)
+    taken = (s[: plan.rank] - kept).square().sum() + (noise == "drop") * s[
+        plan.rank :
+    ].square().sum()
+    assert plan.signal_energy == pytest.approx(float(stored), rel=1e-5)
+    assert plan.dropped_energy == pytest.approx(float(taken / whole), rel=1e-4, abs=1e-9)
+    # the rest of the error is rounding, which is nearly orthogonal to what was taken
+    rest = float(error) - plan.dropped_energy
+    assert (plan.rounding_error or 0.0) == pytest.approx(rest, rel=0.05, abs=1e-6)
 
 
 def test_dropping_without_recovery_is_the_truncated_svd(weight: torch.Tensor) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_rmt.compression.apply import with_rounding
 from hf_rmt.compression.calibration.calibrated_weight import (
     check_calibratable,
     compress_calibrated_weight,
@@ -62,6 +63,17 @@ def test_the_law_says_how_many_directions_and_the_inputs_which() -> None:
     assert plain.build.recovery is not None
     errors = [weight - part.layer(weight).dense() for part in (result, plain)]
     assert loss(errors[0], excitation) < 0.95 * loss(errors[1], excitation)
+
+
+@pytest.mark.parametrize("noise", ["drop", "int8", "int4", "ternary"])
+def test_the_signal_energy_is_that_of_the_stored_factors(noise: str) -> None:
+    weight, excitation = problem()
+    result = compress_calibrated_weight("a", weight, CompressionSettings(noise=noise), excitation)
+    layer = result.layer(weight)
+    left, right = (factor.detach().double() for factor in layer.factors())
+    stored = (left @ right).square().sum() / weight.double().square().sum()
+    plan = with_rounding(result, weight, layer)
+    assert plan.signal_energy == pytest.approx(float(stored), rel=1e-5)
 
 
 def test_a_rank_takes_the_place_of_what_the_method_finds() -> None:
