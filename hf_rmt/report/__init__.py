@@ -4,7 +4,7 @@ This package uses only spectra and plans. Figures need matplotlib, the extra `pl
 """
 
 from hf_rmt.report.card.card import model_card
-from hf_rmt.report.card.head import CardMetadata, Evaluation
+from hf_rmt.report.card.head import CardMetadata
 from hf_rmt.report.compression import CompressionReport
 from hf_rmt.report.layer import LayerSpectrum
 from hf_rmt.report.sizes import Sizes
@@ -13,7 +13,6 @@ from hf_rmt.report.spectral import SpectralReport
 __all__ = [
     "CardMetadata",
     "CompressionReport",
-    "Evaluation",
     "LayerSpectrum",
     "Sizes",
     "SpectralReport",

@@ -13,7 +13,7 @@ from hf_rmt.report import records, tables, verdicts
 from hf_rmt.report.folder import save_report
 from hf_rmt.report.page.data import compression_content
 from hf_rmt.report.page.page import PAGES, page_text
-from hf_rmt.report.sizes import COVERED, FILE, MEMORY, Sizes
+from hf_rmt.report.sizes import COVERED, FILE, Sizes
 from hf_rmt.report.spectral import SpectralReport
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class CompressionReport:
         plan: What happens to which layer.
         spectra: The spectra on which the plan is based; they are saved with the report if they are
             given.
-        sizes: Bytes of file and memory, parameters of the whole model, as far as they are known.
+        sizes: Bytes of the file, parameters of the whole model, as far as they are known.
         clock: A function that measures the layers of a plan on this machine; None if there is none.
         of_update: Whether the plan is about what training added to the layers, which stay dense.
     """
@@ -78,9 +78,9 @@ class CompressionReport:
         return self.sizes.share(self.plan.changed_weights)
 
     def summary(self) -> str:
-        """File, layers, share covered and memory; then remarks on slow and on dense layers."""
-        file, *others = (self.sizes.line(self.plan, name) for name in (FILE, COVERED, MEMORY))
-        return "\n".join(filter(None, [file, self._totals(), *others, *self._remarks()]))
+        """File, layers and share covered; then remarks on slow and on dense layers."""
+        file, covered = (self.sizes.line(self.plan, name) for name in (FILE, COVERED))
+        return "\n".join(filter(None, [file, self._totals(), covered, *self._remarks()]))
 
     def _remarks(self) -> list[str]:
         dense = [layer for layer in self.plan if layer.outcome is Outcome.KEPT]
@@ -124,8 +124,8 @@ class CompressionReport:
         worst = max(slower, key=lambda layer: layer.latency or 0.0)
         return (
             f"Slower than dense: {len(slower)} of {len(measured)} measured layers, up to "
-            f"{worst.latency:.2f} times ({worst.name}). For these layers, compression saves "
-            "memory, not time."
+            f"{worst.latency:.2f} times ({tables.one_line(worst.name)}). For these layers, "
+            "compression saves memory, not time."
         )
 
     def rows(self) -> list[dict[str, Any]]:
@@ -152,7 +152,6 @@ class CompressionReport:
             "dropped_energy": plan.dropped_energy,
             "rounding_error": plan.rounding_error,
             "file": self.sizes.file,
-            "memory": self.sizes.memory,
             "covered": self.covered,
             "parameter_share": plan.parameter_share,
             "latency": self.latency,

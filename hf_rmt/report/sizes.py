@@ -1,4 +1,4 @@
-"""Sizes of a compressed model: first the file, then the layers, then the memory."""
+"""Sizes of a compressed model: first the file, then the layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hf_rmt.report.tables import percent, size_text
 
 Fact = tuple[str, str, str]
 """A label, the numbers, and a remark."""
-FILE, LAYERS, COVERED, MEMORY = "file", "compressed layers", "share of the model covered", "memory"
+FILE, LAYERS, COVERED = "file", "compressed layers", "share of the model covered"
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,6 @@ class Sizes:
 
     Args:
         file: Bytes of the saved weights (before, after).
-        memory: Bytes that the loaded weights take (before, after).
         model_parameters: Number of parameters of the whole model before compression, embeddings,
             heads and experts included.
 
@@ -27,15 +26,13 @@ class Sizes:
     """
 
     file: tuple[int, int] | None = None
-    memory: tuple[int, int] | None = None
     model_parameters: int | None = None
 
     def __post_init__(self) -> None:
-        for name, sizes in (("file", self.file), ("memory", self.memory)):
-            if sizes is not None and min(sizes) < 0:
-                raise ValueError(
-                    f"{name} must be the bytes before and after, each at least 0, got {sizes}"
-                )
+        if self.file is not None and min(self.file) < 0:
+            raise ValueError(
+                f"file must be the bytes before and after, each at least 0, got {self.file}"
+            )
         if self.model_parameters is not None and self.model_parameters < 1:
             raise ValueError(
                 "model_parameters must be the number of parameters of the whole model, at least "
@@ -54,7 +51,7 @@ class Sizes:
         return None if self.model_parameters is None else min(weights / self.model_parameters, 1.0)
 
     def facts(self, plan: CompressionPlan) -> list[Fact]:
-        """The known sizes, the most important first: file, layers, share covered, memory.
+        """The known sizes, the most important first: file, layers, share covered.
 
         Args:
             plan: What happens to which layer.
@@ -63,14 +60,14 @@ class Sizes:
             Name, numbers and remark of each known size.
         """
         found = [_before_after(FILE, self.file), _layers(plan), self._covered(plan)]
-        return [fact for fact in (*found, _before_after(MEMORY, self.memory)) if fact]
+        return [fact for fact in found if fact]
 
     def line(self, plan: CompressionPlan, name: str) -> str:
         """One of the facts as a line of text; empty if it is not known.
 
         Args:
             plan: What happens to which layer.
-            name: `FILE`, `COVERED` or `MEMORY`.
+            name: `FILE` or `COVERED`.
 
         Returns:
             The line.

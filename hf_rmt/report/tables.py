@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ def aligned_table(rows: Sequence[Row]) -> str:
     """Plain text in columns: numbers to the right with three digits, text to the left.
 
     Args:
-        rows: The rows; underscores in the names of columns become spaces.
+        rows: The rows; underscores in the names of columns become spaces. A column without any
+            value is left out.
 
     Returns:
         A header, a rule and one line per row; empty without rows.
@@ -41,7 +43,7 @@ def aligned_table(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     columns = []
-    for key in rows[0]:
+    for key in _filled(rows):
         values = [row[key] for row in rows]
         cells = [key.replace("_", " "), *(cell(value) for value in values)]
         width = max(map(len, cells))
@@ -55,9 +57,10 @@ def markdown_table(rows: Sequence[Row]) -> str:
     """A GitHub-flavoured table of the same cells as `aligned_table`; empty without rows."""
     if not rows:
         return ""
-    header = [key.replace("_", " ") for key in rows[0]]
-    rule = ["---:" if any(_is_number(row[key]) for row in rows) else "---" for key in rows[0]]
-    body = [[cell(value).replace("|", "\\|") for value in row.values()] for row in rows]
+    shown = _filled(rows)
+    header = [key.replace("_", " ") for key in shown]
+    rule = ["---:" if any(_is_number(row[key]) for row in rows) else "---" for key in shown]
+    body = [[cell(row[key]).replace("|", "\\|") for key in shown] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *body])
 
 
@@ -84,7 +87,29 @@ def cell(value: Any) -> str:
         return MISSING
     if isinstance(value, Share):
         return percent(value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else one_line(str(value))
+
+
+def one_line(text: str) -> str:
+    """A text in one line: signs that cannot be printed are escaped, or they would break a table.
+
+    Examples:
+        >>> one_line(chr(10)) == repr(chr(10))[1:-1]
+        True
+    """
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def code(text: str) -> str:
+    """A text as code in Markdown, with more backticks around it than it has within.
+
+    Examples:
+        >>> code("query"), code("a`b")
+        ('`query`', '`` a`b ``')
+    """
+    text = one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
 
 
 def percent(fraction: float) -> str:
@@ -136,6 +161,11 @@ def counted_signal(fit: SpectrumFit) -> str:
 def shape_text(shape: tuple[int, int]) -> str:
     """(out, in) as `out x in`."""
     return f"{shape[0]} x {shape[1]}"
+
+
+def _filled(rows: Sequence[Row]) -> list[str]:
+    """The columns with a value in any row."""
+    return [key for key in rows[0] if any(_known(row[key]) not in (None, "") for row in rows)]
 
 
 def _known(value: Any) -> Any:

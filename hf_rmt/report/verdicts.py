@@ -30,8 +30,9 @@ VERDICTS = {
         "eigenvalues), so the layer stays dense; use method svd if its rank is low."
     ),
     Phase.LAWLESS: (
-        "No noise law was fitted: if the method fits none, run pdb to count the directions above "
-        "the noise; if no noise has such a spectrum, store the layer in int8."
+        "No noise law was fitted: if the settings or a size give the number of directions, use "
+        "analyze with method pdb on the dense model to see how many stand above the noise; if no "
+        "noise has such a spectrum, store the layer in int8."
     ),
 }
 """One sentence for each verdict."""

@@ -37,6 +37,25 @@ def test_markdown_escapes_bars_and_aligns_numbers():
     assert first == "| key | 12 | 0.333 | a\\|b |"
 
 
+@pytest.mark.parametrize("table", [aligned_table, markdown_table])
+@pytest.mark.parametrize("nothing", [None, "", float("nan")])
+def test_a_column_without_any_value_is_left_out(table, nothing):
+    rows = [{"name": "key", "rank": nothing, "zero": 0}, {"name": "value", "rank": None, "zero": 0}]
+    lines = table(rows).splitlines()
+    assert "rank" not in lines[0]
+    assert "zero" in lines[0]
+    assert not any("-" in line for line in lines[2:])
+    assert "rank" in csv_text(rows)
+
+
+@pytest.mark.parametrize("sign", ["\n", "\r", "\x0b", "\x1b", "\u2028", "\x85", "\t"])
+@pytest.mark.parametrize("table", [aligned_table, markdown_table])
+def test_a_sign_that_breaks_lines_is_escaped(table, sign):
+    lines = table([{"name": f"a{sign}b", "rank": 1}, {"name": "plain", "rank": 2}]).splitlines()
+    assert len(lines) == 4
+    assert sign not in lines[2]
+
+
 @pytest.mark.parametrize("table", [aligned_table, markdown_table, csv_text])
 def test_no_rows_make_no_table(table):
     assert table([]) == ""

@@ -9,11 +9,11 @@ from typing import Any
 
 from hf_rmt.plan import NOTABLE_LOSS, TERNARY, CompressionPlan, LayerPlan
 from hf_rmt.report import tables
-from hf_rmt.report.card.head import CardMetadata, evaluation_section, front_matter, is_hub_id
+from hf_rmt.report.card.choice import by_law, choice_words
+from hf_rmt.report.card.head import CardMetadata, front_matter, is_hub_id
 from hf_rmt.report.card.loading import loading_section
 from hf_rmt.report.sizes import COVERED, Sizes
 from hf_rmt.report.verdicts import explanations
-from hf_rmt.spectra import Phase
 
 NOISE_WORDS = {
     "drop": "dropped",
@@ -22,14 +22,7 @@ NOISE_WORDS = {
     "int8": "stored as 8-bit integers",
     "keep": "kept as it was",
 }
-LAW_WORDS = (
-    "Random matrix theory says which singular directions of a weight stand out of the spectrum "
-    "that pure noise would have."
-)
-LAWLESS_WORDS = (
-    "For every weight, the requested number of the largest singular directions was kept."
-)
-RECORDS = ("base_model", "format_version", "layers")
+RECORDS = ("base_model", "format_version", "layers", "size", "calibrated")
 NO_METADATA = CardMetadata()
 FOLD = 12
 """Longer tables of layers are folded."""
@@ -45,10 +38,8 @@ def model_card(
     picture: str | None = None,
     sizes: Mapping[str, int] | None = None,
     auto_class: str = "AutoModel",
-    title: str | None = None,
     metadata: CardMetadata = NO_METADATA,
     processor: str | None = None,
-    memory: Mapping[str, int] | None = None,
     model_parameters: int | None = None,
 ) -> str:
     """Text of the README.md of a pushed model: YAML front matter, then Markdown.
@@ -62,11 +53,9 @@ def model_card(
         picture: Path of a picture of the spectra, relative to the README.md.
         sizes: Bytes of all weights in their file, `{"before": ..., "after": ...}`.
         auto_class: The Auto class of transformers that loads the model with its head.
-        title: Heading of the card; None takes the model's name from `repo_id` or `base_model`.
-        metadata: Task, languages, data sets and evaluations, for the Hub.
+        metadata: Task, languages, data sets and metrics, for the Hub.
         processor: The Auto class of the tokenizer or processor in the repository, such as
             `AutoTokenizer`; None if it has none.
-        memory: Bytes that the loaded weights take, `{"before": ..., "after": ...}`.
         model_parameters: Number of parameters of the whole model, so that the card can give the
             share of the compressed layers.
 
@@ -74,19 +63,18 @@ def model_card(
         The text, ready to be written.
 
     Raises:
-        ValueError: If `sizes` or `memory` lacks one of the two.
+        ValueError: If `sizes` lacks one of the two.
     """
     base_model = base_model if base_model and is_hub_id(base_model) else None
     repo = repo_id or "path/to/this/folder"
-    title = title or _title(repo_id, base_model)
-    known = Sizes(_pair("sizes", sizes), _pair("memory", memory), model_parameters)
+    title = _title(repo_id, base_model)
+    known = Sizes(_pair(sizes), model_parameters)
     parts = [
-        front_matter(metadata, title=title, base_model=base_model, license=license),
+        front_matter(metadata, base_model=base_model, license=license),
         f"# {title}",
         _what_was_done(plan, base_model, config),
         f"![Signal and noise of the weights]({picture})" if picture else "",
         _what_was_lost(CompressionPlan(tuple(layer for layer in plan if layer.kind != TERNARY))),
-        evaluation_section(metadata.evaluations),
         _size_section(plan, known),
         loading_section(repo, auto_class, processor, exports=not any(layer.step for layer in plan)),
         _layers(plan),
@@ -120,17 +108,26 @@ def _what_was_done(plan: CompressionPlan, base_model: str | None, config: Mappin
 def _spiked_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
     kinds = Counter(layer.noise for layer in layers)
     stored = " and ".join(NOISE_WORDS.get(kind, f"stored as {kind}") for kind in kinds)
-    lawless = all(layer.phase == Phase.LAWLESS for layer in layers)
-    ranks = sorted(layer.rank for layer in layers)
-    text = (
-        f"{LAWLESS_WORDS if lawless else LAW_WORDS} These directions, the signal, are stored as "
-        f"low-rank factors ({ranks[0]} to {ranks[-1]} directions a layer). The rest, the noise, "
-        f"is {stored}."
-    )
-    recovered = config.get("recover_spikes")
-    if not lawless and ("drop" in kinds if recovered is None else recovered):
-        text += " Signal singular values are replaced by estimates free of the noise."
-    return text
+    ranks = sorted({layer.rank for layer in layers})
+    each = tables.counted(ranks[-1], "direction")
+    counts = f"{each} in each layer" if len(ranks) == 1 else f"{ranks[0]} to {each} a layer"
+    zeros = any(layer.nonzero is not None for layer in layers)
+    sparse = ", with zeros in their weak rows and columns" if zeros else ""
+    return (
+        f"{choice_words(layers, config)} The chosen directions, the signal, are stored as low-rank "
+        f"factors ({counts}){sparse}. The rest, the noise, is {stored}. "
+        f"{_recovery_words(layers, config)}"
+    ).rstrip()
+
+
+def _recovery_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
+    """Whether singular values were shrunk; calibration chooses the sizes itself."""
+    recovers = config.get("recover_spikes")
+    if recovers is None:
+        recovers = any(layer.noise == "drop" for layer in layers)
+    if not recovers or config.get("calibrated") or not by_law(layers, config):
+        return ""
+    return "Signal singular values are replaced by estimates free of the noise."
 
 
 def _ternary_words(layers: Sequence[LayerPlan]) -> str:
@@ -166,7 +163,7 @@ def _what_was_lost(plan: CompressionPlan) -> str:
         text = (
             f"## What was lost\n\nA changed layer lost {tables.percent(plan.dropped_energy)} of "
             f"its squared norm on average, and at most {tables.percent(worst.dropped_energy)} "
-            f"(`{worst.name}`)."
+            f"({tables.code(worst.name)})."
         )
     if plan.dropped_energy > NOTABLE_LOSS:
         text += (
@@ -190,31 +187,35 @@ def _rounding_words(plan: CompressionPlan) -> str:
     return (
         f"Storing the noise in {kinds} rounds it: a weight and its stored form differ by "
         f"{tables.percent(mean**0.5)} of the weight's norm (root mean square over the layers; a "
-        f"cosine of about {(1 - min(mean, 1.0)) ** 0.5:.5f}), and by at most "
-        f"{tables.percent((worst.rounding_error or 0.0) ** 0.5)} (`{worst.name}`)."
+        f"cosine {_about((1 - min(mean, 1.0)) ** 0.5)}), and by at most "
+        f"{tables.percent((worst.rounding_error or 0.0) ** 0.5)} ({tables.code(worst.name)})."
     )
 
 
-def _pair(name: str, sizes: Mapping[str, int] | None) -> tuple[int, int] | None:
+def _about(cosine: float) -> str:
+    """A cosine in five digits; a value below 1 is not rounded to 1."""
+    return "above 0.99999" if 0.99999 < cosine < 1 else f"of about {cosine:.5f}"
+
+
+def _pair(sizes: Mapping[str, int] | None) -> tuple[int, int] | None:
     if sizes is None:
         return None
     if set(sizes) != {"before", "after"}:
         raise ValueError(
-            f"{name} must hold the bytes 'before' and 'after', got {sorted(sizes)}; "
+            f"sizes must hold the bytes 'before' and 'after', got {sorted(sizes)}; "
             "pass both or None"
         )
     return sizes["before"], sizes["after"]
 
 
 def _size_section(plan: CompressionPlan, sizes: Sizes) -> str:
-    """File first, then the layers, then the memory, then what share of the model they are."""
+    """File first, then the layers, then what share of the model they are."""
     rows = [_bytes_row("file with all weights", sizes.file)]
     weights = sum(layer.entries for layer in plan.compressed)
     if weights:
         dense = sum(layer.dense_bits for layer in plan.compressed) / weights
         bits = {"before": dense, "after": plan.bits_per_weight, "ratio": plan.size_ratio}
         rows.append({"": "bits per weight, compressed layers", **bits})
-    rows.append(_bytes_row("memory of the loaded weights", sizes.memory))
     table = tables.markdown_table([row for row in rows if row])
     covered = sizes.line(plan, COVERED)
     found = [table, f"{covered}." if covered else ""]
@@ -224,7 +225,7 @@ def _size_section(plan: CompressionPlan, sizes: Sizes) -> str:
 def _bytes_row(name: str, sizes: tuple[int, int] | None) -> dict[str, Any]:
     if sizes is None:
         return {}
-    before, after = (f"{size / 1e6:,.1f} MB" for size in sizes)
+    before, after = (tables.size_text(size) for size in sizes)
     ratio = sizes[1] / sizes[0] if sizes[0] else None
     return {"": name, "before": before, "after": after, "ratio": ratio}
 
@@ -248,7 +249,7 @@ def _verdicts(plan: CompressionPlan) -> str:
 def _row(layer: LayerPlan) -> dict[str, Any]:
     kept = layer.compressed
     return {
-        "layer": f"`{layer.name}`",
+        "layer": tables.code(layer.name),
         "shape": tables.shape_text(layer.shape),
         "rank": layer.rank if kept else None,
         "noise": layer.noise if kept else layer.state,

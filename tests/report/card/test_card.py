@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_rmt.plan import CompressionPlan, Outcome
-from hf_rmt.report import CardMetadata, Evaluation, model_card
+from hf_rmt.report import CardMetadata, model_card
 from hf_rmt.report.verdicts import VERDICTS
 from hf_rmt.spectra import Phase
 from tests.report.samples import dense_plan, layer_plan
@@ -75,8 +75,8 @@ def test_layers_and_sizes(plan):
     assert "| file with all weights | 90.0 MB | 30.0 MB | 0.333 |" in section(text, "Size")
     assert "compressed layers | 32 | 10 | 0.312 |" in section(text, "Size")
     layers = section(text, "Layers")
-    assert "| `blocks.0.mlp` | 100 x 200 | 7 | int8 | 10 | 25 % | 0 % | - | bulk+spikes |" in layers
-    assert "| `blocks.1.key` | 100 x 200 | - | dense | - | 0 % | - | - |" in layers
+    assert "| `blocks.0.mlp` | 100 x 200 | 7 | int8 | 10 | 25 % | 0 % | bulk+spikes |" in layers
+    assert "| `blocks.1.key` | 100 x 200 | - | dense | - | 0 % | - |" in layers
     assert "nothing gained" in layers
     assert "<details>" not in layers
 
@@ -135,7 +135,7 @@ def test_layers_compressed_in_two_ways_are_told_of_in_both():
     head = ternary("head", dropped_energy=0.7)
     text = card(CompressionPlan((body, head)))
     assert "2 of 2 layers" in text
-    assert "(4 to 4 directions a layer)" in text
+    assert "(4 directions in each layer)" in text
     assert "is stored as 8-bit integers." in text
     assert "The weights of 1 layer are -1, 0 and 1" in text
     assert "lost 10 % of its squared norm" in section(text, "What was lost")
@@ -183,9 +183,70 @@ def test_a_cut_without_a_law_is_not_called_random_matrix_theory(plan):
     )
     text = model_card(cut, config={"method": "svd", "rank": 4})
     assert "Random matrix theory says" not in text
-    assert "largest singular directions" in text
+    assert "Every weight keeps 4 singular directions" in text
+    assert "These are the largest ones." in text
     assert "free of the noise" not in text
     assert "Random matrix theory says" in model_card(plan, config={})
+
+
+LAW = {"method": "pdb"}
+CHOICES = {
+    "law": ("bulk+spikes", LAW, "says which singular", "decide"),
+    "law, calibrated": ("bulk+spikes", LAW | {"calibrated": True}, "says how many", "free of the"),
+    "size": (
+        *("no law", LAW | {"calibrated": True, "size": 0.5}),
+        *("Together, the layers keep 50 % of their parameters", "analyze"),
+    ),
+    "rank": ("no law", {"method": "svd", "rank": 1}, "keeps 1 singular direction,", "decide"),
+    "energy": (
+        *("no law", {"method": "svd", "energy": 0.9}),
+        *("as many singular directions as hold 90 % of its squared norm", "decide"),
+    ),
+    "fraction": ("no law", {"method": "slr", "fraction": 0.1}, "10 % of its singular", "decide"),
+    "svd, calibrated": (
+        *("no law", {"method": "svd", "rank": 4, "calibrated": True}),
+        *("keeps 4 singular directions", "largest"),
+    ),
+    "of another package": ("no law", {"method": "mine"}, "`mine` says which", "largest"),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_how_the_directions_were_chosen(case):
+    phase, config, said, not_said = CHOICES[case]
+    text = card(CompressionPlan((layer_plan(phase=phase, noise="drop"),)), config=config)
+    done = text[: text.index("## ")]
+    assert said in done
+    assert not_said not in done
+    assert ("calibration" in done) == bool(config.get("calibrated"))
+    assert ("Random matrix theory" in done) == (phase != "no law")
+    assert "requested number" not in done
+    settings = section(text, "Settings")
+    assert "calibrated" not in settings
+    assert "size" not in settings
+
+
+@pytest.mark.parametrize(
+    ("error", "cosine"),
+    [(1e-7, "above 0.99999"), (0.0, "of about 1.00000"), (0.02, f"of about {0.98**0.5:.5f}")],
+)
+def test_a_cosine_below_one_is_not_rounded_to_one(error, cosine):
+    text = card(CompressionPlan((layer_plan(rounding_error=error),)))
+    assert f"a cosine {cosine})" in section(text, "What was lost")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a`b", "a``b", "a|b"])
+def test_a_strange_name_does_not_break_the_card(name):
+    worst = layer_plan(name, dropped_energy=0.1, rounding_error=0.1)
+    text = card(CompressionPlan((worst, layer_plan("plain", rounding_error=0.0))))
+    rows = [line for line in section(text, "Layers").splitlines() if line]
+    assert len(rows) == 4
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+    lost = section(text, "What was lost")
+    ticks = max(map(len, re.findall("`+", name)), default=0) + 1
+    shown = name.replace("\n", "\\n")
+    shown = f" {shown} " if "`" in shown else shown
+    assert lost.count(f"({'`' * ticks}{shown}{'`' * ticks})") == 2
 
 
 def test_weights_filtered_in_place_are_told_of():
@@ -218,13 +279,12 @@ def test_rounding_errors_never_show_as_a_loss(dropped):
 
 def test_sizes_come_file_first_and_name_the_share_of_the_model():
     plan = CompressionPlan((layer_plan(), dense_plan()))
-    pair = {"before": 2_000_000, "after": 1_000_000}
-    size = section(card(plan, sizes=pair, memory=pair, model_parameters=80_000), "Size")
-    places = [size.index(x) for x in ("| file", "| bits per", "| memory", "Share of the model")]
+    pair = {"before": 2_000_000, "after": 999}
+    size = section(card(plan, sizes=pair, model_parameters=80_000), "Size")
+    places = [size.index(x) for x in ("| file", "| bits per", "Share of the model")]
+    assert "| 2.00 MB | 999 B |" in size
     assert places == sorted(places)
     assert "Share of the model covered: 25 % (the other 75 % stays as it was)." in size
-    with pytest.raises(ValueError, match="memory must hold"):
-        card(plan, memory={"after": 1})
 
 
 def test_every_verdict_is_explained(plan):
@@ -260,40 +320,31 @@ FAKE_IMPORT = {
 
 
 @pytest.mark.parametrize(
-    ("repo", "base", "title", "expected"),
+    ("repo", "base", "expected"),
     [
-        ("me/small", "org/base", None, "small"),
-        (None, "org/base", None, "base, compressed"),
-        (None, "/home/x", None, "Compressed model"),
-        ("me/small", None, "A name", "A name"),
+        ("me/small", "org/base", "small"),
+        (None, "org/base", "base, compressed"),
+        (None, "/home/x", "Compressed model"),
     ],
 )
-def test_title(plan, repo, base, title, expected):
-    text = card(plan, repo_id=repo, base_model=base, title=title)
+def test_title(plan, repo, base, expected):
+    text = card(plan, repo_id=repo, base_model=base)
     assert f"\n# {expected}\n" in text
 
 
-def test_the_hub_reads_task_languages_data_and_evaluation(plan):
-    evaluation = Evaluation("text-classification", "glue", "accuracy", 0.91, 0.92, split="dev")
+def test_the_hub_reads_task_languages_data_and_metrics(plan):
     metadata = CardMetadata(
         pipeline_tag="text-classification",
         language=["en", "no"],
         datasets=["glue"],
         metrics=["f1"],
-        evaluations=[evaluation],
     )
     text = card(plan, metadata=metadata)
     data = ModelCard(text).data
     assert (data.pipeline_tag, data.language, data.datasets) == (
         *("text-classification", ["en", "no"], ["glue"]),
     )
-    assert data.metrics == ["f1", "accuracy"]
-    (result,) = data.eval_results
-    assert (data.model_name, result.dataset_type, result.dataset_split) == ("small", "glue", "dev")
-    assert (result.task_type, result.metric_type, result.metric_value) == (
-        *("text-classification", "accuracy", 0.91),
-    )
-    assert "| text-classification | glue | dev | accuracy | 0.92 | 0.91 |" in text
+    assert data.metrics == ["f1"]
     assert "pipeline_tag" not in front_matter(card(plan))
 
 

@@ -1,0 +1,65 @@
+"""How the directions of a compressed model were chosen, in words for its card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_rmt.plan import LayerPlan
+from hf_rmt.report import tables
+from hf_rmt.spectra import Phase
+
+SPECTRUM = "stand out of the spectrum that pure noise would have."
+INPUTS = (
+    "The inputs of calibration batches decide which directions these are, so that the outputs of "
+    "the layers change little."
+)
+
+
+def choice_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
+    """How many directions each weight keeps, and which ones.
+
+    Args:
+        layers: The layers with factors.
+        config: The settings that the method reads, and whether a size and batches were given.
+
+    Returns:
+        One or two sentences.
+    """
+    calibrated = bool(config.get("calibrated") or config.get("size") is not None)
+    if by_law(layers, config):
+        asks = "how many" if calibrated else "which"
+        number = f"Random matrix theory says {asks} singular directions of a weight {SPECTRUM}"
+        return f"{number} {INPUTS}" if calibrated else number
+    many = _how_many(config)
+    if not many:
+        asks = "how many" if calibrated else "which"
+        method = config.get("method", "unknown")
+        number = f"The method `{method}` says {asks} singular directions of a weight are kept."
+        return f"{number} {INPUTS}" if calibrated else number
+    return f"{many} {INPUTS if calibrated else 'These are the largest ones.'}"
+
+
+def by_law(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> bool:
+    """Whether a law of the noise chose the number of directions, in one layer at least."""
+    return not _how_many(config) and any(layer.phase != Phase.LAWLESS for layer in layers)
+
+
+def _how_many(config: Mapping[str, Any]) -> str:
+    """The sentence on the number of directions that the settings ask for; empty if none does."""
+    if (size := config.get("size")) is not None:
+        return (
+            f"Together, the layers keep {tables.percent(size)} of their parameters. A layer that "
+            "matters more to the outputs keeps more of its singular directions."
+        )
+    if (rank := config.get("rank")) is not None:
+        kept = tables.counted(rank, "singular direction")
+        return f"Every weight keeps {kept}, or all of them if it has fewer."
+    if (energy := config.get("energy")) is not None:
+        share = tables.percent(energy)
+        return (
+            f"Every weight keeps as many singular directions as hold {share} of its squared norm."
+        )
+    if (fraction := config.get("fraction")) is not None:
+        return f"Every weight keeps {tables.percent(fraction)} of its singular directions."
+    return ""
