@@ -15,13 +15,12 @@ REDUCTION_RATE = 0.5
 """Share of the rank left to unimportant rows and columns; at 1/2 each, 1/4 of the factors is 0."""
 
 
-def largest_entries(weight: Tensor, *, fraction: float, generator: np.random.Generator) -> Tensor:
+def largest_entries(weight: Tensor, *, fraction: float) -> Tensor:
     """Magnitude pruning: the largest |w_ij| stay, the others become zero.
 
     Args:
         weight: Any shape; it is not changed.
         fraction: Share of the entries that stays, rounded, in (0, 1].
-        generator: Not used; it is an argument because `random_entries` is called in the same way.
 
     Returns:
         The new weight.
@@ -31,7 +30,7 @@ def largest_entries(weight: Tensor, *, fraction: float, generator: np.random.Gen
 
     Examples:
         >>> weight = torch.tensor([[3.0, -4.0], [1.0, -2.0]])
-        >>> largest_entries(weight, fraction=0.5, generator=np.random.default_rng(0))
+        >>> largest_entries(weight, fraction=0.5)
         tensor([[ 3., -4.],
                 [ 0.,  0.]])
     """

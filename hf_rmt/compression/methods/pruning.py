@@ -82,7 +82,7 @@ class Magnitude(Pruning):
         """See `hf_rmt.compression.pruning.largest_entries`."""
         from hf_rmt.compression.pruning import largest_entries
 
-        return largest_entries(weight, fraction=fraction, generator=generator)
+        return largest_entries(weight, fraction=fraction)
 
 
 class Uniform(Pruning):

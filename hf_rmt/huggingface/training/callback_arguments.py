@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,27 +15,6 @@ from hf_rmt.settings import method_of
 TARGETS = ("weights", "update")
 FREE = ("schedule", "log")
 """Arguments that may change when a run is resumed."""
-
-
-def resolved_target(target: str | None, of: str | None) -> Any:
-    """The target, also by its old name `of`.
-
-    Raises:
-        ValueError: If it is unknown, or given under both names.
-    """
-    if of is not None:
-        warnings.warn(
-            f"RMTCallback(of={of!r}) is the old name; pass target={of!r}",
-            FutureWarning,
-            stacklevel=3,
-        )
-        if target is not None:
-            raise ValueError(f"got target={target!r} and its old name of={of!r}; pass target alone")
-        target = of
-    target = "weights" if target is None else target
-    if target not in TARGETS:
-        raise ValueError(f"target must be 'weights' or 'update', got {target!r}")
-    return target
 
 
 def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from hf_rmt.checks import check_choice
 from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.huggingface.api import check_compressible
 from hf_rmt.huggingface.compat import trainer_holding
@@ -18,12 +19,12 @@ from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.training.anneal import Anneal
 from hf_rmt.huggingface.training.annealed_filter import AnnealedFilter
 from hf_rmt.huggingface.training.callback_arguments import (
+    TARGETS,
     check_arguments,
     check_same,
     dosed_schedule,
     filter_config,
     resolved_schedule,
-    resolved_target,
 )
 from hf_rmt.huggingface.training.choice import Size
 from hf_rmt.huggingface.training.scheduled_filter import ScheduledFilter
@@ -104,15 +105,15 @@ class RMTCallback(TrainerCallback, ExportableState):
         self,
         config: RMTConfig | Mapping[str, Any] | None = None,
         *,
-        target: Literal["weights", "update"] | None = None,
+        target: Literal["weights", "update"] = "weights",
         size: float | Literal["auto"] | None = None,
         anneal: Anneal | tuple[Any, ...] | None = None,
         schedule: Schedule | None = None,
         dose: float | Literal["auto"] | None = None,
         log: bool | Literal["layers"] = True,
-        of: Literal["weights", "update"] | None = None,
     ) -> None:
-        self.target = resolved_target(target, of)
+        check_choice("target", target, TARGETS)
+        self.target = target
         check_arguments(config, schedule, size, log)
         self.config = filter_config(config)
         schedule = dosed_schedule(self.target, schedule, dose)

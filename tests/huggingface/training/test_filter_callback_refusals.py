@@ -23,7 +23,7 @@ from tests.huggingface.training.training import QUERY, arguments, classifier, fi
         ({"schedule": "day"}, ValueError, "schedule must be 'epoch', 'end' or at least 1 step"),
         ({"schedule": 0}, ValueError, "at least 1 step, got 0"),
         ({"schedule": True}, TypeError, "a number of steps, got True"),
-        ({"target": "noise"}, ValueError, "target must be 'weights' or 'update', got 'noise'"),
+        ({"target": "noise"}, ValueError, "target must be one of weights, update, got 'noise'"),
         ({"size": 0}, ValueError, "size must lie in"),
         ({"size": "small"}, ValueError, "must be one of auto, got 'small'"),
         (
@@ -43,16 +43,6 @@ from tests.huggingface.training.training import QUERY, arguments, classifier, fi
 def test_bad_arguments_are_refused(change: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         RMTCallback(**change)
-
-
-def test_the_old_name_of_the_target_warns_and_names_the_new_one() -> None:
-    with pytest.warns(FutureWarning, match="pass target='update'"):
-        assert RMTCallback(of="update").target == "update"
-    with (
-        pytest.warns(FutureWarning, match="pass target="),
-        pytest.raises(ValueError, match="pass target alone"),
-    ):
-        RMTCallback(of="update", target="weights")
 
 
 @pytest.mark.parametrize("kind", ["fsdp", "deepspeed"])
