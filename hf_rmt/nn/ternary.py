@@ -134,7 +134,8 @@ class TernaryLinear(CompressedLayer):
 
         Raises:
             TypeError: If it is no linear layer.
-            ValueError: If an option is out of range, or a weight is nan or infinite.
+            ValueError: If an option is out of range, the layer has no inputs, or a weight is nan or
+                infinite.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(

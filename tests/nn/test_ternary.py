@@ -256,6 +256,12 @@ def test_options_are_checked() -> None:
         TernaryLinear.random(4, 2, 1.0, 0)
 
 
+def no_inputs() -> nn.Linear:
+    layer = nn.Linear(1, 3)
+    layer.in_features, layer.weight = 0, nn.Parameter(torch.empty(3, 0))
+    return layer
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
@@ -263,6 +269,7 @@ def test_options_are_checked() -> None:
         (lambda: TernaryLinear(3, 2.5), TypeError, "out_features must be an integer .* got 2.5"),
         (lambda: TernaryLinear.random(4, 3, "a", 0), TypeError, "sparsity must be a number"),
         (lambda: TernaryLinear.from_linear(nn.Conv2d(3, 8, 3)), TypeError, "takes an nn.Linear"),
+        (lambda: TernaryLinear.from_linear(no_inputs()), ValueError, r"got shape \(3, 0\)"),
         (lambda: TernaryLinear.from_linear(None), TypeError, "takes an nn.Linear, got None"),
     ],
 )

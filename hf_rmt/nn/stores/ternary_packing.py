@@ -33,7 +33,8 @@ def ternarize(
         T, int8 of shape (out, in), and the scales in the dtype of the weight, shape (out,) or (1,).
 
     Raises:
-        ValueError: If sparsity or scale is out of range, or an entry is nan or infinite.
+        ValueError: If sparsity or scale is out of range, the weight has no entries for a scale, or
+            an entry is nan or infinite.
 
     Examples:
         >>> signs, scales = ternarize(torch.tensor([[4.0, -3.0, 0.5, 0.0]]))
@@ -41,6 +42,11 @@ def ternarize(
         ([[1, -1, 0, 0]], [3.5])
     """
     check_options(sparsity, scale)
+    if not weight.shape[1] or (scale == "tensor" and not len(weight)):
+        raise ValueError(
+            f"a weight must have entries from which a scale is computed, got shape "
+            f"{tuple(weight.shape)}; leave such a layer dense"
+        )
     if not torch.isfinite(weight).all():
         raise ValueError("the weight holds nan or inf; leave such a layer dense")
     if scale == "tensor":
