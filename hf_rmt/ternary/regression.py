@@ -65,7 +65,10 @@ def regression(
     def work() -> tuple[None, dict[str, Tensor]]:
         device, samples = layer.weight.device, 0
         parts = [
-            {key: torch.zeros(shape, device=device) for key, shape in shapes.items()}
+            {
+                key: torch.zeros(shape, device=device, dtype=torch.float64)
+                for key, shape in shapes.items()
+            }
             for _ in range(2)
         ]
         with masks.followed(), listening(model, [last], heard, graph=False):
@@ -106,7 +109,7 @@ def _add(
         kept = chosen
         if mask is not None and masked:
             kept = mask.bool() & chosen.view(-1, *[1] * (mask.dim() - 1))
-        x, y = (each[kept].flatten(0, -2).float() for each in (entry, target))
+        x, y = (each[kept].flatten(0, -2).double() for each in (entry, target))
         for key, part in (
             ("count", torch.tensor(float(len(x)))),
             ("inputs", x.sum(0)),

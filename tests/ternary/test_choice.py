@@ -52,6 +52,21 @@ def errors(reason: str) -> dict[str, float]:
     return {"keep": float(found[1]), "matched": float(found[2])}
 
 
+@pytest.mark.parametrize("offset", [3000.0, 1e5])
+def test_a_large_offset_of_the_outputs_changes_no_error(offset: float) -> None:
+    """Float32 rounds outputs near 1e5 to 0.008, which is small beside their spread of 1 or so."""
+    found = []
+    for shift in (0.0, offset):
+        model, x = head(1.0, 0), rows(512, 1)
+        with torch.no_grad():
+            model.down.weight *= 4
+            model.down.bias += shift
+        report = compress(model, AUTO, calibration=[{"x": part} for part in x.split(128)])
+        found.append(errors(report.plan.layers[0].reason))
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+    assert 0 < found[0]["keep"] < 1
+
+
 def fitted_on_three_rows_in_four(model: nn.Module, activation: str, x: Tensor) -> float:
     """The error on every fourth row of a head made of all rows, its last layer of the others."""
     dense, change = copy.deepcopy(model), copy.deepcopy(model)

@@ -53,8 +53,8 @@ def test_inputs_as_they_are_now_meet_the_outputs_that_were(
     kept = [batch.get("attention_mask", torch.ones(len(batch["x"]), 7)).bool() for batch in data]
     tokens = [each[mask] for each, mask in zip(given, kept, strict=True)]
     targets = [each[mask] for each, mask in zip(gave[0], kept, strict=True)]
-    x = torch.cat([*tokens, *(each.mean(1) for each in given)]).float()
-    y = torch.cat([*targets, *gave[1]]).float()
+    x = torch.cat([*tokens, *(each.mean(1) for each in given)]).double()
+    y = torch.cat([*targets, *gave[1]]).double()
     fitted, held = regression(model, "last", data, outputs)
     assert 0 < held.count < 0.5 * fitted.count
     found = fitted + held

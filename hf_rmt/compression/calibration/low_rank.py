@@ -18,8 +18,10 @@ from hf_rmt.compression.gram import balanced, factors_of, gram
 
 INPUT_DAMPING, GRADIENT_DAMPING = 0.02, 0.05
 """This part of the mean of the diagonal is added to it: a few batches miss some directions."""
-ALIKE = 1e-6
-"""If variance / mean^2 is at most this, the samples count as equal up to rounding."""
+ALIKE = 1e-11
+"""If variance / mean^2 is at most this, the samples count as equal up to rounding in float32."""
+ROUNDINGS = 8
+"""The variance of equal samples over mean^2, in units of the rounding of their second moment."""
 SMALLEST = 1e-150
 """Least shift of a second moment; its inverse is still finite."""
 
@@ -174,7 +176,8 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
         samples do not differ by more than rounding.
     """
     found = moment - torch.outer(mean, mean)
-    if float(found.trace()) <= ALIKE * float(mean.square().sum()):
+    alike = max(ALIKE, ROUNDINGS * torch.finfo(moment.dtype).eps)
+    if float(found.trace()) <= alike * float(mean.square().sum()):
         return torch.zeros_like(found)
     certain = not torch.linalg.cholesky_ex(damped(found, INPUT_DAMPING / 2)).info
     if certain or not torch.isfinite(found).all():

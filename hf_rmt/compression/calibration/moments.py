@@ -159,32 +159,40 @@ def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _Inputs:
-    """Sums over tokens of a layer's inputs and their products; for an embedding, token counts."""
+    """Sums over tokens of a layer's inputs and their products; for an embedding, token counts.
+
+    The sums are in float64. So a mean that is much larger than the spread can be subtracted later.
+    """
 
     def __init__(self, module: Any) -> None:
         self.embedding = isinstance(module, nn.Embedding)
         width = module.num_embeddings if self.embedding else matrix_shape(module)[1]
         device = module.weight.device
         self.count = torch.zeros((), dtype=torch.int64, device=device)
-        self.total = torch.zeros(width, device=device)
-        self.products = torch.zeros(0 if self.embedding else width, width, device=device)
+        sums: dict[str, Any] = {"device": device, "dtype": torch.float64}
+        self.total = torch.zeros(width, **sums)
+        self.products = torch.zeros(0 if self.embedding else width, width, **sums)
 
     def add(self, tokens: Tensor) -> None:
         self.count += len(tokens)
         if self.embedding:
             self.total += torch.bincount(tokens, minlength=len(self.total))
-        else:
-            self.total += tokens.float().sum(0)
-            self.products += tokens.float().T @ tokens.float()
+        elif len(tokens):
+            total = tokens.double().sum(0)
+            mean = total / len(tokens)
+            centred = (tokens.double() - mean).float()  # a product in float32 is much faster
+            self.total += total
+            self.products += centred.T @ centred
+            self.products.addr_(total, mean)
 
     def excitation(self, gradients: Tensor | None, biased: bool) -> LayerMoments:
         mean = self.total / self.count
         if self.embedding:
-            return LayerMoments(mean, gradients)
+            return LayerMoments(mean.float(), gradients)
         inputs = self.products / self.count
         if not biased:
-            return LayerMoments(inputs, gradients)
-        return LayerMoments(covariance(inputs, mean), gradients, mean)
+            return LayerMoments(inputs.float(), gradients)
+        return LayerMoments(covariance(inputs, mean).float(), gradients, mean.float())
 
 
 def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:

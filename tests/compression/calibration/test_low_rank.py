@@ -135,3 +135,11 @@ def test_a_covariance_of_equal_samples_is_zero_and_a_plain_one_is_left_alone() -
     y = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
     moment, mean = y.T @ y / 100, y.mean(0)
     assert torch.equal(covariance(moment, mean), moment - torch.outer(mean, mean))
+
+
+def test_what_counts_as_equal_depends_on_the_rounding_of_the_moment() -> None:
+    x = 1 + 1e-4 * torch.randn(200, 5, generator=torch.Generator().manual_seed(0)).double()
+    exact, mean = torch.cov(x.T, correction=0), x.mean(0)
+    torch.testing.assert_close(covariance(x.T @ x / 200, mean), exact, rtol=1e-5, atol=1e-14)
+    rounded = x.float()
+    assert not covariance(rounded.T @ rounded / 200, rounded.mean(0)).any()
