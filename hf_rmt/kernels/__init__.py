@@ -19,7 +19,6 @@ from hf_rmt.kernels.equivalents import (
     conjugate_kernel_equivalent,
     kernel_coefficients,
     ntk_equivalent,
-    single_layer_equivalent,
 )
 from hf_rmt.kernels.exact import Kernels, exact_kernels
 from hf_rmt.kernels.gaussian_moments import GaussianMoments, gaussian_moments
@@ -51,5 +50,4 @@ __all__ = [
     "mixture_statistics",
     "ntk_equivalent",
     "resolve_activation",
-    "single_layer_equivalent",
 ]

@@ -162,30 +162,6 @@ def ntk_equivalent(
     return _equivalent(data, activations, statistics, order, published, tangent=True)
 
 
-def single_layer_equivalent(
-    data: ArrayLike, activation: Activation, *, statistics: MixtureStatistics | None = None
-) -> Array:
-    """K~ = d1 X'X + d2 V A V' + d0 I of one wide layer, A = [[t t' + 2 T, t], [t', 1]].
-
-    Args:
-        data: Inputs divided by sqrt p, shape (samples, features).
-        activation: The activation of the hidden layer.
-        statistics: Statistics of the mixture; None estimates them from the data, taken as one
-            class.
-
-    Returns:
-        The kernel, shape (samples, samples).
-
-    Source:
-        Tiomoko Ali, Liao & Couillet, ICLR 2022, theorem 1.
-    """
-    inputs = check_data(data)
-    known = statistics or mixture_statistics(inputs)
-    moments = gaussian_moments(activation, tau=known.tau)
-    low_rank = _low_rank(known, moments.d2, 2 * moments.d2, inputs.shape[1])
-    return moments.d1 * inputs @ inputs.T + low_rank + moments.d0 * np.eye(len(inputs))
-
-
 def _equivalent(
     data: ArrayLike,
     activations: Sequence[Activation],

@@ -11,7 +11,6 @@ from hf_rmt.kernels import (
     kernel_coefficients,
     mixture_statistics,
     ntk_equivalent,
-    single_layer_equivalent,
 )
 from hf_rmt.kernels.equivalents import layer_moments
 from hf_rmt.kernels.next_order import kernel_polynomials
@@ -89,10 +88,16 @@ def test_the_equivalents_are_a_naive_transcription():
 
 
 def test_one_layer_is_the_single_layer_equivalent():
-    """In d0, d1, d2 the identity has no tau_0^4 a3: the two sources agree as corrected."""
+    """d1 X'X + d2 V A V' + d0 I with A = [[t t' + 2 T, t], [t', 1]], of Tiomoko Ali et al. 2022.
+
+    In d0, d1, d2 the identity has no tau_0^4 a3: the two sources agree as corrected.
+    """
     data, labels = three_classes(30, 50)
     known = mixture_statistics(data, labels)
-    single = single_layer_equivalent(data, "gelu", statistics=known)
+    moments, t = gaussian_moments("gelu", tau=known.tau), known.traces[:, None]
+    a = np.block([[t @ t.T + 2 * known.products, t], [t.T, np.ones((1, 1))]])
+    v = np.hstack([known.classes / np.sqrt(50), known.psi[:, None]])
+    single = moments.d1 * data @ data.T + moments.d2 * v @ a @ v.T + moments.d0 * np.eye(30)
     deep = conjugate_kernel_equivalent(data, ["gelu"], statistics=known)
     np.testing.assert_allclose(single, deep, atol=1e-13)
 
