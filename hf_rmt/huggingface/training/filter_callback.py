@@ -11,6 +11,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from hf_rmt.checks import check_choice
+from hf_rmt.compression.execution.agreement import agreed
+from hf_rmt.compression.execution.rendezvous import collective
 from hf_rmt.compression.targets.selection import compressible_layers
 from hf_rmt.huggingface.api import check_compressible
 from hf_rmt.huggingface.compat import trainer_holding
@@ -171,6 +173,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         check_whole_weights(self, args, state, model)
         refuse_adapter(model)
 
+    @collective
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
@@ -183,7 +186,8 @@ class RMTCallback(TrainerCallback, ExportableState):
                 "without RMTCallback to continue training the compact layers"
             )
         check_compressible(model, self.config)
-        names = compressible_layers(model, self.config)
+        given = {key: value for key, value in self.state()["args"].items() if key != "config"}
+        names = agreed(model, lambda: compressible_layers(model, self.config), self.config, given)
         trained = trained_layers(model, names)
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         saved = saved[-1] if isinstance(saved, list) else saved
@@ -221,6 +225,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         """Store beside a checkpoint the tensors that its weights do not hold."""
         self._filter.saved(args, state)
 
+    @collective
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:

@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from transformers import Trainer
 
-from hf_rmt import RMTConfig, compress, filter_update, search
+from hf_rmt import RMTCallback, RMTConfig, compress, filter_update, search
 from hf_rmt.compression import model as without_transformers
 from hf_rmt.compression.execution.parallel import map_over_processes
 from hf_rmt.compression.execution.rendezvous import collective
 from tests.huggingface.models import inputs, tiny_model
 from tests.huggingface.search.search_worker import tuned_and_base
+from tests.huggingface.training.training import arguments, classifier, sentences
 
 RANK = int(os.environ.get("RANK", "0"))
 Arguments = dict[str, Any]
@@ -132,6 +134,15 @@ def fails_between_tensors() -> None:
             raise ValueError("no room for the tensor")
 
 
+def by_rank(rank: int) -> RMTConfig:
+    return RMTConfig(method="svd", rank=2, noise="drop") if rank else RMTConfig(noise="drop")
+
+
+def train(folder: str, **options: Any) -> None:
+    made = {"train_dataset": sentences(), "callbacks": [RMTCallback(**options)]}
+    Trainer(classifier(), arguments(folder, num_train_epochs=1), **made).train()
+
+
 def heard_from(call: Callable[..., Any], arguments: Arguments) -> str:
     try:
         call(**arguments)
@@ -145,6 +156,9 @@ def main(folder: str) -> None:
     distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     heard = {name: heard_from(call, arguments) for name, call, arguments in cases()}
     heard["between tensors"] = heard_from(fails_between_tensors, {})
+    filters = {"schedule": {"schedule": 2 + RANK}, "method": {"config": by_rank(RANK)}}
+    for name, options in filters.items():
+        heard[f"RMTCallback | {name}"] = heard_from(train, {"folder": folder, **options})
     heard["the same on both"] = heard_from(compress, to_compress() | {"size": 2})
     Path(folder, f"{RANK}.json").write_text(json.dumps(heard))
     distributed.barrier()

@@ -57,6 +57,14 @@ def test_arguments_that_change_the_work_must_be_the_same(
         assert texts[0].count("process 0:") == 1  # nothing that is the same is shown
 
 
+@pytest.mark.parametrize("argument", ["schedule", "method"])
+def test_callbacks_that_differ_are_refused(heard: Any, argument: str) -> None:
+    for text in heard:
+        told = text[f"RMTCallback | {argument}"]
+        assert told.startswith("RuntimeError: the processes differ in ")
+        assert f"{argument} (process 0:" in told
+
+
 def test_a_process_that_fails_between_tensors_is_heard(heard: Any) -> None:
     for text in heard:
         expected = "process 1 failed while it ran fails_between_tensors: ValueError: no room"
