@@ -57,8 +57,9 @@ class SearchReport:
         metric: Metric of what was found.
         removal: Fraction of the noise directions to remove, by layer; layers that are not changed
             are left out.
-        curve: Fraction removed from every layer, and the metric, ascending. Layers without spikes
-            are not changed at the fraction 1.
+        curve: Mean fraction of the noise that the layers lose where all get the same fraction, and
+            the metric, ascending. Layers without spikes lose nothing at the fraction 1, because
+            nothing would be left of them.
         evaluations: All calls of the metric in their order.
         layers: Shape of each layer that was searched.
         plan: What becomes of the layers in `removal`.
@@ -88,7 +89,7 @@ class SearchReport:
 
     @property
     def uniform_removal(self) -> float:
-        """Largest fraction that can be removed from every layer alike; 0 if none can."""
+        """Largest mean fraction that is removed with one fraction for all layers, in tolerance."""
         held = [
             fraction
             for fraction, metric in self.curve
@@ -107,11 +108,12 @@ class SearchReport:
     def summary(self) -> str:
         """What was found, in one sentence."""
         return (
-            f"metric {self.metric:.4g}, unfiltered {self.baseline:.4g}, tolerance "
-            f"{self.tolerance:.3g}: {len(self.removal)} of {len(self)} layers lose noise, "
-            f"{tables.percent(self.mean_removal)} of all on average (all layers alike: "
-            f"{tables.percent(self.uniform_removal)}); {self.size_ratio:.2f} of the dense size; "
-            f"{len(self.evaluations)} evaluations"
+            f"metric {_metric(self.metric)}, unfiltered {_metric(self.baseline)}, tolerance "
+            f"{self.tolerance:.3g}: {len(self.removal)} of {len(self)} layers lose noise; over all "
+            f"{len(self)} layers the mean loss is {tables.percent(self.mean_removal)} of the noise "
+            f"directions, and {tables.percent(self.uniform_removal)} if all layers get the same "
+            f"fraction; {self.size_ratio:.2f} of the dense size; {len(self.evaluations)} "
+            "evaluations"
         )
 
     def rows(self) -> list[dict[str, Any]]:
@@ -125,8 +127,8 @@ class SearchReport:
                 {
                     "name": name,
                     "shape": tables.shape_text(shape),
-                    "noise_removed": self.removal.get(name, 0.0),
-                    "energy_dropped": plan.dropped_energy if plan else 0.0,
+                    "noise_removed": tables.Share(self.removal.get(name, 0.0)),
+                    "energy_dropped": tables.Share(plan.dropped_energy if plan else 0.0),
                     "rank": plan.rank if plan and stored else None,
                     "of_dense_size": plan.bits / plan.dense_bits if plan and stored else 1.0,
                 }
@@ -136,7 +138,10 @@ class SearchReport:
     def table(self) -> str:
         """Plain text: one line per layer, the curve, then the summary."""
         points = [(0.0, self.baseline), *self.curve]
-        curve = [{"noise_removed_everywhere": f, "metric": f"{m:.4g}"} for f, m in points]
+        curve = [
+            {"noise_removed_everywhere": tables.Share(fraction), "metric": _metric(metric)}
+            for fraction, metric in points
+        ]
         parts = [tables.aligned_table(self.rows()), tables.aligned_table(curve), self.summary()]
         return "\n\n".join(parts)
 
@@ -234,6 +239,11 @@ class SearchReport:
         curve = self.plot_curve()
         for kind in ("svg", "png"):
             save_figure(curve, target / f"curve.{kind}")
+
+
+def _metric(value: float) -> str:
+    """A metric in four digits; -0.0 is written as 0."""
+    return f"{value + 0.0:.4g}"
 
 
 def evaluations_of(entries: list[Mapping[str, Any]]) -> tuple[Evaluation, ...]:

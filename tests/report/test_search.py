@@ -60,14 +60,21 @@ def test_the_largest_fraction_that_holds_need_not_be_before_the_first_that_does_
 
 def test_table_has_a_line_for_each_layer_the_curve_and_a_summary(found):
     lines = [line.split() for line in str(found).splitlines()]
-    assert ["blocks.0.key", "100", "x", "200", "1", "0.4", "20", "0.5"] in lines
-    assert ["blocks.0.mlp", "100", "x", "200", "0.5", "0.1", "-", "1"] in lines
-    assert ["blocks.1.key", "200", "x", "400", "0", "0", "-", "1"] in lines
-    assert ["0.75", "0.7"] in lines
+    assert ["blocks.0.key", "100", "x", "200", "100", "%", "40", "%", "20", "0.5"] in lines
+    assert ["blocks.0.mlp", "100", "x", "200", "50", "%", "10", "%", "-", "1"] in lines
+    assert ["blocks.1.key", "200", "x", "400", "0", "%", "0", "%", "-", "1"] in lines
+    assert ["75", "%", "0.7"] in lines
     assert str(found).splitlines()[-1] == (
-        "metric 0.895, unfiltered 0.9, tolerance 0.01: 2 of 3 layers lose noise, 50 % of all on "
-        "average (all layers alike: 50 %); 0.92 of the dense size; 2 evaluations"
+        "metric 0.895, unfiltered 0.9, tolerance 0.01: 2 of 3 layers lose noise; over all 3 layers "
+        "the mean loss is 50 % of the noise directions, and 50 % if all layers get the same "
+        "fraction; 0.92 of the dense size; 2 evaluations"
     )
+
+
+def test_a_metric_of_minus_zero_is_zero(found):
+    text = str(replace(found, metric=-0.0, baseline=-0.0, curve=((0.5, -0.0),)))
+    assert "-0" not in text
+    assert "metric 0, unfiltered 0," in text
 
 
 def test_json_is_strict_and_comes_back(found, tmp_path):

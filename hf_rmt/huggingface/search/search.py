@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from numbers import Real
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
@@ -127,12 +128,10 @@ class _Search:
 
     def run(self) -> SearchResult:
         """Run the search: the curve, the bisection and the final check."""
-        alike = [(fraction, self._alike(fraction)) for fraction in self.grid]
-        curve = [(fraction, self._first_metric(state)) for fraction, state in alike]
+        alike = [self._alike(fraction) for fraction in self.grid]
+        curve = [(self._mean(state), self._first_metric(state)) for state in alike]
         held = [
-            state
-            for (_, state), (_, metric) in zip(alike, curve, strict=True)
-            if self._holds(metric)
+            state for state, (_, metric) in zip(alike, curve, strict=True) if self._holds(metric)
         ]
         start = max(held, key=lambda state: sum(state.values()), default={})
         removal, metric = self._checked(self._refined([start] if start else []))
@@ -142,7 +141,7 @@ class _Search:
             tolerance=self.tolerance,
             metric=metric,
             removal=removal,
-            curve=tuple(curve),
+            curve=tuple(sorted(curve, key=lambda point: point[0])),
             evaluations=tuple(self.log.evaluations),
             layers=dict(self.states.shapes),
             plan=CompressionPlan(tuple(self.states.plans[name] for name in removal)),
@@ -152,6 +151,10 @@ class _Search:
     def _alike(self, fraction: float) -> Removal:
         """The state in which each layer loses this fraction of its noise, if its grid holds it."""
         return {name: fraction for name, grid in self.grids.items() if fraction in grid}
+
+    def _mean(self, state: Removal) -> float:
+        """The mean over all layers of the fraction that a state removes."""
+        return fmean(state.get(name, 0.0) for name in self.states.shapes)
 
     def _refined(self, accepted: list[Removal]) -> list[Removal]:
         """Raise the fractions of the layers, one layer after the other.

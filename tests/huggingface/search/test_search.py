@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_rmt import SearchResult, compress, search
+from hf_rmt import RMTConfig, SearchResult, compress, search
 from hf_rmt.compression.spectrum import decompose as decompose_all
 from hf_rmt.report.search import within
 from tests.huggingface.search.search_blocks import (
@@ -38,6 +38,20 @@ def test_each_layer_loses_the_most_that_holds_given_those_before() -> None:
             raised = next(layer for layer in plan if layer.name == name)
             nothing = not raised.compressed and not raised.dropped_energy
             assert nothing or metric(other) < 1.0 - tolerance
+
+
+@pytest.mark.parametrize("spikes", [0, 3])
+def test_a_layer_that_is_left_alone_is_not_counted_as_filtered(spikes: int) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"a": nn.Linear(64, 64, bias=False), "b": nn.Linear(64, 64, bias=False)})
+    for layer in model.values():
+        nn.init.normal_(layer.weight)
+    for k in range(spikes):
+        model["a"].weight.data[k, k] += 40.0
+    config = RMTConfig(noise="drop", target_modules=["a", "b"])
+    result = search(model, lambda _: 1.0, tolerance=1.0, config=config, fractions=(0.5, 1.0))
+    assert [fraction for fraction, _ in result.curve] == ([0.5, 0.5] if spikes else [0.0, 0.5])
+    assert result.uniform_removal == 0.5
 
 
 def test_layers_are_raised_by_bisection_those_with_the_least_noise_first() -> None:
@@ -186,7 +200,7 @@ def test_a_fraction_that_takes_no_direction_is_not_tried() -> None:
     model = Blocks()
     metric = Metric(model)
     result = search(model, metric, tolerance=1e-6, config=CONFIG, fractions=(0.005, 0.5))
-    assert result.curve[0] == (0.005, 1.0)
+    assert result.curve[0] == (0.0, 1.0)
     assert result.removal == {}
     assert all(0.005 not in entry.removal.values() for entry in result.evaluations)
 
