@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_rmt.plan import CompressionPlan, LayerPlan, Outcome
 from hf_rmt.report import records, tables, verdicts
 from hf_rmt.report.folder import save_report
-from hf_rmt.report.page.data import compression_content
+from hf_rmt.report.page.data import STAYS_DENSE, compression_content
 from hf_rmt.report.page.page import PAGES, page_text
 from hf_rmt.report.sizes import COVERED, FILE, Sizes
 from hf_rmt.report.spectral import SpectralReport
@@ -223,7 +223,7 @@ class CompressionReport:
             [layer.name for layer in plan],
             panels,
             hollow=[not layer.compressed for layer in plan],
-            hollow_label="hollow: left dense",
+            hollow_label=STAYS_DENSE,
             dark=dark,
         )
 

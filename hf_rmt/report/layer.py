@@ -7,7 +7,11 @@ from typing import Any
 
 from hf_rmt.report import records, tables
 from hf_rmt.report.figures.bins import misfit_note
-from hf_rmt.spectra import SpectrumFit
+from hf_rmt.spectra import Phase, SpectrumFit
+
+MISFITS = (Phase.HEAVY_TAILED, Phase.UNEVEN, Phase.DEGENERATE)
+MISFIT = "hollow: the model does not hold"
+"""What a hollow marker means in the figures of spectra."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class LayerSpectrum:
                 f"the fit of layer {self.name!r} must have its shape {self.shape}, in any order, "
                 f"got {self.fit.shape}; fit this layer's own eigenvalues"
             )
+
+    @property
+    def is_misfit(self) -> bool:
+        """Whether the model does not hold, so that figures have a hollow marker."""
+        return self.fit.phase in MISFITS
 
     @property
     def notes(self) -> str:

@@ -16,15 +16,13 @@ from hf_rmt.report import records, tables, verdicts
 from hf_rmt.report.depth import short_names
 from hf_rmt.report.figures.style import save_figure
 from hf_rmt.report.folder import save_report
-from hf_rmt.report.layer import LayerSpectrum
+from hf_rmt.report.layer import MISFIT, LayerSpectrum
 from hf_rmt.report.page.data import spectral_content
 from hf_rmt.report.page.page import PAGES, page_text
 from hf_rmt.spectra import Phase
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-MISFITS = (Phase.HEAVY_TAILED, Phase.UNEVEN, Phase.DEGENERATE)
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,13 @@ class SpectralReport:
             return text
         spikes = median(fit.n_spikes for fit in fitted)
         energy = median(fit.signal_energy for fit in fitted)
-        text += f"; in the median {spikes:g} {{}} with {tables.percent(energy)} of the energy"
         distances = [fit.distance for fit in fitted if fit.law is not None]
+        noun = "spike" if distances else "direction"
+        number = f"{spikes:g} {noun}" if spikes == 1 else f"{spikes:g} {noun}s"
+        text += f"; in the median {number} with {tables.percent(energy)} of the energy"
         if not distances:
-            return text.format("directions")
-        return f"{text.format('spikes')}, Kolmogorov distance {median(distances):.3f}"
+            return text
+        return f"{text}, Kolmogorov distance {median(distances):.3f}"
 
     def table(self) -> str:
         """Plain text: one line per layer, what the verdicts mean, then the summary."""
@@ -216,8 +216,8 @@ class SpectralReport:
         return depth_figure(
             [layer.name for layer in self.layers],
             panels,
-            hollow=[layer.fit.phase in MISFITS for layer in self.layers],
-            hollow_label="hollow: the model does not hold",
+            hollow=[layer.is_misfit for layer in self.layers],
+            hollow_label=MISFIT,
             dark=dark,
         )
 

@@ -216,3 +216,8 @@ def test_overview_of_cuts_leaves_the_distance_out_and_no_marker_hollow():
     assert all("hollow" not in text.get_text() for text in legend.get_texts())
     mixed = spectral_report({"a.0.x": make_cut(), "a.1.x": make_unit()}).plot_overview()
     assert [axes.get_ylabel() for axes in mixed.axes][-1] == "Kolmogorov\ndistance"
+
+
+def test_one_spike_in_the_median_is_not_spikes():
+    report = spectral_report({"a": make_fit(spikes=(90.0,))})
+    assert "in the median 1 spike with" in report.summary()

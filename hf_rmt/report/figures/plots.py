@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_rmt.report.depth import places
+from hf_rmt.report.depth import places, short_names
 from hf_rmt.report.figures.axes import (
     abscissa,
     draw_spectrum,
@@ -142,11 +142,12 @@ def depth_figure(
     if not names:
         raise ValueError("an overview needs at least one layer, got 0; analyze a model with some")
     lines = _lines(names)
+    kinds = short_names(list(lines))
     with styled(dark=dark) as colours:
         figure = new_figure(7.0, 1.2 + 1.7 * len(panels), dark=dark)
         stack = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (label, values) in zip(stack, panels.items(), strict=True):
-            for style, (kind, members) in enumerate(lines.items()):
+            for style, (kind, members) in enumerate(zip(kinds, lines.values(), strict=True)):
                 points = [(x, float(values[j]), hollow[j]) for x, j in members]
                 _draw_line(axes, points, style, kind, colours)
             _tidy(axes, label, values, colours)

@@ -8,12 +8,15 @@ from typing import Any
 from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.report import tables
 from hf_rmt.report.depth import places
-from hf_rmt.report.layer import LayerSpectrum
+from hf_rmt.report.layer import MISFIT, LayerSpectrum
+from hf_rmt.report.page.energies import energy_words
 from hf_rmt.report.page.spectrum import rounded, spectrum_record
 from hf_rmt.report.verdicts import explanations
 from hf_rmt.spectra import SpectrumFit
 
 Column = dict[str, Any]
+STAYS_DENSE = "hollow: left dense"
+"""What a hollow marker means in the figures of a compression."""
 
 PLACE: list[Column] = [
     {"key": "name", "label": "layer", "type": "name", "help": "Name of the module."},
@@ -67,7 +70,7 @@ COMPRESSION: list[Column] = [
     {"key": "noise", "label": "noise", "type": "choice", "help": "How the noise is stored."},
     {"key": "before", "label": "bits before", "type": "number", "help": "Bits a weight, dense."},
     {"key": "bits", "label": "bits after", "type": "number", "help": "Bits a weight, as stored."},
-    {"key": "rank", "label": "rank", "type": "count", "help": "Directions stored exactly."},
+    {"key": "rank", "label": "rank", "type": "count", "help": "Directions stored as factors."},
     {
         "key": "stored",
         "label": "stored energy",
@@ -119,11 +122,12 @@ def spectral_content(layers: Sequence[LayerSpectrum], summary: str) -> dict[str,
             "rank": rounded(layer.fit.stable_rank),
             "edge": rounded(max(layer.fit.upper_edge, 0.0) ** 0.5),
             "notes": layer.notes,
+            "hollow": layer.is_misfit,
         }
         for layer, spot in zip(layers, spots, strict=True)
     ]
     fits = {layer.name: layer.fit for layer in layers}
-    return _content(columns, rows, fits, summary, facts=[])
+    return _content(columns, rows, fits, summary, facts=[], hollow=MISFIT)
 
 
 def compression_content(
@@ -157,10 +161,12 @@ def compression_content(
             **_spectral_values(known.get(layer.name)),
             "spikes": layer.n_spikes,
             "notes": layer.reason,
+            "hollow": not layer.compressed,
+            **energy_words(layer),
         }
         for layer, spot in zip(plan, spots, strict=True)
     ]
-    return _content(columns, rows, known, summary, facts=facts)
+    return _content(columns, rows, known, summary, facts=facts, hollow=STAYS_DENSE)
 
 
 def _content(
@@ -169,6 +175,7 @@ def _content(
     fits: dict[str, SpectrumFit],
     summary: str,
     facts: Sequence[tuple[str, str, str]],
+    hollow: str,
 ) -> dict[str, Any]:
     """All of a page; columns without a value in any row are left out."""
     shown = [
@@ -184,6 +191,7 @@ def _content(
             for name, (count, text) in explanations(row["verdict"] or "" for row in rows).items()
         ],
         "columns": shown,
+        "hollow": hollow,
         "layers": [
             {**row, "spectrum": spectrum_record(fits[row["name"]]) if row["name"] in fits else None}
             for row in rows

@@ -174,6 +174,14 @@ def test_empty_figures_are_refused():
         depth_figure([], {}, hollow=[], hollow_label="")
 
 
+def test_a_very_long_name_leaves_room_for_the_overview():
+    figure = depth_figure(["x" * 200], {"y": [1.0]}, hollow=[True], hollow_label="hollow")
+    figure.canvas.draw()
+    assert figure.axes[0].get_window_extent().width > figure.bbox.width / 2
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert max(map(len, labels)) <= 30
+
+
 def test_dark_figures_have_a_dark_ground_and_light_text():
     figure = spectrum_figure(make_fit(spikes=(40.0,)), dark=True)
     axes = figure.axes[0]

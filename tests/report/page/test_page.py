@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from hf_rmt.plan import CompressionPlan
+from hf_rmt.plan import CompressionPlan, Outcome
 from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.report.sizes import Sizes
 from hf_rmt.report.verdicts import VERDICTS
@@ -101,6 +101,54 @@ def test_content_holds_what_the_reports_hold(report):
     assert {entry["name"]: entry["text"] for entry in content["verdicts"]} == {
         str(phase): VERDICTS[phase] for phase in {layer.fit.phase for layer in report}
     }
+
+
+ENERGIES = {
+    "whole": ({"noise": "drop", "signal_energy": 0.3, "dropped_energy": 0.7}, "30 % is stored"),
+    "above": ({"noise": "drop", "signal_energy": 0.494, "dropped_energy": 0.663}, "by 66.3 %"),
+    "below": ({"noise": "drop", "signal_energy": 0.07, "dropped_energy": 0.89}, "by 89 %"),
+    "packed": ({"noise": "int8", "signal_energy": 0.3, "rounding_error": 0.02}, "changes 2 %"),
+    "in place": ({"outcome": Outcome.REWRITTEN, "dropped_energy": 0.25}, "by 25 %"),
+    "ternary": ({"kind": "ternary", "noise": "drop", "dropped_energy": 0.2}, "by 20 %"),
+    "kept": ({"outcome": Outcome.KEPT}, ""),
+}
+
+
+@pytest.mark.parametrize("case", ENERGIES)
+def test_shares_are_shown_only_if_they_sum_to_one(case):
+    changes, said = ENERGIES[case]
+    plan = CompressionPlan((layer_plan(**{"signal_energy": 0.0, **changes}),))
+    (layer,) = content_of(CompressionReport(plan).to_html())["layers"]
+    assert said in layer["energies"]
+    assert "(drop)" not in layer["energies"]
+    assert bool(layer["energies"]) == (case != "kept")
+    assert (layer["shares"] is not None) == (case == "whole")
+    if layer["shares"]:
+        assert sum(share for _, share in layer["shares"]) == pytest.approx(1)
+
+
+def hollow_points(figure):
+    lines = [line for line in figure.axes[0].lines if line.get_label().startswith("_")]
+    return {(float(x), float(y)) for line in lines for x, y in zip(*line.get_data(), strict=True)}
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_the_page_and_the_overview_have_the_same_hollow_markers(phase):
+    one = make_degenerate(np.zeros(100)) if phase == Phase.DEGENERATE else make_fit(phase=phase)
+    report = spectral_report({"layers.0.a": one, "layers.1.a": make_fit()})
+    content = content_of(report.to_html())
+    drawn = {x for x, _ in hollow_points(report.plot_overview())}
+    assert {float(x["block"]) for x in content["layers"] if x["hollow"]} == drawn
+    legend = [text.get_text() for text in report.plot_overview().legends[0].get_texts()]
+    assert (content["hollow"] in legend) == bool(drawn)
+
+
+def test_the_page_of_a_plan_has_the_hollow_markers_of_its_overview(plan):
+    report = CompressionReport(plan)
+    content = content_of(report.to_html())
+    assert [layer["hollow"] for layer in content["layers"]] == [False, False, True]
+    legend = [text.get_text() for text in report.plot_overview().legends[0].get_texts()]
+    assert content["hollow"] in legend
 
 
 @pytest.mark.parametrize("values", [np.zeros(100), np.full(100, np.nan)])

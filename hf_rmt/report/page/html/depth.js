@@ -44,11 +44,10 @@ function depthFigure(layers, column, looks, width, pick) {
 }
 
 function depthMark(layer, column, x, y, shape, colour, pick) {
-  const unusual = ["heavy-tailed", "degenerate"].includes(layer.verdict) || layer.state === "dense";
   const text = `${layer.name}: ${column.label} ${cellText(layer[column.key], column.type)}`;
-  return svg("path", { class: unusual ? "mark hollow" : "mark", d: SHAPES[shape],
+  return svg("path", { class: layer.hollow ? "mark hollow" : "mark", d: SHAPES[shape],
     transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})`, stroke: `var(--s${colour})`,
-    fill: unusual ? null : `var(--s${colour})`, onclick: () => pick(layer) }, svg("title", {}, text));
+    fill: layer.hollow ? null : `var(--s${colour})`, onclick: () => pick(layer) }, svg("title", {}, text));
 }
 
 /* A colour and a shape for each type, the same whatever is filtered. */
@@ -57,12 +56,12 @@ function depthLooks(layers) {
   return new Map(kinds.map((kind, k) => [kind, { colour: k % COLOURS, shape: (k + Math.floor(k / COLOURS)) % SHAPES.length }]));
 }
 
-function depthLegend(layers, looks, key) {
+function depthLegend(layers, looks, key, hollow) {
   const entries = [...depthLines(layers, key).keys()].map((kind) => {
     const { shape, colour } = looks.get(kind);
     const sign = svg("svg", { viewBox: "-11 -7 22 14", "aria-hidden": "true" }, svg("path",
       { d: SHAPES[shape], stroke: `var(--s${colour})`, fill: `var(--s${colour})` }));
     return html("li", {}, sign, " ", kind);
   });
-  return [...entries, html("li", { class: "hint" }, "hollow: the law does not hold, or the layer is left dense")];
+  return layers.some((layer) => layer.hollow) ? [...entries, html("li", { class: "hint" }, hollow)] : entries;
 }

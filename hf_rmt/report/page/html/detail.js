@@ -31,13 +31,8 @@ function spectrumPanels(record) {
 function changes(layer) {
   const parts = [html("p", {}, html("strong", {}, "Before and after: "),
     `${digits(layer.before)} bits a weight before, ${digits(layer.bits)} after (${percent(layer.bits / layer.before)}).`)];
-  if (layer.stored === null) return html("div", {}, parts);
-  const lost = Math.max(layer.dropped || 0, 0), noise = Math.max(0, 1 - layer.stored - lost);
-  const text = [`Of the squared norm, ${percent(layer.stored)} is stored exactly`,
-    noise > 1e-12 ? `${percent(noise)} as noise (${layer.noise})` : null,
-    lost > 0 ? `${percent(lost)} is lost` : null].filter(Boolean).join(", ");
-  const rounding = layer.rounding === null ? "" : ` Rounding changes ${percent(layer.rounding)} of it.`;
-  parts.push(html("p", {}, `${text}.${rounding}`), shareBar([["stored", layer.stored], ["noise", noise], ["lost", lost]]));
+  if (layer.energies) parts.push(html("p", {}, layer.energies));
+  if (layer.shares) parts.push(shareBar(layer.shares));
   return html("div", {}, parts);
 }
 

@@ -63,7 +63,7 @@ function start() {
     const figure = byId("depth-figure");
     figure.replaceWith(html("div", { id: "depth-figure", class: "figure" }));
     if (shown.length) drawn(byId("depth-figure"), (width) => depthFigure(shown, column, looks, width, pick));
-    byId("depth-legend").replaceChildren(...depthLegend(shown, looks, column.key));
+    byId("depth-legend").replaceChildren(...depthLegend(shown, looks, column.key, content.hollow));
   }
 
   buildSummary(content);
