@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from transformers.models.auto import modeling_auto
 from yaml import YAMLError
 
 from hf_rmt.huggingface.compat import auto_mapping, source_of, task_of
-from hf_rmt.plan import TERNARY, CompressionPlan
+from hf_rmt.nn import stored_bits
+from hf_rmt.plan import SPIKED, TERNARY, CompressionPlan, LayerPlan
 from hf_rmt.report import CardMetadata, CompressionReport, model_card
 from hf_rmt.report.card.head import is_hub_id
 from hf_rmt.report.figures.style import save_figure
@@ -84,8 +86,9 @@ def card_of(
     config = model.hf_quantizer.quantization_config
     auto, about = auto_class(model), _source_card(source_of(model), token, online=bool(repo_id))
     report = getattr(model, "compression_report", None)
+    plan = _plan_as_saved(model)
     text = model_card(
-        _plan(model),
+        plan,
         repo_id=repo_id,
         base_model=config.base_model,
         license=about.get("license"),
@@ -94,7 +97,7 @@ def card_of(
         model_parameters=None if report is None else report.sizes.model_parameters,
         config={key: value for key, value in config.to_dict().items() if key not in NOT_ON_CARDS},
         picture=PICTURE if (folder / PICTURE).exists() else None,
-        sizes=_sizes(_plan(model), folder),
+        sizes=_sizes(plan, folder),
         auto_class=auto,
     )
     return ModelCard(text)
@@ -139,11 +142,38 @@ def _loads(auto: Any, model: Any) -> bool:
     return type(model) in (classes if isinstance(classes, tuple) else (classes,))
 
 
+def _plan_as_saved(model: Any) -> CompressionPlan:
+    """The plan with the bits of the dtype in which the model is saved; it may have changed."""
+    return CompressionPlan(tuple(_as_saved(model, layer) for layer in _plan(model)))
+
+
+def _as_saved(model: Any, layer: LayerPlan) -> LayerPlan:
+    if not layer.compressed:
+        return layer
+    module = model.get_submodule(layer.name)
+    packed = layer.kind == TERNARY or layer.rounds
+    part = module.bias if packed else module.weight  # packed weights have the same dtype always
+    dtype = model.dtype if part is None else part.dtype
+    bits = layer.bits
+    if layer.kind == SPIKED:
+        bits = stored_bits(layer.shape, layer.rank, layer.noise, dtype=dtype)
+    return replace(layer, bits=bits, dense_bits=8 * dtype.itemsize * layer.entries)
+
+
 def _sizes(plan: CompressionPlan, folder: Path) -> dict[str, int]:
-    """Bytes of the saved weights, and what they would be with dense layers."""
-    after = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """Bytes of the saved weights, and what they would be with dense layers.
+
+    The header of a file is not counted, as in the report, because a dense file has another one.
+    """
+    after = sum(_tensor_bytes(path) for path in folder.glob("*.safetensors"))
     saved = sum(layer.dense_bits - layer.bits for layer in plan.compressed) // 8
     return {"before": after + saved, "after": after}
+
+
+def _tensor_bytes(path: Path) -> int:
+    """The size of a safetensors file without its header, whose length is in the first 8 bytes."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 def foreign_card(repo_id: str, token: str | None) -> ModelCard | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from safetensors import safe_open
 from transformers import BertConfig, BertForSequenceClassification
 
 import hf_rmt
 from hf_rmt import RMTConfig
 from hf_rmt.nn import NOISE_KINDS
+from hf_rmt.report.tables import size_text
 
 SMALL = BertConfig(
     vocab_size=50, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
@@ -31,3 +33,20 @@ def test_the_reported_file_is_the_saved_one(noise, tmp_path):
     model.save_pretrained(tmp_path / "compressed")
     assert done == planned
     assert done == tuple(bytes_on_disk(tmp_path / name) for name in ("dense", "compressed"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+def test_the_card_has_the_sizes_of_the_dtype_that_is_saved(noise, dtype, tmp_path):
+    model = BertForSequenceClassification(SMALL)
+    hf_rmt.compress(model, RMTConfig(method="svd", rank=5, noise=noise))
+    model.save_pretrained(tmp_path / "first")
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "first").to(dtype)
+    loaded.save_pretrained(tmp_path / "compressed")
+    dense = BertForSequenceClassification(SMALL).to(dtype)
+    dense.save_pretrained(tmp_path / "dense")
+    before, after = (bytes_on_disk(tmp_path / name) for name in ("dense", "compressed"))
+    text = (tmp_path / "compressed" / "README.md").read_text(encoding="utf-8")
+    shown = f"| all weights in the file | {size_text(before)} | {size_text(after)} |"
+    assert shown in text
+    assert f"| bits per weight, compressed layers | {8 * dtype.itemsize} |" in text

@@ -210,7 +210,7 @@ def _pair(sizes: Mapping[str, int] | None) -> tuple[int, int] | None:
 
 def _size_section(plan: CompressionPlan, sizes: Sizes) -> str:
     """File first, then the layers, then what share of the model they are."""
-    rows = [_bytes_row("file with all weights", sizes.file)]
+    rows = [_bytes_row("all weights in the file", sizes.file)]
     weights = sum(layer.entries for layer in plan.compressed)
     if weights:
         dense = sum(layer.dense_bits for layer in plan.compressed) / weights

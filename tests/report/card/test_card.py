@@ -72,7 +72,7 @@ def test_recovered_spikes_are_mentioned(recover, noise, expected):
 
 def test_layers_and_sizes(plan):
     text = card(plan, sizes={"before": 90_000_000, "after": 30_000_000})
-    assert "| file with all weights | 90.0 MB | 30.0 MB | 0.333 |" in section(text, "Size")
+    assert "| all weights in the file | 90.0 MB | 30.0 MB | 0.333 |" in section(text, "Size")
     assert "compressed layers | 32 | 10 | 0.312 |" in section(text, "Size")
     layers = section(text, "Layers")
     assert "| `blocks.0.mlp` | 100 x 200 | 7 | int8 | 10 | 25 % | 0 % | bulk+spikes |" in layers
@@ -281,7 +281,7 @@ def test_sizes_come_file_first_and_name_the_share_of_the_model():
     plan = CompressionPlan((layer_plan(), dense_plan()))
     pair = {"before": 2_000_000, "after": 999}
     size = section(card(plan, sizes=pair, model_parameters=80_000), "Size")
-    places = [size.index(x) for x in ("| file", "| bits per", "Share of the model")]
+    places = [size.index(x) for x in ("| all weights", "| bits per", "Share of the model")]
     assert "| 2.00 MB | 999 B |" in size
     assert places == sorted(places)
     assert "Share of the model covered: 25 % (the other 75 % stays as it was)." in size
