@@ -81,12 +81,12 @@ def report_on(
 
 def _sizes(plan: CompressionPlan, model: Any) -> Sizes:
     """Bytes of the saved weights before and after, and the parameters of the dense model."""
-    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    state = model.state_dict(keep_vars=True)  # a second one may pack its codes anew
+    tensors = {id(tensor): tensor for tensor in state.values()}
     for layer in plan.compressed:
-        own = model.get_submodule(layer.name).state_dict(keep_vars=True)
-        for name, tensor in own.items():
+        for name in model.get_submodule(layer.name).state_dict():
             if name != "bias":  # the plan has the bits in the file; factors take more in memory
-                tensors.pop(id(tensor), None)
+                tensors.pop(id(state.get(f"{layer.name}.{name}")), None)
     others = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     before = others + sum(layer.dense_bits for layer in plan.compressed) // 8
     after = others + sum(layer.bits for layer in plan.compressed) // 8

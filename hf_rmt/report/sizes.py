@@ -9,7 +9,8 @@ from hf_rmt.report.tables import percent, size_text
 
 Fact = tuple[str, str, str]
 """A label, the numbers, and a remark."""
-FILE, LAYERS, COVERED = "file", "compressed layers", "share of the model covered"
+FILE, LAYERS = "weights in the file", "compressed layers"
+COVERED = "share of the model covered"
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Sizes:
     """Sizes of a whole model. An unknown size is None, and reports do not mention it.
 
     Args:
-        file: Bytes of the saved weights (before, after).
+        file: Bytes of the saved weights (before, after), without the headers of their files.
         model_parameters: Number of parameters of the whole model before compression, embeddings,
             heads and experts included.
 

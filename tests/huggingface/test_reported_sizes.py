@@ -35,6 +35,18 @@ def test_the_reported_file_is_the_saved_one(noise, tmp_path):
     assert done == tuple(bytes_on_disk(tmp_path / name) for name in ("dense", "compressed"))
 
 
+def test_a_dry_run_of_ternary_layers_has_the_sizes_of_the_file(tmp_path):
+    model = BertForSequenceClassification(SMALL)
+    model.save_pretrained(tmp_path / "dense")
+    config = RMTConfig(method="ntk")
+    batches = [{"input_ids": torch.arange(50).repeat(8, 1).roll(k, 1)[:, :16]} for k in range(4)]
+    planned = hf_rmt.compress(model, config, calibration=batches, dry_run=True).sizes.file
+    done = hf_rmt.compress(model, config, calibration=batches).sizes.file
+    model.save_pretrained(tmp_path / "compressed")
+    assert done == planned
+    assert done == tuple(bytes_on_disk(tmp_path / name) for name in ("dense", "compressed"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("noise", NOISE_KINDS)
 def test_the_card_has_the_sizes_of_the_dtype_that_is_saved(noise, dtype, tmp_path):

@@ -176,7 +176,7 @@ def test_sizes_stand_in_their_order_file_layers_share():
     sizes = Sizes(file=(90_000_000, 55_000_000), model_parameters=80_000)
     report = CompressionReport(plan, sizes=sizes)
     file, layers, covered, *_ = report.summary().splitlines()
-    assert file == "File: 90.0 MB → 55.0 MB (61.1 % of the size before)"
+    assert file == "Weights in the file: 90.0 MB → 55.0 MB (61.1 % of the size before)"
     assert layers.startswith("1 of 2 layers compressed")
     assert covered == "Share of the model covered: 25 % (the other 75 % stays as it was)"
     totals = json.loads(report.to_json())["totals"]

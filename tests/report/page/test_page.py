@@ -161,7 +161,7 @@ def test_content_of_a_compression(plan, report):
     plan = CompressionPlan((replace(plan.layers[0], rounding_error=2e-5), *plan.layers[1:]))
     sizes = Sizes(file=(100, 50), model_parameters=80_000)
     content = content_of(CompressionReport(plan, report, sizes).to_html())
-    facts = ["file", "compressed layers", "share of the model covered"]
+    facts = ["weights in the file", "compressed layers", "share of the model covered"]
     assert [name for name, _, _ in content["facts"]] == facts
     first, _, dense = content["layers"]
     assert (first["before"], first["bits"], first["rounding"]) == (32.0, 10.0, 2e-5)
