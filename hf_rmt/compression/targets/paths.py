@@ -1,0 +1,114 @@
+"""Which layers the variables and expressions of a module's code stand for."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+
+ALL_WEIGHTS = {"parameters", "named_parameters", "state_dict"}
+"""Methods of a module that give the weights of all layers below it."""
+BY_NAME = {"getattr", "get_submodule", "get_parameter"}
+"""Functions and methods that give a part of a module by its name."""
+NUMBERED = {"enumerate", "items", "named_parameters", "named_children", "named_modules"}
+"""Functions and methods that give pairs, of which the second is a part of a module."""
+WEIGHT = ".weight"
+BELOW = ".**"
+"""End of a path that stands for all layers below a module, at any depth."""
+LIST = "[]"
+"""End of the name of a variable that is a list of layers. The name has the paths of its members."""
+Known = dict[str, tuple[str, ...]]
+
+
+class Paths:
+    """Knows which layers the variables and expressions of a function stand for.
+
+    Args:
+        known: Names of layers below the module, by the variables that stand for them. A name is a
+            pattern; the module itself is "". A weight is the name of its layer and `.weight`.
+    """
+
+    def __init__(self, known: Mapping[str, tuple[str, ...]]) -> None:
+        self.known: Known = dict(known)
+
+    def bind(self, target: ast.expr, value: ast.expr) -> None:
+        """Record what the variables of an assignment stand for."""
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            for one, part in zip(target.elts, value.elts, strict=False):
+                self.bind(one, part)
+        elif isinstance(target, ast.Name):
+            self.known |= self.given(target.id, value)
+
+    def given(self, name: str, value: ast.expr) -> Known:
+        """What a variable of this name knows when it gets a value; empty if no layer is in it."""
+        listed = () if isinstance(value, ast.Name | ast.Attribute) else self.members(value)
+        if isinstance(value, ast.Name):
+            listed = self.known.get(value.id + LIST, ())
+        return {
+            key: paths for key, paths in ((name, self.of(value)), (name + LIST, listed)) if paths
+        }
+
+    def bind_each(self, target: ast.expr, source: ast.expr) -> None:
+        """Record what the variables of a loop stand for."""
+        if isinstance(target, ast.Tuple) and called_name(source) in NUMBERED:
+            target = target.elts[-1]
+        if paths := self.members(source):
+            for variable in ast.walk(target):
+                if isinstance(variable, ast.Name):
+                    self.known[variable.id] = paths
+
+    def members(self, node: ast.expr) -> tuple[str, ...]:
+        """The layers, or the weights, that a loop over an expression gives."""
+        if isinstance(node, ast.Tuple | ast.List | ast.Set):
+            return tuple(path for part in node.elts for path in self.of(part))
+        if isinstance(node, ast.Dict):
+            return tuple(path for part in node.values for path in self.of(part))
+        if isinstance(node, ast.ListComp | ast.GeneratorExp | ast.SetComp):
+            return self.of(node.elt)
+        if isinstance(node, ast.Name) and node.id + LIST in self.known:
+            return self.known[node.id + LIST]
+        if not isinstance(node, ast.Call):
+            return tuple(f"{path}.*" for path in self.of(node) if path)
+        owner = [node.func.value] if isinstance(node.func, ast.Attribute) else []
+        if owner and called_name(node) in ALL_WEIGHTS:
+            return tuple(path + WEIGHT for path in everywhere(self.of(owner[0])))
+        if owner and called_name(node) in {"children", "named_children"}:
+            return tuple(f"{path}.*".lstrip(".") for path in self.of(owner[0]))
+        if owner and called_name(node) in {"modules", "named_modules"}:
+            return everywhere(self.of(owner[0]))
+        # enumerate(layers), zip(layers, x), layers.values()
+        return tuple(path for part in (*node.args, *owner) for path in self.members(part))
+
+    def of(self, node: ast.expr) -> tuple[str, ...]:
+        """Names of the layers that an expression stands for; empty for none."""
+        if isinstance(node, ast.Name):
+            return self.known.get(node.id, ())
+        if isinstance(node, ast.NamedExpr):
+            return self.of(node.value)
+        if isinstance(node, ast.IfExp):
+            return (*self.of(node.body), *self.of(node.orelse))
+        if isinstance(node, ast.Subscript):
+            return self.members(node.value)
+        if isinstance(node, ast.Attribute):
+            return tuple(f"{path}.{node.attr}".lstrip(".") for path in self.of(node.value))
+        return self._bycalled_name(node) if isinstance(node, ast.Call) else ()
+
+    def _bycalled_name(self, node: ast.Call) -> tuple[str, ...]:
+        """The layers that `getattr(self, name)` may give; any of them if the name is unknown."""
+        owner = [node.func.value] if isinstance(node.func, ast.Attribute) else []
+        if called_name(node) not in BY_NAME or len(arguments := [*owner, *node.args]) < 2:
+            return ()
+        told = getattr(arguments[1], "value", None)
+        name = told if isinstance(told, str) else "*"
+        return tuple(f"{path}.{name}".lstrip(".") for path in self.of(arguments[0]))
+
+
+def everywhere(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The paths of modules and of all that lies below them."""
+    below = (f"{path}{BELOW}".lstrip(".") for path in paths)
+    return (*filter(None, paths), *below)
+
+
+def called_name(node: ast.expr) -> str:
+    """Name of the function or method that an expression calls; empty if it calls none."""
+    function = getattr(node, "func", None)
+    return getattr(function, "attr", getattr(function, "id", ""))

@@ -1,0 +1,215 @@
+"""Reads the code of one function and finds the layers whose weight it reads."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from hf_rmt.compression.targets.conditions import UNKNOWN, value_of
+from hf_rmt.compression.targets.paths import (
+    ALL_WEIGHTS,
+    BELOW,
+    WEIGHT,
+    Known,
+    Paths,
+    called_name,
+)
+
+HARMLESS = {
+    *("dtype", "device", "is_cuda", "is_meta", "is_floating_point"),
+    *("requires_grad", "requires_grad_"),
+}
+"""Attributes of a weight that can be read without using its values."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """One place that reads a weight.
+
+    Attributes:
+        path: Name of the layer below the module; `*` stands for an index, and `**` at the end for
+            all layers below.
+        method: Name of the method that reads it.
+        guards: The conditions of the `if` statements around this place, each with the value that it
+            must have.
+    """
+
+    path: str
+    method: str
+    guards: tuple[tuple[ast.expr, bool], ...]
+
+    def happens(self, module: nn.Module) -> bool:
+        """Whether the settings of a module allow this code to run; true if that is unknown."""
+        found = ((value_of(test, module), wanted) for test, wanted in self.guards)
+        return all(value is UNKNOWN or bool(value) is wanted for value, wanted in found)
+
+
+@cache
+def parsed(function: Callable[..., Any]) -> ast.FunctionDef | None:
+    """The parsed code of a function; None if it is not available."""
+    try:
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+        node = ast.parse(source).body[0]
+    except (OSError, TypeError, SyntaxError, IndexError):
+        return None
+    return node if isinstance(node, ast.FunctionDef) else None
+
+
+class Reader(ast.NodeVisitor):
+    """Finds the weights that one function reads.
+
+    Args:
+        kind: The class of the module, whose methods the function may call.
+        method: Name of the method of the module.
+        names: Global names of the function.
+        known: What the arguments of the function stand for; see `Paths`.
+    """
+
+    def __init__(self, kind: type, method: str, names: Any, known: Known) -> None:
+        self.kind, self.method, self.names, self.paths = kind, method, names, Paths(known)
+        self.reads: list[Read] = []
+        self.guards: list[tuple[ast.expr, bool]] = []
+        self.local: dict[str, ast.FunctionDef | ast.Lambda] = {}
+        self.looped: set[ast.expr] = set()
+
+    def read_by(self, node: ast.FunctionDef | ast.Lambda) -> list[Read]:
+        """The reads in a function."""
+        for statement in node.body if isinstance(node.body, list) else [node.body]:
+            self.visit(statement)
+        return self.reads
+
+    def visit(self, node: ast.AST) -> None:
+        """Record the variables of a comprehension before its result is visited."""
+        for part in getattr(node, "generators", ()):
+            self._bind_each(part.target, part.iter)
+        super().visit(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        """Note the condition while its branches are visited."""
+        self.visit(node.test)
+        for branch, wanted in ((node.body, True), (node.orelse, False)):
+            self.guards.append((node.test, wanted))
+            for statement in branch:
+                self.visit(statement)
+            self.guards.pop()
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        """Record the variables that stand for layers."""
+        self.generic_visit(node)
+        self.paths.bind(node.targets[0], node.value)
+        if isinstance(node.value, ast.Lambda) and isinstance(node.targets[0], ast.Name):
+            self.local[node.targets[0].id] = node.value
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        """Record a variable that is assigned with its type."""
+        self.generic_visit(node)
+        if node.value is not None:
+            self.paths.bind(node.target, node.value)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        """Record a function inside the function."""
+        self.local[node.name] = node
+        self.generic_visit(node)
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
+        """Record a variable that is assigned within an expression."""
+        self.generic_visit(node)
+        self.paths.bind(node.target, node.value)
+
+    def visit_For(self, node: ast.For) -> None:
+        """Record the variables of a loop over layers."""
+        self._bind_each(node.target, node.iter)
+        self.generic_visit(node)
+
+    def _bind_each(self, target: ast.expr, source: ast.expr) -> None:
+        """Record the variables of a loop. A loop over weights reads them where it uses them."""
+        self.paths.bind_each(target, source)
+        self.looped.add(source)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        """Skip `isinstance`, which reads no value, and follow a layer into a function."""
+        if isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+            return
+        self.generic_visit(node)
+        self._note(self.paths.of(node))
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ALL_WEIGHTS:
+            if node not in self.looped:
+                self._note(self.paths.members(node))
+            return
+        self._follow(node)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        """Note a variable that stands for a weight."""
+        if isinstance(node.ctx, ast.Load):
+            self._note(self.paths.of(node))
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        """Note the weight of a layer, unless only its dtype or a similar attribute is read."""
+        source = node.value
+        if node.attr in HARMLESS and (
+            not isinstance(source, ast.Call) or called_name(source) == "next"
+        ):
+            return
+        paths = self.paths.of(node) if isinstance(node.ctx, ast.Load) else ()
+        self._note(paths)
+        if not any(path.endswith(WEIGHT) for path in paths):
+            self.generic_visit(node)
+
+    def _note(self, paths: tuple[str, ...]) -> None:
+        """Note that the weights among the paths are read."""
+        layers = [path.removesuffix(WEIGHT) for path in paths if path.endswith(WEIGHT)]
+        own = BELOW.lstrip(".")
+        if "forward" not in self.method.split(" in "):
+            # other methods, such as those that save a model, may go through all of its weights
+            layers = [path for path in layers if path != own]
+        self.reads += [Read(path, self.method, tuple(self.guards)) for path in layers]
+
+    def _follow(self, node: ast.Call) -> None:
+        """Read the code of a function that is called with layers."""
+        names, inner, is_method = self._called(node.func)
+        if inner is None or getattr(inner, "name", "") in self.method.split(" in "):
+            return  # a function may call itself
+        known = self._passed(node, inner.args, is_method)
+        if not any(any(paths) for paths in known.values()):
+            return
+        method = f"{getattr(inner, 'name', 'lambda')} in {self.method}"
+        for read in Reader(self.kind, method, names, known).read_by(inner):
+            guards = read.guards if known.get("self") == ("",) else ()
+            self.reads.append(Read(read.path, self.method, (*self.guards, *guards)))
+
+    def _passed(self, node: ast.Call, arguments: ast.arguments, is_method: bool) -> Known:
+        """What the arguments of a called function stand for."""
+        names = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
+        known: Known = {names.pop(0): ("",)} if is_method and names else {}
+        for name, value in zip(names, node.args, strict=False):
+            known |= self.paths.given(name, value)
+        for keyword in node.keywords:
+            known |= self.paths.given(keyword.arg or "", keyword.value)
+        if arguments.vararg is not None:
+            rest = ast.Tuple(node.args[len(names) :], ast.Load())
+            known |= self.paths.given(arguments.vararg.arg, rest)
+        return known
+
+    def _called(self, node: ast.expr) -> tuple[Any, ast.FunctionDef | ast.Lambda | None, bool]:
+        """Global names and code of a called function, and whether it is a method of the module."""
+        found, is_method = None, False
+        if isinstance(node, ast.Name):
+            if node.id in self.local:
+                return self.names, self.local[node.id], False
+            found = self.names.get(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            is_method = self.paths.of(node.value) == ("",)
+            owner = self.kind if is_method else self.names.get(node.value.id)
+            found = inspect.getattr_static(owner, node.attr, None)
+            is_method = is_method and not isinstance(found, staticmethod)
+            found = getattr(found, "__func__", found)
+        if not inspect.isfunction(found):
+            return {}, None, False
+        return inspect.unwrap(found).__globals__, parsed(found), is_method
