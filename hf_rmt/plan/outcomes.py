@@ -44,3 +44,4 @@ class Cause(StrEnum):
     MADE_ANEW = "made anew"
     CARRIES = "carries what cannot be moved"
     TIED = "tied"
+    REFERRED_TO = "referred to elsewhere"

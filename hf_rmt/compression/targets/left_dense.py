@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from hf_rmt.compression.targets.references import unregistered_references
 from hf_rmt.compression.targets.weight_reads import weights_read
 from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.nn.dense_matrix import MADE_ANEW, has_matrix, is_made_anew
@@ -78,6 +79,21 @@ def read_by_parent(model: nn.Module) -> dict[str, LeftDense]:
                     Cause.READ_BY_PARENT, f"{kind}.{method} reads its weight and does not call it"
                 )
     return found
+
+
+@register_rule
+def referred_to(model: nn.Module) -> dict[str, LeftDense]:
+    """The layers that an attribute holds unregistered, so that the model would go on using them."""
+    held = unregistered_references(model)
+    return {
+        name: LeftDense(
+            Cause.REFERRED_TO,
+            f"{held[id(part)]} refers to it too, and would refer to the dense layer afterwards; "
+            "keep it in an nn.ModuleList or nn.ModuleDict, or look it up by its name in forward",
+        )
+        for name, part in model.named_modules()
+        if id(part) in held and has_matrix(part)
+    }
 
 
 @register_rule

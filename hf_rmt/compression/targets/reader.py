@@ -165,10 +165,9 @@ class Reader(ast.NodeVisitor):
     def _note(self, paths: tuple[str, ...]) -> None:
         """Note that the weights among the paths are read."""
         layers = [path.removesuffix(WEIGHT) for path in paths if path.endswith(WEIGHT)]
-        own = BELOW.lstrip(".")
         if "forward" not in self.method.split(" in "):
             # other methods, such as those that save a model, may go through all of its weights
-            layers = [path for path in layers if path != own]
+            layers = [path for path in layers if not path.startswith(BELOW.lstrip("."))]
         self.reads += [Read(path, self.method, tuple(self.guards)) for path in layers]
 
     def _follow(self, node: ast.Call) -> None:

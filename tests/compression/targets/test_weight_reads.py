@@ -335,6 +335,8 @@ class GoesThroughParameters(Base):
             weight.requires_grad_("bias" in name)
 
     def save(self) -> Any:
+        for part in self.modules():
+            part.state_dict()
         return self.state_dict()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,68 @@
+"""References to layers that torch does not know, such as a module's plain list of its layers.
+
+Whoever replaces a layer replaces the child that torch has registered. A list, a partial or a bound
+method in another attribute still refers to the old layer, so the model would compute with that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+
+from hf_rmt.nn.swap import HOOKS
+
+REGISTERED = {"_modules", "_parameters", "_buffers", *HOOKS}
+"""Attributes of a module in which torch keeps what it knows, and the hooks."""
+
+
+def unregistered_references(model: nn.Module) -> dict[int, str]:
+    """The attributes that refer to a module without registering it.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The class and the attribute, such as `Block.steps`, by the id of the module that it holds.
+    """
+    found: dict[int, str] = {}
+    for part in model.modules():
+        for key, value in vars(part).items():
+            if key not in REGISTERED:
+                for held in _modules_in(value, set()):
+                    if held is not part:
+                        found.setdefault(id(held), f"{type(part).__name__}.{key}")
+    return found
+
+
+def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+    """The modules that a value holds; not those inside a module."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        for part in _parts(value):
+            yield from _modules_in(part, seen)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """What a container or a function holds; nothing for any other value."""
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from value
+    elif isinstance(value, partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, MethodType):
+        yield value.__self__
+    elif isinstance(value, FunctionType):
+        yield from value.__defaults__ or ()
+        yield from (value.__kwdefaults__ or {}).values()
+        for cell in value.__closure__ or ():
+            try:
+                yield cell.cell_contents
+            except ValueError:  # the variable has no value yet
+                continue
