@@ -27,7 +27,8 @@ class LaidOutLayer(CompressedLayer):
     @property
     def layout(self) -> str:
         """Name of the layout in memory; `set_layout` changes it."""
-        return "packed" if self.layout_object is None else self.layout_object.name
+        layout = self.layout_object  # read once: another thread may set it
+        return "packed" if layout is None else layout.name
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; tensors that a layout made from the signal are then made again."""
@@ -35,8 +36,9 @@ class LaidOutLayer(CompressedLayer):
         return super().train(mode)
 
     def _reset_layout(self) -> None:
-        if self.layout_object is not None:
-            self.layout_object.reset()
+        layout = self.layout_object
+        if layout is not None:
+            layout.reset()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self._reset_layout()

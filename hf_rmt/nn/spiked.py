@@ -11,12 +11,12 @@ from torch.nn import functional
 from hf_rmt.nn.compressed_layer import autocast_input, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_conv1d
 from hf_rmt.nn.laid_out_layer import LaidOutLayer
-from hf_rmt.nn.noise_product import NoiseProduct, merged, noise_product, split_factors
+from hf_rmt.nn.noise_product import NoiseProduct, cast, merged, noise_product, split_factors
 from hf_rmt.nn.stores.codebooks import CODEBOOKS
 from hf_rmt.nn.stores.export_ops import is_exporting
 from hf_rmt.nn.stores.noise_store import NoiseStore
 from hf_rmt.nn.stores.packing import rows_at_once
-from hf_rmt.nn.transforms import is_differentiating
+from hf_rmt.nn.transforms import are_wrapped, is_differentiating
 
 
 @register_layer
@@ -81,16 +81,10 @@ class SpikedLinear(LaidOutLayer):
     ) -> Self:
         """See `CompressedLayer.empty_like`."""
         rows, columns = dense_shape(dense)
-        layer = cls(
-            cls._inputs(columns, **cls._geometry(dense)),
-            rows,
-            rank,
-            noise=noise,
-            bias=dense.bias is not None,
-            device=device or dense.weight.device,
-            dtype=dense.weight.dtype,
-            **cls._geometry(dense),
-        )
+        factory: dict[str, Any] = {"device": device or dense.weight.device}
+        factory |= {"dtype": dense.weight.dtype, **cls._geometry(dense)}
+        columns = cls._inputs(columns, **cls._geometry(dense))
+        layer = cls(columns, rows, rank, noise=noise, bias=dense.bias is not None, **factory)
         layer.dense_class = type(dense)
         return layer
 
@@ -216,31 +210,27 @@ class SpikedLinear(LaidOutLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to an input of shape (..., in); the result has its dtype."""
         x = autocast_input(input)
-        if is_exporting():
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            return self._act_plainly(x, self.weight.to(x.dtype), bias)
-        if self.layout_object is None or x.is_meta:
-            return self.unpacked_forward(x)
+        weight, bias, layout = self.weight, self.bias, self.layout_object
+        if is_exporting() or are_wrapped(self.noise.buffers()):
+            return self._act_plainly(x, weight.to(x.dtype), cast(bias, x.dtype))
+        if layout is None or x.is_meta:
+            return self.unpacked_forward(x, weight, bias)
         if torch.compiler.is_compiling():
-            return self._compiled(x)
-        return self.layout_object.forward(self, x)
+            return self._compiled(x, layout.handle)
+        return layout.forward(self, x, weight, bias)
 
-    def _compiled(self, x: Tensor) -> Tensor:
+    def _compiled(self, x: Tensor, handle: int) -> Tensor:
         """Apply the layer in its layout by operators that a compiled program can call."""
-        handle = self.layout_object.handle
         if torch.is_grad_enabled():
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            signal = self._signal(x, self.weight.to(x.dtype), bias)
-            return signal + torch.ops.hf_rmt.layout_noise(x, handle, self.out_features)
+            noise = torch.ops.hf_rmt.layout_noise(x, handle, self.out_features)
+            return self._signal(x, self.weight, self.bias) + noise
         return torch.ops.hf_rmt.layout_linear(x, self.weight, self.bias, handle, self.out_features)
 
-    def unpacked_forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to x with its noise unpacked from the codes."""
-        weight = self.weight.to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+    def unpacked_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the layer to x with this weight and bias, its noise unpacked from the codes."""
         if self._merges(x):
-            matrix = merged(weight, self.noise, self.in_features, scratch=True)
-            return self._act(x, matrix, bias)
+            matrix = merged(weight.to(x.dtype), self.noise, self.in_features, scratch=True)
+            return self._act(x, matrix, cast(bias, x.dtype))
         product = self._signal(x, weight, bias)
         if self.noise.kind == "drop":
             return product
@@ -264,8 +254,8 @@ class SpikedLinear(LaidOutLayer):
         return gradient @ matrix
 
     def _signal(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        left, right = split_factors(weight, self.in_features)
-        return functional.linear(self._act(x, right), left, bias)
+        left, right = split_factors(weight.to(x.dtype), self.in_features)
+        return functional.linear(self._act(x, right), left, cast(bias, x.dtype))
 
     def _positions(self, x: Tensor) -> int:
         """How often the matrix is applied to x."""

@@ -12,7 +12,7 @@ from torch.nn.grad import conv2d_input
 
 from hf_rmt.nn.compressed_layer import register_layer
 from hf_rmt.nn.dense_matrix import is_plain_convolution
-from hf_rmt.nn.noise_product import split_factors
+from hf_rmt.nn.noise_product import cast, split_factors
 from hf_rmt.nn.spiked import SpikedLinear
 
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
@@ -119,8 +119,8 @@ class SpikedConv2d(SpikedLinear):
             x = padded(self, x)
         return super().forward(x)
 
-    def _compiled(self, x: Tensor) -> Tensor:
-        return self.unpacked_forward(x)
+    def _compiled(self, x: Tensor, handle: int) -> Tensor:
+        return self.unpacked_forward(x, self.weight, self.bias)
 
     def _pads_inside(self) -> bool:
         """Whether the convolution can pad by itself: with zeros, equally many on both sides."""
@@ -144,8 +144,9 @@ class SpikedConv2d(SpikedLinear):
     def _signal(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self.rank:  # torch has no convolution to no channel
             weight = functional.pad(weight, (0, 0, 0, 1))
-        left, right = split_factors(weight, self.in_features)
-        return functional.conv2d(self._act(x, right), left[:, :, None, None], bias)
+        left, right = split_factors(weight.to(x.dtype), self.in_features)
+        inner = self._act(x, right)
+        return functional.conv2d(inner, left[:, :, None, None], cast(bias, x.dtype))
 
     def _positions(self, x: Tensor) -> int:
         return len(x) * math.prod(x.shape[2:]) // math.prod(self.stride)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -21,3 +24,9 @@ def is_transformed() -> bool:
         return False
     interpreted = torch._C._functorch.peek_interpreter_stack() is not None
     return interpreted or forward_ad._current_level >= 0
+
+
+def are_wrapped(tensors: Iterable[Tensor]) -> bool:
+    """Whether a transform of `torch.func` runs over one of the tensors, as `vmap` over a buffer."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return is_transformed() and any(wrapped(tensor) for tensor in tensors)

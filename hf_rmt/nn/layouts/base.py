@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from hf_rmt.nn.kept import Kept, identity
 from hf_rmt.nn.layouts.locks import usable_after_fork
 from hf_rmt.nn.layouts.parking import park, unpark
 from hf_rmt.nn.noise_product import NoiseProduct, noise_gradient
 from hf_rmt.nn.spiked import SpikedLinear
-from hf_rmt.nn.tensor_checks import version_of
 
 ACTIVATIONS = ("int8", "int16")
 """Bits in which an integer layout writes its inputs: one digit of 8 bits, or two."""
@@ -61,7 +61,7 @@ class Layout(ABC):
 
     def __init__(self, layer: SpikedLinear, *, activations: str = "int8") -> None:
         self.activations = activations
-        self._state: tuple[Any, Any] = (None, None)
+        self._kept = Kept()
         self.bind(layer)
 
     @classmethod
@@ -70,8 +70,13 @@ class Layout(ABC):
         return "" if layer.noise.kind != "drop" else "it stores no noise"
 
     @abstractmethod
-    def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """What the layer computes; x has been cast for autocast already."""
+    def forward(
+        self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """What the layer computes with this weight and bias, which may be those of one call only.
+
+        The input x has been cast for autocast already.
+        """
 
     @abstractmethod
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
@@ -93,7 +98,7 @@ class Layout(ABC):
 
     def reset(self) -> None:
         """Forget what was made: the layer's tensors moved or changed."""
-        self._state = (None, None)
+        self._kept.reset()
 
     def remove(self, layer: SpikedLinear) -> None:
         """Bring back to memory what the layout had moved to disk."""
@@ -101,22 +106,40 @@ class Layout(ABC):
         name = stored_name(layer)
         setattr(layer.noise, name, unpark(getattr(layer.noise, name)))
 
-    def keep(self, layer: SpikedLinear, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """What `make` returns, kept until the key or the layer's noise changes."""
-        name = stored_name(layer)
-        known, kept = self._state
-        if known == (*key, *identity(getattr(layer.noise, name))):
+    def keep(
+        self,
+        layer: SpikedLinear,
+        key: tuple[Any, ...],
+        make: Callable[[], Any],
+        *signal: Tensor,
+    ) -> Any:
+        """What `make` returns, kept until the key or the layer's noise changes.
+
+        Args:
+            layer: The layer.
+            key: What the value depends on besides the noise, never equal for two values.
+            make: Makes the value.
+            *signal: The tensors whose `signal_identity` is part of the key.
+        """
+        buffers = (buffer for buffer in layer.noise._buffers.values() if buffer is not None)
+        kept = self._kept.get((key, [identity(buffer) for buffer in buffers]))
+        if kept is not None:
             return kept
         with _LOCK, torch.inference_mode(False), torch.no_grad(), exact(layer.weight.device):
             self.reset()
+            for name, buffer in layer.noise.named_buffers(recurse=False):
+                if buffer.is_inference():  # it records no writes; a copy of it does
+                    setattr(layer.noise, name, buffer.clone())
             kept = make()
-            parked = park(getattr(layer.noise, name))
-            setattr(layer.noise, name, parked)
-            self._state = (*key, *identity(parked)), kept
+            name = stored_name(layer)
+            setattr(layer.noise, name, park(getattr(layer.noise, name)))
+            stored = tuple(layer.noise.buffers())
+            state = key, [identity(buffer) for buffer in stored]
+            self._kept.put(state, kept, (*signal, *stored))
         return kept
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"activations": self.activations, "_state": (None, None), "handle": 0}
+        return {**self.__dict__, "handle": 0}
 
 
 class LayoutProduct(torch.autograd.Function):
@@ -156,18 +179,19 @@ def stored_name(layer: SpikedLinear) -> str:
     return "residual" if layer.noise.kind == "keep" else "codes"
 
 
-def identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Values that change if a tensor is replaced or written to."""
-    return tensor.data_ptr(), version_of(tensor), tensor.device, tensor.dtype
+def has_rows(layer: SpikedLinear, x: Tensor) -> bool:
+    """Whether an input is rows of the layer's width; a nested tensor or a wrong width is not."""
+    return x.shape[-1:] == (layer.in_features,) and not x.is_nested
 
 
 def signal_identity(layer: SpikedLinear, tensor: Tensor) -> tuple[Any, ...]:
     """What changes when a tensor of the signal is replaced or may have been written to.
 
     Fused optimizers and writes through `.data` leave no trace in a tensor's version. So each step
-    of any optimizer counts as a change, and each call of `train` or `eval`.
+    of any optimizer counts as a change, and each call of `train` or `eval`. PEFT freezes a weight
+    before it adds an adapter to its data.
     """
-    return *identity(tensor), _STEPS, layer.mode_changes
+    return *identity(tensor), tensor.requires_grad, _STEPS, layer.mode_changes
 
 
 def _count_step(*_: Any) -> None:

@@ -11,17 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from hf_rmt.nn.layouts.base import layer_of
+from hf_rmt.nn.layouts.base import LAYOUTS, Layout, layer_of
+
+
+def _layout(layer: Any) -> Layout:
+    """The layout of a layer; another thread may have made the layer packed since it was called."""
+    layout: Layout | None = layer.layout_object
+    return LAYOUTS["packed"](layer) if layout is None else layout
 
 
 @library.custom_op("hf_rmt::layout_linear", mutates_args=())
 def layout_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int
 ) -> Tensor:
-    """The whole layer without gradients; weight and bias tell the graph what it depends on."""
+    """The whole layer without gradients, with this weight and bias."""
     layer: Any = layer_of(handle)
     with torch.no_grad():
-        return layer.layout_object.forward(layer, x).clone()
+        return _layout(layer).forward(layer, x, weight, bias).clone()
 
 
 @layout_linear.register_fake
@@ -34,7 +40,7 @@ def layout_noise(x: Tensor, handle: int, outputs: int) -> Tensor:
     """The noise acting on x, shape (..., in) to (..., outputs)."""
     layer: Any = layer_of(handle)
     with torch.no_grad():
-        return layer.layout_object.noise_product(layer, x).clone()
+        return _layout(layer).noise_product(layer, x).clone()
 
 
 @layout_noise.register_fake

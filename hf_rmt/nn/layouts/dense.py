@@ -12,42 +12,66 @@ from hf_rmt.nn.layouts.base import (
     signal_identity,
     store_bytes,
 )
+from hf_rmt.nn.noise_product import cast, split_factors
 from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.transforms import is_transformed
 
 
 @register
 class DenseLayout(Layout):
     """The merged matrix in memory, with the codes of the noise on disk.
 
-    If the signal gets a gradient, the matrix holds the noise alone, and the signal is computed
-    separately. Otherwise both are merged, and merged again after each change of the signal.
+    If the signal gets a gradient or was given for one call, the matrix holds the noise alone, and
+    the signal is computed separately. Otherwise both are merged, and merged again after each change
+    of the signal.
     """
 
     name = "dense"
+    _parametrized = False
+    """Whether the weight was computed by a parametrization before. PEFT adapts it so, and adds the
+    adapter to the parameter now and then, by writes that leave no trace."""
 
-    def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+    def forward(
+        self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """One product with the merged matrix; in training, one each for signal and noise."""
-        bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        if torch.is_grad_enabled() and layer.weight.requires_grad:
-            signal = layer._signal(x, layer.weight.to(x.dtype), bias)
-            return signal + layer._act(x, self._noise(layer, x.dtype))
-        return layer._act(x, self._merged(layer, x.dtype), bias)
+        if is_transformed():  # what is made of tensors of a transform must not outlive it
+            return layer.unpacked_forward(x, weight, bias)
+        if self._keeps_noise(layer, weight, torch.is_grad_enabled()):
+            return layer._signal(x, weight, bias) + layer._act(x, self._noise(layer, x.dtype))
+        return layer._act(x, self._merged(layer, x.dtype, weight), cast(bias, x.dtype))
 
     def prepare(self, layer: SpikedLinear) -> None:
-        """Merge now, or unpack the noise of a layer in training."""
-        make = self._noise if layer.training and layer.weight.requires_grad else self._merged
-        make(layer, layer.weight.dtype)
+        """Merge now, or unpack the noise of a layer whose signal is computed separately."""
+        weight = layer.weight
+        if self._keeps_noise(layer, weight, layer.training):
+            self._noise(layer, weight.dtype)
+        else:
+            self._merged(layer, weight.dtype, weight)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
         """The noise acting on x, from a matrix that is kept."""
         return layer._act(x, self._noise(layer, x.dtype))
 
+    def _keeps_noise(self, layer: SpikedLinear, weight: Tensor, training: bool) -> bool:
+        """Whether the noise alone is kept.
+
+        That is so if the signal trains, if the next call may have another weight, or if writes to
+        the weight may leave no trace. A parametrization computes the weight for each call, and
+        `functional_call` replaces it for one call. Such a weight is no `Parameter`.
+        """
+        passing = type(weight) is Tensor
+        if passing and "weight" not in layer._parameters:
+            self._parametrized = True
+        trains = training and weight.requires_grad
+        return passing or trains or self._parametrized or weight.is_inference()
+
     def _noise(self, layer: SpikedLinear, dtype: torch.dtype) -> Tensor:
         return self.keep(layer, ("noise", dtype), lambda: layer.noise.dense(dtype))
 
-    def _merged(self, layer: SpikedLinear, dtype: torch.dtype) -> Tensor:
-        key = "merged", dtype, *signal_identity(layer, layer.weight)
-        return self.keep(layer, key, lambda: merged(layer, dtype))
+    def _merged(self, layer: SpikedLinear, dtype: torch.dtype, weight: Tensor) -> Tensor:
+        key = "merged", dtype, signal_identity(layer, weight)
+        return self.keep(layer, key, lambda: merged(layer, weight, dtype), weight)
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
@@ -56,10 +80,10 @@ class DenseLayout(Layout):
         return matrix + signal_bytes(layer) + store_bytes(layer, without_codes=True)
 
 
-def merged(layer: SpikedLinear, dtype: torch.dtype) -> Tensor:
-    """Signal plus noise, summed in float32 or better and rounded once."""
-    wide = torch.promote_types(layer.weight.dtype, torch.float32)
-    left, right = (factor.detach().to(wide) for factor in layer.factors())
+def merged(layer: SpikedLinear, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Signal of this weight plus noise, summed in float32 or better and rounded once."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    left, right = split_factors(weight.detach().to(wide), layer.in_features)
     noise = layer.noise.dense(wide)
     if not layer.rank:
         return noise.to(dtype)

@@ -7,7 +7,14 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
-from hf_rmt.nn.layouts.base import Layout, LayoutProduct, register, signal_bytes, store_bytes
+from hf_rmt.nn.layouts.base import (
+    Layout,
+    LayoutProduct,
+    has_rows,
+    register,
+    signal_bytes,
+    store_bytes,
+)
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
 from hf_rmt.nn.stores.codebooks import CODEBOOKS
@@ -44,10 +51,13 @@ class FusedLayout(Layout):
             return f"its kernel runs on CUDA, and the layer is on {layer.weight.device.type}"
         return ""
 
-    def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+    def forward(
+        self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """Signal beside the fused product, both in the dtype of x."""
-        bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        signal = layer._signal(x, layer.weight.to(x.dtype), bias)
+        if not has_rows(layer, x):
+            return layer.unpacked_forward(x, weight, bias)
+        signal = layer._signal(x, weight, bias)
         if not is_differentiating():
             return signal.add_(self.noise_product(layer, x))
         return signal + LayoutProduct.apply(x, layer, self)

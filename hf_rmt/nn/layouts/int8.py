@@ -8,21 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_rmt.nn.kept import Kept
 from hf_rmt.nn.layouts.base import (
     Layout,
     LayoutProduct,
     exact,
+    has_rows,
     register,
     signal_bytes,
     signal_identity,
     store_bytes,
 )
 from hf_rmt.nn.layouts.integer_weight import IntegerWeight, why_no_integers
+from hf_rmt.nn.noise_product import split_factors
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
 from hf_rmt.nn.transforms import is_differentiating
-
-NOTHING_MADE = (None, None, None)
 
 
 @register
@@ -35,7 +36,10 @@ class Int8Layout(Layout):
     """
 
     name = "int8"
-    _made: tuple[Any, Any, Any] = NOTHING_MADE
+
+    def __init__(self, layer: SpikedLinear, *, activations: str = "int8") -> None:
+        super().__init__(layer, activations=activations)
+        self._made = Kept()
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
@@ -45,49 +49,47 @@ class Int8Layout(Layout):
         reason = super().refusal(layer, activations=activations)
         return reason or why_no_integers(layer.weight.device, layer.in_features)
 
-    def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+    def forward(
+        self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """Signal in floating point beside the integer product."""
+        if not has_rows(layer, x):
+            return layer.unpacked_forward(x, weight, bias)
         if not is_differentiating():
-            return self._product(layer, x, signal=True)
-        bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        signal = layer._signal(x, layer.weight.to(x.dtype), bias)
-        return signal + LayoutProduct.apply(x, layer, self)
+            return self._product(layer, x, self._signal(layer, weight, bias))
+        return layer._signal(x, weight, bias) + LayoutProduct.apply(x, layer, self)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
         """The noise acting on x, by integers."""
-        return self._product(layer, x, signal=False)
+        return self._product(layer, x, (None, None))
 
-    def _product(self, layer: SpikedLinear, x: Tensor, *, signal: bool) -> Tensor:
-        integers = self._integers(layer)
-        factors, bias = self._signal(layer) if signal else (None, None)
+    def _product(self, layer: SpikedLinear, x: Tensor, signal: tuple[Any, Any]) -> Tensor:
+        integers, (factors, bias) = self._integers(layer), signal
         rows = x.detach().reshape(-1, layer.in_features)
         autocast = torch.is_autocast_enabled(x.device.type)
         with exact(x.device) if autocast else nullcontext():  # entering it takes 4 us
             result = integers.product(rows, factors, bias)
         return result.to(x.dtype).view(*x.shape[:-1], layer.out_features)
 
-    def _signal(self, layer: SpikedLinear) -> tuple[Any, Any]:
+    def _signal(self, layer: SpikedLinear, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any]:
         """The factors and the bias in float32; made anew only where they changed.
 
         In float32 they are views. Making them takes a tenth of the time of a small layer.
         """
-        parts = [part for part in (layer.weight, layer.bias) if part is not None]
+        parts = [part for part in (weight, bias) if part is not None]
         key = [signal_identity(layer, part) for part in parts]
-        known, kept, _ = self._made
-        if known == key:
-            return kept
-        left, right = (factor.detach().to(torch.float32) for factor in layer.factors())
-        bias = None if layer.bias is None else layer.bias.detach().to(torch.float32)
-        made = (left, right) if layer.rank else None, bias
-        if not any(part.is_inference() for part in parts):  # these record no changes
-            # The parts themselves are kept, so that no other tensor can get their addresses.
-            self._made = key, made, [part.detach() for part in parts]
+        made: tuple[Any, Any] | None = self._made.get(key)
+        if made is None:
+            factors = split_factors(weight.detach().to(torch.float32), layer.in_features)
+            shift = None if bias is None else bias.detach().to(torch.float32)
+            made = factors if layer.rank else None, shift
+            self._made.put(key, made, parts)
         return made
 
     def reset(self) -> None:
         """See `Layout.reset`."""
         super().reset()
-        self._made = NOTHING_MADE
+        self._made.reset()
 
     def prepare(self, layer: SpikedLinear) -> None:
         """Make the integers now."""

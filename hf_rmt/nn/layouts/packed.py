@@ -19,9 +19,11 @@ class PackedLayout(Layout):
         """Every layer can have it."""
         return ""
 
-    def forward(self, layer: SpikedLinear, x: Tensor) -> Tensor:
+    def forward(
+        self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """The layer's own forward."""
-        return layer.unpacked_forward(x)
+        return layer.unpacked_forward(x, weight, bias)
 
     def prepare(self, layer: SpikedLinear) -> None:
         """Nothing is kept."""
