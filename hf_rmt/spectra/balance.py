@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hf_rmt.spectra.entries import as_array
 from hf_rmt.spectra.laws.spike_map import Array
 
 SWEEPS = 100
@@ -45,7 +46,7 @@ def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
         >>> np.allclose(rows[:, None] * scaled * columns, weight)
         True
     """
-    matrix = np.asarray(weight, dtype=float)
+    matrix = np.asarray(as_array(weight), dtype=float)
     if matrix.ndim != 2 or not np.isfinite(matrix).all():
         raise ValueError(
             f"balance takes a finite matrix, got an array of shape {matrix.shape}; reshape it, or "

@@ -7,6 +7,7 @@ that fails, eigenvalues leave the bulk although there is no signal.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -104,13 +105,25 @@ def entry_diagnostics(weight: ArrayLike) -> EntryDiagnostics:
     )
 
 
+def as_array(weight: Any) -> Array:
+    """A weight as a NumPy array; a torch tensor of a dtype that NumPy lacks becomes float32."""
+    if hasattr(weight, "detach"):
+        weight = weight.detach().cpu()
+        if "bfloat16" in str(weight.dtype) or "float8" in str(weight.dtype):
+            weight = weight.float()
+    return np.asarray(weight)
+
+
 def tall_matrix(weight: ArrayLike) -> Array:
     """The weight or its transpose, N x p with N >= p.
+
+    Args:
+        weight: A matrix, or a torch tensor on any device, with or without gradients.
 
     Raises:
         ValueError: If it is no matrix or has no entries.
     """
-    matrix = np.asarray(weight)
+    matrix = as_array(weight)
     if matrix.ndim != 2 or not matrix.size:
         raise ValueError(f"a weight is a matrix with entries, got an array of shape {matrix.shape}")
     return matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T

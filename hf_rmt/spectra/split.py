@@ -68,7 +68,7 @@ class SpectrumFit:
     reason: str = ""
     published: bool = False
 
-    @property
+    @cached_property
     def noise_law(self) -> BulkLaw | None:
         """The law that the p - K noise eigenvalues follow: N - K rows, variances (1 - K/N) tau.
 

@@ -4,8 +4,10 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from hf_rmt.spectra import Phase, fit_double_bulk, fit_unit_bulk, fit_weight, review
+from hf_rmt.spectra.balance import balance
 from hf_rmt.spectra.ensembles import heavy_tailed_matrix, marchenko_pastur_matrix
 from hf_rmt.spectra.review import explained_spikes, localised
 
@@ -173,6 +175,13 @@ def test_scale_and_orientation_do_not_matter(scale):
         assert (other.phase, other.reason) == (plain.phase, plain.reason)
 
 
+def test_the_law_of_a_fit_is_computed_once():
+    fit = fit_weight(marchenko_pastur_matrix(SHAPE, spikes=[30.0], seed=0))
+    assert fit.noise_law is fit.noise_law
+    twice = fit.in_units(2.0, 2 * fit.eigenvalues)
+    assert twice.noise_law.upper_edge == pytest.approx(2 * fit.noise_law.upper_edge)
+
+
 def test_other_methods_are_reviewed_too():
     weight = heavy_tailed_matrix(SHAPE, exponent=3.0, seed=1)
     for fit in (fit_unit_bulk, partial(fit_double_bulk, published=True)):
@@ -191,6 +200,15 @@ def test_other_methods_are_reviewed_too():
 )
 def test_weights_without_a_law_have_a_reason(weight, reason):
     assert reason in fit_weight(weight).reason
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_tensor_of_any_dtype_is_a_weight_with_and_without_gradients(kind):
+    weight = torch.from_numpy(marchenko_pastur_matrix(SHAPE, spikes=[30.0], seed=0)).to(kind)
+    fits = [fit_weight(each) for each in (weight, torch.nn.Parameter(weight))]
+    assert [(fit.phase, fit.n_spikes) for fit in fits] == [(Phase.SPIKED, 1)] * 2
+    rows, columns = (scale.shape for scale in balance(torch.nn.Parameter(weight))[1:])
+    assert (rows, columns) == ((400,), (200,))
 
 
 def test_a_localised_vector_lives_on_few_coordinates():
