@@ -17,6 +17,10 @@ from torch import Tensor
 
 from hf_rmt.spectra import Phase
 from hf_rmt.spectra.fits.double_bulk import fit_double_bulk
+from hf_rmt.spectra.laws.marchenko_pastur import MarchenkoPastur
+
+FLATTEST = 1e-12
+"""A median below this part of the largest singular value is a rounding error."""
 
 
 def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float) -> Tensor:
@@ -49,16 +53,22 @@ def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float
 def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
     """The spikes of an update, by the published criteria, with optimal singular values.
 
+    The criteria depend on the scale of the eigenvalues. So they see them in units of the bulk, and
+    an update of any scale keeps the same directions.
+
     Args:
         update: Shape (out, in); it is not changed.
 
     Returns:
-        The new update, in its dtype, and the number of its directions. An update whose spectrum is
-        degenerate is kept as it is, with all its directions.
+        The new update, in its dtype, and the number of its directions. An update that holds nan or
+        inf, or whose spectrum is degenerate, is kept as it is, with all its directions.
     """
-    left, values, right = torch.linalg.svd(update.double(), full_matrices=False)
     shape = (update.shape[0], update.shape[1])
-    fit = fit_double_bulk((values**2).cpu().numpy(), shape, published=True)
+    if not torch.isfinite(update).all():
+        return update, min(shape)
+    left, values, right = torch.linalg.svd(update.double(), full_matrices=False)
+    scaled = (values / _bulk_unit(values, shape)).square()
+    fit = fit_double_bulk(scaled.cpu().numpy(), shape, published=True)
     if fit.phase == Phase.DEGENERATE:
         return update, len(values)
     count = fit.n_spikes
@@ -66,6 +76,18 @@ def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
     entries = max(shape) * max(1, len(values) - count)
     kept = optimal_singular_values(values[:count], shape, (rest / entries) ** 0.5)
     return (left[:, :count] * kept @ right[:count]).to(update), int((kept > 0).sum())
+
+
+def _bulk_unit(values: Tensor, shape: tuple[int, int]) -> float:
+    """The singular value whose square is the variance of white noise with the same median.
+
+    It is the largest singular value if most of them are 0, and 1 for a matrix of zeros.
+    """
+    if not values.any():
+        return 1.0
+    law = MarchenkoPastur(1.0, min(shape) / max(shape))
+    median = float(values.median()) / float(law.quantile(0.5)) ** 0.5
+    return median if median > FLATTEST * float(values.max()) else float(values.max())
 
 
 def participation_ratio(values: Tensor) -> float:

@@ -54,6 +54,36 @@ def test_no_other_size_of_the_spikes_is_nearer_to_the_signal() -> None:
     assert error < (u[:, :3] * s[:3] @ v[:3] - signal).norm()
 
 
+@pytest.mark.parametrize("scale", [1e-30, 0.005, 0.3, 40.0, 1e20])
+@pytest.mark.parametrize("shape", [(400, 300), (300, 400), (200, 200)])
+def test_the_scale_of_an_update_does_not_matter(shape: tuple[int, int], scale: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    left = torch.linalg.qr(torch.randn(shape[0], 3, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(shape[1], 3, generator=generator)).Q
+    edge = shape[0] ** 0.5 + shape[1] ** 0.5
+    update = torch.randn(shape, generator=generator)
+    update += left * (edge * torch.tensor([3.0, 2.0, 1.5])) @ right.T
+    plain, count = shrunk_update(update)
+    scaled, same = shrunk_update(scale * update)
+    assert same == count
+    assert count in (3, 4)  # the published edge has no margin, so one noise value may pass
+    torch.testing.assert_close(scaled / scale, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_update_that_is_not_finite_is_kept_as_it_is(value: float) -> None:
+    update = torch.randn(40, 30)
+    update[2, 3] = value
+    found, count = shrunk_update(update)
+    assert found is update
+    assert count == 30
+
+
+def test_an_update_of_few_directions_is_kept_as_it_is() -> None:
+    update = torch.randn(40, 3) @ torch.randn(3, 30)
+    assert shrunk_update(update.double())[0].equal(update.double())
+
+
 def test_an_update_of_nothing_is_kept_as_it_is() -> None:
     nothing = torch.zeros(40, 30)
     assert torch.equal(shrunk_update(nothing)[0], nothing)
