@@ -59,11 +59,18 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         >>> left.item(), right.item()
         (4.0, 4.0)
     """
-    lengths = torch.linalg.vector_norm(left, dim=0), torch.linalg.vector_norm(right, dim=1)
-    root = (lengths[0] * lengths[1]).sqrt()
-    tiny = torch.finfo(left.dtype).tiny
-    scales = [root / length.clamp_min(tiny) for length in lengths]
-    return left * scales[0], right * scales[1][:, None]
+    first, second = _lengths(left.T), _lengths(right)
+    live = (first > 0) & (second > 0)
+    ratio = second.sqrt() / torch.where(live, first, 1).sqrt()
+    inverse = first.sqrt() / torch.where(live, second, 1).sqrt()
+    return left * torch.where(live, ratio, 0), right * torch.where(live, inverse, 0)[:, None]
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """Lengths of rows, in units of their largest entries: squares of these could overflow."""
+    peaks = rows.abs().amax(1, keepdim=True) if rows.shape[1] else rows.new_zeros(len(rows), 1)
+    units = torch.where(peaks > 0, peaks, 1)
+    return torch.linalg.vector_norm(rows / units, dim=1) * units[:, 0]
 
 
 def fewest_directions(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_rmt.compression.gram import fewest_directions
+from hf_rmt.compression.gram import balanced, fewest_directions
 
 SHAPES = [(5, 9, 3, 3), (5, 9, 12, 5), (9, 5, 5, 5), (4, 4, 8, 4), (1, 6, 4, 1)]
 
@@ -31,3 +31,23 @@ def test_directions_that_repeat_others_or_are_zero_are_left_out() -> None:
     assert fewer[0].shape == (7, 2)
     torch.testing.assert_close(fewer[0] @ fewer[1], 4 * left.double() @ right.double())
     assert fewest_directions(0 * left, right)[0].shape == (7, 0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_factors_of_any_size_are_balanced(scale: float) -> None:
+    """The squares of these entries are no float32 numbers."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(5, 2, generator=generator), torch.randn(2, 6, generator=generator)
+    found = balanced(left * scale, right / scale)
+    torch.testing.assert_close(found[0] @ found[1], left @ right)
+    torch.testing.assert_close(found[0].norm(dim=0), found[1].norm(dim=1))
+
+
+def test_a_direction_with_a_factor_of_zero_becomes_zero() -> None:
+    left, right = torch.ones(3, 3), torch.ones(3, 4) * 1e30
+    left[:, 0], right[1] = 0, 0
+    found = balanced(left, right)
+    assert not found[0][:, :2].any()
+    assert not found[1][:2].any()
+    torch.testing.assert_close(found[0] @ found[1], left @ right)
+    assert balanced(torch.ones(3, 0), torch.ones(0, 2))[0].shape == (3, 0)
