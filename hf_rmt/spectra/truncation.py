@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hf_rmt.checks import check_integer, check_number
 from hf_rmt.spectra.eigenvalues import sorted_eigenvalues
 from hf_rmt.spectra.split import Phase, SpectrumFit, without_law
 
@@ -22,7 +23,7 @@ def truncate(
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
-        rank: How many directions to keep; all of them if there are fewer.
+        rank: How many directions to keep, at least 1; all of them if there are fewer.
         energy: Keep the fewest directions with this share of the squared Frobenius norm, in (0, 1].
         fraction: Keep this share of the p directions, rounded, at least one, in (0, 1].
 
@@ -31,8 +32,9 @@ def truncate(
         finite.
 
     Raises:
-        ValueError: If not exactly one of rank, energy and fraction is given, or the eigenvalues
-            do not fit the shape.
+        TypeError: If the rank is no whole number, or a share no number.
+        ValueError: If not exactly one of rank, energy and fraction is given, if it lies outside its
+            range, or if the eigenvalues do not fit the shape.
 
     Source:
         Eckart & Young, Psychometrika 1 (1936).
@@ -46,10 +48,14 @@ def truncate(
             f"exactly one of rank, energy and fraction must be set, got rank={rank}, "
             f"energy={energy}, fraction={fraction}; set one of them"
         )
+    count = 0 if rank is None else check_integer("rank", rank, 1)
+    for name, share in (("energy", energy), ("fraction", fraction)):
+        if share is not None:
+            check_number(name, share, "(0", "1]")
     fit = unsplit(eigenvalues, shape)
     if fit.phase == Phase.DEGENERATE:
         return fit
-    values, count = fit.eigenvalues, rank or 0
+    values = fit.eigenvalues
     if fraction is not None:
         count = max(1, round(fraction * len(values)))
     if energy is not None:

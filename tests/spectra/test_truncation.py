@@ -60,3 +60,25 @@ def test_what_is_kept_is_said_once(options: dict[str, float]) -> None:
 def test_eigenvalues_must_fit_the_shape() -> None:
     with pytest.raises(ValueError, match="has 6 eigenvalues"):
         truncate(VALUES, (7, 6), rank=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rank": -1}, "rank must be at least 1, got -1"),
+        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"energy": 2.0}, r"energy must lie in \(0, 1\], got 2.0"),
+        ({"energy": 0.0}, r"energy must lie in \(0, 1\], got 0.0"),
+        ({"energy": np.nan}, r"energy must lie in \(0, 1\], got nan"),
+        ({"fraction": 2.0}, r"fraction must lie in \(0, 1\], got 2.0"),
+    ],
+)
+def test_a_share_or_rank_out_of_range_is_named(options: dict[str, float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        truncate(VALUES, (7, 5), **options)
+
+
+def test_a_rank_is_a_whole_number() -> None:
+    with pytest.raises(TypeError, match=r"rank must be an integer of at least 1, got 1.5"):
+        truncate(VALUES, (7, 5), rank=1.5)
+    assert truncate(VALUES, (7, 5), rank=np.int64(2)).n_spikes == 2

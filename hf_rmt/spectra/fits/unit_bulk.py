@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
+from hf_rmt.checks import check_number
 from hf_rmt.spectra.fits.double_bulk import fitted
 from hf_rmt.spectra.laws.marchenko_pastur import MarchenkoPastur
 from hf_rmt.spectra.laws.spike_map import Array
@@ -22,6 +23,8 @@ BEMA_BULK = (0.2, 0.8)
 """BEMA matches the quantiles of the eigenvalues with these ranks, in units of p."""
 BEMA_BETA = 0.1
 """Probability that the largest noise eigenvalue lies above BEMA's edge."""
+BETAS = ("[0.000001", "0.999999]")
+"""Range of beta; beyond it `tracy_widom_quantile` is not precise."""
 KERNEL_WINDOW = 15
 """The width of a value's Gaussian is half the distance between the value so many places above it
 and the value so many places below it."""
@@ -58,6 +61,7 @@ def fit_unit_bulk(
         The fit. A spectrum that cannot be fitted is `degenerate`, with a reason.
 
     Raises:
+        TypeError: If beta is no number.
         ValueError: If the estimator is unknown, the eigenvalues do not fit the shape or are
             clearly negative, or beta lies outside [1e-6, 1 - 1e-6].
 
@@ -74,7 +78,8 @@ def fit_unit_bulk(
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
-    return fitted(eigenvalues, shape, partial(_unit_bulk, estimator, beta))
+    chance = check_number("beta", beta, *BETAS)
+    return fitted(eigenvalues, shape, partial(_unit_bulk, estimator, chance))
 
 
 def _unit_bulk(estimator: str, beta: float, rows: int, values: Array) -> SpectrumFit:

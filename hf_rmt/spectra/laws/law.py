@@ -205,11 +205,13 @@ class BulkLaw(ABC):
             Eigenvalues; at a gap the lower end of the gap.
 
         Raises:
-            ValueError: If a probability lies outside [0, 1].
+            ValueError: If a probability lies outside [0, 1] or is nan.
         """
         levels = np.asarray(q, dtype=float)
-        if np.any((levels < 0) | (levels > 1)):
-            raise ValueError(f"quantile needs probabilities in [0, 1], got {q!r}; clip them")
+        if not np.all((levels >= 0) & (levels <= 1)):
+            raise ValueError(
+                f"quantile needs probabilities in [0, 1], got {q!r}; clip them, and leave out nan"
+            )
         rest = levels * sum(interval.mass[-1] for interval in self._intervals)
         result = self._intervals[0].position_of(rest)
         for before, interval in pairwise(self._intervals):

@@ -16,6 +16,8 @@ Array = NDArray[np.float64]
 Complex = NDArray[np.complex128]
 
 ROOTS_OF_UNITY = np.exp(2j * np.pi / 3 * np.arange(3))
+FAR = 1e20
+"""A point beyond this many times the largest atom has a unit of its own."""
 TOUCHING = 1e-9
 """Relative imaginary part below which a root counts as real."""
 
@@ -68,10 +70,11 @@ def spike_roots(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float)
     Returns:
         The roots, shape z.shape + (m + 1,).
     """
-    scale = atoms[-1]
-    coefficients = _coefficients(np.asarray(z) / scale, atoms / scale, weights, aspect_ratio)
+    points = np.asarray(z)
+    scale = _scale(points, atoms)
+    coefficients = _coefficients(points / scale, _over(atoms, scale), weights, aspect_ratio)
     columns = [coefficient[..., None] for coefficient in coefficients]
-    return _polished(_monic_roots(*coefficients), *columns) * scale
+    return _polished(_monic_roots(*coefficients), *columns) * scale[..., None]
 
 
 def upper_root(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) -> Complex:
@@ -86,9 +89,9 @@ def upper_root(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) 
     Returns:
         The root, shape of z.
     """
-    scale = atoms[-1]
-    points = np.ravel(z) / scale
-    coefficients = _coefficients(points, atoms / scale, weights, aspect_ratio)
+    points = np.ravel(z)
+    scale = _scale(points, atoms)
+    coefficients = _coefficients(points / scale, _over(atoms, scale), weights, aspect_ratio)
     roots = _monic_roots(*coefficients)
     chosen = roots[np.arange(len(roots)), np.argmax(roots.imag, axis=1)]
     return (_polished(chosen, *coefficients) * scale).reshape(np.shape(z))
@@ -128,11 +131,25 @@ def _has_gap(atoms: Array, weights: Array, aspect_ratio: float) -> bool:
     return bool(aspect_ratio * pull < (atoms[1] - atoms[0]) ** 2)
 
 
+def _scale(points: NDArray[Any], atoms: Array) -> Array:
+    """The unit of each point: the largest atom, or the point itself if its powers could overflow.
+
+    Both units give the same roots, but the roots near the atoms vanish in the second one.
+    """
+    size = np.abs(points)
+    return np.where(size > FAR * atoms[-1], size, atoms[-1])
+
+
+def _over(atoms: Array, scale: Array) -> Array:
+    """The atoms in the units of each point, shape (m, *points)."""
+    return atoms.reshape(-1, *np.ones(scale.ndim, dtype=int)) / scale
+
+
 def _coefficients(
     z: NDArray[Any], atoms: Array, weights: Array, aspect_ratio: float
 ) -> tuple[Complex, ...]:
     """Coefficients of the monic prod (a - tau) (g(a) - z), by falling power, without the first."""
-    mean = aspect_ratio * float(weights @ atoms)
+    mean = aspect_ratio * np.tensordot(weights, atoms, 1)
     points = z.astype(complex)
     if len(atoms) == 1:
         return mean - atoms[0] - points, points * atoms[0]

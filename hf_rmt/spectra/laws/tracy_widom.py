@@ -36,7 +36,8 @@ def tracy_widom_cdf(x: float) -> float:
     nodes = x + (nodes + 1) * (end - x) / 2
     root = np.sqrt(weights * (end - x) / 2)
     kernel = airy((nodes[:, None] + nodes) / 2)[0] / 2
-    return float(np.linalg.det(np.eye(QUADRATURE_NODES) - root[:, None] * kernel * root))
+    value = np.linalg.det(np.eye(QUADRATURE_NODES) - root[:, None] * kernel * root)
+    return float(np.clip(value, 0.0, 1.0))  # far below 0 rounding makes it negative
 
 
 @cache

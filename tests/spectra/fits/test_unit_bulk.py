@@ -158,3 +158,14 @@ def test_bad_arguments_are_named() -> None:
         fit_unit_bulk(np.ones(40), (60, 40), "pdb")
     with pytest.raises(ValueError, match="has 40 eigenvalues"):
         fit_unit_bulk(np.ones(39), (60, 40))
+
+
+@pytest.mark.parametrize("estimator", ["bema", "kernel"])
+@pytest.mark.parametrize(
+    ("beta", "kind"), [(np.nan, ValueError), (0, ValueError), ("a", TypeError)]
+)
+def test_a_beta_that_is_no_probability_is_named(
+    estimator: str, beta: object, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match=rf"beta must .* got {beta!r}"):
+        fit_unit_bulk(np.linspace(1, 3, 40), (60, 40), estimator, beta=beta)  # type: ignore[arg-type]

@@ -67,3 +67,9 @@ def test_arguments_out_of_range_are_refused(arguments, message):
     good = {"mixing": 0.4, "variances": (3.0, 1.0), "aspect_ratio": 0.5}
     with pytest.raises(ValueError, match=message):
         DoubleBulk(**(good | arguments))
+
+
+@pytest.mark.parametrize("value", [1e19, 1e21, 1e55, 1e100, 1e300])
+def test_a_spike_far_away_has_an_inverse(value):
+    """g(a) = a + c E[tau] + O(1 / a), so beyond 1e18 both sides are one float64 number."""
+    assert DoubleBulk(0.4, (3.0, 1.0), 0.5).spike_inverse(value) == pytest.approx(value, rel=1e-12)

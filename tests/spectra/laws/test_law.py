@@ -84,7 +84,7 @@ def test_the_quantile_inverts_the_cdf(law):
     assert law.quantile(0.3).shape == ()
 
 
-@pytest.mark.parametrize("level", [-0.1, 1.1])
+@pytest.mark.parametrize("level", [-0.1, 1.1, np.nan])
 def test_a_level_out_of_range_is_refused(law, level):
     with pytest.raises(ValueError, match=r"probabilities in \[0, 1\]"):
         law.quantile([0.5, level])

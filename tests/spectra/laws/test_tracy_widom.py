@@ -49,3 +49,7 @@ def test_the_largest_eigenvalue_of_noise_follows_it():
     sample = (np.array(largest) - centre) / scale
     assert np.mean(sample) == pytest.approx(-1.2065, abs=0.2)
     assert np.mean(sample <= tracy_widom_quantile(0.9)) == pytest.approx(0.9, abs=0.05)
+
+
+def test_a_probability_lies_between_0_and_1():
+    assert all(0 <= tracy_widom_cdf(x) <= 1 for x in (-60.0, -40.0, -20.0, 20.0, 60.0))
