@@ -90,30 +90,30 @@ class Decomposition:
         return ratio[indices]
 
 
-def spectrum(weight: Tensor, settings: CompressionSettings | None = None) -> SpectrumFit:
+def spectrum(weight: Tensor, settings: CompressionSettings) -> SpectrumFit:
     """Split the spectrum of a weight into signal and noise, from its eigenvalues alone.
 
     Args:
         weight: Shape (out, in), floating point, any device.
-        settings: The method and its options; None for the double bulk.
+        settings: The method and its options.
 
     Returns:
         The fit; a weight that cannot be fitted is `degenerate`, with a reason.
     """
-    return _fit(weight, settings or CompressionSettings(), vectors=False).fit
+    return _fit(weight, settings, vectors=False).fit
 
 
-def decompose(weight: Tensor, settings: CompressionSettings | None = None) -> Decomposition:
+def decompose(weight: Tensor, settings: CompressionSettings) -> Decomposition:
     """Split the spectrum of a weight into signal and noise and keep the eigenvectors.
 
     Args:
         weight: Shape (out, in), floating point, any device.
-        settings: The method and its options; None for the double bulk.
+        settings: The method and its options.
 
     Returns:
         The decomposition.
     """
-    return _fit(weight, settings or CompressionSettings(), vectors=True)
+    return _fit(weight, settings, vectors=True)
 
 
 def fit_spectrum(

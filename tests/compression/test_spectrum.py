@@ -5,14 +5,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_rmt.compression import spectrum as spectra
 from hf_rmt.compression.methods.spectral import SPECTRAL_OPTIONS, SpectralMethod
 from hf_rmt.compression.methods.truncation import RANK
-from hf_rmt.compression.spectrum import decompose, spectrum
 from hf_rmt.settings import CompressionSettings, register_method, unregister_method
 from hf_rmt.spectra import Phase, SpectrumFit
 from hf_rmt.spectra.eigenvalues import sorted_eigenvalues
 from hf_rmt.spectra.ensembles import double_bulk_matrix, heavy_tailed_matrix
 from hf_rmt.spectra.split import without_law
+
+
+def spectrum(weight: torch.Tensor, settings: CompressionSettings | None = None) -> SpectrumFit:
+    """The fit of the double bulk, or of other settings."""
+    return spectra.spectrum(weight, settings or CompressionSettings())
+
+
+def decompose(
+    weight: torch.Tensor, settings: CompressionSettings | None = None
+) -> spectra.Decomposition:
+    """The same, with vectors."""
+    return spectra.decompose(weight, settings or CompressionSettings())
 
 
 def spiked(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
