@@ -29,7 +29,7 @@ from hf_rmt.compression.refusals import (
 from hf_rmt.compression.summary import analyze_layers, compression_report, warn_of_loss
 from hf_rmt.compression.targets.coverage import kept_plans, with_kept
 from hf_rmt.compression.targets.selection import compressible_layers
-from hf_rmt.nn.counterparts import compressed_layers, densify, undoing
+from hf_rmt.nn.counterparts import check_in_memory, compressed_layers, densify, undoing
 from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.settings import CompressionSettings, method_of, spectral_methods
 
@@ -70,6 +70,7 @@ def analyze(
     names = compressed or compressible_layers(model, settings)
     if not compressed:
         check_weights(model, names)
+    check_in_memory(model)
     return analyze_layers(model, names, settings)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from hf_rmt.nn.counterparts import compressed_layers, matrix_shape
+from hf_rmt.nn.counterparts import compressed_layers, matrix_shape, not_in_memory
 from hf_rmt.nn.swap import cannot_swap, why_not_swapped
 from hf_rmt.settings import CompressionSettings
 
@@ -116,10 +116,7 @@ def check_weights(model: nn.Module, names: list[str]) -> None:
                 f"{', '.join(str(dtype) for dtype in DTYPES)} can be decomposed; {REMEDY}"
             )
         if weight.device.type == "meta":
-            raise ValueError(
-                f"the weight of {name!r} is offloaded or on the meta device, where there is "
-                "nothing to read; load the model without offloading"
-            )
+            raise not_in_memory(name)
 
 
 def _stored_as(weight: Any) -> str:

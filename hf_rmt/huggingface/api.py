@@ -29,7 +29,7 @@ from hf_rmt.huggingface.conclude import adopt, conclude
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.quantizer import RMTQuantizer, layers_left, quantized_already
 from hf_rmt.huggingface.source import CONFIG, check_entries, check_method, check_source
-from hf_rmt.nn.counterparts import densify
+from hf_rmt.nn.counterparts import check_in_memory, densify
 from hf_rmt.report import CompressionReport, SpectralReport
 from hf_rmt.settings import CompressionSettings
 
@@ -147,12 +147,13 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
         The dense model. Its weights are those that the compressed layers act as.
 
     Raises:
-        ValueError: If the model has no compressed layer, or activations became steps, which no
-            plain model has.
+        ValueError: If the model has no compressed layer, activations became steps, which no
+            plain model has, or a layer is offloaded.
         TypeError: If it is neither a model nor a path.
     """
     model: Any = load_if_path(model_or_path)
     check_has_compressed(model)
+    check_in_memory(model)
     dense: Any = copy.deepcopy(model) if model is model_or_path else model
     if isinstance(dense, PreTrainedModel):
         adopt(dense)
@@ -240,17 +241,15 @@ def check_compressible(model: nn.Module, config: RMTConfig, *, again: bool = Fal
     """Refuse what cannot be compressed; `again` allows a model that is partly compressed."""
     check_module(model)
     check_settings(config)
-    offloaded = any(parameter.device.type == "meta" for parameter in model.parameters())
-    quantizer = getattr(model, "hf_quantizer", None)
-    ours = isinstance(quantizer, RMTQuantizer) and not offloaded
-    if quantizer is not None and not (again and ours):
-        method = quantizer.quantization_config.quant_method
-        raise quantized_already(type(model).__name__, method, "model.dequantize() first")
-    if offloaded:
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise ValueError(
             "some weights of the model are offloaded or on the meta device, where there is "
             "nothing to compress; load the model without offloading"
         )
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not (again and isinstance(quantizer, RMTQuantizer)):
+        method = quantizer.quantization_config.quant_method
+        raise quantized_already(type(model).__name__, method, "model.dequantize() first")
 
 
 def load_compressed(path: str | PathLike[str], config: RMTConfig) -> tuple[Any, CompressionReport]:

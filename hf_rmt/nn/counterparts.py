@@ -37,6 +37,25 @@ def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
     return {name: part for name, part in found if isinstance(part, CompressedLayer)}
 
 
+def check_in_memory(model: nn.Module) -> None:
+    """Refuse a model with compressed layers whose tensors are not in memory.
+
+    Raises:
+        ValueError: If there is such a layer. The error names it and the remedy.
+    """
+    for name, layer in compressed_layers(model).items():
+        if any(part.device.type == "meta" for part in (*layer.parameters(), *layer.buffers())):
+            raise not_in_memory(name)
+
+
+def not_in_memory(name: str) -> ValueError:
+    """The error that the tensors of a layer of this name are not in memory."""
+    return ValueError(
+        f"the weight of {name!r} is offloaded or on the meta device, where there is nothing to "
+        "read; load the model without offloading"
+    )
+
+
 def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
     """Replace every compressed layer by the dense one it acts as, in place.
 
@@ -48,9 +67,10 @@ def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: If it has step activations, which have no dense counterpart, or a layer carries
-            what a dense one cannot. The model is not changed then.
+        ValueError: If it has step activations, which have no dense counterpart, a layer carries
+            what a dense one cannot, or is offloaded. The model is not changed then.
     """
+    check_in_memory(model)
     steps = [name for name, part in model.named_modules() if isinstance(part, StepActivation)]
     if steps:
         raise ValueError(

@@ -3,7 +3,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,8 +168,39 @@ def test_a_saved_model_can_be_offloaded(compressed: Path, tmp_path: Path) -> Non
         compressed, device_map=device_map, offload_folder=tmp_path / "offload"
     )
     assert torch.equal(outputs(model, "bert"), expected)
-    with pytest.raises(ValueError, match="quantized already"):
-        hf_rmt.compress(model)
+
+
+NEED_MEMORY: dict[str, Callable[[Any], Any]] = {
+    "dequantize": lambda model: model.dequantize(),
+    "export_dense": hf_rmt.export_dense,
+    "analyze": hf_rmt.analyze,
+    "compress": hf_rmt.compress,
+    **{
+        f"set_layout {name}": partial(hf_rmt.set_layout, layout=name)
+        for name in ("int8", "fused", "fastest", "smallest")
+    },
+}
+
+
+@pytest.mark.parametrize("config", [RMTConfig(), RMTConfig(method="svd", rank=4, noise="drop")])
+def test_what_reads_weights_refuses_an_offloaded_model_and_leaves_it_alone(
+    config: RMTConfig, tmp_path: Path
+) -> None:
+    model = tiny_model("bert")
+    hf_rmt.compress(model, config)
+    model.save_pretrained(tmp_path / "saved")
+    expected = outputs(model, "bert")
+    device_map = {"embeddings": "cpu", "encoder": "disk", "pooler": "cpu"}
+    model = AutoModel.from_pretrained(
+        tmp_path / "saved", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    for name, call in NEED_MEMORY.items():
+        with pytest.raises(ValueError, match="load the model without offloading"):
+            pytest.fail(f"{name} gave {call(model)}")
+        assert torch.equal(outputs(model, "bert"), expected), name
+    for layout in ("dense", "packed"):
+        hf_rmt.set_layout(model, layout)
+        torch.testing.assert_close(outputs(model, "bert"), expected)
 
 
 def test_a_dry_run_changes_nothing() -> None:

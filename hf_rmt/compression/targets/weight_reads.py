@@ -21,7 +21,7 @@ from hf_rmt.compression.targets.reader import Read, Reader, parsed
 
 SETTING_UP = (
     *("__init__", "_init", "init", "reset", "_reset", "tie", "_tie", "resize", "_resize"),
-    *("set_", "_set", "_load", "load", "prune", "_prune", "extra_repr"),
+    *("set_", "_set", "_load", "load", "_get_adapters", "prune", "_prune", "extra_repr"),
 )
 """Beginnings of the names of methods that run before or between forward passes, not in them."""
 

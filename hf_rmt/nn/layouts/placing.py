@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hf_rmt.checks import check_choice, check_integer
+from hf_rmt.nn.counterparts import check_in_memory
 from hf_rmt.nn.layouts.base import ACTIVATIONS, LAYOUTS
 from hf_rmt.nn.layouts.choosing import CHOICES, TOKENS, choose
 from hf_rmt.nn.layouts.parking import give_back
@@ -45,7 +46,8 @@ def set_layout(
 
     Raises:
         TypeError: If the model is no module, or tokens are no whole numbers.
-        ValueError: If a name is unknown, or a number of tokens is below 1.
+        ValueError: If a name is unknown, a number of tokens is below 1, or the layout needs the
+            tensors of layers that are offloaded.
 
     Examples:
         >>> from hf_rmt.nn import SpikedLinear
@@ -60,6 +62,8 @@ def set_layout(
     layers = compressed_layers(model)
     if not layers:
         return "no layout was set, because the model has no compressed layer"
+    if layout not in ("packed", "dense"):  # offloaded layers can run in these
+        check_in_memory(model)
     for layer in layers:
         name = layout
         if layout in CHOICES:
