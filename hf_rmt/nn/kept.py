@@ -40,6 +40,6 @@ class Kept:
         return {"_state": NOTHING}
 
 
-def identity(tensor: Tensor) -> tuple[Any, ...]:
+def identity(tensor: Tensor) -> tuple[int, int]:
     """Values that change if a tensor is replaced, while the old one exists, or is written to."""
-    return tensor.data_ptr(), version_of(tensor), tensor.device, tensor.dtype
+    return tensor.data_ptr(), version_of(tensor)

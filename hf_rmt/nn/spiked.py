@@ -16,7 +16,7 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS
 from hf_rmt.nn.stores.export_ops import is_exporting
 from hf_rmt.nn.stores.noise_store import NoiseStore
 from hf_rmt.nn.stores.packing import rows_at_once
-from hf_rmt.nn.transforms import are_wrapped, is_differentiating
+from hf_rmt.nn.transforms import are_wrapped, is_differentiating, is_transformed
 
 
 @register_layer
@@ -211,7 +211,7 @@ class SpikedLinear(LaidOutLayer):
         """Apply the layer to an input of shape (..., in); the result has its dtype."""
         x = autocast_input(input)
         weight, bias, layout = self.weight, self.bias, self.layout_object
-        if is_exporting() or are_wrapped(self.noise.buffers()):
+        if is_exporting() or (is_transformed() and are_wrapped(self.noise.buffers())):
             return self._act_plainly(x, weight.to(x.dtype), cast(bias, x.dtype))
         if layout is None or x.is_meta:
             return self.unpacked_forward(x, weight, bias)

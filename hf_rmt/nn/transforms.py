@@ -28,5 +28,4 @@ def is_transformed() -> bool:
 
 def are_wrapped(tensors: Iterable[Tensor]) -> bool:
     """Whether a transform of `torch.func` runs over one of the tensors, as `vmap` over a buffer."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return is_transformed() and any(wrapped(tensor) for tensor in tensors)
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
