@@ -137,7 +137,7 @@ def _scale(points: NDArray[Any], atoms: Array) -> Array:
     Both units give the same roots, but the roots near the atoms vanish in the second one.
     """
     size = np.abs(points)
-    return np.where(size > FAR * atoms[-1], size, atoms[-1])
+    return np.where(size / FAR > atoms[-1], size, atoms[-1])
 
 
 def _over(atoms: Array, scale: Array) -> Array:
