@@ -14,6 +14,7 @@ from hf_rmt.compression.targets.selection import transformers_models
 from hf_rmt.huggingface.card import hub_id
 from hf_rmt.huggingface.compat import WITHIN_ADAPTER, is_pretrained, source_of
 from hf_rmt.huggingface.config import RMTConfig
+from hf_rmt.huggingface.embeddings import guard_embeddings
 from hf_rmt.huggingface.loader import PART, RMTLoader, uninstall_saving
 from hf_rmt.huggingface.saving import install_saving
 from hf_rmt.nn.counterparts import compressed_layers
@@ -130,6 +131,7 @@ def attach(model: Any, config: RMTConfig, report: CompressionReport, *, name: st
     model.quantization_method = config.quant_method
     model.config.quantization_config = model.hf_quantizer.quantization_config
     install_saving(model)
+    guard_embeddings(model)
     for name, part in parts.items():
         keep_record(part, config, report_below(report, name, part).plan)
 

@@ -36,6 +36,9 @@ from hf_rmt.plan.plans import CompressionPlan, LayerPlan
 PART = "_rmt_part"
 """Attribute in which a part that is a transformers model keeps its own record."""
 
+REPLACED = ("save_pretrained", "push_to_hub", "resize_token_embeddings", "tie_weights")
+"""Methods that a compressed model has of its own."""
+
 
 class RMTLoader(HfQuantizer):
     """Rebuilds the compressed layers that a config records, on any device, before weights load."""
@@ -122,8 +125,8 @@ class RMTLoader(HfQuantizer):
 
 
 def uninstall_saving(model: Any) -> None:
-    """Give a model the saving methods of its class again, and remove our record from its config."""
-    for name in ("save_pretrained", "push_to_hub"):
+    """Give a model the methods of its class again, and remove our record from its config."""
+    for name in REPLACED:
         model.__dict__.pop(name, None)
     drop_records(model.config)
     for part in model.modules():

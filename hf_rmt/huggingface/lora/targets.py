@@ -13,7 +13,7 @@ from hf_rmt.nn import SpikedLinear
 from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.plan import Cause
 
-UNFIT = (Cause.READ_BY_PARENT, Cause.ROUTER, Cause.SUBCLASS)
+UNFIT = (Cause.READ_BY_PARENT, Cause.REFERRED_TO, Cause.ROUTER, Cause.SUBCLASS)
 """Causes for which a layer that stayed dense gets no adapter."""
 
 

@@ -1,0 +1,49 @@
+"""Changes of embeddings that a compressed output embedding cannot follow."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from hf_rmt.nn.compressed_layer import is_compressed
+from hf_rmt.nn.counterparts import compressed_layers
+
+
+def guard_embeddings(model: Any) -> None:
+    """Make one model refuse to resize or tie compressed embeddings before it changes anything."""
+    model.resize_token_embeddings = partial(_resize_token_embeddings, model)
+    model.tie_weights = partial(_tie_weights, model)
+
+
+def _resize_token_embeddings(
+    model: Any,
+    new_num_tokens: int | None = None,
+    pad_to_multiple_of: int | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """`PreTrainedModel.resize_token_embeddings` for embeddings that are dense."""
+    if is_compressed(head := model.get_output_embeddings()):
+        embeddings = model.get_input_embeddings()
+        if pad_to_multiple_of is None and new_num_tokens in (None, len(embeddings.weight)):
+            return embeddings
+        name = next(name for name, part in model.named_modules() if part is head)
+        raise _cannot_change(name, "resized")
+    resize = type(model).resize_token_embeddings
+    return resize(model, new_num_tokens, pad_to_multiple_of, *args, **kwargs)
+
+
+def _tie_weights(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """`PreTrainedModel.tie_weights` for layers that are dense."""
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    layers = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
+    for name in sorted(layers.intersection(compressed_layers(model))):
+        raise _cannot_change(name, "tied to other embeddings")
+    return type(model).tie_weights(model, *args, **kwargs)
+
+
+def _cannot_change(name: str, change: str) -> ValueError:
+    return ValueError(
+        f"{name!r} is compressed, and a compressed layer cannot be {change}; make it dense first: "
+        f"model.set_submodule({name!r}, model.{name}.to_dense())"
+    )
