@@ -43,3 +43,8 @@ class Kept:
 def identity(tensor: Tensor) -> tuple[int, int]:
     """Values that change if a tensor is replaced, while the old one exists, or is written to."""
     return tensor.data_ptr(), version_of(tensor)
+
+
+def identities(tensors: Iterable[Tensor | None]) -> list[tuple[int, int]]:
+    """The `identity` of each tensor that is there."""
+    return [identity(tensor) for tensor in tensors if tensor is not None]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hf_rmt.checks import check_choice, check_integer, check_number
 from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_linear
+from hf_rmt.nn.kept import Kept, identities
 from hf_rmt.nn.stores.ternary_packing import (
     SCALE_OPTIONS,
     from_fifths,
@@ -91,6 +92,7 @@ class TernaryLinear(CompressedLayer):
         zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
         self.bias = None if zeros is None else nn.Parameter(zeros)
         self.register_module("step", None)
+        self._source = Kept()
         self.layout = layout
 
     @classmethod
@@ -144,15 +146,10 @@ class TernaryLinear(CompressedLayer):
             )
         weight = linear.weight.detach()
         signs, scales = ternarize(weight, sparsity=sparsity, scale=scale)
-        layer = cls(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            scale=scale,
-            layout=layout,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        options: dict[str, Any] = {"scale": scale, "layout": layout}
+        options |= {"device": weight.device, "dtype": weight.dtype}
+        bias = linear.bias is not None
+        layer = cls(linear.in_features, linear.out_features, bias=bias, **options)
         layer.weight = pack_trits(signs)
         layer.scale.copy_(scales)
         layer.bias = linear.bias
@@ -192,8 +189,8 @@ class TernaryLinear(CompressedLayer):
             ValueError: If an option is out of range.
         """
         sparsity = check_number("sparsity", sparsity, high="1)")
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        layer = cls(in_features, out_features, bias=False, scale="tensor", layout=layout, **factory)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype, "layout": layout}
+        layer = cls(in_features, out_features, bias=False, scale="tensor", **factory)
         generator = torch.Generator().manual_seed(seed)
         uniform = torch.rand(layer._size, generator=generator, dtype=torch.float64, device="cpu")
         signs = (uniform >= (1 + sparsity) / 2).char() - (uniform < (1 - sparsity) / 2).char()
@@ -246,9 +243,17 @@ class TernaryLinear(CompressedLayer):
 
     def _kept(self, dtype: torch.dtype) -> Tensor:
         """The unpacked copy: T itself in int8, the dense weight in a floating dtype."""
-        kept = self.unpacked
-        if kept is None or kept.dtype != dtype:
+        kept, traced = self.unpacked, torch.compiler.is_compiling()  # traces have no addresses
+        current = traced or self._source.get(identities((self.weight, self.scale, kept)))
+        if kept is not None and kept.dtype == dtype and current:
+            return kept
+        with torch.inference_mode(False):  # tensors made in that mode record no writes
+            if not traced and self.scale.is_inference():
+                self.scale = self.scale.clone()
             kept = self.unpacked = self._signs() if dtype == torch.int8 else self.dense()
+        if not traced:
+            source = self.weight, self.scale, kept
+            self._source.put(identities(source), True, source)
         return kept
 
     def _save_to_state_dict(

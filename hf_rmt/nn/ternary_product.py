@@ -11,7 +11,7 @@ from torch.nn import functional
 from hf_rmt.nn.compressed_layer import autocast_input
 from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
 from hf_rmt.nn.stores.export_ops import is_exporting, plain_signs
-from hf_rmt.nn.transforms import is_differentiating
+from hf_rmt.nn.transforms import are_wrapped, is_differentiating, is_transformed
 
 FEW_TOKENS = 64
 """Up to this many tokens, int8 signs and three products of digits are faster than floats."""
@@ -21,7 +21,7 @@ def ternary_linear(x: Tensor, layer: Any) -> Tensor:
     """The outputs x (s T)' + bias of a `TernaryLinear`, in the dtype of x."""
     x = autocast_input(x)
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
-    if is_exporting():
+    if is_exporting() or (is_transformed() and are_wrapped((layer.weight, layer.scale))):
         signs = plain_signs(layer.weight, (layer.out_features, layer.in_features))
         return functional.linear(x, signs.to(x.dtype) * layer.scale.to(x.dtype)[:, None], bias)
     if torch.compiler.is_compiling() or not is_differentiating():
@@ -35,11 +35,12 @@ def _ternary_product(x: Tensor, layer: Any, bias: Tensor | None = None) -> Tenso
     fast, kept = layer._layout == "int8", layer._layout != "packed"
     tokens = x.numel() // max(1, layer.in_features)
     few = 0 < tokens <= FEW_TOKENS and not kept
-    if (fast or few) and runs_on_integers(x, shape):
+    rows = x.shape[-1:] == shape[1:] and not x.is_nested
+    if rows and (fast or few) and runs_on_integers(x, shape):
         signs = layer._kept(torch.int8) if fast else layer._signs()
         digits = 3 if x.dtype == torch.float32 and not fast else 2
-        rows = x.reshape(tokens, layer.in_features)
-        product = integer_linear(rows, signs, layer.scale, bias, digits=digits)
+        product = x.reshape(tokens, layer.in_features)
+        product = integer_linear(product, signs, layer.scale, bias, digits=digits)
         return product.view(*x.shape[:-1], layer.out_features)
     weight = layer._kept(layer.scale.dtype).to(x.dtype) if kept else layer.dense(x.dtype)
     return functional.linear(x, weight, bias)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from hf_rmt.nn.kept import Kept, identity
+from hf_rmt.nn.kept import Kept, identities, identity
 from hf_rmt.nn.layouts.locks import usable_after_fork
 from hf_rmt.nn.layouts.parking import park, unpark
 from hf_rmt.nn.noise_product import NoiseProduct, noise_gradient
@@ -121,8 +121,7 @@ class Layout(ABC):
             make: Makes the value.
             *signal: The tensors whose `signal_identity` is part of the key.
         """
-        buffers = (buffer for buffer in layer.noise._buffers.values() if buffer is not None)
-        kept = self._kept.get((key, [identity(buffer) for buffer in buffers]))
+        kept = self._kept.get((key, identities(layer.noise._buffers.values())))
         if kept is not None:
             return kept
         with _LOCK, torch.inference_mode(False), torch.no_grad(), exact(layer.weight.device):
@@ -134,8 +133,7 @@ class Layout(ABC):
             name = stored_name(layer)
             setattr(layer.noise, name, park(getattr(layer.noise, name)))
             stored = tuple(layer.noise.buffers())
-            state = key, [identity(buffer) for buffer in stored]
-            self._kept.put(state, kept, (*signal, *stored))
+            self._kept.put((key, identities(stored)), kept, (*signal, *stored))
         return kept
 
     def __getstate__(self) -> dict[str, Any]:

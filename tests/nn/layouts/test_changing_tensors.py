@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, jacfwd, jvp, stack_module_state, vmap
 
-from hf_rmt.nn import SpikedLinear
+from hf_rmt.nn import SpikedLinear, TernaryLinear
 from hf_rmt.nn.layouts import LAYOUTS, set_layout
+from hf_rmt.nn.ternary import LAYOUTS as TERNARY_LAYOUTS
 from tests.nn.layouts.layers import IN, OUT, distance, layer_of, normal
 
 NAMES = tuple(name for name, kind in LAYOUTS.items() if not kind.by_name_only)
@@ -202,3 +203,75 @@ def test_a_layout_may_be_removed_while_the_layer_runs(name: str) -> None:
         layer.layout_object = layout
         found = call(X)
         assert not isinstance(found, Tensor) or distance(found, expected) < 0.02
+
+
+def other_scales(layer: TernaryLinear) -> Iterator[Tensor]:
+    for factor in SCALES:
+        yield functional_call(layer, {"scale": layer.scale * factor}, (WIDE_X,))
+        yield layer(WIDE_X)
+        # The state may hold the unpacked copy, whose scale is another.
+        state = {**dict(layer.named_buffers()), "scale": layer.scale * factor}
+        yield functional_call(layer, state, (WIDE_X,))
+
+
+def written_scale(layer: TernaryLinear) -> Iterator[Tensor]:
+    for _ in range(3):
+        yield layer(WIDE_X)
+        layer.scale.mul_(2)
+
+
+def written_scale_in_inference_mode(layer: TernaryLinear) -> Iterator[Tensor]:
+    with torch.inference_mode():
+        layer.scale, layer.weight = layer.scale.clone(), layer.weight.clone()
+        yield from written_scale(layer)
+
+
+def other_signs(layer: TernaryLinear) -> Iterator[Tensor]:
+    for seed in range(3):
+        other = TernaryLinear.random(*WIDE, 0.3, seed)
+        yield functional_call(layer, {"weight": other.weight}, (WIDE_X,))
+        del other
+        yield layer(WIDE_X)
+
+
+def ternary_ensemble(layer: TernaryLinear) -> Iterator[Tensor]:
+    layers = [layer, TernaryLinear.random(*WIDE, 0.3, 5, layout=layer.layout)]
+    for part in layers:
+        part(WIDE_X)
+        part.bias = None
+    state = {
+        name: torch.stack([part.get_buffer(name) for part in layers])
+        for name in ("weight", "scale")
+    }
+    yield vmap(lambda buffers: functional_call(layer, buffers, (WIDE_X,)))(state)
+    yield layer(WIDE_X)
+
+
+WIDE = 384, 390
+WIDE_X = normal(4, WIDE[0], seed=4)
+"""Wide enough for the integer product."""
+TERNARY_CHANGES = [other_scales, written_scale, written_scale_in_inference_mode, other_signs]
+TERNARY_CHANGES += [ternary_ensemble]
+
+
+@pytest.mark.parametrize("name", TERNARY_LAYOUTS)
+@pytest.mark.parametrize("change", TERNARY_CHANGES)
+def test_ternary_outputs_are_those_of_the_packed_layer(
+    name: str, change: Callable[[Any], Iterator[Tensor]]
+) -> None:
+    layer = TernaryLinear.random(*WIDE, 0.3, 0)
+    expected = outputs(copy.deepcopy(layer), change)
+    set_layout(layer, name)
+    for found, wanted in zip(outputs(layer, change), expected, strict=True):
+        assert distance(found, wanted) < 1e-3
+
+
+@pytest.mark.parametrize("name", TERNARY_LAYOUTS)
+def test_other_shapes_are_refused_as_by_the_dense_layer(name: str) -> None:
+    layer = TernaryLinear.random(*WIDE, 0.3, 0, layout=name)
+    with torch.no_grad():
+        for shape in [(2, WIDE[0] - 1), (2 * WIDE[0],), ()]:
+            with pytest.raises(RuntimeError, match=r"mat1|size mismatch|1D"):
+                layer(torch.ones(shape))
+        rows = torch.nested.nested_tensor([WIDE_X, WIDE_X[:2]], layout=torch.jagged)
+        assert distance(layer(rows).values(), layer(rows.values())) < 1e-3
