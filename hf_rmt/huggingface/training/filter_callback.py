@@ -65,7 +65,7 @@ class RMTCallback(TrainerCallback, ExportableState):
             the checkpoints so that a run can be resumed.
         size: Share of the layers' parameters that is kept, in (0, 1]. Ranks are shared out over the
             layers by what a direction is worth to the loss. `"auto"` is the smallest share that
-            keeps 99.9 % of what all directions are worth: it is small if a task needs few
+            keeps 99.95 % of what all directions are worth: it is small if a task needs few
             directions, and large if the network is narrow for its task.
         anneal: When the noise is scaled down: `(0.6, 0.95)`, parts of the run; two integers, update
             steps; `(1, 3, "epochs")`. Two equal ends remove the noise at once.
@@ -85,7 +85,6 @@ class RMTCallback(TrainerCallback, ExportableState):
         log: What is logged under `rmt/`. True: four summary curves. `"layers"`: also the curves of
             each layer, and the number of layers in each phase. False: nothing. The curves of layers
             go to the reports (TensorBoard, W&B, `log_history`), but not to the progress bar.
-        of: Old name of `target`; using it causes a warning.
 
     Raises:
         TypeError: If an argument has the wrong type.
