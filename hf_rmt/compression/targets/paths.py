@@ -90,9 +90,9 @@ class Paths:
             return self.members(node.value)
         if isinstance(node, ast.Attribute):
             return tuple(f"{path}.{node.attr}".lstrip(".") for path in self.of(node.value))
-        return self._bycalled_name(node) if isinstance(node, ast.Call) else ()
+        return self._by_name(node) if isinstance(node, ast.Call) else ()
 
-    def _bycalled_name(self, node: ast.Call) -> tuple[str, ...]:
+    def _by_name(self, node: ast.Call) -> tuple[str, ...]:
         """The layers that `getattr(self, name)` may give; any of them if the name is unknown."""
         owner = [node.func.value] if isinstance(node.func, ast.Attribute) else []
         if called_name(node) not in BY_NAME or len(arguments := [*owner, *node.args]) < 2:
