@@ -157,6 +157,8 @@ def stays_plain(plan: CompressionPlan, name: str) -> bool:
     """Whether nothing was replaced; if so, log the reasons. Such a model loads without hf_rmt."""
     if any(layer.compressed or layer.step for layer in plan):
         return False
+    if not len(plan):  # only a head of the saved model was compressed
+        return True
     reasons = Counter(layer.reason for layer in plan)
     shown = "; ".join(f"for {count}: {reason}" for reason, count in reasons.most_common(3))
     logger.warning(

@@ -92,6 +92,11 @@ def check_types(files: Iterable[str | Path]) -> None:
                 )
 
 
+def names_of_tensors(files: Iterable[str | Path]) -> set[str]:
+    """The names of all tensors in files of safetensors."""
+    return {name for path in map(Path, files) for name in _header(path)}
+
+
 def _header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file, by tensor; empty if it cannot be read."""
     if path.suffix != ".safetensors":

@@ -26,6 +26,7 @@ from hf_rmt.huggingface.integrity import (
     check_types,
     check_values,
     kinds_of_tensors,
+    names_of_tensors,
 )
 from hf_rmt.huggingface.record import CompressionRecord, drop_records
 from hf_rmt.nn.counterparts import densify, empty_layer, paired_name, place_step
@@ -84,7 +85,7 @@ class RMTLoader(HfQuantizer):
             return
         record, files = self.quantization_config, list(checkpoint_files or [])
         plan = CompressionPlan.from_dict(record.layers or {})
-        plan = runtime_names(model, plan)
+        plan = runtime_names(model, plan, files)
         for layer in plan:
             put_recorded(model, layer)
         check_one_save(record, files)
@@ -169,18 +170,22 @@ def _found_all(model: Any, where: str, info: Any) -> None:
     model.mark_tied_weights_as_initialized(info)
 
 
-def runtime_names(model: nn.Module, plan: CompressionPlan) -> CompressionPlan:
+def runtime_names(
+    model: nn.Module, plan: CompressionPlan, files: Iterable[str] = ()
+) -> CompressionPlan:
     """The recorded layers by their names in this model, which may have a head more or less.
 
     Args:
         model: A transformers model.
         plan: The layers by the runtime names of the model that was saved.
+        files: The files with the weights. They tell whether this model is the base of the saved
+            one, which may be dense while a head is compressed.
 
     Returns:
         The layers that this model has, by its own names.
 
     Raises:
-        ValueError: If none of them is found.
+        ValueError: If none of them is found, although some lie in this model's part.
     """
     modules = {name for name, _ in model.named_modules()}
     prefix = getattr(model, "base_model_prefix", "")
@@ -188,7 +193,9 @@ def runtime_names(model: nn.Module, plan: CompressionPlan) -> CompressionPlan:
     for layer in plan:
         if (here := paired_name(layer.name, prefix, modules)) is not None:
             found.append(replace(layer, name=here))
-    if len(plan) and not found:
+    is_base = any(name.startswith(f"{prefix}.") for name in names_of_tensors(files))
+    only_heads = is_base and not any(layer.name.startswith(f"{prefix}.") for layer in plan)
+    if len(plan) and not found and not only_heads:
         raise ValueError(
             f"none of the {len(plan)} recorded layers, such as {plan.layers[0].name!r}, exists in "
             f"{type(model).__name__}; load the model with the class it was saved from"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,12 +17,14 @@ from hf_rmt.huggingface.before_saving import make_savable, warn_of_latent
 from hf_rmt.huggingface.card import PICTURE, card_of, foreign_card
 from hf_rmt.huggingface.companions import CHECKPOINT, has_config, write_companions, writes_card
 from hf_rmt.huggingface.loader import PART
-from hf_rmt.huggingface.record import drop_records, is_record, sub_configs
+from hf_rmt.huggingface.record import CompressionRecord, drop_records, is_record, sub_configs
 from hf_rmt.nn.counterparts import compressed_layers
 from hf_rmt.staging import staged
 
 PUSH_OPTIONS = ("private", "commit_message", "commit_description", "revision", "create_pr", "tags")
 NOT_OF_A_PUSH = ("save_peft_format", "distributed_checkpoint", "token")
+
+logger = logging.getLogger(__name__)
 
 
 def install_saving(model: Any) -> None:
@@ -152,6 +155,13 @@ def keep_records_true(model_class: Any) -> None:
         if PART in model.__dict__:
             with _on_its_own(model):
                 return _save_pretrained(model, save_directory, *args, **kwargs)
+        if _is_unused(model.config):
+            logger.warning(
+                "%s is saved dense: its config holds an RMTConfig with which nothing was "
+                "compressed; call hf_rmt.compress(model, config), or pass the config with the "
+                "prefix of a part, such as encoder_quantization_config=",
+                type(model).__name__,
+            )
         with _config_of_its_own(model):
             drop_records(model.config)
             return save(model, save_directory, *args, **kwargs)
@@ -165,6 +175,12 @@ def _is_recorded(config: Any) -> bool:
     if is_record(getattr(config, "__dict__", {}).get("quantization_config")):
         return True
     return any(_is_recorded(part) for part in sub_configs(config).values())
+
+
+def _is_unused(config: Any) -> bool:
+    """Whether a config holds a config for compressing that no call has used."""
+    held = getattr(config, "__dict__", {}).get("quantization_config")
+    return isinstance(held, CompressionRecord) and held.layers is None
 
 
 @contextmanager

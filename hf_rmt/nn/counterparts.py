@@ -146,7 +146,9 @@ def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:
         found = dense_shape(dense) if has_matrix(dense) else type(dense)
         raise ValueError(
             f"layer {plan.name!r} was compressed as a matrix of shape {plan.shape}, this model has "
-            f"{found}; its config.json belongs to another model"
+            f"{found}; its config.json belongs to another model, or an argument such as num_labels "
+            "gives this model another size. Load it without that argument, and put a new layer in "
+            "its place afterwards"
         )
     return compressed_like(dense, plan.kind, plan.rank, plan.noise)
 

@@ -24,6 +24,7 @@ from transformers import (
 
 import hf_rmt
 from hf_rmt import RMTConfig
+from hf_rmt.nn.counterparts import compressed_layers
 from tests.families.entries import CLIP_PARTS, T5, TEXT_BODY
 
 SVD = RMTConfig(method="svd", rank=4, noise="int8")
@@ -170,3 +171,46 @@ def test_layers_that_were_dropped_since_are_not_recorded(tmp_path: Path) -> None
     again = BertForSequenceClassification.from_pretrained(tmp_path / "whole").eval()
     torch.testing.assert_close(outputs(again), outputs(model), rtol=0, atol=1e-6)
     assert "layer.1" not in str([plan.name for plan in again.compression_report.plan])
+
+
+def test_a_config_that_compressed_nothing_is_said_when_the_model_is_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bert(BertModel).save_pretrained(tmp_path / "a")
+    given: Any = {"quantization_config": RMTConfig()}
+    load: Any = EncoderDecoderModel.from_encoder_decoder_pretrained
+    whole = load(tmp_path / "a", tmp_path / "a", **given)
+    whole.save_pretrained(tmp_path / "whole")
+    assert "EncoderDecoderModel is saved dense: its config holds an RMTConfig" in caplog.text
+    caplog.clear()
+    with_prefix = {f"{part}_{key}": value for key, value in given.items() for part in PREFIXES}
+    whole = load(tmp_path / "a", tmp_path / "a", **with_prefix)
+    assert {name.split(".")[0] for name in compressed_layers(whole)} == set(PREFIXES)
+    whole.save_pretrained(tmp_path / "compressed")
+    again: Any = EncoderDecoderModel.from_pretrained(tmp_path / "whole")
+    again.save_pretrained(tmp_path / "again")
+    assert "is saved dense" not in caplog.text
+
+
+PREFIXES = ("encoder", "decoder")
+
+
+def test_the_base_of_a_model_with_a_compressed_head_loads_and_is_dense(tmp_path: Path) -> None:
+    whole = bert(num_labels=40)
+    hf_rmt.compress(whole, RMTConfig(target_modules=["classifier"]))
+    whole.save_pretrained(tmp_path / "whole")
+    base: Any = BertModel.from_pretrained(tmp_path / "whole")
+    assert not compressed_layers(base)
+    found, wanted = base.state_dict(), whole.bert.state_dict()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    base.save_pretrained(tmp_path / "base")
+    assert "quantization_config" not in (tmp_path / "base" / "config.json").read_text()
+
+
+def test_another_number_of_labels_says_what_differs(tmp_path: Path) -> None:
+    whole = bert(num_labels=40)
+    hf_rmt.compress(whole, RMTConfig(target_modules=["classifier"]))
+    whole.save_pretrained(tmp_path)
+    other: Any = {"num_labels": 44, "ignore_mismatched_sizes": True}
+    with pytest.raises(ValueError, match=r"\(40, \d+\).*\(44, \d+\).*such as num_labels"):
+        BertForSequenceClassification.from_pretrained(tmp_path, **other)

@@ -19,7 +19,7 @@ from hf_rmt.compression.targets.names import (
     nearest,
     some,
 )
-from hf_rmt.nn.dense_matrix import MADE_ANEW, is_made_anew, why_no_matrix
+from hf_rmt.nn.dense_matrix import why_no_matrix
 from hf_rmt.plan import Cause
 from hf_rmt.settings import CompressionSettings, method_of
 
@@ -191,22 +191,28 @@ def _why_none(
 ) -> str:
     """Why no layer is left to compress, and what to do about it."""
     causes = (Cause.SUBCLASS, Cause.MADE_ANEW, Cause.CARRIES)
-    odd = [name for name, why in held.items() if why.cause in causes]
+    odd = {name: why for name, why in held.items() if why.cause in causes}
     if odd and settings.target_modules in (None, ALL_LINEAR):
-        why = held[odd[0]]
-        remedy = "; choose another model" if why.cause is Cause.SUBCLASS else ""
-        return f"{some(odd)} stay dense: {why.reason}{remedy}"
+        others = {name: why for name, why in dense.items() if name not in odd}
+        subclass = any(why.cause is Cause.SUBCLASS for why in odd.values())
+        remedy = "; choose another model" if subclass else ""
+        why_odd = {name: f"stay dense: {why.reason}" for name, why in odd.items()}
+        return _grouped(why_odd | others) + remedy
     if not layers:
         return f"it has no {method_of(settings).accepted}; choose another model or method"
     if dense:
-        groups = {why: [name for name in dense if dense[name] == why] for why in dense.values()}
-        kept = ". ".join(f"{some(names)} {why}" for why, names in groups.items())
-        return f"target_modules={settings.target_modules!r} means {some(dense)}. {kept}"
+        return f"target_modules={settings.target_modules!r} means {some(dense)}. {_grouped(dense)}"
     if settings.target_modules == ALL_LINEAR:
         rule = "it has no linear layer"
     else:
         rule = method_of(settings).why_no_default()
     return f"{rule}; name layers in target_modules, among {some(layers)}"
+
+
+def _grouped(reasons: Mapping[str, str]) -> str:
+    """The reasons, each after the names of its layers."""
+    groups = {why: [name for name in reasons if reasons[name] == why] for why in reasons.values()}
+    return ". ".join(f"{some(names)} {why}" for why, names in groups.items())
 
 
 def _shared_weights(model: nn.Module) -> set[int]:
@@ -231,12 +237,17 @@ def _check_targets(
     for one in each:
         if any(is_selected(name, one) for name in layers):
             continue
-        if reason := next(_why_refused(one, model, settings), None):
+        if reason := next(_why_refused(one, model), None):
             raise SelectionError(
                 f"target_modules={targets!r} asks for {reason}; leave it out, because it stays "
                 f"dense, and choose among {some(layers)}"
             )
         wanted = one if isinstance(one, str) else one[0]
+        if one is targets and any(is_selected(name, [wanted]) for name in layers):
+            raise SelectionError(
+                f"target_modules={wanted!r} is a regular expression for the whole name, and no "
+                f"layer matches it; pass a list for names or their endings: [{wanted!r}]"
+            )
         raise SelectionError(
             f"target_modules={wanted!r} matches no {method_of(settings).accepted}; a list holds "
             "names or their endings, a string is a regular expression for the whole name; "
@@ -244,22 +255,16 @@ def _check_targets(
         )
 
 
-def _why_refused(
-    target: list[str] | str, model: nn.Module, settings: CompressionSettings
-) -> Iterator[str]:
+def _why_refused(target: list[str] | str, model: nn.Module) -> Iterator[str]:
     """Modules that a target selects and the method does not accept, each with the reason."""
+    held = left_dense(model)
     for name, module in model.named_modules():
         if not name or not is_selected(name, target):
             continue
-        if is_made_anew(module):
-            yield f"{name!r}, but {MADE_ANEW}"
+        if name in held:
+            yield f"{name!r}, but {held[name].reason}"
         elif reason := why_no_matrix(module):
             yield f"{name!r}, which is {reason}"
-        elif isinstance(module, nn.Linear):
-            yield (
-                f"{name!r}, which is a {type(module).__name__}: a subclass of nn.Linear may do "
-                "anything with its weight"
-            )
 
 
 def _protected_everywhere(model: nn.Module, settings: CompressionSettings) -> set[str]:

@@ -111,3 +111,25 @@ def test_a_model_of_parametrized_layers_says_what_to_remove() -> None:
     model = nn.Sequential(norm(nn.Linear(40, 40)), norm(nn.Linear(40, 40)))
     with pytest.raises(ValueError, match=r"remove_parametrizations first$"):
         compress(model, CompressionSettings(target_modules="all-linear"))
+
+
+def test_a_parametrized_layer_that_is_named_says_what_to_remove() -> None:
+    model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(ValueError, match="asks for '0', but its weight is parametrized; call"):
+        compress(model, CompressionSettings(target_modules=["0"]))
+
+
+def test_every_reason_is_given_if_no_layer_is_left() -> None:
+    model = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(48, 4, 80, batch_first=True), 2, enable_nested_tensor=False
+    )
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011
+        compress(model, CompressionSettings())
+    for words in (r"out_proj stay dense: it is a Non", "linear2 stays dense: TransformerEncoder"):
+        assert words in str(refusal.value)
+
+
+def test_an_ending_that_is_no_list_is_told_from_a_wrong_name() -> None:
+    with pytest.raises(ValueError, match=r"'read' is a regular .* pass a list .*: \['read'\]"):
+        compressible_layers(Model(), CompressionSettings(target_modules="read"))
