@@ -51,6 +51,23 @@ def weights_read(module: nn.Module) -> dict[str, str]:
 
 
 @cache
+def handed_on(kind: type) -> frozenset[str]:
+    """Names of the children that a class gives to functions or asks for their attributes.
+
+    Such code may use any attribute of a child, such as the `stride` of a convolution.
+    """
+    found: set[ast.expr] = set()
+    for _, method, _ in _methods(kind):
+        for node in ast.walk(method):
+            if isinstance(node, ast.Call):
+                found |= {*node.args, *(keyword.value for keyword in node.keywords)}
+            elif isinstance(node, ast.Attribute):
+                found.add(node.value)
+    of_self = (node for node in found if isinstance(node, ast.Attribute))
+    return frozenset(node.attr for node in of_self if ast.unparse(node.value) == "self")
+
+
+@cache
 def class_reads(kind: type) -> tuple[Read, ...]:
     """The places in the methods of a class, inherited ones included, that read a layer's weight."""
     found: list[Read] = []

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from hf_rmt.compression.refusals import check_module
+from hf_rmt.compression.targets.weight_reads import handed_on
 from hf_rmt.huggingface.compat import WITHIN_ADAPTER, refused_by_peft
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.nn.compressed_layer import is_compressed
@@ -23,8 +24,8 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
     PEFT adapts the factors of a compressed layer as one parameter, of shape (rank, in + out); a
     LoRA rank above the rank of the layer adds nothing. Layers that stayed dense are adapted as
     usual, except routers, layers whose weight another module reads, subclasses of nn.Linear, and
-    layers that PEFT refuses. `lora_dropout` must stay 0, because PEFT has no dropout for
-    parameters.
+    layers that PEFT refuses. A convolution gets no adapter if code may read its stride, which the
+    adapter would not have. `lora_dropout` must stay 0, because PEFT has no dropout for parameters.
 
     `LoraConfig(target_modules=["query", "value"])` works on a compressed model as well. It adapts
     the whole matrix, so a LoRA that was trained on the dense base can be loaded in this way.
@@ -47,11 +48,16 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
         for name, part in model.named_modules()
         if isinstance(part, SpikedLinear)
     }
-    factors = [f"{name}.weight" for name, part in spiked.items() if part.rank]
+    factors = [
+        f"{name}.weight"
+        for name, part in spiked.items()
+        if part.rank and not _is_asked_for_more(model, name)
+    ]
     if not factors:
         raise ValueError(
-            f"{type(model).__name__} has no compressed layer with a signal; "
-            "load it with quantization_config=RMTConfig(), or use target_modules='all-linear'"
+            f"{type(model).__name__} has no compressed layer with a signal around which PEFT can "
+            "put an adapter; load it with quantization_config=RMTConfig(), or use "
+            "target_modules='all-linear'"
         )
     quantizer = getattr(model, "hf_quantizer", None)
     planned = quantizer.quantization_config.layers if quantizer is not None else {}
@@ -70,4 +76,11 @@ def _takes_lora(model: nn.Module, name: str, layer: Mapping[str, Any]) -> bool:
     """Whether a layer of the record stayed dense and can have an adapter around it."""
     if is_compressed(model.get_submodule(name)) or layer.get("cause") in UNFIT:
         return False
-    return not refused_by_peft(model, name)
+    return not refused_by_peft(model, name) and not _is_asked_for_more(model, name)
+
+
+def _is_asked_for_more(model: nn.Module, name: str) -> bool:
+    """Whether code may read the stride of a convolution, which no adapter of PEFT has."""
+    parent, _, own = name.rpartition(".")
+    is_asked = own in handed_on(type(model.get_submodule(parent)))
+    return is_asked and hasattr(model.get_submodule(name), "stride")

@@ -227,3 +227,30 @@ def test_a_broken_adapter_changes_nothing() -> None:
     with pytest.raises(ValueError, match="nan or infinite values; train it again"):
         peft.merge_adapter()
     assert all(torch.equal(a.weight, b) for a, b in zip(spiked(model), before, strict=True))
+
+
+class Convolutions(nn.Module):
+    """Asks some of its convolutions for more than their output, in several ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("called", "asked", "given", "named"):
+            setattr(self, name, nn.Conv2d(32, 32, 3, padding=1))
+
+    def forward(self, x: Any) -> Any:
+        x = self.called(x) / self.asked.stride[0] / stride(self.given) / stride(layer=self.named)
+        return self.named(self.given(self.asked(x)))
+
+
+def stride(layer: Any) -> Any:
+    return layer.stride[0]
+
+
+def test_convolutions_whose_stride_is_read_get_no_adapter() -> None:
+    model: Any = nn.Sequential(Convolutions())
+    names = [name for name, _ in model[0].named_children()]
+    compress(model, RMTConfig(method="svd", rank=2, target_modules=names))
+    targets = hf_rmt.lora_targets(model)
+    assert targets == {"target_modules": [], "target_parameters": ["0.called.weight"]}
+    peft: Any = get_peft_model(model, LoraConfig(r=2, **targets))
+    assert peft(torch.randn(1, 32, 8, 8)).shape == (1, 32, 8, 8)
