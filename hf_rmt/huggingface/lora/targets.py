@@ -82,5 +82,5 @@ def _takes_lora(model: nn.Module, name: str, layer: Mapping[str, Any]) -> bool:
 def _is_asked_for_more(model: nn.Module, name: str) -> bool:
     """Whether code may read the stride of a convolution, which no adapter of PEFT has."""
     parent, _, own = name.rpartition(".")
-    is_asked = own in handed_on(type(model.get_submodule(parent)))
-    return is_asked and hasattr(model.get_submodule(name), "stride")
+    kind: type = type(model.get_submodule(parent))
+    return hasattr(model.get_submodule(name), "stride") and own in handed_on(kind)
