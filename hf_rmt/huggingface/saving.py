@@ -155,13 +155,7 @@ def keep_records_true(model_class: Any) -> None:
         if PART in model.__dict__:
             with _on_its_own(model):
                 return _save_pretrained(model, save_directory, *args, **kwargs)
-        if _is_unused(model.config):
-            logger.warning(
-                "%s is saved dense: its config holds an RMTConfig with which nothing was "
-                "compressed; call hf_rmt.compress(model, config), or pass the config with the "
-                "prefix of a part, such as encoder_quantization_config=",
-                type(model).__name__,
-            )
+        _warn_of_unused(model)
         with _config_of_its_own(model):
             drop_records(model.config)
             return save(model, save_directory, *args, **kwargs)
@@ -177,10 +171,16 @@ def _is_recorded(config: Any) -> bool:
     return any(_is_recorded(part) for part in sub_configs(config).values())
 
 
-def _is_unused(config: Any) -> bool:
-    """Whether a config holds a config for compressing that no call has used."""
-    held = getattr(config, "__dict__", {}).get("quantization_config")
-    return isinstance(held, CompressionRecord) and held.layers is None
+def _warn_of_unused(model: Any) -> None:
+    """Warn that a model's config holds a config for compressing that no call has used."""
+    held = getattr(model.config, "__dict__", {}).get("quantization_config")
+    if isinstance(held, CompressionRecord) and held.layers is None:
+        logger.warning(
+            "%s is saved dense: its config holds an RMTConfig with which nothing was "
+            "compressed; call hf_rmt.compress(model, config), or pass the config with the "
+            "prefix of a part, such as encoder_quantization_config=",
+            type(model).__name__,
+        )
 
 
 @contextmanager

@@ -62,14 +62,12 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
     quantizer = getattr(model, "hf_quantizer", None)
     planned = quantizer.quantization_config.layers if quantizer is not None else {}
     there = {name for name, _ in model.named_modules()}  # some may have been removed
-    return {
-        "target_modules": [
-            name
-            for name, layer in planned.items()
-            if name in there and name not in spiked and _takes_lora(model, name, layer)
-        ],
-        "target_parameters": factors,
-    }
+    dense = [
+        name
+        for name, layer in planned.items()
+        if name in there and name not in spiked and _takes_lora(model, name, layer)
+    ]
+    return {"target_modules": dense, "target_parameters": factors}
 
 
 def _takes_lora(model: nn.Module, name: str, layer: Mapping[str, Any]) -> bool:
