@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from itertools import count, cycle, repeat
+from typing import Any
 
 import pytest
 import torch
@@ -43,11 +44,11 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Delays], Delays]:
     def start(delays: Delays) -> Delays:
         clock, call = {"now": 0.0}, torch.nn.Module.__call__
 
-        def timed(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        def timed(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
             clock["now"] += TIMES.get(type(self), 0.0)
             if type(self) in TIMES:
                 clock["now"] += next(delays)
-            return call(self, x)
+            return call(self, *args, **kwargs)
 
         monkeypatch.setattr("hf_rmt.compression.latency.time.perf_counter", lambda: clock["now"])
         monkeypatch.setattr(torch.nn.Module, "__call__", timed)

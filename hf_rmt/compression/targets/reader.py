@@ -77,7 +77,7 @@ class Reader(ast.NodeVisitor):
         self.reads: list[Read] = []
         self.guards: list[tuple[ast.expr, bool]] = []
         self.local: dict[str, ast.FunctionDef | ast.Lambda] = {}
-        self.looped: set[ast.expr] = set()
+        self.looped: set[ast.Call] = set()
 
     def read_by(self, node: ast.FunctionDef | ast.Lambda) -> list[Read]:
         """The reads in a function."""
@@ -131,7 +131,7 @@ class Reader(ast.NodeVisitor):
     def _bind_each(self, target: ast.expr, source: ast.expr) -> None:
         """Record the variables of a loop. A loop over weights reads them where it uses them."""
         self.paths.bind_each(target, source)
-        self.looped.add(source)
+        self.looped |= {node for node in ast.walk(source) if isinstance(node, ast.Call)}
 
     def visit_Call(self, node: ast.Call) -> None:
         """Skip `isinstance`, which reads no value, and follow a layer into a function."""

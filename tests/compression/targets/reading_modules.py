@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -210,6 +211,9 @@ class GoesThroughParameters(Base):
         x = x.to(next(self.a.parameters()).dtype).to(next(self.parameters()).device)
         if any(weight.requires_grad for weight in self.b.parameters()):
             x = self.scaled(x, self.b)
+        for weight in chain(self.a.parameters(), self.b.buffers()):  # as in nn.DataParallel
+            if weight.device != x.device:
+                raise RuntimeError
         return self.scaled(x, layer=self.a)
 
     def scaled(self, x: Tensor, layer: Any) -> Tensor:

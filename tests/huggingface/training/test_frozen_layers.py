@@ -14,7 +14,7 @@ from tests.huggingface.test_quantizer import spiked_layers
 from tests.huggingface.training.training import QUERY, classifier, fine_tune
 
 
-@pytest.mark.parametrize("callback", [RMTCallback, RMTCallback.published])
+@pytest.mark.parametrize("callback", [lambda: RMTCallback(size=0.5), RMTCallback.published])
 def test_frozen_layers_stay_as_they_are(
     callback: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
