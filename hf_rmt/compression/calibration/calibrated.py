@@ -1,9 +1,9 @@
 """Compression with calibration: groups of layers, each measured after the previous was compressed.
 
 So later groups see the errors of earlier ones, and the memory is bounded. The second moments of a
-group have at most as many entries as all compressed weights together. A single site may need
-more. A transformer block of usual shape needs two or three forward passes over the
-batches. With `size` it needs two or three times as many, with gradients.
+group have at most as many entries as all compressed weights together. A single site may need more.
+A transformer block of usual shape needs two or three forward passes over the batches. With `size`
+it needs two or three times as many, with gradients.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from torch import Tensor
 from hf_rmt.compression.gram import balanced, factors_of, gram
 
 INPUT_DAMPING, GRADIENT_DAMPING = 0.02, 0.05
-"""This part of the mean of the diagonal is added to it: a few batches miss some directions."""
+"""Parts of the mean of a second moment's diagonal that are added to this diagonal, because a few
+batches miss some directions."""
 ALIKE = 1e-11
 """If variance / mean^2 is at most this, the samples count as equal up to rounding in float32."""
 ROUNDINGS = 8

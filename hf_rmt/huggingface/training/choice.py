@@ -40,9 +40,9 @@ CAUSES = {
 LOST = 5e-4
 """Share of the worth of all directions to the loss that `size="auto"` may lose.
 
-This leaves 47 % of a BERT on SST-2, which loses 0.3 points of accuracy, and nothing that is clear
-of 0. With 1e-3 it is 36 %, and the BERT loses 0.5 points, which are clear of 0: see
-docs/results.md."""
+This leaves 47 % of a BERT on SST-2. The accuracy falls by 0.3 points, and the interval contains 0.
+With 1e-3, 36 % are left. The accuracy then falls by 0.5 points, and the interval does not contain
+0. See docs/results.md."""
 
 Size = float | Literal["auto"] | None
 

@@ -28,8 +28,8 @@ class DenseLayout(Layout):
 
     name = "dense"
     _parametrized = False
-    """Whether the weight was computed by a parametrization before. PEFT adapts it so, and adds the
-    adapter to the parameter now and then, by writes that leave no trace."""
+    """Whether a parametrization has computed the weight before, as an adapter of PEFT does. PEFT
+    merges such an adapter by writes that leave no trace."""
 
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
