@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 from transformers import BertConfig, BertForSequenceClassification
 
 import hf_rmt
@@ -18,6 +17,7 @@ from hf_rmt import RMTConfig, SpikedLinear
 from hf_rmt.huggingface import card
 from hf_rmt.nn.step_activation import StepActivation
 from hf_rmt.nn.stores.noise_store import NoiseStore
+from tests.huggingface.unsavable import CHANGES, pruned
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 LOW = RMTConfig(method="svd", rank=8)
@@ -183,71 +183,6 @@ def test_a_compressed_layer_is_recorded_as_it_is(
     model = compressed()
     change(block(model).output.dense)
     reloaded(model, tmp_path)
-
-
-def pruned(layer: Any) -> Callable[[], Any]:
-    prune.l1_unstructured(layer, "weight", 0.5)
-    return lambda: prune.remove(layer, "weight")
-
-
-def pruned_bias(layer: Any) -> Callable[[], Any]:
-    prune.l1_unstructured(layer, "bias", 0.5)
-    return lambda: prune.remove(layer, "bias")
-
-
-def normed(layer: Any) -> Callable[[], Any]:
-    parametrizations.weight_norm(layer)
-    return lambda: parametrize.remove_parametrizations(layer, "weight")
-
-
-def spectral(layer: Any) -> Callable[[], Any]:
-    parametrizations.spectral_norm(layer)
-    return lambda: parametrize.remove_parametrizations(layer, "weight")
-
-
-def parametrized_bias(layer: Any) -> Callable[[], Any]:
-    parametrize.register_parametrization(layer, "bias", nn.Tanh())
-    return lambda: parametrize.remove_parametrizations(layer, "bias")
-
-
-def normed_by_a_hook(layer: Any) -> Callable[[], Any]:
-    weight_norm(layer)
-    return lambda: nn.utils.remove_weight_norm(layer)
-
-
-def spectral_by_a_hook(layer: Any) -> Callable[[], Any]:
-    spectral_norm(layer)
-    return lambda: nn.utils.remove_spectral_norm(layer)
-
-
-def extended(layer: Any) -> Callable[[], Any]:
-    layer.register_buffer("mine", torch.ones(1))
-    return lambda: delattr(layer, "mine")
-
-
-def of_another_shape(layer: Any) -> Callable[[], Any]:
-    before = layer.weight
-    layer.weight = nn.Parameter(before.detach()[:5])
-    return lambda: setattr(layer, "weight", before)
-
-
-def without_bias(layer: Any) -> Callable[[], Any]:
-    before, layer.bias = layer.bias, None
-    return lambda: setattr(layer, "bias", before)
-
-
-CHANGES = {
-    pruned: r"prune\.remove\(layer, 'weight'\)",
-    pruned_bias: r"prune\.remove\(layer, 'bias'\)",
-    normed: "remove_parametrizations",
-    spectral: "remove_parametrizations",
-    parametrized_bias: "remove_parametrizations",
-    normed_by_a_hook: "remove_weight_norm",
-    spectral_by_a_hook: "remove_spectral_norm",
-    extended: r"mine; .*to_dense\(\)",
-    of_another_shape: r"weight; .*to_dense\(\)",
-    without_bias: "bias; .*set it to zeros",
-}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
