@@ -30,6 +30,8 @@ FITTING = 1.5
 """A two-sided cut may lose at most this multiple of the loss of the orthogonal cut."""
 NULL = 1e-6
 """Directions with a smaller relative singular value of H' W K are ignored."""
+CLEAR = 1e-4
+"""Above this share of the energy, a loss is the difference of two energies to a percent."""
 
 
 def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,11 +123,28 @@ def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor
     """
     matrix = weight.to(torch.promote_types(weight.dtype, torch.float32))
     images = _unit(matrix @ right.to(matrix))
-    basis = torch.linalg.qr(images).Q
-    signal = basis @ (basis.T @ matrix)
     readings = left.to(matrix).T @ matrix
-    middle = torch.linalg.pinv((left.to(matrix).T @ images).double(), rtol=NULL)
-    fitted = images @ (middle.to(matrix) @ readings)
-    lost, least = (torch.linalg.vector_norm(matrix - part) for part in (fitted, signal))
-    best = torch.where(lost <= FITTING * least + NULL * matrix.norm(), fitted, signal)
-    return torch.lerp(best, matrix, left_over).to(weight.dtype)
+    middle = (left.to(matrix).T @ images).double()
+    fitted = images @ (torch.linalg.inv_ex(middle).inverse.to(matrix) @ readings)
+    basis = torch.linalg.qr(images).Q
+    inside = basis.T @ matrix
+    if not _fits_well(matrix, fitted, inside):
+        fitted = images @ (torch.linalg.pinv(middle, rtol=NULL).to(matrix) @ readings)
+        signal = basis @ inside
+        lost, least = (torch.linalg.vector_norm(matrix - part) for part in (fitted, signal))
+        fitted = torch.where(lost <= FITTING * least + NULL * matrix.norm(), fitted, signal)
+    return torch.lerp(fitted, matrix, left_over).to(weight.dtype)
+
+
+def _fits_well(matrix: Tensor, fitted: Tensor, inside: Tensor) -> bool:
+    """Whether a two-sided cut loses little, found without the product of the orthogonal cut.
+
+    The orthogonal cut loses |W|^2 - |Q'W|^2. This difference is exact enough unless it is small.
+    Inverses of singular matrices give nan, and the answer is then no.
+    """
+    lost, whole, kept = (
+        torch.linalg.vector_norm(part, dtype=torch.float64).square()
+        for part in (matrix - fitted, matrix, inside)
+    )
+    least = whole - kept
+    return bool((least > CLEAR * whole) & (lost <= FITTING**2 * least))

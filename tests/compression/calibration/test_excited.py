@@ -109,6 +109,16 @@ def test_probes_that_no_longer_fit_give_way_to_the_orthogonal_projection() -> No
     torch.testing.assert_close(cut(weight, blind, right, 0.0), expected)
 
 
+def test_probes_may_repeat_a_direction() -> None:
+    weight, left, right = random(12, 3) @ random(3, 9), random(12, 3, seed=2), random(9, 3, seed=3)
+    twice = [torch.cat([probe, probe[:, :1]], 1) for probe in (left, right)]
+    torch.testing.assert_close(cut(weight, *twice, 0.0), weight, rtol=1e-4, atol=1e-4)
+
+
+def test_a_weight_of_zeros_is_cut_to_zeros() -> None:
+    assert cut(torch.zeros(5, 4), random(5, 2), random(4, 2), 0.5).equal(torch.zeros(5, 4))
+
+
 def test_the_directions_follow_a_weight_that_trains() -> None:
     """A small step beside the kept directions is kept to first order, not projected away."""
     shape, rank, step = (40, 30), 4, 1e-4
