@@ -24,6 +24,7 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from statistics import median
+from unittest import mock
 
 from workbench.command import run
 from workbench.timing import Call, machine, missing, ratios, times, timing_parser
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.nn.layouts import LAYOUTS, set_layout
-from hf_rmt.nn.stores import noise_store
+from hf_rmt.nn.stores import machine_code
 
 SHAPES = ("384x384", "768x768", "3072x768", "768x3072")
 TOKENS = {"cpu": (1, 16, 128, 512), "cuda": (1, 16, 128, 512, 4096)}
@@ -120,7 +121,7 @@ def contestants(
         calls[name] = lambda layer=layer: layer(x)
     if x.device.type == "cpu":
         calls["torch dynamic"] = dynamic(dense, x)
-        if first.noise.kind != "drop" and noise_store.unpacker.has_numba():
+        if first.noise.kind != "drop" and machine_code.has_numba():
             calls["packed without Numba"] = without_numba(calls["packed"])
     return calls, peers(dense, x, calls)
 
@@ -140,11 +141,8 @@ def without_numba(call: Call) -> Call:
     """The call, made as if Numba were not installed."""
 
     def slower() -> Tensor:
-        kept, noise_store.unpacker = noise_store.unpacker, None
-        try:
+        with mock.patch.object(machine_code, "numba", return_value=None):
             return call()
-        finally:
-            noise_store.unpacker = kept
 
     return slower
 

@@ -7,12 +7,12 @@ from hf_rmt.nn.latent_ternary import LatentTernaryLinear
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
 from hf_rmt.nn.step_activation import StepActivation, StepBefore
-from hf_rmt.nn.stores import jit_unpack, noise_store
+from hf_rmt.nn.stores import jit_product, jit_unpack, noise_store
 from hf_rmt.nn.stores.noise_store import NoiseStore, stored_bits
 from hf_rmt.nn.ternary import TernaryLinear
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
 
-noise_store.unpacker = jit_unpack
+noise_store.unpacker, noise_store.multiplier = jit_unpack, jit_product
 
 __all__ = [
     "NOISE_KINDS",

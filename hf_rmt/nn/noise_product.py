@@ -23,7 +23,7 @@ class CompiledNoiseProduct(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, layer: Any) -> Tensor:
         """The noise of a `SpikedLinear` acting on x."""
-        return layer._act(x, layer.noise.dense(x.dtype, scratch=True))
+        return layer._act_noise(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:

@@ -245,6 +245,11 @@ class SpikedLinear(LaidOutLayer):
         noise, (left, right) = self.noise.plain(x.dtype), split_factors(weight, self.in_features)
         return self._act(x, noise + left @ right if self.rank else noise, bias)
 
+    def _act_noise(self, x: Tensor) -> Tensor:
+        """The noise acting on x. A few inputs are multiplied by the codes row by row."""
+        product = self.noise.product(x)
+        return self._act(x, self.noise.dense(x.dtype, scratch=True)) if product is None else product
+
     def _act(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         """The output of a dense layer whose weight is the matrix, of shape (any, in)."""
         return functional.linear(x, matrix, bias)

@@ -138,6 +138,9 @@ class SpikedConv2d(SpikedLinear):
     def _act(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.conv2d(x, self._kernel(matrix), bias, *self._options())
 
+    def _act_noise(self, x: Tensor) -> Tensor:
+        return self._act(x, self.noise.dense(x.dtype, scratch=True))
+
     def _gradient(self, gradient: Tensor, matrix: Tensor, like: torch.Size) -> Tensor:
         return conv2d_input(like, self._kernel(matrix), gradient, *self._options())
 

@@ -22,7 +22,7 @@ from hf_rmt.nn.layouts.base import LAYOUTS
 from hf_rmt.nn.layouts.parking import cache_folder
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.spiked_conv import SpikedConv2d
-from hf_rmt.nn.stores.jit_unpack import has_numba
+from hf_rmt.nn.stores.machine_code import has_numba
 from hf_rmt.nn.ternary import LAYOUTS as TERNARY_LAYOUTS
 from hf_rmt.nn.ternary import TernaryLinear
 

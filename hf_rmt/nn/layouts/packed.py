@@ -30,7 +30,7 @@ class PackedLayout(Layout):
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
         """The noise acting on x, unpacked for it."""
-        return layer._act(x, layer.noise.dense(x.dtype, scratch=True))
+        return layer._act_noise(x)
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:

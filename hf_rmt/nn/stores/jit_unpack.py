@@ -1,57 +1,32 @@
 """Unpacks noise in one pass, by machine code that Numba compiles for this processor.
 
-Torch takes several passes over the weights, and gathers slowly. Where Numba is installed
-(`pip install "hf_rmt[fast]"`), one loop looks up a code, multiplies it with the scale of its group
-and writes the weight. The products are the same, bit for bit.
+Torch takes several passes over the weights, and gathers slowly. Here one loop looks up a code,
+multiplies it with the scale of its group and writes the weight. The products are the same, bit for
+bit.
 """
 
 # Numba's decorator has no types, and the functions that it compiles need none.
-# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
-# mypy: disallow-untyped-calls=False
+# mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, library
 
-from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, SCALES, Codebook, table
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, Codebook
+from hf_rmt.nn.stores.machine_code import can_read, compiled, points, scales, shared_out
 
-logger = logging.getLogger(__name__)
-
-PART = 2**17
-"""The least number of weights for a thread. It takes 80 to 100 microseconds to unpack them, and 50
-microseconds to pass two parts to threads."""
+__all__ = ["can_read", "unpack"]
 RUNS_AT_ONCE = 8
 """Runs that are unpacked step by step, so that they stay in the first cache."""
 library.define(
     "hf_rmt::unpack",
     "(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()",
 )
-
-
-def can_unpack(codes: Tensor) -> bool:
-    """Whether codes can be unpacked here: they lie on the CPU, and Numba works.
-
-    Args:
-        codes: Of a packed store.
-    """
-    if codes.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(codes) and has_numba()
-
-
-def has_numba() -> bool:
-    """Whether Numba is installed and can be imported."""
-    return _numba() is not None
 
 
 def unpack(
@@ -82,25 +57,17 @@ def _unpack(
     codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, kind: str, out: Tensor
 ) -> None:
     book, kernel = CODEBOOKS[kind], _kernel(kind)
-    scales = (table(SCALES, base.device) * base.view(torch.float32)).numpy()
     stored = codes.numpy(), fine.numpy(), coarse.numpy()
-    weights, points = out.numpy(), _points(kind)
-    parts = min(torch.get_num_threads(), out.numel() // PART)
-    if parts < 2:
-        kernel(*stored, scales, points, weights)
-        return
-    runs = len(coarse)
-    ends = [runs * part // parts for part in range(parts + 1)]
+    grid, weights, values = scales(base), out.numpy(), points(kind)
     sizes = book.run_bytes, RUN // 2, 1
 
-    def work(part: int) -> None:
-        first, last = ends[part : part + 2]
+    def work(first: int, last: int) -> None:
         pieces = (
             array[first * size : last * size] for array, size in zip(stored, sizes, strict=True)
         )
-        kernel(*pieces, scales, points, weights[first * book.run : last * book.run])
+        kernel(*pieces, grid, values, weights[first * book.run : last * book.run])
 
-    list(_pool(os.getpid()).map(work, range(parts)))
+    shared_out(work, len(coarse), out.numel())
 
 
 library.impl("hf_rmt::unpack", "cpu", _unpack)
@@ -108,45 +75,12 @@ library.register_fake("hf_rmt::unpack", lambda *_: None)
 
 
 @cache
-def _numba() -> Any:
-    """The module, or None where it is missing or does not fit the other packages."""
-    if find_spec("numba") is None:
-        return None
-    try:
-        import numba
-    except (ImportError, SystemError) as error:
-        logger.warning(
-            "numba cannot be imported, so torch unpacks the noise, which is slower: %s", error
-        )
-        return None
-    return numba
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """The thread pool of a process; a forked process has none of its parent's threads."""
-    return ThreadPoolExecutor(os.cpu_count(), "hf_rmt_unpack")
-
-
-@cache
-def _points(kind: str) -> Any:
-    """What the 256 bytes stand for, flat float32; zero for bytes that no store holds."""
-    book = CODEBOOKS[kind]
-    points = np.zeros((256, book.block), dtype=np.float32)
-    points[: len(book.points)] = np.asarray(book.points).reshape(-1, book.block)
-    return points.ravel()
-
-
-@cache
 def _kernel(kind: str) -> Callable[..., None]:
     """The compiled loop of a kind of store."""
     book = CODEBOOKS[kind]
     loop = _lookup(book) if book.cubic is None else _polynomial(book)
-    try:
-        return _compiled(loop, cache=True)
-    except Exception as error:  # the cache cannot be written, or a file in it is damaged
-        logger.debug("Numba's cache cannot be used, so this process compiles anew: %s", error)
-        return _compiled(loop, cache=False)
+    bytes_, floats = np.empty(0, np.uint8), np.empty(0, np.float32)
+    return compiled(loop, bytes_, bytes_, bytes_, floats, floats, floats)
 
 
 def _lookup(book: Codebook) -> Callable[..., None]:
@@ -196,11 +130,3 @@ def _polynomial(book: Codebook) -> Callable[..., None]:
                     weights[place * group + part] *= scale
 
     return loop
-
-
-def _compiled(loop: Callable[..., None], *, cache: bool) -> Callable[..., None]:
-    """Machine code of a loop, made at once and kept on disk if asked for."""
-    made = _numba().njit(nogil=True, error_model="numpy", cache=cache)(loop)
-    bytes_, floats = np.empty(0, np.uint8), np.empty(0, np.float32)
-    made(bytes_, bytes_, bytes_, floats, floats, floats)
-    return made

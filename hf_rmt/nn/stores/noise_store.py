@@ -18,7 +18,9 @@ PIECE = 640 * 2048
 """Number of weights that are unpacked at once; they are whole runs of every kind. It limits the
 memory of the steps, and it is large because each piece costs a fixed time."""
 unpacker: Any = None
-"""The module `jit_unpack`, which the package sets; None in a code file saved with a model."""
+multiplier: Any = None
+"""The modules `jit_unpack` and `jit_product`, which the package sets. Both are None in a code file
+that is saved with a model."""
 
 
 class NoiseStore(nn.Module):
@@ -185,7 +187,7 @@ class NoiseStore(nn.Module):
         book = CODEBOOKS[self.kind]
         codes = self.codes[low * book.run_bytes : high * book.run_bytes]
         fine, coarse = self.fine[low * RUN // 2 : high * RUN // 2], self.coarse[low:high]
-        if unpacker is not None and unpacker.can_unpack(codes):
+        if unpacker is not None and unpacker.can_read(codes):
             return unpacker.unpack(codes, fine, coarse, self.base, self.kind, out)
         values = book.decode(codes)
         grid = table(SCALES, codes.device) * self.base.view(torch.float32)
@@ -195,6 +197,23 @@ class NoiseStore(nn.Module):
             return (groups * scales).view(-1)
         target = groups if out is None else out.view(-1, book.group)
         return torch.mul(groups, scales, out=target).view(-1)
+
+    def product(self, x: Tensor) -> Tensor | None:
+        """X times the transposed noise, if this takes no unpacked weight.
+
+        Args:
+            x: Shape (..., in).
+
+        Returns:
+            Shape (..., out), with the dtype of x; None if x has more than a few rows, if the codes
+            lie elsewhere or are not packed, without Numba, or in a compiled program.
+        """
+        if self.kind not in CODEBOOKS or multiplier is None or torch.compiler.is_compiling():
+            return None
+        if not multiplier.can_multiply(self.codes, x, self.in_features):
+            return None
+        stored = self.codes, self.fine, self.coarse, self.base
+        return multiplier.multiply(x, *stored, self.kind, self.out_features)
 
     def plain(self, dtype: torch.dtype) -> Tensor:
         """The result of `dense`, by operations that every exported graph can hold."""

@@ -206,9 +206,9 @@ def test_compiles_as_one_graph(noise: str, name: str) -> None:
     layer, x = placed(noise, name), normal(4, IN).requires_grad_()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(x), layer(x))
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-4)
         layer.weight.mul_(1.1)
-        torch.testing.assert_close(compiled(x), layer(x))
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-4)
     compiled(x).sum().backward()
     torch.testing.assert_close(x.grad, layer.dense().sum(0).expand(4, -1), rtol=1e-4, atol=1e-4)
 

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hf_rmt.nn import NoiseStore, SpikedLinear
-from hf_rmt.nn.stores import jit_unpack
+from hf_rmt.nn.stores import jit_unpack, machine_code
 from hf_rmt.nn.stores.codebooks import CODEBOOKS, LEVELS, SCALES, SPIRAL, table
 from tests.nn.stores.filled import filled, gaussian
 
@@ -34,7 +34,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def by_torch(store: NoiseStore, *arguments: object) -> torch.Tensor:
     """Rows of a store as they are without Numba."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jit_unpack, "_numba", lambda: None)
+        patch.setattr(machine_code, "numba", lambda: None)
         return store.rows(*arguments).clone()
 
 
@@ -43,7 +43,7 @@ def by_torch(store: NoiseStore, *arguments: object) -> torch.Tensor:
 @pytest.mark.parametrize("kind", CODEBOOKS)
 def test_gives_the_bits_that_torch_gives(kind, dtype, shape, threads):
     store = filled(kind, gaussian(*shape))
-    assert jit_unpack.can_unpack(store.codes)
+    assert machine_code.can_read(store.codes)
     for rows in ((0, shape[0]), (shape[0] // 3, max(1, shape[0] // 2))):
         assert torch.equal(store.rows(*rows, dtype), by_torch(store, *rows, dtype))
     assert torch.equal(store.dense(dtype, scratch=True), store.dense(dtype))
@@ -103,8 +103,10 @@ def test_the_default_dtype_of_torch_changes_nothing(default: torch.dtype) -> Non
 
 def test_a_large_weight_is_shared_out_over_the_threads(threads, monkeypatch):
     asked = []
-    pool = jit_unpack._pool
-    monkeypatch.setattr(jit_unpack, "_pool", lambda process: asked.append(process) or pool(process))
+    pool = machine_code.pool
+    monkeypatch.setattr(
+        machine_code, "pool", lambda process: asked.append(process) or pool(process)
+    )
     store = filled("int4", gaussian(600, 1000))
     assert torch.equal(store.dense(), by_torch(store, 0, 600))
     assert bool(asked) == (threads > 1)
@@ -123,7 +125,7 @@ def test_bytes_that_no_store_holds_read_no_other_memory(kind):
 
 @pytest.mark.parametrize("kind", CODEBOOKS)
 def test_modes_that_trace_or_map_see_an_operator(kind):
-    x = gaussian(3, 2, 160)
+    x = gaussian(3, 8, 160)
     factors = gaussian(32, 2), gaussian(2, 160)
     layer = SpikedLinear.from_factors(*factors, gaussian(32, 160), None, noise=kind)
     with torch.no_grad():
@@ -135,7 +137,7 @@ def test_modes_that_trace_or_map_see_an_operator(kind):
     with torch.inference_mode():
         assert layer(x).shape == wanted.shape
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert layer(torch.empty(3, 2, 160)).shape == wanted.shape
+        assert layer(torch.empty(3, 8, 160)).shape == wanted.shape
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["missing", "broken"])
@@ -146,13 +148,13 @@ def test_without_numba_torch_unpacks(monkeypatch, caplog, tmp_path, broken):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     if broken:
         (tmp_path / "numba.py").write_text("raise ImportError('needs an older NumPy')")
-    jit_unpack._numba.cache_clear()
+    machine_code.numba.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             assert torch.equal(store.dense(), wanted)
             assert torch.equal(store.dense(), wanted)
-        assert not jit_unpack.has_numba()
+        assert not machine_code.has_numba()
     finally:
-        jit_unpack._numba.cache_clear()
+        machine_code.numba.cache_clear()
     assert len(caplog.records) == int(broken)
     assert all("needs an older NumPy" in record.getMessage() for record in caplog.records)

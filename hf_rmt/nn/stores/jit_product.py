@@ -1,0 +1,186 @@
+"""Multiplies a few inputs by packed noise, by machine code that Numba compiles.
+
+To unpack a weight means to write it to memory and to read it again. That takes longer than the
+product when there are few inputs. Here the weights of one row are unpacked into the first cache and
+multiplied there with all the inputs.
+"""
+
+# Numba's decorator has no types, and the functions that it compiles need none.
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, library, nn
+
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, Codebook
+from hf_rmt.nn.stores.machine_code import (
+    callable_in_loops,
+    can_read,
+    compiled,
+    points,
+    scales,
+    shared_out,
+)
+
+FEW = 16
+"""The most inputs. With more, the matrix product of torch gains more than the unpacking costs."""
+TOGETHER = 4
+"""Inputs that are multiplied by a weight while it is in a register."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+REORDERED = {"reassoc", "contract", "nsz"}
+"""What the compiler may do with the sums, so that they become vector instructions."""
+library.define(
+    "hf_rmt::noise_product",
+    "(Tensor x, Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, int rows)"
+    " -> Tensor",
+)
+
+
+def can_multiply(codes: Tensor, x: Tensor, columns: int) -> bool:
+    """Whether x is a few ordinary rows on the CPU, and the codes can be read there.
+
+    Args:
+        codes: Of a packed store.
+        x: The inputs.
+        columns: Columns of the weight.
+    """
+    if type(x) not in (Tensor, nn.Parameter) or x.is_nested or x.device.type != "cpu":
+        return False
+    if x.shape[-1:] != (columns,) or not 0 < x.numel() <= FEW * columns or x.dtype not in DTYPES:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x) and can_read(codes)
+
+
+def multiply(
+    x: Tensor, codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, kind: str, rows: int
+) -> Tensor:
+    """X times the transposed weight that codes stand for.
+
+    Args:
+        x: Shape (..., in), float32 or narrower.
+        codes: Of the whole weight, as `NoiseStore` packs them.
+        fine: Nibbles of its groups' scales.
+        coarse: One byte per run.
+        base: The largest scale, as the bits of its float32.
+        kind: `int8`, `int4` or `ternary`.
+        rows: Of the weight.
+
+    Returns:
+        Shape (..., rows), with the dtype of x. The sums are in float32, whatever this dtype is.
+    """
+    return torch.ops.hf_rmt.noise_product(x, codes, fine, coarse, base, kind, rows)
+
+
+def _multiply(
+    x: Tensor, codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, kind: str, rows: int
+) -> Tensor:
+    columns = x.shape[-1]
+    inputs = x.detach().reshape(-1, columns).to(torch.float32).contiguous()
+    result = torch.empty(len(inputs), rows, dtype=torch.float32, device=x.device)
+    stored = codes.numpy(), fine.numpy(), coarse.numpy(), scales(base), points(kind)
+    given, made, kernel = inputs.numpy(), result.numpy(), _kernel(kind)
+
+    def work(first: int, last: int) -> None:
+        kernel(*stored, given, made, first, last)
+
+    shared_out(work, rows, rows * columns)
+    return result.to(x.dtype).view(*x.shape[:-1], rows)
+
+
+def _shape(x: Tensor, *others: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], others[-1])
+
+
+library.impl("hf_rmt::noise_product", "cpu", _multiply)
+library.register_fake("hf_rmt::noise_product", _shape)
+
+
+@cache
+def _kernel(kind: str) -> Callable[..., None]:
+    """The compiled loop of a kind of store."""
+    bytes_, floats = np.zeros(0, np.uint8), np.zeros(0, np.float32)
+    matrix = np.zeros((0, 0), np.float32)
+    example = bytes_, bytes_, bytes_, floats, floats, matrix, matrix, 0, 0
+    return compiled(_product(CODEBOOKS[kind]), *example, fastmath=REORDERED)
+
+
+def _product(book: Codebook) -> Callable[..., None]:
+    """A loop over rows of the weight. A row may begin and end within a group of a scale."""
+    group, bytes_, half = book.group, book.group // book.block, RUN // 2
+    unpacked = callable_in_loops(_looked_up(book) if book.cubic is None else _computed(book))
+    multiplied = callable_in_loops(_multiplied, fastmath=REORDERED)
+
+    def loop(codes, fine, coarse, scales, points, x, out, low, high):
+        columns = x.shape[1]
+        steps = np.empty(columns // group + 2, np.float32)
+        weights = np.empty(len(steps) * group, np.float32)
+        for row in range(low, high):
+            first, last = row * columns // group, -(-(row + 1) * columns // group)
+            for number in range(first, last):
+                place = number % RUN
+                pair = fine[number // RUN * half + place % half]
+                nibble = (pair >> (4 * (place // half))) & 15
+                steps[number - first] = scales[(np.intp(coarse[number // RUN]) + nibble) & 255]
+            unpacked(codes[first * bytes_ : last * bytes_], points, steps, weights)
+            start = row * columns - first * group
+            multiplied(weights[start : start + columns], x, out[:, row])
+
+    return loop
+
+
+def _computed(book: Codebook) -> Callable[..., None]:
+    """A loop that computes the points of the codes of some groups, times their scales."""
+    group, cubic, middle = book.group, np.float32(book.cubic), np.float32(128)
+
+    def loop(codes, points, steps, weights):
+        for place in range(len(codes)):
+            level = np.float32(codes[place]) - middle
+            weights[place] = level + level * level * level * cubic
+        for number in range(len(codes) // group):
+            scale = steps[number]
+            for part in range(group):
+                weights[number * group + part] *= scale
+
+    return loop
+
+
+def _looked_up(book: Codebook) -> Callable[..., None]:
+    """The same, with points from a table."""
+    block, bytes_ = book.block, book.group // book.block
+
+    def loop(codes, points, steps, weights):
+        for number in range(len(codes) // bytes_):
+            scale = steps[number]
+            for place in range(number * bytes_, (number + 1) * bytes_):
+                code = np.intp(codes[place])
+                for part in range(block):
+                    weights[place * block + part] = points[code * block + part] * scale
+
+    return loop
+
+
+def _multiplied(weights, x, out):
+    """Write the product of each input with a row of weights."""
+    full = len(x) // TOGETHER * TOGETHER
+    for number in range(0, full, TOGETHER):
+        x0, x1, x2, x3 = x[number], x[number + 1], x[number + 2], x[number + 3]
+        sum0 = sum1 = sum2 = sum3 = np.float32(0)
+        for place in range(len(weights)):
+            weight = weights[place]
+            sum0 += weight * x0[place]
+            sum1 += weight * x1[place]
+            sum2 += weight * x2[place]
+            sum3 += weight * x3[place]
+        out[number], out[number + 1] = sum0, sum1
+        out[number + 2], out[number + 3] = sum2, sum3
+    for number in range(full, len(x)):
+        one, total = x[number], np.float32(0)
+        for place in range(len(weights)):
+            total += weights[place] * one[place]
+        out[number] = total

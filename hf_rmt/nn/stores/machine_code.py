@@ -1,0 +1,134 @@
+"""Loops over packed noise, compiled by Numba for this processor and shared out over its threads.
+
+Numba is optional (`pip install "hf_rmt[fast]"`). Without it, torch does the work.
+"""
+
+# Numba's decorator has no types, and the functions that it compiles need none.
+# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES, table
+
+logger = logging.getLogger(__name__)
+
+PART = 2**17
+"""The least number of weights for a thread. It takes 80 to 100 microseconds to unpack them, and 50
+microseconds to pass two parts to threads."""
+
+
+def can_read(codes: Tensor) -> bool:
+    """Whether loops can read codes: they lie on the CPU, and Numba works.
+
+    Args:
+        codes: Of a packed store.
+    """
+    if codes.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(codes) and has_numba()
+
+
+def has_numba() -> bool:
+    """Whether Numba is installed and can be imported."""
+    return numba() is not None
+
+
+@cache
+def numba() -> Any:
+    """The module, or None where it is missing or does not fit the other packages."""
+    if find_spec("numba") is None:
+        return None
+    try:
+        import numba
+    except (ImportError, SystemError) as error:
+        logger.warning(
+            "numba cannot be imported, so torch unpacks the noise, which is slower: %s", error
+        )
+        return None
+    return numba
+
+
+def compiled(loop: Callable[..., None], *example: Any, **options: Any) -> Callable[..., None]:
+    """Machine code of a loop, made at once and kept on disk where that is possible.
+
+    Args:
+        loop: The loop.
+        *example: Arguments with the types for which it is compiled; the loop runs once with them.
+        **options: Of `numba.njit`.
+    """
+    try:
+        return _compiled(loop, example, cache=True, **options)
+    except Exception as error:  # the cache cannot be written, or a file in it is damaged
+        logger.debug("Numba's cache cannot be used, so this process compiles anew: %s", error)
+        return _compiled(loop, example, cache=False, **options)
+
+
+def _compiled(loop: Callable[..., None], example: Any, **options: Any) -> Callable[..., None]:
+    made = numba().njit(nogil=True, error_model="numpy", **options)(loop)
+    made(*example)
+    return made
+
+
+def callable_in_loops(function: Callable[..., None], **options: Any) -> Callable[..., None]:
+    """The same function, which compiled loops may call from now on.
+
+    Args:
+        function: Its machine code is kept on disk with that of the loop.
+        **options: Of `numba.njit`.
+    """
+    from numba.extending import register_jitable
+
+    return register_jitable(error_model="numpy", **options)(function)
+
+
+def shared_out(work: Callable[[int, int], None], size: int, weights: int) -> None:
+    """Call work(first, last) for parts of `range(size)`, on as many threads as torch may use.
+
+    Args:
+        work: Does a part. It must not hold the interpreter's lock.
+        size: Number of units of work.
+        weights: Number of weights in all of them. Few are not shared out.
+    """
+    parts = min(torch.get_num_threads(), weights // PART, size)
+    if parts < 2:
+        work(0, size)
+        return
+    ends = [size * part // parts for part in range(parts + 1)]
+    list(pool(os.getpid()).map(work, ends, ends[1:]))
+
+
+@cache
+def pool(process: int) -> ThreadPoolExecutor:
+    """The thread pool of a process; a forked process has none of its parent's threads."""
+    return ThreadPoolExecutor(os.cpu_count(), "hf_rmt_noise")
+
+
+@cache
+def points(kind: str) -> Any:
+    """What the 256 bytes stand for, flat float32; zero for bytes that no store holds."""
+    book = CODEBOOKS[kind]
+    values = np.zeros((256, book.block), dtype=np.float32)
+    values[: len(book.points)] = np.asarray(book.points).reshape(-1, book.block)
+    return values.ravel()
+
+
+def scales(base: Tensor) -> Any:
+    """The scale for each of the 256 codes, float32.
+
+    Args:
+        base: The largest scale, as the bits of its float32.
+    """
+    return (table(SCALES, base.device) * base.view(torch.float32)).numpy()
