@@ -1,8 +1,8 @@
 """Multiplies a few inputs by packed noise, by machine code that Numba compiles.
 
 To unpack a weight means to write it to memory and to read it again. That takes longer than the
-product when there are few inputs. Here the weights of one row are unpacked into the first cache and
-multiplied there with all the inputs.
+product when there are few inputs. Here the weights of two rows are unpacked into the first cache,
+and are multiplied there with all the inputs.
 """
 
 # Numba's decorator has no types, and the functions that it compiles need none.
@@ -23,16 +23,18 @@ from hf_rmt.nn.stores.machine_code import (
     callable_in_loops,
     can_read,
     compiled,
+    largest,
     points,
     scales,
     shared_out,
 )
 
-FEW = 16
-"""The most inputs. With more, the matrix product of torch gains more than the unpacking costs."""
+FEW = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 16}
+"""The most inputs of each dtype. With more, the matrix product of a processor that has much faster
+ones than this loop, as for bfloat16, could gain more than the unpacking costs. The numbers are
+fixed, not measured, so that a model gives the same bits in each process."""
 TOGETHER = 4
-"""Inputs that are multiplied by a weight while it is in a register."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Inputs that are multiplied by two weights while these are in registers."""
 REORDERED = {"reassoc", "contract", "nsz"}
 """What the compiler may do with the sums, so that they become vector instructions."""
 library.define(
@@ -52,7 +54,7 @@ def can_multiply(codes: Tensor, x: Tensor, columns: int) -> bool:
     """
     if type(x) not in (Tensor, nn.Parameter) or x.is_nested or x.device.type != "cpu":
         return False
-    if x.shape[-1:] != (columns,) or not 0 < x.numel() <= FEW * columns or x.dtype not in DTYPES:
+    if x.shape[-1:] != (columns,) or not 0 < x.numel() <= FEW.get(x.dtype, 0) * columns:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(x) and can_read(codes)
 
@@ -74,22 +76,28 @@ def multiply(
     Returns:
         Shape (..., rows), with the dtype of x. The sums are in float32, whatever this dtype is.
     """
-    return torch.ops.hf_rmt.noise_product(x, codes, fine, coarse, base, kind, rows)
+    if torch._C._len_torch_dispatch_stack():  # a mode that traces must see an operator
+        return torch.ops.hf_rmt.noise_product(x, codes, fine, coarse, base, kind, rows)
+    return _multiply(x, codes, fine, coarse, base, kind, rows)
 
 
 def _multiply(
     x: Tensor, codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, kind: str, rows: int
 ) -> Tensor:
     columns = x.shape[-1]
-    inputs = x.detach().reshape(-1, columns).to(torch.float32).contiguous()
-    result = torch.empty(len(inputs), rows, dtype=torch.float32, device=x.device)
-    stored = codes.numpy(), fine.numpy(), coarse.numpy(), scales(base), points(kind)
+    inputs = x.detach()
+    if inputs.dtype != torch.float32 or inputs.dim() != 2 or not inputs.is_contiguous():
+        inputs = inputs.reshape(-1, columns).to(torch.float32).contiguous()
+    result = torch.empty((len(inputs), rows), dtype=torch.float32, device="cpu")
+    stored = codes.numpy(), fine.numpy(), coarse.numpy(), largest(base), scales(), points(kind)
     given, made, kernel = inputs.numpy(), result.numpy(), _kernel(kind)
 
     def work(first: int, last: int) -> None:
         kernel(*stored, given, made, first, last)
 
     shared_out(work, rows, rows * columns)
+    if x.dtype == torch.float32 and x.dim() == 2:
+        return result
     return result.to(x.dtype).view(*x.shape[:-1], rows)
 
 
@@ -106,30 +114,33 @@ def _kernel(kind: str) -> Callable[..., None]:
     """The compiled loop of a kind of store."""
     bytes_, floats = np.zeros(0, np.uint8), np.zeros(0, np.float32)
     matrix = np.zeros((0, 0), np.float32)
-    example = bytes_, bytes_, bytes_, floats, floats, matrix, matrix, 0, 0
+    example = bytes_, bytes_, bytes_, floats, floats, floats, matrix, matrix, 0, 0
     return compiled(_product(CODEBOOKS[kind]), *example, fastmath=REORDERED)
 
 
 def _product(book: Codebook) -> Callable[..., None]:
-    """A loop over rows of the weight. A row may begin and end within a group of a scale."""
+    """A loop over pairs of rows. A row may begin and end within a group of a scale."""
     group, bytes_, half = book.group, book.group // book.block, RUN // 2
     unpacked = callable_in_loops(_looked_up(book) if book.cubic is None else _computed(book))
     multiplied = callable_in_loops(_multiplied, fastmath=REORDERED)
 
-    def loop(codes, fine, coarse, scales, points, x, out, low, high):
+    def loop(codes, fine, coarse, largest, scales, points, x, out, low, high):
         columns = x.shape[1]
-        steps = np.empty(columns // group + 2, np.float32)
+        steps = np.empty(2 * columns // group + 2, np.float32)
         weights = np.empty(len(steps) * group, np.float32)
-        for row in range(low, high):
-            first, last = row * columns // group, -(-(row + 1) * columns // group)
+        for row in range(low, high, 2):
+            other = min(row + 1, high - 1)  # the last row may be alone, and is then its own partner
+            first, last = row * columns // group, -(-(other + 1) * columns // group)
             for number in range(first, last):
                 place = number % RUN
                 pair = fine[number // RUN * half + place % half]
                 nibble = (pair >> (4 * (place // half))) & 15
-                steps[number - first] = scales[(np.intp(coarse[number // RUN]) + nibble) & 255]
+                code = (np.intp(coarse[number // RUN]) + nibble) & 255
+                steps[number - first] = scales[code] * largest[0]
             unpacked(codes[first * bytes_ : last * bytes_], points, steps, weights)
-            start = row * columns - first * group
-            multiplied(weights[start : start + columns], x, out[:, row])
+            here, there = row * columns - first * group, other * columns - first * group
+            both = weights[here : here + columns], weights[there : there + columns]
+            multiplied(both[0], both[1], x, out[:, row], out[:, other])
 
     return loop
 
@@ -165,22 +176,24 @@ def _looked_up(book: Codebook) -> Callable[..., None]:
     return loop
 
 
-def _multiplied(weights, x, out):
-    """Write the product of each input with a row of weights."""
+def _multiplied(row, other, x, out, out_other):
+    """Write the products of each input with two rows of weights."""
     full = len(x) // TOGETHER * TOGETHER
     for number in range(0, full, TOGETHER):
         x0, x1, x2, x3 = x[number], x[number + 1], x[number + 2], x[number + 3]
-        sum0 = sum1 = sum2 = sum3 = np.float32(0)
-        for place in range(len(weights)):
-            weight = weights[place]
-            sum0 += weight * x0[place]
-            sum1 += weight * x1[place]
-            sum2 += weight * x2[place]
-            sum3 += weight * x3[place]
-        out[number], out[number + 1] = sum0, sum1
-        out[number + 2], out[number + 3] = sum2, sum3
+        a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.float32(0)
+        for place in range(len(row)):
+            a, b = row[place], other[place]
+            a0, b0 = a0 + a * x0[place], b0 + b * x0[place]
+            a1, b1 = a1 + a * x1[place], b1 + b * x1[place]
+            a2, b2 = a2 + a * x2[place], b2 + b * x2[place]
+            a3, b3 = a3 + a * x3[place], b3 + b * x3[place]
+        out[number], out_other[number] = a0, b0
+        out[number + 1], out_other[number + 1] = a1, b1
+        out[number + 2], out_other[number + 2] = a2, b2
+        out[number + 3], out_other[number + 3] = a3, b3
     for number in range(full, len(x)):
-        one, total = x[number], np.float32(0)
-        for place in range(len(weights)):
-            total += weights[place] * one[place]
-        out[number] = total
+        one, a, b = x[number], np.float32(0), np.float32(0)
+        for place in range(len(row)):
+            a, b = a + row[place] * one[place], b + other[place] * one[place]
+        out[number], out_other[number] = a, b

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, library
 
 from hf_rmt.nn.stores.codebooks import CODEBOOKS, RUN, Codebook
-from hf_rmt.nn.stores.machine_code import can_read, compiled, points, scales, shared_out
+from hf_rmt.nn.stores.machine_code import can_read, compiled, largest, points, scales, shared_out
 
 __all__ = ["can_read", "unpack"]
 RUNS_AT_ONCE = 8
@@ -58,7 +58,7 @@ def _unpack(
 ) -> None:
     book, kernel = CODEBOOKS[kind], _kernel(kind)
     stored = codes.numpy(), fine.numpy(), coarse.numpy()
-    grid, weights, values = scales(base), out.numpy(), points(kind)
+    grid, weights, values = scales() * largest(base), out.numpy(), points(kind)
     sizes = book.run_bytes, RUN // 2, 1
 
     def work(first: int, last: int) -> None:

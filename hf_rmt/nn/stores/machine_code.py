@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES, table
+from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +125,16 @@ def points(kind: str) -> Any:
     return values.ravel()
 
 
-def scales(base: Tensor) -> Any:
-    """The scale for each of the 256 codes, float32.
+@cache
+def scales() -> Any:
+    """The scale of each of the 256 codes divided by the largest scale, float32."""
+    return np.asarray(SCALES, dtype=np.float32)
+
+
+def largest(base: Tensor) -> Any:
+    """The largest scale, float32, shape (1,).
 
     Args:
-        base: The largest scale, as the bits of its float32.
+        base: Its bits, as a store keeps them.
     """
-    return (table(SCALES, base.device) * base.view(torch.float32)).numpy()
+    return base.numpy().view(np.float32)

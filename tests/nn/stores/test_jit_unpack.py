@@ -125,19 +125,19 @@ def test_bytes_that_no_store_holds_read_no_other_memory(kind):
 
 @pytest.mark.parametrize("kind", CODEBOOKS)
 def test_modes_that_trace_or_map_see_an_operator(kind):
-    x = gaussian(3, 8, 160)
+    x = gaussian(3, 40, 160)
     factors = gaussian(32, 2), gaussian(2, 160)
     layer = SpikedLinear.from_factors(*factors, gaussian(32, 160), None, noise=kind)
     with torch.no_grad():
         wanted = layer(x)
-        assert torch.equal(torch.vmap(layer)(x), wanted)
+        torch.testing.assert_close(torch.vmap(layer)(x), wanted, rtol=1e-4, atol=1e-4)
         graph = make_fx(layer)(x)
         layer.noise.codes.fill_(100)
         assert torch.equal(graph(x), layer(x))
     with torch.inference_mode():
         assert layer(x).shape == wanted.shape
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert layer(torch.empty(3, 8, 160)).shape == wanted.shape
+        assert layer(torch.empty(3, 40, 160)).shape == wanted.shape
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["missing", "broken"])
