@@ -137,6 +137,7 @@ def load_numba() -> None:
     store = NoiseStore("int8", 32, 32)
     store.store(torch.ones(32, 32))
     store.dense()
+    store.product(torch.ones(1, 32))
 
 
 def tiny(*, seed: int, width: int) -> Any:

@@ -29,7 +29,7 @@ from hf_rmt.nn.stores.machine_code import (
     shared_out,
 )
 
-FEW = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 16}
+FEW = {torch.float32: 64, torch.bfloat16: 16, torch.float16: 16}
 """The most inputs of each dtype. With more, the matrix product of a processor that has much faster
 ones than this loop, as for bfloat16, could gain more than the unpacking costs. The numbers are
 fixed, not measured, so that a model gives the same bits in each process."""
