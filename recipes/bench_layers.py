@@ -24,7 +24,6 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from statistics import median
-from unittest import mock
 
 from workbench.command import run
 from workbench.timing import Call, machine, missing, ratios, times, timing_parser
@@ -137,12 +136,19 @@ def in_turn(calls: Sequence[Call]) -> Call:
     return all_of_them
 
 
+def no_numba() -> None:
+    """What `machine_code.numba` gives where Numba is missing."""
+
+
 def without_numba(call: Call) -> Call:
     """The call, made as if Numba were not installed."""
 
     def slower() -> Tensor:
-        with mock.patch.object(machine_code, "numba", return_value=None):
+        kept, machine_code.numba = machine_code.numba, no_numba
+        try:
             return call()
+        finally:
+            machine_code.numba = kept
 
     return slower
 
