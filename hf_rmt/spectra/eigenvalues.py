@@ -59,18 +59,18 @@ def why_degenerate(values: Array) -> str:
     """Reason for which no law can be fitted to descending eigenvalues; empty if one can."""
     rank = live_count(values)
     if not np.all(np.isfinite(values)):
-        return "the weight holds nan or inf"
+        return "the matrix holds nan or inf"
     if len(values) < MIN_EIGENVALUES:
         return f"{len(values)} eigenvalues, fewer than the {MIN_EIGENVALUES} a law needs"
     if values[0] <= 0:
-        return "the weight is zero"
+        return "the matrix is zero"
     if not RANGE[0] <= values[0] <= RANGE[1]:
         return (
             f"the largest eigenvalue {values[0]:.3g} lies outside of {RANGE[0]:g} to {RANGE[1]:g}, "
             "where float64 is precise; scale the weight"
         )
     if rank < (1 - MAX_NULL_FRACTION) * len(values):
-        return f"rank {rank} of {len(values)}: the weight is low-rank already"
+        return f"rank {rank} of {len(values)}: the matrix is low-rank already"
     return ""
 
 

@@ -28,7 +28,7 @@ def truncate(
         fraction: Keep this share of the p directions, rounded, at least one, in (0, 1].
 
     Returns:
-        A fit without a law. Its phase is `no law`, or `degenerate` if the weight is zero or not
+        A fit without a law. Its phase is `no law`, or `degenerate` if the matrix is zero or not
         finite.
 
     Raises:
@@ -82,7 +82,7 @@ def unsplit(eigenvalues: ArrayLike, shape: tuple[int, int]) -> SpectrumFit:
     """
     values = sorted_eigenvalues(eigenvalues, shape)
     if not np.all(np.isfinite(values)):
-        return without_law(shape, values, "the weight holds nan or inf")
+        return without_law(shape, values, "the matrix holds nan or inf")
     if not values.any():
-        return without_law(shape, values, "the weight is zero")
+        return without_law(shape, values, "the matrix is zero")
     return without_law(shape, np.maximum(values, 0.0), phase=Phase.LAWLESS)

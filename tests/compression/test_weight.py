@@ -121,7 +121,7 @@ def test_a_layer_that_would_not_shrink_stays_dense(weight: torch.Tensor) -> None
 
 def test_a_dense_layer_has_no_module(weight: torch.Tensor) -> None:
     result = decide(torch.zeros(50, 50))
-    with pytest.raises(ValueError, match="the weight is zero"):
+    with pytest.raises(ValueError, match="the matrix is zero"):
         result.layer(torch.zeros(50, 50))
 
 

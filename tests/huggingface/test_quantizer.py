@@ -214,7 +214,7 @@ def test_degenerate_layers_stay_dense_with_a_reason(tmp_path: Path) -> None:
     layers = loaded.config.quantization_config.layers
     query = layers["encoder.layer.0.attention.self.query"]
     key = layers["encoder.layer.0.attention.self.key"]
-    assert (query["outcome"], query["reason"]) == ("kept", "the weight is zero")
+    assert (query["outcome"], query["reason"]) == ("kept", "the matrix is zero")
     assert key["outcome"] == "kept"
     assert "rank 1" in key["reason"]
     assert torch.equal(loaded.encoder.layer[0].attention.self.key.weight, torch.ones(48, 48))

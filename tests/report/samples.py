@@ -29,7 +29,7 @@ def make_fit(*, spikes=(), variances=(4.0, 1.0), phase=Phase.SPIKED, **changes) 
     return SpectrumFit(**{**fields, **changes})
 
 
-def make_degenerate(eigenvalues=None, reason="the weight is zero", **changes) -> SpectrumFit:
+def make_degenerate(eigenvalues=None, reason="the matrix is zero", **changes) -> SpectrumFit:
     nan = float("nan")
     fields = {
         "eigenvalues": np.zeros(COLUMNS) if eigenvalues is None else eigenvalues,

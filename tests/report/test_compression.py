@@ -53,10 +53,10 @@ def test_dense_layers_appear_with_their_reason(plan):
 
 
 def test_same_reasons_are_counted():
-    layers = (dense_plan("a"), dense_plan("b"), dense_plan("c", "the weight is zero"))
+    layers = (dense_plan("a"), dense_plan("b"), dense_plan("c", "the matrix is zero"))
     summary = CompressionReport(CompressionPlan(layers)).summary()
     assert summary == (
-        "0 of 3 layers compressed\nLeft dense: 2 (nothing gained); 1 (the weight is zero)"
+        "0 of 3 layers compressed\nLeft dense: 2 (nothing gained); 1 (the matrix is zero)"
     )
 
 

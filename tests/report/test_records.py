@@ -34,7 +34,7 @@ def round_trip(fit):
         make_unit(),
         replace(make_fit(), law=PowerLawBulk(-1.0, (3.0, 1 / 3), 0.5), phase=Phase.UNEVEN),
         make_cut(),
-        make_degenerate(np.array([np.nan, np.inf] * 50), "the weight holds nan or inf"),
+        make_degenerate(np.array([np.nan, np.inf] * 50), "the matrix holds nan or inf"),
     ],
     ids=[
         "spiked",

@@ -43,7 +43,7 @@ def test_table_shows_every_quantity(report):
 
 def test_table_says_why_a_model_does_not_hold(report):
     assert line_of(report, "encoder.layer.1.mlp").endswith("keeps growing: 30 of 100")
-    assert line_of(report, "head").endswith("the weight is zero")
+    assert line_of(report, "head").endswith("the matrix is zero")
     assert line_of(report, "head").count(" -  ") == 5
 
 

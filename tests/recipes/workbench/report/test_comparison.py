@@ -54,12 +54,12 @@ def test_edges_distances_and_what_is_not_seen_are_told() -> None:
 
 
 def test_a_method_without_a_law_has_no_curve_and_none_has_the_reason() -> None:
-    none = make_degenerate(reason="the weight is zero")
+    none = make_degenerate(reason="the matrix is zero")
     figure = laws_figure([("a", {"PDB": none, "PUB": FITS["PUB"]}), ("b", {"PDB": none})])
     some, empty = figure.axes
     assert [line.get_label() for line in some.lines if len(line.get_xdata()) > 1] == ["PUB"]
     assert drawn(some, "PUB").get_color() == LIGHT.series[1]
-    assert empty.texts[0].get_text() == "the weight is zero"
+    assert empty.texts[0].get_text() == "the matrix is zero"
 
 
 def test_the_distribution_is_the_share_of_layers_up_to_a_value() -> None:
