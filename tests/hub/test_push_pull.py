@@ -26,7 +26,7 @@ model.save_pretrained("saved", push_to_hub=True, repo_id="user/saved", commit_me
 changed = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 changed["embeddings.LayerNorm.weight"] += 1
 model.save_pretrained("own", push_to_hub=True, repo_id="user/own-state", state_dict=changed)
-torch.save(model(torch.arange(64)[None]).last_hidden_state, "pushed.pt")
+torch.save(model(torch.arange(64).expand(2, -1)).last_hidden_state, "pushed.pt")
 hf_rmt.export_dense(model).push_to_hub("user/dense")
 hf_rmt.export_dense("user/compressed").push_to_hub("user/dense-of-pulled")
 """
@@ -40,7 +40,7 @@ PULL = """
 import torch
 from transformers import AutoModel
 model = AutoModel.from_pretrained({source!r}{option}).eval()
-output = model(torch.arange(64)[None]).last_hidden_state
+output = model(torch.arange(64).expand(2, -1)).last_hidden_state
 difference = (output - torch.load("pushed.pt")).abs().max().item()
 assert difference <= {tolerance}, difference
 print(sorted({{type(module).__name__ for module in model.modules()}}))

@@ -25,7 +25,8 @@ def test_offloaded_noise_is_loaded_when_it_is_used(noise: str, layout: str) -> N
     with torch.no_grad():
         expected = outputs(model, "bert")
         cpu_offload(model, "cpu", offload_buffers=True)
-        assert torch.equal(outputs(model, "bert"), expected)
+        # Codes that lie elsewhere are unpacked for each product, and those in memory need not be.
+        torch.testing.assert_close(outputs(model, "bert"), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["packed", "int8", "dense"])

@@ -52,7 +52,7 @@ import sys, torch
 from transformers import AutoModel
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 print(type(model).__name__, type(model.config).__name__)
-torch.save(model(torch.ones(2, 48)), sys.argv[2])
+torch.save(model(torch.ones(80, 48)), sys.argv[2])
 """
 
 
@@ -91,7 +91,7 @@ def test_it_loads_again_with_the_package_and_without(own: Path, first: str, tmp_
     out = tmp_path / "outputs.pt"
     said = succeed(script, tmp_path / "small", out).stdout
     assert said.split() == ["OwnModel", "OwnConfig"]
-    assert torch.equal(torch.load(out), model(torch.ones(2, 48)))
+    assert torch.equal(torch.load(out), model(torch.ones(80, 48)))
 
 
 def test_it_is_saved_again_and_made_dense_with_its_own_map(own: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_it_is_saved_again_and_made_dense_with_its_own_map(own: Path, tmp_path: 
     dense = export_dense(model)
     dense.save_pretrained(tmp_path / "plain")
     again = AutoModel.from_pretrained(tmp_path / "plain", trust_remote_code=True)
-    torch.testing.assert_close(again(torch.ones(2, 48)), model(torch.ones(2, 48)))
+    torch.testing.assert_close(again(torch.ones(80, 48)), model(torch.ones(80, 48)))
 
 
 def test_an_unknown_kind_without_code_says_what_to_register(own: Path, tmp_path: Path) -> None:

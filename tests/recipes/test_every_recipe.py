@@ -18,7 +18,7 @@ ROOMS = {f"hf_rmt{room}" for room in ("", ".demo", ".kernels", ".nn", ".plan", "
 ROOMS |= {"hf_rmt.spectra", "hf_rmt.settings", "hf_rmt.nn.layouts"}
 """What anybody may import from the package."""
 DEEPER = {
-    "bench_layers": {"hf_rmt.nn.stores.noise_store"},  # unpacks with and without Numba
+    "bench_layers": {"hf_rmt.nn.stores.machine_code"},  # unpacks with and without Numba
     "bench_memory": {"hf_rmt.huggingface.quantizer"},
     "bench_regime": {"hf_rmt.report.tables"},
     "bench_fidelity": {"hf_rmt.compression.targets.selection"},

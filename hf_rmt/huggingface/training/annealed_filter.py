@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -240,8 +241,9 @@ class AnnealedFilter:
     def _numbers(self) -> dict[str, float]:
         """The four curves of an annealed training."""
         kept = [entry for entry in self.chosen.values() if entry["rank"] is not None]
-        whole = sum(entry["energy"] for entry in kept)
-        rest = sum(entry["rest"] for entry in kept)
+        # A checkpoint sorts the layers by name, and fsum does not depend on their order.
+        whole = math.fsum(entry["energy"] for entry in kept)
+        rest = math.fsum(entry["rest"] for entry in kept)
         left = self.memory["left"]
         return {
             "rmt/noise_left": left,

@@ -108,12 +108,12 @@ def test_a_few_inputs_need_no_memory_for_the_weight(monkeypatch):
     def unpacks(*_: object) -> None:
         raise AssertionError("a weight was unpacked")
 
-    layer = spiked(nn.Linear(96, 64))
+    layer = spiked(nn.Linear(256, 256))
     monkeypatch.setattr(noise_store, "scratch_memory", unpacks)
     with torch.no_grad():
-        assert layer(gaussian(FEW, 96)).shape == (FEW, 64)
+        assert layer(gaussian(FEW, 256)).shape == (FEW, 256)
         with pytest.raises(AssertionError):
-            layer(gaussian(FEW + 1, 96))
+            layer(gaussian(FEW + 1, 256))
 
 
 def spiked(dense: nn.Module, noise: str = "int8") -> SpikedLinear:
