@@ -41,7 +41,7 @@ def filter_weight(
     *,
     of_update: bool = False,
 ) -> Decision:
-    """Filter a weight, or what training added to it, for the first time or once more.
+    """Filter a weight, or its update. This can be its first filter or a later one.
 
     Args:
         name: Runtime name of the module.
@@ -49,8 +49,9 @@ def filter_weight(
         settings: What the user asked for.
         first: What the first filter decided, with the rank that it kept; None if this is the first
             filter.
-        of_update: Whether the weight is what training added. A later fit may then raise the rank,
-            and an update without spikes is dropped.
+        of_update: Whether the weight is an update, which is what training added. If so, a later
+            filter may keep more directions than the first, and an update without spikes becomes
+            zero.
 
     Returns:
         The decision. A whole weight without spikes is not changed, because nothing would be left of

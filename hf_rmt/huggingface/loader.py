@@ -126,7 +126,7 @@ class RMTLoader(HfQuantizer):
 
 
 def uninstall_saving(model: Any) -> None:
-    """Give a model the methods of its class again, and remove our record from its config."""
+    """Undo `install_saving`: the model saves as its class does, and its config has no record."""
     for name in REPLACED:
         model.__dict__.pop(name, None)
     drop_records(model.config)

@@ -15,7 +15,7 @@ VERDICTS = {
     ),
     Phase.SPIKED: (
         "Some directions stand above a bulk of noise: keep these spikes exact and store the rest "
-        "in int8 or int4, or drop the rest if you calibrate with a size or train the model."
+        "in int8 or int4; drop the rest only from a tuned model with a calibrated size, or train."
     ),
     Phase.HEAVY_TAILED: (
         "The noise law does not hold, so the number of spikes is a choice and not a finding: "
@@ -30,9 +30,9 @@ VERDICTS = {
         "eigenvalues), so the layer stays dense; use method svd if its rank is low."
     ),
     Phase.LAWLESS: (
-        "No noise law was fitted: if the settings or a size give the number of directions, use "
-        "analyze with method pdb on the dense model to see how many stand above the noise; if no "
-        "noise has such a spectrum, store the layer in int8."
+        "No noise law was fitted, because the number of directions was given (analyze the dense "
+        "model with method pdb to see how many stand above the noise), or because no noise has "
+        "such a spectrum, as the notes then say (store the layer in int8)."
     ),
 }
 """One sentence for each verdict."""

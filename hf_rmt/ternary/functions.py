@@ -71,8 +71,9 @@ class Function:
 def module_function(module: nn.Module) -> Function | None:
     """The function of an activation module without parameters; None for other modules.
 
-    The module is applied to several values at once and to each alone. Processors use different code
-    for these, so the results are compared up to rounding.
+    To check that the module treats each value alone, it is called once with several values and once
+    with each of them. The results may differ by rounding, because a processor uses different code
+    for one value and for many.
     """
     if type(module).__module__ not in ACTIVATION_MODULES or any(True for _ in module.parameters()):
         return None

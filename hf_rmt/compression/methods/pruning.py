@@ -23,7 +23,7 @@ ZEROS_IN_PLACE = "entries were zeroed in place, and zeros save no memory by them
 
 
 class Pruning(SpectralMethod):
-    """Keeps a share of the entries of a weight; the spectrum is only reported."""
+    """Keeps a share of the entries of a weight. The spectrum is reported and decides nothing."""
 
     options = (FRACTION, *SPECTRAL_OPTIONS)
     one_of = ("fraction",)

@@ -261,7 +261,7 @@ class SpectralMethod(Method):
             )
         if size is not None:
             raise ValueError(
-                f"size={size} is shared out over the layers with calibration; pass "
+                f"size={size} needs calibration, which decides how much each layer gets; pass "
                 "calibration=batches"
             )
         from hf_rmt.compression.apply import compress_shared
