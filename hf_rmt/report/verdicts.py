@@ -15,7 +15,7 @@ VERDICTS = {
     ),
     Phase.SPIKED: (
         "Some directions stand above a bulk of noise: keep these spikes exact and store the rest "
-        "in int8 or int4; drop the rest only from a tuned model with a calibrated size, or train."
+        "in int8 or int4; drop it only from a tuned model with a calibrated size, or in training."
     ),
     Phase.HEAVY_TAILED: (
         "The noise law does not hold, so the number of spikes is a choice and not a finding: "

@@ -29,7 +29,7 @@ class PackedLayout(Layout):
         """Nothing is kept."""
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise acting on x, unpacked for it."""
+        """The noise acting on x, decoded for it."""
         return layer._act_noise(x)
 
     @staticmethod

@@ -52,17 +52,19 @@ def can_multiply(codes: Tensor, x: Tensor, columns: int) -> bool:
         x: The inputs.
         columns: Columns of the weight.
     """
+    if not can_read(codes):
+        return False
     if type(x) not in (Tensor, nn.Parameter) or x.is_nested or x.device.type != "cpu":
         return False
     if x.shape[-1:] != (columns,) or not 0 < x.numel() <= FEW.get(x.dtype, 0) * columns:
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(x) and can_read(codes)
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def multiply(
     x: Tensor, codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, kind: str, rows: int
 ) -> Tensor:
-    """X times the transposed weight that codes stand for.
+    """The product of x and the transposed weight that codes stand for.
 
     Args:
         x: Shape (..., in), float32 or narrower.
@@ -139,8 +141,8 @@ def _product(book: Codebook) -> Callable[..., None]:
                 steps[number - first] = scales[code] * largest[0]
             unpacked(codes[first * bytes_ : last * bytes_], points, steps, weights)
             here, there = row * columns - first * group, other * columns - first * group
-            both = weights[here : here + columns], weights[there : there + columns]
-            multiplied(both[0], both[1], x, out[:, row], out[:, other])
+            one, two = weights[here : here + columns], weights[there : there + columns]
+            multiplied(one, two, x, out[:, row], out[:, other])
 
     return loop
 

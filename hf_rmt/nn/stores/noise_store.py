@@ -199,7 +199,7 @@ class NoiseStore(nn.Module):
         return torch.mul(groups, scales, out=target).view(-1)
 
     def product(self, x: Tensor) -> Tensor | None:
-        """X times the transposed noise, if this takes no unpacked weight.
+        """The product of x and the transposed noise, if this takes no unpacked weight.
 
         Args:
             x: Shape (..., in).
@@ -208,7 +208,7 @@ class NoiseStore(nn.Module):
             Shape (..., out), with the dtype of x; None if x has more than a few rows, if the codes
             lie elsewhere or are not packed, without Numba, or in a compiled program.
         """
-        if self.kind not in CODEBOOKS or multiplier is None or torch.compiler.is_compiling():
+        if self.kind not in CODEBOOKS or multiplier is None:
             return None
         if not multiplier.can_multiply(self.codes, x, self.in_features):
             return None
