@@ -10,12 +10,17 @@ noise slowly; the second removes all of it at the time when the first begins. `a
 also gives the start and the end of the removal. All rows of a seed start from the same weights and
 see the same batches. They are trained one after the other. Results that are already in the output
 folder are not computed again.
+
+`int8`, `int4` and `int4-calibrated` are plain training and then `hf_rmt.compress`, which stores the
+noise in 8 or 4 bits. The last row shows it 512 training rows. The share of these rows is that of
+the bits, and their time is that of the training.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +29,15 @@ from workbench.data.glue import name_of
 from workbench.training.bench import BenchArguments, begin, on_file, settings_of, table
 from workbench.training.problems import IMAGES, ProblemArguments, correct, problem_of, trainer_of
 
-from hf_rmt import RMTCallback, RMTConfig
+from transformers import Trainer
+
+from hf_rmt import RMTCallback, RMTConfig, compress
+from hf_rmt.report import CompressionReport
 
 ROWS = ("plain", "callback", "published", "annealed-0.1", "once-0.1")
+STORED = ("int8", "int4", "int4-calibrated")
+SEEN = 512
+"""Training rows that a calibrated row sees."""
 DEFAULTS = (0.35, 0.6, 0.95)
 """Size, and the parts of the run after which the removal of the noise begins and ends."""
 
@@ -73,19 +84,39 @@ def trained(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, A
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
+    if row in STORED:
+        store(trainer, row)
     right = correct(trainer, problem)
     report = getattr(trainer.model, "compression_report", None)
     return {
         "correct": right,
-        "share": report.plan.parameter_share if report else 1.0,
+        "share": share(row, report),
         "seconds": seconds,
         "steps": trainer.state.global_step,
         "logs": [log for log in trainer.state.log_history if "loss" not in log],
     }
 
 
+def share(row: str, report: CompressionReport | None) -> float:
+    """The share of the layers' parameters that is left, or of their bits if they are stored."""
+    if report is None:
+        return 1.0
+    return report.plan.size_ratio if row in STORED else report.plan.parameter_share
+
+
+def store(trainer: Trainer, row: str) -> None:
+    """Compress the trained model as the row says."""
+    noise, *calibrated = row.split("-")
+    batches = islice(trainer.get_train_dataloader(), SEEN // trainer.args.train_batch_size)
+    compress(
+        trainer.model, RMTConfig(noise=noise), calibration=list(batches) if calibrated else None
+    )
+
+
 def callback_of(row: str) -> RMTCallback | None:
     """The callback of a row, None for plain training."""
+    if row in STORED:
+        return None
     kind, *numbers = row.split("-")
     size, start, stop = (*map(float, numbers), *DEFAULTS[len(numbers) :])[:3]
     made: dict[str, Any] = {
@@ -98,8 +129,8 @@ def callback_of(row: str) -> RMTCallback | None:
     }
     if kind not in made or bool(numbers) != (kind in ("annealed", "once")):
         raise SystemExit(
-            f"--rows must be among {', '.join(made)}, got {row!r}; only annealed and once take a "
-            "size, as in annealed-0.1"
+            f"--rows must be among {', '.join([*made, *STORED])}, got {row!r}; only annealed and "
+            "once take a size, as in annealed-0.1"
         )
     return made[kind]()
 

@@ -91,16 +91,19 @@ def test_rows_are_kept_back_without_a_change_of_the_others(data: Path) -> None:
 def test_the_callback_is_judged_on_images(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = ("--rows", "plain", "annealed-0.5", "--output_dir", str(tmp_path))
-    run("bench_training", data, *rows, monkeypatch=monkeypatch)
+    names = ("plain", "annealed-0.5", "int4-calibrated")
+    run(
+        *("bench_training", data, "--rows", *names, "--output_dir", str(tmp_path)),
+        monkeypatch=monkeypatch,
+    )
     for task in ("mnist", "cifar10"):
-        plain, ours = (
-            json.loads((tmp_path / task / f"{row}-0.json").read_text())
-            for row in ("plain", "annealed-0.5")
+        plain, ours, stored = (
+            json.loads((tmp_path / task / f"{row}-0.json").read_text()) for row in names
         )
         assert (plain["share"], plain["steps"]) == (1.0, 4)
         assert 0.3 < ours["share"] <= 0.5
-        assert len(ours["correct"]) == 10
+        assert 4 / 32 < stored["share"] < 0.5
+        assert len(ours["correct"]) == len(stored["correct"]) == 10
 
 
 def test_a_model_of_images_is_healed(
