@@ -112,15 +112,17 @@ def with_latencies(
     device: torch.device,
     geometries: Mapping[str, Mapping[str, Any]],
 ) -> CompressionPlan:
-    """The plan with the time of each compressed layer over its dense one, measured now.
+    """The plan, with the time of each compressed layer divided by that of the dense layer.
 
-    Layers of one shape and geometry are measured once, at their largest rank.
+    The times are measured now. Layers of one shape and geometry are measured once, at their
+    largest rank.
 
     Args:
         plan: What was decided.
         dtype: Of the model.
         device: Of the model.
-        geometries: What convolutions are made with, by name; empty for linear layers.
+        geometries: By the name of a layer, the stride, padding and dilation of a convolution, and
+            what else it is made with; empty for a linear layer.
     """
     timed = [layer for layer in plan.compressed if layer.kind == SPIKED]
     keys = {

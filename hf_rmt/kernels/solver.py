@@ -20,12 +20,13 @@ FAR = 30.0
 
 @dataclass(frozen=True)
 class Pattern:
-    """A family of steps and one of its members, where the search starts.
+    """A family of step functions, and the member of it where the search starts.
 
     Args:
         points: Thresholds, ascending, for an argument of variance 1.
-        basis: heights = basis @ values, shape (cells, values).
-        values: Values of the start.
+        basis: Shape (cells, values). The heights of the cells, which are the intervals between the
+            points, are basis @ values.
+        values: The free numbers that give the heights, as they are at the start.
         gaps: An index for each gap between points; gaps with the same index stay equal. None: all
             are free.
         fixed: Whether the values stay as they are.

@@ -30,7 +30,8 @@ class StepActivation(nn.Module):
         heights: h_0 .. h_k, one more than thresholds.
         mean: The number that is subtracted, E h under the distribution of the inputs.
         surrogate: A differentiable function of a tensor, used for its gradient only; or None.
-        width: Half width of the triangles, > 0, in units of x.
+        width: Half the width of the triangle that smooths each threshold for the gradient, in
+            units of x; > 0.
         device: Of the buffers.
         dtype: Of the buffers.
 
@@ -102,7 +103,7 @@ class StepActivation(nn.Module):
 
 
 class StepBefore(StepActivation):
-    """A step in front of an activation f, which turns the heights h_j into v_j = f(h_j).
+    """A step in front of an activation f. The step gives the heights h_j, and f makes v_j = f(h_j).
 
     It is used if the forward pass calls f as a function, because such a call cannot be replaced.
     After f, the gradient is that of a `StepActivation` with the heights v_j, because the step
@@ -113,7 +114,8 @@ class StepBefore(StepActivation):
         heights: h_0 .. h_k, the inputs of f.
         values: v_0 .. v_k, the outputs of f.
         slopes: f'(h_0) .. f'(h_k), finite and not 0.
-        width: Half width of the triangles, > 0, in units of x.
+        width: Half the width of the triangle that smooths each threshold for the gradient, in
+            units of x; > 0.
         device: Of the buffers.
         dtype: Of the buffers.
 

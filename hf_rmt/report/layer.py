@@ -40,12 +40,12 @@ class LayerSpectrum:
 
     @property
     def is_misfit(self) -> bool:
-        """Whether the model does not hold, so that figures have a hollow marker."""
+        """Whether the law of the noise does not hold; figures then have a hollow marker."""
         return self.fit.phase in MISFITS
 
     @property
     def notes(self) -> str:
-        """Why the model does not hold, and what else is unusual about the fit."""
+        """Why the law of the noise does not hold, and what else is unusual about the fit."""
         fit = self.fit
         remarks = [fit.reason]
         if fit.noise_law is not None:

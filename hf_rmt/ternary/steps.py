@@ -125,9 +125,10 @@ def arguments_from_norm(model: Any, name: str, place: Position, layer: TernaryLi
     flat = gain is None or bool((gain == gain.flatten()[0]).all())
     if not place.norm or not flat or (offset is not None and offset.any()):
         raise ValueError(
-            f"tau, the scale of what {place.activation or str(place.function)!r} after {name!r} "
-            "takes, is known without data only after a LayerNorm with constant gain and no "
-            "offset; pass calibration=batches to hf_rmt.compress, or set activation='keep'"
+            f"the scale tau of the inputs of {place.activation or str(place.function)!r} after "
+            f"{name!r} is not known: without data it is known only if {name!r} reads a LayerNorm "
+            "with constant gain and no offset; pass calibration=batches to hf_rmt.compress, or "
+            "set activation='keep'"
         )
     moment = torch.eye(linear.in_features, device=linear.weight.device)
     if gain is not None:

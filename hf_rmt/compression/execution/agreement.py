@@ -25,7 +25,7 @@ def agreed(
         model: The model of this process.
         select: Finds the names. If it fails on one process, it fails on all.
         settings: What the user asked for on this process.
-        arguments: Plain values of the other arguments of the call that change the work, by name.
+        arguments: The other arguments of the call that change the result, as plain values by name.
 
     Returns:
         The names, the same on every process.

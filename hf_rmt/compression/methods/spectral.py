@@ -71,25 +71,26 @@ NOISE_REMOVAL = Option(
     1.0,
     _removal,
     "Fraction of the noise directions that drop removes, smallest first. A dict gives each layer, "
-    "by runtime name, its own; a layer that it does not name stays dense. At 1 a layer without "
-    "spikes stays dense too, since nothing would be left of it.",
+    "by runtime name, its own; a layer that it does not name stays dense. With 1, a layer "
+    "without spikes stays dense too, because nothing of it would remain.",
     parse=float,
 )
 RECOVER_SPIKES = Option(
     "recover_spikes",
     None,
     _flag,
-    "Replace each signal eigenvalue by the population spike behind it. None: only when noise is "
-    "dropped.",
+    "Replace each signal eigenvalue by the population spike behind it. None: only if the noise is "
+    "dropped and calibration does not choose the directions.",
     parse=bool,
 )
 STORED_SPIKES_OPTION = Option(
     "stored_spikes",
     None,
     _stored_spikes,
-    "Which spikes become factors. `all`: every spike. `paying`: with int8 at most a ninth of the "
-    "directions, with int4 and ternary those that save at least a quarter of the bits they cost. "
-    "None: `paying` with packed noise if a law found the spikes, else `all`.",
+    "Which spikes become factors; the others are stored with the noise. `all`: every spike. "
+    "`paying`: with int8 the largest, at most a ninth of the directions; with int4 and ternary "
+    "those that save at least a quarter of the bits they cost. None: `paying` if the noise is "
+    "packed and a law found the spikes, else `all`.",
     choices=STORED_SPIKES,
 )
 MAX_RANK = Option(

@@ -27,7 +27,7 @@ RANK = Option(
     None,
     lambda name, value: None if value is None else check_integer(name, value, 1),
     "For svd and slr: how many directions are kept. A layer that has fewer keeps all of them. "
-    "Give exactly one of the options rank, energy and fraction that the method reads.",
+    "svd needs one of rank, energy and fraction; slr needs one of rank and fraction.",
     parse=int,
 )
 ENERGY = Option(

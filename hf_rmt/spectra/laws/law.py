@@ -93,7 +93,9 @@ class BulkLaw(ABC):
         return 2.0 * self.aspect_ratio * terms.sum(-1)
 
     def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
-        """Population spike behind a sample eigenvalue: the root of g(a) = lambda with g'(a) > 0.
+        """Population spike a behind a sample eigenvalue l: the root of g(a) = l with g'(a) > 0.
+
+        g is the function of `spike_forward`.
 
         Args:
             eigenvalue: Eigenvalues above the bulk or in its gap, any shape.
