@@ -1,1 +1,1 @@
-"""Ternary heads: ternary weights, matched step activations, a refitted last layer."""
+"""Ternary heads: weights of -1, 0 and 1, steps in place of activations, a refitted last layer."""

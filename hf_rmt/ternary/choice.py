@@ -1,7 +1,8 @@
-"""Decides, by rows that the fit did not see, whether steps are better than activations.
+"""Decides whether steps are better than activations, on rows that the fit did not see.
 
-A step carries the kernel of a wide random network. A trained head of finite width may lose too much
-by a step. So both heads are fitted and compared.
+In the limit of large widths a step keeps the kernel of a network: how similar the network finds two
+inputs. A trained head of finite width may lose too much by a step. So the head is fitted with steps
+and without them, and the two fits are compared.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from hf_rmt.ternary.least_squares import Regression
 from hf_rmt.ternary.steps import activation_of
 
 UNJUDGED = "is kept: no layer after it is refitted, so a step cannot be compared with it"
-TOO_FEW = f"is kept: fewer than {FEW} samples are too few to compare a step with it"
+TOO_FEW = f"is kept: there are fewer than {FEW} samples, too few to compare a step with it"
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A head whose hidden layers are ternary, with what its last layer sees.
+    """A head whose hidden layers are ternary, and how well its last layer can be fitted.
 
     Attributes:
-        decisions: On the hidden layers.
-        seen: On all samples.
-        error: On those held out from a fit; nan where they are too few.
+        decisions: The decisions on the hidden layers.
+        seen: The sums over all samples to which the last layer can be fitted.
+        error: The error of such a fit on samples that it did not see; nan if there are too few.
     """
 
     decisions: Decided
@@ -50,7 +51,7 @@ class _Snapshot:
                 self._biases[name] = bias.detach().clone()
 
     def put_back(self) -> None:
-        """Undo what has been done to the modules since."""
+        """Undo all changes to these modules and their biases since the snapshot."""
         for name, part in self._parts.items():
             swap_module(self._model, name, part)
         for name, bias in self._biases.items():
@@ -58,16 +59,16 @@ class _Snapshot:
 
 
 def choose(head: Head, *, dry_run: bool = False) -> Decided:
-    """Fit a head with and without steps, and keep what predicts its outputs better.
+    """Fit a head with and without steps, and keep the one that predicts its old outputs better.
 
     The steps of all layers are judged together.
 
     Args:
-        head: The head.
+        head: The head; its layers are replaced in the model.
         dry_run: Only plan. Both heads are still tried on the model, and the model is restored.
 
     Returns:
-        What was decided on all layers.
+        The decisions on all layers, by name.
     """
     if head.last is None:
         return _reasoned(head, head.hidden_done("keep", dry_run=dry_run), UNJUDGED)
@@ -88,7 +89,7 @@ def choose(head: Head, *, dry_run: bool = False) -> Decided:
 
 
 def _better(head: Head, before: _Snapshot) -> _Trial:
-    """Try both heads, and leave the better one on the model."""
+    """Try the head with and without steps, and leave the better one in the model."""
     kept = _tried(head, "keep")
     if all(head.found[name].kept for name in head.hidden):
         return replace(kept, decisions=_reasoned(head, kept.decisions, ""))
@@ -122,14 +123,14 @@ def _tried(head: Head, activation: str) -> _Trial:
 
 
 def _reasoned(head: Head, decisions: Decided, words: str, others: Decided | None = None) -> Decided:
-    """Decisions of a head without steps, each with the reason why its activation is kept.
+    """Decisions of a head without steps, each with the reason why an activation is kept.
 
     Args:
         head: The head.
-        decisions: On its hidden layers.
-        words: Why a step that could be had is not taken.
-        others: What was decided with steps; for a layer that got no step there, that reason is
-            used.
+        decisions: The decisions on its hidden layers.
+        words: The reason if a step could replace the activation.
+        others: The decisions on the same layers with steps. If a layer got no step there either,
+            the plan there says why and is used.
     """
     reasoned = {}
     for name, (plan, fit) in decisions.items():
@@ -145,7 +146,7 @@ def _reasoned(head: Head, decisions: Decided, words: str, others: Decided | None
 
 
 def _stepped(decisions: Decided, words: str) -> Decided:
-    """Decisions; the reasons of layers with a step get the words of the comparison."""
+    """The same decisions; `words` are added to the reason of each layer with a step."""
     return {
         name: (plan if plan.step is None else _noted(plan, words), fit)
         for name, (plan, fit) in decisions.items()
@@ -157,6 +158,6 @@ def _noted(plan: LayerPlan, words: str) -> LayerPlan:
 
 
 def _module_of(head: Head, name: str) -> str:
-    """Runtime name of the activation module whose only input is this layer's output, or empty."""
+    """Runtime name of the activation module that only this layer feeds; empty if there is none."""
     activation = head.found[name].activation
     return f"{name.rpartition('.')[0]}.{activation}".lstrip(".") if activation else ""

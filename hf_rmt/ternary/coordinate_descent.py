@@ -1,8 +1,9 @@
 """Chooses ternary weights so that a layer's outputs, not its weights, change least.
 
-With E = s T - W and C the second moment of the inputs, the squared error of the outputs is tr(E C
-E'). Each entry of T in turn is set to the best of -1, 0 and 1 while the others stay fixed. Then
-each scale is fitted again. This is repeated, and no step makes the error larger.
+A weight W is replaced by s T: the entries of T are -1, 0 and 1, and each row has a scale s. With E
+= s T - W and C the second moment of the inputs, the squared error of the outputs is tr(E C E').
+Each entry of T in turn is set to the best of -1, 0 and 1 while the others stay fixed. Then each
+scale is fitted again. Both are repeated, and neither makes the error larger.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor
 
 SWEEPS = 8
-"""The most passes over the entries; 12 more reduce the error of a 1536 x 384 weight by 1e-3."""
+"""The most passes over all entries; 12 more reduce the error of a 1536 x 384 weight by 1e-3."""
 COLUMNS = 64
-"""Number of columns whose changes are applied to all columns in one product."""
+"""The changes of this many columns are applied to all columns in one matrix product."""
 
 
 @torch.no_grad()
 def descend(signs: Tensor, scales: Tensor, target: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinate descent of tr((s T - W) C (s T - W)') over T and s.
+    """Reduce the error tr((s T - W) C (s T - W)') by coordinate descent over T and s.
 
     Args:
         signs: The initial T, in {-1, 0, 1}, shape (out, in); not changed.
@@ -42,14 +43,14 @@ def descend(signs: Tensor, scales: Tensor, target: Tensor, moment: Tensor) -> tu
 
 
 def fitted_scales(ternary: Tensor, scales: Tensor, cross: Tensor, moment: Tensor) -> Tensor:
-    """Scales of least squares, s = t' b / t' C t, if they are positive; otherwise the old scales.
+    """The scale of least squares for each row t of T, s = t' b / t' C t; the old one if s <= 0.
 
     Args:
         ternary: T, shape (out, in).
         scales: The old scales, shape (out,).
-        cross: The vectors b in rows: the mixed second moment of outputs and inputs, W C for outputs
-            W x.
-        moment: C, shape (in, in).
+        cross: A vector b in each row, shape (out, in): the mixed second moment of outputs and
+            inputs, which is W C for outputs W x.
+        moment: C, the second moment of the inputs, shape (in, in).
     """
     energy = ((ternary @ moment) * ternary).sum(1).clamp_min(torch.finfo(moment.dtype).tiny)
     best = (ternary * cross).sum(1) / energy

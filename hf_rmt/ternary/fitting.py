@@ -1,4 +1,4 @@
-"""Makes a head ternary: hidden layers first, then the last is fitted to its old outputs."""
+"""Makes a head ternary: first its hidden layers, then the last layer, fitted to its old outputs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 FEW = 64
 """With fewer samples the user is warned, and steps are not compared with activations."""
-REFITTED = "refitted to the outputs it had"
+REFITTED = "refitted to its outputs in the dense model"
 NO_READER = "after it is kept: no layer after the activation can be refitted"
 Decided = dict[str, tuple[LayerPlan, SpectrumFit | None]]
-"""What was decided, layer by layer under its name."""
+"""The decisions: for each name of a layer its plan, and its fitted spectrum if it has one."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Head:
 
     Attributes:
         model: The model.
-        names: Linears, as `select_layers` gives them.
+        names: Names of linear layers, as `select_layers` gives them.
         settings: What the user asked for.
         found: The positions of the layers in the forward pass.
         last: Name of the layer that is fitted to its old outputs; None if there is none.
         batches: Keyword arguments of the model; on several processes each may have its own.
-        outputs: What the last layer gave in the dense model, batch by batch and call by call.
+        outputs: The last layer's outputs in the dense model, batch by batch and call by call.
     """
 
     model: nn.Module
@@ -58,21 +58,21 @@ class Head:
 
     @property
     def hidden(self) -> list[str]:
-        """The layers before the last."""
+        """The names of the layers before the last."""
         return [name for name in self.names if name != self.last]
 
     def is_free(self, name: str) -> bool:
-        """Whether a layer's outputs may be scaled and shifted, because the refit corrects it."""
+        """Whether outputs of a layer may be scaled and shifted, as the refit then corrects this."""
         if self.last is None or self.found[name].reader != self.last:
             return False
         return self.model.get_submodule(self.last).bias is not None
 
     def hidden_done(self, activation: str, *, dry_run: bool = False) -> Decided:
-        """Make the hidden layers ternary, in turn, with or without steps.
+        """Make the hidden layers ternary, one after the other, with or without steps.
 
         Args:
-            activation: `matched` or `keep`.
-            dry_run: Only plan.
+            activation: `matched` for steps, `keep` for the activations as they are.
+            dry_run: Only plan; no layer is replaced.
         """
         decisions: Decided = {}
         groups = measured(self.model, self.hidden, self.batches, min_size=1) if self.hidden else ()
@@ -108,17 +108,17 @@ class Head:
         return stepped(self.model, name, place, result, arguments, free=self.is_free(name))
 
     def seen(self) -> tuple[Regression, Regression]:
-        """The last layer's present inputs and old outputs: sums for the fit, and held-out sums."""
+        """Sums over the last layer's present inputs and old outputs, as `regression` gives them."""
         assert self.last is not None
         return regression(self.model, self.last, self.batches, self.outputs)
 
     def refit(self, weight: Tensor, seen: Regression, hidden: Decided) -> Decision:
-        """Decide on the last layer, after the decisions on the others.
+        """The decision on the last layer, after the decisions on the others.
 
         Args:
-            weight: Of the last layer, shape (out, in).
-            seen: What it is fitted to.
-            hidden: What was decided on the layers before it.
+            weight: Weight of the last layer, shape (out, in).
+            seen: The sums over samples to which this layer is fitted.
+            hidden: The decisions on the layers before it.
         """
         assert self.last is not None
         bias: Any = self.model.get_submodule(self.last).bias
@@ -126,10 +126,14 @@ class Head:
         return refit_weight(self.last, weight, bias, self.settings, seen, gain=gain)
 
     def last_done(self, seen: Regression, hidden: Decided, *, dry_run: bool = False) -> Decided:
-        """Make the last layer ternary, fitted to what it gave."""
+        """Make the last layer ternary, and fit it to its outputs in the dense model."""
         assert self.last is not None
         if seen.count < FEW:
-            logger.warning("%s is fitted to %d samples; pass a few hundred", self.last, seen.count)
+            logger.warning(
+                "%s is fitted to %d samples; pass a few hundred, because fewer than %d are too few "
+                "for a good fit",
+                *(self.last, seen.count, FEW),
+            )
 
         def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
             result = self.refit(weight, seen, hidden)
@@ -141,12 +145,12 @@ class Head:
         return by_name(decide_shared(self.model, [self.last], self.settings, **told))
 
     def error(self, fitted: Regression, held: Regression, hidden: Decided) -> float:
-        """The error of a last layer on held-out samples, if it is fitted to the other samples.
+        """The error of the last layer on held-out samples, if it is fitted to the other samples.
 
         Args:
-            fitted: The samples to fit to.
-            held: The samples that were held out.
-            hidden: What was decided on the layers before it, and carried out.
+            fitted: Sums over the samples to fit to.
+            held: Sums over the samples that are held out of the fit.
+            hidden: The decisions on the layers before it, which are already in the model.
 
         Returns:
             The error as in `Regression.error`.
@@ -161,7 +165,7 @@ class Head:
         return held.error(weight if layer is None else layer.dense(), bias)
 
     def _gain(self, hidden: Decided) -> float:
-        """The gain by which a step before a function scaled the inputs of the last layer."""
+        """The gain, as in `Levels`, by which a step scaled the last layer's inputs; 1 without."""
         for name, (plan, _) in hidden.items():
             if plan.step is not None and self.is_free(name):
                 return float(plan.step.get("gain", 1.0))
@@ -172,7 +176,7 @@ def last_of(found: Mapping[str, Position]) -> str | None:
     """The last layer that feeds no activation, or whose activation gives the model's output.
 
     Args:
-        found: Where layers stand, in the order of their calls.
+        found: Positions of the layers in the forward pass, in the order of their calls.
 
     Returns:
         Its name; None if there is none.

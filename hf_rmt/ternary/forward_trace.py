@@ -29,7 +29,7 @@ UNFOLLOWED = "no known activation reads its output"
 UNREACHED = "no batch reached it; its activation is kept"
 SHARED = "its output is read by more than one activation or function; they are kept"
 OUTPUT = "output"
-"""The name of the model's own output among the readers of a tensor."""
+"""The name that stands among a tensor's readers if the tensor is an output of the model."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Reading:
 
 @dataclass
 class _Value:
-    """A tensor that is followed. It is kept alive, so that no other tensor gets its id."""
+    """A tensor that is followed. It is kept in memory, so that no other tensor gets its id."""
 
     maker: str
     tensor: Tensor
@@ -73,7 +73,7 @@ class _Value:
 
 
 class _Trace(TorchFunctionMode):
-    """Notes which calls read which tensors: calls of modules by hooks, of functions by torch.
+    """Notes which calls read which tensors. Hooks see calls of modules, torch those of functions.
 
     A function that is called inside a traced module does not count as a reader. Activation modules
     that forward creates are traced by hooks on all modules, while the trace runs.
@@ -180,7 +180,7 @@ def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dic
 
     Args:
         model: The model; it is not changed.
-        names: Linears.
+        names: Names of linear layers.
         batch: Keyword arguments of the model.
 
     Returns:
@@ -247,7 +247,7 @@ def _position(trace: _Trace, name: str) -> Position:
 
 
 def _module_beside(trace: _Trace, name: str) -> str:
-    """The activation module beside a linear that only this linear feeds; empty if there is none."""
+    """Name, in the linear's parent, of the activation module that only it feeds; may be empty."""
     given = [reading.name for value in trace.made[name] for reading in value.readings]
     fed = [reader for reader in given if reader in trace.activations]
     if not fed:

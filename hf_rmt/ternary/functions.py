@@ -26,8 +26,8 @@ CALLED_NAMES = frozenset(
         *("mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"),
     )
 )
-"""Functions of `torch.nn.functional`. `torch` and tensors have them under the same names, also with
-a final underscore."""
+"""Activations of `torch.nn.functional`. Functions and methods with the same names, also with a final
+underscore, count as these activations."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Function:
     """An elementwise activation; it can be pickled and sent between processes.
 
     Attributes:
-        name: What it is called, with its options.
+        name: Name of the activation, with its options.
         called: The module, or the name of the function in `torch.nn.functional`.
-        rest: Arguments after the tensor.
-        options: Keyword arguments.
+        rest: Positional arguments of the call after the tensor.
+        options: Keyword arguments of the call.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Function:
         return self.name
 
     def values(self, x: Any) -> Any:
-        """The function on a float64 array."""
+        """The function's values at the numbers of a float64 array."""
         with torch.no_grad():
             return self.apply(torch.tensor(x, dtype=torch.float64)).numpy()
 
     def slopes(self, x: Any) -> Any:
-        """Its derivative on a float64 array."""
+        """The function's derivative at the numbers of a float64 array."""
         with torch.inference_mode(False), torch.enable_grad():
             given = torch.tensor(x, dtype=torch.float64, requires_grad=True)
             (found,) = torch.autograd.grad(self.apply(given.clone()).sum(), given)
@@ -89,12 +89,12 @@ def module_function(module: nn.Module) -> Function | None:
 def called_function(
     called: Any, args: Sequence[Any], options: Mapping[str, Any]
 ) -> Function | None:
-    """The activation that a call of a function of torch is; None for other functions.
+    """The activation that a call of a torch function applies; None if it is no activation.
 
     Args:
-        called: The function, or method of a tensor.
-        args: Its arguments; an activation has one tensor, the first.
-        options: Its keyword arguments.
+        called: The function, or the method of a tensor, that is called.
+        args: Positional arguments of the call. Only the first may be a tensor.
+        options: Keyword arguments of the call.
     """
     name = str(getattr(called, "__name__", "")).rstrip("_")
     if name not in CALLED_NAMES or not args or not isinstance(args[0], Tensor):

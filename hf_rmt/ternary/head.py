@@ -1,8 +1,8 @@
 """Ternary heads: linears become ternary, activations become steps, the last layer is refitted.
 
-In the theory a pre-activation is N(0, tau^2). Here tau is measured: with C the covariance of the
-inputs, tau^2 is the mean of (W C W')_ii plus the variance of the units' means. Biases are shifted
-so that these means stay the same.
+In the theory the input of an activation is N(0, tau^2). Here tau is measured. Let W be the weight
+of the layer before the activation, and C the covariance of its inputs. Then tau^2 is the mean of (W
+C W')_ii plus the variance of the neurons' means. Biases are shifted so that these means stay.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def compress_head(
 
     Args:
         model: Any module with its weights in memory, the same on every process.
-        names: Linears, as `select_layers` gives them.
+        names: Names of linear layers, as `select_layers` gives them.
         settings: What the user asked for; the method is `ntk`.
         batches: Keyword arguments of the model; on several processes each may have its own. The
             last layer is fitted to its outputs in the dense model and not to labels, because the
@@ -108,7 +108,11 @@ def _without_data(
         if place.kept or layer is None or name == last or not found:
             return result.noted(place.kept)
         arguments = arguments_from_norm(model, name, place, layer)
-        logger.warning("%s: tau=%.3g from %s", name, arguments.variance**0.5, place.norm)
+        logger.warning(
+            "the step after %s is matched to inputs of standard deviation tau=%.3g, computed from "
+            "the norm %s without data; pass calibration=batches to measure it",
+            *(name, arguments.variance**0.5, place.norm),
+        )
         return stepped(model, name, place, result, arguments)
 
     return by_name(decide_shared(model, names, settings, dry_run=dry_run, decide=decide))

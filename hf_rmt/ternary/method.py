@@ -1,4 +1,7 @@
-"""The method `ntk`: heads with ternary weights and matched step activations."""
+"""The method `ntk`: it makes the head of a model, the layers after its blocks, ternary.
+
+A ternary weight holds only -1, 0 and 1, times a scale. A step is an activation with few values.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ SPARSITY = Option(
     "sparsity",
     None,
     lambda name, value: None if value is None else check_number(name, value, high="1)"),
-    "For ntk: the share of zeros in each row of a ternary weight, in [0, 1). None: the share of "
-    "least error, or 1/3 if weights are random.",
+    "For ntk: the share of zeros in each row of a ternary weight, in [0, 1). None takes the share "
+    "with the smallest error, or 1/3 if `weights` is `random`.",
     parse=float,
 )
 WEIGHTS_OPTION = Option(
@@ -47,28 +50,30 @@ ACTIVATION = Option(
     "activation",
     "auto",
     _choice(ACTIVATIONS),
-    "For ntk: `matched` replaces activations between layers by steps with the same Gaussian "
-    "moments; `keep` keeps the activations. `auto` takes the choice that predicts the last "
-    "layer's outputs better on every fourth calibration row, which the fit does not see; without "
-    "calibration it keeps the activations.",
+    "For ntk: `matched` replaces activations between layers by steps. A step takes a few values "
+    "only and has the same Gaussian moments, that is means over normally distributed inputs. "
+    "`keep` keeps the activations. `auto` fits the head both ways, without every fourth "
+    "calibration row, and takes the way that predicts the last layer's outputs on these rows "
+    "better. Without calibration it keeps the activations.",
     choices=ACTIVATIONS,
 )
 
 
 class TernaryHead(Method):
-    """Makes the linear layers of a head ternary and their activations steps."""
+    """Makes the linear layers of a model's head ternary, and turns activations into steps."""
 
     name = "ntk"
     help = (
-        "Ternary heads with step activations, which have the kernels of the dense head in the "
-        "limit of large widths (Gu et al. 2022)."
+        "Makes the head of a model ternary and turns its activations into steps; in the limit of "
+        "large widths, its kernel (how similar it finds two inputs) stays the same (Gu et al. "
+        "2022)."
     )
     options = (SPARSITY, WEIGHTS_OPTION, ACTIVATION)
     accepted = "linear layer, the only kind that method='ntk' takes"
     takes_heads = True
 
     def accepts(self, module: Any) -> bool:
-        """Linear layers."""
+        """Whether a module is a linear layer, the only kind that can become ternary."""
         from hf_rmt.nn.dense_matrix import is_linear
 
         return is_linear(module)
@@ -80,11 +85,11 @@ class TernaryHead(Method):
         return after_blocks(list(layers), model)
 
     def why_no_default(self) -> str:
-        """Why no layer was taken."""
+        """Why `default_targets` found no layer."""
         return "no linear layer comes after its blocks"
 
     def why_data(self, settings: CompressionSettings) -> str:
-        """Why matched steps and random weights need data: they use the inputs of the layers."""
+        """Why the settings need data (matched steps and random weights do); empty if they don't."""
         if settings.activation != "matched" and settings.weights == "trained":
             return ""
         return (
@@ -103,7 +108,7 @@ class TernaryHead(Method):
         )
 
     def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """Round one weight to a ternary one."""
+        """The decision on one weight without data: to round it to ternary values."""
         from hf_rmt.ternary.weight import ternarize_weight
 
         return ternarize_weight(name, weight, settings)

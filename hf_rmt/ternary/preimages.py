@@ -1,4 +1,4 @@
-"""The arguments at which a function takes wanted levels."""
+"""Finds the arguments at which a function takes wanted values, for a step in front of it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from hf_rmt.kernels.activations import Array
 from hf_rmt.ternary.functions import Function
 
 POINTS = 4097
-"""Points at which the function is looked at, closer together near 0."""
+"""Number of points at which the function is computed; they are closer together near 0."""
 REACH = 30.0
-"""Arguments are searched up to this value, times the largest level if that is above 1."""
+"""Arguments are searched up to this value, times the largest wanted value if that is above 1."""
 FLAT = 0.01
 """A slope below this part of the largest one counts as flat, because no gradient would pass."""
 HALVINGS = 60
 MARGIN = 0.1
-"""Distance of moved levels from the end of a range, as a part of the jump between them."""
+"""Distance of moved values from the ends of the function's range, as a part of their span."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Levels of a step before a function f, which gives gain h + shift of wanted heights h.
+    """The levels of a step before a function f. For a wanted value h, f returns gain h + shift.
 
     Attributes:
-        heights: What f is given.
-        values: What it gives.
-        slopes: Its derivative there.
-        gain: 1, or less if the wanted heights are further apart than the values of f can be.
-        moved: Whether the values are not the wanted heights themselves.
+        heights: The values of the step, which are the inputs of f.
+        values: The outputs of f at these inputs.
+        slopes: The derivatives of f at these inputs.
+        gain: 1, or less if the wanted values are further apart than the outputs of f can be.
+        moved: Whether f returns other values than the wanted ones.
     """
 
     heights: list[float]
@@ -48,8 +48,8 @@ def levels_before(function: Function, wanted: Sequence[float], *, free: bool) ->
     Args:
         function: The function.
         wanted: The values, at least one.
-        free: Whether gain h + shift may be given instead of h, as before a layer that is refitted
-            with a bias. The gain is only used if the values lie too far apart.
+        free: Whether gain h + shift may replace a wanted value h, as before a layer that is
+            refitted with a bias. The gain is below 1 only if the values lie too far apart.
 
     Returns:
         The levels; None if the function does not take these values where it has a slope.
@@ -94,7 +94,7 @@ def _pieces(function: Function, reach: float) -> Iterator[tuple[Array, Array]]:
 
 
 def _levels(function: Function, x: Array, y: Array, values: Array, **told: Any) -> Levels:
-    """The arguments in one piece, by halving the interval between two points."""
+    """The levels in one piece of the function, found by halving the interval between two points."""
     if y[0] > y[-1]:
         x, y = x[::-1], y[::-1]
     after = np.clip(np.searchsorted(y, values), 1, len(y) - 1)

@@ -33,7 +33,7 @@ def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[li
 def regression(
     model: Any, last: str, batches: Iterable[Batch], outputs: Sequence[Sequence[Tensor]]
 ) -> tuple[Regression, Regression]:
-    """Sums of a layer's present inputs with its earlier outputs, without padding.
+    """Sums over a layer's present inputs and its earlier outputs; padding is left out.
 
     Args:
         model: The model; it is not changed.
@@ -42,8 +42,8 @@ def regression(
         outputs: Outputs of the layer on the same batches, from `outputs_of`.
 
     Returns:
-        The sums over the tokens of all processes: over three of every four samples, and over the
-        fourth.
+        Two sums over the tokens of all processes: one over three of every four samples, for a fit,
+        and one over the fourth, which is held out.
     """
     layer = model.get_submodule(last)
     entries: list[tuple[Tensor, Tensor | None]] = []
@@ -87,7 +87,7 @@ def regression(
 
 
 def held_out(count: int, before: int) -> Tensor:
-    """Which of the next samples are held out: every fourth.
+    """Which of the next samples are held out of the fit: every fourth, counted from the start.
 
     Args:
         count: Number of the next samples.

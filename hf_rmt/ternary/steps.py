@@ -1,4 +1,8 @@
-"""Steps for the activations of a head: the scale at which they are matched, and where they go."""
+"""Makes the steps that replace the activations of a head.
+
+A step is an activation with few values. It is matched at the scale tau, the standard deviation of
+the activation's inputs.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,12 @@ from hf_rmt.ternary.weight import matched_step, spread
 
 @dataclass(frozen=True)
 class Arguments:
-    """The inputs of an activation: mean and variance over samples and units.
+    """The inputs of an activation: their mean and variance over samples and neurons.
 
     Attributes:
-        mean: Their mean, in the dense and in the ternary model.
-        variance: In the dense model.
-        ternary_variance: In the ternary one.
+        mean: Their mean, the same in the dense and in the ternary model.
+        variance: Their variance in the dense model.
+        ternary_variance: Their variance in the ternary model.
     """
 
     mean: float
@@ -42,18 +46,19 @@ def stepped(
     *,
     free: bool = False,
 ) -> Decision:
-    """The decision with the step that takes the place of a layer's activation.
+    """Add the step that replaces a layer's activation to the decision on this layer.
 
     Args:
         model: The model.
         name: Runtime name of the layer.
-        place: Where it stands; it has a module or a function.
-        result: What becomes of the layer.
-        arguments: What the activation is given.
+        place: Position of the layer, with its activation as a module or as a function.
+        result: The decision on the layer so far.
+        arguments: Mean and variances of the activation's inputs.
         free: Whether the layer that reads the activation is refitted with a bias.
 
     Returns:
-        The decision. It has no step if the function cannot take the levels of a step.
+        The new decision. It has no step if the activation is a function that cannot return the
+        values of the step.
 
     Raises:
         NoMatchError: If no step with the moments of the activation is found.
@@ -64,8 +69,9 @@ def stepped(
         step = matched_step(function.values, mean=arguments.mean, tau=tau, step_tau=step_tau)
     except NoMatchError as error:
         raise NoMatchError(
-            f"no one-level step for {function} after {name!r} was found at tau={tau:.3g} "
-            f"and mean {arguments.mean:.3g}; set activation='keep'. {error}",
+            f"no one-level step for {function} after {name!r} was found at tau={tau:.3g} and mean "
+            f"{arguments.mean:.3g}, the standard deviation and the mean of its inputs; set "
+            f"activation='keep'. {error}",
             error.residual,
         ) from error
     if place.activation:
@@ -89,21 +95,24 @@ def activation_of(model: nn.Module, name: str, place: Position) -> Function:
     """The activation that a layer feeds.
 
     Raises:
-        ValueError: If it feeds none.
+        ValueError: If the layer feeds no activation.
     """
     if place.function is not None:
         return place.function
     parent = model.get_submodule(name.rpartition(".")[0])
     function = module_function(parent.get_submodule(place.activation))
     if function is None:
-        raise ValueError(f"{name!r} feeds no activation: {place.kept or place.activation}")
+        raise ValueError(
+            f"{name!r} feeds no activation that a step can replace: "
+            f"{place.kept or place.activation}; set activation='keep'"
+        )
     return function
 
 
 def measured_arguments(
     model: Any, name: str, weight: Tensor, layer: TernaryLinear, seen: LayerMoments
 ) -> Arguments:
-    """What the activation is given on calibration, in the dense layer and the ternary one."""
+    """Mean and variances of the inputs of the activation after a layer, from calibration data."""
     bias = model.get_submodule(name).bias
     means = seen.inputs.new_zeros(len(weight))
     if seen.mean is not None:
@@ -112,10 +121,11 @@ def measured_arguments(
 
 
 def arguments_from_norm(model: Any, name: str, place: Position, layer: TernaryLinear) -> Arguments:
-    """Without data, the inputs of the activation behind a LayerNorm of constant gain and no offset.
+    """Mean and variances of an activation's inputs, computed from a LayerNorm and not from data.
 
-    Its outputs lie on a sphere, |x|^2 = gain^2 in. For weights that do not depend on x the
-    arguments then have the variance gain^2 |w|^2, plus the variance of the biases.
+    The layer before the activation must read a LayerNorm with one gain for all entries and no
+    offset. Then the norm's outputs x lie on a sphere, |x|^2 = gain^2 in_features. So for weights w
+    that do not depend on x, the variance is gain^2 |w|^2 plus the variance of the biases.
 
     Raises:
         ValueError: If the layer reads no such norm.
@@ -150,6 +160,6 @@ def _arguments(means: Tensor, weight: Tensor, layer: TernaryLinear, moment: Tens
 def _out_of_reach(function: Function, heights: list[float]) -> str:
     levels = " and ".join(f"{height:.3g}" for height in sorted(set(heights)))
     return (
-        f"{function} is kept: forward calls it as a function, which cannot take the levels "
-        f"{levels} of its step, and the layer after it is not refitted with a bias"
+        f"{function} is kept: forward calls it as a function, which cannot return the values "
+        f"{levels} of a step, and the layer after it is not refitted with a bias"
     )

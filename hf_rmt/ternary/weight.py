@@ -1,8 +1,9 @@
-"""Replaces dense weights by ternary ones, and finds the steps that match them.
+"""Replaces dense weights by ternary ones, and finds the steps that match activations.
 
-Take a wide network with iid ternary weights, of mean 0 and variance 1 up to a scale, and with
-activations that have the same Gaussian moments as those of a dense network. It has the same kernels
-as the dense network, up to a ridge.
+Take a wide network with independent random ternary weights, of mean 0 and variance 1 up to a scale.
+Let its activations have the same Gaussian moments (means over normally distributed inputs) as those
+of a dense network. Then its kernel, which says how similar it finds two inputs, is that of the
+dense network, up to a ridge: a multiple of the identity.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ RANDOM_SPARSITY = 1 / 3
 """Share of zeros among random weights if none is set: the three values are equally frequent."""
 UNVARIED = "not refitted: its inputs are the same in all samples"
 ODD = 1e-9
-"""An activation with |m2| tau^2 / tau_out below this counts as odd."""
+"""An activation with |m2| tau^2 / tau_out below this counts as odd; see `GaussianMoments`."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,19 @@ def ternarize_weight(
     random: bool = False,
     moment: Tensor | None = None,
 ) -> Decision:
-    """Make one weight ternary: s T close to the weight, or T iid and s of the weight's size.
+    """Make one weight ternary: replace it by s T, with T in {-1, 0, 1} and a scale s in each row.
 
     Args:
         name: Runtime name of the module.
         weight: Shape (out, in), on any device; it is not changed.
         settings: `sparsity` and `seed` are read.
-        random: Draw T instead of rounding; s then gives the matrix the norm of the weight.
-        moment: Second moment of the inputs; with it the outputs are approximated instead of the
-            weight. None if it was not measured.
+        random: Draw T at random instead of rounding the weight; s T then has about its norm.
+        moment: Second moment of the inputs, shape (in, in). With it the outputs are approximated
+            instead of the weight. None if it was not measured.
 
     Returns:
-        The plan with the layer; a weight with nan or inf, or of zeros only, stays dense.
+        The decision with the ternary layer. A weight with nan or inf, or of zeros only, stays
+        dense.
     """
     if not torch.isfinite(weight).all():
         return keep(name, weight, Cause.NOT_FINITE, "the weight holds nan or inf")
@@ -92,7 +94,7 @@ def refit_weight(
     *,
     gain: float = 1.0,
 ) -> Decision:
-    """Fit a last layer to its dense outputs by ridge regression, and make the result ternary.
+    """Fit a last layer to its old outputs by ridge regression, and make the result ternary.
 
     The ridge draws the weight to the dense weight, or to 0 if the layers before it are random. The
     scales and the bias are fitted last.
@@ -106,7 +108,7 @@ def refit_weight(
         gain: The factor by which a step before the layer scaled its inputs.
 
     Returns:
-        The plan with the layer, and the shift of its bias.
+        The decision with the ternary layer and the shift of its bias.
     """
     prior = weight / gain if settings.weights == "trained" else torch.zeros_like(weight)
     fitted, moment, means = seen.solve(prior, bias=bias is not None)
@@ -129,22 +131,22 @@ def refit_weight(
 def matched_step(
     function: Callable[[Any], Any], *, mean: float, tau: float, step_tau: float
 ) -> dict[str, list[float]]:
-    """The one-level step for an activation of N(mean, tau^2); it keeps the mean output.
+    """The one-level step, one with two values, for an activation with inputs of N(mean, tau^2).
 
-    An odd activation is matched about 0, where one threshold is enough. Others are matched about
-    the mean.
+    The step keeps the mean output. An odd activation is matched around 0, where one threshold is
+    enough. Others are matched around the mean.
 
     Args:
         function: The activation, on float64 arrays.
-        mean: Mean of its arguments, over samples and units.
-        tau: Their standard deviation in the dense model.
-        step_tau: Their standard deviation in the ternary model.
+        mean: Mean of the activation's inputs, over samples and neurons.
+        tau: Standard deviation of these inputs in the dense model.
+        step_tau: Standard deviation of these inputs in the ternary model.
 
     Returns:
         `thresholds` and `heights`, as `StepActivation` takes them.
 
     Raises:
-        NoMatchError: If no step has the moments.
+        NoMatchError: If no step with the Gaussian moments of the activation is found.
 
     Examples:
         >>> import numpy as np
@@ -168,7 +170,7 @@ def check_varied(name: str, moment: Tensor) -> None:
 
     Args:
         name: Name of the layer.
-        moment: Covariance, or second moment, of its inputs, shape (in, in).
+        moment: Covariance, or second moment, of the layer's inputs, shape (in, in).
 
     Raises:
         ValueError: If the moment is zero.
@@ -181,7 +183,12 @@ def check_varied(name: str, moment: Tensor) -> None:
 
 
 def spread(weight: Tensor, moment: Tensor) -> Tensor:
-    """Variances w' C w of a layer's outputs, shape (out,)."""
+    """Variances w' C w of a layer's outputs, shape (out,), for each row w of its weight.
+
+    Args:
+        weight: The weight, shape (out, in).
+        moment: C, the covariance of the inputs, shape (in, in).
+    """
     wide = weight.to(moment)
     return ((wide @ moment) * wide).sum(1)
 
@@ -224,7 +231,7 @@ def _rounded(weight: Tensor, settings: CompressionSettings) -> TernaryLinear:
 
 
 def _drawn(name: str, weight: Tensor, settings: CompressionSettings) -> TernaryLinear:
-    """Random entries, the same for a layer on every process, with the same scale in each row."""
+    """A layer of random entries, the same on every process, with the same scale in each row."""
     rows, columns = weight.shape
     sparsity = RANDOM_SPARSITY if settings.sparsity is None else settings.sparsity
     seed = int(layer_generator(settings.seed, name).integers(2**31))

@@ -105,7 +105,7 @@ def test_without_data_activations_are_kept_and_it_is_said_why(
 
 
 def test_a_called_function_without_a_norm_before_it_has_no_tau_without_data() -> None:
-    with pytest.raises(ValueError, match=r"what 'tanh' after 'classifier.dense' takes"):
+    with pytest.raises(ValueError, match=r"inputs of 'tanh' after 'classifier.dense' is not"):
         compress(other("roberta")[0], MATCHED)
 
 
