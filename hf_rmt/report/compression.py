@@ -32,7 +32,8 @@ class CompressionReport:
         spectra: The spectra on which the plan is based; they are saved with the report if they are
             given.
         sizes: Bytes of the file, parameters of the whole model, as far as they are known.
-        clock: A function that measures the layers of a plan on this machine; None if there is none.
+        clock: A function that measures the time of each layer of a plan on this machine, and
+            returns the plan with these times; None if there is none.
         of_update: Whether the plan is about what training added to the layers, which stay dense.
     """
 
@@ -61,9 +62,9 @@ class CompressionReport:
 
     @property
     def latency(self) -> float | None:
-        """Mean ratio of time to dense time of the measured compressed layers, weighted by size.
+        """Mean ratio of compressed to dense time over the measured layers, weighted by their size.
 
-        The weights are the numbers of entries, because the time of a dense layer grows with them.
+        The size is the number of entries, because the time of a dense layer grows with it.
         """
         measured = [layer for layer in self.plan.compressed if layer.latency is not None]
         weights = [layer.entries for layer in measured]
@@ -78,7 +79,7 @@ class CompressionReport:
         return self.sizes.share(self.plan.changed_weights)
 
     def summary(self) -> str:
-        """File, layers and share covered; then remarks on slow and on dense layers."""
+        """Lines of text: sizes, losses, share of the model covered, and slow and dense layers."""
         file, covered = (self.sizes.line(self.plan, name) for name in (FILE, COVERED))
         return "\n".join(filter(None, [file, self._totals(), covered, *self._remarks()]))
 
@@ -199,13 +200,19 @@ class CompressionReport:
         return records.written(page_text(content, title=title), path, kinds=PAGES)
 
     def plot_overview(self, *, dark: bool = False) -> Figure:
-        """Rank, bits, dropped energy and, if measured, time, drawn over depth by kind of layer.
+        """Draw rank, bits, dropped energy and, if measured, time over the depth of the model.
+
+        Each kind of layer has a line. The dropped energy is the lost share of the squared norm.
 
         Args:
             dark: Draw on a dark background.
 
         Returns:
             A `matplotlib.figure.Figure`.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If the report has no layers.
         """
         from hf_rmt.report.figures.plots import depth_figure
 
@@ -273,5 +280,5 @@ def _row(layer: LayerPlan) -> dict[str, Any]:
 
 
 def _share(value: float | None) -> tables.Share:
-    """A share of the energy as a cell; nan where there is none."""
+    """A share of the squared norm as a cell of a table; nan if it is unknown."""
     return tables.Share(NAN if value is None else value)

@@ -11,7 +11,7 @@ class Place:
     """Place of a layer.
 
     Attributes:
-        kind: What layers of the same role share, `attention.self.query`.
+        kind: The part of a name that layers of the same role share, such as `attention.self.query`.
         block: Index of the repeated block; None for a layer outside the blocks.
     """
 
@@ -75,7 +75,7 @@ def short_names(names: Sequence[str], *, longest: int = 30) -> list[str]:
 
 
 def _split(name: str) -> tuple[str, int | None, str]:
-    """Stack before the first number, that number, and the kind after it."""
+    """The three parts of a name: the stack before the first number, the number, the kind after."""
     parts = name.split(".")
     at = next((k for k, part in enumerate(parts) if part.isdecimal()), None)
     if at is None:

@@ -18,19 +18,19 @@ class Report(Protocol):
     def __len__(self) -> int: ...
 
     def table(self) -> str:
-        """Plain text."""
+        """The table as plain text."""
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Strict JSON."""
+        """The report as strict JSON."""
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """An HTML page."""
+        """The report as an HTML page."""
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """Comma-separated values."""
+        """The rows of the table as comma-separated values."""
 
     def plot_overview(self) -> Figure:
-        """The layers over depth."""
+        """A figure of the layers over the depth of the model."""
 
 
 def save_report(report: Report, folder: str | Path) -> Path:

@@ -10,7 +10,7 @@ from hf_rmt.report.figures.bins import misfit_note
 from hf_rmt.spectra import Phase, SpectrumFit
 
 MISFITS = (Phase.HEAVY_TAILED, Phase.UNEVEN, Phase.DEGENERATE)
-MISFIT = "hollow: the model does not hold"
+MISFIT = "hollow: the law of the noise does not hold"
 """What a hollow marker means in the figures of spectra."""
 
 
@@ -40,7 +40,7 @@ class LayerSpectrum:
 
     @property
     def is_misfit(self) -> bool:
-        """Whether the law of the noise does not hold; figures then have a hollow marker."""
+        """Whether the law of the noise does not hold; figures then show a hollow marker."""
         return self.fit.phase in MISFITS
 
     @property
@@ -58,7 +58,7 @@ class LayerSpectrum:
         return "; ".join(filter(None, remarks))
 
     def to_row(self) -> dict[str, Any]:
-        """What a table shows of this layer."""
+        """The layer's row of a table: values under the names of the columns."""
         fit = self.fit
         mixing, first, second = records.parameters_of(fit.law)
         return {

@@ -1,4 +1,4 @@
-"""Writes reports as strict JSON, and reads fitted spectra from it."""
+"""Writes reports as strict JSON, which has no nan and no infinity, and reads fitted spectra."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plain(value: Any) -> Any:
 
 
 def json_text(payload: Any, *, indent: int | None = None) -> str:
-    """Strict JSON of `plain` values."""
+    """The text of a value as strict JSON, after `plain` has converted the value."""
     return json.dumps(plain(payload), indent=indent, allow_nan=False)
 
 
@@ -46,6 +46,7 @@ def read(source: str | Path) -> Any:
 
     Raises:
         ValueError: If the content is no JSON.
+        FileNotFoundError: If there is no file at the path.
     """
     is_text = isinstance(source, str) and source.lstrip()[:1] in ("{", "[")
     text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
@@ -87,13 +88,15 @@ def made_folder(path: str | Path) -> Path:
     """
     folder = place(path)
     if folder.is_file():
-        raise NotADirectoryError(f"a report is saved in a folder, and {str(path)!r} is a file")
+        raise NotADirectoryError(
+            f"a report is saved in a folder, and {str(path)!r} is a file; pass the name of a folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def place(path: str | Path, *, kinds: tuple[str, ...] = ()) -> Path:
-    """The path to write to. An empty text is refused, because it would mean the working folder."""
+    """The path to write to. An empty path is refused, because it would mean the working folder."""
     if path == "":
         raise ValueError(
             "a report is written to a named file or folder, got ''; write '.' for the folder you "
@@ -108,7 +111,7 @@ def place(path: str | Path, *, kinds: tuple[str, ...] = ()) -> Path:
 
 
 def fit_of(record: Mapping[str, Any]) -> SpectrumFit:
-    """Inverse of `plain` for a fitted spectrum, exact to the last bit.
+    """The fitted spectrum that `plain` turned into a record, exact to the last bit.
 
     Args:
         record: The result of `plain` for the fit.
@@ -135,7 +138,11 @@ def fit_of(record: Mapping[str, Any]) -> SpectrumFit:
 
 
 def parameters_of(law: BulkLaw | None) -> tuple[float | None, float | None, float | None]:
-    """t, sigma_1^2, sigma_2^2 of a law; a range has its two ends, a unit bulk has one variance."""
+    """The parameters t, sigma_1^2 and sigma_2^2 that tables show of a law; None if it has none.
+
+    A double bulk has all three, as in `DoubleBulk`. A power law has the two ends of its range of
+    variances, and no t. A unit bulk has one variance.
+    """
     if isinstance(law, DoubleBulk):
         return law.mixing, *law.variances
     if isinstance(law, PowerLawBulk):

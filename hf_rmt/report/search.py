@@ -1,4 +1,4 @@
-"""What a search for removable noise found: a table, a curve, and JSON in and out."""
+"""The report of a search for removable noise: a table, a curve, and JSON that can be read back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUNDING = 1e-9
 
 
 def within(metric: float, baseline: float, tolerance: float) -> bool:
-    """Whether a metric, higher being better, is at most the tolerance below the baseline.
+    """Whether a metric is at least the baseline minus the tolerance. A higher metric is better.
 
     Examples:
         >>> within(0.8, 0.9, 0.1), within(0.79, 0.9, 0.1), within(float("nan"), 0.9, 0.1)
@@ -39,7 +39,8 @@ class Evaluation:
     """One call of the metric.
 
     Attributes:
-        removal: Fraction of its noise that each layer lost; the other layers were not changed.
+        removal: By name of a layer, the fraction of its noise that it lost; the other layers were
+            not changed.
         metric: The value of the metric.
     """
 
@@ -54,14 +55,14 @@ class SearchReport:
     Attributes:
         baseline: Metric of the unfiltered model.
         tolerance: How far the metric may fall below the baseline.
-        metric: Metric of what was found.
-        removal: Fraction of the noise directions to remove, by layer; layers that are not changed
-            are left out.
-        curve: Mean fraction of the noise that the layers lose where all get the same fraction, and
-            the metric, ascending. Layers without spikes lose nothing at the fraction 1, because
-            nothing would be left of them.
+        metric: Metric of the model without the noise in `removal`.
+        removal: By name of a layer, the fraction of its noise directions to remove; layers that
+            are not changed are left out.
+        curve: Pairs of a mean fraction and a metric, ascending. Here the same fraction of the
+            noise is removed from all layers. At the fraction 1, layers without spikes lose
+            nothing, because nothing would be left of them; so the mean may be lower.
         evaluations: All calls of the metric in their order.
-        layers: Shape of each layer that was searched.
+        layers: Shape of each layer that was searched, by name.
         plan: What becomes of the layers in `removal`.
         settings: The other settings of the compression, plain values.
     """
@@ -89,7 +90,7 @@ class SearchReport:
 
     @property
     def uniform_removal(self) -> float:
-        """Largest mean fraction that is removed with one fraction for all layers, in tolerance."""
+        """Largest fraction of `curve` with which the metric is within the tolerance; 0 if none."""
         held = [
             fraction
             for fraction, metric in self.curve
@@ -99,7 +100,7 @@ class SearchReport:
 
     @property
     def size_ratio(self) -> float:
-        """Stored over dense bits of the searched layers."""
+        """Stored bits divided by dense bits, over all searched layers."""
         entries = {name: rows * columns for name, (rows, columns) in self.layers.items()}
         stored = {layer.name: layer.bits / layer.dense_bits for layer in self.plan.compressed}
         kept = sum(count * stored.get(name, 1.0) for name, count in entries.items())
@@ -172,7 +173,7 @@ class SearchReport:
             What was found.
 
         Raises:
-            ValueError: If it is no JSON of a search.
+            ValueError: If the source is not the JSON of a search.
         """
         record = records.read(source)
         known = {entry.name for entry in fields(cls)}
@@ -191,7 +192,7 @@ class SearchReport:
         return cls(**{**record, **changed})
 
     def plot_curve(self, *, dark: bool = False) -> Figure:
-        """Metric against the fraction of noise removed from every layer, and what was found.
+        """Draw the metric over the fraction of noise removed from every layer, and the result.
 
         Args:
             dark: Draw on a dark background.

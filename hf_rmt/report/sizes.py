@@ -32,7 +32,8 @@ class Sizes:
     def __post_init__(self) -> None:
         if self.file is not None and min(self.file) < 0:
             raise ValueError(
-                f"file must be the bytes before and after, each at least 0, got {self.file}"
+                f"file must be the bytes before and after, each at least 0, got {self.file}; pass "
+                "None if they are unknown"
             )
         if self.model_parameters is not None and self.model_parameters < 1:
             raise ValueError(

@@ -122,7 +122,7 @@ class SpectralReport:
             The report.
 
         Raises:
-            ValueError: If it is no report, or one that a newer version wrote.
+            ValueError: If the source is no report, or one that a newer version wrote.
         """
         content = records.read(source)
         try:
@@ -140,7 +140,7 @@ class SpectralReport:
             ) from error
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """What the table shows, in full precision.
+        """The rows of the table as comma-separated values, in full precision.
 
         Args:
             path: File to write; None writes none.
@@ -153,10 +153,10 @@ class SpectralReport:
         )
 
     def to_html(self, path: str | Path | None = None, *, title: str = "Spectral report") -> str:
-        """One HTML page that is complete: it needs no network and no other file.
+        """One HTML page that needs no network and no other file.
 
-        A table of the layers sorts and filters, a click opens a layer's spectrum, and a figure
-        shows the layers over depth.
+        It shows a figure of the layers over the depth of the model, and a table of the layers that
+        the reader can sort and filter. A click on a layer opens its spectrum.
 
         Args:
             path: File to write; None writes none.
@@ -195,13 +195,20 @@ class SpectralReport:
         return spectrum_figure(layer.fit, title=title, square_root=square_root, dark=dark)
 
     def plot_overview(self, *, dark: bool = False) -> Figure:
-        """Spikes, signal energy and Kolmogorov distance over depth, by kind of layer.
+        """Draw spikes, signal energy and Kolmogorov distance over the depth of the model.
+
+        Each kind of layer has a line. The signal energy is the signal's share of the squared norm.
+        The Kolmogorov distance says how far the noise is from its law.
 
         Args:
             dark: Draw on a dark background.
 
         Returns:
             A `matplotlib.figure.Figure`.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If the report has no layers.
         """
         from hf_rmt.report.figures.plots import depth_figure
 
@@ -233,7 +240,7 @@ class SpectralReport:
 
         Args:
             names: Layers to draw; None takes `max_layers` of them, evenly over the model.
-            max_layers: Most panels that are drawn when no names are given.
+            max_layers: Largest number of layers that are drawn if no names are given.
             square_root: Draw over singular values, not eigenvalues.
             dark: Draw on a dark background.
 

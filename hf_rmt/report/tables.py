@@ -32,7 +32,7 @@ def aligned_table(rows: Sequence[Row]) -> str:
             value is left out.
 
     Returns:
-        A header, a rule and one line per row; empty without rows.
+        A header, a line of dashes and one line per row; empty without rows.
 
     Examples:
         >>> print(aligned_table([{"name": "key", "stable_rank": 12.3456}]))
@@ -91,7 +91,7 @@ def cell(value: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text in one line: signs that cannot be printed are escaped, or they would break a table.
+    """A text in one line: characters that cannot be printed, such as a line break, are escaped.
 
     Examples:
         >>> one_line(chr(10)) == repr(chr(10))[1:-1]
@@ -101,7 +101,7 @@ def one_line(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A text as code in Markdown, with more backticks around it than it has within.
+    """A text as code in Markdown; backticks in the text get a longer row of backticks around them.
 
     Examples:
         >>> code("query"), code("a`b")
@@ -149,12 +149,12 @@ def size_text(count: float) -> str:
 
 
 def counted(number: int, noun: str = "spike") -> str:
-    """A number of spikes, or of something else, in words."""
+    """A number with its noun, in the singular or the plural, such as `2 spikes`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def counted_signal(fit: SpectrumFit) -> str:
-    """How many directions are signal: spikes where a law says so."""
+    """The number of signal directions in words; the verdict `no law` has no spikes."""
     return counted(fit.n_spikes, "direction" if fit.phase == Phase.LAWLESS else "spike")
 
 

@@ -14,8 +14,9 @@ VERDICTS = {
         "layer in int8 or int4, and check that it was trained at all."
     ),
     Phase.SPIKED: (
-        "Some directions stand above a bulk of noise: keep these spikes exact and store the rest "
-        "in int8 or int4; drop it only from a tuned model with a calibrated size, or in training."
+        "Some directions, the spikes, stand out of the noise: keep them exact and store the noise "
+        "in int8 or int4; drop the noise only from a fine-tuned model with calibration and a size, "
+        "or in training."
     ),
     Phase.HEAVY_TAILED: (
         "The noise law does not hold, so the number of spikes is a choice and not a finding: "
@@ -30,9 +31,9 @@ VERDICTS = {
         "eigenvalues), so the layer stays dense; use method svd if its rank is low."
     ),
     Phase.LAWLESS: (
-        "No noise law was fitted, because the number of directions was given (analyze the dense "
-        "model with method pdb to see how many stand above the noise), or because no noise has "
-        "such a spectrum, as the notes then say (store the layer in int8)."
+        "No noise law was fitted: either the number of directions was given (analyze the dense "
+        "model with method pdb to see how many stand out of the noise), or the notes say that no "
+        "noise has such a spectrum (store the layer in int8)."
     ),
 }
 """One sentence for each verdict."""

@@ -1,9 +1,9 @@
 """Chooses ternary weights so that a layer's outputs, not its weights, change least.
 
-A weight W is replaced by s T: the entries of T are -1, 0 and 1, and each row has a scale s. With E
-= s T - W and C the second moment of the inputs, the squared error of the outputs is tr(E C E').
-Each entry of T in turn is set to the best of -1, 0 and 1 while the others stay fixed. Then each
-scale is fitted again. Both are repeated, and neither makes the error larger.
+A weight W is replaced by s T: the entries of T are -1, 0 and 1, and each row has a scale s. Let E
+be s T - W, and C the second moment of the inputs. Then the squared error of the outputs is tr(E C
+E'). Each entry of T in turn is set to the best of -1, 0 and 1 while the others stay fixed. Then
+each scale is fitted again. Both are repeated, and neither makes the error larger.
 """
 
 from __future__ import annotations

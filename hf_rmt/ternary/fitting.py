@@ -165,7 +165,7 @@ class Head:
         return held.error(weight if layer is None else layer.dense(), bias)
 
     def _gain(self, hidden: Decided) -> float:
-        """The gain, as in `Levels`, by which a step scaled the last layer's inputs; 1 without."""
+        """The gain, as in `Levels`, of a step that scaled the last layer's inputs; 1 if none."""
         for name, (plan, _) in hidden.items():
             if plan.step is not None and self.is_free(name):
                 return float(plan.step.get("gain", 1.0))

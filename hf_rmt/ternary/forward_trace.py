@@ -247,7 +247,7 @@ def _position(trace: _Trace, name: str) -> Position:
 
 
 def _module_beside(trace: _Trace, name: str) -> str:
-    """Name, in the linear's parent, of the activation module that only it feeds; may be empty."""
+    """Name, in the linear's parent, of the activation module that only this linear feeds; or ""."""
     given = [reading.name for value in trace.made[name] for reading in value.readings]
     fed = [reader for reader in given if reader in trace.activations]
     if not fed:

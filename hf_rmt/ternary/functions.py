@@ -26,8 +26,8 @@ CALLED_NAMES = frozenset(
         *("mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"),
     )
 )
-"""Activations of `torch.nn.functional`. Functions and methods with the same names, also with a final
-underscore, count as these activations."""
+"""Activations of `torch.nn.functional`. Functions and methods with the same names, also with an
+underscore at the end, count as these activations."""
 
 
 @dataclass(frozen=True)

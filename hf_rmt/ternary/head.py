@@ -1,8 +1,9 @@
 """Ternary heads: linears become ternary, activations become steps, the last layer is refitted.
 
 In the theory the input of an activation is N(0, tau^2). Here tau is measured. Let W be the weight
-of the layer before the activation, and C the covariance of its inputs. Then tau^2 is the mean of (W
-C W')_ii plus the variance of the neurons' means. Biases are shifted so that these means stay.
+of the layer before the activation, and C the covariance of this layer's inputs. Then tau^2 is the
+mean of (W C W')_ii plus the variance of the neurons' means. Biases are shifted so that these means
+stay the same.
 """
 
 from __future__ import annotations

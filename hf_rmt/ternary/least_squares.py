@@ -1,4 +1,4 @@
-"""Least squares from sums over samples: the fit of a layer to outputs, and its error on others."""
+"""Least squares from sums over samples: the fit of a layer to outputs, and the error of a layer."""
 
 from __future__ import annotations
 

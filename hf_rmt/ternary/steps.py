@@ -1,7 +1,7 @@
 """Makes the steps that replace the activations of a head.
 
-A step is an activation with few values. It is matched at the scale tau, the standard deviation of
-the activation's inputs.
+A step is an activation with few values. It has the same `GaussianMoments` as the activation at the
+scale tau, the standard deviation of the activation's inputs.
 """
 
 from __future__ import annotations

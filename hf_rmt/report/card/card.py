@@ -25,7 +25,7 @@ NOISE_WORDS = {
 RECORDS = ("base_model", "format_version", "layers", "size", "calibrated")
 NO_METADATA = CardMetadata()
 FOLD = 12
-"""Longer tables of layers are folded."""
+"""A table of more layers than this is hidden until the reader opens it."""
 
 
 def model_card(
@@ -48,7 +48,7 @@ def model_card(
         plan: What was done to which layer.
         repo_id: Where the model goes, `owner/name`; None for a local folder.
         base_model: Hub id of the model that was compressed; a local path is left out.
-        license: The licence of the base model, carried over as the Hub names it.
+        license: The licence of the base model, under the name that the Hub gives it.
         config: The settings that the method reads, as `RMTConfig.to_dict()` gives them.
         picture: Path of a picture of the spectra, relative to the README.md.
         sizes: Bytes of all weights in their file, `{"before": ..., "after": ...}`.
@@ -63,7 +63,7 @@ def model_card(
         The text, ready to be written.
 
     Raises:
-        ValueError: If `sizes` lacks one of the two.
+        ValueError: If `sizes` does not hold both `before` and `after`.
     """
     base_model = base_model if base_model and is_hub_id(base_model) else None
     repo = repo_id or "path/to/this/folder"
@@ -85,7 +85,7 @@ def model_card(
 
 
 def _title(repo_id: str | None, base_model: str | None) -> str:
-    """The name of the repository, or that of the base model, compressed."""
+    """The title of the card: the name of the repository, or that of the base model."""
     if repo_id:
         return repo_id.split("/")[-1]
     return f"{base_model.split('/')[-1]}, compressed" if base_model else "Compressed model"
@@ -98,7 +98,9 @@ def _what_was_done(plan: CompressionPlan, base_model: str | None, config: Mappin
         "were replaced."
     )
     if in_place := len(plan.in_place):
-        text += f" {in_place} stay dense, filtered in place, which saves no memory."
+        text += (
+            f" {in_place} stay dense, filtered in place: their weights changed, but save no memory."
+        )
     ternary = [layer for layer in plan.compressed if layer.kind == TERNARY]
     spiked = [layer for layer in plan.compressed if layer.kind != TERNARY]
     words = [text, _spiked_words(spiked, config) if spiked else "", _ternary_words(ternary)]
@@ -121,13 +123,13 @@ def _spiked_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str
 
 
 def _recovery_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
-    """Whether singular values were shrunk; calibration chooses the sizes itself."""
+    """The sentence on singular values that were shrunk; empty if none was, as with calibration."""
     recovers = config.get("recover_spikes")
     if recovers is None:
         recovers = any(layer.noise == "drop" for layer in layers)
     if not recovers or config.get("calibrated") or not by_law(layers, config):
         return ""
-    return "Signal singular values are replaced by estimates free of the noise."
+    return "The singular values of the signal are replaced by estimates free of the noise."
 
 
 def _ternary_words(layers: Sequence[LayerPlan]) -> str:
@@ -141,7 +143,8 @@ def _ternary_words(layers: Sequence[LayerPlan]) -> str:
     if steps:
         text += (
             f" The activations after {steps} of them are steps with the Gaussian moments of the "
-            "activations that they replace, so that wide layers keep their kernels."
+            "activations that they replace: the same means over normally distributed inputs. With "
+            "these, a wide network keeps its kernel, which says how similar it finds two inputs."
         )
     placed = [layer.step for layer in layers if layer.step is not None]
     called = {str(step["function"]) for step in placed if "function" in step}
@@ -149,7 +152,7 @@ def _ternary_words(layers: Sequence[LayerPlan]) -> str:
         names = ", ".join(sorted(called))
         text += (
             f" Where the model calls its activation as a function ({names}), the step is in the "
-            "layer. Its heights are the inputs that the function maps to the levels."
+            "layer. It gives the function only the inputs for which it returns the step's values."
         )
     return text
 
@@ -174,7 +177,7 @@ def _what_was_lost(plan: CompressionPlan) -> str:
 
 
 def _rounding_words(plan: CompressionPlan) -> str:
-    """How much rounding changed the weights: relative error, and the cosine that follows."""
+    """How much rounding changed the weights: the relative error, and the cosine from it."""
     rounded = [layer for layer in plan if layer.rounds]
     if not rounded:
         return ""
@@ -186,8 +189,8 @@ def _rounding_words(plan: CompressionPlan) -> str:
     worst = max(known, key=lambda layer: layer.rounding_error or 0.0)
     return (
         f"Storing the noise in {kinds} rounds it: a weight and its stored form differ by "
-        f"{tables.percent(mean**0.5)} of the weight's norm (root mean square over the layers; a "
-        f"cosine {_about((1 - min(mean, 1.0)) ** 0.5)}), and by at most "
+        f"{tables.percent(mean**0.5)} of the weight's norm (root mean square over the layers; the "
+        f"two have a cosine {_about((1 - min(mean, 1.0)) ** 0.5)}), and by at most "
         f"{tables.percent((worst.rounding_error or 0.0) ** 0.5)} ({tables.code(worst.name)})."
     )
 
@@ -209,7 +212,7 @@ def _pair(sizes: Mapping[str, int] | None) -> tuple[int, int] | None:
 
 
 def _size_section(plan: CompressionPlan, sizes: Sizes) -> str:
-    """File first, then the layers, then what share of the model they are."""
+    """The section on sizes: first the file, then the layers, then their share of the model."""
     rows = [_bytes_row("all weights in the file", sizes.file)]
     weights = sum(layer.entries for layer in plan.compressed)
     if weights:

@@ -20,7 +20,7 @@ def choice_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
     """How many directions each weight keeps, and which ones.
 
     Args:
-        layers: The layers with factors.
+        layers: The layers that are stored as low-rank factors and noise.
         config: The settings that the method reads, and whether a size and batches were given.
 
     Returns:
@@ -41,7 +41,7 @@ def choice_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
 
 
 def by_law(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> bool:
-    """Whether a law of the noise chose the number of directions, in one layer at least."""
+    """Whether a law of the noise chose the number of directions in at least one layer."""
     return not _how_many(config) and any(layer.phase != Phase.LAWLESS for layer in layers)
 
 

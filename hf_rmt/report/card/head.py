@@ -19,7 +19,7 @@ class CardMetadata:
         pipeline_tag: Task of the pipeline that runs the model, such as `text-classification`.
         language: Codes of the languages, such as `en`.
         datasets: Ids of the data sets that the model was trained on.
-        metrics: Ids of the metrics.
+        metrics: Ids of the metrics that measure the model, such as `accuracy`.
     """
 
     pipeline_tag: str | None = None
@@ -47,7 +47,7 @@ class CardMetadata:
 
 
 def front_matter(metadata: CardMetadata, *, base_model: str | None, license: str | None) -> str:
-    """Metadata for the Hub. JSON values are valid YAML, and their quotes prevent misreading.
+    """Metadata for the Hub as YAML. The values are JSON, whose quotes prevent misreading.
 
     Args:
         metadata: Data by which the Hub lists the model.
@@ -69,5 +69,5 @@ def front_matter(metadata: CardMetadata, *, base_model: str | None, license: str
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be a Hub id. A path cannot; it would show the reader someone's folders."""
+    """Whether a name can be a Hub id. A local path is none, and a card must not show such paths."""
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None

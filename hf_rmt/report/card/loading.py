@@ -18,7 +18,7 @@ def snippet(repo: str, auto_class: str, processor: str | None, argument: str = "
 
 
 def loading_section(repo: str, auto_class: str, processor: str | None, *, exports: bool) -> str:
-    """The three ways of loading, and why plain loading fails.
+    """The ways of loading the model, and why loading without them fails.
 
     Args:
         repo: Hub id or folder.

@@ -50,9 +50,9 @@ def spectrum_panels(figure: Figure, count: int, columns: int, *, square_root: bo
 
     Args:
         figure: The figure to draw into.
-        count: Panels, at least one.
-        columns: Panels in a row.
-        square_root: Over singular values, not eigenvalues.
+        count: Number of panels, at least one.
+        columns: Number of panels in a row.
+        square_root: Label the axes for singular values, not eigenvalues.
 
     Returns:
         The panels, row by row.
@@ -73,8 +73,8 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
 
     Args:
         axes: Where to draw.
-        fit: The fitted spectrum; without a law only its histogram and the reason are drawn, with
-            the kept values in another colour.
+        fit: The fitted spectrum. Without a law only its histogram and the reason are drawn, with
+            the signal in another colour.
         colours: The palette.
         square_root: Draw over singular values, not eigenvalues.
     """
@@ -89,7 +89,7 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
     spectrum = binned(fit, square_root=square_root)
     top = _draw_histogram(axes, values, fit.is_signal, spectrum, colours)
     top = max(top, _draw_law(axes, fit, colours, square_root=square_root))
-    axes.axvline(spectrum.edge, color=colours.edge, lw=0.9, ls="--", label="edge at this size")
+    axes.axvline(spectrum.edge, color=colours.edge, lw=0.9, ls="--", label="limit of the noise")
     low = below_edge(fit)
     draw_ticks(axes, values[fit.is_signal & ~low], colours)
     draw_ticks(axes, values[low], colours, below=True)
@@ -99,7 +99,7 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
 
 
 def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> float:
-    """The law with the area of the noise, and its edges; returns the height that it needs."""
+    """Draw the law, with the area of the noise, and its edges; returns the height that it needs."""
     if fit.noise_law is None:
         return 0.0
     x, density = law_curve(fit.noise_law, square_root=square_root)
@@ -133,7 +133,7 @@ def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bo
         low, high = axis.get_view_interval()
         subs = (1.0,) if high > low * 10**DENSE_DECADES else (1.0, 2.0, 5.0)
         _plain_ticks(axis, ticker.LogLocator(subs=subs, numticks=5))
-    axes.set_ylabel("number at or above")
+    axes.set_ylabel("number at or above the value")
     axes.set_xlabel(abscissa(square_root=square_root, short=True))
     axes.set_title("the tail", fontsize=SMALL_FONT)
     finish(axes, colours)
@@ -146,7 +146,7 @@ def draw_ticks(
 
     Args:
         axes: The axes to draw into.
-        spikes: Their places; without any nothing is drawn.
+        spikes: Positions of the spikes; if there are none, nothing is drawn.
         colours: The palette.
         below: Mark them as signal below the edge, by hollow triangles in place of ticks.
     """
@@ -214,17 +214,17 @@ def _note_beyond(axes: Axes, spikes: NDArray[np.float64], limit: float) -> None:
     beyond = spikes[spikes > limit]
     if len(beyond):
         farthest = np.format_float_positional(beyond[0], 3, fractional=False, trim="-")
-        _note(axes, f"{len(beyond)} beyond,\nto {farthest}")
+        _note(axes, f"{len(beyond)} to the right,\nup to {farthest}")
 
 
 def _note(axes: Axes, text: str) -> None:
-    """Text in the upper right corner, where a spectrum is low."""
+    """Write a text into the upper right corner, where a spectrum is low."""
     where = axes.transAxes
     axes.text(0.98, 0.96, text, ha="right", va="top", transform=where, fontsize=SMALL_FONT - 1)
 
 
 def _plain_ticks(axis: Axis, locator: Locator) -> None:
-    """Numbers written out at few places, without an offset that would cover the label."""
+    """Label few ticks with full numbers, without an offset that would cover the label."""
     ticker = matplotlib_part("ticker")
     axis.set_major_locator(locator)
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

@@ -13,14 +13,15 @@ from hf_rmt.spectra.laws.law import BulkLaw
 Array = NDArray[np.float64]
 
 LONG_TAIL = 2.5
-"""If a spectrum reaches further than this many times its edge, only a part of it is drawn."""
+"""If a spectrum reaches further than this many times the edge, the end of the noise, only a part of
+it is drawn."""
 BULK_VIEW = 1.5
-"""Such a spectrum is drawn up to this many times its edge."""
+"""A spectrum with such a long tail is drawn up to this many times the edge."""
 BINS = (20, 60)
 """Smallest and largest number of bins between 0 and the edge."""
 CURVE_POINTS = 200
 MISFIT = 0.1
-"""A note says how much the law misses if it misses more than this share of the noise."""
+"""If the law misses a larger share of the noise than this, as in `law_misfit`, a note says so."""
 MISFIT_COUNT = 10
 """The law may always miss this number of eigenvalues. True laws missed up to 9 eigenvalues in
 simulations of 50 to 768 eigenvalues."""
@@ -49,13 +50,18 @@ class BinnedSpectrum:
 
 
 def positions(eigenvalues: Array, *, square_root: bool) -> Array:
-    """Positions of finite eigenvalues in a figure: the singular values, or the eigenvalues."""
+    """Positions of finite eigenvalues in a figure: the singular values, or the eigenvalues.
+
+    Args:
+        eigenvalues: Squared singular values of a weight.
+        square_root: Whether to give singular values and not eigenvalues.
+    """
     finite = np.maximum(eigenvalues[np.isfinite(eigenvalues)], 0.0)
     return np.sqrt(finite) if square_root else finite
 
 
 def has_long_tail(fit: SpectrumFit, *, square_root: bool) -> bool:
-    """Whether the largest value lies so far out that the bulk would shrink to a line."""
+    """Whether the largest value lies so far out that the noise would shrink to a line."""
     if fit.noise_law is None:
         return False
     reach = fit.eigenvalues[0] / fit.upper_edge
@@ -87,15 +93,16 @@ def binned(fit: SpectrumFit, *, square_root: bool) -> BinnedSpectrum:
 def law_curve(
     law: BulkLaw, *, square_root: bool, points: int = CURVE_POINTS
 ) -> tuple[Array, Array]:
-    """The law's density over singular values, f(nu^2) 2 nu, or over eigenvalues, f(lambda).
+    """The law's density f(lambda) over eigenvalues, or 2 nu f(nu^2) over singular values nu.
 
     Args:
         law: The law of the noise.
         square_root: Whether to give the density over singular values.
-        points: Number of points in each interval of the support.
+        points: Number of points in each interval in which the law has eigenvalues.
 
     Returns:
-        Points, dense at the edges, and the density at them; zero between two bulks.
+        Points, which are closer together at the edges of an interval, and the density at them. The
+        density is zero between two intervals.
     """
     steps = np.cos(np.linspace(0.0, np.pi, points))
     edges = np.sqrt(law.bulk_edges)
@@ -112,7 +119,8 @@ def law_misfit(fit: SpectrumFit) -> float:
     """Share of the noise that would have to move to other bins for the law to hold.
 
     It is half the sum over the bins of |measured share - share under the law|. Unlike the
-    Kolmogorov distance, it shows when a law has a gap and the data have none.
+    Kolmogorov distance, it shows when the law has a gap, an interval without eigenvalues, and the
+    data have none.
 
     Args:
         fit: A fitted spectrum.
@@ -140,7 +148,7 @@ def misfit_note(fit: SpectrumFit) -> str:
 def below_edge(fit: SpectrumFit) -> NDArray[np.bool_]:
     """Which eigenvalues count as signal although they lie below the upper edge, shape (p,).
 
-    They lie in a gap of the bulk, or the count of spikes did not converge.
+    They lie in the gap between two parts of the bulk, or the count of spikes did not converge.
     """
     if fit.noise_law is None:
         return np.zeros(len(fit.eigenvalues), dtype=bool)

@@ -1,4 +1,4 @@
-"""Figures of spectra and of a model's depth. They return a figure and never show it."""
+"""Makes figures of spectra, and of quantities over the depth of a model. It never shows them."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ OUTSIDE = "outside\nblocks"
 def spectrum_figure(
     fit: SpectrumFit, *, title: str = "", square_root: bool = True, dark: bool = False
 ) -> Figure:
-    """One weight: histogram, fitted law times the share of the noise, edges and spikes.
+    """The spectrum of one weight: histogram, fitted law of the noise, edges and spikes.
 
-    The histogram has area 1 over the whole spectrum, so that the law has the area 1 - K / p.
-    Where spikes lie far out, a second panel counts them on logarithmic axes.
+    The histogram has area 1 over the whole spectrum. So with K spikes among p eigenvalues the law
+    has the area 1 - K / p. If spikes lie far out, a second panel counts them on logarithmic axes.
 
     Args:
         fit: The fitted spectrum.
         title: Text above the figure.
-        square_root: Draw over singular values, where a bulk is readable, not eigenvalues.
+        square_root: Draw over singular values, which show the noise better than eigenvalues.
         dark: Draw on a dark background.
 
     Returns:
@@ -81,14 +81,14 @@ def grid_figure(
     dark: bool = False,
     columns: int = 4,
 ) -> Figure:
-    """Small multiples: the spectra of several weights side by side.
+    """The spectra of several weights side by side, one panel for each.
 
     Args:
         fits: Titles of the panels and the fitted spectra.
         title: Text above the figure.
         square_root: Draw over singular values, not eigenvalues.
         dark: Draw on a dark background.
-        columns: Panels in a row.
+        columns: The most panels in a row.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -126,7 +126,8 @@ def depth_figure(
 
     Args:
         names: Names of the layers.
-        panels: Values by layer under the label of their axis; nan is left out.
+        panels: One panel for each key, which is the label of the vertical axis, with one value for
+            each layer. A value of nan is not drawn.
         hollow: Which layers have a hollow marker.
         hollow_label: What a hollow marker means.
         title: Text above the figure.
@@ -140,7 +141,9 @@ def depth_figure(
         ValueError: If there is no layer.
     """
     if not names:
-        raise ValueError("an overview needs at least one layer, got 0; analyze a model with some")
+        raise ValueError(
+            "an overview needs at least one layer, got 0; analyze or compress at least one layer"
+        )
     lines = _lines(names)
     kinds = short_names(list(lines))
     with styled(dark=dark) as colours:
@@ -160,7 +163,7 @@ def depth_figure(
 
 
 def _lines(names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
-    """By kind of layer, the abscissa and the position of its layers, by depth."""
+    """For each kind of layer: the depth and the index in `names` of its layers, by depth."""
     spots = places(names)
     outside = 1 + max((spot.block for spot in spots if spot.block is not None), default=-1)
     lines: dict[str, list[tuple[int, int]]] = {}
@@ -180,7 +183,7 @@ def _draw_line(
     kind: str,
     colours: Palette,
 ) -> None:
-    """Draw a line with filled markers; the points in `hollow` get hollow markers instead."""
+    """Draw a line with a marker at each point (x, y, hollow), which is hollow or filled."""
     look: dict[str, Any] = {
         "color": colours.of(style),
         "marker": MARKERS[style % len(MARKERS)],
@@ -206,7 +209,7 @@ def _tidy(axes: Axes, label: str, values: Sequence[float], colours: Palette) -> 
 
 
 def _label_depth(axes: Axes, names: Sequence[str]) -> None:
-    """Ticks at whole blocks, and one for the layers that belong to none."""
+    """Put ticks at the blocks, and one tick for the layers that belong to no block."""
     ticker = matplotlib_part("ticker")
     spots = places(names)
     blocks = [spot.block for spot in spots if spot.block is not None]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FONT, SMALL_FONT = 9, 8
 """Sizes in points; they are legible if a figure of 7 inches fills the width of a page."""
 LEGEND_TEXT, LEGEND_KEY = 13, 7
-"""Characters of a legend per inch; and the width of a key with its margins, in characters."""
+"""Characters of a legend per inch, and the width of a legend's sign with margins, in characters."""
 DATES = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 """Metadata that keep the time of writing out of a file."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
@@ -37,7 +37,7 @@ class Palette:
     series: tuple[str, ...]
 
     def of(self, place: int) -> str:
-        """The colour of a series by its place; after the last colour comes the first one again."""
+        """The colour of a series by its number; after the last colour comes the first one again."""
         return self.series[place % len(self.series)]
 
 
@@ -74,8 +74,8 @@ def new_figure(width: float, height: float, *, dark: bool) -> Figure:
     """An empty figure that belongs to no window and no global state.
 
     Args:
-        width: Inches.
-        height: Inches.
+        width: Width in inches.
+        height: Height in inches.
         dark: Whether its background is dark.
 
     Returns:
@@ -121,7 +121,7 @@ def finish(axes: Axes, colours: Palette) -> None:
 
 
 def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
-    """One legend below the panels, each label once; in a single row where that fits."""
+    """Put one legend below the panels, with each label once; in a single row if that fits."""
     known = {
         label: handle
         for axes in panels
@@ -145,7 +145,7 @@ def matplotlib_part(submodule: str = "") -> Any:
     """The library itself or one of its modules, imported only when a figure is drawn.
 
     Args:
-        submodule: `figure`, `ticker` or nothing.
+        submodule: `figure`, `ticker`, or empty for the library itself.
 
     Returns:
         The module.

@@ -22,7 +22,7 @@ PLACE: list[Column] = [
     {"key": "name", "label": "layer", "type": "name", "help": "Name of the module."},
     {"key": "kind", "label": "type", "type": "choice", "help": "Role of the layer in its block."},
     {"key": "block", "label": "depth", "type": "count", "help": "Index of the block."},
-    {"key": "shape", "label": "shape", "type": "text", "help": "Outputs x inputs."},
+    {"key": "shape", "label": "shape", "type": "text", "help": "Number of outputs x of inputs."},
 ]
 VERDICT: Column = {
     "key": "verdict",
@@ -47,8 +47,8 @@ SPECTRUM: list[Column] = [
         "key": "distance",
         "label": "distance",
         "type": "number",
-        "help": "Kolmogorov distance between the noise and its law: up to 0.03 the fit is good, "
-        "above 0.12 the law does not hold.",
+        "help": "Kolmogorov distance: the largest difference between the distribution of the noise "
+        "and that of its law. Up to 0.03 the fit is good, above 0.12 the law does not hold.",
     },
 ]
 ANALYSIS: list[Column] = [
@@ -56,20 +56,20 @@ ANALYSIS: list[Column] = [
         "key": "rank",
         "label": "stable rank",
         "type": "number",
-        "help": "Squared Frobenius norm over squared spectral norm.",
+        "help": "Sum of all squared singular values, divided by the largest of them.",
     },
     {
         "key": "edge",
         "label": "edge",
         "type": "number",
-        "help": "A singular value above it counts as a spike. The table has its square.",
+        "help": "A singular value above it counts as a spike. Text and CSV files have its square.",
     },
 ]
 COMPRESSION: list[Column] = [
     {"key": "state", "label": "state", "type": "choice", "help": "Compressed, filtered, or dense."},
     {"key": "noise", "label": "noise", "type": "choice", "help": "How the noise is stored."},
-    {"key": "before", "label": "bits before", "type": "number", "help": "Bits a weight, dense."},
-    {"key": "bits", "label": "bits after", "type": "number", "help": "Bits a weight, as stored."},
+    {"key": "before", "label": "bits before", "type": "number", "help": "Bits per dense weight."},
+    {"key": "bits", "label": "bits after", "type": "number", "help": "Stored bits per weight."},
     {"key": "rank", "label": "rank", "type": "count", "help": "Directions stored as factors."},
     {
         "key": "stored",
@@ -93,7 +93,7 @@ COMPRESSION: list[Column] = [
         "key": "time",
         "label": "time",
         "type": "number",
-        "help": "Time over that of the dense layer, measured when the report was made.",
+        "help": "Time divided by that of the dense layer, measured when the report was made.",
     },
 ]
 NOTES: Column = {"key": "notes", "label": "notes", "type": "text", "help": "What is unusual."}
@@ -140,7 +140,7 @@ def compression_content(
 
     Args:
         plan: What happens to which layer.
-        spectra: The spectra behind it, as far as they are known.
+        spectra: The spectra on which the plan is based, as far as they are known.
         summary: Some lines about all layers.
         facts: Sizes before and after: a label, the numbers, and a remark for each.
 
@@ -177,7 +177,7 @@ def _content(
     facts: Sequence[tuple[str, str, str]],
     hollow: str,
 ) -> dict[str, Any]:
-    """All of a page; columns without a value in any row are left out."""
+    """The content of a page; columns without a value in any row are left out."""
     shown = [
         column
         for column in columns
@@ -210,7 +210,7 @@ def _spectral_values(fit: SpectrumFit | None) -> dict[str, Any]:
 
 
 def _plan_values(layer: LayerPlan) -> dict[str, Any]:
-    """A layer's values in the plan; those of compressed layers only are None for a dense one."""
+    """The plan's values of a layer; a dense layer has None for those of compressed layers only."""
     kept, lost = layer.compressed, layer.lost_energy
     return {
         "state": layer.state,

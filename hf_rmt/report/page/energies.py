@@ -8,21 +8,22 @@ from hf_rmt.plan import SPIKED, LayerPlan
 from hf_rmt.report.tables import percent
 
 WHOLE = 1e-6
-"""How far from 1 a sum of shares may be that is meant to be the whole."""
+"""Shares count as the whole if their sum differs from 1 by less than this."""
 
 
 def energy_words(layer: LayerPlan) -> dict[str, Any]:
-    """A sentence on the squared norm, and the shares of a bar.
+    """Sentences on the squared norm, and the parts of a bar.
 
-    The shares are a part of the whole only if the stored directions are those of the weight itself.
-    Calibration and the recovery of spikes change them. Then the sentence gives the error alone.
+    The stored and the lost share sum to 1 only if the stored directions are those of the weight
+    itself. Calibration and the recovery of spikes change them. Then there is no bar, and the
+    sentences give the error alone.
 
     Args:
         layer: What happens to a layer.
 
     Returns:
-        `energies`, the sentence, empty for a layer without a loss, and `shares`, names and numbers
-        that sum to 1, or None.
+        Under `energies` the sentences, empty for a layer without a loss. Under `shares` the names
+        and sizes of the parts of the bar, which sum to 1, or None without a bar.
     """
     stored, lost = layer.signal_energy, layer.lost_energy or 0.0
     spiked = layer.compressed and layer.kind == SPIKED

@@ -32,7 +32,7 @@ def page_text(content: Mapping[str, Any], *, title: str) -> str:
     anything, and it forbids all scripts except those of the page.
 
     Args:
-        content: Plain values, as `data` makes them.
+        content: Plain values, as `spectral_content` and `compression_content` make them.
         title: Heading of the page.
 
     Returns:
@@ -49,7 +49,7 @@ def page_text(content: Mapping[str, Any], *, title: str) -> str:
 
 
 def embedded(content: Mapping[str, Any]) -> str:
-    r"""JSON with `<`, `>` and `&` written as numbers, so that no content can end its script.
+    r"""JSON with `<`, `>` and `&` written as codes, so that no text in it can end the script tag.
 
     Examples:
         >>> print(embedded({"name": "</script>"}))
@@ -66,5 +66,5 @@ def _part(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """The name of an inline script or style in the security policy of a page."""
+    """The hash by which the security policy of a page allows an inline script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -14,11 +14,11 @@ from hf_rmt.spectra import SpectrumFit
 DIGITS = 4
 """Significant digits: a figure of 1000 pixels shows no more."""
 CURVE_POINTS = 90
-"""Points of the law in each of its intervals."""
+"""Number of points of the law's curve in each interval in which the law has eigenvalues."""
 MOST_TICKS = 400
 """Largest number of spikes, and of values below the edge, that are drawn."""
 TAIL_POINTS = 60
-"""Points of the curve of counts."""
+"""Number of points of the curve that counts how many singular values lie at or above each one."""
 
 
 def rounded(value: float) -> float | None:
@@ -34,8 +34,10 @@ def rounded(value: float) -> float | None:
 def spectrum_record(fit: SpectrumFit) -> dict[str, Any] | None:
     """A spectrum over its singular values: bins, law, edges, spikes and the curve of counts.
 
+    The curve of counts says how many singular values lie at or above each one.
+
     Args:
-        fit: The spectrum; without a law it has bins only.
+        fit: The spectrum. Without a law there are only the bins and the curve of counts.
 
     Returns:
         Plain values; None where there is nothing to draw.

@@ -157,7 +157,7 @@ def test_overview_marks_layers_without_a_model(report):
     marked = [x for drawn in hollow for x in drawn.get_xdata()]
     assert marked == [1, 2]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["key", "mlp", "head", "hollow: the model does not hold"]
+    assert legend == ["key", "mlp", "head", "hollow: the law of the noise does not hold"]
 
 
 def test_lines_follow_the_block_whatever_the_order_of_names():

@@ -19,7 +19,7 @@ function spectrumPanels(record) {
   const panels = html("div", {},
     html("div", { class: "panels" },
       html("div", {}, html("h3", {}, "Spectrum"), first),
-      html("div", {}, html("h3", {}, "Number of values at or above"), second)),
+      html("div", {}, html("h3", {}, "Number of singular values at or above each value"), second)),
     spectrumLegend(record));
   requestAnimationFrame(() => { // widths are known once the row is in the page
     drawn(first, (width) => spectrumFigure(record, width));

@@ -33,7 +33,7 @@ function buildFilters(form, columns, layers, changed) {
   const first = filters.filter((column) => FIRST_FILTERS.includes(column.key));
   const others = filters.filter((column) => !FIRST_FILTERS.includes(column.key));
   const order = html("select", { name: "order", id: "order" },
-    html("option", { value: "" }, "model"), columns.map((column) => html("option", { value: column.key }, column.label)));
+    html("option", { value: "" }, "place in the model"), columns.map((column) => html("option", { value: column.key }, column.label)));
   form.append(
     html("label", {}, "Search names and notes", html("input", { type: "search", name: "search" })),
     ...first.map(control),

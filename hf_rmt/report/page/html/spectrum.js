@@ -44,7 +44,7 @@ function tailFigure(record, width) {
   const most = 1.3 * shown[shown.length - 1][1];
   const { root, px, py } = frame(width, 280,
     { from: low, to: high, log: true, ticks: decades(low, high), label: "singular value (logarithmic)" },
-    { from: 0.8, to: most, log: true, ticks: decades(0.8, most), label: "number at or above" },
+    { from: 0.8, to: most, log: true, ticks: decades(0.8, most), label: "number at or above the value" },
     "How many singular values lie at or above each value, on logarithmic axes.");
   for (const [value, rank, isSignal] of shown) root.append(svg("circle",
     { class: isSignal ? "dot-signal" : "dot-noise", cx: px(value), cy: py(rank), r: 2.6 }));
@@ -57,7 +57,7 @@ function spectrumLegend(record) {
   const entries = [["noise, measured", svg("rect", { class: "bar-noise", width: 22, height: 14 })]];
   if (record.signal.some(Boolean)) entries.push(["signal, measured", svg("rect", { class: "bar-signal", width: 22, height: 14 })]);
   if (record.law) entries.push(["fitted law of the noise", line("law")], ["edges of the law", line("law-edge")],
-    ["edge at this size", line("edge")]);
+    ["limit of the noise", line("edge")]);
   if ((record.spikes || []).length) entries.push(["spikes", svg("line", { class: "spike", x1: 11, x2: 11, y1: 0, y2: 14 })]);
   if ((record.below || []).length) entries.push(["signal below the edge", svg("path", { class: "below", d: "M7 3h8l-4 8z" })]);
   return html("ul", { class: "legend" }, entries.map(([text, shape]) => html("li", {}, sign(shape), " ", text)));
