@@ -75,7 +75,7 @@ def short_names(names: Sequence[str], *, longest: int = 30) -> list[str]:
 
 
 def _split(name: str) -> tuple[str, int | None, str]:
-    """The three parts of a name: the stack before the first number, the number, the kind after."""
+    """The stack of blocks before the first number in a name, that number, and the kind after it."""
     parts = name.split(".")
     at = next((k for k, part in enumerate(parts) if part.isdecimal()), None)
     if at is None:

@@ -1,4 +1,4 @@
-"""Positions of linears in a forward pass: which activations they feed, which norms they read."""
+"""Positions of linears (linear layers) in a forward pass: activations they feed, norms they read."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ class Regression:
     def solve(self, prior: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Ridge regression around W_0, W' = (C + r I)^{-1} (B + r W_0') with r = RIDGE tr(C) / in.
 
-        C is the second moment of x, and B is the mean of x y'. With a bias, both are covariances.
+        C is the second moment of x, and B is the mean of x y'; with a bias, both are covariances.
+        A prime means the transpose.
 
         Args:
             prior: W_0, shape (out, in). W stays near it in directions about which the samples say

@@ -89,7 +89,7 @@ class TernaryHead(Method):
         return "no linear layer comes after its blocks"
 
     def why_data(self, settings: CompressionSettings) -> str:
-        """Why the settings need data (matched steps and random weights do); empty if they don't."""
+        """Why the settings need data, as matched steps and random weights do; empty otherwise."""
         if settings.activation != "matched" and settings.weights == "trained":
             return ""
         return (

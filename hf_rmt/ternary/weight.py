@@ -96,8 +96,8 @@ def refit_weight(
 ) -> Decision:
     """Fit a last layer to its old outputs by ridge regression, and make the result ternary.
 
-    The ridge draws the weight to the dense weight, or to 0 if the layers before it are random. The
-    scales and the bias are fitted last.
+    The ridge, a penalty on the distance, draws the weight to the dense weight, or to 0 if the
+    layers before it are random. The scales and the bias are fitted last.
 
     Args:
         name: Runtime name of the module.

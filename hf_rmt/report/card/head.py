@@ -69,5 +69,5 @@ def front_matter(metadata: CardMetadata, *, base_model: str | None, license: str
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be a Hub id. A local path is none, and a card must not show such paths."""
+    """Whether a name can be a Hub id. A local path cannot be one, and a card must not show it."""
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None

@@ -214,7 +214,7 @@ def _note_beyond(axes: Axes, spikes: NDArray[np.float64], limit: float) -> None:
     beyond = spikes[spikes > limit]
     if len(beyond):
         farthest = np.format_float_positional(beyond[0], 3, fractional=False, trim="-")
-        _note(axes, f"{len(beyond)} to the right,\nup to {farthest}")
+        _note(axes, f"{len(beyond)} beyond,\nup to {farthest}")
 
 
 def _note(axes: Axes, text: str) -> None:
