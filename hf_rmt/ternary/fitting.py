@@ -132,7 +132,9 @@ class Head:
             logger.warning(
                 "%s is fitted to %d samples; pass a few hundred, because fewer than %d are too few "
                 "for a good fit",
-                *(self.last, seen.count, FEW),
+                self.last,
+                seen.count,
+                FEW,
             )
 
         def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:

@@ -1,4 +1,4 @@
-"""Positions of linears (linear layers) in a forward pass: activations they feed, norms they read."""
+"""Positions of linears (linear layers) in a forward pass: their activations and their norms."""
 
 from __future__ import annotations
 

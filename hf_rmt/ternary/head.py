@@ -112,7 +112,9 @@ def _without_data(
         logger.warning(
             "the step after %s is matched to inputs of standard deviation tau=%.3g, computed from "
             "the norm %s without data; pass calibration=batches to measure it",
-            *(name, arguments.variance**0.5, place.norm),
+            name,
+            arguments.variance**0.5,
+            place.norm,
         )
         return stepped(model, name, place, result, arguments)
 
