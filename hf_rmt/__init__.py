@@ -82,7 +82,7 @@ _WITHOUT_TRANSFORMERS = {
     "compress": "hf_rmt.compression.model",
     "export_dense": "hf_rmt.compression.model",
 }
-"""Where functions come from that also work for plain torch modules, without transformers."""
+"""The modules that these functions are imported from if transformers is not installed."""
 
 __all__ = [*_HOMES, "__version__"]
 

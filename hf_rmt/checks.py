@@ -32,7 +32,10 @@ def plain_number(value: Any) -> Any:
 
 
 def check_number(name: str, value: object, low: str = "[0", high: str = "1]") -> float:
-    """A number as a plain float, checked against an interval with ends such as "(0" and "1]"."""
+    """Return a number as a float; refuse a number outside the interval from `low` to `high`.
+
+    A round bracket excludes the end, as in "(0". A square bracket includes it, as in "1]".
+    """
     rule, plain = f"{low}, {high}", plain_number(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(f"{name} must be a number in {rule}, got {value!r}")
@@ -44,7 +47,7 @@ def check_number(name: str, value: object, low: str = "[0", high: str = "1]") ->
 
 
 def check_integer(name: str, value: object, low: int) -> int:
-    """A whole number as a plain int, checked against a lower bound."""
+    """Return a whole number as an int; refuse a number below `low`."""
     plain = plain_number(value)
     if isinstance(plain, bool) or not isinstance(plain, Integral):
         raise TypeError(f"{name} must be an integer of at least {low}, got {value!r}")
@@ -54,7 +57,7 @@ def check_integer(name: str, value: object, low: int) -> int:
 
 
 def check_names(name: str, value: object) -> list[str] | None:
-    """Check a list of names, which must not be empty; return it as a list, or None for None."""
+    """Return a list of names as a plain list; refuse an empty list. None stays None."""
     if value is None:
         return None
     if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
@@ -93,13 +96,13 @@ def check_path(name: str, value: object) -> None:
 
 
 def checked_score(value: Any) -> float:
-    """What a user's `evaluate` returned, as a number.
+    """The score that a user's `evaluate` returned, as a float.
 
     Args:
-        value: A number, or an array or a tensor that holds one.
+        value: A number, or an array or a tensor that holds one number.
 
     Raises:
-        TypeError: If it is no number.
+        TypeError: If the value is not one number.
     """
     try:
         return float(value)

@@ -1,4 +1,4 @@
-"""The demo: all steps on a trained BERT that comes in a package, without hub and network.
+"""The demo: all steps on a trained BERT from an installed package, without the Hub or a network.
 
 The steps are: analyse, compress, save, reload, and compare the embeddings with those of the
 original model.
@@ -54,10 +54,12 @@ class DemoResult:
         folder: Where model, tables and plots were written.
         layers: Number of compressed layers.
         bits_per_weight: Stored bits per weight in these layers.
-        bytes_before: Size of the original model.safetensors.
-        bytes_after: Size of the compressed model.safetensors.
-        reload_difference: Largest difference of an embedding after saving and reloading.
-        spearman: Rank correlation of the pairwise similarities with those of the original model.
+        bytes_before: Size of the original model.safetensors in bytes.
+        bytes_after: Size of the compressed model.safetensors in bytes.
+        reload_difference: Largest difference between an entry of the embeddings before saving and
+            the same entry after reloading.
+        spearman: Rank correlation of the sentences' pairwise similarities with those that the
+            original model gives.
     """
 
     folder: str
@@ -88,7 +90,7 @@ def demo_model_path() -> Path:
     """Folder of the trained BERT that the `demo` extra installs.
 
     Raises:
-        ImportError: If it is not installed.
+        ImportError: If the package is not installed.
     """
     spec = find_spec(DEMO_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -114,11 +116,11 @@ def similarity_spearman(embeddings: Tensor, reference: Tensor) -> float:
     """Spearman correlation of all pairwise cosine similarities of two sets of embeddings.
 
     Args:
-        embeddings: Shape (n, d).
-        reference: Shape (n, e), the same items.
+        embeddings: One vector for each of n items, shape (n, d).
+        reference: Other vectors of the same items, shape (n, e).
 
     Returns:
-        The correlation; 1 where the order of all pairs is the same.
+        The correlation; 1 if both sets order all pairs in the same way.
     """
     pairs = np.triu_indices(len(embeddings), 1)
     similarities = []
@@ -134,7 +136,7 @@ def run_demo(folder: Path, config: RMTConfig | None = None) -> DemoResult:
     Args:
         folder: The target folder; `model/` (the compressed model) and `spectra/` (tables and plots)
             are written into it.
-        config: The settings of the compression; the default keeps the outputs.
+        config: The settings of the compression; by default the noise is stored in 8 bits.
 
     Returns:
         The measurements.

@@ -1,9 +1,8 @@
-"""Registers with transformers and PEFT without importing them early.
+"""Registers this package with transformers and PEFT without importing them early.
 
 `import hf_rmt.spectra` must stay free of torch, and `import hf_rmt` must be enough for
-`from_pretrained` to know the method "rmt" and for PEFT to know compressed layers. So for modules
-that are not imported yet, an import hook runs the registration right after such a module was
-imported.
+`from_pretrained` to know the method "rmt" and for PEFT to know compressed layers. So if a module of
+these libraries is not imported yet, an import hook runs the registration right after its import.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ LORA = "peft.tuners.lora.model"
 
 
 def register_with_transformers() -> None:
-    """Register with transformers and PEFT now or when they are imported."""
+    """Register this package with transformers and PEFT, now or when they are imported."""
     for name, register in REGISTRATIONS.items():
         if name in sys.modules and _is_imported(sys.modules[name]):
             register(sys.modules[name])
@@ -62,11 +61,11 @@ REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
     MODELS: _register_saving,
     LORA: _register_lora,
 }
-"""What to do after a module was imported, by the name of the module."""
+"""The function to call after a module was imported, by the name of the module."""
 
 
 class _Finder(MetaPathFinder):
-    """Finds a module as usual, and registers with it after it was executed."""
+    """Finds a module as usual, and calls `register` with the module after it was executed."""
 
     def __init__(self, name: str, register: Callable[[ModuleType], None]) -> None:
         self.name, self.register = name, register

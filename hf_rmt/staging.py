@@ -34,8 +34,8 @@ def staged(
 
     Args:
         folder: The target; missing parents are made.
-        stale: Whether a file of an earlier save, given its name, must be removed if it is not
-            written again.
+        stale: A function that gets the name of a file of an earlier save. It says whether this
+            file must be removed if it is not written again.
 
     Yields:
         The folder to write into. After an error it is removed, and `folder` is unchanged.
@@ -75,7 +75,7 @@ def publish(aside: Path, target: Path, *, stale: Callable[[str], bool]) -> None:
 
 
 def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> bool:
-    """Link the files that stay into the new folder and exchange the two; False on failure."""
+    """Link the files that stay into the new folder, then exchange both; False on failure."""
     written = {entry.name for entry in aside.iterdir()}
     try:
         for entry in target.iterdir():
@@ -93,7 +93,7 @@ def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> b
 
 
 def _rescue(old: Path, target: Path, stale: Callable[[str], bool]) -> None:
-    """Move to the target what another process has written into the old folder in the meantime."""
+    """Move files that another process has written meanwhile from the old folder to the target."""
     for entry in old.iterdir():
         if not (target / entry.name).exists() and not stale(entry.name):
             entry.rename(target / entry.name)
@@ -113,13 +113,16 @@ def _move_files(aside: Path, target: Path, stale: Callable[[str], bool]) -> None
 
 
 def _can_be_exchanged(target: Path) -> bool:
-    """Whether the folder may be exchanged: no working folder, no mount point, only files in it."""
+    """Whether the folder may be exchanged for another one.
+
+    It must hold only files, and be neither a mount point nor a folder that this process works in.
+    """
     flat = not any(entry.is_dir() and not entry.is_symlink() for entry in target.iterdir())
     return flat and not _is_worked_in(target) and not os.path.ismount(target)
 
 
 def _is_worked_in(target: Path) -> bool:
-    """Whether this process works in the folder or below it; then it must not be replaced."""
+    """Whether the working folder of this process is the folder or lies below it."""
     return Path.cwd().is_relative_to(target)
 
 

@@ -21,10 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Without the program's name; None reads `sys.argv`.
+        arguments: The words after the program's name; None reads them from `sys.argv`.
 
     Returns:
-        The exit status: 0; 1 after an error; 130 if it was interrupted.
+        The exit status: 0 after success, 1 after an error, 130 after Ctrl-C.
     """
     options = parser(__doc__).parse_args(
         _hyphenated(sys.argv[1:] if arguments is None else arguments)
@@ -43,14 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.traceback:
             raise
-        text = str(error).strip() or "no message; --traceback shows where"
+        text = str(error).strip() or "no message; --traceback shows where it came from"
         print(f"hf-rmt: {type(error).__name__}: {text}", file=sys.stderr)
         return 1
     return 0
 
 
 def _hyphenated(words: Sequence[str]) -> list[str]:
-    """Write flags with hyphens: recipes and transformers write --target_modules.
+    """Replace underscores in flags by hyphens, so that --target_modules works too.
 
     Examples:
         >>> _hyphenated(["--max_rank=3", "my_model"])

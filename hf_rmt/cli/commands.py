@@ -15,7 +15,7 @@ from hf_rmt.settings.method import method_options
 
 
 def run_analyze(options: argparse.Namespace) -> None:
-    """Print the spectra of a model."""
+    """Print the signal and the noise in the spectra of a model."""
     from hf_rmt.huggingface.api import analyze
 
     _check_page(options)
@@ -61,7 +61,7 @@ def run_compress(options: argparse.Namespace) -> None:
 
 
 def run_export(options: argparse.Namespace) -> None:
-    """Write a compressed model as a plain one."""
+    """Write a plain dense copy of a compressed model."""
     from hf_rmt.huggingface.api import export_dense
 
     _check_output(options, options.model)
@@ -69,7 +69,7 @@ def run_export(options: argparse.Namespace) -> None:
 
 
 def run_extract_lora(options: argparse.Namespace) -> None:
-    """Write what fine-tuning changed as an adapter."""
+    """Write the change of the weights by fine-tuning as a LoRA adapter."""
     from hf_rmt.huggingface.lora.extract import extract_adapter
 
     _check_output(options, options.base, options.tuned)
@@ -81,7 +81,7 @@ def run_extract_lora(options: argparse.Namespace) -> None:
 
 
 def run_demo(options: argparse.Namespace) -> None:
-    """Analyze, compress, save and reload a trained BERT."""
+    """Analyse, compress, save and reload a trained BERT."""
     from hf_rmt.demo import run_demo as run
 
     _check_writable(options.output, "OUTPUT")
@@ -138,7 +138,7 @@ def _check_page(options: argparse.Namespace) -> None:
 
 
 def _targets(options: argparse.Namespace) -> list[str] | str | None:
-    """The names; a single value that is all-linear or looks like a regular expression, as it is."""
+    """The names as a list; `all-linear` or a single regular expression as a string."""
     values = options.target_modules
     one = values[0] if values is not None and len(values) == 1 else ""
     return one if one == "all-linear" or re.search(r"[^\w.]", one) else values
@@ -147,7 +147,7 @@ def _targets(options: argparse.Namespace) -> list[str] | str | None:
 def _check_output(options: argparse.Namespace, *sources: str) -> None:
     """Refuse an OUTPUT that is an input, holds another model, or cannot be written to.
 
-    A REPO that the Hub would refuse is refused too, and --private where nothing is pushed.
+    It also refuses a REPO that the Hub would refuse, and --private without --push-to-hub.
     """
     from hf_rmt.huggingface.delivery import check_output, check_repo
 
@@ -165,6 +165,6 @@ def _check_writable(folder: str | None, argument: str) -> None:
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of methods that were given on the command line."""
+    """The options of methods that the user gave on the command line, with their values."""
     known = [*method_options(), *(option.name for option in COMMON_OPTIONS if option.parse)]
     return {name: getattr(options, name) for name in known if hasattr(options, name)}

@@ -24,7 +24,7 @@ def parser(words: str | None) -> argparse.ArgumentParser:
     common.add_argument("--traceback", action="store_true", help="show where an error came from")
     targets = argparse.ArgumentParser(add_help=False)
     targets.add_argument(
-        "--target-modules", nargs="+", help="names, one regular expression, or all-linear"
+        "--target-modules", nargs="+", help="layers: names, one regular expression, or all-linear"
     )
     stored = {option.name for option in SPECTRAL_OPTIONS}
     every = {**method_options(), **{option.name: option for option in COMMON_OPTIONS}}
@@ -72,7 +72,7 @@ def _add_option(group: Any, option: Option) -> None:
 
 
 def _add_analyze(added: Any, parents: list[argparse.ArgumentParser]) -> None:
-    parser = added.add_parser("analyze", parents=parents, help="fit every weight's spectrum")
+    parser = added.add_parser("analyze", parents=parents, help="find signal and noise")
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("--save", metavar="FOLDER", help="also write tables, JSON and plots")
     _add_html(parser)
@@ -84,7 +84,7 @@ def _add_compress(added: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("output", nargs="?", help="folder for the compressed model")
     parser.add_argument(
-        "--modules-to-not-convert", nargs="+", metavar="NAME", help="names that stay dense"
+        "--modules-to-not-convert", nargs="+", metavar="NAME", help="layers that stay dense"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, change nothing")
     _add_html(parser)
@@ -94,7 +94,7 @@ def _add_compress(added: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _add_html(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--html", metavar="FILE", help="also write one page for a browser")
+    parser.add_argument("--html", metavar="FILE", help="also write the report as one HTML page")
 
 
 def _add_overwrite(parser: argparse.ArgumentParser) -> None:
@@ -140,7 +140,7 @@ def _add_extract_lora(added: Any, parents: list[argparse.ArgumentParser]) -> Non
         "--threshold",
         type=float,
         metavar="FRACTION",
-        help="share of the importance of all directions to keep, in place of --size; 1 keeps "
+        help="share of the importance of all directions to keep, instead of --size; 1 keeps "
         "everything, and useful values lie above 0.99",
     )
     _add_push(parser)

@@ -61,7 +61,10 @@ def conclude(
 
 
 def lay_out(model: Any, config: RMTConfig) -> None:
-    """Put compressed layers into the layout of a config; log one line if it is not the default."""
+    """Set the layout that a config names; log one line if it is not the default.
+
+    A layout is the form of the weights in memory.
+    """
     if config.layout != DEFAULT_LAYOUT:
         line = set_layout(model, config.layout, activations=config.activations)
         logger.warning("%s", line)  # a warning, so that a user who named a layout always sees it
@@ -108,7 +111,7 @@ def attach(model: Any, config: RMTConfig, report: CompressionReport, *, name: st
         model: The model, with its compressed layers.
         config: The config of the compression; it is copied.
         report: The report, by the names of the model's layers.
-        name: What the model is called in a larger module, for a message.
+        name: The name of the model in a larger module, for a message.
     """
     from hf_rmt.huggingface.quantizer import RMTQuantizer
 

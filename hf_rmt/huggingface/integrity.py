@@ -1,6 +1,7 @@
 """Checks that a record and its weights are complete and come from the same save.
 
-This module is part of the code file of every pushed repository.
+A record is the `quantization_config` in the config.json of a compressed model. This module is part
+of the code file of every pushed repository.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ STORED = {"codes": "U8", "fine": "U8", "coarse": "U8", "base": "I32"}
 
 
 def digest_of(layers: Mapping[str, Any]) -> str:
-    """A digest of what a record says of the layers."""
+    """A short SHA-256 digest of the entries of all layers in a record."""
     text = json.dumps(layers, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def digest_of_file(path: str | Path) -> str:
-    """The SHA-256 of a file, as `sha256sum` and the Hub say it."""
+    """The SHA-256 of a file, as `sha256sum` and the Hub show it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -45,7 +46,7 @@ def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
         files: The files with the weights.
 
     Raises:
-        ValueError: If a digest differs from the recorded one. Records of older versions have none.
+        ValueError: If a digest differs from the recorded one. A record without digests passes.
     """
     digest = getattr(record, "digest", None)
     if digest is not None and digest != digest_of(record.layers):
@@ -72,13 +73,13 @@ def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
 
 
 def check_types(files: Iterable[str | Path]) -> None:
-    """Refuse integer codes that a file stores with another type; transformers would cast them.
+    """Refuse files that store integer codes with a wrong type; transformers would cast them.
 
     Args:
         files: The files with the weights; only those of safetensors are read.
 
     Raises:
-        ValueError: If a tensor of a noise store has a type with which no such tensor is saved.
+        ValueError: If a tensor of a noise store has another type than in `STORED`.
     """
     for path in map(Path, files):
         for name, entry in _header(path).items():
@@ -121,10 +122,10 @@ def kinds_of_tensors(model: nn.Module) -> dict[str, tuple[torch.dtype, torch.Siz
 
 
 def check_found(model: nn.Module, missing: Iterable[str], where: str) -> None:
-    """Refuse to go on where tensors of a compressed layer were not in the file.
+    """Refuse a file that lacks tensors of a compressed layer.
 
     Args:
-        model: The model, its compressed layers in place.
+        model: The model, with its compressed layers.
         missing: Names of tensors that were not found, or had another shape.
         where: The file, for the message.
 
@@ -133,7 +134,7 @@ def check_found(model: nn.Module, missing: Iterable[str], where: str) -> None:
     """
     for owner, key in _owned(model, missing):
         latent = isinstance(model.get_submodule(owner), TernaryLinear)
-        also = "; a checkpoint of TernaryCallback can only be resumed from" if latent else ""
+        also = "; from a checkpoint of TernaryCallback, resume the training" if latent else ""
         raise ValueError(
             f"layer {owner!r}: {where} has no tensor {key!r} of the recorded shape; it is damaged "
             f"or of another model, so get it again{also}"
@@ -147,7 +148,7 @@ def check_none_extra(model: nn.Module, unexpected: Iterable[str], where: str) ->
     saved.
 
     Args:
-        model: The model, its compressed layers in place.
+        model: The model, with its compressed layers.
         unexpected: Names of tensors that the model has no place for.
         where: The file, for the message.
 
@@ -168,7 +169,7 @@ def check_none_left(mismatched: Iterable[tuple[str, Any, Any]], where: str) -> N
     With `ignore_mismatched_sizes=True` transformers would draw random weights for it.
 
     Args:
-        mismatched: Name, shape in the file and shape in the model, of each tensor.
+        mismatched: Each tensor whose shapes differ: name, shape in the file, shape in the model.
         where: The file, for the message.
 
     Raises:
@@ -194,7 +195,7 @@ def check_values(
 
     Args:
         model: The loaded model.
-        expected: As of `kinds_of_tensors`, before the weights were loaded.
+        expected: What `kinds_of_tensors` returned before the weights were loaded.
         where: The file, for the messages.
 
     Raises:
@@ -218,7 +219,7 @@ def _damaged(name: str, key: str, fault: str, where: str) -> ValueError:
 
 
 def _fault(tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> str:
-    """What is wrong with a tensor; empty for nothing."""
+    """What is wrong with a tensor; empty if nothing is wrong."""
     if tensor.is_floating_point() != dtype.is_floating_point or (
         not dtype.is_floating_point and tensor.dtype != dtype
     ):
@@ -245,7 +246,7 @@ def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
     if _most(store.coarse) > 256 - FINE_CODES:
         yield "noise.coarse", "holds invalid codes of scales"
     if store.kind == "ternary" and _most(store.codes) >= len(TRITS):
-        yield "noise.codes", "holds codes of no weights"
+        yield "noise.codes", "holds codes that stand for no weights"
 
 
 def _most(codes: torch.Tensor) -> int:
@@ -256,7 +257,7 @@ def _most(codes: torch.Tensor) -> int:
 
 
 def _owned(model: nn.Module, keys: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """The compressed layer of each tensor that belongs to one, with the name of the tensor."""
+    """Names of the layer and of the tensor, for each tensor that belongs to a compressed layer."""
     names = compressed_layers(model)
     for key in sorted(keys):
         if owner := next((name for name in _above(key) if name in names), None):

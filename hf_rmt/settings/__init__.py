@@ -1,6 +1,6 @@
 """What a user may ask for: methods, their options, and settings that hold their values.
 
-Knows no torch.
+Importing this package does not import torch.
 """
 
 from hf_rmt.settings.compression_settings import (

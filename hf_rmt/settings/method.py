@@ -37,15 +37,16 @@ class Method(ABC):
 
     Attributes:
         name: The value of `RMTConfig.method`.
-        help: What it does, in a sentence.
-        options: What it reads beside the options of every method.
-        one_of: The options of which exactly one must be given; empty for none.
-        accepted: The modules it accepts, in words.
-        takes_heads: Whether it takes the head of a model by default, and not the blocks.
-        reads_spectrum: Whether it tells signal from noise by eigenvalues: its decisions then carry
-            a fitted spectrum, and it can be analysed.
-        concurrent: Whether `decide` may be called on several threads at a time. It may be, if it
-            changes nothing that another call sees.
+        help: What the method does, in a sentence.
+        options: The options that the method reads, beside those that every method reads.
+        one_of: The options of which exactly one must be given; empty if there is no such rule.
+        accepted: The kinds of modules that the method accepts, in words.
+        takes_heads: Whether the method compresses the head of a model by default, instead of the
+            repeated blocks.
+        reads_spectrum: Whether the method tells signal from noise by eigenvalues. Its decisions
+            then carry a fitted spectrum, and `hf_rmt.analyze` takes it.
+        concurrent: Whether `decide` may be called on several threads at a time. This is safe if a
+            call changes nothing that another call sees.
     """
 
     name: str
@@ -58,10 +59,10 @@ class Method(ABC):
     concurrent: bool = False
 
     def check(self, settings: Any) -> None:
-        """Refuse options that contradict each other; called with checked values.
+        """Refuse options that contradict each other; each value by itself was checked before.
 
         Raises:
-            ValueError: If two of them do.
+            ValueError: If options contradict each other.
         """
         given = [key for key in self.one_of if getattr(settings, key) is not None]
         if self.one_of and len(given) != 1:
@@ -76,7 +77,7 @@ class Method(ABC):
 
     @abstractmethod
     def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
-        """The layers to compress where the user named none.
+        """The layers to compress if the user names none.
 
         Args:
             layers: The modules of the model that the method accepts, by name, in their order.
@@ -87,7 +88,7 @@ class Method(ABC):
         """
 
     def why_no_default(self) -> str:
-        """Why `default_targets` may be empty, for the error that says so."""
+        """The reason why `default_targets` may return no layer, for an error message."""
         return "none of its layers is taken by default"
 
     def why_data(self, settings: Any) -> str:
@@ -103,9 +104,9 @@ class Method(ABC):
         """Decide on one weight without data.
 
         Args:
-            name: Runtime name of the module.
+            name: The module's name in the model, as in `named_modules()`.
             weight: The weight as a matrix, shape (out, in); it is not changed.
-            settings: What the user asked for.
+            settings: The method and the options that the user chose.
 
         Returns:
             A `hf_rmt.compression.decision.Decision`: keep the layer, rewrite its weight, or
@@ -128,7 +129,7 @@ class Method(ABC):
         Args:
             model: Any module with its weights in memory, the same on every process.
             names: The layers, as `hf_rmt.compression.targets.selection.select_layers` gives them.
-            settings: What the user asked for.
+            settings: The method and the options that the user chose.
             calibration: Batches of the model's arguments, or None.
             size: Share of the layers' parameters to keep, or None.
             dry_run: Only plan; the model is not changed.
@@ -142,7 +143,7 @@ _REGISTERED: dict[str, Method] = {}
 
 
 def register_method(method: Method) -> Method:
-    """Register a method by its name, in the last line of the file that defines it.
+    """Register a method by its name. The last line of the file that defines it calls this.
 
     Args:
         method: The method. It replaces a method of the same class, for example if its module is
@@ -169,7 +170,7 @@ def register_method(method: Method) -> Method:
 
 
 def unregister_method(name: str) -> None:
-    """Forget a method, as at the end of a test."""
+    """Remove a method from the register, for example at the end of a test."""
     _REGISTERED.pop(name, None)
 
 
@@ -196,16 +197,16 @@ def method_of(settings: Any) -> Method:
     """The method that settings name.
 
     Raises:
-        ValueError: If it is unknown.
+        ValueError: If the method is unknown.
     """
     return method_named(settings.method)
 
 
 def method_named(name: str) -> Method:
-    """The method of a name.
+    """The method with this name.
 
     Raises:
-        ValueError: If it is unknown.
+        ValueError: If no method has this name.
     """
     known = methods()
     check_choice("method", name, tuple(known))
@@ -213,7 +214,7 @@ def method_named(name: str) -> Method:
 
 
 def spectral_methods() -> tuple[str, ...]:
-    """Names of the methods that look at a spectrum."""
+    """Names of the methods that tell signal from noise by eigenvalues."""
     return tuple(name for name, method in methods().items() if method.reads_spectrum)
 
 

@@ -1,7 +1,7 @@
-"""One option: its name, its default, what it may be, and what it means.
+"""One option: its name, its default, its allowed values and its meaning.
 
-An option is declared once, beside the method that reads it. The settings check their values with
-it, the command line makes its flag of it, and the documentation quotes its help.
+An option is declared once, beside the method that reads it. The settings use it to check values,
+the command line makes a flag of it, and the documentation quotes its help.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ class Option:
 
     Attributes:
         name: The keyword in `RMTConfig`; the flag has hyphens for its underscores.
-        default: The value where none is given.
-        check: Called with the name and a value that is not the default. It returns the value as
+        default: The value if the user gives none.
+        check: A function of the name and a value that is not the default. It returns the value as
             plain JSON, or raises a TypeError or ValueError that names value, rule and remedy.
-        help: What it means, in a sentence or two.
-        parse: Makes the value from a word on the command line; None for an option without a flag.
-        choices: All possible values, where they are few.
+        help: What the option means, in a sentence or two.
+        parse: A function that makes the value from a word on the command line; None for an option
+            without a flag.
+        choices: All possible values, if they are few; otherwise empty.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Callbacks of the Trainer, and the filter of what a training added."""
+"""Callbacks for the Trainer, and `filter_update`, which filters what a training added."""

@@ -22,7 +22,7 @@ class Anneal:
             or `epochs`.
 
     Raises:
-        TypeError: If an end is no number.
+        TypeError: If start or stop is not a number.
         ValueError: If the unit is unknown or the ends are out of order or out of range.
 
     Examples:
@@ -100,10 +100,10 @@ def amount(step: int, first: int, last: int) -> float:
     Args:
         step: Number of update steps done.
         first: Step up to which all the noise is there.
-        last: Step after which none is left.
+        last: Step after which no noise is left.
 
     Returns:
-        a in [0, 1].
+        The share, in [0, 1].
 
     Examples:
         >>> [round(amount(step, 10, 20), 2) for step in (10, 15, 20)]

@@ -34,13 +34,13 @@ from hf_rmt.settings import CompressionSettings
 logger = logging.getLogger(__name__)
 
 EVERY, CUTS = 8, 16
-"""The most update steps between two cuts of the weights, and the least number of cuts while the
-noise falls. Weights are also cut before an evaluation and before saving."""
+"""A cut shrinks the noise in the weights. At most `EVERY` update steps lie between two cuts, and at
+least `CUTS` cuts are made while the noise falls. An evaluation or a save cuts them first."""
 RETURNED = 0.05
-"""If more than this share of the energy is noise again some steps after all noise was removed, then
+"""If noise has more than this share of the energy some steps after all noise was removed, then
 something puts the old weights back, and the user is warned."""
 MOSTLY_DENSE = 0.9
-"""Above this share of the parameters little is saved, and the user is warned."""
+"""If more than this share of the parameters is kept, little is saved, and the user is warned."""
 PROBES_FILE = "_rmt_probes-{step}.safetensors"
 
 
@@ -51,8 +51,8 @@ class AnnealedFilter:
     with the same ranks: half-way and at the end.
 
     Args:
-        settings: Which layers, and by which rule ranks are found where no size is given.
-        anneal: When the noise is scaled down.
+        settings: The layers, and the rule that finds their ranks if no size is given.
+        anneal: The steps at which the noise begins to shrink and is gone.
         size: Share of the layers' parameters to keep; `"auto"` to find it from the batches; None
             for the rule of the settings.
     """
@@ -118,7 +118,7 @@ class AnnealedFilter:
             self._windows.step_begins(state.global_step)
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """Choose or cut if it is time; return what there is to log."""
+        """Choose directions or cut weights if it is time; return the numbers to log."""
         assert self._windows is not None
         step = state.global_step
         if self._windows.due(step):
@@ -135,17 +135,17 @@ class AnnealedFilter:
         return self._numbers() if logs and step >= self.first else {}
 
     def epoch_ends(self, state: Any, control: Any, model: nn.Module) -> None:
-        """Cut what is evaluated or saved at the end of an epoch."""
+        """Cut the weights before they are evaluated or saved at the end of an epoch."""
         if control.should_save or control.should_evaluate or control.should_training_stop:
             self._cut(model, state.global_step)
 
     def saved(self, args: Any, state: Any) -> None:
-        """Keep the sums of each process beside a checkpoint that falls shortly before a choice."""
+        """Save what was measured so far with a checkpoint that falls shortly before a choice."""
         if self._windows is not None:
             self._windows.save(args, state.global_step)
 
     def stop(self) -> None:
-        """Stop measuring. A training that an error ended has left its hooks on the model."""
+        """Stop measuring. This removes hooks that a training left when an error ended it."""
         if self._windows is not None:
             self._windows.stop()
 
@@ -198,9 +198,9 @@ class AnnealedFilter:
         self.memory |= {"left": left, "cut_at": step}
 
     def _shrink(self, model: nn.Module, ratio: float) -> float:
-        """Cut all layers, shared out over the processes, which end with the same weights.
+        """Multiply the noise in all weights by `ratio`; the processes share the work.
 
-        Returns the share of their energy that is gone.
+        Returns the share of the weights' energy that this removed.
         """
 
         def work(name: str) -> WorkResult:
@@ -219,7 +219,7 @@ class AnnealedFilter:
     def _choose(
         self, args: Any, model: nn.Module, step: int, excited: Mapping[str, LayerMoments]
     ) -> None:
-        """Choose ranks and directions by the moments of a window; later, directions only."""
+        """Choose ranks and directions by the moments of recent batches; later, only directions."""
         assert self._windows is not None
         if not_finite := self._windows.not_finite:
             _warn_not_finite(not_finite, step)

@@ -22,7 +22,7 @@ from hf_rmt.nn.spiked_conv import padded
 TOKENS = 512
 """Largest number of tokens of a batch that are measured, unless another number is passed."""
 BLOCK = 512
-"""Wider matrices of sums are added up in blocks, of which those below the diagonal are left out."""
+"""Wider matrices of sums are computed in blocks. They are symmetric: lower blocks are left out."""
 WIDEST = 4096
 """Widest side whose second moment is a matrix; for a wider side only its diagonal is summed."""
 
@@ -37,11 +37,11 @@ class BatchMoments:
 
     Args:
         model: The model that trains, without a wrapper.
-        names: Its layers with a matrix.
+        names: Names of the layers to measure.
         tokens: Largest number of tokens of a batch that are measured, evenly spaced. More tokens
             cost time and change little.
-        compiled: Whether the model is compiled. A graph does not call hooks that come later, so it
-            is not used while batches are measured.
+        compiled: Whether the model is compiled. A compiled graph does not call hooks that are added
+            later, so the model runs without the graph while batches are measured.
 
     Attributes:
         sums: The sums, by the name of a layer and the kind of sum.
@@ -87,7 +87,7 @@ class BatchMoments:
         self._masks.stop()
 
     def hear(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
-        """Measure one call of a layer; calls without gradients are evaluations."""
+        """Measure one call of a layer. Calls without gradients are evaluations and left out."""
         mask = self._masks.of(name, entry)
         if torch.is_grad_enabled():
             with torch.no_grad():
@@ -106,10 +106,10 @@ class BatchMoments:
         """The second moments over the batches of all processes.
 
         Returns:
-            The excitation of each layer that was reached, by name. Inputs are averaged over tokens.
-            Gradients are summed over the tokens of a batch and averaged over batches; they are None
-            if no gradient arrived. Layers without finite sums are left out; `not_finite` names
-            them.
+            The moments of each layer that a batch reached, by name. Inputs are averaged over the
+            tokens. Gradients are summed over the tokens of a batch and averaged over batches; they
+            are None if no gradient arrived. Layers without finite sums are left out; `not_finite`
+            names them.
         """
         if n_processes() > 1:
             for tensor in self.sums.values():
@@ -155,7 +155,7 @@ class BatchMoments:
 
 
 class _Listener:
-    """A hook of a layer. A copy of it, in a model that is copied or pickled, hears nothing."""
+    """A hook of a layer. Its copy in a model that is copied or pickled measures nothing."""
 
     def __init__(self, moments: BatchMoments | None, name: str) -> None:
         self.moments, self.name = moments, name
@@ -175,12 +175,12 @@ def _is_finite(moments: LayerMoments) -> bool:
 
 
 def _room(width: int, device: Any) -> Tensor:
-    """Zeros for the second moment of a side, or for its diagonal."""
+    """Zeros for a second moment; only for its diagonal if the side is wider than `WIDEST`."""
     return torch.zeros((width, width) if width <= WIDEST else (width,), device=device)
 
 
 def _add_products(total: Tensor, rows: Tensor) -> None:
-    """Add the products of rows to a diagonal, or to a matrix above and on its diagonal blocks."""
+    """Add the products of rows to a diagonal, or to the blocks on and above a matrix's diagonal."""
     width = rows.shape[1]
     if total.ndim == 1:
         total += rows.square().sum(0)
@@ -195,12 +195,12 @@ def _add_products(total: Tensor, rows: Tensor) -> None:
 
 
 def _symmetric(total: Tensor) -> Tensor:
-    """The whole matrix of sums whose part below the diagonal may be missing."""
+    """The whole matrix, made from sums whose part below the diagonal may be missing."""
     return total if total.ndim == 1 else total.triu() + total.triu(1).T
 
 
 def _patches(layer: Any, images: Tensor) -> Tensor:
-    """Patches of images that a convolution multiplies, shape (images, places, in k_h k_w)."""
+    """The patches that a convolution multiplies, shape (images, kernel positions, in k_h k_w)."""
     unfolded = functional.unfold(
         padded(layer, images), layer.kernel_size, dilation=layer.dilation, stride=layer.stride
     )

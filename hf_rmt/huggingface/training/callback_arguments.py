@@ -22,7 +22,7 @@ def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
 
     Raises:
         TypeError: If a type is wrong.
-        ValueError: If a value is.
+        ValueError: If a value is not allowed.
     """
     if config is not None and not isinstance(config, RMTConfig | Mapping):
         raise TypeError(f"config must be an RMTConfig, got {config!r}")
@@ -45,11 +45,11 @@ def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
 def resolved_schedule(
     config: RMTConfig, target: str, schedule: Any, size: Size, anneal: Any
 ) -> Any:
-    """The schedule if noise is removed at once; None if it is to be annealed.
+    """The schedule if noise is removed at once; None if it is to be scaled down slowly.
 
     Raises:
-        ValueError: If `size` or `anneal` is given with a schedule, an update, or a config that
-            cannot be annealed.
+        ValueError: If `size` or `anneal` is given with a schedule, with `target="update"`, or with
+            a config that cannot be annealed.
     """
     method = method_of(config)
     directional = isinstance(method, SpectralMethod) and method.stores_noise
@@ -66,14 +66,14 @@ def resolved_schedule(
         }
         reason = next(key for key, holds in reasons.items() if holds)
         raise ValueError(
-            f"{' and '.join(given)} cannot be used with {reason}: size and anneal are for noise "
-            "that is scaled down beside directions chosen by the inputs; leave one of them out"
+            f"{' and '.join(given)} cannot be used with {reason}: size and anneal are only for "
+            "noise that is scaled down slowly; leave them out, or leave out the other argument"
         )
     return "epoch" if schedule is None else schedule
 
 
 def dosed_schedule(target: str, schedule: Any, dose: Any) -> Any:
-    """The schedule, which is `"end"` with a dose.
+    """The schedule; with a dose, it is always `"end"`.
 
     Raises:
         ValueError: If a dose is given with another schedule or with whole weights.
@@ -93,7 +93,7 @@ def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:
     """The config of a filter; a mapping is a config from the state of a checkpoint.
 
     Raises:
-        ValueError: If its method looks at no spectrum.
+        ValueError: If `RMTCallback` cannot filter with its method.
     """
     if config is None:
         return RMTConfig(noise="drop")
@@ -108,7 +108,7 @@ def check_same(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
 
     Args:
         own: Arguments of the callback, as its state holds them.
-        saved: The same of the checkpoint.
+        saved: The arguments that the checkpoint holds.
 
     Raises:
         ValueError: If an argument differs that must stay the same.
@@ -117,7 +117,7 @@ def check_same(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     for key in (key for key in ours if ours[key] != theirs.get(key)):
         raise ValueError(
             f"{key} must stay {theirs.get(key)!r}, which the run that is resumed began with, got "
-            f"{ours[key]!r}; pass that, or start anew"
+            f"{ours[key]!r}; pass that, or start a new run"
         )
 
 

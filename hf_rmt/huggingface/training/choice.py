@@ -1,4 +1,7 @@
-"""Chooses which directions of each layer a training keeps, from its batches."""
+"""Chooses which directions of each layer a training keeps, from its batches.
+
+A direction is one term of a weight that is written as a sum of matrices of rank one.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,9 @@ CAUSES = {
 LOST = 5e-4
 """Share of the worth of all directions to the loss that `size="auto"` may lose.
 
-This leaves 47 % of a BERT on SST-2. The accuracy falls by 0.3 points, and the interval contains 0.
-With 1e-3, 36 % are left. The accuracy then falls by 0.5 points, and the interval does not contain
-0. See docs/results.md."""
+This leaves 47 % of the parameters of a BERT on SST-2. The accuracy falls by 0.3 points, and its
+95 % interval contains 0. With 1e-3, 36 % are left. The accuracy then falls by 0.5 points, and the
+interval does not contain 0. See docs/results.md."""
 
 Size = float | Literal["auto"] | None
 
@@ -51,11 +54,11 @@ class Choice(NamedTuple):
     """The ranks and directions that a training keeps.
 
     Attributes:
-        layers: Plain JSON values by the name of the layer: `rank`, which is None for a layer that
-            stays dense with a `reason`; `energy`, the squared Frobenius norm of the weight; `rest`,
-            the part of this energy that will be removed; and the results of its spectrum.
-        probes: Two probes for each layer with a rank, `<name> left` and `<name> right`; see
-            `hf_rmt.compression.calibration.excited`.
+        layers: Plain JSON values by the name of the layer. `rank` is None for a layer that stays
+            dense; `reason` then says why. `energy` is the squared Frobenius norm of the weight, and
+            `rest` the part of this energy that will be removed. Results of the spectrum may follow.
+        probes: Two thin matrices for each layer with a rank, `<name> left` and `<name> right`. They
+            hold its directions; see `hf_rmt.compression.calibration.excited`.
         share: Parameters that will remain, divided by the parameters of all the layers.
     """
 
@@ -77,12 +80,13 @@ def choose(
 
     Args:
         model: The model; it is not changed.
-        names: Layers with a matrix.
-        excited: Their second moments, as `BatchMoments` gives them. A layer without gradients stays
-            dense, because its directions cannot be compared with those of the others.
+        names: Names of the layers; each has a weight with the form of a matrix.
+        excited: Second moments of their inputs and gradients, as `BatchMoments` gives them. A layer
+            without gradients stays dense, because its directions cannot be compared with those of
+            the other layers.
         settings: The rule that finds the rank of a layer if no size is given.
-        size: Share of the parameters of the layers that were reached; `"auto"` for the smallest
-            share that loses at most `LOST` of what the directions are worth; or None.
+        size: Share of the parameters to keep, of the layers that have gradients; `"auto"` for the
+            smallest share that loses at most `LOST` of what the directions are worth; or None.
         not_finite: Layers that have no moments because batches gave them nan or inf.
 
     Returns:
@@ -138,10 +142,10 @@ def probes_again(
     Args:
         model: The model; it is not changed.
         layers: As in `Choice`.
-        excited: Second moments; a layer that is missing here keeps its directions.
+        excited: As in `choose`; a layer that is missing here keeps its directions.
 
     Returns:
-        Probes as in `Choice`, of the layers that have a rank and moments.
+        Probes as in `Choice`, for the layers that have a rank and moments.
     """
 
     def work(name: str) -> WorkResult:
@@ -154,7 +158,7 @@ def probes_again(
 
 
 def shared(model: nn.Module, names: Sequence[str], work: Callable[[str], WorkResult]) -> Any:
-    """The outcomes of work on layers, shared out over the processes."""
+    """The outcomes of `work` on each layer; the processes share the layers among them."""
     costs = [matrix_cost(matrix_shape(model.get_submodule(name))) for name in names]
     return map_over_processes(work, names, costs, device=next(model.parameters()).device)
 

@@ -1,9 +1,10 @@
 """How much of an update is kept, chosen on rows that were not trained on.
 
-Under wrong labels a part of every update is memorised noise. Two remedies are tried. The first
-scales down the whole update, that is, it interpolates between the weights before and after training
-(Wortsman et al., CVPR 2022). The second cuts the update of the blocks to a few shrunk spikes. The
-rows may have wrong labels too: noise that is equal for all classes changes the level of the scores,
+An update is what training added to the weights. Under wrong labels a part of it is memorised noise.
+Two remedies are tried. The first scales down the whole update, that is, it interpolates between the
+weights before and after training (Wortsman et al., CVPR 2022). The second keeps only the spikes of
+each block's update, which are its few large singular values, and makes them smaller. The rows may
+have wrong labels too: label noise that is equal for all classes changes the level of the scores,
 but not their order.
 """
 
@@ -29,7 +30,7 @@ from hf_rmt.nn.dense_matrix import to_matrix, to_weight
 from hf_rmt.plan import CompressionPlan
 
 SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.2)
-"""Parts of the update that are tried."""
+"""The factors by which the update is scaled, one after the other."""
 EARLY = 0.25
 """Part of the training after which `dose="auto"` takes an update's leading directions as signal."""
 
@@ -44,9 +45,9 @@ class Dose:
 
     Attributes:
         scale: The factor by which the whole update was multiplied.
-        spikes: Whether the matrices of the blocks kept their shrunk spikes only.
-        scores: The score of each scale that was tried, with `spikes` and without; empty if none was
-            tried.
+        spikes: Whether the layers in the blocks kept only the shrunk spikes of their updates.
+        scores: The score of each trial, under a name such as "0.5", or "0.5 spikes" for shrunk
+            spikes only; empty if none was tried.
     """
 
     scale: float
@@ -55,11 +56,11 @@ class Dose:
 
 
 def check_dose(dose: Any) -> None:
-    """Refuse what is neither "auto", a number in (0, 1] nor None.
+    """Refuse a dose that is neither "auto", a number in (0, 1] nor None.
 
     Raises:
-        TypeError: If it is another type.
-        ValueError: If it is another value.
+        TypeError: If the dose has another type.
+        ValueError: If the dose has another value.
     """
     if dose is None or dose == "auto":
         return
@@ -73,7 +74,7 @@ def worse(before: float, after: float) -> bool:
 
     Args:
         before: The score of the model as it was trained; higher is better.
-        after: With its updates cut to their early directions.
+        after: The score with its updates cut to their early directions.
     """
     verdict = [not after >= before]  # a score of nan is worse than any
     if n_processes() > 1:
@@ -104,7 +105,7 @@ class DosedUpdate:
 
     Args:
         model: The trained model.
-        starts: Its parameters before training, by name; those that are missing stay as trained.
+        starts: Its parameters before training, by name; others stay as they were trained.
         names: The layers whose updates may be cut to their spikes.
     """
 
@@ -125,13 +126,13 @@ class DosedUpdate:
             evaluate: The score of the model as it stands; higher is better.
 
         Returns:
-            What was chosen; the model now has these weights. After an error it has those that it
-            was trained to.
+            What was chosen; the model now has these weights. After an error the model has the
+            weights that it was trained to.
 
         Raises:
-            TypeError: If a score is no number.
+            TypeError: If a score is not a number.
             ValueError: If no score is finite.
-            RuntimeError: On every process, if a score failed on one of several.
+            RuntimeError: On every process, if the score failed on one of several processes.
         """
         if dose != "auto":
             self.place(dose, spikes=False)
@@ -164,7 +165,7 @@ class DosedUpdate:
 
     @torch.no_grad()
     def place(self, scale: float, *, spikes: bool = False) -> None:
-        """Set the weights to start + scale update."""
+        """Set the weights to start + scale * update; `spikes` cuts the layers' updates first."""
         cut = self._spikes() if spikes else {}
         for name, start in self.starts.items():
             end = self.ends[name]
@@ -192,7 +193,7 @@ class DosedUpdate:
         return CompressionPlan(tuple(plans))
 
     def _spikes(self) -> dict[str, Tensor]:
-        """The cut updates of the layers, computed once, shared out over the processes."""
+        """The shrunk spikes of each layer's update, computed once; the processes share the work."""
         if self._cut is not None:
             return self._cut
 

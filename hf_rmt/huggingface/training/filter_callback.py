@@ -45,12 +45,12 @@ class RMTCallback(TrainerCallback, ExportableState):
 
     By default the training goes on as usual for three fifths of its steps. By then the weights have
     learnt the task, and the last batches have shown the inputs of each layer. Now the directions
-    that matter to the loss are chosen. The rest of each weight is scaled down step by step and is
-    gone after 95 % of the steps. The last steps train the model that is saved. Half-way through the
-    scaling and at its end, the directions are chosen again, because the model has learnt more.
-    Weights keep their shape until the end, so optimizer, checkpoints and resuming see nothing
-    unusual. Then the layers become `SpikedLinear`, and `trainer.save_model()` writes the compact
-    model.
+    (parts of rank one) that matter to the loss are chosen in each weight. The rest of the weight,
+    its noise, is scaled down step by step and is gone after 95 % of the steps. The last steps train
+    the model that is saved. Half-way through the scaling and at its end, the directions are chosen
+    again, because the model has learnt more. Weights keep their shape until the end, so optimizer,
+    checkpoints and resuming see nothing unusual. Then the layers become `SpikedLinear`, and
+    `trainer.save_model()` writes the compact model.
 
     `RMTCallback.published()` is the filter as it was published: it uses only the weights and
     removes the noise at once.
@@ -59,16 +59,17 @@ class RMTCallback(TrainerCallback, ExportableState):
         config: The layers, and the rule that finds the rank of a layer if no size is given.
             None: `RMTConfig(noise="drop")` with `size="auto"`. With a config that stores the noise,
             or that keeps single entries, the filter follows `schedule`.
-        target: `"weights"`, or `"update"`: filter what training added, W - W_start, and leave the
-            pretrained part alone. The model then stays dense for every value of `noise`, because
-            the weights at the start have noise too. These weights are kept on the CPU, and beside
-            the checkpoints so that a run can be resumed.
+        target: `"weights"`, or `"update"`: filter only what training added, the update W - W_start,
+            and leave the pretrained part alone. The model then stays dense for every value of
+            `noise`, because the weights at the start have noise too. These weights are kept on the
+            CPU, and beside the checkpoints so that a run can be resumed.
         size: Share of the layers' parameters that is kept, in (0, 1]. Ranks are shared out over the
             layers by what a direction is worth to the loss. `"auto"` is the smallest share that
             keeps 99.95 % of what all directions are worth: it is small if a task needs few
             directions, and large if the network is narrow for its task.
-        anneal: When the noise is scaled down: `(0.6, 0.95)`, parts of the run; two integers, update
-            steps; `(1, 3, "epochs")`. Two equal ends remove the noise at once.
+        anneal: When the noise begins to shrink, and when it is gone: `(0.6, 0.95)` means parts of
+            the run, two integers mean update steps, and `(1, 3, "epochs")` means epochs. If both
+            are equal, the noise is removed at once.
         schedule: Filter at once, from the weights alone, instead of annealing: `"epoch"` after each
             epoch, `"end"` only at the end, or a number of update steps between two filters. The
             first filter of a layer decides how many directions it keeps. None: anneal if that is
@@ -76,23 +77,24 @@ class RMTCallback(TrainerCallback, ExportableState):
         dose: A remedy for wrong labels that is applied when training ends, with `target="update"`.
             `"auto"` keeps the part of each layer's update that lies in the leading directions that
             the update had after a quarter of the training. What is learnt first is signal, and
-            wrong labels are memorised later. The participation ratio of the spectrum gives the
-            number of leading directions. `"auto"` does harm if the labels are right, or if a
-            quarter of the training is too short to learn the task. So give the Trainer an
-            `eval_dataset`, with clean or wrong labels. If the model gets worse on it (by accuracy,
-            or by loss if there is no accuracy), the model stays as it was trained. A number in (0,
-            1] scales what training added to every parameter.
+            wrong labels are memorised later. The number of leading directions is (sum s^2)^2 / sum
+            s^4 for the singular values s of the early update. `"auto"` does harm if the labels are
+            right, or if a quarter of the training is too short to learn the task. So give the
+            Trainer an `eval_dataset`, with clean or wrong labels. If the model gets worse on it (by
+            accuracy, or by loss if there is no accuracy), the model stays as it was trained. A
+            number in (0, 1] scales what training added to every parameter.
         log: What is logged under `rmt/`. True: four summary curves. `"layers"`: also the curves of
-            each layer, and the number of layers in each phase. False: nothing. The curves of layers
-            go to the reports (TensorBoard, W&B, `log_history`), but not to the progress bar.
+            each layer, and the number of layers in each phase (verdict on a spectrum). False:
+            nothing. The curves of layers go to the reports (TensorBoard, W&B, `log_history`), but
+            not to the progress bar.
 
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If a value is unknown or two contradict each other; when training begins, if
-            the model is compressed, an adapter, or sharded (FSDP, DeepSpeed), the Trainer has
-            another `RMTCallback`, or a run is resumed with other settings.
-        RuntimeError: On every process, if filtering failed on one; when training begins, if the
-            callback has made the model compact already.
+            the model is compressed, has an adapter, or is sharded (FSDP, DeepSpeed), the Trainer
+            has another `RMTCallback`, or a run is resumed with other settings.
+        RuntimeError: On every process, if filtering failed on one process; when training begins, if
+            the callback has made the model compact already.
 
     Examples:
         >>> callback = RMTCallback()
@@ -134,8 +136,8 @@ class RMTCallback(TrainerCallback, ExportableState):
     ) -> Self:
         """The filter of Wu, Zhu & Li (ICML 2025): it removes noise at once, from the weights alone.
 
-        It removes two thirds of the energy of a pretrained transformer and so destroys the model.
-        In this case the first filter logs a warning.
+        From a pretrained transformer it removes two thirds of the energy (the squared norm of the
+        weights), which destroys the model. In this case the first filter logs a warning.
 
         Args:
             config: What to filter. None: `RMTConfig(noise="drop")`.

@@ -1,4 +1,4 @@
-"""The few steps before each choice of directions whose batches are measured."""
+"""The windows: a few steps before each choice of directions, in which batches are measured."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hf_rmt.huggingface.training.start_weights import load_start, save_start
 logger = logging.getLogger(__name__)
 
 GATHERED = 24
-"""At most so many update steps before a choice are measured."""
+"""The largest number of update steps that are measured before a choice."""
 TOKENS_AGAIN = 128
-"""Most tokens of a batch that are measured before a choice that is not the first.
+"""Largest number of tokens of a batch that are measured before the second and third choice.
 
 The first choice uses more, because it also finds the ranks. On SST-2, from one state and with the
 same batches, the KL divergence to plain training is 0.0221 with 128 tokens for the later choices,
@@ -57,7 +57,7 @@ class MomentWindows:
         self._moments: BatchMoments | None = None
 
     def gathers(self, step: int) -> bool:
-        """Whether the batches of the next update are measured, after this number of steps."""
+        """Whether the batches of the next update are measured; `step` updates have been done."""
         if not self.choices:
             return False
         return max(self._start, self.choices[0] - GATHERED) <= step < self.choices[0]
@@ -68,7 +68,7 @@ class MomentWindows:
             self._opened().listen()
 
     def due(self, step: int) -> bool:
-        """Whether it is time to choose."""
+        """Whether it is time to choose directions."""
         return bool(self.choices) and step >= self.choices[0]
 
     def take(self, step: int) -> dict[str, LayerMoments]:
@@ -101,7 +101,7 @@ class MomentWindows:
         Args:
             args: `TrainingArguments` of the run that goes on.
             began: Output folder in which the run began.
-            step: Of the checkpoint.
+            step: Update step of the checkpoint.
         """
         name = MOMENTS_FILE.format(process=args.process_index)
         places = [Path(base, f"checkpoint-{step}") for base in (args.output_dir, began)]
@@ -113,13 +113,13 @@ class MomentWindows:
                 return
         logger.warning(
             "no file %s of this version is in %s, so the directions are chosen by the batches "
-            "after the checkpoint only; to continue exactly, put the file beside the checkpoint",
+            "after the checkpoint only; to continue exactly, put the file into this folder",
             name,
             " or ".join(map(str, dict.fromkeys(places))),
         )
 
     def _opened(self) -> BatchMoments:
-        """The sums of the window, zeros where it has just begun."""
+        """The sums of the window; they are zeros if the window has just begun."""
         if self._moments is None:
             tokens = TOKENS_AGAIN if self._start else TOKENS
             self._moments = BatchMoments(self.model, self.names, tokens, compiled=self.compiled)

@@ -1,4 +1,4 @@
-"""Filters a model at once, repeatedly on a schedule: its weights, or what training added."""
+"""Filters a model's weights, or what training added to them, at the times of a schedule."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 EARLY_FILE = "_rmt_early.safetensors"
 OTHER = "parameter:"
-"""Beginning of the names of start weights that belong to no filtered layer."""
+"""Prefix of the names of those weights at the start that belong to no filtered layer."""
 HARMFUL = 0.1
 """A warning is logged if one filter removes more than this share of the energy of the weights."""
 
 
 class ScheduledFilter:
-    """Filters weights or updates at full shape; the first filter decides the ranks.
+    """Filters weights or updates, which keep their shape; the first filter decides the ranks.
 
     Args:
         settings: What is filtered, and how the noise is stored.
@@ -46,7 +46,7 @@ class ScheduledFilter:
         target: `"weights"` or `"update"`.
         dose: What happens to the update when training ends. A number scales the whole update.
             `"auto"` keeps the part of each layer's update that lies in the leading directions that
-            the update had after a quarter of the training. None filters the spectrum of the update.
+            the update had after a quarter of the training. None: the update is filtered.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ScheduledFilter:
         *,
         loaded_best: bool,
     ) -> CompressionReport | None:
-        """Filter the trained model; return the report if it was made compact, otherwise None."""
+        """Filter the trained model; return a report if its layers were made compact."""
         if self.dose is not None:
             self._apply_dose(args, state, model)
             return None

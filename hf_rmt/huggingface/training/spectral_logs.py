@@ -16,16 +16,16 @@ AVERAGED = ("spikes", "signal_energy", "stable_rank")
 
 
 def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
-    """Numbers to log: means over the layers as `rmt/spikes`, layers as `rmt/<name>/spikes`.
+    """Numbers to log, such as `rmt/spikes` (the mean) and `rmt/<name>/spikes` (of one layer).
 
     Args:
-        fits: Fitted spectra by layer; None for one too small to look at.
+        fits: Fitted spectra by layer; None for a layer that is too small.
 
     Returns:
         spikes, signal_energy and stable_rank; for single layers also upper_edge, whose mean over
-        layers of different scales would mean nothing. Values that are not finite are left out, as
-        are those that a method without a law does not have. The number of layers in each phase is
-        under `rmt/phases/`.
+        layers of different scales would mean nothing. `SpectrumFit` defines these numbers. Values
+        that are not finite are left out, and also values that a method without a law does not have.
+        `rmt/phases/` has the number of layers with each verdict on the spectrum.
     """
     seen = {name: fit for name, fit in fits.items() if fit is not None}
     layers = {name: _numbers(fit) for name, fit in seen.items()}

@@ -37,15 +37,15 @@ def load_start(
 
     Args:
         folder: Output folder of the training.
-        expected: Their digest, as a checkpoint records it; None for no check.
+        expected: Digest of the tensors, as a checkpoint records it; None for no check.
         name: Name of the file.
 
     Returns:
-        The weights by name, on the CPU.
+        The tensors by name, on the CPU.
 
     Raises:
         FileNotFoundError: If the file is gone.
-        ValueError: If it holds other weights.
+        ValueError: If the file holds other tensors.
     """
     path = Path(folder, name)
     if not path.is_file():
@@ -83,7 +83,7 @@ def carry_start(
     Args:
         args: `TrainingArguments` of the run that is continued.
         began: Output folder in which the run began.
-        expected: Digest, as a checkpoint records it; None for no check.
+        expected: Digest of the tensors, as a checkpoint records it; None for no check.
         name: Name of the file.
 
     Returns:
@@ -91,7 +91,7 @@ def carry_start(
 
     Raises:
         FileNotFoundError: If the file lies in neither folder.
-        ValueError: If it holds other weights.
+        ValueError: If the file holds other tensors.
     """
     if Path(args.output_dir, name).is_file() or not Path(began, name).is_file():
         return load_start(args.output_dir, expected, name=name)
@@ -115,7 +115,7 @@ def home(args: Any, saved: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors on the CPU, with their names."""
+    """SHA-256 of the names and the values of tensors on the CPU."""
     result = hashlib.sha256()
     for name in sorted(weights):
         result.update(name.encode())

@@ -1,4 +1,4 @@
-"""`TernaryCallback`: train the ternary layers of a model, so that a head heals."""
+"""`TernaryCallback`: train the ternary layers of a model, so that it regains accuracy."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from hf_rmt.nn.swap import swap_module
 class TernaryCallback(TrainerCallback):
     """Trains the weights of ternary layers with `Trainer`. Without it they do not change.
 
-    When the Trainer is made, each `TernaryLinear` becomes a `LatentTernaryLinear` that computes the
-    same; its latent weight trains by the straight-through gradient. When training ends, after the
-    best model was loaded, they are packed again: `trainer.save_model()` writes the compact model.
-    Checkpoints hold the latent weights. They can resume the training and cannot be loaded
-    otherwise. A training that an error ends leaves the layers trainable: make a new Trainer to go
-    on, or call `TernaryCallback.pack(model)`.
+    The entries of a ternary weight are -1, 0 or 1 times a scale. When the Trainer is made, each
+    `TernaryLinear` becomes a `LatentTernaryLinear` that computes the same. It trains a dense latent
+    weight that is rounded in each call; the gradient ignores the rounding. When training ends,
+    after the best model was loaded, the layers are packed again: `trainer.save_model()` writes the
+    compact model. Checkpoints hold the latent weights. They can resume the training and cannot be
+    loaded otherwise. A training that an error ends leaves the layers trainable: make a new Trainer
+    to go on, or call `TernaryCallback.pack(model)`.
 
-    To heal a head alone, freeze the rest by `model.requires_grad_(False)` before the Trainer is
-    made; the ternary weights train all the same. Take a larger learning rate than for a body, such
-    as 1e-3. With 5e-5 few entries change. If only the body should adapt to a ternary head, no
-    callback is needed.
+    To train only a ternary head, freeze the rest by `model.requires_grad_(False)` before the
+    Trainer is made; the ternary weights train all the same. Take a larger learning rate than for
+    the other layers, such as 1e-3. With 5e-5 few entries change. If only the other layers should
+    adapt to a ternary head, no callback is needed.
 
     Attributes:
-        flipped: Share of the entries of each layer, by name, that training changed to another of
-            -1, 0 and 1; empty until training has ended.
+        flipped: By the name of each layer, the share of its entries that training changed from one
+            of -1, 0 and 1 to another; empty until training has ended.
 
     Raises:
         ValueError: When the Trainer is made, if the model has no ternary layer or is to be sharded
@@ -67,7 +68,7 @@ class TernaryCallback(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Refuse to train what the optimizer does not know."""
+        """Refuse to train if the optimizer does not know the latent weights."""
         if not self._before or _layers(model, TernaryLinear):
             raise RuntimeError(
                 "the optimizer does not know the latent weights of this model's ternary layers; "
@@ -78,7 +79,7 @@ class TernaryCallback(TrainerCallback):
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Pack the layers."""
+        """Pack the layers again, and note which share of their entries has changed."""
         for name, before in self._before.items():
             layer = _packed(model, name, layout=before.layout)
             layer.scale = layer.scale.to(before.scale)

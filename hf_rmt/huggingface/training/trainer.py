@@ -1,4 +1,4 @@
-"""Checks and scores that a callback gets from its Trainer, which is found by its state."""
+"""Checks and scores for a callback, which finds its Trainer by the Trainer's state."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def held_out_score(args: Any, state: Any) -> Callable[[], float] | None:
 
 
 def _count(rows: Any) -> int:
-    """How many rows there are; 1 if nobody can say."""
+    """The number of rows; 1 if it is not known."""
     return len(rows) if hasattr(rows, "__len__") else 1
 
 

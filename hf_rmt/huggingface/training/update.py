@@ -1,4 +1,4 @@
-"""`filter_update`: take the noise that fine-tuning added out of a tuned model."""
+"""`filter_update`: remove from a tuned model the noise that fine-tuning added."""
 
 from __future__ import annotations
 
@@ -46,27 +46,29 @@ def filter_update(
 ) -> CompressionReport:
     """Filter what fine-tuning added, in place: W = W_base + filtered(W_tuned - W_base).
 
-    The same as `RMTCallback(config, target="update", schedule="end")` does at the end of training,
-    for a model that was trained without it. Embeddings, norms, biases and heads stay as tuned, and
-    the model stays dense. Where torch.distributed runs, every process calls this on its replica:
-    they share the work and end with the same weights.
+    The difference of the two weights is the update of a layer. `RMTCallback(config,
+    target="update", schedule="end")` does the same at the end of training; this function is for a
+    model that was trained without it. Embeddings, norms, biases and heads stay as tuned, and the
+    model stays dense. If torch.distributed runs, every process calls this on its replica: the
+    processes share the work and end with the same weights.
 
     Args:
         base: The model that training began with, a folder or a Hub id; it is not changed.
         tuned: The fine-tuned model, changed in place.
-        config: Which layers, and what becomes of the noise of their updates. None:
+        config: The layers, and what happens to the noise of their updates. None:
             `RMTConfig(noise="drop")`.
-        dose: Against wrong labels, instead of the filter. The config then only says which layers. A
-            number in (0, 1] scales what training added to every parameter that the base has.
-            `"auto"` needs either `early` or `evaluate`.
+        dose: A remedy for wrong labels that is used instead of the filter. The config then only
+            names the layers. A number in (0, 1] scales what training added to every parameter that
+            the base has. `"auto"` needs either `early` or `evaluate`.
         early: With `dose="auto"`: the model after about a quarter of the training, such as a
-            checkpoint. Of each layer's update the part stays that lies in the leading directions of
-            its early update. Their number is the participation ratio of the spectrum of the early
-            update.
-        evaluate: With `dose="auto"`: the score of a model, higher is better, on rows that it was
-            not trained on. Several scales are tried, with all of the update and with the shrunk
-            spikes of the blocks only, and the best is kept. If the rows are few and their labels
-            are wrong, the choice is bad.
+            checkpoint. The part of each layer's update that lies in the leading singular directions
+            of its early update is kept. The number of directions is (sum s^2)^2 / sum s^4 for the
+            singular values s of the early update.
+        evaluate: With `dose="auto"`: a function that returns the score of a model, higher is
+            better, on rows that it was not trained on. Several scales of the update are tried, each
+            with the whole update and with only its spikes, which are its few large singular values,
+            made smaller. The best is kept. If the rows are few and their labels are wrong, the
+            choice is bad.
 
     Returns:
         What became of the updates. Ranks, energies and bits are those of the updates, not of the
@@ -133,7 +135,7 @@ def _filtered(
 
 
 def _check_told(dose: object, early: object, evaluate: object) -> None:
-    """Refuse `"auto"` without `early` or `evaluate`, and these two without `"auto"`."""
+    """Refuse `"auto"` without `early` or `evaluate`, and either of these without `"auto"`."""
     given = [key for key, value in (("early", early), ("evaluate", evaluate)) if value is not None]
     if len(given) != (dose == "auto"):
         raise ValueError(
@@ -194,7 +196,7 @@ def _dosed(
 
 
 def parameters_of(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
-    """The base's parameters of equal shape, by the tuned model's names."""
+    """The base's parameters, by the tuned model's names; only those of the same shape in both."""
     found = {}
     for name, original in paired(base, tuned).items():
         ours = dict(tuned.get_submodule(name).named_parameters(recurse=False))
@@ -205,7 +207,7 @@ def parameters_of(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
 
 
 def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """The base's weights of the tuned model's layers."""
+    """The weights that these layers of the tuned model have in the base."""
     originals, starts = paired(base, tuned), []
     for name in names:
         after, original = weight_matrix(tuned.get_submodule(name)), originals.get(name)
