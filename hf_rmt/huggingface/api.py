@@ -44,22 +44,24 @@ def analyze(
     method: str | None = None,
     **options: Any,
 ) -> SpectralReport:
-    """Fit the double bulk model, or another, to every attention and MLP weight of a model.
+    """Tell signal from noise in every attention and MLP weight of a model, by its eigenvalues.
+
+    By default the double bulk model of the noise (two variances) is fitted to the eigenvalues.
 
     Args:
         model_or_path: A loaded model, a folder or a Hub id.
         config: A config for `compress`, in place of the keywords below.
         target_modules: Which layers, as in `RMTConfig`.
         method: How signal and noise are told apart, as in `RMTConfig`; None for its default.
-        **options: What the method takes, such as `rank` for `svd`, as in `RMTConfig`.
+        **options: Options of the method, such as `rank` for `svd`, as in `RMTConfig`.
 
     Returns:
         The spectra: a table when printed, plots, JSON and CSV.
 
     Raises:
-        TypeError: If the model is no module, or `config` is no config.
-        ValueError: If a target matches nothing, the method is unknown, gets an option that it
-            does not read or lacks one that it needs, or a config and keywords are given.
+        TypeError: If the model is not a module, or `config` is not a config.
+        ValueError: If a target matches nothing, the method is unknown, an option does not belong to
+            the method or is missing, or both a config and keywords are given.
         OSError: If the path or id cannot be loaded.
     """
     model = load_if_path(model_or_path)
@@ -80,28 +82,28 @@ def compress(
     A transformers model can then be saved, pushed and reloaded like one that was compressed by
     `from_pretrained`. If nothing was replaced it stays a plain model. In any other module only the
     selected layers are replaced. A second call may compress other layers of a transformers model in
-    another way. Where torch.distributed runs, every process calls this on its replica: they share
-    the work and end with the same weights.
+    another way. If torch.distributed runs, every process calls this on its replica: the processes
+    share the work and end with the same weights.
 
     Args:
         model: A model with its weights in memory.
-        config: What to do; the default keeps the outputs.
+        config: The method and its options; by default the noise is stored in 8 bits.
         dry_run: Only plan: ranks, energies, bits and latencies. The model is not changed.
-        calibration: Batches of the model's arguments, such as a few hundred tokenized sentences,
-            gone through several times; an iterator is read into memory. Signal and noise are then
-            split so that the error of the layers' outputs on these batches is small, and biases are
-            shifted to keep the mean outputs. Labels are not needed, padding is left out.
-            `method="ntk"` refits the last layer to its old outputs on these batches, and uses these
-            outputs to decide whether activations become steps.
+        calibration: Batches of the model's arguments, such as a few hundred tokenized sentences.
+            They are read several times, so an iterator is first read into memory. Signal and noise
+            are then split so that the error of the layers' outputs on these batches is small, and
+            biases are shifted to keep the mean outputs. Labels are not needed, padding is left out.
+            `method="ntk"` refits the last layer to its old outputs on these batches. It also uses
+            these outputs to decide whether activations become step functions.
         size: Only with calibration and `noise="drop"`: the share of the layers' parameters to
             keep, in (0, 1]. Ranks are shared out over the layers by what each direction is worth
-            to the model's outputs, in place of what the method finds.
+            to the model's outputs, instead of by the rule of the method.
 
     Returns:
         What was, or would be, done. `model.compression_report` holds what was done in all calls.
 
     Raises:
-        TypeError: If the model is not a module, the config no `RMTConfig` or a batch no mapping.
+        TypeError: If `model` is not a module, `config` not a config, or a batch not a mapping.
         ValueError: If the model, or one of the selected layers, is quantized already, nothing can
             be compressed, calibration holds no batch or is not finite, or options contradict each
             other.
@@ -144,12 +146,12 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
             not changed.
 
     Returns:
-        The dense model. Its weights are those that the compressed layers act as.
+        The dense model. Its weights are the matrices by which the compressed layers multiply.
 
     Raises:
-        ValueError: If the model has no compressed layer, activations became steps, which no
-            plain model has, or a layer is offloaded.
-        TypeError: If it is neither a model nor a path.
+        ValueError: If the model has no compressed layer, has activations that became step
+            functions, which no plain model has, or has an offloaded layer.
+        TypeError: If `model_or_path` is neither a model nor a path.
     """
     model: Any = load_if_path(model_or_path)
     check_has_compressed(model)
@@ -161,7 +163,7 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
 
 
 def load_if_path(model_or_path: ModelOrPath) -> Any:
-    """A model as it is; a folder or Hub id loaded with the class it was saved from."""
+    """Return a model as it is; load a folder or Hub id with the class it was saved from."""
     if isinstance(model_or_path, nn.Module):
         return model_or_path
     return loaded(model_class(model_or_path), model_or_path)
@@ -199,7 +201,7 @@ def model_class(path: str | PathLike[str]) -> Any:
 
     Raises:
         OSError: If there is no such folder, and the Hub has no such model or cannot be reached.
-        TypeError: If it is no path.
+        TypeError: If `path` is not a path.
     """
     return _class_of(_saved_config(path))
 
@@ -253,11 +255,11 @@ def check_compressible(model: nn.Module, config: RMTConfig, *, again: bool = Fal
 
 
 def load_compressed(path: str | PathLike[str], config: RMTConfig) -> tuple[Any, CompressionReport]:
-    """Load a model and compress each weight meanwhile; the dense model is never in memory.
+    """Load a model and compress each weight as it comes; the whole dense model is never in memory.
 
     Args:
         path: Folder or Hub id.
-        config: What to do.
+        config: The method and its options.
 
     Returns:
         The compressed model and what was done.

@@ -36,7 +36,7 @@ REMEDIES = {
     "weight_u": "call torch.nn.utils.remove_spectral_norm(layer) first",
     "bias": "instead of removing a bias, set it to zeros; an added bias cannot be saved",
 }
-"""How to remove tensors that cannot be saved from a layer, by the beginning of their names."""
+"""How to remove from a layer the tensors that cannot be saved, by the start of their names."""
 OTHERWISE = "remove them, or put layer.to_dense() in its place"
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def record_now(model: Any) -> None:
         model: A transformers model with a quantizer of ours.
 
     Raises:
-        ValueError: If there is a layer of another kind in a recorded place.
+        ValueError: If a recorded layer is now a compressed layer of another kind.
     """
     config = _record(model)
     if config.layers is None:
@@ -129,7 +129,7 @@ def _part(model: nn.Module, name: str) -> Any:
 
 
 def _is_layer(module: Any, plan: LayerPlan) -> bool:
-    """Whether the module in a recorded place can be recorded there."""
+    """Whether the module that now has a recorded name can be recorded under this name."""
     if module is None or not plan.compressed:
         return module is not None
     return isinstance(module, CompressedLayer | LatentTernaryLinear) or has_matrix(module)

@@ -46,8 +46,8 @@ def hub_id(name: str | None) -> str | None:
 def picture_of(model: Any) -> bytes:
     """The picture of a model as a PNG file, drawn once for each report; empty where there is none.
 
-    It shows the spectra if the report has them, else the plan over depth. It needs matplotlib.
-    Ternary layers alone have nothing to draw.
+    The picture shows the spectra if the report has them, else the plan over depth. Drawing needs
+    matplotlib. If all compressed layers are ternary, there is nothing to draw.
     """
     report = getattr(model, "compression_report", None)
     known, content = model.__dict__.get(DRAWN, (None, b""))
@@ -177,7 +177,7 @@ def _tensor_bytes(path: Path) -> int:
 
 
 def foreign_card(repo_id: str, token: str | None) -> ModelCard | None:
-    """The repository's card if a person wrote it."""
+    """The repository's card if a person wrote it, otherwise None."""
     try:
         card = ModelCard.load(repo_id, token=token)
     except (EntryNotFoundError, RepositoryNotFoundError):

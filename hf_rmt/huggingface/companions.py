@@ -70,7 +70,7 @@ def _complete_config(model: Any, folder: Path, target: Path) -> None:
 
 
 def _with_ours(auto_map: dict[str, Any]) -> dict[str, Any]:
-    """The map with our config class, which finds the user's own class under another key."""
+    """The `auto_map` with our config class; the user's own class moves to another key."""
     before = auto_map.get("AutoConfig")
     own = {} if before is None or REMOTE_MODULE in str(before) else {OWN_CONFIG: before}
     return {**auto_map, **own, "AutoConfig": REMOTE_CONFIG}
@@ -82,7 +82,7 @@ def _alarm(config: dict[str, Any]) -> None:
 
 
 def _other_variants(record: dict[str, Any], target: Path) -> dict[str, str]:
-    """Digests of other variants' weights that are in the folder already, with the same record."""
+    """Digests of the weights of other variants that an earlier save with this record left here."""
     try:
         before = json.loads((target / CONFIG).read_text(encoding="utf-8"))["quantization_config"]
         files = before["files"] if before["layers"] == record["layers"] else {}

@@ -163,7 +163,7 @@ def adapter_layers(model: nn.Module) -> list[str]:
 
 
 def shed_adapters(model: nn.Module) -> None:
-    """Take away what PEFT leaves around a layer whose last adapter was deleted."""
+    """Remove the wrapper that PEFT leaves around a layer after its last adapter was deleted."""
     left = {name: model.get_submodule(name) for name in adapter_layers(model)}
     for name in reversed(left):  # the inner ones first
         wrapper: Any = left[name]
@@ -188,7 +188,7 @@ def task_of(auto: str) -> str | None:
 
 
 def trainer_holding(state: Any) -> Any:
-    """The Trainer whose state a callback is given; None where no Trainer holds it.
+    """The Trainer that holds the state that a callback is given; None if no Trainer holds it.
 
     Callbacks get the state and not the Trainer, but only the Trainer can log to the reports. So all
     objects of the process are searched, once for each state.

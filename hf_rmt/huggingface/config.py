@@ -1,4 +1,4 @@
-"""`RMTConfig`: the settings as transformers' quantization config, with what was decided."""
+"""`RMTConfig`: the settings as transformers' quantization config, with the decisions per layer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hf_rmt.settings import CompressionSettings, Option, all_options, methods
 RECORDED = ("layers", "base_model", "size", "calibrated", "format_version", "quant_method")
 OF_COMPRESS = ("size", "calibrated")
 OF_FILES = ("digest", "files", "code")
-"""Fields that the library fills in. `OF_COMPRESS` are told to `compress`, and `OF_FILES` belong to
-the files that a record is saved with."""
+"""Fields that the library fills in. Those of `OF_COMPRESS` are taken from the arguments of
+`compress`, and those of `OF_FILES` describe the files that are saved with a record."""
 IN_MEMORY = ("layout", "activations")
 """Fields that say how a model lies in memory; the files are the same for all values."""
 PER_LINE = 88
@@ -43,19 +43,19 @@ class RMTConfig(CompressionSettings, CompressionRecord):
     kept in 8 bits. All settings are keywords.
 
     Args:
-        layers: What was decided per layer, by runtime name. Filled in by the library.
+        layers: The decision on each layer, by its name in the model. Filled in by the library.
         base_model: Name of the model that was compressed. Filled in by the library.
         size: The share of parameters that `compress` was asked for. Filled in by the library.
         calibrated: Whether `compress` had calibration batches. Filled in by the library.
-        format_version: Layout of the saved tensors. Filled in by the library.
+        format_version: Version of the format of the saved files. Filled in by the library.
         digest: Digest of `layers` as they were saved. Filled in by the library.
         files: SHA-256 of the files with the weights, by name. Filled in by the library.
         code: Digest of the code file that is saved with the weights. Filled in by the library.
         quant_method: Always "rmt".
         layout: How the weights lie in memory after loading, as in `hf_rmt.set_layout`: `packed`,
             `int8`, `dense`, `fused`, `fastest` or `smallest`. It is not saved.
-        activations: How the layout `int8` rounds its inputs: to `int8`, or nearly exactly to
-            `int16`. It is not saved.
+        activations: How the layout `int8` rounds its inputs: to `int8`, or to `int16`, which is
+            nearly exact. It is not saved.
 
     Raises:
         ValueError: If a value is unknown, two contradict each other, or the config was written
@@ -105,11 +105,11 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         return copy.deepcopy(settings | kept)
 
     def get_loading_attributes(self) -> dict[str, Any]:
-        """The options that also count for a model that is compressed already."""
+        """The options that also have an effect if the model to load is compressed already."""
         return {key: getattr(self, key) for key in IN_MEMORY}
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some values changed, checked anew."""
+        """A copy with some values changed; all values are checked again."""
         filled = {} if self.layers is not None else {key: getattr(self, key) for key in OF_COMPRESS}
         unset = dict.fromkeys(filled)
         made = super().replace(**{**self.get_loading_attributes(), **unset, **changes})
@@ -125,7 +125,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
 
         Args:
             config_dict: Fields of a config.
-            return_unused_kwargs: Return keyword arguments that are no fields as well.
+            return_unused_kwargs: Whether to return also the keyword arguments that are no fields.
             **kwargs: Fields that override those of the mapping.
 
         Returns:
@@ -166,10 +166,10 @@ __all__ = ["FORMAT_VERSION", "QUANT_METHOD", "RMTConfig"]
 
 
 def _check_not_of_compress(recorded: Mapping[str, Any]) -> None:
-    """Refuse what only the library fills in, where no compressed layer is recorded.
+    """Refuse fields that only the library fills in, in a config that records no layers.
 
     Raises:
-        ValueError: If a user gives a size or whether there was a calibration.
+        ValueError: If a user gives `size` or `calibrated`.
     """
     for name in (name for name in OF_COMPRESS if recorded.get(name)):
         raise ValueError(

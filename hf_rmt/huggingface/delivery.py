@@ -1,4 +1,4 @@
-"""Output of the command line: checks of the target before the work, and files after it."""
+"""Checks where the command line may write before the work, and writes the files after it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def check_output(output: str | None, sources: Sequence[str], *, overwrite: bool)
 
     Raises:
         ValueError: If the target is one of the sources, or an empty name.
-        FileExistsError: If it holds a model that may not be replaced.
-        OSError: If it cannot be written to.
+        FileExistsError: If the target holds a model that may not be replaced.
+        OSError: If the target cannot be written to.
     """
     if output is None:
         return
@@ -61,7 +61,7 @@ def check_writable(folder: str | None, *, argument: str = "OUTPUT") -> None:
 
     Args:
         folder: The folder; None if nothing is written.
-        argument: What the user calls it, for the messages.
+        argument: The name of the argument for this folder, for the messages.
 
     Raises:
         NotADirectoryError: If the path is a file or lies below a file.
@@ -74,7 +74,9 @@ def check_writable(folder: str | None, *, argument: str = "OUTPUT") -> None:
     path = Path(folder)
     there = next(part for part in (path, *path.absolute().parents) if part.exists())
     if not there.is_dir():
-        raise NotADirectoryError(f"{argument} must be a folder, {there} is a file")
+        raise NotADirectoryError(
+            f"{argument} must be a folder, {there} is a file; pass another path"
+        )
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"0")
@@ -85,7 +87,7 @@ def check_writable(folder: str | None, *, argument: str = "OUTPUT") -> None:
 
 
 def check_repo(repo: str | None) -> None:
-    """Refuse before the long work what cannot be the name of a repository.
+    """Refuse, before the long work, a text that cannot be the name of a repository.
 
     Raises:
         ValueError: If the Hub allows no such name.
@@ -109,7 +111,7 @@ def deliver(
     Args:
         result: An object with `save_pretrained` and `push_to_hub`.
         source: Folder or Hub id with the tokenizer and the other files.
-        output: The folder; it is written in a temporary place first and put in place at the end.
+        output: The folder; all files are written into a temporary folder and moved at the end.
             None for no folder.
         repo: The repository; None for no repository.
         private: Whether a new repository is private.

@@ -1,4 +1,4 @@
-"""Changes of embeddings that a compressed output embedding cannot follow."""
+"""Refuses to resize or tie the embeddings of a model whose output embedding is compressed."""
 
 from __future__ import annotations
 

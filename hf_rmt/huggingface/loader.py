@@ -1,7 +1,7 @@
-"""Loads and saves compressed models, and makes them dense: the quantizer without mathematics.
+"""Loads and saves compressed models, and makes them dense; it cannot compress.
 
-This module is part of the code file of every pushed repository, so it must not import the
-mathematics.
+This module is part of the code file of every pushed repository, so it must not import the modules
+that compress.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PART = "_rmt_part"
 """Attribute in which a part that is a transformers model keeps its own record."""
 
 REPLACED = ("save_pretrained", "push_to_hub", "resize_token_embeddings", "tie_weights")
-"""Methods that a compressed model has of its own."""
+"""Methods that are replaced on each compressed model."""
 
 
 class RMTLoader(HfQuantizer):
@@ -58,20 +58,20 @@ class RMTLoader(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """The signal and all that is not compressed can be trained."""
+        """True, because the signal and all dense layers can be trained."""
         return True
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Full training is allowed; only the noise is frozen."""
+        """True, because full training is allowed; only the noise is frozen."""
         return True
 
     def is_serializable(self) -> bool:
-        """Compressed models are saved as they are."""
+        """True, because compressed models are saved as they are."""
         return True
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Remove the alarm from a config."""
+        """Remove from a config the alarm that `hf_rmt.huggingface.alarm` describes."""
         config._attn_implementation = without_alarm(config._attn_implementation)
         return config
 
@@ -173,19 +173,19 @@ def _found_all(model: Any, where: str, info: Any) -> None:
 def runtime_names(
     model: nn.Module, plan: CompressionPlan, files: Iterable[str] = ()
 ) -> CompressionPlan:
-    """The recorded layers by their names in this model, which may have a head more or less.
+    """The recorded layers by their names in this model, which may have another head, or none.
 
     Args:
         model: A transformers model.
         plan: The layers by the runtime names of the model that was saved.
-        files: The files with the weights. They tell whether this model is the base of the saved
-            one, which may be dense while a head is compressed.
+        files: The files with the weights. They tell whether this model is the saved one without
+            its head. This model may then have no recorded layer, if only the head was compressed.
 
     Returns:
         The layers that this model has, by its own names.
 
     Raises:
-        ValueError: If none of them is found, although some lie in this model's part.
+        ValueError: If this model has none of the recorded layers, although it should have some.
     """
     modules = {name for name, _ in model.named_modules()}
     prefix = getattr(model, "base_model_prefix", "")

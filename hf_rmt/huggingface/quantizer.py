@@ -1,4 +1,4 @@
-"""The quantizer: one dense weight at a time, while `from_pretrained` reads the checkpoint."""
+"""The quantizer compresses one weight at a time while `from_pretrained` reads the checkpoint."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from hf_rmt.spectra import SpectrumFit
 class RMTQuantizer(RMTLoader):
     """Compresses while loading, reloads compressed models, and makes both savable.
 
-    What was decided is `model.compression_report`. A model in which nothing was replaced stays a
-    plain one, without a quantizer.
+    `model.compression_report` says what was decided. A model in which nothing was replaced stays a
+    plain model, without a quantizer.
     """
 
     quantization_config: RMTConfig
@@ -43,9 +43,9 @@ class RMTQuantizer(RMTLoader):
         offloads = "disk" in places or ("cpu" in places and len(places) > 1)
         if offloads and not self.pre_quantized:
             raise ValueError(
-                f"device_map={device_map} offloads weights, which cannot be compressed while "
-                "loading then; load without offloading, save_pretrained, and offload the saved "
-                "model"
+                f"device_map={device_map} offloads weights, and offloaded weights cannot be "
+                "compressed while they load; load without offloading, save_pretrained, and "
+                "offload the saved model"
             )
 
     def _process_model_before_weight_loading(
@@ -90,10 +90,10 @@ def _check_on_the_fly(config: CompressionSettings) -> None:
 
 
 def layers_left(model: Any, config: RMTConfig) -> list[str]:
-    """The names of `compressible_layers`, for a model that may have compressed layers already.
+    """The names that `compressible_layers` finds, also if some layers are compressed already.
 
     Raises:
-        ValueError: If one of them is compressed already, or `compressible_layers` raises one.
+        ValueError: If a selected layer is compressed already, or `compressible_layers` raises it.
     """
     before = compressed_layers(model)
     if not before:

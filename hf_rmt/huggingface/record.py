@@ -1,6 +1,7 @@
-"""The record that a saved model has of its compression: the half of the config for loading.
+"""The record of a compression in the config of a saved model: what loading needs to know.
 
-This module is part of the code file of every pushed repository, so it must not import the methods.
+This module is part of the code file of every pushed repository, so it must not import the modules
+that compress.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ REMOTE_MODULE = "hf_rmt_remote"
 OWN_CONFIG = "own AutoConfig"
 """Key of `auto_map` for the config class of the user's own code; ours stands in its place."""
 FORMAT_VERSION = 1
-"""Version of the saved layout; a higher one is refused."""
+"""Version of the format of the saved files; a higher version is refused."""
 
 
 class CompressionRecord(QuantizationConfigMixin):
     """The record of a compressed model, with its settings as they were written.
 
     Args:
-        layers: The decision on each layer, by runtime name.
+        layers: The decision on each layer, by its name in the model.
         base_model: Name of the model that was compressed.
-        size: Share of the layers' parameters that was asked for, if any.
-        calibrated: Whether batches of inputs were used.
-        format_version: Layout of the saved tensors.
+        size: Share of the layers' parameters that the user asked `compress` for, if any.
+        calibrated: Whether `compress` had calibration batches.
+        format_version: Version of the format of the saved files.
         digest: Digest of `layers` as they were written.
         files: SHA-256 of the files with the weights, by name.
         code: Digest of the code file that was written into the same folder.
@@ -76,7 +77,7 @@ class CompressionRecord(QuantizationConfigMixin):
         self.digest, self.files, self.code = digest, files, code
 
     def get(self, key: str, default: Any = None) -> Any:
-        """An entry; transformers reads the record of a config that a user passes as a dict."""
+        """A field by its name, because transformers may read a config as if it were a dict."""
         return getattr(self, key, default)
 
 
@@ -93,7 +94,7 @@ def sub_configs(config: Any) -> dict[str, Any]:
 
 
 def drop_records(config: Any, *, parts_only: bool = False) -> None:
-    """Remove the record and our code's name from a config and from the configs of its parts."""
+    """Remove the record and our code's name from a config (not with `parts_only`) and its parts."""
     if not parts_only and is_record(config.__dict__.get("quantization_config")):
         del config.quantization_config
     if not parts_only and isinstance(config.__dict__.get("auto_map"), dict):

@@ -121,9 +121,10 @@ silence_alarm()
 
 
 class RemoteConfig:
-    """Importing it registers the quantizer; transformers or the user's own class reads the config.
+    """Reads the config by transformers or by the user's own config class.
 
-    It stands in the place of the user's class in `auto_map`.
+    In `auto_map` this class stands in the place of the user's class. Importing this file registers
+    the quantizer.
     """
 
     @classmethod

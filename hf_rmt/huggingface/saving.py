@@ -44,9 +44,9 @@ def _save_pretrained(
     variant: str | None = None,
     **kwargs: Any,
 ) -> None:
-    """Save as `PreTrainedModel.save_pretrained` does, and add the files for loading anywhere.
+    """Save as `PreTrainedModel.save_pretrained` does, and add the files to load without hf_rmt.
 
-    All files are written in a temporary place and put in place at the end; see `hf_rmt.staging`.
+    All files are written into a temporary folder and moved at the end; see `hf_rmt.staging`.
     """
     check_path("save_directory", save_directory)
     folder = Path(save_directory)
@@ -54,7 +54,9 @@ def _save_pretrained(
     if not CHECKPOINT.fullmatch(folder.name):
         warn_of_latent(model)
     if folder.is_file():
-        raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")
+        raise NotADirectoryError(
+            f"save_directory must be a folder, {folder} is a file; pass another path"
+        )
     repo_id = kwargs.pop("repo_id", folder.name)
     push = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
     options = {"max_shard_size": max_shard_size, "variant": variant, **kwargs}
@@ -115,7 +117,9 @@ def _given(model: Any, state_dict: dict[str, Any] | None) -> Iterator[None]:
 
 
 def _stale(folder: Path, variant: str | None) -> Callable[[str], bool]:
-    """A test for files of an earlier save: weights of the same variant, their index, our picture.
+    """Return a test for files of an earlier save that must not stay after a new save.
+
+    These are the weights of the same variant, their index, and the picture on the generated card.
 
     A save in one file would leave the shards of an earlier save behind. A save in shards would
     leave the one file of an earlier save behind. Transformers would read these old files.
@@ -131,6 +135,8 @@ def _stale(folder: Path, variant: str | None) -> Callable[[str], bool]:
 
 def keep_records_true(model_class: Any) -> None:
     """Make each transformers model save the record of its own layers and no other record.
+
+    A record is the `quantization_config` that says how each layer was compressed.
 
     A dense model that was built from the config of a compressed one saves no record. A part of a
     compressed model saves the record of its own layers.

@@ -1,4 +1,4 @@
-"""The content of a folder or a Hub id: whether it can be read, and the files to copy along."""
+"""Checks whether a folder or a Hub id holds a readable model, and copies its other files."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def check_source(path: str | PathLike[str]) -> None:
     """Refuse a local path that holds no transformers model, and say what it holds instead.
 
     Raises:
-        ValueError: If it holds weights in a form that cannot be read here.
-        OSError: If it is a folder without a model.
+        ValueError: If the path holds weights in a form that cannot be read here.
+        OSError: If the path is a file, or a folder without a model.
     """
     if not str(path).strip():
         raise ValueError("the name of the model is empty; pass a folder or a Hub id")
@@ -185,7 +185,7 @@ def _modules(folder: Path) -> set[str]:
 
 
 def _local(source: str | PathLike[str]) -> Path | None:
-    """The source as a folder; from a Hub id, all files except weights are downloaded."""
+    """The source as a folder; of a Hub id, all files except the weights are downloaded first."""
     if Path(source).is_dir():
         return Path(source)
     formats = ("safetensors", "bin", "h5", "msgpack", "ot", "onnx", "onnx_data", "pt", "gguf")

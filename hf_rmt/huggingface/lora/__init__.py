@@ -1,1 +1,1 @@
-"""The change by fine-tuning as a LoRA adapter, and LoRA on top of compressed layers."""
+"""Makes a LoRA adapter of the change by fine-tuning, and puts LoRA around compressed layers."""

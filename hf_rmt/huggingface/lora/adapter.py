@@ -1,4 +1,4 @@
-"""An extracted adapter and the files that stock PEFT loads."""
+"""An extracted adapter, and its files, which PEFT loads without this package."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class ExtractedAdapter:
 
     Attributes:
         updates: The factors, layer by layer.
-        carried: Tuned tensors that are no factors, by their names in the adapter's file.
-        modules_to_save: Modules that are carried whole: new heads, norms, other parameters.
+        carried: Other tensors of the tuned model, such as biases and heads, by their names in the
+            adapter's file.
+        modules_to_save: Modules that are copied whole: new heads, norms, other parameters.
         base_model: Folder or Hub id of the base model, if known.
         task_type: PEFT's name of the task, if it has one.
     """
@@ -59,7 +60,7 @@ class ExtractedAdapter:
         return self.parameters / sum(update.dense_parameters for update in self.updates)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per layer: shape, rank, parameters, and the share of the energy that is kept."""
+        """One row per layer: shape, rank, parameters, kept share of the update's squared norm."""
         return [
             {
                 "layer": update.name,
@@ -72,7 +73,7 @@ class ExtractedAdapter:
         ]
 
     def summary(self) -> str:
-        """One sentence: ranks, size, and what is carried whole."""
+        """One sentence: ranks, size, and how much is copied as it is."""
         ranks = [update.rank for update in self.updates]
         carried = sum(tensor.numel() for tensor in self.carried.values())
         return (
@@ -142,7 +143,9 @@ class ExtractedAdapter:
 
     def _save(self, folder: Path, base_model: str | None, repo_id: str | None = None) -> None:
         if folder.is_file():
-            raise NotADirectoryError(f"save_directory must be a folder, {folder} is a file")
+            raise NotADirectoryError(
+                f"save_directory must be a folder, {folder} is a file; pass another path"
+            )
         with staged(folder) as aside:
             self._peft_config(base_model).save_pretrained(str(aside))
             tensors = {key: value.contiguous() for key, value in self._tensors().items()}

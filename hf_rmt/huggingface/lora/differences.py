@@ -19,8 +19,8 @@ class Differences:
 
     Attributes:
         matrices: Linears and embeddings whose weight changed and that get factors.
-        modules: Modules to be carried whole.
-        parameters: Other parameters to be carried, most of them biases of linears.
+        modules: Modules that the adapter copies whole.
+        parameters: Other parameters that it copies, most of them biases of linears.
     """
 
     matrices: tuple[str, ...]
@@ -40,7 +40,7 @@ def differences(
     Args:
         base: The pretrained model; it may lack the tuned model's head.
         tuned: The fine-tuned model.
-        heads: Modules of the tuned model that are carried whole in any case.
+        heads: Modules of the tuned model that are copied whole in any case.
         targets: Which linears and embeddings get factors: names or their endings, or a regular
             expression for the whole name; None for all.
 
@@ -73,7 +73,8 @@ def differences(
     if not matrices:
         raise ValueError(
             f"no matrix that could take factors differs between base and tuned "
-            f"(target_modules={targets!r}); pass the pretrained and the fine-tuned model"
+            f"(target_modules={targets!r}); pass the pretrained and the fine-tuned model, or other "
+            "target_modules"
         )
     loose = [key for key in loose if not _inside(key, modules)]
     return Differences(tuple(matrices), tuple(modules), tuple(loose))
@@ -123,7 +124,9 @@ def _changed(name: str, original: nn.Module, module: nn.Module) -> list[str]:
                 "load the base with the same number of labels and tokens"
             )
         if not (torch.isfinite(after).all() and torch.isfinite(before[key]).all()):
-            raise ValueError(f"'{name}.{key}' has values that are nan or infinite; repair it first")
+            raise ValueError(
+                f"'{name}.{key}' has values that are nan or infinite; pass another checkpoint"
+            )
         if not torch.equal(before[key].to(after), after):
             changed.append(key)
     return changed
@@ -134,7 +137,7 @@ def _inside(name: str, modules: Collection[str]) -> bool:
 
 
 def _takes_factors(name: str, module: Any, targets: list[str] | str | None) -> bool:
-    """Whether a module is a targeted matrix that is larger than two of its directions."""
+    """Whether a module is a selected matrix that is larger than factors of rank two."""
     if type(module) not in (nn.Linear, nn.Embedding):
         return False
     rows, columns = module.weight.shape
@@ -146,7 +149,7 @@ def _takes_factors(name: str, module: Any, targets: list[str] | str | None) -> b
 
 
 def _holds_matrices(name: str, module: nn.Module) -> bool:
-    """Whether a module is a matrix with factors of its own, or contains one."""
+    """Whether a module is the whole model, or contains a linear layer or an embedding."""
     return not name or any(
         type(part) in (nn.Linear, nn.Embedding) for part in module.modules() if part is not module
     )

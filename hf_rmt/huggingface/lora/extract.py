@@ -41,7 +41,7 @@ HEADS = {
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-"""Endings of the modules that PEFT carries whole for a task, whatever the config says."""
+"""Endings of the modules that PEFT saves whole for a task, whatever the config says."""
 
 
 @undisturbed
@@ -58,27 +58,29 @@ def extract_adapter(
 ) -> ExtractedAdapter:
     """Extract fine-tuned minus pretrained weights as a LoRA adapter; each layer gets its own rank.
 
-    The directions of all layers' updates compete for the parameters.
+    The update of a layer is its fine-tuned minus its pretrained weight, a sum of directions of rank
+    one. Of all directions of all layers, those that are worth most are kept.
     `hf_rmt.compression.calibration.low_rank` defines the worth of a direction. Tensors that are not
     matrices (biases, norms) and new heads are copied as they are. So the base with the adapter acts
     like the tuned model with low-rank updates.
 
     Args:
         base: The pretrained model, a folder or a Hub id. A path also shows which layers of the head
-            are new; these layers are carried whole.
+            are new; these layers are copied whole.
         tuned: The fine-tuned model, or the folder or Hub id where it is saved. Neither model is
             changed.
         size: Largest number of parameters of the factors, as a fraction of the parameters of the
             matrices that they update; 0.03 if neither threshold nor rank is given.
-        threshold: Fraction of all importance to keep, 1 for everything; importance grows with the
-            fourth power of singular values, so useful fractions lie beyond 0.99.
+        threshold: Fraction of the worth of all directions to keep, 1 for everything. Without
+            calibration the worth is the fourth power of a singular value, so useful fractions lie
+            beyond 0.99.
         rank: One rank for all layers, as a baseline; it replaces size and threshold.
         calibration: Batches of tokenized inputs like those of the task, a hundred sentences or
-            more; they make the adapter better at the same size. Each layer's two second moments
-            are held in memory.
+            more; they make the adapter better at the same size. The second moments of each
+            layer's inputs and gradients are held in memory.
         target_modules: Which linears and embeddings get factors: names or their endings, or a
             regular expression for the whole name; by default all of them. Other layers that differ
-            are carried whole.
+            are copied whole.
         dtype: Dtype of the factors; by default the dtype of the tuned weights.
 
     Returns:
@@ -170,8 +172,9 @@ class _Extraction:
         """The worth of a layer's directions; the update of an embedding is scaled for comparison.
 
         The inputs of an embedding are one-hot, but the inputs of a linear have entries of order 1.
-        Each of the n trained tokens occurs 1/n of the time, where n is the participation number of
-        the rows of the update. The layers after an embedding work in units of its entries.
+        Each of the n trained tokens occurs 1/n of the time, where n is the effective number of
+        trained rows, (sum a)^2 / sum a^2 for squared row norms a of the update. The layers after an
+        embedding work in units of its entries.
         """
         module, update = self.tuned.get_submodule(name), self.update(name)
         excitation = self.excited.get(name)
@@ -187,7 +190,7 @@ class _Extraction:
 def _carried(
     tuned: nn.Module, found: Differences, ranks: Mapping[str, int], shifts: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Tensors that are no factors, by their names in the adapter's file."""
+    """The tensors besides the factors, by their names in the adapter's file."""
     state = tuned.state_dict()
     carried = {
         f"{PREFIX}{name}": tensor.clone()
@@ -204,7 +207,7 @@ def _carried(
 
 
 def _load_base(base: ModelOrPath, tuned: Any) -> tuple[Any, list[str]]:
-    """The base as a model of the tuned one's class, and the modules that its files lack."""
+    """The base as a model of the class of `tuned`, and the modules that the base's files lack."""
     if isinstance(base, nn.Module):
         return unwrapped(base), []
     check_source(base)

@@ -24,10 +24,11 @@ from hf_rmt.nn.spiked_conv import SpikedConv2d
 class CompressedLoraLinear(Linear):
     """x W' + bias + s (x A') B', with a compressed W.
 
-    Merging appends A and s B to the signal of the layer, so its rank grows by that of the adapter.
-    If the directions then depend on each other, as they do above min(in, out), the same signal is
-    written with fewer directions, and their entries are rounded to the dtype of the layer. A
-    ternary layer has no signal, so its adapter cannot be merged.
+    A and B are the factors of the adapter, s is its scale, and ' is the transpose. Merging appends
+    A and s B to the signal of the layer, so its rank grows by that of the adapter. If the
+    directions then depend on each other, as they do above min(in, out), the same signal is written
+    with fewer directions, and their entries are rounded to the dtype of the layer. A ternary layer
+    has no signal, so its adapter cannot be merged.
 
     Args:
         base_layer: The compressed layer, or an adapter around it.
@@ -36,8 +37,7 @@ class CompressedLoraLinear(Linear):
         **kwargs: As PEFT passes them.
 
     Raises:
-        ValueError: If the config asks for what needs the dense weight, or the layer is a
-            convolution.
+        ValueError: If the config asks for a start or a variant that needs the dense weight.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any, **kwargs: Any):
@@ -153,11 +153,11 @@ def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs:
     Args:
         target: The layer, or an adapter around it.
         adapter_name: Name of the adapter.
-        config: PEFT's config of it.
+        config: PEFT's config of the adapter.
         **kwargs: As PEFT passes them.
 
     Raises:
-        ValueError: If it is a compressed convolution, or a layer that ends with a step.
+        ValueError: If the layer is a compressed convolution, or ends with a step activation.
     """
     layer = getattr(target, "base_layer", target)
     if kwargs.get("parameter_name") is not None or not isinstance(layer, CompressedLayer):
@@ -177,7 +177,7 @@ def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs:
 
 
 def _digest(factors: Tensor) -> str:
-    """A digest of the bytes, to find out later whether they were changed."""
+    """A digest of the factors' bytes, to find out later whether they were changed."""
     content = factors.detach().contiguous().cpu().view(torch.uint8)
     return hashlib.sha256(content.numpy().tobytes()).hexdigest()
 

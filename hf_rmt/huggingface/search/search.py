@@ -1,4 +1,4 @@
-"""`search`: the most noise that can be removed, layer by layer, while a metric holds."""
+"""`search`: the most noise that each layer can lose while a metric stays within a tolerance."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from hf_rmt.plan import CompressionPlan
 from hf_rmt.report.search import SearchReport, within
 
 FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""The range of the published sweep that this search follows."""
+"""Fractions of the noise that are tried; the range is that of the published experiment."""
 MAX_EVALUATIONS = 100
-"""Three evaluations for each of 30 layers, and the curve on the grid above."""
+"""Enough for three evaluations of each of 30 layers, and for the curve over `FRACTIONS`."""
 DECIDED = ("noise_removal", "layers", "base_model")
-"""Fields of a config that are found, not chosen."""
+"""Fields of a config that the search finds, so that no user chooses them."""
 
 
 class SearchResult(SearchReport):
@@ -63,16 +63,18 @@ def search(
 ) -> SearchResult:
     """Find the most noise that can be removed, per layer, with metric >= baseline - tolerance.
 
-    First, each fraction is removed from all layers alike; this gives a curve. The search starts
-    from the largest fraction with which the metric holds. Then it raises the fraction of one layer
-    at a time by bisection, while the fractions of the other layers stay the same. Layers with the
-    least noise energy come first, because this lowers the metric least. The result is evaluated
-    once more at the end. The model is left exactly as it was, also after an error.
+    The baseline is the metric of the model as it is. First, the search removes the same fraction
+    from all layers, for each fraction in turn; this gives a curve. It starts from the largest
+    fraction with which the metric holds, that is, stays within the tolerance. Then it raises the
+    fraction of one layer at a time by bisection, while the fractions of the other layers stay the
+    same. Layers with the least noise energy come first, because this lowers the metric least. The
+    result is evaluated once more at the end. The model is left exactly as it was, also after an
+    error.
 
     In addition to the evaluations, the search takes the time of one `compress`. It holds in memory
-    one state and the singular vectors of the shorter side. In float32 these vectors are at most as
-    large as the layers. If torch.distributed runs, every process calls `search` on its replica and
-    evaluates it. The metric of process 0 counts for all processes.
+    one filtered copy of the layers, and the singular vectors of their shorter sides. In float32
+    these vectors are at most as large as the layers. If torch.distributed runs, every process calls
+    `search` on its replica and evaluates it. The metric of process 0 counts for all processes.
 
     Args:
         model: A model with its weights in memory.
@@ -91,10 +93,10 @@ def search(
         The result. With its `config`, `hf_rmt.compress` makes the same state.
 
     Raises:
-        TypeError: If the model is not a module, or the metric no number.
+        TypeError: If the model is not a module, or the metric is not a number.
         ValueError: If an argument is out of range, the file belongs to another search, nothing
             can be filtered, or the baseline is not finite.
-        RuntimeError: On every process, if one of them failed.
+        RuntimeError: On every process, if one process failed.
     """
     config = RMTConfig(noise="drop") if config is None else config
     tolerance, max_evaluations = plain_number(tolerance), plain_number(max_evaluations)
@@ -114,7 +116,7 @@ def search(
 
 
 class _Search:
-    """The order in which states are tried."""
+    """The order in which states, models with a part of the noise removed, are tried."""
 
     def __init__(self, states: NoiseStates, log: Log, tolerance: float, grid: list[float]) -> None:
         self.states, self.log, self.tolerance, self.grid = states, log, tolerance, grid
@@ -149,7 +151,7 @@ class _Search:
         )
 
     def _alike(self, fraction: float) -> Removal:
-        """The state in which each layer loses this fraction of its noise, if its grid holds it."""
+        """The state in which each layer that can lose this fraction of its noise loses it."""
         return {name: fraction for name, grid in self.grids.items() if fraction in grid}
 
     def _mean(self, state: Removal) -> float:
@@ -197,7 +199,7 @@ class _Search:
         return within(metric, self.baseline, self.tolerance)
 
     def _first_metric(self, removal: Removal) -> float:
-        """Metric of a state for which an evaluation is left in any case."""
+        """Metric of a state; `_check` has made sure that enough evaluations are left for it."""
         metric = self.log.metric(removal)
         return math.nan if metric is None else metric
 
@@ -249,7 +251,7 @@ def _settings(config: RMTConfig) -> dict[str, Any]:
 def _identity(
     model: nn.Module, config: RMTConfig, tolerance: float, grid: list[float]
 ) -> dict[str, Any]:
-    """Values that distinguish this search from others; the number of evaluations is not used."""
+    """Values that tell this search from others; the number of evaluations is not among them."""
     tensors = {
         name: value.cpu() for name, value in model.state_dict().items() if isinstance(value, Tensor)
     }

@@ -46,7 +46,7 @@ class NoiseStates:
 
     Attributes:
         model: The model, in the state that was applied last.
-        plans: What became of the layers that changed.
+        plans: By name, what became of each layer that changed.
         shapes: (out, in) of all layers.
     """
 
@@ -66,10 +66,10 @@ class NoiseStates:
         """Bring the model into a state.
 
         Args:
-            removal: The state.
+            removal: The fraction of its noise that each layer loses.
 
         Returns:
-            The part of the state that changed layers.
+            The part of `removal` that changed layers.
         """
         for name in self.shapes:
             if removal.get(name) != self._applied.get(name):
@@ -88,7 +88,7 @@ class NoiseStates:
         """For each layer, the fractions at which it loses something and keeps something.
 
         Args:
-            fractions: Those to choose from, ascending.
+            fractions: The fractions to choose from, ascending.
 
         Returns:
             The fractions by layer, layers with the least noise energy first, in the same order on
@@ -170,7 +170,7 @@ class Log:
     Args:
         evaluate: The metric of a model.
         states: The states of the model.
-        most: Most evaluations, those in the file included.
+        most: Largest number of evaluations, those in the file included.
         path: JSON file from which evaluations are read and to which they are written; None for no
             file.
         identity: Plain values that distinguish this search from another.
@@ -202,7 +202,7 @@ class Log:
         """Metric of a state, measured unless it is known.
 
         Args:
-            removal: The state.
+            removal: The state, as for `NoiseStates.apply`.
             again: Whether to measure a second time if it was measured once.
             spare: Evaluations to leave for later.
 
@@ -210,7 +210,7 @@ class Log:
             The metric on process 0; None if no evaluation is left for it.
 
         Raises:
-            TypeError: If it is no number.
+            TypeError: If the metric is not a number.
         """
         known = self.known(removal)
         if len(known) > again:
