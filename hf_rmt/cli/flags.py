@@ -134,14 +134,14 @@ def _add_extract_lora(added: Any, parents: list[argparse.ArgumentParser]) -> Non
         "--size",
         type=float,
         metavar="FRACTION",
-        help="share of the matrices' parameters to keep (default 0.03)",
+        help="parameters of the adapter, as a share of those of the matrices (default 0.03)",
     )
     sizes.add_argument(
         "--threshold",
         type=float,
         metavar="FRACTION",
-        help="share of the importance of all directions to keep, instead of --size; 1 keeps "
-        "everything, and useful values lie above 0.99",
+        help="share to keep of what all directions (parts of rank one) are worth, instead of "
+        "--size; 1 keeps everything, and useful values lie above 0.99",
     )
     _add_push(parser)
     _add_overwrite(parser)

@@ -100,7 +100,8 @@ def compress(
             to the model's outputs, instead of by the rule of the method.
 
     Returns:
-        What was, or would be, done. `model.compression_report` holds what was done in all calls.
+        A report of what was done, or with `dry_run` would be done. `model.compression_report`
+        holds what was done in all calls.
 
     Raises:
         TypeError: If `model` is not a module, `config` not a config, or a batch not a mapping.
@@ -132,7 +133,7 @@ def compress(
 
 
 def _own(config: CompressionSettings | None) -> RMTConfig:
-    """A config of our own: a copy of the config, or one made from plain settings."""
+    """A copy of a config, or an `RMTConfig` that is made from plain settings."""
     if isinstance(config, RMTConfig):
         return config.replace()
     return RMTConfig() if config is None else RMTConfig(**config.to_dict())

@@ -46,7 +46,7 @@ def make_savable(model: Any, state_dict: Mapping[str, Any] | None = None) -> Non
     """Check a compressed model and update its record, so that its files can be loaded.
 
     Args:
-        model: A transformers model, with a quantizer of ours or with parts that have one.
+        model: A transformers model with a quantizer of this package, or with parts that have one.
         state_dict: The tensors that will be written; None for those of the model.
 
     Raises:
@@ -81,7 +81,7 @@ def record_now(model: Any) -> None:
     """Update the record of a model to the layers that the model has now.
 
     Args:
-        model: A transformers model with a quantizer of ours.
+        model: A transformers model with a quantizer of this package.
 
     Raises:
         ValueError: If a recorded layer is now a compressed layer of another kind.

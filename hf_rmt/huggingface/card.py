@@ -44,7 +44,7 @@ def hub_id(name: str | None) -> str | None:
 
 
 def picture_of(model: Any) -> bytes:
-    """The picture of a model as a PNG file, drawn once for each report; empty where there is none.
+    """The picture of a model as a PNG file, drawn once for each report; empty if there is none.
 
     The picture shows the spectra if the report has them, else the plan over depth. Drawing needs
     matplotlib. If all compressed layers are ternary, there is nothing to draw.
@@ -71,7 +71,11 @@ def _drawn(model: Any, report: Any) -> bytes:
     except ImportError:
         return b""
     except Exception as error:
-        logger.warning("the picture of the card is left out: %s: %s", type(error).__name__, error)
+        logger.warning(
+            "the model card has no picture, because drawing failed: %s: %s",
+            type(error).__name__,
+            error,
+        )
         return b""
 
 

@@ -41,7 +41,7 @@ def write_companions(model: Any, folder: Path, target: Path) -> None:
 
     Args:
         model: The compressed model.
-        folder: Where its config and weights have been written.
+        folder: The folder into which its config and weights have been written.
         target: The folder into which they will be moved; a card there that a person wrote is not
             changed.
     """

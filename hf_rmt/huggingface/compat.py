@@ -48,7 +48,7 @@ def pass_on_loading_attributes(registry: Any, config: type) -> None:
 
 
 def source_of(model: Any) -> str:
-    """The folder or Hub id that a transformers model was loaded from; empty for none."""
+    """The folder or Hub id that a transformers model was loaded from; empty if there is none."""
     return getattr(model.config, "_name_or_path", "") or ""
 
 
@@ -178,7 +178,7 @@ def auto_mapping(auto: Any) -> Any:
 
 
 def task_of(auto: str) -> str | None:
-    """The first task of a pipeline that loads its model with an Auto class; None for none."""
+    """The first task of a pipeline that loads its model with an Auto class, or None."""
     from transformers.pipelines import SUPPORTED_TASKS
 
     for task, entry in SUPPORTED_TASKS.items():

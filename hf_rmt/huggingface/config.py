@@ -148,7 +148,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
 
 
 def _described(options: Mapping[str, Option]) -> str:
-    """The options as the arguments of a docstring."""
+    """The options in the form of a docstring's `Args:` entries."""
     from textwrap import fill
 
     rows = [f"method: One of {', '.join(methods())}; see `hf_rmt.settings.methods()`."]

@@ -142,7 +142,7 @@ def deliver(
 
 
 def _is_stale(name: str, *, keep: str) -> bool:
-    """Whether a file of a replaced model must be removed: config, weights, files about it alone."""
+    """Whether a file of a replaced model must be removed, because it describes this model alone."""
     of_it = name in (CONFIG, ADAPTER) or WEIGHTS.fullmatch(name) or OF_ONE_MODEL.fullmatch(name)
     return name != keep and bool(of_it)
 

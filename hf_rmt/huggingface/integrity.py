@@ -130,7 +130,7 @@ def check_found(model: nn.Module, missing: Iterable[str], where: str) -> None:
         where: The file, for the message.
 
     Raises:
-        ValueError: If one of them belongs to a compressed layer.
+        ValueError: If one of these tensors belongs to a compressed layer.
     """
     for owner, key in _owned(model, missing):
         latent = isinstance(model.get_submodule(owner), TernaryLinear)
@@ -153,7 +153,7 @@ def check_none_extra(model: nn.Module, unexpected: Iterable[str], where: str) ->
         where: The file, for the message.
 
     Raises:
-        ValueError: If one of them belongs to a compressed layer.
+        ValueError: If one of these tensors belongs to a compressed layer.
     """
     for owner, key in _owned(model, unexpected):
         raise ValueError(
@@ -173,7 +173,7 @@ def check_none_left(mismatched: Iterable[tuple[str, Any, Any]], where: str) -> N
         where: The file, for the message.
 
     Raises:
-        ValueError: If one of them is the weight of a compressed layer.
+        ValueError: If one of these tensors is the weight of a compressed layer.
     """
     for key, found, wanted in mismatched:
         if len(wanted) < 2 or not key.endswith("weight"):
@@ -250,7 +250,7 @@ def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
 
 
 def _most(codes: torch.Tensor) -> int:
-    """The largest byte; 0 where there is none or nothing is loaded."""
+    """The largest byte; 0 if there are no bytes, or none are loaded yet."""
     if codes.device.type == "meta" or not codes.numel():
         return 0
     return int(codes.view(torch.uint8).amax())

@@ -177,7 +177,7 @@ def runtime_names(
 
     Args:
         model: A transformers model.
-        plan: The layers by the runtime names of the model that was saved.
+        plan: The layers by their names in the model that was saved.
         files: The files with the weights. They tell whether this model is the saved one without
             its head. This model may then have no recorded layer, if only the head was compressed.
 

@@ -16,7 +16,7 @@ QUANT_METHOD = "rmt"
 REMOTE_MODULE = "hf_rmt_remote"
 """Name of the code file that a pushed model carries."""
 OWN_CONFIG = "own AutoConfig"
-"""Key of `auto_map` for the config class of the user's own code; ours stands in its place."""
+"""Key of `auto_map` for the config class of the user's own code; our class takes the usual key."""
 FORMAT_VERSION = 1
 """Version of the format of the saved files; a higher version is refused."""
 
@@ -82,7 +82,7 @@ class CompressionRecord(QuantizationConfigMixin):
 
 
 def is_record(value: Any) -> bool:
-    """Whether the `quantization_config` of a config, a dict or an object, is one of ours."""
+    """Whether a `quantization_config`, a dict or an object, belongs to this package."""
     method = value.get("quant_method") if isinstance(value, dict) else value
     return getattr(method, "quant_method", method) == QUANT_METHOD
 

@@ -1,4 +1,4 @@
-"""What a user may ask for: methods, their options, and settings that hold their values.
+"""The methods, their options, and settings that hold the values of the options.
 
 Importing this package does not import torch.
 """

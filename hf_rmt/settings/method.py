@@ -38,7 +38,7 @@ class Method(ABC):
     Attributes:
         name: The value of `RMTConfig.method`.
         help: What the method does, in a sentence.
-        options: The options that the method reads, beside those that every method reads.
+        options: The options that the method reads, besides those that every method reads.
         one_of: The options of which exactly one must be given; empty if there is no such rule.
         accepted: The kinds of modules that the method accepts, in words.
         takes_heads: Whether the method compresses the head of a model by default, instead of the

@@ -37,8 +37,8 @@ class Option:
         """The value as plain JSON.
 
         Raises:
-            TypeError: If it has the wrong type.
-            ValueError: If it is out of range.
+            TypeError: If the value has the wrong type.
+            ValueError: If the value is out of range.
         """
         same = type(value) is type(self.default) and value == self.default
         return value if same else self.check(self.name, value)

@@ -46,7 +46,7 @@ class ExtractedAdapter:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Rank by layer; 0 where the update is not worth its parameters."""
+        """Rank by layer; 0 if the update of a layer is not worth its parameters."""
         return {update.name: update.rank for update in self.updates}
 
     @property

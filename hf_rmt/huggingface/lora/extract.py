@@ -235,7 +235,7 @@ def _heads(model: nn.Module, task: str | None) -> list[str]:
 
 
 def _name(model: Any) -> str | None:
-    """Where a loaded model came from."""
+    """The folder or Hub id that a model was loaded from; None if it is not known."""
     return getattr(getattr(model, "config", None), "_name_or_path", None) or None
 
 

@@ -59,7 +59,7 @@ class Anneal:
             The schedule.
 
         Raises:
-            TypeError: If it is none of these.
+            TypeError: If `given` is none of these.
 
         Examples:
             >>> Anneal.of((100, 400)).unit

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 EVERY, CUTS = 8, 16
 """A cut shrinks the noise in the weights. At most `EVERY` update steps lie between two cuts, and at
-least `CUTS` cuts are made while the noise falls. An evaluation or a save cuts them first."""
+least `CUTS` cuts are made while the noise falls. Evaluation and saving are preceded by a cut."""
 RETURNED = 0.05
 """If noise has more than this share of the energy some steps after all noise was removed, then
 something puts the old weights back, and the user is warned."""

@@ -30,9 +30,9 @@ WIDEST = 4096
 class BatchMoments:
     """Sums over the tokens of the training batches, gathered by hooks without extra passes.
 
-    The products of each layer's inputs and those of the gradients of its outputs are added up in
-    float32. No batch is stored, and its outputs and gradients are not changed. The sums hold two to
-    four times as many numbers as the layers, until the directions are chosen. Layers that share an
+    For each layer, the products of its inputs and the products of its outputs' gradients are added
+    up in float32. No batch is stored, and the training is not changed. The sums hold two to four
+    times as many numbers as the layers, until the directions are chosen. Layers that share an
     input in one batch may have different inputs in the next, so each layer has sums of its own.
 
     Args:
@@ -45,7 +45,7 @@ class BatchMoments:
 
     Attributes:
         sums: The sums, by the name of a layer and the kind of sum.
-        not_finite: Layers that were reached, but whose inputs or gradients hold nan or inf.
+        not_finite: Layers that were called, but whose inputs or gradients held nan or inf.
     """
 
     def __init__(

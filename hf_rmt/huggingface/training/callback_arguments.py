@@ -61,7 +61,7 @@ def resolved_schedule(
     if given:
         reasons = {
             f"schedule={schedule!r}, which filters at once": schedule is not None,
-            "target='update', which is filtered whole": target == "update",
+            "target='update', which is filtered at once": target == "update",
             f"noise={config.noise!r} by method={config.method!r}": True,
         }
         reason = next(key for key, holds in reasons.items() if holds)

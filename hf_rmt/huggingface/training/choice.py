@@ -94,7 +94,7 @@ def choose(
 
     Raises:
         ValueError: If the size is too small for one direction in each layer.
-        RuntimeError: On every process, if one of them failed.
+        RuntimeError: On every process, if one process failed.
     """
     measured = [name for name, one in excited.items() if one.gradients is not None]
 

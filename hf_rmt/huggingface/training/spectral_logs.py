@@ -45,7 +45,7 @@ def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
 
 
 def summary(logs: Mapping[str, float]) -> dict[str, float]:
-    """Logs without those of single layers and phases."""
+    """The logs without the numbers of single layers and without the counts of phases."""
     return {key: value for key, value in logs.items() if not _is_single(key)}
 
 

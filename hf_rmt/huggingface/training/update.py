@@ -80,7 +80,7 @@ def filter_update(
         ValueError: If the models differ in architecture or sizes, a model is quantized already, no
             selected layer was changed by training, or `early` and `evaluate` do not fit `dose`.
         OSError: If a path or id cannot be loaded.
-        RuntimeError: On every process, if one of them failed.
+        RuntimeError: On every process, if one process failed.
     """
     config = RMTConfig(noise="drop") if config is None else config
     check_dose(dose)
@@ -189,7 +189,7 @@ def _dosed(
     dose: float | Literal["auto"],
     evaluate: Callable[[nn.Module], float] | None,
 ) -> CompressionReport:
-    """Scale all that training added, and cut it to spikes where that is better."""
+    """Scale all that training added; keep only spikes of it if the score is better then."""
     update = DosedUpdate(tuned, parameters_of(base, tuned), names)
     chosen = update.apply(dose, lambda: evaluate(tuned) if evaluate is not None else 0.0)
     return CompressionReport(update.plan(chosen), of_update=True)
