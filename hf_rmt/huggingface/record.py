@@ -77,7 +77,7 @@ class CompressionRecord(QuantizationConfigMixin):
         self.digest, self.files, self.code = digest, files, code
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A field by its name, because transformers may read a config as if it were a dict."""
+        """Return a field by its name, as a dict does; transformers may read a config so."""
         return getattr(self, key, default)
 
 
@@ -94,7 +94,7 @@ def sub_configs(config: Any) -> dict[str, Any]:
 
 
 def drop_records(config: Any, *, parts_only: bool = False) -> None:
-    """Remove the record and our code's name from a config (not with `parts_only`) and its parts."""
+    """Remove the record and our code's name from a config and its parts, or from its parts only."""
     if not parts_only and is_record(config.__dict__.get("quantization_config")):
         del config.quantization_config
     if not parts_only and isinstance(config.__dict__.get("auto_map"), dict):

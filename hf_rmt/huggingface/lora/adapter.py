@@ -51,7 +51,7 @@ class ExtractedAdapter:
 
     @property
     def parameters(self) -> int:
-        """Parameters of all factors."""
+        """Number of parameters of all factors."""
         return sum(update.parameters for update in self.updates)
 
     @property

@@ -283,7 +283,7 @@ def _warn_not_finite(names: Sequence[str], step: int) -> None:
 
 def _warn_returned(share: float) -> None:
     logger.warning(
-        "the noise came back after it was removed: %.0f %% of the energy of the weights. Does the "
+        "the noise came back after it was removed: it has %.0f %% of the weights' energy. Does the "
         "optimizer keep a copy of the weights, as for mixed precision, Lookahead or an average? "
         "The last cut removes the noise at once, so train without such a copy, or compress after "
         "the training with hf_rmt.compress",

@@ -202,7 +202,7 @@ def _by_rule(
 
 
 def _thin(directions: Tensor, rank: int) -> Tensor:
-    """The first directions, in the form in which they are kept during a training."""
+    """The first `rank` directions, in the form in which a training keeps them."""
     return directions[:, :rank].float().contiguous()
 
 

@@ -52,8 +52,8 @@ class RMTCallback(TrainerCallback, ExportableState):
     checkpoints and resuming see nothing unusual. Then the layers become `SpikedLinear`, and
     `trainer.save_model()` writes the compact model.
 
-    `RMTCallback.published()` is the filter as it was published: it uses only the weights and
-    removes the noise at once.
+    `RMTCallback.published()` is the filter of Wu, Zhu & Li (ICML 2025): it uses only the weights
+    and removes the noise at once.
 
     Args:
         config: The layers, and the rule that finds the rank of a layer if no size is given.
@@ -77,9 +77,9 @@ class RMTCallback(TrainerCallback, ExportableState):
         dose: A remedy for wrong labels that is applied when training ends, with `target="update"`.
             `"auto"` keeps the part of each layer's update that lies in the leading directions that
             the update had after a quarter of the training. What is learnt first is signal, and
-            wrong labels are memorised later. The number of leading directions is (sum s^2)^2 / sum
-            s^4 for the singular values s of the early update. `"auto"` does harm if the labels are
-            right, or if a quarter of the training is too short to learn the task. So give the
+            wrong labels are memorised later. If the early update has the singular values s, the
+            number of leading directions is (sum s^2)^2 / sum s^4. `"auto"` does harm if the labels
+            are right, or if a quarter of the training is too short to learn the task. So give the
             Trainer an `eval_dataset`, with clean or wrong labels. If the model gets worse on it (by
             accuracy, or by loss if there is no accuracy), the model stays as it was trained. A
             number in (0, 1] scales what training added to every parameter.

@@ -209,7 +209,7 @@ class ScheduledFilter:
         if not self._early:
             logger.warning(
                 "training ended before a quarter of its steps, so dose='auto' has no early "
-                "directions: the model stays as it was trained"
+                "directions: the model stays as it was trained; train longer"
             )
             return
 
