@@ -1,7 +1,7 @@
-"""What every compressed layer is, and the register of their kinds.
+"""The base class of compressed layers, and the register of their kinds.
 
 A kind is a word in the record of a saved model, such as `spiked`. Each class of that kind says
-which dense layers it stands for, makes itself in their place, and turns back into them.
+which dense layers it can replace, makes an empty layer for them, and converts back to them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class CompressedLayer(nn.Module):
 
     Attributes:
         kind: The word for this kind in plans and records.
-        dense_class: Class of the layer whose place it takes.
-        dense_requires_grad: Whether the weight of that layer was trained. It is used if this layer
-            has no trainable weight of its own.
-        dense_attributes: Attributes that a user had set on the weight of that layer; used in the
-            same case.
-        in_features: Columns of the matrix.
-        out_features: Rows of the matrix.
-        bias: Shape (out,) or None.
+        dense_class: Class of the dense layer that it replaces.
+        dense_requires_grad: Whether the weight of the dense layer required gradients. It is stored
+            here only if this layer has no trainable weight of its own.
+        dense_attributes: Attributes that a user had set on the weight of the dense layer. They are
+            stored here in the same case.
+        in_features: Number of columns of the weight matrix.
+        out_features: Number of rows of the weight matrix.
+        bias: Shape (out,), or None if the layer has no bias.
         took_bias: Whether the dense layer that was replaced had a bias. Loading needs this, because
             it replaces the same dense layer again. None if no layer was replaced.
     """
@@ -48,20 +48,20 @@ class CompressedLayer(nn.Module):
     @classmethod
     @abstractmethod
     def stands_for(cls, dense: nn.Module) -> bool:
-        """Whether the class can take the place of a dense layer."""
+        """Whether the class can replace this dense layer."""
 
     @classmethod
     @abstractmethod
     def empty_like(
         cls, dense: Any, rank: int, noise: str, *, device: torch.device | str | None = None
     ) -> Self:
-        """An empty layer that can take the place of a dense one.
+        """An empty layer that can replace a dense one.
 
         Args:
-            dense: A layer that the class stands for.
-            rank: Number of directions in the signal.
+            dense: A layer that the class can replace; see `stands_for`.
+            rank: Rank of the signal, which is the low-rank part of the weight.
             noise: How the noise is stored, one of `NOISE_KINDS`.
-            device: Of the tensors; None for that of the dense layer.
+            device: Device of the tensors; None for the device of the dense layer.
         """
 
     @abstractmethod
@@ -73,7 +73,7 @@ class CompressedLayer(nn.Module):
         return nn.Linear(self.in_features, self.out_features)
 
     def dense_outline(self) -> nn.Module:
-        """The dense layer that acts as this one, without values: on the meta device."""
+        """The dense layer that acts as this one, on the meta device and so without values."""
         with torch.device("meta"):
             dense: Any = self.empty_dense()
         if self.bias is None:
@@ -81,10 +81,10 @@ class CompressedLayer(nn.Module):
         return dense
 
     def to_dense(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """The dense layer that acts as this one, with tensors of its own.
+        """A dense layer that computes the same as this one, with tensors of its own.
 
         Args:
-            dtype: Of the weight; None for that of the layer.
+            dtype: Dtype of the weight and the bias; None for the dtype of the layer.
         """
         dense: Any = self.dense_outline()
         matrix = self.dense().detach()
@@ -113,7 +113,7 @@ def autocast_input(x: Tensor) -> Tensor:
 
 
 def register_layer(layer: type[CompressedLayer]) -> type[CompressedLayer]:
-    """Make a class of compressed layers known by its kind; a class decorator.
+    """Register a class of compressed layers under its kind; use this as a class decorator.
 
     Args:
         layer: The class. If several classes have the same kind, the one registered last is tried
@@ -126,30 +126,33 @@ def register_layer(layer: type[CompressedLayer]) -> type[CompressedLayer]:
 def compressed_like(
     dense: Any, kind: str, rank: int, noise: str, *, device: torch.device | str | None = None
 ) -> CompressedLayer:
-    """The layer of a kind, with nothing in it yet, that takes the place of a dense one.
+    """An empty compressed layer of a kind, made to replace a dense layer.
 
     Args:
         dense: A layer that has a matrix.
-        kind: As `CompressedLayer.kind`.
-        rank: Number of directions in the signal.
+        kind: The word for the kind, such as `spiked`.
+        rank: Rank of the signal, which is the low-rank part of the weight.
         noise: How the noise is stored, one of `NOISE_KINDS`.
-        device: Of the tensors; None for that of the dense layer.
+        device: Device of the tensors; None for the device of the dense layer.
 
     Returns:
-        The layer, with a bias of its own where the dense one has any.
+        The layer. It has its own bias if the dense layer has a bias.
 
     Raises:
-        ValueError: If the kind is unknown, or none of its classes stands for the layer.
+        ValueError: If the kind is unknown, or none of its classes can replace the layer.
     """
     if kind not in _KINDS:
         raise ValueError(
             f"kind must be {' or '.join(sorted(_KINDS))}, got {kind!r}; a newer hf_rmt or another "
-            "package wrote it: upgrade, or import that package"
+            "package made this model: upgrade hf_rmt, or import that package"
         )
     for layer in _KINDS[kind]:
         if layer.stands_for(dense):
             return layer.empty_like(dense, rank, noise, device=device).train(dense.training)
-    raise ValueError(f"no layer of kind {kind!r} stands for a {type(dense).__name__}")
+    raise ValueError(
+        f"no layer of kind {kind!r} can replace a {type(dense).__name__}; leave this layer "
+        "dense, or choose another kind"
+    )
 
 
 def is_compressed(module: object) -> bool:

@@ -13,9 +13,9 @@ Constant = TypeVar("Constant", bound=Callable[..., Tensor])
 
 
 def constant(make: Constant) -> Constant:
-    """A decorator for a function that makes a tensor: it makes only one tensor for each argument.
+    """Decorate a function that makes a tensor, so that equal arguments make it only once.
 
-    While a program is traced, the function may make tensors without values. They are not kept.
+    While torch traces a program, the function may make tensors without values. These are not kept.
     """
     known: dict[Any, Tensor] = {}
 

@@ -17,7 +17,7 @@ from hf_rmt.plan.plans import LayerPlan
 
 
 def weight_matrix(module: Any) -> Tensor:
-    """The matrix that a layer, dense or compressed, acts as; without a gradient."""
+    """The weight matrix of a dense or compressed layer, shape (out, in), without a gradient."""
     if is_compressed(module):
         matrix: Tensor = module.dense().detach()
         return matrix
@@ -32,16 +32,16 @@ def matrix_shape(module: Any) -> tuple[int, int]:
 
 
 def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
-    """The compressed layers of a model by runtime name."""
+    """The compressed layers of a model, by their names in `model.named_modules()`."""
     found = model.named_modules()
     return {name: part for name, part in found if isinstance(part, CompressedLayer)}
 
 
 def check_in_memory(model: nn.Module) -> None:
-    """Refuse a model with compressed layers whose tensors are not in memory.
+    """Raise an error if a model has compressed layers whose tensors are not in memory.
 
     Raises:
-        ValueError: If there is such a layer. The error names it and the remedy.
+        ValueError: If there is such a layer. The message names the layer and the remedy.
     """
     for name, layer in compressed_layers(model).items():
         if any(part.device.type == "meta" for part in (*layer.parameters(), *layer.buffers())):
@@ -49,7 +49,7 @@ def check_in_memory(model: nn.Module) -> None:
 
 
 def not_in_memory(name: str) -> ValueError:
-    """The error that the tensors of a layer of this name are not in memory."""
+    """The error which says that the tensors of the layer of this name are not in memory."""
     return ValueError(
         f"the weight of {name!r} is offloaded or on the meta device, where there is nothing to "
         "read; load the model without offloading"
@@ -61,21 +61,23 @@ def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
 
     Args:
         model: A model with compressed layers.
-        dtype: Of the dense weights; None keeps each layer's own.
+        dtype: Dtype of the dense weights; None keeps the dtype of each layer.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If it has step activations, which have no dense counterpart, a layer carries
-            what a dense one cannot, or is offloaded. The model is not changed then.
+        ValueError: If the model has a step activation, which has no dense counterpart; if a layer
+            cannot be replaced (see `why_not_swapped`); or if a layer is offloaded. The model is
+            not changed then.
     """
     check_in_memory(model)
     steps = [name for name, part in model.named_modules() if isinstance(part, StepActivation)]
     if steps:
         raise ValueError(
             f"{steps[0]!r} is a step activation, which only this package has, so no plain model "
-            "computes the same; compress with activation='keep' for one that can be exported"
+            "computes the same; to get a model that can be exported, compress with "
+            "activation='keep'"
         )
     layers = compressed_layers(model)
     for name, layer in layers.items():
@@ -87,17 +89,18 @@ def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
-    """Put a recorded step in the place of the activation that a linear feeds.
+    """Replace the activation after a linear layer by a step activation from a plan.
 
     Args:
         model: The model.
-        linear: Runtime name of the linear, dense or compressed.
-        step: As `LayerPlan.step`: with `module`, it takes the place of that module beside the
-            linear; with `function`, it becomes the last operation of the linear.
+        linear: Name of the linear layer, dense or compressed, in `model.named_modules()`.
+        step: The step as in `LayerPlan.step`. If it has a `module`, the step replaces the module
+            of this name, a sibling of the linear layer. If it has a `function`, the step becomes
+            the last operation of the linear layer.
 
     Raises:
-        ValueError: If there is no module of that name, it is no activation, or the linear is not
-            ternary and so has no room for a step.
+        ValueError: If there is no module of that name, if that module is no activation, or if a
+            step with a `function` is given for a layer that is not ternary.
     """
     layer: Any = model.get_submodule(linear)
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
@@ -107,7 +110,7 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
         if not isinstance(layer, TernaryLinear):
             raise ValueError(
                 "only a ternary layer can hold a step before a function that forward calls, and "
-                f"this layer is a {type(layer).__name__}"
+                f"{linear!r} is a {type(layer).__name__}; compress the model again"
             )
         layer.step = StepBefore(*points, values=step["values"], slopes=step["slopes"], **told)
         layer.step.train(layer.training)
@@ -118,7 +121,16 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
 
 
 def check_activation(model: nn.Module, linear: str, name: str) -> None:
-    """Refuse a module that stands beside a linear and cannot be an activation."""
+    """Raise an error if a sibling of a linear layer cannot be an activation.
+
+    Args:
+        model: The model.
+        linear: Name of the linear layer in `model.named_modules()`.
+        name: Name of the sibling, which has the same parent module.
+
+    Raises:
+        ValueError: If there is no such module, or it is no activation.
+    """
     beside = dict(model.get_submodule(linear.rpartition(".")[0]).named_children())
     found = beside.get(name)
     if found is None or list(found.children()):
@@ -137,10 +149,10 @@ def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:
 
     Args:
         dense: The layer that it replaces.
-        plan: What the model's record says of it.
+        plan: The plan of this layer, from the record that was saved with the model.
 
     Raises:
-        ValueError: If the dense layer is not a matrix of that shape.
+        ValueError: If the dense layer has no matrix of the shape in the plan.
     """
     if not has_matrix(dense) or dense_shape(dense) != plan.shape:
         found = dense_shape(dense) if has_matrix(dense) else type(dense)
@@ -154,17 +166,17 @@ def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:
 
 
 def paired_name(name: str, prefix: str, known: Collection[str]) -> str | None:
-    """The name of a module in another model, where it may have one prefix more or less.
+    """The name of the same module in another model, with or without the base model's prefix.
 
-    The names in a base model and in the same model with a head differ by the base model's prefix.
+    A module `layer` of a base model is called `bert.layer` in the same model with a head.
 
     Args:
-        name: Name in the one model.
-        prefix: `base_model_prefix` of the models, without a dot.
-        known: Names in the other model.
+        name: Name of the module in the first model.
+        prefix: `base_model_prefix` of the models, without a dot; in the example, `bert`.
+        known: Names of the modules in the other model.
 
     Returns:
-        The name there, or None if there is none.
+        The name in the other model, or None if the module is not there.
     """
     for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
         if candidate in known:

@@ -1,8 +1,8 @@
-"""Which dense layers are one matrix, and how their weight is converted to that matrix.
+"""Which dense layers have one weight matrix, and how their weight is converted to it.
 
 A matrix has shape (out, in). It is the weight of a linear layer, or the transposed weight of a
 `Conv1D` of transformers. For a convolution it is the kernel with each filter as a row, shape (out,
-in k_h k_w).
+in k_h k_w), where the kernel has the height k_h and the width k_w.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ MADE_ANEW = (
 
 
 def has_matrix(module: nn.Module) -> bool:
-    """Whether a dense layer is one matrix. A subclass is not: it may use its weight in any way."""
+    """Whether a dense layer has one matrix.
+
+    A layer of a subclass has none, because it may use its weight in any way.
+    """
     plain = type(module) is nn.Linear or is_conv1d(module) or is_plain_convolution(module)
     return plain and not is_made_anew(module)
 
 
 def is_made_anew(module: nn.Module) -> bool:
-    """Whether the weight or the bias is no parameter, but is computed before each forward.
+    """Whether the weight or the bias is not a parameter, but is computed before each forward.
 
     Pruning, `weight_norm` and `spectral_norm` of `torch.nn.utils` have this effect.
     """
@@ -34,7 +37,7 @@ def is_made_anew(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a layer is the linear layer of torch, and no subclass of it."""
+    """Whether the class of a layer is `nn.Linear` itself, not a subclass."""
     return type(module) is nn.Linear
 
 
@@ -50,12 +53,12 @@ def is_convolution(module: nn.Module) -> bool:
 
 
 def is_plain_convolution(module: nn.Module) -> bool:
-    """Whether a layer is the two-dimensional convolution of torch, no subclass, with one group."""
+    """Whether a layer has one group, and its class is `nn.Conv2d` itself, not a subclass."""
     return type(module) is nn.Conv2d and module.groups == 1
 
 
 def why_no_matrix(module: nn.Module) -> str:
-    """Why a convolution is left dense; empty for one with a matrix, and for other layers."""
+    """Why a convolution is left dense; empty if it has a matrix or is another kind of layer."""
     if not is_convolution(module) or has_matrix(module):
         return ""
     if getattr(module, "transposed", False):
@@ -67,12 +70,12 @@ def why_no_matrix(module: nn.Module) -> str:
 
 
 def to_matrix(module: nn.Module, weight: Tensor) -> Tensor:
-    """The matrix of a weight that has the shape of a dense layer's weight; a view if possible."""
+    """The matrix, shape (out, in), of the weight of a dense layer; a view if possible."""
     return weight.T if is_conv1d(module) else weight.flatten(1)
 
 
 def to_weight(module: Any, matrix: Tensor) -> Tensor:
-    """Inverse of `to_matrix`, contiguous; it may share the memory of the matrix."""
+    """The inverse of `to_matrix`. The result is contiguous, and may share the matrix's memory."""
     weight = matrix.T if is_conv1d(module) else matrix.reshape(module.weight.shape)
     return weight.contiguous()
 
@@ -85,5 +88,5 @@ def dense_shape(module: Any) -> tuple[int, int]:
 
 @torch.no_grad()
 def set_matrix(module: Any, matrix: Tensor) -> None:
-    """Overwrite the weight of a dense layer, in place."""
+    """Overwrite the weight of a dense layer in place, by a matrix of shape (out, in)."""
     module.weight.copy_(to_weight(module, matrix))

@@ -1,4 +1,4 @@
-"""Products with integer weights on the CPU's integer units."""
+"""Matrix products with integer weights, by the integer instructions of the CPU."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import torch
 from torch import Tensor
 
 BASE = 254
-"""Base of the digits -127 .. 127 in which an input is written."""
+"""Inputs are written as digits d_1 + d_2 / BASE + d_3 / BASE^2, each digit from -127 to 127."""
 ENTRIES_AT_ONCE = 2**18
-"""Entries of the input or output that are worked on at once, to stay in the cache."""
+"""Number of entries of the input or output that are processed at once, to stay in the cache."""
 SMALLEST = 1e-30
-"""Rows whose largest entry is smaller lose precision."""
+"""Rows whose largest absolute entry is below this number lose precision."""
 SHORTEST_SIDE = 384
-"""Least shorter side of a weight; for less, making digits takes longer than the product saves."""
+"""Least number of rows, and of columns, of a weight. For a smaller one, to make the digits takes
+longer than the integer product saves."""
 LONGEST = 2**16
-"""Longer rows could overflow the 32 bits in which two digits are summed."""
+"""Largest number of columns of a weight. With more, sums of two digits could overflow 32 bits."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def runs_on_integers(x: Tensor, shape: tuple[int, int]) -> bool:
     """Whether `integer_linear` can be used for x and a weight of this shape, and is faster.
 
-    It pays where the processor multiplies bytes four at a time (VNNI) and the matrix is large.
+    It is faster if the processor multiplies bytes four at a time (VNNI) and the matrix is large.
     """
     if min(shape) < SHORTEST_SIDE or shape[1] > LONGEST or torch.compiler.is_compiling():
         return False
@@ -37,17 +38,18 @@ def _vnni() -> bool:
 def integer_linear(
     x: Tensor, signs: Tensor, scale: Tensor, bias: Tensor | None, *, digits: int
 ) -> Tensor:
-    """The linear map x (scale signs)' + bias, with x written in integer digits.
+    """The linear map x (scale signs)' + bias, where ' is the transpose and x is written in digits.
 
-    Each row of x is rounded to multiples of 254^(1 - digits) / 127 of its largest entry: 16 bits
-    with two digits; 24 with three, the precision of float32. The sums are exact.
+    The entries of a row of x are rounded to multiples of 254^(1 - digits) / 127 times the largest
+    absolute entry of the row. This keeps 16 bits with two digits, and 24 bits, the precision of
+    float32, with three. The sums of digits are exact.
 
     Args:
-        x: Shape (tokens, in).
-        signs: int8, shape (out, in).
-        scale: Shape (out,) or (1,).
+        x: Inputs, shape (tokens, in).
+        signs: int8, shape (out, in), with entries -1, 0 and 1.
+        scale: One scale for each row of signs, shape (out,), or one for all, shape (1,).
         bias: Shape (out,) or None.
-        digits: 1, 2 or 3.
+        digits: Number of digits of each entry of x: 1, 2 or 3.
 
     Returns:
         Shape (tokens, out), in the dtype of x.
@@ -67,7 +69,7 @@ def integer_linear(
 
 
 def _digits(rows: Tensor, digits: int) -> Tensor:
-    """Digits of entries in [-127, 127], most significant first, int8; overwrites rows."""
+    """The int8 digits of entries in [-127, 127], most significant first; overwrites `rows`."""
     parts = rows.new_empty((digits, *rows.shape), dtype=torch.int8)
     for part in parts[:-1]:
         whole = rows.round()
@@ -78,7 +80,7 @@ def _digits(rows: Tensor, digits: int) -> Tensor:
 
 
 def _joined(sums: Tensor) -> Tensor:
-    """The number from the sums of its digits, in units of the last digit."""
+    """One number from the sums of its digits; its unit is that of the last digit."""
     total = sums[0]
     if len(sums) > 1:
         total = torch.add(sums[1], total, alpha=BASE)

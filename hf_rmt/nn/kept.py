@@ -1,4 +1,4 @@
-"""A value that was made of tensors, kept until one of them is replaced or written to."""
+"""Keeps a value that was made from tensors, until one of them is replaced or written to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ NOTHING: tuple[Any, Any, tuple[Tensor, ...]] = (None, None, ())
 class Kept:
     """One value, the key under which it was kept, and the tensors that the key describes.
 
-    The tensors are held, so that no other tensor can get their addresses while the key is known.
+    The key holds addresses of the tensors. The tensors are kept as well, because after they are
+    freed other tensors could get the same addresses.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,7 @@ class Kept:
         return value if known == key else None
 
     def put(self, key: Any, value: Any, tensors: Iterable[Tensor]) -> None:
-        """Keep a value in place of the last one, unless a tensor records no writes to it."""
+        """Keep a value instead of the last one. Do nothing if a tensor does not record writes."""
         tensors = tuple(tensors)
         if not any(tensor.is_inference() for tensor in tensors):
             self._state = key, value, tuple(tensor.detach() for tensor in tensors)
@@ -41,10 +42,14 @@ class Kept:
 
 
 def identity(tensor: Tensor) -> tuple[int, int]:
-    """Values that change if a tensor is replaced, while the old one exists, or is written to."""
+    """The address and version of a tensor.
+
+    They change if the tensor is written to. Another tensor has another address, as long as both
+    tensors exist.
+    """
     return tensor.data_ptr(), version_of(tensor)
 
 
 def identities(tensors: Iterable[Tensor | None]) -> list[tuple[int, int]]:
-    """The `identity` of each tensor that is there."""
+    """The `identity` of each tensor; entries that are None are left out."""
     return [identity(tensor) for tensor in tensors if tensor is not None]

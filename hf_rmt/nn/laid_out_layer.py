@@ -1,7 +1,7 @@
 """A compressed layer whose weight can have several layouts in memory; see `hf_rmt.nn.layouts`.
 
-The layout of a layer is never saved. It discards the tensors that it made whenever the tensors of
-the layer move or are loaded again.
+The layout of a layer is never saved. When the tensors of the layer move or are loaded again, the
+layout discards the tensors that it made from them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class LaidOutLayer(CompressedLayer):
     """A compressed layer with a layout.
 
     Attributes:
-        layout_object: The object that computes the forward instead of the packed forward; None for
-            the packed layout.
+        layout_object: The `Layout` that computes the forward pass; None for the packed layout, in
+            which the layer computes it itself.
         mode_changes: Number of calls of `train` and `eval`. After each call the layout reads the
             signal again.
     """
@@ -31,7 +31,7 @@ class LaidOutLayer(CompressedLayer):
         return "packed" if layout is None else layout.name
 
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`; tensors that a layout made from the signal are then made again."""
+        """As `nn.Module.train`. The layout then makes its tensors from the signal again."""
         self.mode_changes += 1
         return super().train(mode)
 

@@ -13,20 +13,21 @@ from hf_rmt.nn.ternary import TernaryLinear
 class LatentTernaryLinear(nn.Linear):
     """A linear layer that computes with the ternary matrix nearest to its weight.
 
-    The gradient passes straight through to the latent `weight`, d s T / d weight = 1. Its state
-    dict is that of a plain linear layer. Train it, then `freeze` it.
+    The ternary matrix is s T, with a scale s and T in {-1, 0, 1}. The trained `weight` in full
+    precision is called latent. Its gradient is that of s T, as if d(s T) / d weight were 1. The
+    state dict is that of a plain linear layer. Train the layer, then call `freeze`.
 
     Args:
         in_features: Width of the input.
         out_features: Width of the output.
         bias: Whether there is a bias.
-        sparsity: Share of zeros, in [0, 1]; None for that of least squared error.
-        scale: One scale a `row`, or one for the `tensor`.
-        device: Of the parameters.
-        dtype: Of the parameters; float32 resolves the small steps of training.
+        sparsity: Share of zeros, in [0, 1]; None for the share with the least squared error.
+        scale: `row` for one scale per row, or `tensor` for a single scale.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters; float32 is fine enough for the small steps of training.
 
     Raises:
-        ValueError: If sparsity or scale is out of range.
+        ValueError: If sparsity lies outside of [0, 1] or scale is unknown.
 
     Examples:
         >>> latent = LatentTernaryLinear.from_linear(nn.Linear(6, 2))
@@ -59,12 +60,12 @@ class LatentTernaryLinear(nn.Linear):
     def from_linear(
         cls, linear: nn.Linear, *, sparsity: float | None = None, scale: str = "row"
     ) -> LatentTernaryLinear:
-        """The layer with latent ternary weights in place of a linear one; both share parameters.
+        """A layer with latent ternary weights, made from a linear one; both share the parameters.
 
         Args:
-            linear: The layer.
-            sparsity: Share of zeros, in [0, 1]; None for that of least squared error.
-            scale: One scale a `row`, or one for the `tensor`.
+            linear: The linear layer.
+            sparsity: Share of zeros, in [0, 1]; None for the share with the least squared error.
+            scale: `row` for one scale per row, or `tensor` for a single scale.
         """
         latent = cls(
             linear.in_features,
@@ -82,12 +83,12 @@ class LatentTernaryLinear(nn.Linear):
         """A trainable layer with the same outputs.
 
         Args:
-            layer: A ternary layer; it is not changed. The bias is shared, and so is its step.
+            layer: A ternary layer; it is not changed. Both layers share the bias and the `step`.
 
         Returns:
-            The layer; its latent weight is s T, in float32 at least. If all rows have the same
-            number of zeros, it stays fixed. Otherwise each row takes the sparsity of least error at
-            each step.
+            The layer. Its latent weight is s T, in float32 or wider. If all rows of T have the same
+            number of zeros, this number stays fixed in training. Otherwise each forward pass
+            chooses the share of zeros with the least squared error.
         """
         zeros = (layer.dense() == 0).sum(1)
         sparsity = float(zeros[0]) / layer.in_features if (zeros == zeros[0]).all() else None
@@ -100,7 +101,10 @@ class LatentTernaryLinear(nn.Linear):
         return latent
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the ternary layer to an input of shape (..., in); the result has its dtype."""
+        """Apply the ternary layer to an input of shape (..., in).
+
+        The result has the dtype of the input; under autocast, it has the dtype of autocast.
+        """
         signs, scales = ternarize(self.weight.detach(), sparsity=self.sparsity, scale=self.scale)
         ternary = signs * scales[:, None]
         # A zero that carries the gradient, not weight + (ternary - weight), which would round.
@@ -110,10 +114,10 @@ class LatentTernaryLinear(nn.Linear):
         return result if self.step is None else self.step(result)
 
     def freeze(self, *, layout: str = "packed") -> TernaryLinear:
-        """The packed layer of equal outputs; the bias is shared, and so is a step.
+        """A packed `TernaryLinear` with the same outputs; both share the bias and the `step`.
 
         Args:
-            layout: As in `TernaryLinear`.
+            layout: How the weight lies in memory, as in `TernaryLinear`.
         """
         frozen = TernaryLinear.from_linear(
             self, sparsity=self.sparsity, scale=self.scale, layout=layout

@@ -1,4 +1,4 @@
-"""Freed memory, given back to the system."""
+"""Gives freed memory back to the operating system."""
 
 from __future__ import annotations
 

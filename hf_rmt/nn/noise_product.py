@@ -1,4 +1,4 @@
-"""Signal and noise of a layer as one matrix; the noise times an input, with derivatives."""
+"""Merges signal and noise into one matrix; applies the noise to inputs, with derivatives."""
 
 from __future__ import annotations
 
@@ -13,69 +13,73 @@ from hf_rmt.nn.transforms import is_differentiating
 
 
 class CompiledNoiseProduct(torch.autograd.Function):
-    """The noise times x; the noise is unpacked again for the gradient and not kept.
+    """The noise applied to x. The unpacked noise is not kept: `backward` unpacks it again.
 
-    torch.compile can trace it; it cannot trace a function with a `jvp`.
+    torch.compile can trace this function. It could not trace one with a `jvp`, the forward-mode
+    derivative.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, layer: Any) -> Tensor:
-        """The noise of a `SpikedLinear` acting on x."""
+        """The noise of a `SpikedLinear` applied to x."""
         return layer._act_noise(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
-        """Keep the layer, and not its noise."""
+        """Keep the layer for the derivative, but not its unpacked noise."""
         ctx.layer, ctx.shape = inputs[1], inputs[0].shape
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The gradient of x."""
+        """The gradient with respect to x."""
         return noise_gradient(gradient, ctx.layer, ctx.shape), None
 
 
 class NoiseProduct(CompiledNoiseProduct):
-    """The noise acting on x, with derivatives of any order and mode."""
+    """The noise applied to x, with forward-mode and reverse-mode derivatives of any order."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        """The derivative along a tangent of x: the noise acts on it."""
+        """The derivative along a tangent of x, which is the noise applied to the tangent."""
         return NoiseProduct.apply(tangent, ctx.layer)
 
 
 @dataclass(frozen=True)
 class Transposed:
-    """The transposed noise of a layer, for inputs of a shape. One object, as vmap needs it."""
+    """The transposed noise of a layer, for inputs x of one shape.
+
+    Layer and shape are in one object, because `vmap` needs it.
+    """
 
     layer: Any
     shape: torch.Size
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        """The gradient of the inputs."""
+        """The gradient with respect to the inputs, from that with respect to the outputs."""
         noise = self.layer.noise.dense(gradient.dtype, scratch=True)
         return self.layer._gradient(gradient, noise, self.shape)
 
 
 class NoiseGradient(torch.autograd.Function):
-    """The transposed noise acting on a gradient; its own derivatives unpack the noise again."""
+    """The transposed noise applied to a gradient. Its derivatives unpack the noise again."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(gradient: Tensor, transposed: Transposed) -> Tensor:
-        """The gradient of x."""
+        """The gradient with respect to x."""
         return transposed(gradient)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Transposed], output: Tensor) -> None:
-        """Keep the layer, and not its noise."""
+        """Keep the layer for the derivative, but not its unpacked noise."""
         ctx.transposed = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The derivative of the transposed noise is the noise itself."""
+        """The noise applied to the incoming gradient, because the noise is transposed twice."""
         return NoiseProduct.apply(gradient, ctx.transposed.layer), None
 
     @staticmethod
@@ -85,19 +89,19 @@ class NoiseGradient(torch.autograd.Function):
 
 
 def noise_product(x: Tensor, layer: Any) -> Tensor:
-    """The noise of a `SpikedLinear` times x, with derivatives."""
+    """The noise of a `SpikedLinear` applied to x, with derivatives."""
     if torch.compiler.is_compiling():
         return CompiledNoiseProduct.apply(x, layer)
     return NoiseProduct.apply(x, layer)
 
 
 def noise_gradient(gradient: Tensor, layer: Any, shape: torch.Size) -> Tensor:
-    """The gradient of x, given the gradient of the noise times x.
+    """The gradient with respect to x, if the noise is applied to x.
 
     Args:
-        gradient: Of the outputs.
+        gradient: Gradient with respect to the outputs.
         layer: A `SpikedLinear`.
-        shape: Of x.
+        shape: Shape of x.
 
     Returns:
         The gradient, of the given shape; it can be differentiated again if gradients are enabled.
@@ -109,17 +113,20 @@ def noise_gradient(gradient: Tensor, layer: Any, shape: torch.Size) -> Tensor:
 
 
 def cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The bias in a dtype, if there is one."""
+    """The bias converted to a dtype; None if there is no bias."""
     return None if bias is None else bias.to(dtype)
 
 
 def split_factors(weight: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
-    """The factors (left, right) as views of the parameter that holds them."""
+    """The factors (left, right) of the signal, as views of the parameter that holds both."""
     return weight[:, in_features:].T, weight[:, :in_features]
 
 
 def merged(weight: Tensor, noise: NoiseStore, in_features: int, *, scratch: bool = False) -> Tensor:
-    """Signal plus noise, shape (out, in), in the dtype of the factors."""
+    """Signal plus noise, shape (out, in), in the dtype of the factors.
+
+    With `scratch`, the result may be overwritten later; see `NoiseStore.dense`.
+    """
     left, right = split_factors(weight, in_features)
     if noise.kind == "drop":
         return left @ right

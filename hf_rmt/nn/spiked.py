@@ -23,18 +23,19 @@ from hf_rmt.nn.transforms import are_wrapped, is_differentiating, is_transformed
 class SpikedLinear(LaidOutLayer):
     """y = x (left right + noise)' + bias, with trainable factors and frozen noise.
 
-    The parameter `weight` of shape (rank, in + out) holds right, followed by the transpose of left.
+    The product left right is the signal: the low-rank part of the weight. ' is the transpose. The
+    parameter `weight` of shape (rank, in + out) holds right, followed by the transpose of left.
     Its shape never equals that of the dense weight. So there is an error if the state of the layer
     is loaded into a plain linear layer.
 
     Args:
         in_features: Width of the input.
         out_features: Width of the output.
-        rank: Number of directions in the signal, in [0, min(in, out)].
-        noise: How the rest is stored, one of `NOISE_KINDS`.
+        rank: Rank of the signal, in [0, min(in, out)].
+        noise: How the noise, the rest of the weight, is stored; one of `NOISE_KINDS`.
         bias: Whether there is a bias.
-        device: Of the tensors, which are empty until a state dict fills them.
-        dtype: Of the factors, the bias and a kept noise.
+        device: Device of the tensors, which hold zeros until a state dict fills them.
+        dtype: Dtype of the factors and the bias, and of the noise if it is kept (`keep`).
 
     Raises:
         ValueError: If the rank lies outside its range or the kind of noise is unknown.
@@ -72,7 +73,7 @@ class SpikedLinear(LaidOutLayer):
 
     @classmethod
     def stands_for(cls, dense: nn.Module) -> bool:
-        """Linear layers, and `Conv1D`, whose weight is transposed."""
+        """True for linear layers, and for `Conv1D` of transformers, whose weight is transposed."""
         return isinstance(dense, nn.Linear) or is_conv1d(dense)
 
     @classmethod
@@ -108,20 +109,20 @@ class SpikedLinear(LaidOutLayer):
     ) -> Self:
         """Make the layer whose signal is left @ right and whose noise is the rest of a weight.
 
-        With a packed store the factors are first rounded to bfloat16, whatever their dtype is, so
-        that they can be saved in 16 bits without loss. The change from this rounding becomes part
-        of the noise.
+        If the noise is packed (`int8`, `int4` or `ternary`), the factors of any dtype are first
+        rounded to bfloat16, so that they can be saved in 16 bits without loss. The noise then
+        contains the error of this rounding.
 
         Args:
             left: Shape (out, rank).
             right: Shape (rank, in).
             weight: The dense weight, shape (out, in), from which the signal is subtracted a few
-                rows at a time; None only with `drop`.
-            bias: Shape (out,) or None. A parameter with the dtype of the layer is shared, not
-                copied.
-            noise: One of `NOISE_KINDS`.
-            dtype: Of the layer; None for that of left.
-            **geometry: Arguments of a convolution for the class; none for a linear layer.
+                rows at a time. It may be None only with the noise `drop`.
+            bias: Shape (out,) or None. If it is a parameter with the dtype of the layer, it is
+                shared, not copied.
+            noise: How the noise is stored; one of `NOISE_KINDS`.
+            dtype: Dtype of the layer; None for the dtype of left.
+            **geometry: Further arguments of a convolution class, such as `kernel_size`.
 
         Returns:
             The layer, on the device of left.
@@ -154,7 +155,7 @@ class SpikedLinear(LaidOutLayer):
 
     @classmethod
     def _inputs(cls, columns: int) -> int:
-        """The first argument of the class for a matrix with this number of columns."""
+        """Inputs of a layer (channels, for a convolution) whose matrix has this many columns."""
         return columns
 
     @classmethod
@@ -174,10 +175,10 @@ class SpikedLinear(LaidOutLayer):
             self._refit(weight)
 
     def _refit(self, weight: Tensor) -> None:
-        """Set left to (weight - noise) right^+; inputs along the signal then get no rounding error.
+        """Set left to (weight - noise) right^+, where ^+ is the pseudoinverse.
 
-        This removes the error of the packed noise from the input directions of the signal, without
-        additional bits.
+        Inputs that are combinations of the rows of right then get no error from the packed noise.
+        This needs no additional bits.
         """
         inverse = torch.linalg.pinv(self.factors()[1].to(torch.float32))
         step = rows_at_once(weight.shape)
@@ -191,8 +192,10 @@ class SpikedLinear(LaidOutLayer):
     def scale_signal(self, factors: Tensor) -> None:
         """Multiply each direction of the signal by a number; the noise stays as it is.
 
+        A direction is the product of one column of left and one row of right.
+
         Args:
-            factors: Shape (rank,).
+            factors: One number for each direction, shape (rank,).
         """
         scaled = self.weight[:, self.in_features :] * factors.to(self.weight)[:, None]
         if self.noise.kind in CODEBOOKS:
@@ -204,11 +207,14 @@ class SpikedLinear(LaidOutLayer):
         return split_factors(self.weight, self.in_features)
 
     def dense(self) -> Tensor:
-        """The dense weight with the same effect, signal plus noise, shape (out, in)."""
+        """The dense weight with the same effect: signal plus noise, shape (out, in)."""
         return merged(self.weight, self.noise, self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer to an input of shape (..., in); the result has its dtype."""
+        """Apply the layer to an input of shape (..., in).
+
+        The result has the dtype of the input; under autocast, it has the dtype of autocast.
+        """
         x = autocast_input(input)
         weight, bias, layout = self.weight, self.bias, self.layout_object
         if is_exporting() or (is_transformed() and are_wrapped(self.noise.buffers())):
@@ -220,14 +226,14 @@ class SpikedLinear(LaidOutLayer):
         return layout.forward(self, x, weight, bias)
 
     def _compiled(self, x: Tensor, handle: int) -> Tensor:
-        """Apply the layer in its layout by operators that a compiled program can call."""
+        """Apply the layer in its layout, by operators that a compiled program can call."""
         if torch.is_grad_enabled():
             noise = torch.ops.hf_rmt.layout_noise(x, handle, self.out_features)
             return self._signal(x, self.weight, self.bias) + noise
         return torch.ops.hf_rmt.layout_linear(x, self.weight, self.bias, handle, self.out_features)
 
     def unpacked_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply the layer to x with this weight and bias, its noise unpacked from the codes."""
+        """Apply the layer to x with the given weight and bias; unpack the noise from its codes."""
         if self._merges(x):
             matrix = merged(weight.to(x.dtype), self.noise, self.in_features, scratch=True)
             return self._act(x, matrix, cast(bias, x.dtype))
@@ -246,16 +252,16 @@ class SpikedLinear(LaidOutLayer):
         return self._act(x, noise + left @ right if self.rank else noise, bias)
 
     def _act_noise(self, x: Tensor) -> Tensor:
-        """The noise acting on x. A few inputs are multiplied by the codes row by row."""
+        """The noise applied to x. For few inputs, it is not unpacked as a whole."""
         product = self.noise.product(x)
         return self._act(x, self.noise.dense(x.dtype, scratch=True)) if product is None else product
 
     def _act(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The output of a dense layer whose weight is the matrix, of shape (any, in)."""
+        """The output of a dense layer whose weight is `matrix`, of shape (any, in)."""
         return functional.linear(x, matrix, bias)
 
     def _gradient(self, gradient: Tensor, matrix: Tensor, like: torch.Size) -> Tensor:
-        """The gradient of x, of shape `like`, from the gradient of the output of `_act`."""
+        """The gradient with respect to x, of shape `like`, from that with respect to `_act(x)`."""
         return gradient @ matrix
 
     def _signal(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -263,7 +269,7 @@ class SpikedLinear(LaidOutLayer):
         return functional.linear(self._act(x, right), left, cast(bias, x.dtype))
 
     def _positions(self, x: Tensor) -> int:
-        """How often the matrix is applied to x."""
+        """Number of input vectors in x, to each of which the matrix is applied."""
         return x.numel() // max(1, self.in_features)
 
     def _merges(self, x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""A convolution as a matrix that acts on patches: low rank plus noise."""
+"""A convolution whose kernel is a low-rank signal plus noise."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 
 @register_layer
 class SpikedConv2d(SpikedLinear):
-    """y = x * (left right + noise) + bias over patches, the signal as two convolutions.
+    """The convolution y = x * (left right + noise) + bias, where * stands for convolution.
 
-    The kernel is a matrix of shape (out, in k_h k_w). Its signal, of rank r, is a convolution of
-    the kernel's size to r channels, followed by a 1 x 1 convolution. The noise is unpacked into a
-    dense kernel. The rest is as in a `SpikedLinear` with `in_features` = in k_h k_w.
+    The kernel, of height k_h and width k_w, is a matrix of shape (out, in k_h k_w). Its signal
+    left right, of rank r, is computed by two convolutions: one of the kernel's size to r channels,
+    then one of size 1 x 1. The noise is unpacked into a dense kernel. Everything else is as in a
+    `SpikedLinear` with `in_features` = in k_h k_w.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        rank: Number of directions in the signal, in [0, min(out, in k_h k_w)].
+        rank: Rank of the signal, in [0, min(out, in k_h k_w)].
         kernel_size: Height and width of the kernel, or one number for both.
         stride: As in `torch.nn.Conv2d`.
         padding: As in `torch.nn.Conv2d`, `same` and `valid` included.
         dilation: As in `torch.nn.Conv2d`.
         padding_mode: As in `torch.nn.Conv2d`.
-        noise: How the rest is stored, one of `NOISE_KINDS`.
+        noise: How the noise, the rest of the kernel, is stored; one of `NOISE_KINDS`.
         bias: Whether there is a bias.
-        device: Of the tensors, which are empty until a state dict fills them.
-        dtype: Of the factors, the bias and a kept noise.
+        device: Device of the tensors, which hold zeros until a state dict fills them.
+        dtype: Dtype of the factors and the bias, and of the noise if it is kept (`keep`).
 
     Raises:
         ValueError: If the rank lies outside its range, the kind of noise is unknown, or the
@@ -94,7 +95,7 @@ class SpikedConv2d(SpikedLinear):
 
     @classmethod
     def stands_for(cls, dense: nn.Module) -> bool:
-        """Convolutions of torch with one group."""
+        """True for `nn.Conv2d` with one group."""
         return is_plain_convolution(dense)
 
     def empty_dense(self) -> nn.Module:
@@ -111,7 +112,7 @@ class SpikedConv2d(SpikedLinear):
         return columns // (size * size if isinstance(size, int) else math.prod(size))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer to shape (..., in, height, width), with at most one leading side."""
+        """Apply the layer to images of shape (batch, in, height, width) or (in, height, width)."""
         if input.dim() == 3:
             return self.forward(input[None])[0]
         x = input
@@ -123,12 +124,12 @@ class SpikedConv2d(SpikedLinear):
         return self.unpacked_forward(x, self.weight, self.bias)
 
     def _pads_inside(self) -> bool:
-        """Whether the convolution can pad by itself: with zeros, equally many on both sides."""
+        """Whether torch can pad in the convolution: with zeros, equally many on both sides."""
         left, right, above, below = edges(self)
         return self.padding_mode == "zeros" and (left, above) == (right, below)
 
     def _options(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Stride, padding and dilation of the convolution once x is padded."""
+        """Stride, padding and dilation of the convolution; no padding if x is padded before."""
         left, _, above, _ = edges(self) if self._pads_inside() else [0, 0, 0, 0]
         return self.stride, (above, left), self.dilation
 
@@ -162,14 +163,14 @@ class SpikedConv2d(SpikedLinear):
 
 
 def geometry_of(layer: nn.Module) -> dict[str, Any]:
-    """The arguments of a convolution, dense or compressed, but its channels; else empty."""
+    """The arguments of a convolution except its channels; empty for a layer of another kind."""
     if not isinstance(layer, nn.Conv2d | SpikedConv2d):
         return {}
     return {name: getattr(layer, name) for name in GEOMETRY}
 
 
 def edges(conv: Any) -> list[int]:
-    """What a convolution pads its images with: columns left and right, rows above and below."""
+    """How far a convolution pads images: columns left and right, rows above and below."""
     if conv.padding == "valid":
         return [0, 0, 0, 0]
     if isinstance(conv.padding, str):
@@ -179,6 +180,6 @@ def edges(conv: Any) -> list[int]:
 
 
 def padded(conv: Any, images: Tensor) -> Tensor:
-    """Images with the edges that a convolution adds to them, shape (..., height, width)."""
+    """Images of shape (..., height, width) with the padding that a convolution adds to them."""
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     return functional.pad(images, edges(conv), mode)

@@ -15,28 +15,28 @@ from hf_rmt.nn.transforms import is_transformed
 class StepActivation(nn.Module):
     """s(x) = h_j - mean for t_j < x <= t_(j+1), with t_0 = -inf and t_(k+1) = inf.
 
-    A step with one level, b outside of [s_1, s_2], has the heights (b, 0, b). A step with two
-    levels, b_1 outside of [r_1, r_4] and b_2 inside of [r_2, r_3], has the heights (b_1, 0, b_2, 0,
-    b_1). At a threshold the value is that of the piece on its left, as with `numpy.searchsorted`.
-    Comparison with the thresholds and subtraction of the mean use the dtype of x or that of the
+    The thresholds t_j cut the line into pieces, and h_j is the height of a piece. A function that
+    is 0 in (r_1, r_2] and b elsewhere has the thresholds (r_1, r_2) and the heights (b, 0, b). At a
+    threshold the value is that of the piece on its left, as with `numpy.searchsorted`. The
+    comparison with the thresholds and the subtraction of the mean use the dtype of x or that of the
     buffers, whichever is wider.
 
-    The gradient is that of a surrogate, a smooth activation such as the activation that the steps
-    match. Without a surrogate, the gradient is that of the steps smoothed by triangles of half
-    width `width`, sum_j (h_j - h_(j-1)) max(0, 1 - |x - t_j| / width) / width.
+    The gradient is that of a surrogate, a smooth activation such as the one that the steps match.
+    Without a surrogate, a triangle around each threshold spreads its jump over 2 `width`, and the
+    gradient is sum_j (h_j - h_(j-1)) max(0, 1 - |x - t_j| / width) / width.
 
     Args:
         thresholds: t_1 < ... < t_k, finite.
         heights: h_0 .. h_k, one more than thresholds.
-        mean: The number that is subtracted, E h under the distribution of the inputs.
+        mean: The number that is subtracted, such as the mean height over the inputs.
         surrogate: A differentiable function of a tensor, used for its gradient only; or None.
         width: Half the width of the triangle that smooths each threshold for the gradient, in
             units of x; > 0.
-        device: Of the buffers.
-        dtype: Of the buffers.
+        device: Device of the buffers.
+        dtype: Dtype of the buffers.
 
     Raises:
-        ValueError: If numbers are missing, not finite or out of order.
+        ValueError: If numbers are missing, not finite or out of order, or width is not positive.
 
     Examples:
         >>> StepActivation([-1.0, 1.0], [2.0, 0.0, 2.0], mean=0.5)(torch.tensor([-3.0, 0.0, 1.0]))
@@ -78,7 +78,7 @@ class StepActivation(nn.Module):
         return self._chosen(x, self.heights, self.mean)
 
     def _chosen(self, x: Tensor, heights: Tensor, mean: Tensor) -> Tensor:
-        """The entry of `heights` for the piece of each x, minus the mean."""
+        """The entry of `heights` for the piece that contains each x, minus the mean."""
         dtype = torch.promote_types(x.dtype, heights.dtype)
         wide, values = x.to(dtype), heights.to(dtype) - mean.to(dtype)
         steps = values[0].expand_as(wide)
@@ -106,18 +106,18 @@ class StepBefore(StepActivation):
     """A step in front of an activation f. The step gives the heights h_j, and f makes v_j = f(h_j).
 
     It is used if the forward pass calls f as a function, because such a call cannot be replaced.
-    After f, the gradient is that of a `StepActivation` with the heights v_j, because the step
-    divides its gradient by the slope of f at h_j.
+    The step divides its gradient by the slope of f at h_j. So the step and f together have the
+    gradient of a `StepActivation` with the heights v_j.
 
     Args:
-        thresholds: t_1 < ... < t_k, finite.
+        thresholds: t_1 < ... < t_k, finite, as in `StepActivation`.
         heights: h_0 .. h_k, the inputs of f.
         values: v_0 .. v_k, the outputs of f.
-        slopes: f'(h_0) .. f'(h_k), finite and not 0.
+        slopes: The slopes f'(h_0) .. f'(h_k), finite and not 0.
         width: Half the width of the triangle that smooths each threshold for the gradient, in
             units of x; > 0.
-        device: Of the buffers.
-        dtype: Of the buffers.
+        device: Device of the buffers.
+        dtype: Dtype of the buffers.
 
     Raises:
         ValueError: If numbers are missing, not finite, out of order, or a slope is 0.

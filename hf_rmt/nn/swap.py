@@ -1,8 +1,8 @@
 """Replaces one module by another and moves everything that was attached to the old one.
 
-Whoever made the model may have frozen a layer, hooked it, or written an attribute on it.
-`swap_module` is used wherever a layer is replaced, so that nothing gets lost. What can be moved is
-moved. A layer with anything that cannot be moved is not replaced.
+The user may have frozen a layer, hooked it, or set an attribute on it. `swap_module` is used
+wherever a layer is replaced, so that nothing gets lost. It moves everything that can be moved. A
+layer that has something that cannot be moved is not replaced.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-"""Registers of hooks that torch keeps in a module."""
+"""Attributes of a module in which torch keeps hooks."""
 GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-"""Registers of hooks that torch keeps in a tensor."""
+"""Attributes of a tensor in which torch keeps hooks."""
 BOUND_HOOK = "_hf_hook"
-"""Where accelerate keeps the hook that it has put around a module's forward."""
+"""The attribute in which accelerate keeps the hook that it has put around a module's forward."""
 WRAPPED = "_old_forward"
-"""Where accelerate keeps the forward that it has wrapped."""
+"""The attribute in which accelerate keeps the forward that it has wrapped."""
 CARRIERS: dict[str, Callable[[nn.Module, nn.Module], None]] = {}
 """How to move what other libraries add to a module. A key is the attribute that shows the addition;
 the value is a function that moves it from the old module to the new one."""
 LIBRARIES = ("torch", "transformers", "accelerate")
-"""Hooks on gradients that these packages add belong to one training. It ends before a layer is
-replaced or begins after that."""
+"""Packages whose hooks on gradients are no reason against a replacement. Such a hook belongs to one
+training run, and this run ends before the layer is replaced or begins after that."""
 INITIALISED = "_is_hf_initialized"
 """The attribute by which transformers marks initialised modules and tensors; it is not moved."""
 OWN_ATTRIBUTES = {
@@ -63,16 +63,16 @@ OF_COMPRESSED = {"rank", "noise", "scale", "step", "unpacked", "_layout", "_sour
 def swap_module(model: nn.Module, name: str, new: nn.Module) -> None:
     """Put a module in the place of another one.
 
-    The new module gets the training mode of the old one, its hooks, whether its weight and bias
-    are trained, and the attributes that a user has set on it or on its weight and bias.
+    The new module takes over from the old one: the training mode, the hooks, `requires_grad` of the
+    weight and the bias, and the attributes that a user has set on the module, weight or bias.
 
     Args:
         model: The model.
-        name: Runtime name of the module to replace.
+        name: Name of the module to replace, as in `model.named_modules()`.
         new: The module that takes its place.
 
     Raises:
-        ValueError: If the old module carries what cannot be moved; see `why_not_swapped`.
+        ValueError: If the old module has something that cannot be moved; see `why_not_swapped`.
     """
     old = model.get_submodule(name)
     if old is new:
@@ -96,7 +96,7 @@ def swap_module(model: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def cannot_swap(name: str, reason: str) -> ValueError:
-    """The error that a module of this name cannot be replaced."""
+    """The error which says that the module of this name cannot be replaced, and why."""
     return ValueError(f"{name!r} cannot be replaced: {reason}")
 
 
@@ -105,8 +105,8 @@ def why_not_swapped(module: nn.Module) -> str:
 
     A layer cannot be replaced if its weight or bias is computed from other tensors, if one of its
     methods was replaced, if it has tensors or children that its class does not give it, or if there
-    is a hook on the gradient of its weight. Without `hf_rmt.huggingface` it cannot if accelerate
-    has hooked it.
+    is a hook on the gradient of its weight. A layer that accelerate has hooked can be replaced only
+    after `hf_rmt.huggingface` is imported.
     """
     if parametrize.is_parametrized(module):
         return (
@@ -126,7 +126,7 @@ def why_not_swapped(module: nn.Module) -> str:
 
 
 def user_attributes(module: nn.Module) -> list[str]:
-    """Names of the attributes that nobody but a user has set on a module."""
+    """Names of the attributes that a user, and no library, has set on a module."""
     given, is_layer, kind = _given(module), _is_layer(module), type(module)
     return [
         key
@@ -141,7 +141,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _given(module: Any) -> set[str]:
-    """Names that its class gives a module: attributes, tensors and children."""
+    """Names that a module has from its class: attributes, tensors and children."""
     given = set(OWN_ATTRIBUTES)
     for kind in type(module).__mro__:
         given |= set(inspect.get_annotations(kind))
@@ -171,7 +171,7 @@ def _patched(module: nn.Module) -> Iterator[str]:
 
 
 def _why_own(layer: Any) -> str:
-    """Why an addition of a user to a layer or its weight cannot be moved; empty if all can."""
+    """Why a user's addition to a layer or its weight cannot be moved; empty if all can be."""
     given = _given(layer)
     more = [key for key in _held(layer) if key not in given and not hasattr(type(layer), key)]
     if more:
@@ -185,8 +185,8 @@ def _why_own(layer: Any) -> str:
     known = has_matrix(layer) or is_compressed(layer)
     if known and isinstance(layer.weight, nn.Parameter) and _is_hooked(layer.weight):
         return (
-            "a hook waits for the gradient of its weight, and the weight in its place has another "
-            "shape; remove the hook first, and register one on the new weight if you need it"
+            "a hook waits for the gradient of its weight, and the new weight has another shape; "
+            "remove the hook first, and register one on the new weight if you need it"
         )
     return ""
 
@@ -196,21 +196,21 @@ def _taken(key: str) -> str:
 
 
 def _why_taken(old: nn.Module, new: nn.Module) -> str:
-    """Why a user's attribute cannot be set on the new module; empty if all can."""
+    """Why a user's attribute cannot be set on the new module; empty if all can be."""
     known = [key for key in user_attributes(old) if hasattr(new, key)]
     taken = set(known) - set(user_attributes(new)) if known and _is_layer(old) else ()
     return _taken(min(taken)) if taken else ""
 
 
 def _is_hooked(parameter: Any) -> bool:
-    """Whether a hook of a user's waits for the gradient of a parameter."""
+    """Whether a user has put a hook on the gradient of a parameter."""
     hooks = [hook for key in GRADIENT_HOOKS for hook in (getattr(parameter, key) or {}).values()]
     homes = (str(getattr(hook, "__module__", "")).partition(".")[0] for hook in hooks)
     return any(home not in LIBRARIES for home in homes)
 
 
 def _carry_gradients(old: Any, new: Any) -> None:
-    """Copy `requires_grad`; a layer without a trainable weight stores it in an attribute."""
+    """Copy `requires_grad`; a new layer without a trainable weight has an attribute for it."""
     trains = _trains(old, "weight", getattr(old, "dense_requires_grad", True))
     if isinstance(getattr(new, "weight", None), nn.Parameter):
         _set_trains(new.weight, trains)
@@ -232,7 +232,7 @@ def _set_trains(parameter: nn.Parameter, trains: bool) -> None:
 
 
 def _carry_weight_attributes(old: Any, new: Any) -> None:
-    """Move attributes of the weight; a layer without a trainable weight stores them in a dict."""
+    """Move attributes of the weight; a new layer without a trainable weight has a dict for them."""
     weight = getattr(old, "weight", None)
     trained = isinstance(weight, nn.Parameter)
     known = _attributes(weight) if trained else getattr(old, "dense_attributes", {})
@@ -243,7 +243,7 @@ def _carry_weight_attributes(old: Any, new: Any) -> None:
 
 
 def _carry_bias(old: Any, new: Any) -> None:
-    """Move attributes of the bias and hooks on its gradient, because its shape stays the same."""
+    """Move attributes of the bias and hooks on its gradient; they stay valid for the same shape."""
     before, after = getattr(old, "bias", None), getattr(new, "bias", None)
     if isinstance(new, CompressedLayer):
         new.took_bias = getattr(old, "took_bias", before is not None)
@@ -261,7 +261,7 @@ def _attributes(parameter: Any) -> dict[str, Any]:
 
 
 def _move_hooks(old: dict[str, Any], new: dict[str, Any], key: str) -> None:
-    """Move a register of hooks: the same dict object, because handles that remove hooks use it."""
+    """Move the dict of hooks itself, no copy: the handles that remove hooks refer to this dict."""
     moved, own = old.get(key), new.get(key)
     if moved:
         moved.update(own or {})

@@ -1,4 +1,4 @@
-"""A linear layer with weights in {-1, 0, 1}, packed and frozen."""
+"""A linear layer with packed, frozen weights: -1, 0 or 1, times a scale."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ LAYOUTS = ("packed", "int8", "dense")
 
 @register_layer
 class TernaryLinear(CompressedLayer):
-    """y = x (s T)' + bias, T in {-1, 0, 1} packed and frozen, s a scale.
+    """y = x (s T)' + bias, with a frozen matrix T in {-1, 0, 1} and a scale s; ' is the transpose.
 
-    The buffer `weight` holds T as int8, which casts of the model do not change, and in a shape that
-    a plain linear layer cannot load. In the state dict and until the first use, a byte holds five
-    entries, shape (ceil(out in / 5),). After that it holds four, shape (1, ceil(out in / 4)), which
-    unpack faster. Only the bias trains; to train the weight see `LatentTernaryLinear`.
+    The buffer `weight` holds T, several entries in a byte. It is int8, so that casts of the model
+    do not change it, and a plain linear layer cannot load its shape. In the state dict and until
+    the first use, a byte holds five entries: shape (ceil(out in / 5),). After that a byte holds
+    four, which unpack faster: shape (1, ceil(out in / 4)). Only the bias trains; to train the
+    weight, see `LatentTernaryLinear`.
 
     Attributes:
         step: A `StepBefore` that is applied to y, if the activation after the layer is called as a
@@ -43,19 +44,19 @@ class TernaryLinear(CompressedLayer):
         in_features: Width of the input.
         out_features: Width of the output.
         bias: Whether there is a bias.
-        scale: One scale a `row`, or one for the `tensor`.
+        scale: `row` for one scale per row, or `tensor` for a single scale.
         layout: `packed` unpacks in every forward; outputs are those of the dense layer up to the
-            rounding of its dtype. `int8` keeps an unpacked copy for speed: a byte a weight and, on
-            a CPU with integer dot products (VNNI), inputs rounded to 16 bits of the largest entry
-            of their row, which changes outputs by at most about 1e-4 of their spread. Elsewhere,
-            and for the smallest layers, it keeps a copy in the dtype of the scales. `dense` always
-            keeps that copy. The layout is not part of the state dict.
-        device: Of the tensors, which are empty until a state dict fills them.
-        dtype: Of the scales and the bias.
+            rounding of its dtype. `int8` is for a CPU with integer dot products (VNNI): it keeps an
+            unpacked copy of one byte per weight, and rounds the inputs to 16 bits of the largest
+            entry of their row, which changes outputs by at most about 1e-4 of their spread. On
+            other devices, and for the smallest layers, it keeps a copy in the dtype of the scales.
+            `dense` always keeps that copy. The layout is not part of the state dict.
+        device: Device of the tensors, which hold zeros until a state dict fills them.
+        dtype: Dtype of the scales and the bias.
 
     Raises:
         TypeError: If a width is no whole number.
-        ValueError: If a width is negative, or scale or layout unknown.
+        ValueError: If a width is negative, or scale or layout is unknown.
 
     Examples:
         >>> layer = TernaryLinear.from_linear(nn.Linear(6, 2))
@@ -97,14 +98,14 @@ class TernaryLinear(CompressedLayer):
 
     @classmethod
     def stands_for(cls, dense: nn.Module) -> bool:
-        """Linear layers."""
+        """True for `nn.Linear`, but not for its subclasses."""
         return is_linear(dense)
 
     @classmethod
     def empty_like(
         cls, dense: Any, rank: int, noise: str, *, device: torch.device | str | None = None
     ) -> Self:
-        """See `CompressedLayer.empty_like`; rank and noise mean nothing here."""
+        """See `CompressedLayer.empty_like`; rank and noise are not used here."""
         rows, columns = dense_shape(dense)
         return cls(
             columns,
@@ -126,16 +127,16 @@ class TernaryLinear(CompressedLayer):
         """The ternary layer nearest to a dense one.
 
         Args:
-            linear: The layer; it is not changed. Its bias is shared, not copied.
-            sparsity: Share of zeros, in [0, 1]; None for that of least squared error.
-            scale: One scale a `row`, or one for the `tensor`.
+            linear: The dense layer; it is not changed. Its bias is shared, not copied.
+            sparsity: Share of zeros, in [0, 1]; None for the share with the least squared error.
+            scale: `row` for one scale per row, or `tensor` for a single scale.
             layout: As in the constructor.
 
         Returns:
-            The layer, on the device and in the dtype of the linear.
+            The layer, on the device and in the dtype of the dense one.
 
         Raises:
-            TypeError: If it is no linear layer.
+            TypeError: If the dense layer is not linear.
             ValueError: If an option is out of range, the layer has no inputs, or a weight is nan or
                 infinite.
         """
@@ -167,19 +168,19 @@ class TernaryLinear(CompressedLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> TernaryLinear:
-        """A layer of iid weights, P(0) = e and P(+-1 / sqrt(1 - e)) = (1 - e) / 2.
+        """A layer of independent random weights with mean 0 and variance 1, and without a bias.
 
-        They have mean 0 and variance 1, as the theory of wide networks assumes. The layer has no
-        bias.
+        A weight is 0 with probability e, and +1 or -1 divided by sqrt(1 - e), each with probability
+        (1 - e) / 2. The theory of wide networks assumes this mean and variance.
 
         Args:
             in_features: Width of the input.
             out_features: Width of the output.
-            sparsity: e, in [0, 1).
-            seed: Of the weights, which are the same on every device.
+            sparsity: The probability e of a zero, in [0, 1).
+            seed: Seed of the weights, which are the same on every device.
             layout: As in the constructor.
-            device: Of the layer.
-            dtype: Of the scale.
+            device: Device of the layer.
+            dtype: Dtype of the scale.
 
         Returns:
             The layer.
@@ -217,7 +218,7 @@ class TernaryLinear(CompressedLayer):
         """The weight s T as a tensor of shape (out, in).
 
         Args:
-            dtype: Of the result; None for that of the scales.
+            dtype: Dtype of the result; None for the dtype of the scales.
         """
         dtype = dtype or self.scale.dtype
         return self._signs().to(dtype).mul_(self.scale.to(dtype)[:, None])
@@ -230,7 +231,10 @@ class TernaryLinear(CompressedLayer):
         return linear.train(self.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer to an input of shape (..., in); the result has its dtype."""
+        """Apply the layer to an input of shape (..., in).
+
+        The result has the dtype of the input; under autocast, it has the dtype of autocast.
+        """
         result = ternary_linear(input, self)
         return result if self.step is None else self.step(result)
 
@@ -242,7 +246,7 @@ class TernaryLinear(CompressedLayer):
         return unpack_trits(self.weight, shape)
 
     def _kept(self, dtype: torch.dtype) -> Tensor:
-        """The unpacked copy: T itself in int8, the dense weight in a floating dtype."""
+        """The unpacked copy: T itself if the dtype is int8, otherwise the dense weight s T."""
         kept, traced = self.unpacked, torch.compiler.is_compiling()  # traces have no addresses
         current = traced or self._source.get(identities((self.weight, self.scale, kept)))
         if kept is not None and kept.dtype == dtype and current:

@@ -14,11 +14,11 @@ from hf_rmt.nn.stores.export_ops import is_exporting, plain_signs
 from hf_rmt.nn.transforms import are_wrapped, is_differentiating, is_transformed
 
 FEW_TOKENS = 64
-"""Up to this many tokens, int8 signs and three products of digits are faster than floats."""
+"""Up to this many tokens (rows of the input), integer products are faster than float products."""
 
 
 def ternary_linear(x: Tensor, layer: Any) -> Tensor:
-    """The outputs x (s T)' + bias of a `TernaryLinear`, in the dtype of x."""
+    """The outputs x (s T)' + bias of a `TernaryLinear` with matrix T and scale s."""
     x = autocast_input(x)
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     if is_exporting() or (is_transformed() and are_wrapped((layer.weight, layer.scale))):

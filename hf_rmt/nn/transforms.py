@@ -1,4 +1,4 @@
-"""Tells whether a derivative may be asked for, so that a product must define one."""
+"""Tells whether derivatives may be needed, so that a product must be able to give them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.autograd import forward_ad
 def is_differentiating() -> bool:
     """Whether gradients are enabled or a transform of `torch.func` is active.
 
-    Products that round their inputs, or that write into memory of their own, have rules for these
-    cases. In other cases they compute the product directly.
+    If this is true, products that round their inputs, or that write into their own memory, use
+    their rules for derivatives. If not, they compute the product directly.
     """
     return torch.is_grad_enabled() or is_transformed()
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` or a forward-mode derivative is at work."""
+    """Whether a transform of `torch.func` or a forward-mode derivative is active."""
     if torch.compiler.is_compiling():  # torch.compile traces without transforms
         return False
     interpreted = torch._C._functorch.peek_interpreter_stack() is not None
@@ -27,5 +27,5 @@ def is_transformed() -> bool:
 
 
 def are_wrapped(tensors: Iterable[Tensor]) -> bool:
-    """Whether a transform of `torch.func` runs over one of the tensors, as `vmap` over a buffer."""
+    """Whether a transform of `torch.func`, such as `vmap`, runs over one of the tensors."""
     return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)

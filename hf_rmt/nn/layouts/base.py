@@ -1,7 +1,7 @@
 """What a layout is: how the weight of a compressed layer lies in memory while it runs.
 
-The format on disk and the layout in memory are different things. A layout is built from the packed
-store, is never saved, and all layouts of a layer compute the same function, each up to its own
+The format on disk and the layout in memory are different things. A layout is made from the packed
+store and is never saved. All layouts of a layer compute the same function, each up to its own
 rounding.
 """
 
@@ -25,21 +25,21 @@ from hf_rmt.nn.noise_product import NoiseProduct, noise_gradient
 from hf_rmt.nn.spiked import SpikedLinear
 
 ACTIVATIONS = ("int8", "int16")
-"""Bits in which an integer layout writes its inputs: one digit of 8 bits, or two."""
+"""How an integer layout rounds its inputs: `int8` to one digit of 8 bits, `int16` to two."""
 
 LAYOUTS: dict[str, type[Layout]] = {}
 """The layouts by name. A module of this package adds its own with `register`."""
 
 _STEPS = 0
-"""Steps that optimizers have made in this process."""
+"""Number of steps that all optimizers of this process have made."""
 _LOCK = usable_after_fork(threading.RLock())
 _HANDLES = count(1)
 _LAYERS: WeakValueDictionary[int, SpikedLinear] = WeakValueDictionary()
-"""Layers by the number under which compiled programs know them."""
+"""Layers by the number (handle) by which compiled programs find them."""
 
 
 def register(layout: type[Layout]) -> type[Layout]:
-    """Add a layout to `LAYOUTS`; a class decorator."""
+    """Add a layout to `LAYOUTS`; use this as a class decorator."""
     LAYOUTS[layout.name] = layout
     return layout
 
@@ -49,11 +49,11 @@ class Layout(ABC):
 
     Args:
         layer: The layer; it is not changed before the first use.
-        activations: One of `ACTIVATIONS`, for layouts that round their inputs.
+        activations: How a layout that rounds its inputs does so; one of `ACTIVATIONS`.
 
     Attributes:
-        name: What a user calls the layout.
-        by_name_only: Whether `fastest` and `smallest` leave it out.
+        name: The name by which a user asks for the layout.
+        by_name_only: Whether `fastest` and `smallest` never choose the layout.
     """
 
     name: ClassVar[str]
@@ -73,14 +73,15 @@ class Layout(ABC):
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """What the layer computes with this weight and bias, which may be those of one call only.
+        """The output of the layer for the input x.
 
-        The input x has been cast for autocast already.
+        x has the dtype of autocast already. `weight` holds the factors of the signal. `weight` and
+        `bias` may be given for this call only, as by `torch.func.functional_call`.
         """
 
     @abstractmethod
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise acting on x, without a gradient."""
+        """The noise applied to x, without a gradient."""
 
     @staticmethod
     @abstractmethod
@@ -89,15 +90,15 @@ class Layout(ABC):
 
     @abstractmethod
     def prepare(self, layer: SpikedLinear) -> None:
-        """Make now what the first use would make, if the layer's tensors are there."""
+        """Make now what the first use would make; the layer's tensors must be in memory."""
 
     def bind(self, layer: SpikedLinear) -> None:
-        """Make this the layout of a layer that was copied or unpickled."""
+        """Make this the layout of a layer, which may be a copied or unpickled one."""
         self.handle = next(_HANDLES)
         _LAYERS[self.handle] = layer
 
     def reset(self) -> None:
-        """Forget what was made: the layer's tensors moved or changed."""
+        """Forget what was made, because the layer's tensors moved or changed."""
         self._kept.reset()
 
     def remove(self, layer: SpikedLinear) -> None:
@@ -117,8 +118,8 @@ class Layout(ABC):
 
         Args:
             layer: The layer.
-            key: What the value depends on besides the noise, never equal for two values.
-            make: Makes the value.
+            key: Everything besides the noise on which the value depends.
+            make: A function that makes the value.
             *signal: The tensors whose `signal_identity` is part of the key.
         """
         kept = self._kept.get((key, identities(layer.noise._buffers.values())))
@@ -141,7 +142,7 @@ class Layout(ABC):
 
 
 class LayoutProduct(torch.autograd.Function):
-    """The noise acting on x in a layout; its derivatives are those of the noise as it is stored."""
+    """The noise applied to x by a layout. The derivatives use the noise as it is stored."""
 
     @staticmethod
     def forward(x: Tensor, layer: SpikedLinear, layout: Layout) -> Tensor:
@@ -150,12 +151,12 @@ class LayoutProduct(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the layer, and not its noise."""
+        """Keep the layer for the derivative, but not its unpacked noise."""
         ctx.layer, ctx.shape = inputs[1], inputs[0].shape
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient of x."""
+        """The gradient with respect to x."""
         return noise_gradient(gradient, ctx.layer, ctx.shape), None, None
 
     @staticmethod
@@ -167,27 +168,27 @@ class LayoutProduct(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, layer: SpikedLinear, layout: Layout
     ) -> tuple[Tensor, int]:
-        """All rows are treated alike, so an additional first dimension changes nothing."""
+        """The mapped dimension becomes the first one, because all rows of x are treated alike."""
         assert in_dims[0] is not None
         return LayoutProduct.apply(x.movedim(in_dims[0], 0), layer, layout), 0
 
 
 def stored_name(layer: SpikedLinear) -> str:
-    """Name of the large buffer of a layer's noise."""
+    """Name of the largest buffer of a layer's noise."""
     return "residual" if layer.noise.kind == "keep" else "codes"
 
 
 def has_rows(layer: SpikedLinear, x: Tensor) -> bool:
-    """Whether an input is rows of the layer's width; a nested tensor or a wrong width is not."""
+    """Whether the last side of x is the layer's width, and x is not a nested tensor."""
     return x.shape[-1:] == (layer.in_features,) and not x.is_nested
 
 
 def signal_identity(layer: SpikedLinear, tensor: Tensor) -> tuple[Any, ...]:
-    """What changes when a tensor of the signal is replaced or may have been written to.
+    """A value that changes if a tensor of the signal is replaced or may have been written to.
 
-    Fused optimizers and writes through `.data` leave no trace in a tensor's version. So each step
-    of any optimizer counts as a change, and each call of `train` or `eval`. PEFT freezes a weight
-    before it adds an adapter to its data.
+    Fused optimizers and writes through `.data` do not change the version of a tensor. So each step
+    of any optimizer changes this value, and so does each call of `train` or `eval`. It contains
+    `requires_grad`, because PEFT freezes a weight before it adds an adapter to its data.
     """
     return *identity(tensor), tensor.requires_grad, _STEPS, layer.mode_changes
 
@@ -201,21 +202,21 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def exact(device: torch.device) -> torch.autocast:
-    """A context in which autocast casts nothing."""
+    """A context in which autocast is switched off."""
     return torch.autocast(device.type, enabled=False)
 
 
 def layer_of(handle: int) -> SpikedLinear:
-    """The layer that a compiled program calls by its number."""
+    """The layer that a compiled program finds by its number."""
     return _LAYERS[handle]
 
 
 def signal_bytes(layer: SpikedLinear) -> int:
-    """Bytes of the factors and the bias."""
+    """Bytes of the factors of the signal and of the bias."""
     return sum(parameter.nbytes for parameter in layer.parameters())
 
 
 def store_bytes(layer: SpikedLinear, *, without_codes: bool = False) -> int:
-    """Bytes of the packed noise, or of what stays in memory when its codes lie on disk."""
+    """Bytes of the stored noise; without the codes, if these lie on disk and not in memory."""
     names = {stored_name(layer)} if without_codes else set()
     return sum(part.nbytes for name, part in layer.noise.named_buffers() if name not in names)

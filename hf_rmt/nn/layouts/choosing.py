@@ -30,17 +30,17 @@ CHOICES = ("fastest", "smallest")
 TOKENS = (16, 128, 512)
 """Numbers of rows of the inputs for which layouts are compared by default."""
 REPEATS, BUDGET = 15, 0.4
-"""Number of rounds of interleaved calls, and seconds after which no further round begins."""
+"""Number of rounds, each with calls of every layout, and seconds after which no round begins."""
 COLD, MOST_COPIES = 2**24, 32
-"""Bytes of dense weights that are gone through in turn, as copies of the layer, and their largest
-number. A model has more weights than a cache holds, so each layer finds its weights outside of the
-cache, and its code inside. In a loop over one layer, dense weights would stay in the cache."""
+"""A measurement calls copies of the layer in turn: as many as have COLD bytes of dense weights, but
+at most MOST_COPIES. A model has more weights than a cache holds, so each layer finds its weights
+outside of the cache. In a loop over a single layer, dense weights would stay inside."""
 MARGIN = 0.97
-"""The choice is dense unless another layout needs at most this fraction of the time of dense."""
+"""The choice is dense unless another layout needs at most this fraction of its time."""
 FILE = "layouts.json"
 
 _CHOSEN: dict[tuple[Path, str], str] = {}
-"""What this process has chosen or read: by the folder of the file, and by what it depends on."""
+"""The layouts that this process has chosen or read, by the folder of the file and by `_key`."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def choose(
         tokens: Numbers of rows of the inputs for which layouts are measured.
 
     Returns:
-        A name of `LAYOUTS`.
+        The name of a layout, such as `dense`.
     """
     names = possible(layer, activations)
     if len(names) == 1:
@@ -101,7 +101,7 @@ def measure(
     activations: str,
     tokens: tuple[int, ...],
 ) -> dict[str, float]:
-    """For each layout, the geometric mean of the median seconds at each number of tokens."""
+    """Seconds per call for each layout: the geometric mean, over `tokens`, of the medians."""
     from hf_rmt.nn.layouts.placing import place
 
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
@@ -121,7 +121,7 @@ def measure(
 
 
 def _without_hooks(layer: nn.Module) -> Any:
-    """A copy of a layer without the user's hooks, which must not see inputs of a measurement."""
+    """A copy of a layer without the user's hooks, which must not see measurement inputs."""
     hooks = layer._forward_hooks, layer._forward_pre_hooks
     return copy.deepcopy(layer, {id(each): type(each)() for each in hooks})
 
@@ -179,7 +179,7 @@ def device_name(device: torch.device) -> str:
 
 
 def remembered() -> dict[str, str]:
-    """The layouts chosen on this machine, by key; empty if there is no file that can be read."""
+    """The layouts chosen on this machine, by `_key`; empty if there is no readable file."""
     try:
         content = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -188,7 +188,7 @@ def remembered() -> dict[str, str]:
 
 
 def remember(key: str, layout: str) -> None:
-    """Add a layout to the file; there is no error if the folder cannot be written to."""
+    """Add a chosen layout to the file; there is no error if the folder cannot be written to."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Layouts in compiled programs: two operators that torch.compile calls without tracing into them.
 
-What a layout keeps depends on versions of tensors and lives outside the graph. The operators get
-the number of the layer and run its eager code.
+A layout checks the versions of tensors and keeps its own tensors outside of the compiled graph. So
+the operators get the number (`handle`) of the layer and run its eager code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hf_rmt.nn.layouts.base import LAYOUTS, Layout, layer_of
 
 
 def _layout(layer: Any) -> Layout:
-    """The layout of a layer; another thread may have made the layer packed since it was called."""
+    """The layout of a layer; the packed one if another thread has just removed the layout."""
     layout: Layout | None = layer.layout_object
     return LAYOUTS["packed"](layer) if layout is None else layout
 
@@ -24,7 +24,7 @@ def _layout(layer: Any) -> Layout:
 def layout_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int
 ) -> Tensor:
-    """The whole layer without gradients, with this weight and bias."""
+    """The output of the whole layer with this weight and bias, without gradients."""
     layer: Any = layer_of(handle)
     with torch.no_grad():
         return _layout(layer).forward(layer, x, weight, bias).clone()
@@ -37,7 +37,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int)
 
 @library.custom_op("hf_rmt::layout_noise", mutates_args=())
 def layout_noise(x: Tensor, handle: int, outputs: int) -> Tensor:
-    """The noise acting on x, shape (..., in) to (..., outputs)."""
+    """The noise applied to x of shape (..., in); the result has shape (..., outputs)."""
     layer: Any = layer_of(handle)
     with torch.no_grad():
         return _layout(layer).noise_product(layer, x).clone()
@@ -50,7 +50,7 @@ def _(x: Tensor, handle: int, outputs: int) -> Tensor:
 
 @library.custom_op("hf_rmt::layout_noise_gradient", mutates_args=())
 def layout_noise_gradient(gradient: Tensor, handle: int, inputs: int) -> Tensor:
-    """The gradient of x, given that of the output of `layout_noise`."""
+    """The gradient with respect to x, from that with respect to the output of `layout_noise`."""
     return gradient @ layer_of(handle).noise.dense(gradient.dtype)
 
 

@@ -19,22 +19,22 @@ from hf_rmt.nn.transforms import is_transformed
 
 @register
 class DenseLayout(Layout):
-    """The merged matrix in memory, with the codes of the noise on disk.
+    """One matrix, signal plus noise, in memory; the codes of the noise lie on disk.
 
-    If the signal gets a gradient or was given for one call, the matrix holds the noise alone, and
-    the signal is computed separately. Otherwise both are merged, and merged again after each change
-    of the signal.
+    If the signal needs a gradient, or its factors are given for one call only, the matrix holds the
+    noise alone, and the signal is computed separately. Otherwise the matrix holds both, and it is
+    made again after each change of the signal.
     """
 
     name = "dense"
     _parametrized = False
-    """Whether a parametrization has computed the weight before, as an adapter of PEFT does. PEFT
-    merges such an adapter by writes that leave no trace."""
+    """Whether a parametrization, such as an adapter of PEFT, has computed the weight before. PEFT
+    merges such an adapter by writes that do not change the version of the weight."""
 
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """One product with the merged matrix; in training, one each for signal and noise."""
+        """One product with the merged matrix; in training, a product each for signal and noise."""
         if is_transformed():  # what is made of tensors of a transform must not outlive it
             return layer.unpacked_forward(x, weight, bias)
         if self._keeps_noise(layer, weight, torch.is_grad_enabled()):
@@ -42,7 +42,7 @@ class DenseLayout(Layout):
         return layer._act(x, self._merged(layer, x.dtype, weight), cast(bias, x.dtype))
 
     def prepare(self, layer: SpikedLinear) -> None:
-        """Merge now, or unpack the noise of a layer whose signal is computed separately."""
+        """Merge signal and noise now, or only unpack the noise if the matrix holds it alone."""
         weight = layer.weight
         if self._keeps_noise(layer, weight, layer.training):
             self._noise(layer, weight.dtype)
@@ -50,15 +50,15 @@ class DenseLayout(Layout):
             self._merged(layer, weight.dtype, weight)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise acting on x, from a matrix that is kept."""
+        """The noise applied to x; its unpacked matrix is kept."""
         return layer._act(x, self._noise(layer, x.dtype))
 
     def _keeps_noise(self, layer: SpikedLinear, weight: Tensor, training: bool) -> bool:
         """Whether the noise alone is kept.
 
-        That is so if the signal trains, if the next call may have another weight, or if writes to
-        the weight may leave no trace. A parametrization computes the weight for each call, and
-        `functional_call` replaces it for one call. Such a weight is no `Parameter`.
+        It is kept alone if the signal trains, if the next call may have another weight, or if
+        writes to the weight may go unnoticed. A parametrization computes the weight for each call,
+        and `functional_call` replaces it for one call. Such a weight is no `Parameter`.
         """
         passing = type(weight) is Tensor
         if passing and "weight" not in layer._parameters:
@@ -81,7 +81,7 @@ class DenseLayout(Layout):
 
 
 def merged(layer: SpikedLinear, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Signal of this weight plus noise, summed in float32 or better and rounded once."""
+    """Signal plus noise, summed in float32 or wider, then rounded once. `weight` is the factors."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     left, right = split_factors(weight.detach().to(wide), layer.in_features)
     noise = layer.noise.dense(wide)

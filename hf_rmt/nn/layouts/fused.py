@@ -28,8 +28,8 @@ DECODED = ("int8", "int4", "ternary")
 class FusedLayout(Layout):
     """y = signal(x) + kernel(codes, x): the noise is never unpacked as a whole.
 
-    The kernel is tested in Triton's interpreter and has not run on a GPU yet. So nothing chooses
-    this layout by itself; it must be asked for by name.
+    The kernel is tested in Triton's interpreter and has not run on a GPU yet. So
+    `fastest` and `smallest` never choose this layout; ask for it by its name.
     """
 
     name = "fused"
@@ -37,7 +37,7 @@ class FusedLayout(Layout):
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Why not: for convolutions, noise that is not packed, and systems without Triton."""
+        """Why a layer cannot have this layout: its class, its noise, its device, or no Triton."""
         if isinstance(layer, SpikedConv2d):
             return "its kernel does not support convolutions"
         if layer.noise.kind not in CODEBOOKS:
@@ -54,7 +54,7 @@ class FusedLayout(Layout):
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """Signal beside the fused product, both in the dtype of x."""
+        """The signal plus the fused product of the noise, both in the dtype of x."""
         if not has_rows(layer, x):
             return layer.unpacked_forward(x, weight, bias)
         signal = layer._signal(x, weight, bias)
@@ -63,14 +63,14 @@ class FusedLayout(Layout):
         return signal + LayoutProduct.apply(x, layer, self)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise acting on x, from its codes."""
+        """The noise applied to x, decoded from its codes by the kernel."""
         from hf_rmt.nn.layouts.fused_kernel import fused_product
 
         rows = fused_product(x.detach().reshape(-1, layer.in_features), layer.noise)
         return rows.view(*x.shape[:-1], layer.out_features)
 
     def prepare(self, layer: SpikedLinear) -> None:
-        """Nothing is kept."""
+        """Do nothing, because this layout keeps no tensors."""
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:

@@ -23,14 +23,15 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, CUBIC, RUN, SCALE_STEP, SPIRAL
 ROWS, OUTPUTS, INPUTS = 16, 64, 64
 """Sides of the tiles: rows of x and outputs per program, and inputs per step of its loop."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton's interpreter rounds to bfloat16 wrongly, so in it the kernel itself does not round."""
+"""Whether Triton's interpreter runs the kernel. It rounds to bfloat16 wrongly, so in this case the
+kernel itself does not round."""
 
 
 @triton.jit
 def _decoded(
     codes, points, place, mask, KIND: tl.constexpr, BLOCK: tl.constexpr, BEND: tl.constexpr
 ):
-    """Weights divided by their scale, at given places in the row-major matrix."""
+    """Weights divided by their scale; `place` is their index in the flattened matrix."""
     byte = tl.load(codes + place // BLOCK, mask=mask, other=0).to(tl.int32)
     component = (place % BLOCK).to(tl.int32)
     if KIND == "int8":
@@ -49,7 +50,7 @@ def _decoded(
 def _scales(
     fine, coarse, base, place, mask, GROUP: tl.constexpr, GROUPS: tl.constexpr, STEP: tl.constexpr
 ):
-    """Scales of the weights at given places in the row-major matrix."""
+    """Scales of weights; `place` is the index of the weights in the flattened matrix."""
     group = place // GROUP
     run, number = group // GROUPS, (group % GROUPS).to(tl.int32)
     half: tl.constexpr = GROUPS // 2
@@ -66,7 +67,7 @@ def _product(
     GROUPS: tl.constexpr, STEP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One tile of x W'."""
+    """One tile of x W', where W is the noise that the codes stand for and ' is the transpose."""
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     total = tl.zeros((BM, BN), dtype=tl.float32)

@@ -29,9 +29,10 @@ from hf_rmt.nn.transforms import is_differentiating
 class Int8Layout(Layout):
     """y = signal(x) + integers(x): the signal in floating point, the noise in integers.
 
-    Inputs of the noise are rounded token by token, to 8 bits after a rotation that spreads
-    outliers over the channels (`activations="int8"`), or to two digits of 8 bits, near exact
-    (`activations="int16"`). The signal sees the inputs as they are.
+    For the noise, the inputs are rounded, each row (token) with a scale of its own. With
+    `activations="int8"` a rotation first spreads outliers over the channels, and the result is
+    rounded to 8 bits. With `activations="int16"` the inputs are rounded to two digits of 8 bits,
+    which is nearly exact. For the signal, the inputs are not rounded.
     """
 
     name = "int8"
@@ -42,7 +43,7 @@ class Int8Layout(Layout):
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Why not: for convolutions, dropped noise, and devices without integer products."""
+        """Why a layer cannot have this layout: it is a convolution, its noise or its device."""
         if isinstance(layer, SpikedConv2d):
             return "torch has no integer convolution with a scale for each row"
         reason = super().refusal(layer, activations=activations)
@@ -51,7 +52,7 @@ class Int8Layout(Layout):
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """Signal in floating point beside the integer product."""
+        """The signal in floating point plus the integer product of the noise."""
         if not has_rows(layer, x):
             return layer.unpacked_forward(x, weight, bias)
         if not is_differentiating():
@@ -59,7 +60,7 @@ class Int8Layout(Layout):
         return layer._signal(x, weight, bias) + LayoutProduct.apply(x, layer, self)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise acting on x, by integers."""
+        """The noise applied to x, by an integer product."""
         return self._product(layer, x, (None, None))
 
     def _product(self, layer: SpikedLinear, x: Tensor, signal: tuple[Any, Any]) -> Tensor:
@@ -76,9 +77,9 @@ class Int8Layout(Layout):
         return result if flat else result.view(*x.shape[:-1], layer.out_features)
 
     def _signal(self, layer: SpikedLinear, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any]:
-        """The factors and the bias in float32; made anew only where they changed.
+        """The factors and the bias in float32; they are made again only after a change.
 
-        In float32 they are views. Making them takes a tenth of the time of a small layer.
+        For a float32 layer they are views. To make them takes a tenth of the time of a small layer.
         """
         parts = [part for part in (weight, bias) if part is not None]
         key = [signal_identity(layer, part) for part in parts]
@@ -96,7 +97,7 @@ class Int8Layout(Layout):
         self._made.reset()
 
     def prepare(self, layer: SpikedLinear) -> None:
-        """Make the integers now."""
+        """Make the matrix of integers now."""
         self._integers(layer)
 
     def _integers(self, layer: SpikedLinear) -> IntegerWeight:

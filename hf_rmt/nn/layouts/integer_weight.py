@@ -1,8 +1,8 @@
 """A matrix of 8-bit integers, one scale per row, and its product with inputs in integer digits.
 
 A row x of inputs is written as x = u (d_1 + d_2 / (2 t) + ...), with digits in [-t, t]. Here u is
-the largest absolute entry of x, divided by t. The sums of products of digits are exact, so the only
-errors are the rounding of the last digit and that of the weights.
+the largest absolute entry of x, divided by t, and t is `TOP` or `NARROW`. The sums of products of
+digits are exact, so the only errors are the rounding of the last digit and that of the weights.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from hf_rmt.nn.layouts.locks import usable_after_fork
 TOP = 127
 """Largest digit, and largest integer of a weight."""
 NARROW = 63
-"""Largest digit on processors that add two products of bytes in 16 bits (AVX2)."""
+"""Largest digit on processors (AVX2) that add two products of bytes in 16 bits, which overflow
+easily."""
 LARGEST_BLOCK = 32
-"""Inputs are rotated by Hadamard matrices of at most this side."""
+"""Largest side of the Hadamard matrices that rotate the inputs."""
 CUDA_ROWS, CUDA_MULTIPLE = 17, 8
 """Fewest rows, and a divisor of the number of columns, for the integer product of cuBLAS."""
 
 FBGEMM = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-"""(inputs, their scale, their zero, packed weight) -> float32, in one pass over the inputs."""
+"""The product of fbgemm, an integer library in torch. It takes the inputs, their scale, their zero
+and the packed weight, and returns float32 after one pass over the inputs."""
 
 _ENGINE_LOCK = usable_after_fork(threading.Lock())
 
@@ -39,7 +41,7 @@ class IntegerWeight:
 
     Args:
         matrix: float32, shape (out, in); it is not changed.
-        digits: 1 for inputs in 8 bits, rotated first; 2 for inputs in 16 bits.
+        digits: 1 to rotate inputs and round them to 8 bits; 2 to round them to 16 bits.
     """
 
     def __init__(self, matrix: Tensor, *, digits: int = 1) -> None:
@@ -63,11 +65,14 @@ class IntegerWeight:
     def product(
         self, rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
     ) -> Tensor:
-        """The product rows (first second + W') + bias, a few rows at a time; W is this matrix.
+        """The product rows (first second + W') + bias, where W is this matrix.
+
+        It is computed for a few rows at a time.
 
         Args:
             rows: Shape (tokens, in), of any floating dtype.
-            factors: first (in, rank) and second (rank, out) in float32, or None.
+            factors: The pair (first, second) of shapes (in, rank) and (rank, out) in float32, or
+                None.
             bias: Shape (out,) in float32, or None.
 
         Returns:
@@ -88,8 +93,8 @@ class IntegerWeight:
     ) -> Tensor:
         """The product of rows in float32. Operations are few, as each takes 3 microseconds or more.
 
-        The integers of a row of zeros are arbitrary, because it is divided by 0. Its result is 0
-        all the same: its unit is 0, and the integer product of any row is finite.
+        A row of zeros is divided by its unit, which is 0, so its integers are arbitrary. The result
+        is 0 all the same: it is multiplied by the unit, and the integer product is finite.
         """
         total = _signal(rows, factors, bias)
         rows = self._rotated(rows)
@@ -108,7 +113,7 @@ class IntegerWeight:
         return sums.mul_(unit) if total is None else torch.addcmul(total, sums, unit)
 
     def _sums(self, scaled: Tensor) -> Tensor:
-        """The integer product with entries of at most `top` steps, which are rounded to digits."""
+        """The integer product with `scaled`. Its entries are rounded to digits of at most `top`."""
         if self.digits == 1:
             return self._integer_product(scaled)
         high = scaled.round()

@@ -1,4 +1,4 @@
-"""Locks that a forked process can use, whoever held them when it was forked."""
+"""Locks that a forked process can use, even if another thread held them at the fork."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The codes as on disk, unpacked in every forward."""
+"""The layout `packed`: the codes are those on disk and are unpacked in every forward."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from hf_rmt.nn.spiked import SpikedLinear
 
 @register
 class PackedLayout(Layout):
-    """The layer's own forward; every compressed layer can have this layout."""
+    """The layer computes the forward itself; every compressed layer can have this layout."""
 
     name = "packed"
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Every layer can have it."""
+        """Always empty, because every layer can have this layout."""
         return ""
 
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """The layer's own forward."""
+        """The output of the layer, which unpacks its noise itself."""
         return layer.unpacked_forward(x, weight, bias)
 
     def prepare(self, layer: SpikedLinear) -> None:
-        """Nothing is kept."""
+        """Do nothing, because this layout keeps no tensors."""
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise acting on x, decoded for it."""
+        """The noise applied to x; it is decoded anew in each call."""
         return layer._act_noise(x)
 
     @staticmethod

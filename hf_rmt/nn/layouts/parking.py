@@ -1,9 +1,9 @@
-"""Keeps codes that only saving needs in a file, which is mapped into memory and read on use.
+"""Parks codes that are only needed to save the model: moves them from memory to a file.
 
-A parked tensor is an ordinary tensor: it can be saved, copied and written to. Its pages belong to a
-temporary file without a name. So they are freed together with the tensor, and they count as memory
-of this process only after they are read. The mapping is private: what a forked process writes stays
-in that process.
+The file is mapped into memory and read on use. So a parked tensor is still an ordinary tensor: it
+can be saved, copied and written to. Its pages belong to a temporary file without a name. So they
+are freed together with the tensor, and they count as memory of this process only after they are
+read. The mapping is private: what a forked process writes stays in that process.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def park(tensor: Tensor) -> Tensor:
         tensor: On any device, of any dtype. It is not changed.
 
     Returns:
-        A tensor of the same contents. It is the argument itself if this is small, is not on the
-        CPU, lies in a file already, or cannot be written to a disk.
+        A tensor of the same contents. It is the argument itself if the tensor is small, is not on
+        the CPU, lies in a file already, or cannot be written to a disk.
     """
     if tensor.device.type != "cpu" or tensor.nbytes < SMALLEST:
         return tensor
@@ -83,8 +83,8 @@ def _mapped(tensor: Tensor, folder: Path) -> Tensor:
 def _private_memory(handle: int, size: int) -> Any:
     """The content of an open file as memory of this process; it is freed with the result.
 
-    torch maps files as well, but cannot pass such a tensor to another process. Python's `mmap`
-    keeps one more open file for each tensor.
+    Torch can map files as well, but it cannot pass such a tensor to another process. Python's
+    `mmap` keeps a further file open for each tensor.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
@@ -107,8 +107,8 @@ def _unmap(address: int, size: int) -> None:
 def let_go(tensor: Tensor) -> None:
     """Give the pages of a tensor that lies in a file back to the system.
 
-    They are read from the file again on the next use. No content can be lost, because pages that
-    were changed only in memory stay in memory.
+    The pages are read from the file again on the next use. No content can be lost, because pages
+    that were changed only in memory stay in memory.
     """
     _page_out(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes)
 
@@ -124,7 +124,8 @@ def give_back() -> None:
     """Return unused memory to the system: freed memory, and pages of safetensors files.
 
     A loaded checkpoint stays mapped. Some of its pages hold tensors that have been converted since,
-    or that only saving needs. Pages that are still used are read again on the next use.
+    or that are only needed to save the model. Pages that are still used are read again on the next
+    use.
     """
     if sys.platform != "linux":
         return
@@ -158,8 +159,8 @@ def lies_in_a_file(tensor: Tensor) -> bool:
 def parking_folder() -> Path | None:
     """The folder for parked tensors, which lies on a disk; None if there is no such folder.
 
-    It is the cache folder: `HF_RMT_CACHE` if that is set, otherwise the user's cache folder. If
-    this one cannot be written to or lies in memory, it is the folder for temporary files.
+    The first choice is `cache_folder`. If it cannot be written to or lies in memory, the second
+    choice is the folder for temporary files.
     """
     if sys.platform == "win32":  # a file that is mapped cannot be unlinked there
         return None
@@ -176,7 +177,8 @@ def parking_folder() -> Path | None:
 def cache_folder() -> Path:
     """This package's folder for files that can be made again.
 
-    It is in the folder for temporary files if the user has no home directory.
+    It is `HF_RMT_CACHE` if that is set, otherwise `hf_rmt` in the user's cache folder. If the user
+    has no home directory, it is in the folder for temporary files.
     """
     own, base = os.environ.get("HF_RMT_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:

@@ -24,30 +24,31 @@ def set_layout(
     activations: str = "int8",
     tokens: tuple[int, ...] = TOKENS,
 ) -> str:
-    """Choose how the weights of compressed layers lie in memory. Files are the same for all.
+    """Choose how the weights of compressed layers lie in memory. Saved files stay the same.
 
-    A layout reads the signal again after its tensors were written to, after each step of an
+    A layout reads the factors of the signal again after they were written to, after each step of an
     optimizer, and after a call of `train` or `eval`. After a write through `.data`, call `train` or
     `eval`.
 
     Args:
         model: A model with compressed layers, or one such layer.
-        layout: `packed`, `int8`, `dense`; `fastest` measures these for each shape of layer and
-            remembers on this machine which won; `smallest` takes what needs the least memory.
+        layout: `packed` unpacks the noise in each forward, `int8` multiplies integers, and `dense`
+            keeps one dense matrix. `fastest` measures these three for each shape of layer and
+            remembers the fastest on this machine. `smallest` takes the one with the least memory.
             `fused` decodes codes inside the product, by a Triton kernel that has not run on a GPU
             yet; it is used only if it is named.
-        activations: How the layout `int8` rounds its inputs: to `int8`, or nearly exactly to
-            `int16`.
-        tokens: Numbers of rows in an input for which `fastest` measures.
+        activations: How the layout `int8` rounds its inputs: to 8 bits (`int8`), or nearly exactly
+            to 16 bits (`int16`).
+        tokens: Numbers of rows in an input for which `fastest` measures the times.
 
     Returns:
-        The line of `layout_line`; and if some layers cannot have the layout, the reasons. A
-        sentence that says so if no layer is compressed.
+        The line of `layout_line`, followed by reasons if some layers cannot have the layout. If no
+        layer is compressed, a sentence that says so.
 
     Raises:
         TypeError: If the model is no module, or tokens are no whole numbers.
-        ValueError: If a name is unknown, a number of tokens is below 1, or the layout needs the
-            tensors of layers that are offloaded.
+        ValueError: If the name of a layout or rounding is unknown, a number of tokens is below 1,
+            or the layout needs the tensors of layers that are offloaded.
 
     Examples:
         >>> from hf_rmt.nn import SpikedLinear
@@ -80,7 +81,7 @@ def _checked_tokens(tokens: Any) -> tuple[int, ...]:
 
 
 def refusals(model: nn.Module, layout: str, *, activations: str = "int8") -> str:
-    """Why layers of a model cannot have a layout, as the end of a line; empty if all can."""
+    """Why some layers of a model cannot have a layout, to end a line; empty if all can have it."""
     if layout in CHOICES:
         return ""
     layers = [layer for layer in compressed_layers(model) if isinstance(layer, SpikedLinear)]
