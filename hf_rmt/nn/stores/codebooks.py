@@ -1,8 +1,8 @@
 """Codebooks for Gaussian noise: a byte stands for a point in one, two or five dimensions.
 
-A quantiser can treat noise that follows a bulk law as Gaussian. So the points have the optimal
-density for a Gaussian. Their closed forms give the same points on every machine. Groups of
-neighbouring weights share a scale, and the points are in units of this scale.
+A quantiser can treat noise as Gaussian if its singular values follow the law of a random matrix. So
+the points have the optimal density for a Gaussian. Their closed forms give the same points on every
+machine. Groups of neighbouring weights share a scale, and the points are in units of this scale.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from torch import Tensor
 from hf_rmt.nn.constants import constant
 
 SCALE_STEP = 8
-"""Number of scale codes per factor of 2, so each step is 9 %. The codes of the weights are chosen
-after the scale is rounded, so that the coarse step causes almost no error."""
+"""Number of scale codes per factor of 2: scales are rounded to steps of 9 %. The codes of the
+weights are chosen after the scale is rounded, so that the coarse step causes almost no error."""
 RUN = 16
-"""Number of groups that share a coarse scale code."""
+"""Number of groups in a run; the groups of a run share a coarse scale code."""
 FINE_CODES = 16
-"""Number of fine scale codes, so that a nibble holds one. The scale code of a group is the coarse
-code of its run plus its own fine code."""
+"""Number of fine scale codes, so that a nibble (4 bits) holds one. The scale code of a group is
+the coarse code of its run plus its own fine code."""
 CUBIC = 0.3
-"""Curvature of the 8-bit levels c (1 + CUBIC (c / 128)^2). It is close to the best value for groups
-of 8 Gaussians, and the best value for the heavier tails of trained weights."""
+"""Curvature of the 8-bit levels c (1 + CUBIC (c / 128)^2) for c from -128 to 127. It is close to
+the best value for groups of 8 Gaussians, and the best value for the heavier tails of trained
+weights."""
 SPIRAL_MASS = 0.85
-"""Share of the Gaussian mass inside the spiral. This value is best for groups of 16, because their
-scale adapts to weights outside of it."""
+"""Share of a Gaussian's probability inside the spiral of the 4-bit points. This value is best for
+groups of 16, because their scale adapts to weights outside of the spiral."""
 LEVEL_CELLS = 2**14
 CELLS = 256
-"""Side of the table that maps a square around the spiral to the nearest point."""
+"""The range of the 8-bit levels is cut into LEVEL_CELLS equal cells, and a square around the spiral
+into CELLS x CELLS. A table holds the nearest point for each cell."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Codebook:
         decode: Converts the bytes back to weights divided by their scale, flat float32.
         joint: Number of weights that must be rounded together; 1 if each has values of its own.
         cubic: If it is given, the points are c + cubic c^3 with c = byte - 128, in float32.
-            To compute them takes less time than to look them up.
+            To compute them takes less time than to look them up. None if there is no such formula.
     """
 
     points: Sequence[Any] = field(repr=False)
@@ -71,12 +73,12 @@ class Codebook:
 
     @property
     def run(self) -> int:
-        """Weights in a run of groups, the unit of packing."""
+        """Number of weights in a run of groups; packing works on whole runs."""
         return RUN * self.group
 
     @property
     def run_bytes(self) -> int:
-        """Bytes of a run's codes."""
+        """Number of bytes of the codes of a run."""
         return self.run // self.block
 
 
@@ -84,14 +86,15 @@ SCALES = tuple(2.0 ** (-code / SCALE_STEP) for code in range(256))
 """Scale divided by the largest scale, for each scale code."""
 LEVELS = tuple(c * (1 + CUBIC * (c / 128) ** 2) for c in range(-128, 128))
 TRITS = tuple(tuple(code // 3**k % 3 - 1.0 for k in range(5)) for code in range(243))
-"""The five trits of a byte, least significant first."""
+"""The five trits (-1, 0 or 1) of each of the 243 bytes, least significant first."""
 
 
 def _spiral() -> tuple[tuple[float, float], ...]:
-    """256 points at golden angles; their density is the square root of the Gaussian density.
+    """256 points on a spiral, each turned by the golden angle from the point before.
 
-    The first point is the origin, so that zeros stay zeros. Coordinates are rounded to 2^-12, so
-    that they do not depend on the mathematics library.
+    Their density is proportional to the square root of the Gaussian density. The first point is the
+    origin, so that zeros stay zeros. Coordinates are rounded to 2^-12, so that they do not depend
+    on the mathematics library.
     """
     golden = math.pi * (3 - math.sqrt(5))
     points = []
@@ -136,7 +139,7 @@ def table(
 
 @constant
 def _nearest_level() -> Tensor:
-    """Index of the level nearest to the middle of each of LEVEL_CELLS cells between the ends."""
+    """For each of the LEVEL_CELLS cells, the index of the level nearest to its middle."""
     levels = table(LEVELS, torch.device("cpu"))
     cells = torch.arange(LEVEL_CELLS, device="cpu") + 0.5
     middles = levels[0] + cells * (levels[-1] - levels[0]) / LEVEL_CELLS
@@ -154,7 +157,7 @@ def _encode_levels(values: Tensor) -> Tensor:
 
 @cache
 def _level_pairs() -> tuple[tuple[float, float], ...]:
-    """The levels of two bytes, for each little-endian number that two bytes can be."""
+    """The two levels for each pair of bytes, in the order of the pairs as little-endian numbers."""
     return tuple((low, high) for high in LEVELS for low in LEVELS)
 
 
@@ -173,7 +176,7 @@ def _gather_pairs(values: Sequence[object], index: Tensor) -> Tensor:
 
 @constant
 def _nearest() -> Tensor:
-    """Index of the point nearest to the centre of each cell, row by row."""
+    """For each of the CELLS x CELLS cells, row by row, the index of the nearest spiral point."""
     with torch.device("cpu"):
         axis = ((torch.arange(CELLS) + 0.5) / CELLS * 2 - 1) * HALF_WIDTH
         points = table(SPIRAL, axis.device)
@@ -241,4 +244,5 @@ CODEBOOKS = {
         decode=_decode_trits,
     ),
 }
-"""Codes take 8, 4 and 1.6 bits per weight, and scales take 9/16, 9/32 and 9/80 bits."""
+"""The codebook of each packed kind of noise. Per weight, codes take 8, 4 and 1.6 bits, and scales
+take 9/16, 9/32 and 9/80 bits."""

@@ -1,8 +1,8 @@
 """Unpacks stored weights by plain operations, for ONNX, `torch.export` and `torch.jit.trace`.
 
-The fast ways to unpack reinterpret bytes, gather complex numbers and branch on sizes. An exported
-graph cannot hold these operations. So the layers use this module while a graph is traced: gathers
-from small tables and sums of integers, the same for every batch size.
+The usual, fast code reinterprets bytes, gathers complex numbers and branches on sizes. An exported
+graph cannot hold these operations. So the layers use this module while a graph is traced. It only
+looks numbers up in small tables and adds integers, in the same way for every batch size.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES, TRITS
 
 MANTISSA = 2**23
 POWERS = (0.0, *(2.0 ** (exponent - 127) for exponent in range(1, 255)), float("inf"))
-"""Value of the exponent bits of a float32."""
+"""The power of 2 that each value of the 8 exponent bits of a float32 stands for."""
 
 
 def is_exporting() -> bool:
-    """Whether a graph is traced that will run elsewhere."""
+    """Whether torch is tracing a graph for export, which will run without this package."""
     exporting = getattr(torch.compiler, "is_exporting", lambda: False)
     return exporting() or torch.jit.is_tracing()
 
@@ -28,15 +28,15 @@ def is_exporting() -> bool:
 def plain_noise(
     kind: str, codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, shape: tuple[int, int]
 ) -> Tensor:
-    """The noise of a packed store, float32.
+    """The noise of a packed store as a float32 matrix.
 
     Args:
         kind: `int8`, `int4` or `ternary`.
-        codes: As in the store.
-        fine: As in the store.
-        coarse: As in the store.
-        base: As in the store.
-        shape: Of the result, (out, in).
+        codes: The buffer `codes` of the `NoiseStore`.
+        fine: The buffer `fine`.
+        coarse: The buffer `coarse`.
+        base: The buffer `base`.
+        shape: Shape of the result, (out, in).
     """
     points = _table(CODEBOOKS[kind].points, codes).index_select(0, codes.to(torch.int32))
     nibbles = fine.to(torch.int32).view(len(coarse), -1)
@@ -47,11 +47,11 @@ def plain_noise(
 
 
 def plain_signs(codes: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The signs of a ternary layer, float32.
+    """The signs (-1, 0 or 1) of a ternary layer as a float32 matrix.
 
     Args:
-        codes: Five signs a byte in one dimension, or four in two, as `TernaryLinear.weight` is.
-        shape: Of the result, (out, in).
+        codes: `TernaryLinear.weight`: five signs per byte if it has one dimension, four if two.
+        shape: Shape of the result, (out, in).
     """
     bytes_ = codes.flatten().to(torch.int32) % 256
     if codes.dim() == 1:
@@ -63,7 +63,7 @@ def plain_signs(codes: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _as_float(bits: Tensor) -> Tensor:
-    """The float32 whose bits a positive int32 holds."""
+    """The float32 number whose bits are those of a positive int32."""
     power = _table(POWERS, bits).index_select(0, bits // MANTISSA)
     return power * (1 + (bits % MANTISSA).to(torch.float32) / MANTISSA)
 

@@ -17,8 +17,8 @@ def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
     """Scale codes of the groups of some runs, flat, one byte each.
 
     Args:
-        fine: Nibbles of the groups, RUN / 2 bytes per run.
-        coarse: One byte per run.
+        fine: Fine codes of the groups, 4 bits each, so RUN / 2 bytes per run.
+        coarse: Coarse codes, one byte per run.
     """
     if torch.compiler.is_compiling() or fine.device.type != "cpu":
         pairs = fine.view(-1, RUN // 2)
@@ -32,7 +32,13 @@ def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def repeated(grid: Tensor, codes: Tensor, group: int) -> Tensor:
-    """Entries of a grid for given codes, in a shape that multiplies groups of `group` weights."""
+    """The scales for given codes, in a shape that multiplies rows of `group` weights.
+
+    Args:
+        grid: The scale for each code.
+        codes: Scale codes, one for each group.
+        group: Number of weights in a group.
+    """
     compiling = torch.compiler.is_compiling()
     if group == 8 and codes.device.type == "cpu" and not compiling:
         return _eightfold(grid, codes).view(-1, group)
@@ -40,7 +46,7 @@ def repeated(grid: Tensor, codes: Tensor, group: int) -> Tensor:
 
 
 def _eightfold(grid: Tensor, codes: Tensor) -> Tensor:
-    """Entries of a grid for given codes, flat, with each entry repeated eight times.
+    """The scales for given codes, flat, with each scale repeated eight times.
 
     Four equal numbers are gathered as one complex number of 128 bits. This is several times as fast
     as multiplication by a scale that is repeated along rows of eight.

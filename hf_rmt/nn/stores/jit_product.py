@@ -30,13 +30,13 @@ from hf_rmt.nn.stores.machine_code import (
 )
 
 FEW = {torch.float32: 64, torch.bfloat16: 16, torch.float16: 16}
-"""The most inputs of each dtype. With more, the matrix product of a processor that has much faster
-ones than this loop, as for bfloat16, could gain more than the unpacking costs. The numbers are
-fixed, not measured, so that a model gives the same bits in each process."""
+"""The most inputs (rows of x) of each dtype. With more inputs, it may be faster to unpack all the
+weights and to use the processor's own matrix product, above all in bfloat16. The numbers are fixed,
+not measured, so that a model gives the same bits in each process."""
 TOGETHER = 4
-"""Inputs that are multiplied by two weights while these are in registers."""
+"""Number of inputs that are multiplied by two weights while these are in registers."""
 REORDERED = {"reassoc", "contract", "nsz"}
-"""What the compiler may do with the sums, so that they become vector instructions."""
+"""What the compiler may do with sums (names of LLVM), so that they become vector instructions."""
 library.define(
     "hf_rmt::noise_product",
     "(Tensor x, Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, int rows)"
@@ -45,12 +45,12 @@ library.define(
 
 
 def can_multiply(codes: Tensor, x: Tensor, columns: int) -> bool:
-    """Whether x is a few ordinary rows on the CPU, and the codes can be read there.
+    """Whether x is an ordinary tensor of few rows on the CPU, and the codes can be read there.
 
     Args:
-        codes: Of a packed store.
+        codes: Codes of a packed store.
         x: The inputs.
-        columns: Columns of the weight.
+        columns: Number of columns of the weight.
     """
     if not can_read(codes):
         return False
@@ -68,12 +68,12 @@ def multiply(
 
     Args:
         x: Shape (..., in), float32 or narrower.
-        codes: Of the whole weight, as `NoiseStore` packs them.
-        fine: Nibbles of its groups' scales.
-        coarse: One byte per run.
+        codes: Codes of the whole weight, as `NoiseStore` packs them.
+        fine: Fine scale codes of its groups, 4 bits each.
+        coarse: Coarse scale codes, one byte per run of groups.
         base: The largest scale, as the bits of its float32.
         kind: `int8`, `int4` or `ternary`.
-        rows: Of the weight.
+        rows: Number of rows of the weight.
 
     Returns:
         Shape (..., rows), with the dtype of x. The sums are in float32, whatever this dtype is.
@@ -113,7 +113,7 @@ library.register_fake("hf_rmt::noise_product", _shape)
 
 @cache
 def _kernel(kind: str) -> Callable[..., None]:
-    """The compiled loop of a kind of store."""
+    """The compiled loop for a kind of noise."""
     bytes_, floats = np.zeros(0, np.uint8), np.zeros(0, np.float32)
     matrix = np.zeros((0, 0), np.float32)
     example = bytes_, bytes_, bytes_, floats, floats, floats, matrix, matrix, 0, 0
@@ -121,7 +121,7 @@ def _kernel(kind: str) -> Callable[..., None]:
 
 
 def _product(book: Codebook) -> Callable[..., None]:
-    """A loop over pairs of rows. A row may begin and end within a group of a scale."""
+    """A loop over pairs of rows. A row may begin and end in the middle of a group."""
     group, bytes_, half = book.group, book.group // book.block, RUN // 2
     unpacked = callable_in_loops(_looked_up(book) if book.cubic is None else _computed(book))
     multiplied = callable_in_loops(_multiplied, fastmath=REORDERED)
@@ -148,7 +148,7 @@ def _product(book: Codebook) -> Callable[..., None]:
 
 
 def _computed(book: Codebook) -> Callable[..., None]:
-    """A loop that computes the points of the codes of some groups, times their scales."""
+    """A loop that unpacks some groups: it computes the points of codes, times the scales."""
     group, cubic, middle = book.group, np.float32(book.cubic), np.float32(128)
 
     def loop(codes, points, steps, weights):
@@ -164,7 +164,7 @@ def _computed(book: Codebook) -> Callable[..., None]:
 
 
 def _looked_up(book: Codebook) -> Callable[..., None]:
-    """The same, with points from a table."""
+    """A loop that unpacks some groups: it looks the points of codes up, times the scales."""
     block, bytes_ = book.block, book.group // book.block
 
     def loop(codes, points, steps, weights):

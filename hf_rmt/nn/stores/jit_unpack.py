@@ -1,8 +1,8 @@
 """Unpacks noise in one pass, by machine code that Numba compiles for this processor.
 
-Torch takes several passes over the weights, and gathers slowly. Here one loop looks up a code,
-multiplies it with the scale of its group and writes the weight. The products are the same, bit for
-bit.
+Torch takes several passes over the weights, and looks values up slowly. Here one loop looks up the
+value of a code, multiplies it by the scale of its group and writes the weight. The weights are the
+same as those from torch, bit for bit.
 """
 
 # Numba's decorator has no types, and the functions that it compiles need none.
@@ -22,7 +22,7 @@ from hf_rmt.nn.stores.machine_code import can_read, compiled, largest, points, s
 
 __all__ = ["can_read", "unpack"]
 RUNS_AT_ONCE = 8
-"""Runs that are unpacked step by step, so that they stay in the first cache."""
+"""Number of runs that go through all steps together, so that they stay in the first cache."""
 library.define(
     "hf_rmt::unpack",
     "(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()",
@@ -35,13 +35,13 @@ def unpack(
     """The weights of some runs, as `NoiseStore` packs them.
 
     Args:
-        codes: Of the runs, uint8, contiguous.
-        fine: Nibbles of their groups' scales, RUN / 2 bytes per run.
-        coarse: One byte per run.
+        codes: Codes of the runs, uint8, contiguous.
+        fine: Fine scale codes of their groups, 4 bits each, so RUN / 2 bytes per run.
+        coarse: Coarse scale codes, one byte per run.
         base: The largest scale, as the bits of its float32.
         kind: `int8`, `int4` or `ternary`.
-        out: Where to write them: contiguous float32, as many entries as the runs have weights.
-            None for a new tensor.
+        out: Where to write the weights: contiguous float32, with one entry for each weight of the
+            runs. None for a new tensor.
 
     Returns:
         The weights, flat float32.
@@ -76,7 +76,7 @@ library.register_fake("hf_rmt::unpack", lambda *_: None)
 
 @cache
 def _kernel(kind: str) -> Callable[..., None]:
-    """The compiled loop of a kind of store."""
+    """The compiled loop for a kind of noise."""
     book = CODEBOOKS[kind]
     loop = _lookup(book) if book.cubic is None else _polynomial(book)
     bytes_, floats = np.empty(0, np.uint8), np.empty(0, np.float32)

@@ -26,15 +26,15 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES
 logger = logging.getLogger(__name__)
 
 PART = 2**17
-"""The least number of weights for a thread. It takes 80 to 100 microseconds to unpack them, and 50
-microseconds to pass two parts to threads."""
+"""The least number of weights for a thread. To unpack so many takes 80 to 100 microseconds, and to
+pass two parts to threads takes 50."""
 
 
 def can_read(codes: Tensor) -> bool:
     """Whether loops can read codes: they lie on the CPU, and Numba works.
 
     Args:
-        codes: Of a packed store.
+        codes: Codes of a packed store.
     """
     if codes.device.type != "cpu" or torch.compiler.is_compiling():
         return False
@@ -48,26 +48,28 @@ def has_numba() -> bool:
 
 @cache
 def numba() -> Any:
-    """The module, or None where it is missing or does not fit the other packages."""
+    """The Numba module; None if it is missing or does not fit the other packages."""
     if find_spec("numba") is None:
         return None
     try:
         import numba
     except (ImportError, SystemError) as error:
         logger.warning(
-            "numba cannot be imported, so torch unpacks the noise, which is slower: %s", error
+            "numba cannot be imported, so torch unpacks the noise, which is slower; install a "
+            "numba that fits the other packages, or uninstall it: %s",
+            error,
         )
         return None
     return numba
 
 
 def compiled(loop: Callable[..., None], *example: Any, **options: Any) -> Callable[..., None]:
-    """Machine code of a loop, made at once and kept on disk where that is possible.
+    """Machine code of a loop, made at once and kept on disk if that is possible.
 
     Args:
         loop: The loop.
         *example: Arguments with the types for which it is compiled; the loop runs once with them.
-        **options: Of `numba.njit`.
+        **options: Options of `numba.njit`.
     """
     try:
         return _compiled(loop, example, cache=True, **options)
@@ -83,11 +85,11 @@ def _compiled(loop: Callable[..., None], example: Any, **options: Any) -> Callab
 
 
 def callable_in_loops(function: Callable[..., None], **options: Any) -> Callable[..., None]:
-    """The same function, which compiled loops may call from now on.
+    """Make a function callable in compiled loops, and return it.
 
     Args:
-        function: Its machine code is kept on disk with that of the loop.
-        **options: Of `numba.njit`.
+        function: The function. Its machine code is kept on disk with that of the loop.
+        **options: Options of `numba.njit`.
     """
     from numba.extending import register_jitable
 
@@ -98,9 +100,9 @@ def shared_out(work: Callable[[int, int], None], size: int, weights: int) -> Non
     """Call work(first, last) for parts of `range(size)`, on as many threads as torch may use.
 
     Args:
-        work: Does a part. It must not hold the interpreter's lock.
-        size: Number of units of work.
-        weights: Number of weights in all of them. Few are not shared out.
+        work: A function that does a part. It must not hold the interpreter's lock.
+        size: Number of units of work, such as rows.
+        weights: Number of weights in all units. If they are few, one thread does all the work.
     """
     parts = min(torch.get_num_threads(), weights // PART, size)
     if parts < 2:
@@ -112,13 +114,16 @@ def shared_out(work: Callable[[int, int], None], size: int, weights: int) -> Non
 
 @cache
 def pool(process: int) -> ThreadPoolExecutor:
-    """The thread pool of a process; a forked process has none of its parent's threads."""
+    """The thread pool of the process with this id.
+
+    Each process has its own pool, because a forked one has none of its parent's threads.
+    """
     return ThreadPoolExecutor(os.cpu_count(), "hf_rmt_noise")
 
 
 @cache
 def points(kind: str) -> Any:
-    """What the 256 bytes stand for, flat float32; zero for bytes that no store holds."""
+    """The values that the 256 bytes stand for, flat float32; 0 for bytes that are never used."""
     book = CODEBOOKS[kind]
     values = np.zeros((256, book.block), dtype=np.float32)
     values[: len(book.points)] = np.asarray(book.points).reshape(-1, book.block)
@@ -135,6 +140,6 @@ def largest(base: Tensor) -> Any:
     """The largest scale, float32, shape (1,).
 
     Args:
-        base: Its bits, as a store keeps them.
+        base: The bits of the largest scale, as in `NoiseStore.base`.
     """
     return base.numpy().view(np.float32)

@@ -1,4 +1,4 @@
-"""The noise of a weight, that is the rest after its signal, in one of several kinds of store."""
+"""Stores the noise of a weight, which is the weight minus its signal, in one of several kinds."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hf_rmt.nn.stores.packing import pack_runs, row_chunks, store_sizes
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
 
 PIECE = 640 * 2048
-"""Number of weights that are unpacked at once; they are whole runs of every kind. It limits the
-memory of the steps, and it is large because each piece costs a fixed time."""
+"""Number of weights that are unpacked at once: a multiple of the run of every kind. It limits the
+memory of temporary tensors, and it is large because each piece costs a fixed time."""
 unpacker: Any = None
 multiplier: Any = None
 """The modules `jit_unpack` and `jit_product`, which the package sets. Both are None in a code file
@@ -26,19 +26,19 @@ that is saved with a model."""
 class NoiseStore(nn.Module):
     """The frozen noise of one weight: nothing, packed codes with their scales, or the tensor.
 
-    Packed kinds split the row-major weight, whatever its shape is, into groups, and pad it to whole
-    runs of groups. `codes` has one byte for 1 (`int8`), 2 (`int4`) or 5 (`ternary`) weights. The
-    scales of the groups lie on a logarithmic grid: the code of a scale is `coarse`, one byte per
-    run, plus `fine`, one nibble per group. `base` holds the largest scale, as the bits of its
-    float32. All of these are integers, which a cast of the model does not change. `keep` holds
-    `residual` in the dtype of the model.
+    Packed kinds split the flattened weight into groups, and pad it to whole runs of 16 groups.
+    `codes` has one byte for 1 (`int8`), 2 (`int4`) or 5 (`ternary`) weights. The scales of the
+    groups lie on a logarithmic grid: the code of a scale is `coarse`, one byte per run, plus
+    `fine`, 4 bits per group. `base` holds the largest scale, as the bits of its float32. All of
+    these are integers, which a cast of the model does not change. The kind `keep` holds the noise
+    itself, `residual`, in the dtype of the model. The kind `drop` holds nothing.
 
     Args:
         kind: One of `NOISE_KINDS`.
-        out_features: Rows of the weight.
-        in_features: Columns of the weight.
-        device: Of the buffers, which are empty until `store` or a state dict fills them.
-        dtype: Of a kept residual.
+        out_features: Number of rows of the weight.
+        in_features: Number of columns of the weight.
+        device: Device of the buffers, which hold zeros until `store` or a state dict fills them.
+        dtype: Dtype of `residual`, for the kind `keep`.
 
     Raises:
         ValueError: If the kind is unknown.
@@ -73,7 +73,7 @@ class NoiseStore(nn.Module):
 
     @torch.no_grad()
     def store(self, weight: Tensor, signal: tuple[Tensor, Tensor] | None = None) -> None:
-        """Fill the store with a weight, minus a signal if it is given.
+        """Fill the store with a weight, minus a signal if one is given.
 
         Args:
             weight: Shape (out, in), finite; it is not changed.
@@ -129,13 +129,13 @@ class NoiseStore(nn.Module):
         """The noise as a tensor of shape (out, in).
 
         Args:
-            dtype: Of the result; None for float32, or for that of a kept residual.
+            dtype: Dtype of the result; None for float32, or with `keep` for that of `residual`.
             scratch: Whether the result may lie in memory that the next call on this thread
                 overwrites. This saves the time to map new memory.
 
         Returns:
-            A new tensor; or with `scratch`, memory that is used again; or a kept residual itself if
-            it has this dtype already.
+            A new tensor; with `scratch`, memory that is used again; with `keep`, `residual` itself
+            if it has this dtype.
 
         Raises:
             ValueError: If the store drops the noise.
@@ -145,13 +145,13 @@ class NoiseStore(nn.Module):
     def rows(
         self, start: int, stop: int, dtype: torch.dtype | None = None, *, scratch: bool = False
     ) -> Tensor:
-        """Rows start to stop of `dense`, without unpacking the others."""
+        """Rows start to stop (exclusive) of `dense`; the other rows are not unpacked."""
         return self(start, stop, dtype, scratch=scratch)
 
     def forward(
         self, start: int, stop: int, dtype: torch.dtype | None = None, *, scratch: bool = False
     ) -> Tensor:
-        """The same as `rows`; a call runs the hooks by which offloaded buffers are loaded."""
+        """The same as `rows`. A call of the module runs the hooks that load offloaded buffers."""
         if self.kind == "drop":
             raise ValueError("noise='drop' stores no noise, so there is nothing to make dense")
         if self.kind == "keep":
@@ -172,7 +172,7 @@ class NoiseStore(nn.Module):
         return result.view(stop - start, self.in_features)
 
     def _weights(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
-        """Neighbouring weights in row-major order, flat, in float32 or in the dtype of `out`."""
+        """Weights first to last of the flattened matrix, in float32 or in the dtype of `out`."""
         book = CODEBOOKS[self.kind]
         low, high = first // book.run, -(-last // book.run)
         size = (high - low) * book.run
@@ -183,7 +183,7 @@ class NoiseStore(nn.Module):
         return out.copy_(values[first - low * book.run : last - low * book.run])
 
     def _unpacked(self, low: int, high: int, out: Tensor | None) -> Tensor:
-        """Weights of runs low to high, flat float32, in `out` if it is given."""
+        """Weights of the runs low to high, flat float32; written to `out` if it is given."""
         book = CODEBOOKS[self.kind]
         codes = self.codes[low * book.run_bytes : high * book.run_bytes]
         fine, coarse = self.fine[low * RUN // 2 : high * RUN // 2], self.coarse[low:high]
@@ -199,14 +199,14 @@ class NoiseStore(nn.Module):
         return torch.mul(groups, scales, out=target).view(-1)
 
     def product(self, x: Tensor) -> Tensor | None:
-        """The product of x and the transposed noise, if this takes no unpacked weight.
+        """The product of x and the transposed noise, if it can be computed without `dense`.
 
         Args:
             x: Shape (..., in).
 
         Returns:
-            Shape (..., out), with the dtype of x; None if x has more than a few rows, if the codes
-            lie elsewhere or are not packed, without Numba, or in a compiled program.
+            Shape (..., out), with the dtype of x. None if x has many rows, if x or the codes are
+            not on the CPU, if the noise is not packed, without Numba, or in a compiled program.
         """
         if self.kind not in CODEBOOKS or multiplier is None:
             return None
@@ -239,10 +239,10 @@ def stored_bits(shape: tuple[int, int], rank: int, noise: str, *, dtype: torch.d
 
     Args:
         shape: (out_features, in_features).
-        rank: Directions in the signal.
+        rank: Rank of the signal.
         noise: One of `NOISE_KINDS`.
-        dtype: Of the model. With a packed store the factors take 16 bits per entry for every dtype,
-            because they are exact in bfloat16.
+        dtype: Dtype of the model. With a packed store the factors take 16 bits per entry for every
+            dtype, because they are exact in bfloat16.
 
     Returns:
         The exact number of bits.
@@ -263,10 +263,10 @@ def stored_bits(shape: tuple[int, int], rank: int, noise: str, *, dtype: torch.d
 
 
 def check_kind(kind: str) -> None:
-    """Refuse an unknown kind of noise store.
+    """Raise an error if a kind of noise store is unknown.
 
     Raises:
-        ValueError: If it is none of `NOISE_KINDS`.
+        ValueError: If the kind is none of `NOISE_KINDS`.
     """
     if kind not in NOISE_KINDS:
         raise ValueError(f"noise must be one of {', '.join(NOISE_KINDS)}, got {kind!r}")
@@ -279,8 +279,8 @@ def scratch_memory(size: int, dtype: torch.dtype) -> Tensor:
     """Memory for one unpacked layer, shared by the layers of a thread; its contents are arbitrary.
 
     Args:
-        size: Entries.
-        dtype: Of the entries.
+        size: Number of entries.
+        dtype: Dtype of the entries.
 
     Returns:
         A flat tensor. The next call on this thread returns the same memory.

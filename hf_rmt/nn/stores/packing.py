@@ -22,7 +22,7 @@ def rows_at_once(shape: Sequence[int]) -> int:
 
 
 def store_sizes(book: Codebook, size: int) -> tuple[int, int, int]:
-    """Bytes of codes, of fine and of coarse scales for a number of weights."""
+    """Bytes of the codes, the fine scale codes and the coarse scale codes of `size` weights."""
     runs = -(-size // book.run)
     return runs * book.run_bytes, runs * RUN // 2, runs
 
@@ -30,7 +30,10 @@ def store_sizes(book: Codebook, size: int) -> tuple[int, int, int]:
 def row_chunks(
     weight: Tensor, signal: tuple[Tensor, Tensor] | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Rows of weight minus signal, in float32 or better, with the index of the first of them."""
+    """Yield chunks of rows of weight minus signal, each with the index of its first row.
+
+    The rows are in float32 or wider.
+    """
     step, dtype = rows_at_once(weight.shape), torch.promote_types(weight.dtype, torch.float32)
     for start in range(0, len(weight), step):
         rows = weight[start : start + step].to(dtype)
@@ -41,14 +44,15 @@ def row_chunks(
 
 
 def pack_runs(book: Codebook, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes and scale codes of least squared error.
+    """The codes and scale codes of weights with the least squared error.
 
     Args:
         book: The codebook.
-        runs: Shape (runs, RUN, group), entries in [-1, 1].
+        runs: Weights divided by their largest absolute value, shape (runs, RUN, group).
 
     Returns:
-        codes (runs, run_bytes), fine (runs, RUN / 2) and coarse (runs,).
+        The codes, shape (runs, run_bytes); the fine scale codes, shape (runs, RUN / 2); and the
+        coarse scale codes, shape (runs,). All are uint8.
     """
     size = runs.abs().amax(2) if book.largest else runs.square().mean(2).sqrt()
     start = torch.round(-SCALE_STEP * torch.log2(size)).clamp_max(255)

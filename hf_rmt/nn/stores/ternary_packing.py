@@ -17,24 +17,24 @@ LIFTS = (64, 16, 4, 1)
 def ternarize(
     weight: Tensor, *, sparsity: float | None = None, scale: str = "row"
 ) -> tuple[Tensor, Tensor]:
-    """The ternary matrix s T nearest to a weight, T in {-1, 0, 1}.
+    """The ternary matrix s T nearest to a weight, with T in {-1, 0, 1} and scales s.
 
-    If the m largest of |w_1| >= |w_2| >= ... are kept, the best scale is their mean. Then the
-    squared error falls by (|w_1| + ... + |w_m|)^2 / m. Without `sparsity`, the m with the largest
-    fall is found exactly.
+    Let |w_1| >= |w_2| >= ... be the sorted entries. If the m largest are kept, the best scale is
+    their mean. This lowers the squared error by (|w_1| + ... + |w_m|)^2 / m, compared with T = 0.
+    Without `sparsity`, the m that lowers the error most is found exactly.
 
     Args:
         weight: Shape (out, in), finite.
         sparsity: Share of zeros, in [0, 1], in each row or in the tensor, depending on `scale`.
-            Entries that are zero stay zero. None: the share with the smallest error.
-        scale: One scale for each `row`, or one scale for the `tensor`.
+            Entries that are zero stay zero. None for the share with the smallest error.
+        scale: `row` for one scale per row, or `tensor` for a single scale.
 
     Returns:
         T, int8 of shape (out, in), and the scales in the dtype of the weight, shape (out,) or (1,).
 
     Raises:
-        ValueError: If sparsity or scale is out of range, the weight has no entries for a scale, or
-            an entry is nan or infinite.
+        ValueError: If sparsity lies outside of [0, 1], scale is unknown, the weight has no entries
+            for a scale, or an entry is nan or infinite.
 
     Examples:
         >>> signs, scales = ternarize(torch.tensor([[4.0, -3.0, 0.5, 0.0]]))
@@ -73,7 +73,7 @@ def _ternarize_rows(rows: Tensor, sparsity: float | None) -> tuple[Tensor, Tenso
 
 
 def pack_trits(trits: Tensor) -> Tensor:
-    """Four trits per byte, two bits each, in two's complement.
+    """Pack trits (-1, 0 or 1), four per byte: two bits each, in two's complement.
 
     The four trits of a byte are not neighbours. Their distance is a quarter of the whole length, so
     that unpacking works on long slices.
@@ -82,7 +82,7 @@ def pack_trits(trits: Tensor) -> Tensor:
         trits: int8 in {-1, 0, 1}, any shape.
 
     Returns:
-        int8 of shape (1, ceil(n / 4)).
+        int8 of shape (1, ceil(n / 4)) for n trits.
     """
     planes = functional.pad(trits.flatten(), (0, -trits.numel() % 4)).view(4, -1)
     codes = torch.zeros_like(planes[:1])
@@ -100,7 +100,7 @@ def unpack_trits(codes: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def to_fifths(trits: Tensor) -> Tensor:
-    """Five trits per byte, as they are stored in a file: int8 of shape (ceil(n / 5),)."""
+    """Pack n trits, five per byte, as they are stored in a file: int8 of shape (ceil(n / 5),)."""
     padded = functional.pad(trits.flatten(), (0, -trits.numel() % 5))
     return CODEBOOKS["ternary"].encode(padded.view(1, -1)).view(torch.int8)[0]
 
@@ -112,10 +112,10 @@ def from_fifths(codes: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def check_options(sparsity: float | None, scale: str) -> None:
-    """Refuse options that `ternarize` does not accept.
+    """Raise an error for options that `ternarize` does not accept.
 
     Raises:
-        ValueError: If sparsity or scale is out of range.
+        ValueError: If sparsity lies outside of [0, 1], or scale is unknown.
     """
     if sparsity is not None and not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must lie in [0, 1] or be None, got {sparsity}")
