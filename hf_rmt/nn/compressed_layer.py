@@ -129,7 +129,7 @@ def compressed_like(
     """An empty compressed layer of a kind, made to replace a dense layer.
 
     Args:
-        dense: A layer that has a matrix.
+        dense: A dense layer with a weight matrix; see `has_matrix`.
         kind: The word for the kind, such as `spiked`.
         rank: Rank of the signal, which is the low-rank part of the weight.
         noise: How the noise is stored, one of `NOISE_KINDS`.

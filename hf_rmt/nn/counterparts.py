@@ -57,7 +57,7 @@ def not_in_memory(name: str) -> ValueError:
 
 
 def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
-    """Replace every compressed layer by the dense one it acts as, in place.
+    """Replace every compressed layer, in place, by a dense layer that computes the same.
 
     Args:
         model: A model with compressed layers.
@@ -109,8 +109,8 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
     if "function" in step:
         if not isinstance(layer, TernaryLinear):
             raise ValueError(
-                "only a ternary layer can hold a step before a function that forward calls, and "
-                f"{linear!r} is a {type(layer).__name__}; compress the model again"
+                "only a ternary layer can hold the step activation of a function that forward "
+                f"calls, and {linear!r} is a {type(layer).__name__}; compress the model again"
             )
         layer.step = StepBefore(*points, values=step["values"], slopes=step["slopes"], **told)
         layer.step.train(layer.training)
@@ -139,8 +139,8 @@ def check_activation(model: nn.Module, linear: str, name: str) -> None:
         plain = isinstance(found, nn.PReLU) or not found.state_dict()
     if not plain or isinstance(found, nn.Dropout | nn.Identity | StepActivation):
         raise ValueError(
-            f"the step's module must be an activation beside the layer, got {name!r}; the "
-            f"modules there are {', '.join(beside)}"
+            f"the step's module must be an activation beside the layer {linear!r}, got {name!r}; "
+            f"the modules there are {', '.join(beside)}; compress the model again"
         )
 
 
@@ -185,6 +185,6 @@ def paired_name(name: str, prefix: str, known: Collection[str]) -> str | None:
 
 
 def undoing(model: nn.Module) -> str:
-    """The call that makes a compressed model dense again, for messages."""
+    """The line of code that makes a compressed model dense again, for use in messages."""
     plain = "model = hf_rmt.export_dense(model)"
     return "model.dequantize()" if hasattr(model, "dequantize") else plain

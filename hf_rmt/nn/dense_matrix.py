@@ -20,9 +20,10 @@ MADE_ANEW = (
 
 
 def has_matrix(module: nn.Module) -> bool:
-    """Whether a dense layer has one matrix.
+    """Whether a layer is an `nn.Linear`, a `Conv1D`, or an `nn.Conv2d` with one group.
 
-    A layer of a subclass has none, because it may use its weight in any way.
+    Such a layer has one matrix. A subclass does not count, because it may use its weight in any
+    way. Nor does a layer whose weight or bias is computed before each forward.
     """
     plain = type(module) is nn.Linear or is_conv1d(module) or is_plain_convolution(module)
     return plain and not is_made_anew(module)
@@ -62,7 +63,7 @@ def why_no_matrix(module: nn.Module) -> str:
     if not is_convolution(module) or has_matrix(module):
         return ""
     if getattr(module, "transposed", False):
-        return "a transposed convolution, whose matrix would map channels to patches"
+        return "a transposed convolution, and only nn.Conv2d has a compressed counterpart"
     groups = getattr(module, "groups", 1)
     if groups != 1:
         return f"a convolution in {groups} groups, which has many small matrices and not one"

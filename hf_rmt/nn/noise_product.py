@@ -96,7 +96,7 @@ def noise_product(x: Tensor, layer: Any) -> Tensor:
 
 
 def noise_gradient(gradient: Tensor, layer: Any, shape: torch.Size) -> Tensor:
-    """The gradient with respect to x, if the noise is applied to x.
+    """The gradient with respect to x, for outputs that are the noise applied to x.
 
     Args:
         gradient: Gradient with respect to the outputs.

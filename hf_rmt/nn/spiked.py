@@ -155,7 +155,7 @@ class SpikedLinear(LaidOutLayer):
 
     @classmethod
     def _inputs(cls, columns: int) -> int:
-        """Inputs of a layer (channels, for a convolution) whose matrix has this many columns."""
+        """Number of inputs (for a convolution, channels) of a layer with this many columns."""
         return columns
 
     @classmethod
@@ -273,7 +273,7 @@ class SpikedLinear(LaidOutLayer):
         return x.numel() // max(1, self.in_features)
 
     def _merges(self, x: Tensor) -> bool:
-        """Whether one product with the merged weight is cheaper than two with the factors."""
+        """Whether one product with signal plus noise is cheaper than two with the factors."""
         if self.noise.kind == "drop" or is_differentiating():
             return False
         sides = self.in_features + self.out_features

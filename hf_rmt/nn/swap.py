@@ -57,7 +57,7 @@ OWN_ATTRIBUTES = {
 """Attributes that the constructors of torch and transformers set on dense layers, and those that
 libraries set on any module."""
 OF_COMPRESSED = {"rank", "noise", "scale", "step", "unpacked", "_layout", "_source"}
-"""Further names that the constructors of compressed layers set."""
+"""Further attributes that the constructors of compressed layers set."""
 
 
 def swap_module(model: nn.Module, name: str, new: nn.Module) -> None:

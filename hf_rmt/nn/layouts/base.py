@@ -118,7 +118,7 @@ class Layout(ABC):
 
         Args:
             layer: The layer.
-            key: Everything besides the noise on which the value depends.
+            key: Everything that the value depends on, except the noise.
             make: A function that makes the value.
             *signal: The tensors whose `signal_identity` is part of the key.
         """

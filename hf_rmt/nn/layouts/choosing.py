@@ -32,11 +32,12 @@ TOKENS = (16, 128, 512)
 REPEATS, BUDGET = 15, 0.4
 """Number of rounds, each with calls of every layout, and seconds after which no round begins."""
 COLD, MOST_COPIES = 2**24, 32
-"""A measurement calls copies of the layer in turn: as many as have COLD bytes of dense weights, but
-at most MOST_COPIES. A model has more weights than a cache holds, so each layer finds its weights
-outside of the cache. In a loop over a single layer, dense weights would stay inside."""
+"""A measurement calls copies of the layer in turn. Their dense weights would take about COLD bytes,
+but there are at most MOST_COPIES copies. A model has more weights than a cache holds, so each layer
+finds its weights outside of the cache. In a loop over a single layer, they would stay inside."""
 MARGIN = 0.97
-"""The choice is dense unless another layout needs at most this fraction of its time."""
+"""The choice is dense unless another layout needs at most this fraction of the
+time that dense needs."""
 FILE = "layouts.json"
 
 _CHOSEN: dict[tuple[Path, str], str] = {}

@@ -34,7 +34,7 @@ class DenseLayout(Layout):
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """One product with the merged matrix; in training, a product each for signal and noise."""
+        """One product with the merged matrix; in training, one for signal and one for noise."""
         if is_transformed():  # what is made of tensors of a transform must not outlive it
             return layer.unpacked_forward(x, weight, bias)
         if self._keeps_noise(layer, weight, torch.is_grad_enabled()):
@@ -81,7 +81,7 @@ class DenseLayout(Layout):
 
 
 def merged(layer: SpikedLinear, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Signal plus noise, summed in float32 or wider, then rounded once. `weight` is the factors."""
+    """Signal (its factors are `weight`) plus noise, summed in float32 or wider and rounded once."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     left, right = split_factors(weight.detach().to(wide), layer.in_features)
     noise = layer.noise.dense(wide)

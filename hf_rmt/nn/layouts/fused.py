@@ -28,8 +28,8 @@ DECODED = ("int8", "int4", "ternary")
 class FusedLayout(Layout):
     """y = signal(x) + kernel(codes, x): the noise is never unpacked as a whole.
 
-    The kernel is tested in Triton's interpreter and has not run on a GPU yet. So
-    `fastest` and `smallest` never choose this layout; ask for it by its name.
+    The kernel is tested in Triton's interpreter and has not run on a GPU yet. So `fastest` and
+    `smallest` never choose this layout; ask for it by its name.
     """
 
     name = "fused"
@@ -37,7 +37,11 @@ class FusedLayout(Layout):
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Why a layer cannot have this layout: its class, its noise, its device, or no Triton."""
+        """Why a layer cannot have this layout; empty if it can.
+
+        It cannot if it is a convolution, if the kernel cannot decode its noise, if Triton is
+        missing, or if it is not on CUDA.
+        """
         if isinstance(layer, SpikedConv2d):
             return "its kernel does not support convolutions"
         if layer.noise.kind not in CODEBOOKS:

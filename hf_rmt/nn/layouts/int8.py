@@ -43,7 +43,11 @@ class Int8Layout(Layout):
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Why a layer cannot have this layout: it is a convolution, its noise or its device."""
+        """Why a layer cannot have this layout; empty if it can.
+
+        It cannot if it is a convolution, if it has no noise, or if its device has no integer
+        product for its width.
+        """
         if isinstance(layer, SpikedConv2d):
             return "torch has no integer convolution with a scale for each row"
         reason = super().refusal(layer, activations=activations)
@@ -108,6 +112,6 @@ class Int8Layout(Layout):
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of integers, their scales and sums, factors and bias."""
+        """Bytes of the integers with their row scales and row sums, the factors and the bias."""
         integers = layer.out_features * (layer.in_features + 12)
         return integers + signal_bytes(layer) + store_bytes(layer, without_codes=True)

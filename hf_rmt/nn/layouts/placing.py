@@ -81,7 +81,7 @@ def _checked_tokens(tokens: Any) -> tuple[int, ...]:
 
 
 def refusals(model: nn.Module, layout: str, *, activations: str = "int8") -> str:
-    """Why some layers of a model cannot have a layout, to end a line; empty if all can have it."""
+    """Why some layers of a model cannot have a layout, to add to a line; empty if all can."""
     if layout in CHOICES:
         return ""
     layers = [layer for layer in compressed_layers(model) if isinstance(layer, SpikedLinear)]

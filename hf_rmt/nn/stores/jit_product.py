@@ -148,7 +148,7 @@ def _product(book: Codebook) -> Callable[..., None]:
 
 
 def _computed(book: Codebook) -> Callable[..., None]:
-    """A loop that unpacks some groups: it computes the points of codes, times the scales."""
+    """A loop that unpacks groups: it computes the value of each code, times its scale."""
     group, cubic, middle = book.group, np.float32(book.cubic), np.float32(128)
 
     def loop(codes, points, steps, weights):
@@ -164,7 +164,7 @@ def _computed(book: Codebook) -> Callable[..., None]:
 
 
 def _looked_up(book: Codebook) -> Callable[..., None]:
-    """A loop that unpacks some groups: it looks the points of codes up, times the scales."""
+    """A loop that unpacks groups: it looks up the value of each code, times its scale."""
     block, bytes_ = book.block, book.group // book.block
 
     def loop(codes, points, steps, weights):

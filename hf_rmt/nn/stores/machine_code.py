@@ -64,7 +64,7 @@ def numba() -> Any:
 
 
 def compiled(loop: Callable[..., None], *example: Any, **options: Any) -> Callable[..., None]:
-    """Machine code of a loop, made at once and kept on disk if that is possible.
+    """Machine code of a loop, compiled now and, if possible, kept on disk.
 
     Args:
         loop: The loop.

@@ -34,7 +34,7 @@ class NoiseStore(nn.Module):
     itself, `residual`, in the dtype of the model. The kind `drop` holds nothing.
 
     Args:
-        kind: One of `NOISE_KINDS`.
+        kind: One of `NOISE_KINDS`: `drop`, `ternary`, `int4`, `int8` or `keep`.
         out_features: Number of rows of the weight.
         in_features: Number of columns of the weight.
         device: Device of the buffers, which hold zeros until `store` or a state dict fills them.
@@ -239,7 +239,7 @@ def stored_bits(shape: tuple[int, int], rank: int, noise: str, *, dtype: torch.d
 
     Args:
         shape: (out_features, in_features).
-        rank: Rank of the signal.
+        rank: Rank of the signal, which is the low-rank part of the weight.
         noise: One of `NOISE_KINDS`.
         dtype: Dtype of the model. With a packed store the factors take 16 bits per entry for every
             dtype, because they are exact in bfloat16.
