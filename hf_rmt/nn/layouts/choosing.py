@@ -34,7 +34,7 @@ REPEATS, BUDGET = 15, 0.4
 COLD, MOST_COPIES = 2**24, 32
 """A measurement calls copies of the layer in turn. Their dense weights would take about COLD bytes,
 but there are at most MOST_COPIES copies. A model has more weights than a cache holds, so each layer
-finds its weights outside of the cache. In a loop over a single layer, they would stay inside."""
+finds its weights outside of the cache. In a loop over one layer, they would stay in it."""
 MARGIN = 0.97
 """The choice is dense unless another layout needs at most this fraction of the
 time that dense needs."""

@@ -1,4 +1,4 @@
-"""Layouts in compiled programs: two operators that torch.compile calls without tracing into them.
+"""Layouts in compiled programs: operators that torch.compile calls without tracing into them.
 
 A layout checks the versions of tensors and keeps its own tensors outside of the compiled graph. So
 the operators get the number (`handle`) of the layer and run its eager code.

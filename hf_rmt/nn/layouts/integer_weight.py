@@ -30,8 +30,8 @@ CUDA_ROWS, CUDA_MULTIPLE = 17, 8
 """Fewest rows, and a divisor of the number of columns, for the integer product of cuBLAS."""
 
 FBGEMM = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-"""The product of fbgemm, an integer library in torch. It takes the inputs, their scale, their zero
-and the packed weight, and returns float32 after one pass over the inputs."""
+"""The product of fbgemm, an integer library in torch. It takes the inputs, their scale, their
+zero point and the packed weight, and returns float32 after one pass over the inputs."""
 
 _ENGINE_LOCK = usable_after_fork(threading.Lock())
 

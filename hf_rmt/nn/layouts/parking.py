@@ -1,4 +1,4 @@
-"""Parks codes of noise that only saving needs: moves them from memory to a file.
+"""Parks the codes of noise, if only saving needs them: moves them from memory to a file.
 
 The file is mapped into memory and read on use. So a parked tensor is still an ordinary tensor: it
 can be saved, copied and written to. Its pages belong to a temporary file without a name. So they

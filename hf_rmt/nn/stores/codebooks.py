@@ -73,12 +73,12 @@ class Codebook:
 
     @property
     def run(self) -> int:
-        """Number of weights in a run of groups; packing works on whole runs."""
+        """Number of weights in a run of RUN groups; packing works on whole runs."""
         return RUN * self.group
 
     @property
     def run_bytes(self) -> int:
-        """Number of bytes of the codes of a run."""
+        """Number of bytes of the codes of a run of RUN groups."""
         return self.run // self.block
 
 
