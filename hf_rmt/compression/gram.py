@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PARTS, SPLIT_FROM = 4, 256
+"""Number of column blocks of a Gram matrix on a CPU, and its least side with several blocks."""
+
 
 def tall(matrix: Tensor) -> Tensor:
     """The matrix, or its transpose where that has more rows: X of shape (N, p), N >= p."""
@@ -16,9 +19,21 @@ def tall(matrix: Tensor) -> Tensor:
 
 
 def gram(matrix: Tensor) -> Tensor:
-    """X'X of the shorter side, shape (p, p)."""
+    """X'X of the shorter side, shape (p, p).
+
+    A CPU computes the blocks on and below the diagonal only. The others are their transposes. With
+    four blocks this takes five eighths of the multiplications.
+    """
     oriented = tall(matrix)
-    return oriented.T @ oriented
+    side = oriented.shape[1]
+    if oriented.device.type != "cpu" or side < SPLIT_FROM:
+        return oriented.T @ oriented
+    squares, width = oriented.new_empty(side, side), -(-side // PARTS)
+    for start in range(0, side, width):
+        stop = start + width
+        squares[start:, start:stop] = oriented[:, start:].T @ oriented[:, start:stop]
+        squares[start:stop, stop:] = squares[stop:, start:stop].T
+    return squares
 
 
 def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

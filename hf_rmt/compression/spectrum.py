@@ -40,6 +40,11 @@ RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Eigenvalues below this fraction of the largest may be rounding errors of the Gram matrix."""
 
 
+ITERATIONS, CLEARLY = 3, 10.0
+"""Steps of inverse iteration for the smallest eigenvalue. If it exceeds the limit of a zero this many
+times, it is clearly no zero."""
+
+
 @dataclass(frozen=True)
 class Decomposition:
     """A weight's fitted spectrum, with the eigenvectors that are needed to extract its signal.
@@ -210,14 +215,32 @@ def _float32_serves(weight: Tensor, values: Tensor) -> bool:
 
 
 def _full_rank(weight: Tensor, largest: float) -> bool:
-    """Whether `live_count` finds no zero among the float64 eigenvalues, from one Cholesky factor.
+    """Whether `live_count` finds no zero among the float64 eigenvalues, which are not computed.
 
-    The factor exists if all eigenvalues exceed the shift. It costs a small part of their
-    computation.
+    A square weight is clear if its smallest eigenvalue lies far above the limit. If it is not
+    clear, a Cholesky factor decides: it exists if all eigenvalues exceed the shift.
     """
-    squares = gram(weight.to(torch.float64))
-    squares.diagonal().sub_(RELATIVE_ZERO * len(squares) * largest)
+    wide, limit = weight.to(torch.float64), RELATIVE_ZERO * min(weight.shape) * largest
+    if wide.shape[0] == wide.shape[1] and _least_eigenvalue(wide) > CLEARLY * limit:
+        return True
+    squares = gram(wide)
+    squares.diagonal().sub_(limit)
     return int(torch.linalg.cholesky_ex(squares).info) == 0
+
+
+def _least_eigenvalue(square: Tensor) -> float:
+    """The smallest eigenvalue of X'X by inverse iteration, a few per cent too large; nan if zero.
+
+    The factorization of X costs a third of the Gram matrix, and loses no digits by squaring.
+    """
+    factor, pivots, _ = torch.linalg.lu_factor_ex(square)
+    vectors = torch.arange(2.0 * len(square), device=square.device).view(-1, 2).to(square).cos()
+    for _ in range(ITERATIONS):
+        half = torch.linalg.lu_solve(factor, pivots, vectors, adjoint=True)
+        vectors = torch.linalg.lu_solve(factor, pivots, half)
+        norms = torch.linalg.vector_norm(vectors, dim=0)
+        vectors = vectors / norms
+    return 1 / float(norms.amax())
 
 
 def _largest_entry(weight: Tensor) -> float:
