@@ -1,1 +1,1 @@
-"""Compression of one weight, then of one model: torch, and no Hugging Face library."""
+"""Compresses one weight or a whole model. It needs torch, but no Hugging Face library."""

@@ -1,4 +1,4 @@
-"""Carries out decisions: replaces layers of a model, with the work shared by all processes."""
+"""Carries out the decisions on the layers of a model; all processes share the work."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ _JOURNAL: ContextVar[list[tuple[LayerPlan, SpectrumFit | None]] | None] = Contex
     "journal", default=None
 )
 SHIFT = "bias_shift"
-"""Name of the shift of a layer's bias among the tensors of a decision."""
+"""Key of a tensor that a decision adds to the bias of its layer."""
 NEW_WEIGHT = "weight"
-"""Name of the weight of a layer that is rewritten, among the tensors of a decision."""
+"""Key of the tensor that a decision stores as the new dense weight of its layer."""
 
 
 class Journal:
-    """A context that records the changes to layers, so that they are known if an error occurs.
+    """A context manager that records the changes to layers, to report them after an error.
 
     Attributes:
-        decisions: The plans that were carried out, in their order.
+        decisions: The plans that were carried out so far, in this order. Each is a pair with None,
+            because fitted spectra are not recorded.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ def compress_shared(
     dry_run: bool = False,
     decide: Decide = compress_weight,
 ) -> CompressionReport:
-    """Compress layers of a model in place, and report; see `decide_shared`."""
+    """Compress layers of a model in place and return the report; arguments as `decide_shared`."""
     decisions = decide_shared(model, names, settings, dry_run=dry_run, decide=decide)
     return compression_report(decisions, model)
 
@@ -89,7 +90,7 @@ def decide_shared(
 
     Args:
         model: Any module with its weights in memory, the same on every process.
-        names: Layers with a matrix, as `select_layers` gives them.
+        names: Names of layers with a weight matrix, as `select_layers` gives them.
         settings: What the user asked for.
         dry_run: Only plan; the model is not changed.
         decide: The function that decides what happens to one weight.
@@ -135,8 +136,8 @@ def apply_decision(model: Any, decision: Decision, weight: Tensor) -> LayerPlan:
 
     Args:
         model: The model.
-        decision: What was decided.
-        weight: The weight that was decided on, shape (out, in).
+        decision: What happens to the layer.
+        weight: The dense weight of the layer, shape (out, in).
 
     Returns:
         The plan, with the measured rounding error if noise was packed.
@@ -148,15 +149,15 @@ def apply_decision(model: Any, decision: Decision, weight: Tensor) -> LayerPlan:
 
 
 def with_rounding(decision: Decision, weight: Tensor, layer: CompressedLayer | None) -> LayerPlan:
-    """The plan of a decision, with the energies that packed noise changes, measured on the layer.
+    """The plan of a decision, with the signal energy and rounding error measured on the new layer.
 
-    Calibration chooses the signal anew for the packed noise, so its energy is measured as well.
-    What the recovery of spikes changes is no rounding error: the plan counts it as dropped.
+    The signal energy is measured because calibration fits the signal to the packed noise. What the
+    recovery of spikes takes from the weight is dropped on purpose and is not a rounding error.
 
     Args:
-        decision: What was decided.
-        weight: The weight that was decided on, shape (out, in).
-        layer: The layer that was made from it, if any.
+        decision: What happens to the layer.
+        weight: The dense weight of the layer, shape (out, in).
+        layer: The new layer; None if the dense layer is not replaced.
     """
     plan, build = decision.plan, decision.build
     if not isinstance(layer, SpikedLinear) or not plan.rounds:
@@ -173,11 +174,14 @@ def with_rounding(decision: Decision, weight: Tensor, layer: CompressedLayer | N
 def carried_out(
     decision: Decision, weight: Tensor
 ) -> tuple[CompressedLayer | None, dict[str, Tensor]]:
-    """The layer that a decision makes, if any, and the tensors from which other processes make it.
+    """Make the new layer of a decision, and the tensors that other processes need to make it too.
 
     Args:
-        decision: What was decided.
-        weight: The weight that was decided on, shape (out, in).
+        decision: What happens to the layer.
+        weight: The dense weight of the layer, shape (out, in).
+
+    Returns:
+        The new layer, or None if the dense layer is not replaced; and the tensors by name.
     """
     if decision.plan.outcome is Outcome.REPLACED:
         layer: CompressedLayer = decision.layer(weight)
@@ -189,7 +193,10 @@ def carried_out(
 
 
 def _bias_shift(decision: Decision, weight: Tensor, new: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """The shift of the bias that keeps the mean output, (W - W') E[x], if E[x] is known."""
+    """The bias shift that keeps the mean output: (W - W') E[x]; empty if E[x] is unknown.
+
+    W is the old weight, W' the new one, and E[x] the mean input.
+    """
     if decision.mean_input is None or decision.bias_shift is not None:
         return {} if decision.bias_shift is None else {SHIFT: decision.bias_shift}
     return {SHIFT: (weight.float() - new().float()) @ decision.mean_input.float()}
@@ -202,12 +209,12 @@ def apply_plan(
     *,
     layer: CompressedLayer | None = None,
 ) -> None:
-    """Replace a layer, or rewrite its weight, as a plan says; its bias stays the same parameter.
+    """Replace a layer, or rewrite its weight, as a plan says; the bias stays the same parameter.
 
     Args:
         model: The model.
-        plan: What was decided.
-        tensors: As `carried_out` gives them.
+        plan: The plan of the layer.
+        tensors: The tensors of the decision, as `carried_out` gives them.
         layer: The new layer if this process has made it; None to make it from the tensors.
     """
     dense = model.get_submodule(plan.name)

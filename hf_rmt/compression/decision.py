@@ -13,18 +13,19 @@ from hf_rmt.plan import Cause, LayerPlan, Outcome
 from hf_rmt.spectra import SpectrumFit
 
 Build = Callable[[Tensor], nn.Module]
-"""Makes the compressed layer of a weight, without a bias."""
+"""Makes a compressed layer, without a bias, from a dense weight."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of one weight.
+    """The decision on one weight: what happens to it, and all that is needed to do so.
 
     Attributes:
-        plan: What was decided; `plan.outcome` says which of the three it is.
+        plan: The plan of the layer; `plan.outcome` says whether the layer is kept, rewritten or
+            replaced.
         fit: The fitted spectrum; None if no spectrum was fitted.
         build: Makes the layer that replaces the dense one; None if the layer is not replaced.
-        rewritten: The new dense weight, shape (out, in); None unless it is rewritten.
+        rewritten: The new dense weight, shape (out, in); None unless the weight is rewritten.
         mean_input: Mean input of a layer with a bias, shape (in,); the bias is shifted so that the
             mean output stays the same. None if no mean input was measured.
         bias_shift: The shift of the bias if it was computed already, shape (out,); otherwise None.
@@ -41,7 +42,7 @@ class Decision:
         """The compressed layer, made anew at each call and without a bias.
 
         Args:
-            weight: The weight that was decided on, shape (out, in).
+            weight: The dense weight of the layer, shape (out, in).
 
         Raises:
             ValueError: If the layer is not replaced, or its numbers cannot be stored.
@@ -70,9 +71,9 @@ class SpikedBuild:
     Attributes:
         left: Factor of shape (out, rank).
         right: Factor of shape (rank, in).
-        noise: How the rest of the weight is stored.
-        recovery: Factors by which the singular values are multiplied, shape (rank,); None to leave
-            them unchanged.
+        noise: How the rest of the weight is stored, as in `LayerPlan.noise`.
+        recovery: Factors by which the singular values are multiplied, shape (rank,), to recover
+            the sizes that they would have without noise; None to leave them unchanged.
     """
 
     left: Tensor
@@ -81,7 +82,7 @@ class SpikedBuild:
     recovery: Tensor | None = None
 
     def __call__(self, weight: Tensor) -> SpikedLinear:
-        """The layer; its noise is the weight minus the product of the factors."""
+        """Make the layer; its noise is the weight minus the product of the factors."""
         layer = SpikedLinear.from_factors(self.left, self.right, weight, None, noise=self.noise)
         if self.recovery is not None:
             layer.scale_signal(self.recovery)
@@ -93,7 +94,7 @@ class SpikedBuild:
         return left @ self.right
 
     def recovered(self) -> Tensor | None:
-        """What recovery takes from the weight, shape (out, in); None without recovery."""
+        """The part of the weight that recovery takes away, shape (out, in); None without it."""
         return None if self.recovery is None else self.left * (1 - self.recovery) @ self.right
 
 
@@ -108,9 +109,9 @@ def keep(
     """The decision that a layer stays as it is.
 
     Args:
-        name: Runtime name of the module.
-        weight: Its weight, shape (out, in).
-        cause: The reason as an enumeration, for code.
+        name: Name of the module in `model.named_modules()`.
+        weight: The weight of the module, shape (out, in).
+        cause: The reason as a value of the enumeration, for use in code.
         reason: The reason in words.
         fit: The fitted spectrum, if there is one.
     """

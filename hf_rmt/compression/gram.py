@@ -1,7 +1,8 @@
 """Gram matrices, and factors from their eigenvectors.
 
-A matrix is oriented here, once: X is the matrix or its transpose, N x p with N >= p. One symmetric
-eigendecomposition of X'X costs a quarter to a half of a singular value decomposition.
+X is a matrix or its transpose, whichever has at least as many rows as columns: N x p with N >= p.
+X' is the transpose of X, and X'X is the Gram matrix. A symmetric eigendecomposition of X'X takes a
+quarter to a half of the time of a singular value decomposition.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ PARTS, SPLIT_FROM = 4, 256
 
 
 def tall(matrix: Tensor) -> Tensor:
-    """The matrix, or its transpose where that has more rows: X of shape (N, p), N >= p."""
+    """The matrix, or its transpose if that has more rows: X of shape (N, p), N >= p."""
     return matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
 
 
 def gram(matrix: Tensor) -> Tensor:
-    """X'X of the shorter side, shape (p, p).
+    """The Gram matrix X'X of a matrix, where X is `tall(matrix)`; shape (p, p).
 
     A CPU computes the blocks on and below the diagonal only. The others are their transposes. With
     four blocks this takes five eighths of the multiplications.
@@ -39,13 +40,15 @@ def gram(matrix: Tensor) -> Tensor:
 def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Balanced factors of some singular directions: left @ right = sum of s u v'.
 
+    Here s is the singular value of a direction, and u and v are its singular vectors.
+
     Args:
         matrix: Shape (out, in).
         vectors: Eigenvectors of X'X in columns, shape (p, r).
 
     Returns:
-        left of shape (out, r) and right of shape (r, in), both in the dtype of the vectors. Both
-        factors of a direction carry the square root of its singular value.
+        left of shape (out, r) and right of shape (r, in), both in the dtype of the vectors. In each
+        direction, left holds s^{1/2} u and right holds s^{1/2} v'.
     """
     images = tall(matrix).to(vectors.dtype) @ vectors
     singular = torch.linalg.vector_norm(images, dim=0)
@@ -60,11 +63,11 @@ def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Factors with the same product and, in each direction, equal norms of left and right.
 
-    One learning rate cannot train a pair of factors whose norms differ by hundreds.
+    One learning rate cannot train a pair of factors whose norms differ by a factor of hundreds.
 
     Args:
-        left: Shape (out, r).
-        right: Shape (r, in).
+        left: The left factor, shape (out, r).
+        right: The right factor, shape (r, in).
 
     Returns:
         New factors of the same shapes. A direction in which one of them is zero becomes zero.
@@ -82,7 +85,7 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lengths(rows: Tensor) -> Tensor:
-    """Lengths of rows, in units of their largest entries: squares of these could overflow."""
+    """Lengths of rows, without overflow: each row is first divided by its largest entry."""
     peaks = rows.abs().amax(1, keepdim=True) if rows.shape[1] else rows.new_zeros(len(rows), 1)
     units = torch.where(peaks > 0, peaks, 1)
     return torch.linalg.vector_norm(rows / units, dim=1) * units[:, 0]
@@ -91,11 +94,11 @@ def _lengths(rows: Tensor) -> Tensor:
 def fewest_directions(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Balanced factors of the same product with the fewest directions, at most min(out, in).
 
-    The computation is in float64. A direction that is zero up to its rounding is left out.
+    The computation is in float64. A direction that is zero up to rounding errors is left out.
 
     Args:
-        left: Shape (out, r), finite; r may exceed both sides.
-        right: Shape (r, in), finite.
+        left: The left factor, shape (out, r), finite; r may be larger than out and in.
+        right: The right factor, shape (r, in), finite.
 
     Returns:
         Factors of shapes (out, k) and (k, in) in float64, k being the rank of the product.

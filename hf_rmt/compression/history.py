@@ -1,4 +1,4 @@
-"""Joins the reports of several compressions of a model, and takes out the report of a part."""
+"""Joins the reports of several compressions of a model, and extracts the report of one part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_rmt.report import CompressionReport, LayerSpectrum
 def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
     """A report joined with those of earlier compressions, in the order of the model's layers.
 
-    An earlier entry is left out if its layer no longer exists, or was made dense after that.
+    An earlier entry is left out if its layer no longer exists, or was made dense since then.
 
     Args:
         model: The model, whose parts may have reports of their own.
@@ -41,8 +41,8 @@ def report_below(report: CompressionReport, prefix: str, part: Any) -> Compressi
 
     Args:
         report: The report on the whole model.
-        prefix: Runtime name of the part; empty for the model itself.
-        part: The part.
+        prefix: Name of the part in `model.named_modules()`; empty for the model itself.
+        part: The part, which is a module of the model.
     """
     return report_on(part, *_renamed(report, f"{prefix}.", "")) if prefix else report
 
@@ -65,5 +65,5 @@ def _renamed(
 
 
 def _stands(plan: LayerPlan, parts: Mapping[str, Any]) -> bool:
-    """Whether a layer still exists and is what a plan made of it."""
+    """Whether a layer still exists, and is still compressed or still dense as its plan says."""
     return plan.name in parts and plan.compressed == is_compressed(parts[plan.name])

@@ -15,22 +15,26 @@ from hf_rmt.nn.dense_matrix import dense_shape
 from hf_rmt.plan import SPIKED
 
 MIN_PAIRS, SETTLED_PAIRS, MAX_PAIRS = 4, 32, 100
-"""Numbers of pairs of calls, one call of each layer: the least, even if the budget is spent; the
-number before the two halves are compared; the most. One more pair comes first, to warm up."""
+"""Numbers of pairs. A pair is one call of the compressed layer and one of the dense layer. At least
+MIN_PAIRS are timed, and at most MAX_PAIRS. From SETTLED_PAIRS on, the two halves of the pairs are
+compared after each pair. One more pair comes first, to warm up."""
 AGREEMENT = 1.1
-"""The measurement ends when the ratios from the two halves of the pairs agree up to this factor."""
+"""The measurement ends when the time ratios from the even and from the odd pairs (the two halves)
+agree up to this factor."""
 TRUSTED = 2.0
-"""If they do not agree up to this factor after all pairs, the machine is too busy to measure. The
-ratio from all pairs is more precise than that from one half."""
+"""If the two ratios do not agree up to this factor after all pairs, the machine is too busy, and no
+ratio is returned. This factor is larger than AGREEMENT, because the ratio from all pairs is more
+precise than that from one half."""
 LARGEST_SIDE = 1024
-"""Longer sides are cut to this length for the measurement. This hardly changes the ratio, and saves
-time and memory. In a convolution it bounds channels times the longer side of the kernel."""
+"""Longer sides of a weight are cut to this length for the measurement. This hardly changes the
+ratio, and saves time and memory. For a convolution, the limit holds for the number of channels
+times the longer side of the kernel."""
 BUDGET = 0.5
-"""Seconds after which no further pair is begun."""
+"""Seconds after which no further pair is begun, except for the first MIN_PAIRS."""
 
 
 _MEASURED: dict[Any, float] = {}
-"""Ratios that were measured in this process, by shape, rank, noise, geometry, dtype and device."""
+"""Ratios that were measured in this process, by the arguments of `latency_ratio`."""
 
 
 def latency_ratio(
@@ -43,26 +47,29 @@ def latency_ratio(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> float | None:
-    """Time of a compressed forward over that of the dense layer, measured now.
+    """Time of a compressed layer's forward divided by that of the dense layer, measured now.
 
     Both layers run in turn, and the shortest time of each counts, because other work on the machine
     only adds time. Sides longer than LARGEST_SIDE are measured at that length.
 
     Args:
-        shape: (out_features, in_features), for a convolution (out, in k_h k_w).
-        rank: Directions in the signal.
-        noise: One of `NOISE_KINDS`.
-        geometry: What a convolution is made with, as `geometry_of` gives it; None for a linear.
-        tokens: Rows of the input; for a convolution the pixels of its output, in 8 x 8 squares.
-        dtype: Of the model.
-        device: Where to measure.
+        shape: Shape of the weight: (out_features, in_features), or (out, in k_h k_w) for a
+            convolution with kernels of height k_h and width k_w.
+        rank: Number of directions in the signal.
+        noise: How the noise is stored; one of `NOISE_KINDS`.
+        geometry: Arguments of the convolution, such as its stride, as `geometry_of` gives them;
+            None for a linear layer.
+        tokens: Number of rows of the input. For a convolution, the number of pixels of the output,
+            in images of 8 x 8.
+        dtype: The dtype of the model.
+        device: The device on which to measure.
 
     Returns:
         The ratio of the shortest times; below 1 the compressed layer is the faster one. None if the
         two halves of the pairs give different ratios, for example because the machine is busy.
 
     Raises:
-        ValueError: If the rank or the kind of noise is out of range.
+        ValueError: If the rank is out of range, or the kind of noise is unknown.
     """
     key = (shape, rank, noise, str(geometry), tokens, dtype, str(device))
     if key not in _MEASURED:

@@ -1,7 +1,8 @@
 """`analyze`, `compress` and `export_dense` for any torch module, without Hugging Face libraries.
 
-Where transformers is not installed, these functions are `hf_rmt.analyze` and the others. Where it
-is installed, `hf_rmt.huggingface.api` adds what transformers models need to load and save.
+Without transformers, `hf_rmt.analyze`, `hf_rmt.compress` and `hf_rmt.export_dense` are these
+functions. With transformers, they are those of `hf_rmt.huggingface.api`, which add what
+transformers models need to load and save.
 """
 
 from __future__ import annotations
@@ -43,24 +44,27 @@ def analyze(
     method: str | None = None,
     **options: Any,
 ) -> SpectralReport:
-    """Fit the double bulk model, or another, to every attention and MLP weight of a model.
+    """Split the spectrum of each attention and MLP weight of a model into signal and noise.
+
+    The spectrum of a weight is the list of its squared singular values.
 
     Args:
         model: Any module with its weights in memory.
         config: A config for `compress`, in place of the keywords below.
-        target_modules: Which layers, as in `CompressionSettings`.
-        method: How signal and noise are told apart, as in `CompressionSettings`; None for its
-            default.
-        **options: What the method takes, such as `rank` for `svd`.
+        target_modules: The layers to analyse, as in `CompressionSettings`.
+        method: How signal and noise are told apart, as in `CompressionSettings`; None for the
+            default method.
+        **options: Options of the method, such as `rank` for `svd`.
 
     Returns:
-        The spectra: a table when printed, plots, JSON and CSV. A compressed layer is analysed by
-        the weight that it acts as. If a model has compressed layers, only these are analysed.
+        The report on the spectra. It prints as a table, and gives plots, JSON and CSV. A compressed
+        layer is analysed as the dense weight that gives the same outputs. If a model has compressed
+        layers, only these are analysed.
 
     Raises:
-        TypeError: If the model is no module, or `config` is no config.
-        ValueError: If a target matches nothing, the method is unknown, an option is missing, or one
-            is not allowed, a config and keywords are given, or a weight cannot be decomposed.
+        TypeError: If the model is not a module, or `config` is not a config.
+        ValueError: If a target matches no layer, the method is unknown, an option is missing or not
+            allowed, both a config and keywords are given, or a weight cannot be decomposed.
     """
     check_module(model)
     named = {"target_modules": target_modules, "method": method}
@@ -104,7 +108,8 @@ def compress(
     """Compress a loaded model in place; see `hf_rmt.huggingface.api.compress` for the arguments.
 
     Returns:
-        What was, or would be, done. `model.compression_report` holds what was done in all calls.
+        The report on what was done; with `dry_run`, on what would be done. The attribute
+        `model.compression_report` holds the report on all calls so far.
     """
     check_module(model)
     check_no_adapter(model)
@@ -133,7 +138,8 @@ def export_dense(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: If the model is not a module.
-        ValueError: If it has no compressed layer, or activations became steps.
+        ValueError: If the model has no compressed layer, or has step activations, which cannot be
+            computed without this package.
     """
     check_module(model)
     check_has_compressed(model)
@@ -151,23 +157,23 @@ def compress_layers(
     calibration: Iterable[Mapping[str, Any]] | None,
     size: float | None,
 ) -> CompressionReport:
-    """Compress chosen layers of a model as its method does.
+    """Compress chosen layers of a model by the method that the config names.
 
     Args:
         model: Any module with its weights in memory.
-        names: The layers.
-        config: What to do.
-        conclude: Records what was done on the model. It is also called after an error, with what
-            was done before it, so that the model can be used and saved.
-        dry_run: Only plan.
+        names: Names of the layers in `model.named_modules()`.
+        config: The method and its options.
+        conclude: Stores the report on the model. After an error, `conclude` gets the report on the
+            layers that were changed before the error, so that the model can be used and saved.
+        dry_run: Whether to only plan; the model is not changed then.
         calibration: Batches of the model's arguments, or None.
         size: Share of the layers' parameters to keep, or None.
 
     Returns:
-        The report.
+        The report. It also lists layers that stay dense because of how the model uses them.
 
     Raises:
-        TypeError: If `dry_run` is no boolean.
+        TypeError: If `dry_run` is not a boolean.
         ValueError: If a weight cannot be decomposed, or a layer cannot be replaced. The model is
             not changed then.
     """

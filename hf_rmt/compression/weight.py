@@ -1,7 +1,7 @@
-"""One weight: its decomposition, the directions that are kept, the decision.
+"""Decides what happens to one weight.
 
-The steps: a dense weight as a matrix, its spectrum, the plan of its layer, the factors, and the new
-layer. Only one weight is processed at a time.
+The steps are: decompose the weight, choose the directions to keep, plan the layer, and compute the
+factors of these directions. The new layer is built from the factors later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FAINT = 1e-15
-"""Noise of a weight with smaller entries may lie below the least scale of a store, about 1e-36."""
+"""If all entries of a weight are smaller than this, its noise may be too small for the scales of a
+noise store, whose least value is about 1e-36."""
 NOTHING_LEFT = "no signal stands out from the noise, so nothing would be left"
 
 
@@ -138,7 +139,8 @@ def plan_layer(
             them unchanged.
 
     Returns:
-        The plan. The layer stays dense where factors and codes would not be smaller.
+        The plan. The layer stays dense if the factors and the stored noise would not be smaller
+        than the dense weight, unless the noise is kept exactly.
     """
     rank, factors = len(kept), 1.0 if recovery is None else recovery.numpy()
     energy, dropped = _energies(fit, kept, factors, settings.noise)
@@ -179,7 +181,7 @@ def plan_layer(
 def _energies(
     fit: SpectrumFit, kept: Tensor, factors: NDArray[Any] | float, noise: str
 ) -> tuple[float, float]:
-    """The energy of the stored factors, and that of what is dropped on purpose."""
+    """Energies of the stored factors and of what is dropped, divided by that of the weight."""
     stored, whole = fit.eigenvalues[kept.numpy()], fit.eigenvalues.sum()
     lost = float((stored * (1 - factors) ** 2).sum())
     if noise == "drop":
@@ -188,11 +190,11 @@ def _energies(
 
 
 def why_not_storable(rest: Tensor, noise: str) -> str:
-    """Why a store cannot hold entries of such a size; empty where it can.
+    """Why a noise store cannot hold entries of such a size; empty if it can.
 
     Args:
-        rest: What is to be stored, or a bound of it, shape (out, in).
-        noise: The kind of store.
+        rest: The matrix to be stored, or one with entries of about that size, shape (out, in).
+        noise: How the noise is stored, as in `LayerPlan.noise`.
 
     Returns:
         A reason with its remedy.
@@ -204,25 +206,27 @@ def why_not_storable(rest: Tensor, noise: str) -> str:
     if peak == 0 or least <= peak <= single.max:
         return ""
     return (
-        f"the largest entry to be stored is {peak:.3g}, and the scales of noise={noise!r} take "
-        f"{least:.3g} to {single.max:.3g}; multiply the weight by a power of ten"
+        f"the largest entry to be stored is {peak:.3g}, and the scales of noise={noise!r} allow "
+        f"only {least:.3g} to {single.max:.3g}; multiply the weight by a power of ten"
     )
 
 
 def _is_faint(weight: Tensor) -> bool:
-    """Whether rounding errors of the factors, stored as noise, could be below every scale."""
+    """Whether a weight is so small that its noise could be below the least scale of a store."""
     return 0 < float(weight.detach().abs().amax()) < FAINT
 
 
 def relative_energies(weight: Tensor, new: Tensor) -> tuple[float, float]:
-    """Squared Frobenius norms of a new weight and of what it lost, over that of the old one.
+    """Energies of a new weight and of its difference from the old one, relative to the old one.
+
+    An energy is a squared Frobenius norm.
 
     Args:
         weight: The old weight, shape (out, in).
-        new: The new one, of the same shape.
+        new: The new weight, of the same shape.
 
     Returns:
-        The energy that is kept and the energy of the difference. They need not add up to 1.
+        Both energies, divided by that of the old weight. They need not add up to 1.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=weight.device)
     step = rows_at_once(weight.shape)

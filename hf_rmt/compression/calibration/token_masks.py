@@ -1,4 +1,4 @@
-"""Which tokens are padding, in a model whose parts may read different tokens."""
+"""Finds which tokens are padding, in a model whose parts may read different tokens."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class Tokens(NamedTuple):
     """What is known of the tokens that a running module works on.
 
     Attributes:
-        mask: Their mask, shape (batch, tokens); None if there is none.
+        mask: The attention mask of the tokens, shape (batch, tokens); None if there is none.
         of_decoder: Whether they are the tokens of a decoder.
-        states: What the decoder sees of the encoder, shape (batch, other tokens, width).
-        states_mask: The mask of these states, shape (batch, other tokens).
+        states: The output of the encoder, which a decoder reads, shape (batch, encoder tokens,
+            width).
+        states_mask: The mask of the encoder's tokens, shape (batch, encoder tokens).
     """
 
     mask: Tensor | None = None
@@ -35,20 +36,21 @@ class Tokens(NamedTuple):
     states_mask: Tensor | None = None
 
     def mask_of(self, entry: Tensor | None) -> Tensor | None:
-        """The mask of a layer's input, which is the states of the encoder in a cross attention."""
+        """The mask of a layer's input. In a cross attention, this input may be `states`."""
         if entry is None or self.states is None or entry.shape != self.states.shape:
             return self.mask
         return self.states_mask if entry.data_ptr() == self.states.data_ptr() else self.mask
 
 
 class TokenMasks:
-    """The attention mask of the tokens that a layer works on.
+    """Finds the attention mask of the tokens that a layer works on.
 
     An encoder, a decoder and an image encoder in one model have different tokens. Each of them is a
     module that is called with one of `INPUTS`, together with the mask of its tokens if there is
-    one. A mask that is not a matrix was computed from the matrix of a module around this one, which
-    stays valid. Layers behind an encoder and a decoder work on the tokens of the decoder. A decoder
-    often has no mask, because no token sees the padding behind it; the labels show it then.
+    one. If the mask is not a matrix, it was computed from the mask of an outer module, and that
+    mask is used. Layers that come after encoder and decoder work on the tokens of the decoder. A
+    decoder often has no mask, because no token sees the padding after it. Then the labels show
+    which tokens are padding.
 
     Args:
         model: The model; it only gets hooks, from `listen` to `stop`.
@@ -75,7 +77,7 @@ class TokenMasks:
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """A context between `listen` and `stop`."""
+        """A context that calls `listen` when it begins and `stop` when it ends."""
         self.listen()
         try:
             yield
@@ -90,7 +92,7 @@ class TokenMasks:
 
         Args:
             name: Runtime name of the layer.
-            entry: What it is called with, shape (batch, tokens, width).
+            entry: The input of the layer, shape (batch, tokens, width).
 
         Returns:
             Shape (batch, tokens); None if there is no mask.
@@ -110,7 +112,7 @@ class TokenMasks:
 
 
 def _tokens(module: nn.Module, given: dict[str, Any], around: Tokens) -> Tokens:
-    """The tokens of a module that begins to read, from its arguments and the module around it."""
+    """The tokens of a module, from its arguments and from the tokens of the module around it."""
     states = given.get(STATES)
     has_encoder = DECODER_MASK in _parameters(type(module).forward)
     decodes = has_encoder or states is not None
@@ -125,7 +127,7 @@ def _tokens(module: nn.Module, given: dict[str, Any], around: Tokens) -> Tokens:
 
 
 def _before_padding(labels: Any) -> Tensor | None:
-    """The mask of the tokens that have a label, or have one behind them; labels (batch, tokens)."""
+    """The mask of all tokens up to the last one with a label; labels of shape (batch, tokens)."""
     if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
         return None
     return (labels != IGNORED).flip(1).cumsum(1).flip(1) > 0

@@ -1,4 +1,8 @@
-"""The methods that fit a law of the noise: `pdb`, `power-law`, `bema`, `kernel`."""
+"""The methods that fit a law of the noise: `pdb`, `power-law`, `bema`, `kernel`.
+
+A law is a distribution of the eigenvalues of pure noise. Its bulk is the range that they fill.
+Eigenvalues outside the bulk are signal.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PopulationDoubleBulk(SpectralMethod):
-    """Noise of two variances; what lies outside its bulk is signal."""
+    """Noise of two variances; eigenvalues outside its bulk are signal."""
 
     name = "pdb"
     help = "The population double bulk: noise of two variances (Wu, Zhu & Li 2025)."
@@ -23,26 +27,26 @@ class PopulationDoubleBulk(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """See `hf_rmt.spectra.fit_double_bulk`."""
+        """Split a spectrum with `hf_rmt.spectra.fit_double_bulk`."""
         from hf_rmt.spectra import fit_double_bulk
 
         return fit_double_bulk(eigenvalues, shape)
 
 
 class PowerLawBulk(SpectralMethod):
-    """Noise whose variances follow a power law between two ends."""
+    """Noise whose variances follow a power law between a least and a largest variance."""
 
     name = "power-law"
     help = (
-        "Noise of a power law of variances, with as many parameters as pdb and nearer to the "
-        "spectra of trained MLPs."
+        "Noise whose variances follow a power law; it has as many parameters as pdb and fits the "
+        "spectra of trained MLPs better."
     )
     concurrent = True
 
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """See `hf_rmt.spectra.fits.power_law_bulk.fit_power_law_bulk`."""
+        """Split a spectrum with `hf_rmt.spectra.fits.power_law_bulk.fit_power_law_bulk`."""
         from hf_rmt.spectra.fits.power_law_bulk import fit_power_law_bulk
 
         return fit_power_law_bulk(eigenvalues, shape)
@@ -52,29 +56,32 @@ class Bema(SpectralMethod):
     """Noise of one variance, fitted to the quantiles in the middle of the spectrum."""
 
     name = "bema"
-    help = "The unit bulk, noise of one variance, fitted to quantiles (Ke, Ma & Lin 2023)."
+    help = "Noise of one variance, fitted to quantiles of the spectrum (Ke, Ma & Lin 2023)."
     concurrent = True
 
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """See `hf_rmt.spectra.fits.unit_bulk.fit_bema`."""
+        """Split a spectrum with `hf_rmt.spectra.fits.unit_bulk.fit_bema`."""
         from hf_rmt.spectra.fits.unit_bulk import fit_bema
 
         return fit_bema(eigenvalues, shape)
 
 
 class Kernel(SpectralMethod):
-    """Noise of one variance, fitted to a smoothed density."""
+    """Noise of one variance, fitted to a smoothed density of the singular values."""
 
     name = "kernel"
-    help = "The unit bulk, fitted to a kernel density of the singular values (Staats et al. 2023)."
+    help = (
+        "Noise of one variance, fitted to a kernel density of the singular values (Staats et al. "
+        "2023)."
+    )
     concurrent = True
 
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """See `hf_rmt.spectra.fits.unit_bulk.fit_kernel`."""
+        """Split a spectrum with `hf_rmt.spectra.fits.unit_bulk.fit_kernel`."""
         from hf_rmt.spectra.fits.unit_bulk import fit_kernel
 
         return fit_kernel(eigenvalues, shape)

@@ -23,7 +23,7 @@ ZEROS_IN_PLACE = "entries were zeroed in place, and zeros save no memory by them
 
 
 class Pruning(SpectralMethod):
-    """Keeps a share of the entries of a weight. The spectrum is reported and decides nothing."""
+    """Keeps a share of the entries of a weight. The spectrum is reported, but decides nothing."""
 
     options = (FRACTION, *SPECTRAL_OPTIONS)
     one_of = ("fraction",)
@@ -39,7 +39,7 @@ class Pruning(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """See `hf_rmt.spectra.truncation.unsplit`."""
+        """Report a spectrum without signal, as `hf_rmt.spectra.truncation.unsplit` gives it."""
         from hf_rmt.spectra.truncation import unsplit
 
         return unsplit(eigenvalues, shape)
@@ -73,13 +73,13 @@ class Pruning(SpectralMethod):
 
 
 class Magnitude(Pruning):
-    """Keeps the largest entries."""
+    """Keeps the entries with the largest absolute values."""
 
     name = "magnitude"
     help = "The largest entries stay, the others become zero (Han et al. 2015)."
 
     def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:
-        """See `hf_rmt.compression.pruning.largest_entries`."""
+        """Keep the largest entries; see `hf_rmt.compression.pruning.largest_entries`."""
         from hf_rmt.compression.pruning import largest_entries
 
         return largest_entries(weight, fraction=fraction)
@@ -92,7 +92,7 @@ class Uniform(Pruning):
     help = "Random entries stay, the others become zero."
 
     def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:
-        """See `hf_rmt.compression.pruning.random_entries`."""
+        """Keep random entries; see `hf_rmt.compression.pruning.random_entries`."""
         from hf_rmt.compression.pruning import random_entries
 
         return random_entries(weight, fraction=fraction, generator=generator)

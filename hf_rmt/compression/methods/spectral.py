@@ -1,4 +1,4 @@
-"""What the methods share that tell signal from noise by a spectrum: options and decisions."""
+"""Options and decisions that all methods which look at a spectrum share."""
 
 from __future__ import annotations
 
@@ -70,34 +70,35 @@ NOISE_REMOVAL = Option(
     "noise_removal",
     1.0,
     _removal,
-    "Fraction of the noise directions that drop removes, smallest first. A dict gives each layer, "
-    "by runtime name, its own; a layer that it does not name stays dense. With 1, a layer "
-    "without spikes stays dense too, because nothing of it would remain.",
+    "Fraction of the noise directions that noise=drop removes, smallest first. A dict gives a "
+    "fraction for each layer name; a layer that is not in the dict stays dense. With 1, a layer "
+    "without spikes (directions of signal) stays dense too, because nothing of it would remain.",
     parse=float,
 )
 RECOVER_SPIKES = Option(
     "recover_spikes",
     None,
     _flag,
-    "Replace each signal eigenvalue by the population spike behind it. None: only if the noise is "
-    "dropped and calibration does not choose the directions.",
+    "Noise makes the eigenvalues of the signal larger. Replace each by its size without noise, the "
+    "population spike. None: only if the noise is dropped and calibration does not choose the "
+    "directions.",
     parse=bool,
 )
 STORED_SPIKES_OPTION = Option(
     "stored_spikes",
     None,
     _stored_spikes,
-    "Which spikes become factors; the others are stored with the noise. `all`: every spike. "
-    "`paying`: with int8 the largest, at most a ninth of the directions; with int4 and ternary "
-    "those that save at least a quarter of the bits they cost. None: `paying` if the noise is "
-    "packed and a law found the spikes, else `all`.",
+    "Which spikes (directions of signal) become factors; the others are stored with the noise. "
+    "`all`: every spike. `paying`: the largest, at most a ninth of all directions; with int4 and "
+    "ternary only those that save at least a quarter of the bits they cost. None: `paying` if the "
+    "noise is int8, int4 or ternary and a law found the spikes, else `all`.",
     choices=STORED_SPIKES,
 )
 MAX_RANK = Option(
     "max_rank",
     None,
     lambda name, value: None if value is None else check_integer(name, value, 0),
-    "Upper bound on the signal directions of a layer; the largest stay. 0: all is noise. "
+    "Upper bound on the number of signal directions of a layer; the largest stay. 0: all is noise. "
     "None: no bound.",
     parse=int,
 )
@@ -105,8 +106,8 @@ MIN_SIZE = Option(
     "min_size",
     32,
     lambda name, value: check_integer(name, value, 1),
-    "Layers whose smaller side is below this stay dense. The sides of a convolution are out and "
-    "in k_h k_w.",
+    "Layers whose smaller side is below this stay dense. The sides of a convolution are its output "
+    "channels, and its input channels times the height and width of the kernel.",
     parse=int,
 )
 SPECTRAL_OPTIONS = (NOISE, NOISE_REMOVAL, RECOVER_SPIKES, STORED_SPIKES_OPTION, MAX_RANK, MIN_SIZE)
@@ -116,7 +117,7 @@ def spectral_method_of(settings: CompressionSettings) -> SpectralMethod:
     """The method that settings name, which must look at a spectrum.
 
     Raises:
-        TypeError: If it does not.
+        TypeError: If the method does not look at a spectrum.
     """
     method = method_of(settings)
     if not isinstance(method, SpectralMethod):
@@ -131,10 +132,10 @@ class SpectralMethod(Method):
     """A method that splits the spectrum of a weight into signal and noise.
 
     Attributes:
-        finds_law: Whether it fits a law of the noise. Only such a method can recover spikes and
-            decides by itself how much is signal.
-        stores_noise: Whether noise can be stored beside the signal; else it is lost.
-        chooses_directions: Whether it keeps directions of a weight, and not single entries.
+        finds_law: Whether the method fits a law of the noise. Only such a method can recover spikes
+            and decides by itself how much is signal.
+        stores_noise: Whether noise can be stored beside the signal; otherwise the noise is lost.
+        chooses_directions: Whether the method keeps directions of a weight, not single entries.
     """
 
     options: tuple[Option, ...] = SPECTRAL_OPTIONS
@@ -146,17 +147,19 @@ class SpectralMethod(Method):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Split a spectrum.
+        """Split a spectrum into signal and noise.
 
         Args:
-            eigenvalues: Descending eigenvalues of X'X, shape (min(shape),).
-            shape: Of the weight.
+            eigenvalues: Squared singular values of the weight, descending, shape (min(shape),).
+            shape: Shape of the weight.
             settings: What the user asked for.
 
         Raises:
-            NotImplementedError: If the method does not say how.
+            NotImplementedError: If the class of the method does not define `fit`.
         """
-        raise NotImplementedError(f"method {self.name!r} does not say how a spectrum is split")
+        raise NotImplementedError(
+            f"method {self.name!r} does not say how a spectrum is split; define fit in its class"
+        )
 
     def check(self, settings: Any) -> None:
         """Refuse options that contradict each other."""
@@ -191,7 +194,7 @@ class SpectralMethod(Method):
             )
 
     def accepts(self, module: Any) -> bool:
-        """Linear layers and convolutions that are one matrix."""
+        """Whether a module is a linear layer, or a convolution whose kernel is one matrix."""
         from hf_rmt.nn.dense_matrix import has_matrix
 
         return has_matrix(module)
@@ -203,10 +206,10 @@ class SpectralMethod(Method):
         return of_blocks(layers, model)
 
     def why_no_default(self) -> str:
-        """Why no layer was taken."""
+        """Why the default selects no layer."""
         return (
-            "its last layer counts as the head, and a first convolution as the one that reads the "
-            "input"
+            "by default it stays dense, because its last layer counts as the head, and a first "
+            "convolution as the layer that reads the input"
         )
 
     def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:

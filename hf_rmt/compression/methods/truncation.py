@@ -34,8 +34,8 @@ ENERGY = Option(
     "energy",
     None,
     _share,
-    "For svd: the fewest directions with this share of the squared Frobenius norm are kept, in "
-    "(0, 1].",
+    "For svd: the share of the squared Frobenius norm to keep, in (0, 1], with as few directions "
+    "as possible.",
     parse=float,
 )
 FRACTION = Option(
@@ -61,7 +61,7 @@ class TruncatedSVD(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """See `hf_rmt.spectra.truncation.truncate`."""
+        """Count the largest directions as signal; see `hf_rmt.spectra.truncation.truncate`."""
         from hf_rmt.spectra.truncation import truncate
 
         taken = {key: getattr(settings, key) for key in self.one_of}
@@ -111,7 +111,7 @@ class SparseLowRank(TruncatedSVD):
 
 
 def of_rank(settings: CompressionSettings, rank: int) -> CompressionSettings:
-    """Settings that keep `rank` directions of a weight and store the rest as other settings do.
+    """Settings that keep `rank` directions of a weight and store the rest as the given settings do.
 
     Args:
         settings: Settings of a method that looks at a spectrum.

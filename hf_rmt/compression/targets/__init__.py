@@ -1,1 +1,1 @@
-"""Which layers are compressed: names and blocks, layers that stay dense, and what is covered."""
+"""Chooses the layers to compress, and finds the layers that must stay dense."""

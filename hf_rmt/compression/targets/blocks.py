@@ -11,7 +11,7 @@ from hf_rmt.nn.dense_matrix import is_convolution
 
 
 def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
-    """The linear layers of the repeated blocks; `TARGET_MODULES` has the whole rule."""
+    """The linear layers of the repeated blocks; the help of `TARGET_MODULES` has the whole rule."""
     repeated = {name: part for name, part in layers.items() if in_repeated_block(name, model)}
     if repeated:
         return linears(repeated) or list(repeated)
@@ -21,10 +21,10 @@ def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
 
 
 def after_blocks(names: list[str], model: nn.Module) -> list[str]:
-    """The head: the layers after the repeated blocks, or all where nothing repeats.
+    """The head: the layers after the repeated blocks, or all layers if no block is repeated.
 
-    A transformers model may register its head before its body; what lies outside the body is also
-    part of the head.
+    A transformers model may register its head before its body (the model without a head). So all
+    layers outside the body also belong to the head, unless they lie in repeated blocks.
     """
     blocks = [place for place, name in enumerate(names) if in_repeated_block(name, model)]
     last = max(blocks, default=-1)
@@ -38,12 +38,12 @@ def after_blocks(names: list[str], model: nn.Module) -> list[str]:
 
 
 def linears(layers: Mapping[str, nn.Module]) -> list[str]:
-    """The names of the layers that are no convolutions."""
+    """The names of the layers that are not convolutions."""
     return [name for name, module in layers.items() if not is_convolution(module)]
 
 
 def in_repeated_block(name: str, model: nn.Module) -> bool:
-    """Whether an ancestor is one of a list of numbered blocks inside the model."""
+    """Whether a layer lies inside an entry of an `nn.ModuleList`, such as a transformer block."""
     parts = name.split(".")
     return any(
         part.isdigit() and isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList)

@@ -1,4 +1,4 @@
-"""The values of conditions in a module's code, as far as the module's settings decide them."""
+"""Finds the values of conditions in a module's code that the module's settings decide."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 CHANGING = {"training"}
-"""Attributes whose present value says nothing about later calls."""
+"""Attributes that change between calls, so their value now does not decide a condition."""
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: lambda a, b: a == b,
     ast.NotEq: lambda a, b: a != b,
@@ -22,7 +22,7 @@ UNKNOWN = object()
 
 
 def value_of(node: ast.expr, module: object) -> Any:
-    """Value of a condition if the settings of a module decide it, otherwise `UNKNOWN`."""
+    """Value of a condition if the module's attributes or config decide it, otherwise `UNKNOWN`."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name) and node.id == "self":

@@ -1,4 +1,4 @@
-"""What part of a model a compression covers, and the layers that it leaves dense on purpose."""
+"""Adds the layers that a compression leaves dense on purpose to its report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_rmt.settings import CompressionSettings
 
 
 def kept_plans(model: nn.Module, settings: CompressionSettings) -> list[LayerPlan]:
-    """Plans of the layers that stay dense because of what the model does with them.
+    """Plans of the selected layers that stay dense because of how the model uses them.
 
     Args:
         model: The model before it is compressed; its tensors may be on the meta device.
@@ -31,11 +31,11 @@ def kept_plans(model: nn.Module, settings: CompressionSettings) -> list[LayerPla
 def with_kept(
     report: CompressionReport, kept: Iterable[LayerPlan], model: nn.Module
 ) -> CompressionReport:
-    """A report that lists the layers left dense as well, in the model's order.
+    """The report with the layers that stay dense on purpose added, in the model's order.
 
     Args:
         report: The report on the other layers.
-        kept: Plans, as `kept_plans` gives them.
+        kept: Plans of the layers that stay dense, as `kept_plans` gives them.
         model: The model.
     """
     plans = {plan.name: plan for plan in (*kept, *report.plan)}

@@ -1,4 +1,4 @@
-"""Layers that stay dense whatever their weight is, because of what the model does with them."""
+"""Finds layers that stay dense, whatever their weight is, because of how the model uses them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_rmt.nn.swap import why_not_swapped
 from hf_rmt.plan import Cause
 
 GATES = ("gate", "shared_expert_gate")
-"""Names of the layers that choose among experts, where there are experts beside them."""
+"""Names of layers that choose among experts, if there are experts in the same module."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,19 @@ class LeftDense:
 
 
 Rule = Callable[[nn.Module], Mapping[str, LeftDense]]
-"""Finds layers of a model that stay dense, by runtime name."""
+"""Finds layers of a model that stay dense, by their names in `model.named_modules()`."""
 RULES: list[Rule] = []
-"""All rules. Where several find a layer, the first one counts."""
+"""All rules. If several rules find one layer, the first of them gives the reason."""
 
 
 def left_dense(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers of a model that stay dense because of what the model does with them.
+    """The layers of a model that stay dense because of how the model uses them.
 
     Args:
         model: Any module; its tensors may be on the meta device.
 
     Returns:
-        Why, by the runtime name of the layer.
+        The reason for each layer, by its name in `model.named_modules()`.
     """
     found: dict[str, LeftDense] = {}
     for rule in RULES:
@@ -57,10 +57,10 @@ def left_dense(model: nn.Module) -> dict[str, LeftDense]:
 
 
 def register_rule(rule: Rule) -> Rule:
-    """Add a rule to those that are asked; a function decorator.
+    """Add a rule to `RULES`; for use as a function decorator.
 
     Args:
-        rule: The rule.
+        rule: A function that finds layers that stay dense, as described for `Rule`.
     """
     RULES.append(rule)
     return rule
@@ -83,7 +83,11 @@ def read_by_parent(model: nn.Module) -> dict[str, LeftDense]:
 
 @register_rule
 def referred_to(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers that an attribute holds unregistered, so that the model would go on using them."""
+    """The layers that a plain attribute also holds, such as a list.
+
+    Replacing such a layer would not change this attribute, so the model would still use the old
+    layer.
+    """
     held = unregistered_references(model)
     return {
         name: LeftDense(
@@ -119,7 +123,7 @@ def _chooses(name: str, model: nn.Module) -> bool:
 
 @register_rule
 def made_anew(model: nn.Module) -> dict[str, LeftDense]:
-    """Layers whose weight is no parameter, because torch's older functions make it anew."""
+    """Layers whose weight or bias an older torch function, such as `weight_norm`, computes anew."""
     why = LeftDense(Cause.MADE_ANEW, MADE_ANEW)
     return {name: why for name, part in model.named_modules() if is_made_anew(part)}
 

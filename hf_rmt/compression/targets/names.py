@@ -1,4 +1,4 @@
-"""Names of layers: which layers a name or expression selects, and which names are similar."""
+"""Names of layers: which layers a name or an expression selects, and which names are similar."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def is_selected(name: str, targets: Collection[str] | str) -> bool:
     """Whether a list of names or endings, or a regular expression, selects a module.
 
     Args:
-        name: Runtime name of the module.
-        targets: A regular expression for the whole name, or a list of names. One of these must
-            equal the name, or be its ending after a dot.
+        name: Name of the module in `model.named_modules()`.
+        targets: A regular expression for the whole name, or a list. An entry of a list must equal
+            the name, or its ending after a dot.
     """
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
@@ -32,7 +32,7 @@ def is_covered(name: str, covers: Iterable[str]) -> bool:
     """Whether a module is one of the named modules, or lies below one of them.
 
     Args:
-        name: Runtime name of the module.
+        name: Name of the module in `model.named_modules()`.
         covers: Names or name endings of modules.
 
     Examples:
@@ -51,7 +51,7 @@ def check_found(option: str, wanted: Iterable[str], known: Collection[str]) -> N
     """Refuse names that no module has.
 
     Args:
-        option: The option with which the names were given.
+        option: The option with which the user gave the names; the error shows it.
         wanted: Names or name endings.
         known: The names of all modules.
 
@@ -66,7 +66,7 @@ def check_found(option: str, wanted: Iterable[str], known: Collection[str]) -> N
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """A hint with the names that are most similar to a wrong one; the model's own name is empty."""
+    """A hint for a wrong name: the known names that are most similar, or else some known names."""
     known = [module for module in known if module]
     length = name.count(".") + 1
     endings = {".".join(module.split(".")[-length:]): module for module in known}

@@ -1,4 +1,8 @@
-"""Which layers the variables and expressions of a module's code stand for."""
+"""Finds which layers the variables and expressions of a module's code stand for.
+
+A path is the dotted name of a layer below the module, or of its weight. In a path, `*` stands for
+any name and a final `**` for all layers below. The path of the module itself is empty.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,22 @@ ALL_WEIGHTS = {"parameters", "named_parameters", "state_dict"}
 BY_NAME = {"getattr", "get_submodule", "get_parameter"}
 """Functions and methods that give a part of a module by its name."""
 NUMBERED = {"enumerate", "items", "named_parameters", "named_children", "named_modules"}
-"""Functions and methods that give pairs, of which the second is a part of a module."""
+"""Functions and methods that give pairs whose second entry is a part of a module."""
 WEIGHT = ".weight"
 BELOW = ".**"
 """End of a path that stands for all layers below a module, at any depth."""
 LIST = "[]"
-"""End of the name of a variable that is a list of layers. The name has the paths of its members."""
+"""Suffix of a key in `Known`. The key of a variable with this suffix has the paths of the entries
+of the list that the variable holds."""
 Known = dict[str, tuple[str, ...]]
+"""The paths that each variable stands for, by the name of the variable."""
 
 
 class Paths:
     """Knows which layers the variables and expressions of a function stand for.
 
     Args:
-        known: Names of layers below the module, by the variables that stand for them. A name is a
-            pattern; the module itself is "". A weight is the name of its layer and `.weight`.
+        known: The paths that are known at the start, such as those of the function's arguments.
     """
 
     def __init__(self, known: Mapping[str, tuple[str, ...]]) -> None:
@@ -39,7 +44,7 @@ class Paths:
             self.known |= self.given(target.id, value)
 
     def given(self, name: str, value: ast.expr) -> Known:
-        """What a variable of this name knows when it gets a value; empty if no layer is in it."""
+        """The entries of `known` for a variable with this value; empty if it holds no layer."""
         listed = () if isinstance(value, ast.Name | ast.Attribute) else self.members(value)
         if isinstance(value, ast.Name):
             listed = self.known.get(value.id + LIST, ())
@@ -57,7 +62,7 @@ class Paths:
                     self.known[variable.id] = paths
 
     def members(self, node: ast.expr) -> tuple[str, ...]:
-        """The layers, or the weights, that a loop over an expression gives."""
+        """The paths of the layers or weights that a loop over an expression gives."""
         if isinstance(node, ast.Tuple | ast.List | ast.Set):
             return tuple(path for part in node.elts for path in self.of(part))
         if isinstance(node, ast.Dict):
@@ -79,7 +84,7 @@ class Paths:
         return tuple(path for part in (*node.args, *owner) for path in self.members(part))
 
     def of(self, node: ast.expr) -> tuple[str, ...]:
-        """Names of the layers that an expression stands for; empty for none."""
+        """Paths of the layers that an expression stands for; empty if it stands for none."""
         if isinstance(node, ast.Name):
             return self.known.get(node.id, ())
         if isinstance(node, ast.NamedExpr):
@@ -93,7 +98,7 @@ class Paths:
         return self._by_name(node) if isinstance(node, ast.Call) else ()
 
     def _by_name(self, node: ast.Call) -> tuple[str, ...]:
-        """The layers that `getattr(self, name)` may give; any of them if the name is unknown."""
+        """Paths of the layers that `getattr(self, name)` may give; all if `name` is unknown."""
         owner = [node.func.value] if isinstance(node.func, ast.Attribute) else []
         if called_name(node) not in BY_NAME or len(arguments := [*owner, *node.args]) < 2:
             return ()
@@ -103,7 +108,7 @@ class Paths:
 
 
 def everywhere(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The paths of modules and of all that lies below them."""
+    """The paths of modules, and the paths of all layers below them."""
     below = (f"{path}{BELOW}".lstrip(".") for path in paths)
     return (*filter(None, paths), *below)
 

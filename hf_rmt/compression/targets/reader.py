@@ -1,4 +1,4 @@
-"""Reads the code of one function and finds the layers whose weight it reads."""
+"""Parses the code of one function and finds the layers whose weights this function reads."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ HARMLESS = {
 
 @dataclass(frozen=True)
 class Read:
-    """One place that reads a weight.
+    """One place in a module's code that reads a weight.
 
     Attributes:
-        path: Name of the layer below the module; `*` stands for an index, and `**` at the end for
+        path: Name of the layer below the module; `*` stands for any name, and `**` at the end for
             all layers below.
         method: Name of the method that reads it.
         guards: The conditions of the `if` statements around this place, each with the value that it
@@ -46,7 +46,7 @@ class Read:
     guards: tuple[tuple[ast.expr, bool], ...]
 
     def happens(self, module: nn.Module) -> bool:
-        """Whether the settings of a module allow this code to run; true if that is unknown."""
+        """Whether the settings of a module allow this place to run; true if that is unknown."""
         found = ((value_of(test, module), wanted) for test, wanted in self.guards)
         return all(value is UNKNOWN or bool(value) is wanted for value, wanted in found)
 
@@ -68,8 +68,8 @@ class Reader(ast.NodeVisitor):
     Args:
         kind: The class of the module, whose methods the function may call.
         method: Name of the method of the module.
-        names: Global names of the function.
-        known: What the arguments of the function stand for; see `Paths`.
+        names: Global variables that the function sees, by name.
+        known: The layers that the arguments of the function stand for; see `Paths`.
     """
 
     def __init__(self, kind: type, method: str, names: Any, known: Known) -> None:
@@ -114,7 +114,7 @@ class Reader(ast.NodeVisitor):
             self.paths.bind(node.target, node.value)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        """Record a function inside the function."""
+        """Record a function that is defined inside the function."""
         self.local[node.name] = node
         self.generic_visit(node)
 
@@ -129,12 +129,12 @@ class Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def _bind_each(self, target: ast.expr, source: ast.expr) -> None:
-        """Record the variables of a loop. A loop over weights reads them where it uses them."""
+        """Record the variables of a loop. Weights count as read only where the loop uses them."""
         self.paths.bind_each(target, source)
         self.looped |= {node for node in ast.walk(source) if isinstance(node, ast.Call)}
 
     def visit_Call(self, node: ast.Call) -> None:
-        """Skip `isinstance`, which reads no value, and follow a layer into a function."""
+        """Skip `isinstance`, which reads no value. Read the code of any other called function."""
         if isinstance(node.func, ast.Name) and node.func.id == "isinstance":
             return
         self.generic_visit(node)
@@ -184,7 +184,7 @@ class Reader(ast.NodeVisitor):
             self.reads.append(Read(read.path, self.method, (*self.guards, *guards)))
 
     def _passed(self, node: ast.Call, arguments: ast.arguments, is_method: bool) -> Known:
-        """What the arguments of a called function stand for."""
+        """The layers that the arguments of a called function stand for."""
         names = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
         known: Known = {names.pop(0): ("",)} if is_method and names else {}
         for name, value in zip(names, node.args, strict=False):

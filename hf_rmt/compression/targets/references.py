@@ -1,7 +1,7 @@
-"""References to layers that torch does not know, such as a module's plain list of its layers.
+"""Finds references to layers that torch does not know, such as a module's plain list of layers.
 
-Whoever replaces a layer replaces the child that torch has registered. A list, a partial or a bound
-method in another attribute still refers to the old layer, so the model would compute with that.
+Replacing a layer changes only the child that torch has registered. A list, a partial or a bound
+method in another attribute still refers to the old layer, so the model would use the old layer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from hf_rmt.nn.swap import HOOKS
 
 REGISTERED = {"_modules", "_parameters", "_buffers", *HOOKS}
-"""Attributes of a module in which torch keeps what it knows, and the hooks."""
+"""Attributes of a module in which torch keeps its children, parameters, buffers and hooks."""
 
 
 def unregistered_references(model: nn.Module) -> dict[int, str]:
@@ -26,7 +26,8 @@ def unregistered_references(model: nn.Module) -> dict[int, str]:
         model: Any module.
 
     Returns:
-        The class and the attribute, such as `Block.steps`, by the id of the module that it holds.
+        The class and the attribute, such as `Block.steps`, by the id of the module that the
+        attribute refers to.
     """
     found: dict[int, str] = {}
     for part in model.modules():

@@ -41,7 +41,7 @@ def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list
         Names for `model.get_submodule`.
 
     Raises:
-        SelectionError: If a target matches nothing, or nothing is left.
+        SelectionError: If a target matches no layer, or no layer is left to compress.
     """
     return select_layers(model, settings, protected=_protected_everywhere(model, settings))
 
@@ -67,8 +67,8 @@ def select_layers(
 
     Args:
         model: Any module; its tensors may be on the meta device.
-        settings: `target_modules`, `modules_to_not_convert` and the layers that `noise_removal`
-            names are read.
+        settings: Only `method`, `target_modules`, `modules_to_not_convert` and the layers that
+            `noise_removal` names are used.
         protected: Names that stay dense, such as tied or output embeddings.
 
     Returns:
@@ -104,14 +104,14 @@ def select_layers(
 
 
 def kept_layers(model: nn.Module, settings: CompressionSettings) -> dict[str, LeftDense]:
-    """Layers that the settings select and that stay dense because of what the model does with them.
+    """The selected layers that stay dense because of how the model uses them.
 
     Args:
         model: Any module; its tensors may be on the meta device.
         settings: What the user asked for.
 
     Returns:
-        Why, by runtime name, in the model's order. Layers that the user excepted are left out.
+        The reason for each layer, by its name. Layers in `modules_to_not_convert` are left out.
     """
     held = _held(left_dense(model), settings)
     excepted = settings.modules_to_not_convert or []
@@ -145,7 +145,7 @@ def _tied(
 
 
 def _held(found: Mapping[str, LeftDense], settings: CompressionSettings) -> dict[str, LeftDense]:
-    """Layers that always stay dense, and layers that stay dense unless the user named them."""
+    """Those of the found layers that stay dense with these settings."""
     by_name = settings.target_modules not in (None, ALL_LINEAR)
     return {name: why for name, why in found.items() if why.if_named or not by_name}
 
@@ -168,7 +168,7 @@ def _kept_dense(
     shared: Collection[int],
     protected: Collection[str],
 ) -> dict[str, str]:
-    """Why layers that are chosen stay dense, by name."""
+    """The reasons why some of the chosen layers stay dense, by name."""
     by_name = settings.target_modules not in (None, ALL_LINEAR)
     reasons = {}
     for name in chosen:
@@ -291,7 +291,7 @@ def _protected(model: Any, settings: CompressionSettings) -> set[str]:
 
 
 def _heads(model: nn.Module, prefix: str) -> Iterator[str]:
-    """Names outside a model's body; further repeated blocks, such as a decoder's, belong to it."""
+    """Names outside a model's body. Other repeated blocks, such as a decoder's, count as body."""
     for name, _ in model.named_modules():
         outside = name.split(".")[0] not in (prefix, "")
         if outside and not in_repeated_block(name, model):

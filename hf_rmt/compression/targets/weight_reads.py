@@ -1,9 +1,9 @@
-"""Which weights a module's code reads instead of calling the layers that hold them.
+"""Finds the layers whose weight a module's code reads instead of calling the layer.
 
 `Mamba` multiplies with `self.dt_proj.weight` and never calls `self.dt_proj`. A compressed layer has
-another weight, so such a layer cannot be replaced. This file finds such layers from the code: it
-looks for `self.<layer>.weight` in the methods of a module's class, also where a variable, a loop or
-an argument of a function stands for the layer.
+another weight, so such a layer cannot be replaced. This file looks for `self.<layer>.weight` in the
+methods of a module's class. It also finds reads through a variable, a loop or an argument of a
+function that stands for the layer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def weights_read(module: nn.Module) -> dict[str, str]:
 
 @cache
 def handed_on(kind: type) -> frozenset[str]:
-    """Names of the children that a class gives to functions or asks for their attributes.
+    """Names of the children that a class passes to functions, or whose attributes it reads.
 
     Such code may use any attribute of a child, such as the `stride` of a convolution.
     """
@@ -69,7 +69,7 @@ def handed_on(kind: type) -> frozenset[str]:
 
 @cache
 def class_reads(kind: type) -> tuple[Read, ...]:
-    """The places in the methods of a class, inherited ones included, that read a layer's weight."""
+    """The places in the methods of a class, inherited or not, that read a layer's weight."""
     found: list[Read] = []
     for name, node, names in _methods(kind):
         found += Reader(kind, name, names, {node.args.args[0].arg: ("",)}).read_by(node)
