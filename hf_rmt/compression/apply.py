@@ -91,8 +91,8 @@ def decide_shared(
     Args:
         model: Any module with its weights in memory, the same on every process.
         names: Names of layers with a weight matrix, as `select_layers` gives them.
-        settings: What the user asked for.
-        dry_run: Only plan; the model is not changed.
+        settings: The method and its options.
+        dry_run: Whether to only plan; the model is not changed then.
         decide: The function that decides what happens to one weight.
 
     Returns:

@@ -13,17 +13,18 @@ from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 from hf_rmt.spectra import SpectrumFit
 
 FAIR_RETURN, ALL_PAY = 1 / 4, ("int8",)
-"""A spike is stored if it saves at least this part of the bits that its factors cost. The first
-spike is always stored. For the error of the weight alone the part would have to be 1. But inputs
-excite the strongest directions more than the others. On the trained BERT and ViT the similarities
-of embeddings improved with spikes that save a quarter of their bits. With noise of the kinds in
-ALL_PAY, whose own error is small, they improved with all spikes (`recipes/bench_fidelity.py`)."""
+"""A spike (a direction of signal) becomes factors if it saves at least this part of the bits that
+its factors cost. The first spike always does. If only the error of the weight counted, the part
+would have to be 1. But inputs excite the strongest directions more than the others. On the trained
+BERT and ViT the similarities of embeddings improved with spikes that save a quarter of their bits.
+With noise of the kinds in ALL_PAY, whose own error is small, these similarities improved with all
+spikes (`recipes/bench_fidelity.py`)."""
 MOST_STORED = 1 / 9
-"""The largest share of a weight's directions that is stored beside packed noise. If more stand out,
-the tail is heavy, and factors would cost more bits than they save. It keeps the trained BERT at
-10.5 bits a weight."""
+"""The largest share of a weight's directions that is stored beside packed noise. If more directions
+stand out, the spectrum has a heavy tail, and more factors would cost more bits than they save. With
+this limit the trained BERT takes 10.5 bits a weight."""
 FACTOR_BITS = 16
-"""Bits of an entry of a factor beside packed noise, which is saved in bfloat16."""
+"""Bits of an entry of a factor beside packed noise; such factors are saved in bfloat16."""
 
 
 def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) -> Tensor:
@@ -31,8 +32,8 @@ def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) 
 
     Args:
         fit: The spectrum of the weight.
-        settings: What the user asked for.
-        name: Runtime name of the layer, which may have a noise_removal of its own.
+        settings: The method and its options.
+        name: Name of the layer, for which `noise_removal` may hold a value of its own.
 
     Returns:
         Positions in the descending eigenvalues, ascending, shape (rank,).
@@ -75,7 +76,7 @@ def stores_all_spikes(settings: CompressionSettings) -> bool:
 
 
 def recovers_spikes(settings: CompressionSettings) -> bool:
-    """Whether signal eigenvalues are replaced by their population spikes."""
+    """Whether signal eigenvalues are replaced by population spikes, their sizes without noise."""
     if not spectral_method_of(settings).finds_law:
         return False
     return bool(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 SPARSITY_RATE = 0.5
-"""Share of the rows, and of the columns, of a weight that count as unimportant in SLR."""
+"""Share of the rows and of the columns of a weight that sparse low rank (SLR) calls unimportant."""
 REDUCTION_RATE = 0.5
-"""Share of the rank left to unimportant rows and columns; at 1/2 each, 1/4 of the factors is 0."""
+"""Share of the rank that unimportant rows and columns keep. If both rates are 1/2, a quarter of the
+entries of the factors is 0."""
 
 
 def largest_entries(weight: Tensor, *, fraction: float) -> Tensor:
@@ -67,8 +68,8 @@ def sparse_factors(left: Tensor, right: Tensor, weight: Tensor) -> tuple[Tensor,
     other entries become zero.
 
     Args:
-        left: Shape (out, k), by descending singular value.
-        right: Shape (k, in).
+        left: The left factor, shape (out, k), by descending singular value.
+        right: The right factor, shape (k, in).
         weight: The weight that they approximate, shape (out, in).
 
     Returns:

@@ -1,11 +1,11 @@
-"""Filtering one weight repeatedly while it is trained.
+"""Filters one weight repeatedly while it is trained.
 
 The first filter of a weight fits its spectrum, recovers the spikes and decides the rank. After that
-the noise is gone, except for the little that training has added. No law fits this rest, and
-recovering a spike twice would shrink it twice. So the rank stays the same from then on. A method
-that zeroes entries, not directions, chooses them anew each time. The plan of a later filter gives
-the energy that the first filter removed, if that was more, because the training had to make up for
-it.
+the noise is gone, except for the little that training has added. No law fits this rest, so later
+filters keep the same rank. They recover no spikes, because recovering a spike twice would shrink it
+twice. A method that zeroes entries instead of directions chooses the entries anew each time. The
+plan of a later filter reports the energy that the first filter removed, if that was more, because
+the training had to make up for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hf_rmt.plan import Cause, LayerPlan, Outcome
 from hf_rmt.settings import CompressionSettings, method_of
 from hf_rmt.spectra import Phase
 
-NO_UPDATE = "no signal stands out from the noise, the update is dropped"
+NO_UPDATE = "no signal stands out from the noise, so the whole update is dropped"
 
 
 def filter_weight(
@@ -44,9 +44,9 @@ def filter_weight(
     """Filter a weight, or its update. This can be its first filter or a later one.
 
     Args:
-        name: Runtime name of the module.
+        name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in); it is not changed.
-        settings: What the user asked for.
+        settings: The method and its options.
         first: What the first filter decided, with the rank that it kept; None if this is the first
             filter.
         of_update: Whether the weight is an update, which is what training added. If so, a later
@@ -66,14 +66,14 @@ def filter_weight(
 
 
 def first_plan(result: Decision, settings: CompressionSettings) -> LayerPlan | None:
-    """What to remember of the first filter, its rank included; None if it changed nothing."""
+    """The plan of the first filter, with its rank, for later filters; None if nothing changed."""
     if result.fit is None or result.plan.outcome is Outcome.KEPT:
         return None
     return replace(result.plan, rank=len(kept_directions(result.fit, settings, result.plan.name)))
 
 
 def _zeroed(result: Decision, update: Tensor) -> Decision:
-    """The decision that an update without signal is dropped as a whole."""
+    """The decision on an update: one without signal becomes zero, any other stays as decided."""
     if result.plan.cause is not Cause.NO_SIGNAL:
         return result
     plan = replace(

@@ -22,8 +22,8 @@ def check_module(model: object) -> None:
     """Refuse anything that is not a torch module with weights.
 
     Raises:
-        TypeError: If it is no module.
-        ValueError: If a part of it has no weights yet.
+        TypeError: If it is not a module.
+        ValueError: If a part of the module has no weights yet.
     """
     if not isinstance(model, nn.Module):
         plain = isinstance(model, str | int | None)  # a dict of weights would fill the screen
@@ -41,7 +41,7 @@ def check_no_adapter(model: nn.Module) -> None:
     """Refuse a model with adapters around its layers, such as those of PEFT.
 
     Raises:
-        ValueError: If it has an adapter. The error says which object to pass.
+        ValueError: If the model has an adapter. The error says which object to pass.
     """
     for name, part in model.named_modules():
         if hasattr(part, "base_layer") and hasattr(part, "adapter_layer_names"):
@@ -53,10 +53,10 @@ def check_no_adapter(model: nn.Module) -> None:
 
 
 def check_settings(config: object) -> None:
-    """Refuse anything that is neither settings nor None.
+    """Refuse a config that is neither `CompressionSettings` (such as an `RMTConfig`) nor None.
 
     Raises:
-        TypeError: If it is neither of these.
+        TypeError: If the config is neither of these.
     """
     if not isinstance(config, CompressionSettings | None):
         raise TypeError(f"config must be an RMTConfig, got {config!r}")
@@ -66,7 +66,7 @@ def check_has_compressed(model: nn.Module) -> None:
     """Refuse a model that is dense already.
 
     Raises:
-        ValueError: If it has no compressed layer.
+        ValueError: If the model has no compressed layer.
     """
     if not compressed_layers(model):
         raise ValueError(

@@ -1,9 +1,10 @@
-"""Keeping the signal of a noisy update: a few spikes, each shrunk because its vectors are noisy.
+"""Keeps the signal of a noisy update: a few spikes, each shrunk because its vectors are noisy.
 
-If an update was trained on wrong labels, many of its large singular values are noise. So the
-published information criteria, which find few spikes, give the better number of spikes. Each spike
-is shrunk so that the squared error is least: noise changes both the singular value and the vectors,
-and the shrinkage corrects for both.
+A spike is a singular value that stands out from the noise. If an update was trained on wrong
+labels, many of its large singular values are noise. So the published information criteria
+(`fit_double_bulk` with `published=True`), which find few spikes, give the better number of spikes.
+Each spike is shrunk so that the squared error is least: noise changes both the singular value and
+the vectors, and the shrinkage corrects for both.
 
 A training first learns from the right labels, and memorises the wrong ones later (Arpit et al.,
 ICML 2017). So the leading directions of an early update tell signal from noise where the spectrum
@@ -24,16 +25,16 @@ FLATTEST = 1e-12
 
 
 def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float) -> Tensor:
-    """Singular values of least squared error, of a low-rank signal in white noise.
+    """The singular values that estimate a low-rank signal in white noise with least squared error.
 
     Args:
-        values: y, singular values of signal plus noise.
-        shape: Of the matrix, in any orientation.
+        values: y, the singular values of signal plus noise.
+        shape: Shape of the matrix or of its transpose; N is the longer side and p the shorter one.
         noise: Standard deviation of an entry of the noise.
 
     Returns:
-        n sqrt((t^2 - b - 1)^2 - 4 b) / t with n = noise sqrt(N), t = y / n and b = p / N; 0 below
-        the edge of the noise, t <= 1 + sqrt(b).
+        n sqrt((t^2 - b - 1)^2 - 4 b) / t with n = noise sqrt(N), t = y / n and b = p / N. It is 0
+        up to the edge of the noise, t <= 1 + sqrt(b).
 
     Source:
         Gavish & Donoho, IEEE Trans. Inf. Theory 63 (2017), equation 7.
@@ -51,17 +52,18 @@ def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float
 
 
 def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
-    """The spikes of an update, by the published criteria, with optimal singular values.
+    """The signal of an update: spikes by the published criteria, with optimal singular values.
 
-    The criteria depend on the scale of the eigenvalues. So they see them in units of the bulk, and
-    an update of any scale keeps the same directions.
+    What the criteria find depends on the scale of the eigenvalues. So the singular values are first
+    divided by the scale of the noise. An update of any scale then keeps the same directions.
 
     Args:
         update: Shape (out, in); it is not changed.
 
     Returns:
-        The new update, in its dtype, and the number of its directions. An update that holds nan or
-        inf, or whose spectrum is degenerate, is kept as it is, with all its directions.
+        The new update, in the dtype of the old one, and the number of its directions. An update
+        that holds nan or inf, or whose spectrum is degenerate, is kept as it is, with all its
+        directions.
     """
     shape = (update.shape[0], update.shape[1])
     if not torch.isfinite(update).all():
@@ -79,7 +81,7 @@ def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
 
 
 def _bulk_unit(values: Tensor, shape: tuple[int, int]) -> float:
-    """The singular value whose square is the variance of white noise with the same median.
+    """The scale of the noise: white noise of this scale has the same median singular value.
 
     It is the largest singular value if most of them are 0, and 1 for a matrix of zeros.
     """
@@ -91,13 +93,14 @@ def _bulk_unit(values: Tensor, shape: tuple[int, int]) -> float:
 
 
 def participation_ratio(values: Tensor) -> float:
-    """Over how many directions the energy of a matrix is spread: (sum s^2)^2 / sum s^4.
+    """The number of directions over which the energy is spread: (sum s^2)^2 / sum s^4.
 
     Args:
-        values: Singular values s, shape (any,).
+        values: Singular values s of a matrix, shape (any,).
 
     Returns:
-        Between 1, for one direction, and their number, if all are equal; 0 for a matrix of zeros.
+        Between 1, if only one singular value is not 0, and their number, if all are equal; 0 for a
+        matrix of zeros.
 
     Examples:
         >>> participation_ratio(torch.tensor([3.0, 3.0, 0.0]))
@@ -128,12 +131,12 @@ def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def along(update: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """The part of an update between two sets of directions: U U' D V V'.
+    """The part U U' D V V' of an update D, which lies in given left and right directions.
 
     Args:
         update: D, shape (out, in).
-        left: U, orthonormal columns, shape (out, count).
-        right: V, the same of the other side, shape (in, count).
+        left: U, the left directions in orthonormal columns, shape (out, count).
+        right: V, the right directions in orthonormal columns, shape (in, count).
 
     Returns:
         The part, in the dtype of the update.

@@ -1,9 +1,9 @@
-"""Spectra of tensors: eigenvalues of the Gram matrix, and the vectors of the signal alone.
+"""Spectra of weights: eigenvalues of the Gram matrix X'X, as in `gram`, and its eigenvectors.
 
 One eigendecomposition of the Gram matrix is better than "eigenvalues first, then some vectors" and
-better than a randomised method. Squaring loses half of the digits at the bottom of the spectrum.
-These digits matter only if the noise is that small compared with the largest eigenvalue. In this
-case the Gram matrix is computed in float64.
+better than a randomised method. The Gram matrix loses half of the digits of the smallest singular
+values. These digits matter only if the noise is very small compared with the largest eigenvalue. In
+this case the Gram matrix is computed in float64.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ from hf_rmt.spectra.split import without_law
 
 FLOAT32_RANGE = 1e4
 """Ratio of the largest to the median eigenvalue up to which a float32 Gram matrix is precise
-enough. The edge is then right to about 1e-3 of the median. The ratio of a trained transformer's
-weight is about 1e2."""
+enough. The upper edge of the noise is then right to about 1e-3 of the median. The ratio of a
+trained transformer's weight is about 1e2."""
 FLOAT32_FOOT = 1 / 20
 """Share of the eigenvalues that a float32 Gram matrix may lose to rounding. If a weight of full
-rank loses more, such as two weights of a trained ViT, the shape of its bulk is lost too."""
+rank loses more, such as two weights of a trained ViT, the shape of its noise spectrum is lost
+too."""
 FLOAT32_ROUNDING = 3e-8
 """Typical error of a small eigenvalue of a float32 Gram matrix, as a fraction of the largest: a
-quarter of the float32 epsilon. Eigenvalues below it are raised to it."""
+quarter of the float32 epsilon. Smaller eigenvalues are replaced by this value."""
 FLOAT32_SQUARES = (1e-12, 1e12)
-"""Range of the largest entry in which squares and their sums stay normal float32 numbers."""
+"""Range of a weight's largest entry in which squares and their sums stay normal float32 numbers."""
 FLOAT64_SQUARES = (1e-100, 1e100)
-"""The range for float64; other weights are divided by a power of two near the largest entry."""
+"""The same range for float64. A weight outside this range is divided by a power of two near its
+largest entry."""
 RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Eigenvalues below this fraction of the largest may be rounding errors of the Gram matrix."""
 
 
 ITERATIONS, CLEARLY = 3, 10.0
-"""Steps of inverse iteration for the smallest eigenvalue. If it exceeds the limit of a zero this many
-times, it is clearly no zero."""
+"""Steps of inverse iteration for the smallest eigenvalue. If this is so many times the limit up to
+which an eigenvalue counts as zero, it is clearly not zero."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,19 @@ class Decomposition:
     Attributes:
         fit: The spectrum split into signal and noise.
         vectors: Orthonormal eigenvectors of X'X in columns, by ascending eigenvalue, shape
-            (p, p); None for a degenerate spectrum.
+            (p, p); None for a degenerate spectrum, which has no fit.
     """
 
     fit: SpectrumFit
     vectors: Tensor | None = field(repr=False)
 
     def factors(self, weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Balanced factors of the chosen directions: left @ right = sum of s u v'.
+        """Balanced factors of the chosen directions, as in `factors_of`: left @ right = sum s u v'.
 
         Args:
             weight: The decomposed weight, shape (out, in).
-            indices: Directions, ascending positions in the descending eigenvalues, shape (r,).
+            indices: Positions of the directions in the descending eigenvalues, ascending, shape
+                (r,).
 
         Returns:
             left of shape (out, r) and right of shape (r, in), in the weight's dtype.
@@ -80,10 +83,12 @@ class Decomposition:
         return left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous()
 
     def recovery(self, indices: Tensor) -> Tensor:
-        """Factors that recover the spikes: sqrt(alpha / lambda) of signal directions, 1 of others.
+        """Factors that recover the spikes: sqrt(alpha / lambda) for signal directions, else 1.
+
+        Here lambda is an eigenvalue, and alpha is its size without noise, the population spike.
 
         Args:
-            indices: Directions, positions in the descending eigenvalues, shape (r,).
+            indices: Positions of the directions in the descending eigenvalues, shape (r,).
 
         Returns:
             Factors of the singular values, float64 on the CPU, shape (r,).
@@ -124,7 +129,7 @@ def decompose(weight: Tensor, settings: CompressionSettings) -> Decomposition:
 def fit_spectrum(
     values: Tensor, shape: tuple[int, int], settings: CompressionSettings
 ) -> SpectrumFit:
-    """Fit the method of the settings to eigenvalues.
+    """Split eigenvalues into signal and noise by the method of the settings.
 
     Args:
         values: Eigenvalues of X'X, shape (min(shape),).
@@ -144,7 +149,7 @@ def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Dec
         nothing = torch.full((min(shape),), math.nan)
         return Decomposition(fit_spectrum(nothing, shape, settings), None)
     if peak and not RANGE[0] / weight.numel() < peak * peak < RANGE[1]:
-        reason = f"entries reach {peak:.3g}, whose squares float64 cannot hold; scale the weight"
+        reason = f"entries reach {peak:.3g}; float64 cannot hold their squares; scale the weight"
         return Decomposition(without_law(shape, np.full(min(shape), np.nan), reason), None)
     unit = _unit(weight)
     values, basis, exact = _eigen_of_entries(_in_units(weight, unit), peak, vectors)
@@ -157,9 +162,9 @@ def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Dec
 def _eigen_of_entries(
     weight: Tensor, peak: float, vectors: bool
 ) -> tuple[Tensor, Tensor | None, torch.dtype]:
-    """Like `_eigen`, in float32 if that is precise enough for a weight of largest entry `peak`.
+    """Descending eigenvalues of X'X in float64, ascending eigenvectors, and the dtype of X'X.
 
-    The dtype that was used comes last.
+    X'X is computed in float32 if that is precise enough for a weight of largest entry `peak`.
     """
     low, high = FLOAT32_SQUARES
     if weight.dtype != torch.float64 and low < peak < high:
@@ -187,7 +192,7 @@ def _in_units(weight: Tensor, unit: float) -> Tensor:
 def _reviewed(
     fit: SpectrumFit, weight: Tensor, values: Tensor, basis: Tensor | None, exact: torch.dtype
 ) -> SpectrumFit:
-    """The fit after a review of the weight's entries; vectors are computed only if needed."""
+    """The fit, after `review` has checked it against the weight's entries."""
     if fit.phase != Phase.SPIKED:
         return fit
 
@@ -203,8 +208,9 @@ def _reviewed(
 def _float32_serves(weight: Tensor, values: Tensor) -> bool:
     """Whether descending eigenvalues from a float32 Gram matrix are precise enough.
 
-    Rounding hides which of the lost eigenvalues are zero. A zero takes no part in the noise, but
-    the smallest eigenvalue of a square weight does. So a weight that loses one must have full rank.
+    An eigenvalue is lost if it may be a rounding error. It could be zero or only small. A zero is
+    not part of the noise, but the smallest eigenvalue of a square weight is. So a weight that loses
+    an eigenvalue must have full rank.
     """
     lost = values <= RELATIVE_NULL[torch.float32] * values[0]
     if float(lost.double().mean()) > FLOAT32_FOOT:
@@ -215,10 +221,11 @@ def _float32_serves(weight: Tensor, values: Tensor) -> bool:
 
 
 def _full_rank(weight: Tensor, largest: float) -> bool:
-    """Whether `live_count` finds no zero among the float64 eigenvalues, which are not computed.
+    """Whether no float64 eigenvalue counts as zero for `live_count`; they are not computed.
 
     A square weight is clear if its smallest eigenvalue lies far above the limit. If it is not
-    clear, a Cholesky factor decides: it exists if all eigenvalues exceed the shift.
+    clear, a Cholesky factor of the shifted Gram matrix decides: it exists only if all eigenvalues
+    exceed the shift.
     """
     wide, limit = weight.to(torch.float64), RELATIVE_ZERO * min(weight.shape) * largest
     if wide.shape[0] == wide.shape[1] and _least_eigenvalue(wide) > CLEARLY * limit:

@@ -1,4 +1,4 @@
-"""What was found and done for all layers: spectra, plans with latencies, losses."""
+"""Reports what was found and done for all layers: spectra, plans, times and losses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def analyze_layers(
     model: Any, names: list[str], settings: CompressionSettings | None = None
 ) -> SpectralReport:
-    """Fitted spectra of weights; a compressed layer is analysed as it acts."""
+    """Fitted spectra of weights; a compressed layer counts as the weight with the same outputs."""
     settings = settings or CompressionSettings()
 
     def work(name: str) -> LayerSpectrum:
@@ -48,8 +48,8 @@ def compression_report(
     """Report of the decisions on a model's layers.
 
     Args:
-        decisions: What was decided, layer by layer.
-        model: The model, before or after they are carried out.
+        decisions: The plan of each layer, with its spectrum or None.
+        model: The model, before or after the plans are carried out.
     """
     decisions = list(decisions)
     spectra = [LayerSpectrum(plan.name, plan.shape, fit) for plan, fit in decisions if fit]
@@ -66,8 +66,8 @@ def report_on(
 
     Args:
         model: The model, before or after the plan is carried out.
-        plan: Its layers, by the names that they have in this model.
-        spectra: What was found in the weights, as far as it is known.
+        plan: The plan; its layers have the names that they have in this model.
+        spectra: The fitted spectra of the weights, as far as they are known.
     """
     like = next(model.parameters(), torch.empty(0))
     geometries = {layer.name: geometry_of(model.get_submodule(layer.name)) for layer in plan}
@@ -118,11 +118,11 @@ def with_latencies(
     largest rank.
 
     Args:
-        plan: What was decided.
-        dtype: Of the model.
-        device: Of the model.
-        geometries: By the name of a layer, the stride, padding and dilation of a convolution, and
-            what else it is made with; empty for a linear layer.
+        plan: The plan without times.
+        dtype: The dtype of the model.
+        device: The device of the model.
+        geometries: The arguments of each convolution, such as stride and padding, by layer name;
+            empty for a linear layer.
     """
     timed = [layer for layer in plan.compressed if layer.kind == SPIKED]
     keys = {

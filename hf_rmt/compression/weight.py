@@ -36,9 +36,9 @@ def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) ->
     """Decide what happens to one weight, without data.
 
     Args:
-        name: Runtime name of the module.
+        name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in), on any device; it is not changed.
-        settings: What the user asked for.
+        settings: The method and its options.
 
     Returns:
         The decision of the method that the settings name.
@@ -53,9 +53,9 @@ def split_weight(
     """The decomposition of a weight, or the decision to keep one that cannot be split.
 
     Args:
-        name: Runtime name of the module.
+        name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in); it is not changed.
-        settings: What the user asked for.
+        settings: The method and its options.
     """
     if min(weight.shape) < settings.min_size:
         reason = f"smaller side {min(weight.shape)} below min_size={settings.min_size}"
@@ -90,11 +90,11 @@ def keep_directions(
     """Factor the chosen directions of a weight.
 
     Args:
-        name: Runtime name of the module.
+        name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in).
         found: The decomposition of this weight.
         kept: Positions of the directions, ascending, shape (rank,).
-        settings: What the user asked for.
+        settings: The method and its options.
 
     Returns:
         The decision. If the factors would be larger than the dense weight: the weight is rewritten
@@ -130,11 +130,11 @@ def plan_layer(
     """The plan of a layer when some of its directions become factors.
 
     Args:
-        name: Runtime name of the module.
+        name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in).
         fit: Its spectrum.
         kept: Positions of the directions, shape (rank,).
-        settings: What the user asked for.
+        settings: The method and its options.
         recovery: Factors by which the singular values are multiplied, shape (rank,); None to leave
             them unchanged.
 

@@ -1,4 +1,4 @@
-"""The rules for the fields of a recorded layer. Plain values only."""
+"""The rules for the fields of a layer that config.json records."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from hf_rmt.plan.step_record import MOST_STEPS, is_number, is_step
 
 
 def checked_fields(name: str, entry: object, known: set[str]) -> dict[str, Any]:
-    """The fields of a recorded layer, each in its own type.
+    """The fields of a recorded layer, checked and converted to their types.
 
     Args:
         name: Name of the layer.
-        entry: The part of the record for this layer.
-        known: Names of the fields of this version.
+        entry: The fields of this layer in config.json.
+        known: Names of the fields that this version of the package has.
 
     Raises:
         ValueError: If the entry is no mapping, lacks a field, or has a field that is unknown or
             whose value is invalid. The error names the layer and the field.
     """
     if not isinstance(entry, Mapping):
-        raise ValueError(f"config.json, layer {name!r} must be a mapping of fields, got {entry!r}")
+        raise ValueError(
+            f"config.json, layer {name!r} must be a mapping of fields, got {entry!r}; the file is "
+            "damaged, so get it again"
+        )
     values = dict(entry)
     if (replaced := values.pop("compressed", None)) is not None:  # from a version without outcomes
         rewritten = bool(values.get("dropped_energy"))
@@ -78,7 +81,8 @@ MOST_SIDE = 2**31
 """The sides of the matrices of every model are smaller than this."""
 _COUNT = ("a whole number of at least 0", _is_count)
 _ENERGY = ("a number of at least 0", _is_energy)
-"""The energy may exceed 1, because directions chosen by inputs need not be orthogonal."""
+"""An energy is divided by that of the weight. It may still exceed 1, because directions that are
+chosen by inputs need not be orthogonal."""
 _TEXT = ("a text", lambda value: isinstance(value, str))
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": _TEXT,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 
 SPIKED, TERNARY = "spiked", "ternary"
-"""Kinds of compressed layers: a low-rank signal with noise, and one ternary matrix."""
+"""Kinds of compressed layers: `spiked` is a low-rank signal with noise, `ternary` one ternary
+matrix."""
 
 
 class Outcome(StrEnum):
@@ -20,7 +21,7 @@ class Outcome(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a layer is not replaced, for code; `LayerPlan.reason` says it in words."""
+    """Why a layer is not replaced, for use in code; `LayerPlan.reason` gives it in words."""
 
     NONE = ""
     TOO_SMALL = "too small"

@@ -1,4 +1,4 @@
-"""The plan of a compression: what happens to each layer, and its costs. Plain JSON values only."""
+"""The plan of a compression: what happens to each layer, and what it costs, in JSON values."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ class LayerPlan:
     """The decision for one weight.
 
     Attributes:
-        name: Runtime name of the module, as in `model.get_submodule(name)`.
-        shape: (out_features, in_features), for a convolution (out, in k_h k_w).
+        name: Name of the module in the loaded model, as in `model.get_submodule(name)`.
+        shape: Shape of the weight: (out_features, in_features), or (out, in k_h k_w) for a
+            convolution with kernels of height k_h and width k_w.
         outcome: Whether the layer is kept, its weight rewritten, or the layer replaced.
         rank: Number of signal directions stored as factors.
-        noise: Noise store: `drop`, `ternary`, `int4`, `int8` or `keep`.
+        noise: How the noise is stored: `drop`, `ternary`, `int4`, `int8` or `keep`.
         phase: Verdict on the spectrum, see `hf_rmt.spectra.Phase`.
         n_spikes: Number of signal directions found; equal to `rank` if nothing limits the rank.
-        upper_edge: Largest eigenvalue that still counts as noise.
+        upper_edge: Largest eigenvalue that still counts as noise; None if no law was fitted.
         signal_energy: Squared Frobenius norm of the product of the stored factors, divided by that
             of the weight.
         dropped_energy: Squared Frobenius norm of what is taken from the weight on purpose, divided
@@ -49,15 +50,15 @@ class LayerPlan:
         latency: Time of the compressed layer divided by that of the dense layer, measured on this
             machine; None if it was not measured.
         reason: Why the layer stays dense, or what is unusual about it; may be empty.
-        cause: Why the layer is not replaced, as an enumeration; empty if it is replaced, or
+        cause: Why the layer is not replaced, as an enumeration; empty if the layer is replaced, or
             rewritten without a cause.
-        kind: Kind of the layer that replaces it: `spiked`, a signal and noise; `ternary`, one
-            ternary matrix.
-        step: The step that takes the place of an activation: its `thresholds` and `heights`, and
-            the `module` that it replaces. If forward calls the activation as a function, there is
-            no `module`, but these fields: `function`, the function that gets the heights; `values`,
-            its values at the heights; `slopes`, its slopes there; and `gain`, the factor of the
-            matched heights in the values. None if there is no step.
+        kind: Kind of the new layer: `spiked`, a signal and noise; `ternary`, one ternary matrix.
+        step: The step (a piecewise constant function) that replaces an activation: its
+            `thresholds`, its `heights` between them, and the `module` that it replaces. If forward
+            calls the activation as a function, there is no `module`, but these fields: `function`,
+            the function that gets the heights; `values`, its values at the heights; `slopes`, its
+            slopes there; and `gain`, the factor of at most 1 by which the values are scaled to lie
+            in the range of the function. None if there is no step.
     """
 
     name: str
@@ -102,20 +103,19 @@ class LayerPlan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits divided by the number of entries; bits of the dense weight if it stays."""
+        """Stored bits divided by the number of entries; for a dense layer, those of its weight."""
         return (self.bits if self.compressed else self.dense_bits) / self.entries
 
     @property
     def rounds(self) -> bool:
-        """Whether the noise is stored in few bits, which changes it a little."""
+        """Whether the noise is rounded, because it is stored in few bits."""
         return self.compressed and self.kind == SPIKED and self.noise not in ("drop", "keep")
 
     @property
     def parameters(self) -> int:
-        """Number of nonzero parameters: entries of factors, of a dense weight, of stored noise.
+        """Number of parameters: entries of factors, of a dense weight, of stored noise.
 
-        It counts the parameters that a method keeps, whether or not the zeros save memory in a
-        format.
+        If a method sets entries to zero, only the others count, even if the zeros save no memory.
         """
         if self.nonzero is not None:
             return self.nonzero
@@ -131,7 +131,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class CompressionPlan:
-    """The layers of a model in their runtime order, and their totals."""
+    """The plans of a model's layers, in the order of the model, and their totals."""
 
     layers: tuple[LayerPlan, ...]
 
@@ -160,7 +160,7 @@ class CompressionPlan:
 
     @property
     def parameter_share(self) -> float:
-        """Parameters divided by those of the dense weights, including layers that stay dense."""
+        """Parameters of all planned layers, divided by those of their dense weights."""
         dense = sum(layer.entries for layer in self.layers)
         return sum(layer.parameters for layer in self.layers) / dense if dense else 1.0
 
@@ -192,12 +192,15 @@ class CompressionPlan:
         return sum(layer.entries for layer in self.changed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, layer by layer under its name."""
+        """The fields of each layer as JSON values, by the name of the layer."""
         return {layer.name: _without_name(layer) for layer in self.layers}
 
     @classmethod
     def from_dict(cls, layers: Mapping[str, Mapping[str, Any]]) -> CompressionPlan:
-        """Inverse of `to_dict`.
+        """The plan from what `to_dict` returned.
+
+        Args:
+            layers: The fields of each layer as JSON values, by the name of the layer.
 
         Raises:
             ValueError: If a layer lacks a field, or has a field that this version does not have or

@@ -1,4 +1,8 @@
-"""Checks what a record says about a step activation. Plain values only."""
+"""Checks what config.json records about a step activation.
+
+A step is a piecewise constant function: thresholds separate its pieces, and each piece has a
+height.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,16 @@ from math import isfinite
 from typing import Any
 
 MOST_STEPS, MOST_LEVEL = 64, 1e6
-"""Real steps have fewer thresholds than this, and smaller values."""
+"""Limits of a valid record; real steps have fewer thresholds and smaller values."""
 STEP_FIELDS: tuple[set[str], ...] = (
     {"module", "thresholds", "heights"},
     {"function", "thresholds", "heights", "values", "slopes", "gain"},
 )
-"""The fields of a recorded step: of one that replaces a module, and of one before a function."""
+"""The fields of a step that replaces a module, and of one whose heights a function gets."""
 
 
 def is_step(value: object) -> bool:
-    """Whether a step has its fields, with bounded numbers and increasing thresholds."""
+    """Whether a value is a valid step: all fields, bounded numbers, and increasing thresholds."""
     if not isinstance(value, Mapping) or set(value) not in STEP_FIELDS:
         return False
     points = len(value["thresholds"]) if _are_levels(value["thresholds"]) else -1
@@ -33,7 +37,7 @@ def is_step(value: object) -> bool:
 
 
 def _fits_function(step: Mapping[str, Any], pieces: int) -> bool:
-    """Whether the fields for a step before a function are valid."""
+    """Whether the fields of a step whose heights a function gets are valid."""
     return (
         _are_levels(step["values"], pieces)
         and _are_levels(step["slopes"], pieces)

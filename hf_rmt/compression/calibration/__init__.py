@@ -1,1 +1,1 @@
-"""What calibration data decide: moments of inputs and gradients, directions, ranks and codes."""
+"""Chooses directions, ranks and codes with calibration data, by moments of inputs and gradients."""

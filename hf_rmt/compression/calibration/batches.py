@@ -21,7 +21,8 @@ ROW_DIMENSIONS = {
     "inputs_embeds": 2,
     "pixel_values": 3,
 }
-"""Arguments that show whether a batch is a single row, and how many dimensions a row has."""
+"""The number of dimensions of one row, for the arguments that show whether a batch is a single
+row."""
 REMEDY = (
     "pass tokenizer(texts, padding=True, return_tensors='pt'), "
     "dataset.with_format('torch').iter(batch_size=8), or a DataLoader with a collator"

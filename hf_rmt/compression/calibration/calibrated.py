@@ -1,9 +1,10 @@
-"""Compression with calibration: groups of layers, each measured after the previous was compressed.
+"""Compression with calibration, in groups of layers.
 
-So later groups see the errors of earlier ones, and the memory is bounded. The second moments of a
-group have at most as many entries as all compressed weights together. A single site may need more.
-A transformer block of usual shape needs two or three forward passes over the batches. With `size`
-it needs two or three times as many, with gradients.
+A group is measured after the previous group was compressed. So it sees the errors of all earlier
+groups. The groups also bound the memory: their second moments have at most as many entries as all
+compressed weights together. Only a group of one site, that is of layers with the same input, may
+need more. A transformer block of usual shape needs two or three forward passes over the batches.
+With `size` it needs two or three times as many, with gradients.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from hf_rmt.settings import CompressionSettings
 Seen = TypeVar("Seen")
 NOT_REACHED = "no calibration: no batch reached the layer, or it is not linear"
 """Why a layer is compressed without calibration, or stays dense if a size was given."""
-WHOLE = "each of its directions is worth its parameters"
+WHOLE = "so many of its directions are worth keeping that factors would not be smaller"
 """Why a layer stays dense although a size was given."""
 
 
@@ -56,15 +57,16 @@ def compress_calibrated(
     size: float | None = None,
     dry_run: bool = False,
 ) -> CompressionReport:
-    """Compress layers of a model in place, by what batches excite in them.
+    """Compress layers of a model in place, so that their outputs on the batches change little.
 
     Args:
         model: Any module with its weights in memory, the same on every process.
-        names: Layers with a matrix, as `select_layers` gives them.
-        settings: What the user asked for.
-        batches: Keyword arguments of the model; on several processes each may have its own.
-        size: Share of the layers' parameters to keep, ranks being shared out over all of them.
-        dry_run: Only plan; the model is not changed.
+        names: Names of layers with a weight matrix, as `select_layers` gives them.
+        settings: The method and its options.
+        batches: Keyword arguments of the model; each process may have its own batches.
+        size: Share of the layers' parameters to keep, which the ranks of all layers share. None if
+            the method finds the rank of each layer.
+        dry_run: Whether to only plan; the model is not changed then.
 
     Returns:
         The plan with latencies measured on this process, and the fitted spectra.
@@ -92,7 +94,7 @@ def repeatable(batches: Iterable[Batch]) -> Sequence[Batch] | Iterable[Batch]:
     """Batches that can be gone through again: an iterator is read into memory once.
 
     Raises:
-        TypeError: If a batch is no mapping, or the batches are one.
+        TypeError: If a batch is not a mapping, or `batches` itself is a mapping.
     """
     kept = list(batches) if isinstance(batches, Iterator) else batches
     if isinstance(kept, Sequence) or not hasattr(kept, "__iter__") or isinstance(kept, Mapping):
@@ -113,11 +115,11 @@ def measured(
     """Groups of layers with the second moments of their inputs, measured when a group is requested.
 
     Args:
-        model: The model; what is done to one group is seen by the next.
-        names: Layers with a matrix.
-        batches: Keyword arguments of the model, to be gone through once for each group.
+        model: The model. If the caller compresses a group, the next group sees its errors.
+        names: Names of layers with a weight matrix.
+        batches: Keyword arguments of the model; they are iterated once for each group.
         min_size: Layers whose smaller side is below this are not measured.
-        gradients: Whether output gradients are gathered as well.
+        gradients: Whether the gradients of the layers' outputs are gathered as well.
 
     Yields:
         The names of a group, and the moments of those of its layers that the batches reach. Layers
@@ -161,15 +163,15 @@ def _sites(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]) -> 
 
 
 def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> Seen:
-    """What is seen on the first batch that any process has.
+    """Look at the first batch that any process has, and return what was seen.
 
     Args:
-        batches: Keyword arguments of the model; a process may have none.
-        look: Looks at a batch.
+        batches: Keyword arguments of the model; a process may have no batch.
+        look: Called with a batch; returns what it finds out.
 
     Raises:
-        ValueError: If no process has any.
-        RuntimeError: On every process, if looking failed on one.
+        ValueError: If no process has a batch.
+        RuntimeError: On every process, if `look` failed on one of several.
     """
 
     def work() -> tuple[Seen | None, dict[str, Tensor]]:
@@ -209,7 +211,7 @@ def _ranks(
     settings: CompressionSettings,
     size: float,
 ) -> dict[str, int | None]:
-    """Ranks shared out over the layers by importance per parameter; None for one left dense."""
+    """Ranks of the layers, by importance per parameter; None for a layer that stays dense."""
     worth: dict[str, Tensor] = {}
     shapes: dict[str, tuple[int, int]] = {}
     told = {"min_size": settings.min_size, "gradients": True}
@@ -241,7 +243,7 @@ def _importances(
 def _decision(
     excited: Mapping[str, LayerMoments], ranks: Mapping[str, int | None] | None
 ) -> Callable[[str, Tensor, CompressionSettings], Decision]:
-    """What happens to the weights of a group."""
+    """The function that decides what happens to each weight of a group."""
 
     def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
         known = name in excited and (ranks is None or name in ranks)

@@ -1,13 +1,14 @@
 """Compresses a weight so that its outputs on calibration inputs change little.
 
-Let C be the second moment of a layer's inputs. If W' replaces W, the layer's outputs lose |(W - W')
-C^{1/2}|^2. So the best factors of a given rank are those of W C^{1/2}, times C^{-1/2}. Let G be the
-second moment of the derivatives of the model's outputs by the layer's outputs. The model then loses
-|G^{1/2} (W - W') C^{1/2}|^2, and this measure makes layers comparable. C and G are damped
+Let C be the second moment of a layer's inputs x, that is the mean of x x'. If W' replaces the
+weight W, the mean squared error of the layer's outputs is |(W - W') C^{1/2}|^2. So the best factors
+of a given rank are those of W C^{1/2}, times C^{-1/2}. Let G be the second moment of the
+derivatives of the model's outputs by the layer's outputs. The error of the model's outputs is then
+about |G^{1/2} (W - W') C^{1/2}|^2, and this measure makes layers comparable. C and G are damped
 (`low_rank.damped`), because a few tokens do not excite every direction and the inverses must exist.
 
-A law that decides how much is signal reads the spectrum of W itself. The spectrum of W C^{1/2} is
-heavy-tailed like that of C and has no bulk.
+To decide how much is signal, a law of the noise is fitted to the spectrum of W itself. The spectrum
+of W C^{1/2} is heavy-tailed like that of C, and no part of it looks like noise.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class CalibratedBuild(SpikedBuild):
     """Makes a `SpikedLinear` whose signal and packed noise are fitted to the layer's inputs.
 
     Attributes:
-        excitation: Second moments of the layer, measured on batches.
+        excitation: Second moments of the layer's inputs and gradients, measured on batches.
     """
 
     excitation: LayerMoments = field(kw_only=True, repr=False)
@@ -56,8 +57,8 @@ def check_calibratable(settings: CompressionSettings) -> None:
     """Refuse settings that do not work with calibration.
 
     Raises:
-        ValueError: If the settings lose nothing, choose single entries instead of directions, or
-            recover spikes.
+        ValueError: If the settings store the noise exactly, set single entries to zero, or recover
+            spikes.
     """
     if not spectral_method_of(settings).stores_noise:
         raise ValueError(
@@ -88,16 +89,16 @@ def compress_calibrated_weight(
     """Decide what happens to one weight; its factors are fitted to the inputs of the layer.
 
     Args:
-        name: Runtime name of the module.
+        name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in); it is not changed.
-        settings: What the user asked for; spikes are not recovered.
+        settings: The method and its options; spikes are not recovered.
         excitation: Second moments of the layer's inputs and output gradients.
         rank: Number of directions; None for the number that the method finds in the weight itself.
 
     Returns:
-        The plan with the factors of svd_r(G^{1/2} W C^{1/2}), transformed back to the coordinates
-        of the weight. If a dense weight is smaller, the plan has the product of the factors
-        instead.
+        The decision. Its factors are the leading singular directions of G^{1/2} W C^{1/2},
+        transformed back to the coordinates of W. If a dense weight is smaller than the factors, the
+        decision holds their product instead, or keeps the layer.
     """
     told = settings.replace(recover_spikes=False) if rank is None else of_rank(settings, rank)
     found = split_weight(name, weight, told)
@@ -119,9 +120,10 @@ def compress_calibrated_weight(
 
 @torch.no_grad()
 def _settle(layer: SpikedLinear, weight: Tensor, excitation: LayerMoments) -> None:
-    """Choose the codes of N for W - S, then S = svd_r((W - N) C^{1/2}) C^{-1/2} for these codes.
+    """Choose the codes of the noise N for W - S, then a new signal S for these codes.
 
-    A second round of both steps gains nothing on the trained BERT. The right factor is rounded to
+    The new S is (W - N) C^{1/2}, cut to its r leading singular directions, times C^{-1/2}. A second
+    round of both steps gains nothing on the trained BERT. The right factor of S is rounded to
     bfloat16. The left factor is then fitted to the rounded right factor, and rounded too.
     """
     moment = damped(excitation.inputs, INPUT_DAMPING)

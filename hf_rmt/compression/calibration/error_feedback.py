@@ -1,9 +1,10 @@
 """Chooses the codes of packed noise column by column; each column corrects earlier errors.
 
-Rounding each weight to its nearest code makes the error small; what counts is the error of the
-layer's outputs, |E C^{1/2}|^2 with C the second moment of its inputs. So the columns are rounded
-one after the other. The columns that are not yet rounded make up for the error of each, as far as
-their inputs are correlated with its input.
+Rounding each weight to its nearest code makes the error E of the weight small. But what counts is
+the error of the layer's outputs, |E C^{1/2}|^2, where C is the second moment of the layer's inputs.
+So the columns are rounded one after the other. After a column is rounded, the columns that are not
+yet rounded are changed to make up for its error, as far as their inputs are correlated with its
+input.
 
 Source: the optimal brain surgeon with one order for all rows (Frantar et al., "GPTQ", ICLR 2023).
 """
@@ -19,7 +20,7 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, Codebook
 from hf_rmt.nn.stores.noise_store import NoiseStore
 
 COLUMNS = 64
-"""Columns whose errors reach the rest of the matrix in one product."""
+"""Number of columns whose errors are passed on to all later columns in one matrix product."""
 
 
 @torch.no_grad()
@@ -28,8 +29,8 @@ def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
 
     Args:
         store: Packed noise, filled with the target; its codes are replaced.
-        target: What it stands for, shape (out, in).
-        moment: C, positive definite, shape (in, in), float64.
+        target: The matrix that the noise should equal, shape (out, in).
+        moment: C, the second moment of the inputs, positive definite, shape (in, in), float64.
     """
     book, size, columns = CODEBOOKS[store.kind], target.numel(), target.shape[1]
     joint = book.joint
@@ -73,7 +74,8 @@ def _aims(
 def _order(moment: Tensor, joint: int, begin: int) -> Tensor:
     """Columns by input energy, largest first, because later columns correct earlier ones.
 
-    Columns whose code also holds weights of another row come last: their errors are not known.
+    Columns whose code also holds weights of another row come last, because the error of such a code
+    is not known.
     """
     columns = torch.arange(len(moment), device=moment.device)
     end = len(moment) - (len(moment) - begin) % joint
@@ -84,7 +86,7 @@ def _order(moment: Tensor, joint: int, begin: int) -> Tensor:
 
 
 def _nearest(book: Codebook, values: Tensor, joint: int) -> Tensor:
-    """The values of the nearest codes of a few columns, shape (out, joint), padded to a block."""
+    """The values of a few columns, shape (out, joint), rounded to those of their nearest codes."""
     width = max(2, book.block)
     filled = nn.functional.pad(values, (0, width - joint))
     return book.decode(book.encode(filled).flatten()).view(-1, width)[:, :joint]

@@ -1,16 +1,17 @@
-"""Directions of a weight that its inputs excite, and a cut that shrinks the rest of the weight.
+"""Finds the directions of a weight that its inputs excite, and a cut that shrinks the rest.
 
-Let C be the second moment of the inputs and G the second moment of the gradients of the outputs. A
-step from W to W' then costs about |G^{1/2} (W - W') C^{1/2}|^2. The best directions are the leading
-singular vectors of G^{1/2} W C^{1/2} = U s V'. Two thin probes store them: K = C^{1/2} V and H =
-G^{1/2} U. The cut is
+Let C be the second moment of the inputs and G that of the gradients of the outputs, as in
+`moments`. Replacing W by W' costs about |G^{1/2} (W - W') C^{1/2}|^2. So the best directions are
+the leading singular vectors of G^{1/2} W C^{1/2} = U s V'. Two matrices with k columns, the probes
+K = C^{1/2} V and H = G^{1/2} U, store these directions. The two-sided cut is
 
     W -> W K (H' W K)^+ H' W
 
-and it gives the best weight of rank k if W is the weight from which the probes were made. If W was
-trained after that, the cut follows the training on both sides. It does not change a weight of rank
-k, for any probes (generalized Nystroem; Nakatsukasa, arXiv 2009.11392). If W has moved so far that
-the probes no longer fit, the orthogonal projection on the range of W K is used instead.
+where ^+ is the pseudo-inverse. It gives the best weight of rank k if W is the weight from which the
+probes were made. If W is trained after that, the cut follows the training on both sides. A weight
+of rank k is not changed, for any probes (generalized Nystroem; Nakatsukasa, arXiv 2009.11392). If
+training has moved W so far that the probes no longer fit, the orthogonal cut is used instead: the
+orthogonal projection of W on the range of W K.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from hf_rmt.compression.calibration.low_rank import (
 FITTING = 1.5
 """A two-sided cut may lose at most this multiple of the loss of the orthogonal cut."""
 NULL = 1e-6
-"""Directions with a smaller relative singular value of H' W K are ignored."""
+"""Singular values of H' W K below this part of the largest one are ignored."""
 CLEAR = 1e-4
-"""Above this share of the energy, a loss is the difference of two energies to a percent."""
+"""A loss above this share of the energy can be computed as the difference of two energies, with an
+error of about a percent or less."""
 
 
 def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,8 +41,8 @@ def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor
 
     Args:
         weight: W, shape (out, in).
-        excitation: Second moments C of its inputs and G of its outputs' gradients, or vectors of
-            their diagonals. Without gradients, all outputs count equally.
+        excitation: Second moments C of its inputs and G of the gradients of its outputs; both may
+            be vectors of their diagonals. Without gradients, all outputs count equally.
 
     Returns:
         The squared singular values of G^{1/2} W C^{1/2}, descending, shape (min(out, in),), and
@@ -66,8 +68,8 @@ def _directions(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Squared singular values of R^{1/2} M C^{1/2} and both probes, for M with more rows.
 
-    Both follow from C^{1/2} M' R M C^{1/2} = V s^2 V'. The probes are R M C^{1/2} V and C^{1/2} V,
-    so the larger side needs no root.
+    R and C are the second moments of rows and columns. All results follow from C^{1/2} M' R M
+    C^{1/2} = V s^2 V'. The probes are R M C^{1/2} V and C^{1/2} V, so R needs no square root.
     """
     weighted = matrix if rows is None else _times(rows, matrix)
     gram = matrix.T @ weighted
@@ -86,7 +88,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _damped(moment: Tensor, damping: float) -> Tensor:
-    """A second moment, or its diagonal, plus a part of its mean."""
+    """A second moment, or its diagonal, plus a part of its mean diagonal entry; see `damped`."""
     if moment.ndim == 2:
         return damped(moment, damping)
     moment = moment.double()
@@ -104,17 +106,17 @@ def _times(moment: Tensor, matrix: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor:
-    """Shrink the part of a weight outside of the directions that two probes give.
+    """Shrink the part of a weight outside of the directions that two probes store.
 
     Args:
         weight: W, shape (out, in).
-        left: H, shape (out, rank).
-        right: K, shape (in, rank).
+        left: The probe H, shape (out, rank).
+        right: The probe K, shape (in, rank).
         left_over: The factor by which the rest is multiplied, in [0, 1].
 
     Returns:
-        S + left_over (W - S), where S is the signal. It has the dtype of the weight and is computed
-        in float32 or better.
+        S + left_over (W - S), where S is the weight after the cut, of the rank of the probes. It
+        has the dtype of the weight and is computed in float32 or better.
 
     Examples:
         >>> probe = torch.tensor([[1.0], [0.0]])
@@ -137,10 +139,11 @@ def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor
 
 
 def _fits_well(matrix: Tensor, fitted: Tensor, inside: Tensor) -> bool:
-    """Whether a two-sided cut loses little, found without the product of the orthogonal cut.
+    """Whether a two-sided cut loses little, found without computing the orthogonal cut.
 
-    The orthogonal cut loses |W|^2 - |Q'W|^2. This difference is exact enough unless it is small.
-    Inverses of singular matrices give nan, and the answer is then no.
+    The orthogonal cut loses |W|^2 - |Q'W|^2, where Q is a basis of the range of W K. This
+    difference is exact enough unless it is small; then the answer is no. It is also no if the
+    two-sided cut holds nan, because H' W K has no inverse.
     """
     lost, whole, kept = (
         torch.linalg.vector_norm(part, dtype=torch.float64).square()

@@ -1,10 +1,11 @@
-"""What fine-tuning added, as low-rank factors whose ranks are shared out over the whole model.
+"""Low-rank factors of an update, and what it costs to lose each of its directions.
 
-An update is a sum of outer products g x' of output gradients and inputs, so its own singular values
-tell how strongly inputs and gradients point along its singular vectors. With the second moments C
-of the inputs and G of the gradients, losing a direction u v' of size s costs s^2 (u'G u)(v'C v).
-Without data, (Delta Delta')^{1/2} and (Delta' Delta)^{1/2} take the place of G and C, so the cost
-is s^4. With calibration batches, G and C are measured.
+An update D is what fine-tuning added to a weight. It is a sum of outer products g x' of output
+gradients g and inputs x, so its own singular values tell how strongly inputs and gradients point
+along its singular vectors. Let C and G be the second moments of x and g, that is the means of x x'
+and g g'. Losing a direction u v' with singular value s costs s^2 (u'G u)(v'C v). Calibration
+batches measure G and C. Without data, (D D')^{1/2} and (D'D)^{1/2} take their places, so the cost
+is s^4.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from torch import Tensor
 from hf_rmt.compression.gram import balanced, factors_of, gram
 
 INPUT_DAMPING, GRADIENT_DAMPING = 0.02, 0.05
-"""Parts of the mean of a second moment's diagonal that are added to this diagonal, because a few
-batches miss some directions."""
+"""Fractions of the mean diagonal entry of a second moment that are added to its diagonal, because a
+few batches miss some directions."""
 ALIKE = 1e-11
 """If variance / mean^2 is at most this, the samples count as equal up to rounding in float32."""
 ROUNDINGS = 8
-"""The variance of equal samples over mean^2, in units of the rounding of their second moment."""
+"""A second such limit, in units of the rounding error (eps) of the second moment's dtype. The
+larger of the two limits counts."""
 SMALLEST = 1e-150
-"""Least shift of a second moment; its inverse is still finite."""
+"""The least number that damping adds to the diagonal of a second moment, which makes its inverse
+finite."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,12 @@ class LayerMoments:
     """Second moments of a layer's inputs and output gradients, gathered from batches.
 
     Attributes:
-        inputs: Covariance of a linear's inputs, or their second moment if the layer has no bias to
-            correct the mean, shape (in, in); for an embedding its tokens' frequencies, (tokens,).
+        inputs: Covariance of the inputs of a linear layer, shape (in, in); if the layer has no bias
+            that can correct the mean, the second moment of the inputs. For an embedding, the
+            frequencies of its tokens, shape (tokens,).
         gradients: Second moment of the derivatives of the model's outputs by the layer's outputs,
             shape (out, out); None if all outputs of the layer count equally.
-        mean: Mean input of a linear with a bias, shape (in,).
+        mean: Mean input of a linear layer with a bias, shape (in,); otherwise None.
     """
 
     inputs: Tensor = field(repr=False)
@@ -49,10 +53,10 @@ class LowRankUpdate:
     """One layer's update as factors: tuned - base = left @ right + what is lost.
 
     Attributes:
-        name: Runtime name of the module.
-        embedding: Whether it is an embedding, of shape (tokens, width).
-        left: Shape (out, rank).
-        right: Shape (rank, in).
+        name: Name of the module in `model.named_modules()`.
+        embedding: Whether the module is an embedding, of shape (tokens, width).
+        left: The left factor, shape (out, rank).
+        right: The right factor, shape (rank, in).
         energy: Fraction of the update's squared Frobenius norm in the factors.
     """
 
@@ -84,11 +88,15 @@ class LowRankUpdate:
 
 
 def importance(update: Tensor, excitation: LayerMoments | None = None) -> Tensor:
-    """What losing each direction of an update costs: s^4, or s^2 of the weighted G^{1/2} D C^{1/2}.
+    """The cost of losing each direction of an update D.
+
+    With data the costs are the squared singular values of G^{1/2} D C^{1/2}. Without data they are
+    the fourth powers of the singular values of D.
 
     Args:
-        update: Tuned minus base, shape (out, in), or (tokens, width) for an embedding.
-        excitation: Second moments measured on data; None takes those of the update itself.
+        update: D, the tuned weight minus the base weight, shape (out, in), or (tokens, width) for
+            an embedding.
+        excitation: Second moments C and G, measured on data; None without data.
 
     Returns:
         Descending values, float64, shape (min(out, in),).
@@ -105,12 +113,13 @@ def importance(update: Tensor, excitation: LayerMoments | None = None) -> Tensor
 def low_rank(
     update: Tensor, rank: int, excitation: LayerMoments | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Balanced factors of the best approximation of an update under its excitation.
+    """Factors of the best approximation of an update by a given rank, balanced as in `balanced`.
 
     Args:
         update: Shape (out, in).
         rank: Number of directions, at most min(out, in).
-        excitation: Second moments measured on data; None means the plain norm.
+        excitation: Second moments C and G, measured on data, which weight the error; None to use
+            the plain Frobenius norm of the error.
 
     Returns:
         left of shape (out, rank) and right of shape (rank, in), float32.
@@ -129,7 +138,7 @@ def _squares(gram: Tensor) -> Tensor:
 
 
 def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
-    """A'D B, where AA' is the second moment on the side of the rows and BB' that of the columns."""
+    """A'D B for an update D: AA' is the second moment for its rows, and BB' for its columns."""
     rows, columns = _roots(excitation)
     matrix = update.double()
     if rows is not None:
@@ -138,7 +147,7 @@ def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
 
 
 def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
-    """Lower triangular roots of the rows' and columns' second moments; a vector for tokens."""
+    """Lower triangular roots of the second moments of rows and columns; a vector for tokens."""
     slopes, inputs = excitation.gradients, excitation.inputs.double()
     gradients = None if slopes is None else torch.linalg.cholesky(damped(slopes, GRADIENT_DAMPING))
     if inputs.ndim == 1:
@@ -147,11 +156,13 @@ def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
 
 
 def damped(moment: Tensor, damping: float) -> Tensor:
-    """A second moment plus a part of its mean diagonal, in float64: C + damping tr(C)/d I.
+    """A second moment plus a multiple of the identity, in float64: C + damping tr(C)/d I.
+
+    It has an inverse, even if a few tokens do not excite every direction.
 
     Args:
-        moment: Shape (d, d).
-        damping: The part; a few tokens do not excite every direction.
+        moment: C, shape (d, d).
+        damping: The fraction of the mean diagonal entry tr(C)/d that is added.
 
     Returns:
         A positive definite matrix, shape (d, d).
@@ -166,15 +177,15 @@ def damped(moment: Tensor, damping: float) -> Tensor:
 
 
 def covariance(moment: Tensor, mean: Tensor) -> Tensor:
-    """C = M - m m', without rounding errors that come from a much larger mean.
+    """The covariance C = M - m m', without the rounding errors of a mean larger than the spread.
 
     Args:
         moment: M, second moment of samples, shape (d, d).
         mean: m, shape (d,).
 
     Returns:
-        C in the dtype of M, without negative eigenvalues larger than the damping; zero where
-        samples do not differ by more than rounding.
+        C in the dtype of M. Negative eigenvalues are smaller in size than the damping. C is zero if
+        the samples do not differ by more than rounding errors.
     """
     found = moment - torch.outer(mean, mean)
     alike = max(ALIKE, ROUNDINGS * torch.finfo(moment.dtype).eps)

@@ -1,4 +1,8 @@
-"""Second moments of the inputs and output gradients of layers, measured on a few batches."""
+"""Second moments of the inputs and output gradients of layers, measured on a few batches.
+
+The second moment of vectors x is the mean of x x'. An output gradient is the derivative of the
+model's outputs by the outputs of a layer.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +33,11 @@ def measured_moments(
 
     Args:
         model: The tuned model; it is not changed.
-        names: Linears and embeddings.
+        names: Names of linear layers and embeddings.
         batches: Keyword arguments of the model; each batch takes one forward and one backward pass.
 
     Returns:
-        The excitation of each layer that was used.
+        The moments of each layer that was called, by its name.
 
     Raises:
         TypeError: If a batch is not a mapping, or `batches` itself is a mapping.
@@ -70,11 +74,11 @@ class TensorNumbers:
 
 
 class Moments:
-    """Sums over tokens for some layers of a model.
+    """Gathers sums over tokens that give the second moments of some layers.
 
     Args:
         model: The model; it is not changed.
-        sites: The layers, which are linears and embeddings, grouped by shared input.
+        sites: Names of the layers, which are linear layers and embeddings, grouped by shared input.
         gradients: Whether output gradients are gathered as well, by a backward pass.
     """
 
@@ -110,7 +114,7 @@ class Moments:
         return slopes | inputs
 
     def measured_moments(self) -> dict[str, LayerMoments]:
-        """The excitation of each layer that was used."""
+        """The moments of each layer that was called, by its name."""
         found = {}
         for name, first in self.leaders.items():
             count, module = int(self.inputs[first].count), self.model.get_submodule(name)
@@ -132,7 +136,10 @@ class Moments:
         self.inputs[name].add(entry.expand(*lead, *entry.shape[len(lead) :])[kept])
 
     def _add_gradients(self, output: Tensor, generator: torch.Generator) -> None:
-        """Add the gradients of a random mix of all outputs, which have the same second moment."""
+        """Add the gradients of a random mix of all outputs.
+
+        On average, their second moment is the sum of those of the gradients of all single outputs.
+        """
         if not self._calls:
             return
         probe = torch.randn(output.shape, generator=generator).to(output)
@@ -161,7 +168,7 @@ def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
 class _Inputs:
     """Sums over tokens of a layer's inputs and their products; for an embedding, token counts.
 
-    The sums are in float64. So a mean that is much larger than the spread can be subtracted later.
+    The sums are in float64, so that a mean much larger than the spread can be subtracted later.
     """
 
     def __init__(self, module: Any) -> None:
@@ -200,11 +207,11 @@ def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:
 
     Args:
         model: The model; it is not changed.
-        names: Layers with a matrix.
+        names: Names of layers with a weight matrix.
         batch: Keyword arguments of the model.
 
     Returns:
-        The layers by site. Each layer that was not called is a separate site, at the end.
+        The groups of layers. A layer that was not called is a group of its own, at the end.
     """
     numbers, given = TensorNumbers(), defaultdict[str, list[int]](list)
 
@@ -237,7 +244,7 @@ def listening(
     *,
     graph: bool,
 ) -> Iterator[None]:
-    """Pass (name, input, output) of each call of a layer to a function, in evaluation mode.
+    """Pass (name, input, output) of each call of a layer to `heard`, with the model in eval mode.
 
     If `graph` is true, the outputs belong to an autograd graph. Parameters are frozen meanwhile, so
     that a backward pass goes through activations only.

@@ -1,4 +1,7 @@
-"""The ranks of all layers, shared out by the worth of each direction per parameter."""
+"""Chooses the ranks of all layers by the worth of each direction per parameter.
+
+The worth, or importance, of a direction is what it costs to lose it, as in `low_rank.importance`.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ def choose_ranks(
     """Ranks of all layers: directions are taken by their importance per parameter.
 
     Args:
-        importances: What losing each direction of a layer costs, descending.
-        costs: Parameters of one direction of each layer.
-        budget: Most parameters in all; None for no limit.
-        threshold: Fraction of all importance at which to stop.
+        importances: What losing each direction of a layer costs, descending, by layer name.
+        costs: Number of parameters of one direction, by layer name.
+        budget: The most parameters of all layers together; None for no limit.
+        threshold: Stop when the chosen directions have this fraction of the importance of all.
 
     Returns:
         The rank of each layer.
@@ -52,15 +55,15 @@ def choose_ranks(
 def shared_ranks(
     worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], size: float
 ) -> dict[str, int | None]:
-    """The ranks with which layers keep a share of their parameters, by worth per parameter.
+    """The ranks with which all layers together keep a share of their parameters.
 
     Args:
-        worth: What each direction of a layer is worth, descending.
-        shapes: Of the layers' matrices.
-        size: Share of all their parameters, in (0, 1].
+        worth: What each direction of a layer is worth, descending, by layer name.
+        shapes: Shapes of the layers' weight matrices, by layer name.
+        size: Share of the layers' parameters to keep, in (0, 1].
 
     Returns:
-        The ranks, at least 1; None for a layer whose factors would be no smaller than it is.
+        The ranks, at least 1; None for a layer whose factors would not be smaller than the layer.
 
     Raises:
         ValueError: If there is no room for one direction per layer.
@@ -88,12 +91,12 @@ def shared_ranks(
 def ranks_that_lose(
     lost: float, worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, int | None]:
-    """The ranks of the smallest size, in whole percent, that loses at most this part of the worth.
+    """The ranks for the smallest `size`, in whole percent, that loses at most a part of the worth.
 
     Args:
-        lost: The part, of what all directions of all layers are worth together, in [0, 1].
-        worth: What each direction of a layer is worth, descending.
-        shapes: Of the layers' matrices.
+        lost: The part that may be lost of the worth of all directions of all layers, in [0, 1].
+        worth: What each direction of a layer is worth, descending, by layer name.
+        shapes: Shapes of the layers' weight matrices, by layer name.
 
     Returns:
         The ranks, as `shared_ranks` gives them.

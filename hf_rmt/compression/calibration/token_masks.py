@@ -91,7 +91,7 @@ class TokenMasks:
         of its earlier call.
 
         Args:
-            name: Runtime name of the layer.
+            name: Name of the layer in `model.named_modules()`.
             entry: The input of the layer, shape (batch, tokens, width).
 
         Returns:

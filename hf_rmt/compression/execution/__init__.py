@@ -1,1 +1,1 @@
-"""How the work is carried out: processes, threads, random numbers, modes of the user's program."""
+"""Runs the work on processes and threads, with fixed random numbers and fixed torch modes."""

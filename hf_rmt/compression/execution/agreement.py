@@ -24,15 +24,15 @@ def agreed(
     Args:
         model: The model of this process.
         select: Finds the names. If it fails on one process, it fails on all.
-        settings: What the user asked for on this process.
+        settings: The method and its options on this process.
         arguments: The other arguments of the call that change the result, as plain values by name.
 
     Returns:
         The names, the same on every process.
 
     Raises:
-        RuntimeError: On every process, if the work failed on one of several, or if layers, options,
-            arguments or weights differ between them.
+        RuntimeError: On every process, if `select` failed on one of several, or if layers, options,
+            arguments or weights differ between the processes.
     """
     names: list[str] = []
 
@@ -54,8 +54,8 @@ def check_agreed(evidence: Callable[[], Mapping[str, Any]]) -> None:
     """Refuse processes that are about to do different work.
 
     Args:
-        evidence: Gives plain values by name, which must be the same on every process. It is called
-            only if there are several.
+        evidence: A function that gives plain values by name, which must be the same on every
+            process. It is called only if there are several processes.
 
     Raises:
         RuntimeError: On every process, if a value differs, or if `evidence` failed on one.

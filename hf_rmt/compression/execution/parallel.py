@@ -1,8 +1,8 @@
-"""Matrices shared out over processes that each hold the whole model.
+"""Shares out the work on matrices over processes that each hold the whole model.
 
 The longest work is given out first. Every process does its own part. Plain values go to all
 processes at once. Then each tensor is sent by the process that owns it, one after the other. A
-process that fails says so before any tensor is awaited, so that all fail with its message.
+process that fails reports this before any tensor is sent, so that all fail with its message.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from hf_rmt.compression.execution.rendezvous import (
 Value = TypeVar("Value")
 Item = TypeVar("Item")
 WorkResult = tuple[Any, dict[str, Tensor]]
-"""What work on one item gives: anything that can be pickled, and tensors by name."""
+"""The result of work on one item: anything that can be pickled, and tensors by name."""
 TensorLayout = dict[str, tuple[torch.Size, torch.dtype]]
 """Shapes and dtypes of tensors, by name."""
 
 EIGEN_COST = 8
-"""Time of an eigendecomposition per p^3, divided by the time of a Gram matrix per N p^2."""
+"""For a matrix N x p: the time of an eigendecomposition per p^3, divided by the time of the Gram
+matrix per N p^2."""
 
 
 def assign(costs: Sequence[float], n_processes: int) -> list[int]:
@@ -46,14 +47,17 @@ def assign(costs: Sequence[float], n_processes: int) -> list[int]:
         ValueError: If there is no process.
 
     Source:
-        Graham, SIAM J. Appl. Math. 17 (1969): at most 4/3 of the shortest makespan.
+        Graham, SIAM J. Appl. Math. 17 (1969): the last process ends after at most 4/3 of the
+        shortest possible time.
 
     Examples:
         >>> assign([3.0, 2.0, 2.0, 1.0], 2)
         [0, 1, 1, 0]
     """
     if n_processes < 1:
-        raise ValueError(f"n_processes must be at least 1, got {n_processes}; use 1 to share none")
+        raise ValueError(
+            f"n_processes must be at least 1, got {n_processes}; use 1 if there is only one process"
+        )
     busy = [(0.0, process) for process in range(n_processes)]
     owners = [0] * len(costs)
     for piece in sorted(range(len(costs)), key=lambda index: -costs[index]):
@@ -66,7 +70,7 @@ def matrix_cost(shape: Sequence[int]) -> float:
     """Expected time to decompose a matrix: N p^2 for the Gram matrix, 8 p^3 for its eigenvectors.
 
     Args:
-        shape: Of the matrix, in any orientation.
+        shape: Shape of the matrix or of its transpose; N is the longer side and p the shorter one.
 
     Returns:
         The cost, in an arbitrary unit.
@@ -94,9 +98,10 @@ def map_over_processes(
         work: Called with an item on the process that owns it.
         items: What to work on.
         costs: Expected time of each item, in any unit.
-        device: Where tensors of other processes arrive; one that the process group can reach.
-        alone: Called with the work and the items on one process; gives the outcomes in order.
-        doing: What a process that fails did, such as "ran evaluate"; by default it names the item.
+        device: The device for tensors of other processes; the process group must support it.
+        alone: With one process, called with the work and the items; gives the outcomes in order.
+        doing: What a process was doing if it fails, such as "ran evaluate", for the error message;
+            by default the message names the item.
 
     Yields:
         The outcome of each item, in order: equal on every process, bit for bit.
@@ -124,7 +129,7 @@ def sum_over_processes(
 
     Args:
         work: Gives tensors of the same names and shapes on every process.
-        doing: What a process that fails did, such as "ran the calibration".
+        doing: What a process was doing if it fails, for the error message, such as "ran evaluate".
 
     Returns:
         The plain values of each process, and the sums; both are equal on every process, bit for
@@ -148,7 +153,7 @@ def of_first(work: Callable[[], Value], *, doing: str) -> Value:
 
     Args:
         work: Gives a value that can be pickled.
-        doing: What a process that fails did, such as "ran evaluate".
+        doing: What a process was doing if it fails, for the error message, such as "ran evaluate".
 
     Raises:
         RuntimeError: On every process, if the work failed on one of several.
@@ -161,14 +166,14 @@ def of_first(work: Callable[[], Value], *, doing: str) -> Value:
 
 
 def is_silent() -> bool | None:
-    """Whether to hide the progress bar: True on all processes but the first; None: tqdm decides."""
+    """Whether to hide the progress bar: True on all processes but the first, None to ask tqdm."""
     return True if n_processes() > 1 and distributed.get_rank() > 0 else None
 
 
 def _own_outcomes(
     work: Callable[[Item], WorkResult], items: Sequence[Item], doing: str
 ) -> tuple[list[WorkResult], Failure | None]:
-    """The outcomes of this process's items, and its error, so that it can go on to the others."""
+    """The outcomes of this process's items, and its error if it failed, to report to the others."""
     outcomes = []
     for item in items:
         try:

@@ -1,7 +1,8 @@
 """Points at which all processes meet, exchange plain values and learn of each other's errors.
 
 Each collective operation of this package begins with such a meeting. A process that fails between
-two of them goes to the next one and says so there. So no process waits for another in vain.
+two meetings goes to the next meeting and reports its error there. So no process waits for another
+in vain.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from torch import distributed
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TOLD = "_hf_rmt_told"
-"""Attribute of an error that is raised on all processes, so that it is not told again."""
+"""Attribute of an error that all processes know already, so that it is not reported again."""
 _transfers: list[Iterator[Any]] = []
-"""The last series of broadcasts, which a process that fails has to finish."""
+"""The last series of broadcasts. A process that fails must finish it for the others."""
 
 
 class Failure(NamedTuple):
-    """An error of this process, and what the process did then, such as "ran evaluate"."""
+    """An error of this process, and what the process was doing, such as "ran evaluate"."""
 
     error: Exception
     doing: str
@@ -33,7 +34,7 @@ def n_processes() -> int:
 
 
 def exchange(value: Any, failure: Failure | None = None) -> list[Any]:
-    """Give a plain value to all processes, or tell them of an error.
+    """Give a plain value to all processes, or report an error to them.
 
     Args:
         value: Anything that can be pickled.
@@ -105,7 +106,7 @@ def _finish_transfers() -> None:
 
 
 def _said(failure: Failure | None) -> tuple[str, str] | None:
-    """What other processes are told of an error."""
+    """The text that other processes get about an error: what the process did, and the message."""
     if failure is None:
         return None
     error, doing = failure

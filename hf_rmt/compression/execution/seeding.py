@@ -8,11 +8,11 @@ import numpy as np
 
 
 def layer_generator(seed: int, name: str) -> np.random.Generator:
-    """The generator of a layer.
+    """The random generator of a layer.
 
     Args:
-        seed: As in `CompressionSettings`.
-        name: Runtime name of the layer.
+        seed: The option `seed`, as in `CompressionSettings`.
+        name: Name of the layer in `model.named_modules()`.
 
     Examples:
         >>> first, again = (layer_generator(0, "a").integers(1000) for _ in range(2))

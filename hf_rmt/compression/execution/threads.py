@@ -1,10 +1,10 @@
-"""Small weights worked on several at a time, each by one thread, in bounded memory.
+"""Works on several small weights at a time, each with one thread, in bounded memory.
 
 A second thread gains little on the matrices of a small transformer: their eigendecompositions and
 their packing are many short steps. Several of them at once keep the processor busy instead. The
 result for a small weight then has the same bits for any number of threads. Otherwise the last bits
 of an eigendecomposition depend on how many threads share it. A large weight has all threads to
-itself, so that never more than one is in flight.
+itself, so that no other weight is worked on at the same time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ IN_FLIGHT = 2**24
 
 
 def is_small(shape: Sequence[int]) -> bool:
-    """Whether a weight of that shape is worked on by one thread."""
+    """Whether a weight of that shape is small, so that one thread works on it."""
     return min(shape) <= SMALL_SIDE and math.prod(shape) <= SMALL_ENTRIES
 
 
@@ -45,7 +45,7 @@ def suited_threads(shape: Sequence[int]) -> Iterator[None]:
     """A context in which torch has one thread for a small weight, and all threads for a large one.
 
     Args:
-        shape: Of the weight.
+        shape: Shape of the weight.
     """
     threads = torch.get_num_threads()
     if threads == 1 or not is_small(shape):
@@ -64,11 +64,12 @@ def layer_map(
     """The function that does work on layers, one after the other or several at the same time.
 
     Args:
-        layers: The layer of each item.
-        settings: They name the method, which says whether it decides on several weights at a time.
+        layers: The layer of each item that is worked on later.
+        settings: The settings; their method says whether it can work on several weights at a time.
 
     Returns:
-        A function of the work and the items: `map_over_threads`, one at a time off the CPU.
+        `map_over_threads` as a function of the work and the items. It works on one item at a time
+        if a layer is not on the CPU, or if the method asks for that.
     """
     tensors = chain.from_iterable(layer.parameters() for layer in layers)
     on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
@@ -92,13 +93,13 @@ def map_over_threads(
     `torch.get_num_threads()` times those of the largest one, and at most `IN_FLIGHT`. An item
     counts until the next outcome is requested, so that its outcome can be stored before that.
 
-    Close the iterator if it is left early: work that has not begun is then given up. The iterator
-    waits for work that has begun, and restores the number of threads of torch.
+    Close the iterator if you stop before its end. Closing cancels work that has not begun, waits
+    for work that has begun, and restores the number of threads of torch.
 
     Args:
         work: Called with an item, on any thread; it must not change what other items see.
         items: What to work on.
-        shapes: Of the weight of each item.
+        shapes: The shape of the weight of each item.
         concurrent: Whether the work can be done for several items at a time.
 
     Yields:
@@ -151,7 +152,7 @@ def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _prepare(grad: bool) -> None:
-    """Settings of torch that each thread has for itself."""
+    """Set the settings of torch that each thread has for itself."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(grad)
 

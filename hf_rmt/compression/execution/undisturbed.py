@@ -1,4 +1,4 @@
-"""Work that must not depend on the modes that the user's program has set."""
+"""Shields work from the torch modes that the user's program has set, such as autocast."""
 
 from __future__ import annotations
 

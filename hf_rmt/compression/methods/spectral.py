@@ -152,7 +152,7 @@ class SpectralMethod(Method):
         Args:
             eigenvalues: Squared singular values of the weight, descending, shape (min(shape),).
             shape: Shape of the weight.
-            settings: What the user asked for.
+            settings: The method and its options.
 
         Raises:
             NotImplementedError: If the class of the method does not define `fit`.
@@ -231,10 +231,10 @@ class SpectralMethod(Method):
         """Decide on a weight that has been decomposed.
 
         Args:
-            name: Runtime name of the module.
+            name: Name of the module in `model.named_modules()`.
             weight: Shape (out, in).
             found: Its decomposition.
-            settings: What the user asked for.
+            settings: The method and its options.
             kept: Positions of the directions to keep, shape (rank,); None for those that the
                 spectrum calls signal.
         """

@@ -22,7 +22,7 @@ def kept_plans(model: nn.Module, settings: CompressionSettings) -> list[LayerPla
 
     Args:
         model: The model before it is compressed; its tensors may be on the meta device.
-        settings: What the user asked for.
+        settings: The method and its options.
     """
     found = kept_layers(model, settings)
     return [_kept_plan(name, model.get_submodule(name), why) for name, why in found.items()]

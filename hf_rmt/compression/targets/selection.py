@@ -35,7 +35,7 @@ def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list
 
     Args:
         model: Any module; its tensors may be on the meta device.
-        settings: What the user asked for.
+        settings: The method and its options.
 
     Returns:
         Names for `model.get_submodule`.
@@ -108,7 +108,7 @@ def kept_layers(model: nn.Module, settings: CompressionSettings) -> dict[str, Le
 
     Args:
         model: Any module; its tensors may be on the meta device.
-        settings: What the user asked for.
+        settings: The method and its options.
 
     Returns:
         The reason for each layer, by its name. Layers in `modules_to_not_convert` are left out.
