@@ -15,8 +15,9 @@ from hf_rmt.spectra import SpectrumFit
 FAIR_RETURN, ALL_PAY = 1 / 4, ("int8",)
 """A spike (a direction of signal) becomes factors if it saves at least this part of the bits that
 its factors cost. The first spike always does. If only the error of the weight counted, the part
-would have to be 1. But inputs excite the strongest directions more than the others. On the trained
-BERT and ViT the similarities of embeddings improved with spikes that save a quarter of their bits.
+would have to be 1. But inputs are larger in the strongest directions than in the others. On the
+trained BERT and ViT the similarities of embeddings improved with spikes that save a quarter of
+their bits.
 With noise of the kinds in ALL_PAY, whose own error is small, these similarities improved with all
 spikes (`recipes/bench_fidelity.py`)."""
 MOST_STORED = 1 / 9
@@ -65,7 +66,7 @@ def layers_named(settings: CompressionSettings) -> set[str]:
 
 
 def stores_all_spikes(settings: CompressionSettings) -> bool:
-    """Whether every spike becomes a factor, and not only the paying ones.
+    """Whether every spike becomes a factor, as for the option stored_spikes="all".
 
     If a method is told how many directions to keep, all of them are stored, unless `stored_spikes`
     says otherwise.
@@ -87,8 +88,8 @@ def recovers_spikes(settings: CompressionSettings) -> bool:
 def _paying_rank(fit: SpectrumFit, fair_return: float) -> int:
     """How many leading directions save at least `fair_return` of the bits that their factors cost.
 
-    Without a fraction f of its energy, the noise has entries (1 - f)^{1/2} times as large. At equal
-    error this saves -log2(1 - f) / 2 bits for every weight.
+    If directions take a fraction f of the energy from the noise, its entries are (1 - f)^{1/2}
+    times as large. At equal error this saves -log2(1 - f) / 2 bits for every weight.
     """
     tiny, (rows, columns) = np.finfo(float).tiny, fit.shape
     rest = np.maximum(np.cumsum(fit.eigenvalues[::-1])[::-1], tiny)

@@ -70,7 +70,7 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         right: The right factor, shape (r, in).
 
     Returns:
-        New factors of the same shapes. A direction in which one of them is zero becomes zero.
+        New factors of the same shapes. A direction becomes zero if its part in one factor is zero.
 
     Examples:
         >>> left, right = balanced(torch.tensor([[8.0]]), torch.tensor([[2.0]]))

@@ -21,7 +21,7 @@ from hf_rmt.spectra.fits.double_bulk import fit_double_bulk
 from hf_rmt.spectra.laws.marchenko_pastur import MarchenkoPastur
 
 FLATTEST = 1e-12
-"""A median below this part of the largest singular value is a rounding error."""
+"""A median singular value below this part of the largest one is a rounding error."""
 
 
 def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float) -> Tensor:
@@ -113,7 +113,7 @@ def participation_ratio(values: Tensor) -> float:
 
 
 def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
-    """The leading singular vectors of an update; the participation ratio sets their number.
+    """The leading singular vectors of an update; `participation_ratio` gives their number.
 
     Args:
         update: Shape (out, in).
@@ -131,7 +131,7 @@ def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def along(update: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """The part U U' D V V' of an update D, which lies in given left and right directions.
+    """The part of an update D that lies in given left and right directions: U U' D V V'.
 
     Args:
         update: D, shape (out, in).

@@ -54,7 +54,8 @@ class Decomposition:
     Attributes:
         fit: The spectrum split into signal and noise.
         vectors: Orthonormal eigenvectors of X'X in columns, by ascending eigenvalue, shape
-            (p, p); None for a degenerate spectrum, which has no fit.
+            (p, p); None if the spectrum is degenerate, so that no law can be fitted, or if no
+            vectors were asked for.
     """
 
     fit: SpectrumFit
@@ -271,7 +272,7 @@ def without_rounding(values: Tensor, null: float) -> Tensor:
     """Turn ascending eigenvalues into descending float64 ones, with rounding errors set to zero.
 
     Args:
-        values: Shape (p,).
+        values: The ascending eigenvalues, shape (p,).
         null: An eigenvalue below this fraction of the largest one is a rounding error.
     """
     values = values.flip(0).to(torch.float64)

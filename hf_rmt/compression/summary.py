@@ -94,7 +94,7 @@ def _sizes(plan: CompressionPlan, model: Any) -> Sizes:
 
 
 def model_parameters(model: nn.Module) -> int:
-    """Parameters of a model as it was when dense; a shared one counts once.
+    """Parameters of a model as it was when dense; a shared parameter counts once.
 
     Args:
         model: The model, dense or with compressed layers.

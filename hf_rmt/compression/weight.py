@@ -76,7 +76,7 @@ def choose_directions(
 ) -> Tensor | Decision:
     """Positions of the directions that are kept, or the decision to keep the layer.
 
-    A layer without any signal is kept when all noise is dropped: nothing would be left of it.
+    A layer without any signal is kept if all noise is dropped, because nothing would be left of it.
     """
     kept = kept_directions(found.fit, settings, name)
     if settings.noise == "drop" and len(kept) == 0:
@@ -132,7 +132,7 @@ def plan_layer(
     Args:
         name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in).
-        fit: Its spectrum.
+        fit: The fitted spectrum of the weight.
         kept: Positions of the directions, shape (rank,).
         settings: The method and its options.
         recovery: Factors by which the singular values are multiplied, shape (rank,); None to leave

@@ -11,8 +11,8 @@ from hf_rmt.plan.field_rules import checked_fields
 from hf_rmt.plan.outcomes import SPIKED, Cause, Outcome
 
 NOTABLE_LOSS = 0.01
-"""Above this dropped energy, a warning tells the user to fine-tune. On the trained BERT and ViT,
-4-bit noise has half of this error and already changes the outputs visibly."""
+"""If the mean `dropped_energy` is larger, a warning tells the user to fine-tune. On the trained
+BERT and ViT, 4-bit noise has half of this error and already changes the outputs visibly."""
 
 STATES = {
     Outcome.REPLACED: "compressed",

@@ -64,12 +64,12 @@ def compress_calibrated(
         names: Names of layers with a weight matrix, as `select_layers` gives them.
         settings: The method and its options.
         batches: Keyword arguments of the model; each process may have its own batches.
-        size: Share of the layers' parameters to keep, which the ranks of all layers share. None if
-            the method finds the rank of each layer.
+        size: Share of the layers' parameters to keep, from which the ranks follow. None if the
+            method finds the rank of each layer.
         dry_run: Whether to only plan; the model is not changed then.
 
     Returns:
-        The plan with latencies measured on this process, and the fitted spectra.
+        The report, with the plan and the fitted spectra.
 
     Raises:
         ValueError: If there is no batch, moments are not finite, or settings contradict
@@ -91,7 +91,7 @@ def compress_calibrated(
 
 
 def repeatable(batches: Iterable[Batch]) -> Sequence[Batch] | Iterable[Batch]:
-    """Batches that can be gone through again: an iterator is read into memory once.
+    """The batches as an object that can be iterated again; an iterator is read into memory.
 
     Raises:
         TypeError: If a batch is not a mapping, or `batches` itself is a mapping.
@@ -186,7 +186,7 @@ def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> S
 
 
 def _groups(model: nn.Module, found: Sites, budget: int, *, gradients: bool) -> Iterator[Sites]:
-    """Groups of neighbouring sites whose moments have at most `budget` entries, or single sites."""
+    """Groups of successive `Sites` whose moments have at most `budget` entries, or single sites."""
     group: Sites = {}
     held = 0
     for first, names in found.items():

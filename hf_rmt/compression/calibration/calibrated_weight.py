@@ -5,7 +5,7 @@ weight W, the mean squared error of the layer's outputs is |(W - W') C^{1/2}|^2.
 of a given rank are those of W C^{1/2}, times C^{-1/2}. Let G be the second moment of the
 derivatives of the model's outputs by the layer's outputs. The error of the model's outputs is then
 about |G^{1/2} (W - W') C^{1/2}|^2, and this measure makes layers comparable. C and G are damped
-(`low_rank.damped`), because a few tokens do not excite every direction and the inverses must exist.
+(`low_rank.damped`), so that their inverses exist even if the inputs miss some directions.
 
 To decide how much is signal, a law of the noise is fitted to the spectrum of W itself. The spectrum
 of W C^{1/2} is heavy-tailed like that of C, and no part of it looks like noise.

@@ -55,7 +55,7 @@ def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
 def _aims(
     rest: Tensor, scales: Tensor, moment: Tensor, nearest: Callable[[Tensor], Tensor], joint: int
 ) -> Tensor:
-    """The value from which each weight is rounded: the weight, corrected for earlier errors."""
+    """The values to round instead of the weights: the weights, corrected for earlier errors."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
     upper = torch.linalg.cholesky(inverse, upper=True).to(rest)
     for start in range(0, rest.shape[1], COLUMNS):

@@ -1,4 +1,4 @@
-"""Finds the directions of a weight that its inputs excite, and a cut that shrinks the rest.
+"""Finds the directions of a weight in which its inputs cause large outputs, and shrinks the rest.
 
 Let C be the second moment of the inputs and G that of the gradients of the outputs, as in
 `moments`. Replacing W by W' costs about |G^{1/2} (W - W') C^{1/2}|^2. So the best directions are
@@ -68,8 +68,8 @@ def _directions(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Squared singular values of R^{1/2} M C^{1/2} and both probes, for M with more rows.
 
-    R and C are the second moments of rows and columns. All results follow from C^{1/2} M' R M
-    C^{1/2} = V s^2 V'. The probes are R M C^{1/2} V and C^{1/2} V, so R needs no square root.
+    R and C are the second moments of rows and columns. An eigendecomposition C^{1/2} M' R M C^{1/2}
+    = V s^2 V' gives s^2 and the probes R M C^{1/2} V and C^{1/2} V. So R needs no square root.
     """
     weighted = matrix if rows is None else _times(rows, matrix)
     gram = matrix.T @ weighted
@@ -96,7 +96,7 @@ def _damped(moment: Tensor, damping: float) -> Tensor:
 
 
 def _root(moment: Tensor) -> Tensor:
-    """Lower triangular root of a second moment; for a diagonal, the vector of its square roots."""
+    """Lower triangular L with L L' = moment; for a diagonal, the vector of its square roots."""
     return moment.sqrt() if moment.ndim == 1 else torch.linalg.cholesky(moment)
 
 

@@ -147,7 +147,7 @@ def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
 
 
 def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
-    """Lower triangular roots of the second moments of rows and columns; a vector for tokens."""
+    """Lower triangular L with L L' = moment, for rows and columns; a vector for an embedding."""
     slopes, inputs = excitation.gradients, excitation.inputs.double()
     gradients = None if slopes is None else torch.linalg.cholesky(damped(slopes, GRADIENT_DAMPING))
     if inputs.ndim == 1:
@@ -158,7 +158,7 @@ def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
 def damped(moment: Tensor, damping: float) -> Tensor:
     """A second moment plus a multiple of the identity, in float64: C + damping tr(C)/d I.
 
-    It has an inverse, even if a few tokens do not excite every direction.
+    The sum has an inverse, even if the inputs miss some directions.
 
     Args:
         moment: C, shape (d, d).
@@ -199,7 +199,7 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
 
 
 def _divided(vectors: Tensor, root: Tensor | None) -> Tensor:
-    """Solve root' x = vectors; None stands for the identity."""
+    """Solve root' x = vectors for x; a root of None stands for the identity."""
     if root is None:
         return vectors
     if root.ndim == 1:

@@ -95,7 +95,7 @@ class TokenMasks:
             entry: The input of the layer, shape (batch, tokens, width).
 
         Returns:
-            Shape (batch, tokens); None if there is no mask.
+            The mask, shape (batch, tokens); None if there is no mask.
         """
         if self._running:
             self._last[name] = self._running[-1].mask_of(entry)

@@ -1,4 +1,4 @@
-"""The check that all processes are about to do the same work."""
+"""Checks that all processes are about to do the same work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def agreed(
 
     Args:
         model: The model of this process.
-        select: Finds the names. If it fails on one process, it fails on all.
+        select: Finds the names. If it fails on one process, all processes raise an error.
         settings: The method and its options on this process.
         arguments: The other arguments of the call that change the result, as plain values by name.
 

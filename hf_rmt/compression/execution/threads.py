@@ -91,7 +91,7 @@ def map_over_threads(
 
     Successive small weights are worked on at the same time, as long as their entries are at most
     `torch.get_num_threads()` times those of the largest one, and at most `IN_FLIGHT`. An item
-    counts until the next outcome is requested, so that its outcome can be stored before that.
+    counts for these limits until the next outcome is requested, because it may be stored before.
 
     Close the iterator if you stop before its end. Closing cancels work that has not begun, waits
     for work that has begun, and restores the number of threads of torch.

@@ -233,7 +233,7 @@ class SpectralMethod(Method):
         Args:
             name: Name of the module in `model.named_modules()`.
             weight: Shape (out, in).
-            found: Its decomposition.
+            found: The decomposition of the weight.
             settings: The method and its options.
             kept: Positions of the directions to keep, shape (rank,); None for those that the
                 spectrum calls signal.

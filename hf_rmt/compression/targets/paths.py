@@ -19,8 +19,7 @@ WEIGHT = ".weight"
 BELOW = ".**"
 """End of a path that stands for all layers below a module, at any depth."""
 LIST = "[]"
-"""Suffix of a key in `Known`. The key of a variable with this suffix has the paths of the entries
-of the list that the variable holds."""
+"""Ending of a key in `Known`: for a list in a variable x, the key "x[]" has the items' paths."""
 Known = dict[str, tuple[str, ...]]
 """The paths that each variable stands for, by the name of the variable."""
 
@@ -44,7 +43,7 @@ class Paths:
             self.known |= self.given(target.id, value)
 
     def given(self, name: str, value: ast.expr) -> Known:
-        """The entries of `known` for a variable with this value; empty if it holds no layer."""
+        """The entries of `known` for a variable; empty if its value holds no layer."""
         listed = () if isinstance(value, ast.Name | ast.Attribute) else self.members(value)
         if isinstance(value, ast.Name):
             listed = self.known.get(value.id + LIST, ())

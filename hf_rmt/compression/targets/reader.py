@@ -171,7 +171,7 @@ class Reader(ast.NodeVisitor):
         self.reads += [Read(path, self.method, tuple(self.guards)) for path in layers]
 
     def _follow(self, node: ast.Call) -> None:
-        """Read the code of a function that is called with layers."""
+        """Read the code of a called function if it gets layers as arguments."""
         names, inner, is_method = self._called(node.func)
         if inner is None or getattr(inner, "name", "") in self.method.split(" in "):
             return  # a function may call itself

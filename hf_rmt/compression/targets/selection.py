@@ -30,8 +30,8 @@ TIED = "is tied to another layer"
 def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list[str]:
     """Names of the layers that settings select, in the model's order.
 
-    Tied embeddings of a transformers model always stay dense. Its heads stay dense unless they are
-    named. A transformers model may lie anywhere inside the model.
+    Tied embeddings of a transformers model, which share a weight, always stay dense. Its heads stay
+    dense unless they are named. A transformers model may lie anywhere inside the model.
 
     Args:
         model: Any module; its tensors may be on the meta device.
@@ -63,7 +63,7 @@ def transformers_models(model: nn.Module) -> dict[str, Any]:
 def select_layers(
     model: nn.Module, settings: CompressionSettings, *, protected: Collection[str] = ()
 ) -> list[str]:
-    """Names of the layers with a matrix that the settings select, in the model's order.
+    """Names of the layers with a weight matrix that the settings select, in the model's order.
 
     Args:
         model: Any module; its tensors may be on the meta device.
