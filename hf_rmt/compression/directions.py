@@ -17,9 +17,8 @@ FAIR_RETURN, ALL_PAY = 1 / 4, ("int8",)
 its factors cost. The first spike always does. If only the error of the weight counted, the part
 would have to be 1. But inputs are larger in the strongest directions than in the others. On the
 trained BERT and ViT the similarities of embeddings improved with spikes that save a quarter of
-their bits.
-With noise of the kinds in ALL_PAY, whose own error is small, these similarities improved with all
-spikes (`recipes/bench_fidelity.py`)."""
+their bits. With noise of the kinds in ALL_PAY, whose own error is small, these similarities
+improved with all spikes (`recipes/bench_fidelity.py`)."""
 MOST_STORED = 1 / 9
 """The largest share of a weight's directions that is stored beside packed noise. If more directions
 stand out, the spectrum has a heavy tail, and more factors would cost more bits than they save. With

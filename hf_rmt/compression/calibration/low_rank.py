@@ -177,7 +177,7 @@ def damped(moment: Tensor, damping: float) -> Tensor:
 
 
 def covariance(moment: Tensor, mean: Tensor) -> Tensor:
-    """The covariance C = M - m m', without the rounding errors of a mean larger than the spread.
+    """The covariance C = M - m m', without the rounding errors that a large mean causes.
 
     Args:
         moment: M, second moment of samples, shape (d, d).
