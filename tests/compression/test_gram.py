@@ -1,11 +1,11 @@
-"""Factors with no more directions than their product has."""
+"""Gram matrices, and factors with no more directions than their product has."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from hf_rmt.compression.gram import balanced, fewest_directions
+from hf_rmt.compression.gram import balanced, fewest_directions, gram
 
 SHAPES = [(5, 9, 3, 3), (5, 9, 12, 5), (9, 5, 5, 5), (4, 4, 8, 4), (1, 6, 4, 1)]
 
@@ -51,3 +51,11 @@ def test_a_direction_with_a_factor_of_zero_becomes_zero() -> None:
     assert not found[1][:2].any()
     torch.testing.assert_close(found[0] @ found[1], left @ right)
     assert balanced(torch.ones(3, 0), torch.ones(0, 2))[0].shape == (3, 0)
+
+
+@pytest.mark.parametrize("shape", [(300, 257), (257, 300), (1030, 1030), (256, 256), (40, 7)])
+def test_a_gram_matrix_has_all_of_its_blocks(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    squares = gram(matrix)
+    expected = matrix.T @ matrix if shape[0] >= shape[1] else matrix @ matrix.T
+    torch.testing.assert_close(squares, expected)

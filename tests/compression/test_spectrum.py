@@ -10,7 +10,7 @@ from hf_rmt.compression.methods.spectral import SPECTRAL_OPTIONS, SpectralMethod
 from hf_rmt.compression.methods.truncation import RANK
 from hf_rmt.settings import CompressionSettings, register_method, unregister_method
 from hf_rmt.spectra import Phase, SpectrumFit
-from hf_rmt.spectra.eigenvalues import sorted_eigenvalues
+from hf_rmt.spectra.eigenvalues import RELATIVE_ZERO, sorted_eigenvalues
 from hf_rmt.spectra.ensembles import double_bulk_matrix, heavy_tailed_matrix
 from hf_rmt.spectra.split import without_law
 
@@ -241,3 +241,27 @@ def test_a_scale_without_squares_is_named(scale: float) -> None:
 def test_any_other_scale_changes_nothing(scale: float) -> None:
     weight = spiked((120, 80), torch.float64)
     assert spectrum(scale * weight).n_spikes == spectrum(weight).n_spikes == 3
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (300, 300), (60, 40)])
+@pytest.mark.parametrize("times", [0.0, 0.5, 2.0, 100.0])
+def test_the_rank_is_full_if_no_eigenvalue_is_below_the_limit(
+    shape: tuple[int, int], times: float
+) -> None:
+    side = min(shape)
+    generator = torch.Generator().manual_seed(side)
+    bases = [
+        torch.linalg.qr(torch.randn(rows, side, generator=generator, dtype=torch.float64)).Q
+        for rows in shape
+    ]
+    values = torch.linspace(1, 2, side, dtype=torch.float64)
+    values[0] = (times * RELATIVE_ZERO * side * 4) ** 0.5
+    weight = bases[0] * values @ bases[1].T
+    assert spectra._full_rank(weight, 4.0) == (times > 1)
+
+
+def test_an_all_zero_row_and_a_repeated_one_are_no_full_rank() -> None:
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    for row, other in ((3, torch.zeros(64)), (3, weight[4].clone())):
+        weight[row] = other
+        assert not spectra._full_rank(weight, 200.0)
