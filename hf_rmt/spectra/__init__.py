@@ -1,9 +1,12 @@
 """Mathematics of one weight matrix: noise laws, their fit to a spectrum, and the spikes.
 
-The model is as follows. A weight is oriented as X of shape N x p with N >= p and c = p / N. Then X
-= N^{-1/2} Z Sigma^{1/2}, where Z has iid entries of mean 0 and variance 1. Its eigenvalues are
-those of X'X: the squared singular values of the weight. Sigma has K spikes alpha_1..alpha_K, which
-are the signal, and a bulk, which is the noise. The bulk has one variance sigma^2 (unit bulk, the
+The model is as follows. The weight, or its transpose if it is wide, is a matrix X of shape N x p
+with N >= p, and c = p / N. It is X = N^{-1/2} Z Sigma^{1/2}, where Z has independent entries of
+mean 0 and variance 1. The eigenvalues of a weight are those of X'X: its squared singular values. A
+law is the distribution of the eigenvalues of noise, and an edge is an end of it.
+
+The eigenvalues of Sigma are the population variances. K of them are the spikes alpha_1..alpha_K,
+the signal. The others are the bulk, the noise. The bulk has one variance sigma^2 (unit bulk, the
 Marchenko-Pastur law); or a fraction t has variance sigma_1^2 and the rest has sigma_2^2 < sigma_1^2
 (double bulk, PDB); or it has a range of variances (power-law bulk). `review` decides from the
 entries of the weight whether the spikes can be trusted.

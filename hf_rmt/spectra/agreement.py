@@ -1,4 +1,4 @@
-"""How far measured noise lies from a law."""
+"""The distance between noise eigenvalues and a law."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from hf_rmt.spectra.laws.law import BulkLaw
 
 
 def kolmogorov_distance(law: BulkLaw, noise: ArrayLike) -> float:
-    """Largest distance between the law's cdf and the empirical one, sup_x |F_n(x) - F(x)|.
+    """Largest difference between two cumulative distributions, sup_x |F_n(x) - F(x)|.
+
+    F is the distribution of the law, and F_n is that of the n noise eigenvalues.
 
     Args:
         law: The law of the noise.

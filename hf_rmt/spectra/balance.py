@@ -15,22 +15,24 @@ from hf_rmt.spectra.laws.spike_map import Array
 
 SWEEPS = 100
 EVEN = 1e-6
-"""The sweeps end when no row's energy deviates from the mean by more than this (relative)."""
+"""A sweep scales all rows, then all columns. The sweeps end when no row's mean square differs from
+the average of all rows by more than this share of it."""
 
 
 def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
     """Divide by row and column scales until all nonzero rows and columns have the same mean square.
 
-    Sinkhorn's iteration on the squared entries. A row or column of zeros gets some positive scale.
-    If no scales can balance a sparse weight, the result of the last sweep is returned.
+    This is Sinkhorn's iteration on the squared entries, which scales rows and columns in turn. A
+    row or column of zeros gets some positive scale. If no scales
+    can balance a sparse weight, the result of the last sweep is returned.
 
     Args:
         weight: A finite matrix, shape (out, in).
 
     Returns:
-        The balanced weight B, whose mean square is that of the weight, row scales r of shape
-        (out,) and column scales c of shape (in,): W = r[:, None] * B * c, exact up to rounding.
-        The column scales have the mean square 1 as long as no column is zero.
+        The balanced weight B, the row scales r of shape (out,), and the column scales c of shape
+        (in,). Up to rounding, W = r[:, None] * B * c. B has the mean square of W, and c has the
+        mean square 1 as long as no column is zero.
 
     Raises:
         ValueError: If the weight is no matrix, or holds nan or inf.
@@ -67,14 +69,14 @@ def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
 
 
 def _live(energies: Array) -> Array:
-    """Energies to divide by; an energy of 0 becomes 1."""
+    """Energies that one can divide by: an energy of 0 becomes 1."""
     return np.where(energies > 0, energies, 1.0)
 
 
 def _split(
     matrix: Array, rows: Array, columns: Array, mean_square: float
 ) -> tuple[Array, Array, Array]:
-    """The balanced weight and its scales, normalised as `balance` documents."""
+    """The balanced weight and its scales, with the mean squares that `balance` states."""
     common = columns.mean()
     row_scale, column_scale = np.sqrt(rows * common / mean_square), np.sqrt(columns / common)
     return matrix / row_scale[:, None] / column_scale, row_scale, column_scale

@@ -1,4 +1,4 @@
-"""The eigenvalues of a weight: sorted, checked, and refused if no law can hold."""
+"""Sorts and checks the eigenvalues of a weight, and tells why no law can hold for some."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from hf_rmt.spectra.laws.spike_map import Array
 MIN_EIGENVALUES = 24
 """With fewer eigenvalues no law is fitted."""
 MAX_NULL_FRACTION = 0.1
-"""More zero eigenvalues than this mean a rank-deficient matrix, which no bulk describes."""
+"""If a larger share of the eigenvalues is 0, the matrix has low rank, and no law is fitted."""
 RELATIVE_ZERO = 1e-14
-"""Eigenvalues up to this count as zero, in units of the largest one times their number."""
+"""An eigenvalue up to this times the largest one times their number counts as 0."""
 MOST_NEGATIVE = 1e-3
-"""Negative eigenvalues from rounding are smaller than this part of the largest eigenvalue."""
+"""Rounding may make an eigenvalue negative, by at most this share of the largest eigenvalue."""
 RANGE = (1e-303, 1e304)
-"""Range of the largest eigenvalue in which edges, variances and sums are float64 numbers. A law is
-fitted in units of that eigenvalue, but its variances are squares of entries: for entries outside of
-about 1e-152 to 1e151 these squares are not float64 numbers."""
+"""Range of the largest eigenvalue. Beyond it, the edges, variances and sums of a law are no float64
+numbers, because they grow like squares of the weight's entries. The entries may lie within about
+1e-152 to 1e151."""
 COINCIDENT = 1e-5
-"""Relative gap below which neighbours count as equal. Noise eigenvalues repel each other: among
-4,000 of them about one pair in a thousand is that close."""
+"""Two neighbouring eigenvalues count as equal if their relative difference is at most this. Noise
+eigenvalues are rarely so close: among 4,000 of them about one pair of neighbours in a thousand."""
 MAX_COINCIDENT = 0.5
-"""A larger share of equal neighbours means that the matrix has few distinct singular values."""
+"""If a larger share of neighbours is equal, the matrix has few distinct singular values."""
 NARROWEST = 0.5
-"""Least relative variance of noise eigenvalues, in units of c. Theory says at least 1."""
+"""Eigenvalues whose relative variance, Var / mean^2, is below this times c = p / N cannot be noise.
+For noise, theory says at least 1 times c."""
 
 
 def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
@@ -35,11 +36,14 @@ def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
 
     Raises:
         TypeError: If the shape is no pair of whole numbers.
-        ValueError: If they do not fit the shape or are clearly negative.
+        ValueError: If the eigenvalues do not fit the shape or are clearly negative.
     """
     sides = shape if isinstance(shape, tuple | list) else ()
     if len(sides) != 2 or not all(isinstance(side, Integral) for side in sides):
-        raise TypeError(f"shape must be the two sides of the weight, whole numbers, got {shape!r}")
+        raise TypeError(
+            f"shape must be the two sides of the weight, whole numbers, got {shape!r}; pass "
+            "weight.shape"
+        )
     columns, values = min(shape), np.asarray(eigenvalues, dtype=float)
     if values.shape != (columns,):
         raise ValueError(
@@ -56,12 +60,12 @@ def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
 
 
 def why_degenerate(values: Array) -> str:
-    """Reason for which no law can be fitted to descending eigenvalues; empty if one can."""
+    """The reason why no law can be fitted to descending eigenvalues; empty if a law can."""
     rank = live_count(values)
     if not np.all(np.isfinite(values)):
         return "the matrix holds nan or inf"
     if len(values) < MIN_EIGENVALUES:
-        return f"{len(values)} eigenvalues, fewer than the {MIN_EIGENVALUES} a law needs"
+        return f"{len(values)} eigenvalues, fewer than the {MIN_EIGENVALUES} that a law needs"
     if values[0] <= 0:
         return "the matrix is zero"
     if not RANGE[0] <= values[0] <= RANGE[1]:
@@ -80,14 +84,15 @@ def live_count(values: Array) -> int:
 
 
 def why_lawless(values: Array, rows: int) -> str:
-    """Why descending eigenvalues cannot be those of noise; empty if they can.
+    """The reason why descending eigenvalues cannot be those of noise; empty if they can.
 
-    Noise with any population of variances tau has the relative variance c + Var(tau) / E(tau)^2, so
-    at least c, and spikes only add to it. Also, the eigenvalues of noise repel each other.
+    The relative variance of eigenvalues is their variance divided by their squared mean. For noise
+    with population variances tau it is c + Var(tau) / E(tau)^2, which is at least c = p / N, and
+    spikes only increase it. Also, noise has hardly any equal eigenvalues.
 
     Args:
         values: Eigenvalues, descending, not degenerate, shape (p,).
-        rows: N.
+        rows: N, the longer side of the weight.
 
     Returns:
         The reason, or an empty string.
@@ -105,8 +110,8 @@ def why_lawless(values: Array, rows: int) -> str:
     least = len(live) / rows
     if spread < NARROWEST * least:
         return (
-            f"the spectrum is narrower than that of noise, relative variance {spread:.2g} where "
-            f"noise of this shape has at least {least:.2g}: nearer to orthogonal than any noise"
+            f"the spectrum is narrower than that of any noise: its relative variance is {spread:.2g} "
+            f"and that of noise is at least {least:.2g}; the matrix is nearly orthogonal"
         )
     if equal.mean() > MAX_COINCIDENT:
         distinct = 1 + int(np.sum(~equal))

@@ -10,7 +10,8 @@ from hf_rmt.spectra.laws.law import check_positive, check_unit
 from hf_rmt.spectra.laws.spike_map import Array
 
 Seed = int | np.random.Generator
-"""A generator gives another matrix at every draw; a number gives the same matrix every time."""
+"""The seed of the random numbers. A number gives the same matrix at every call. A NumPy generator
+gives a new matrix at every call."""
 
 
 def double_bulk_matrix(
@@ -21,17 +22,18 @@ def double_bulk_matrix(
     spikes: Sequence[float] = (),
     seed: Seed,
 ) -> Array:
-    """X = N^{-1/2} Z Sigma^{1/2} with a spiked double bulk; transposed if the shape is wide.
+    """Random matrix X = N^{-1/2} Z Sigma^{1/2} with noise of two variances and K spikes.
 
-    Z is standard Gaussian and Sigma diagonal: the spikes first, then round(t (p - K)) times
-    sigma_1^2, then sigma_2^2.
+    Z has independent standard normal entries. Sigma is diagonal: first it holds the spikes, then
+    sigma_1^2, round(t (p - K)) times, then sigma_2^2. If the shape is wide, the transpose of X is
+    returned.
 
     Args:
         shape: Shape of the matrix; N is the larger side, p the smaller one.
-        mixing: t in [0, 1].
+        mixing: t, the fraction of the noise with variance sigma_1^2, in [0, 1].
         variances: (sigma_1^2, sigma_2^2), both positive.
-        spikes: Population spikes alpha, at most p of them.
-        seed: Number or generator.
+        spikes: Population spikes alpha, the variances of the signal; at most p of them.
+        seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
         The matrix, float64.
@@ -43,7 +45,7 @@ def double_bulk_matrix(
         >>> double_bulk_matrix((2, 3), mixing=0.5, variances=(4.0, 1.0), seed=0).shape
         (2, 3)
     """
-    check_unit("mixing", mixing, zero=True, remedy="it is the fraction with sigma_1^2")
+    check_unit("mixing", mixing, zero=True, remedy="it is the share of sigma_1^2")
     for variance in (*variances, *spikes):
         check_positive("variances and spikes", variance)
     columns = min(shape)
@@ -64,13 +66,13 @@ def double_bulk_matrix(
 def marchenko_pastur_matrix(
     shape: tuple[int, int], *, variance: float = 1.0, spikes: Sequence[float] = (), seed: Seed
 ) -> Array:
-    """The unit bulk: `double_bulk_matrix` with sigma_1^2 = sigma_2^2.
+    """Random matrix with noise of one variance (a unit bulk) and spikes.
 
     Args:
         shape: Shape of the matrix.
-        variance: sigma^2 > 0.
-        spikes: Population spikes alpha.
-        seed: Number or generator.
+        variance: sigma^2 > 0, the variance of the noise.
+        spikes: Population spikes alpha, as in `double_bulk_matrix`.
+        seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
         The matrix, float64.
@@ -81,14 +83,16 @@ def marchenko_pastur_matrix(
 
 
 def heavy_tailed_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) -> Array:
-    """N^{-1/2} times iid Student-t entries: P(|entry| > x) falls like x^{-exponent}.
+    """Random matrix with heavy-tailed entries: P(|entry| > x) falls like x^{-exponent}.
 
-    Below exponent 4 the largest eigenvalues leave every bulk edge; below 2 there is no bulk.
+    The entries are independent Student-t numbers, divided by sqrt N; N is the longer side. If the
+    exponent is below 4, the largest eigenvalues lie beyond the edge of any bulk. Below 2 there is
+    no bulk.
 
     Args:
         shape: Shape of the matrix.
-        exponent: Degrees of freedom > 0.
-        seed: Number or generator.
+        exponent: Degrees of freedom of the Student-t law, > 0.
+        seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
         The matrix, float64.
@@ -101,12 +105,14 @@ def heavy_tailed_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) 
 
 
 def power_law_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) -> Array:
-    """Singular values k^{-exponent}, k = 1 .. p, with random singular vectors; there is no bulk.
+    """Matrix with the singular values k^{-exponent}, k = 1 .. p, and random singular vectors.
+
+    Its eigenvalues form no bulk.
 
     Args:
         shape: Shape of the matrix.
         exponent: Decay of the singular values, >= 0.
-        seed: Number or generator.
+        seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
         The matrix, float64.
@@ -117,12 +123,12 @@ def power_law_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) -> 
 
 
 def low_rank_matrix(shape: tuple[int, int], *, rank: int, seed: Seed) -> Array:
-    """Product of two Gaussian factors: `rank` nonzero singular values up to rounding.
+    """Product of two Gaussian factors; up to rounding, `rank` singular values are not zero.
 
     Args:
         shape: Shape of the matrix.
         rank: Number of columns of the left factor, in [0, min(shape)].
-        seed: Number or generator.
+        seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
         The matrix, float64.
@@ -144,7 +150,7 @@ def eigenvalues_of(weight: Array) -> Array:
         weight: A matrix of any shape.
 
     Returns:
-        The eigenvalues of X'X at full precision, the smallest included.
+        The eigenvalues of X'X; the smallest ones are precise too.
     """
     return np.asarray(np.linalg.svd(weight, compute_uv=False) ** 2, float)
 

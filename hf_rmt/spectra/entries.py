@@ -1,7 +1,8 @@
-"""What the entries of a weight say that its spectrum cannot: tails, zeros, unequal rows.
+"""Finds what the spectrum of a weight hides: heavy tails, zeros and unequal rows.
 
-A noise law holds for independent entries whose rows, on the long side, have one variance. Where
-that fails, eigenvalues leave the bulk although there is no signal.
+A noise law holds if the entries are independent and all rows have the same variance. The rows are
+those of the tall weight, N of them. If the entries are different, eigenvalues lie outside of the
+bulk although there is no signal.
 """
 
 from __future__ import annotations
@@ -15,26 +16,29 @@ from numpy.typing import ArrayLike, NDArray
 from hf_rmt.spectra.laws.spike_map import Array
 
 SPARSE = 0.5
-"""From this share of exact zeros on, zeros are named as the cause."""
+"""If at least this share of the entries is exactly 0, zeros are named as the cause of spikes."""
 HEAVY = 6.0
-"""Kurtosis from which heavy tails are named as the cause; the Laplace law has 6."""
+"""From this kurtosis on, heavy tails are named as the cause of spikes; the Laplace law has 6."""
 REPEATED = 0.02
-"""From this share of repeated or empty rows on, N is too large for the law."""
+"""If a larger share of the rows is repeated or zero, the law counts too many rows N."""
 SAME_ROW = 1e-6
-"""Two rows count as equal if their two random projections, of order 1, differ by less than this."""
+"""Two rows of norm 1 count as equal if their projections on two random directions, which are
+numbers of about 1, differ by at most this."""
 
 
 @dataclass(frozen=True)
 class EntryDiagnostics:
-    """Statistics of the entries of a weight, its rows on the long side.
+    """Statistics of the entries of a weight; its rows are those of the tall matrix.
 
     Attributes:
-        rows: N.
-        kurtosis: E x^4 / (E x^2)^2 with every row scaled to variance 1; 3 for a Gaussian.
+        rows: N, the number of rows.
+        kurtosis: Mean of x^4 over the entries x, with every row scaled to mean square 1. It is 3
+            for Gaussian entries and larger for heavy tails.
         zeros: Share of entries that are exactly 0.
-        row_spread: Standard deviation of the rows' mean squares, relative to their mean, minus the
-            value for independent Gaussian entries of one variance, sqrt(2 / p).
-        repeated_rows: How many rows are multiples of another one, or zero.
+        row_spread: How much the mean squares of the rows differ: their standard deviation, relative
+            to their mean, without what chance causes. Gaussian entries of one variance give 0;
+            chance is the relative variance 2 / p, which is subtracted.
+        repeated_rows: How many rows are zero or a multiple of an earlier row.
     """
 
     rows: int
@@ -45,12 +49,12 @@ class EntryDiagnostics:
 
     @property
     def repeats(self) -> bool:
-        """Whether so many rows repeat that the aspect ratio is wrong."""
+        """Whether so many rows repeat that the aspect ratio c = p / N of a law is wrong."""
         return too_many_repeats(self.repeated_rows, self.rows)
 
     @property
     def cause(self) -> str:
-        """The most likely cause for eigenvalues outside of the bulk without a signal."""
+        """The most likely cause, in words, of eigenvalues outside of the bulk without signal."""
         if self.repeats:
             return f"{self.repeated_rows} of {self.rows} rows repeat others or are zero"
         if self.zeros >= SPARSE:
@@ -61,12 +65,12 @@ class EntryDiagnostics:
 
     @property
     def heavy(self) -> bool:
-        """Whether heavy tails are the cause, rather than zeros or rows."""
+        """Whether `cause` is heavy tails, rather than zeros or rows."""
         return not self.repeats and self.zeros < SPARSE and self.kurtosis >= HEAVY
 
 
 def entry_diagnostics(weight: ArrayLike) -> EntryDiagnostics:
-    """Look at the entries of a weight, in a few passes.
+    """Compute the statistics of a weight's entries that can explain spikes without signal.
 
     Args:
         weight: A finite matrix of any orientation that is not all zero.
@@ -115,17 +119,20 @@ def as_array(weight: Any) -> Array:
 
 
 def tall_matrix(weight: ArrayLike) -> Array:
-    """The weight or its transpose, N x p with N >= p.
+    """The weight as a matrix N x p with N >= p: the weight or its transpose.
 
     Args:
         weight: A matrix, or a torch tensor on any device, with or without gradients.
 
     Raises:
-        ValueError: If it is no matrix or has no entries.
+        ValueError: If the weight is no matrix or has no entries.
     """
     matrix = as_array(weight)
     if matrix.ndim != 2 or not matrix.size:
-        raise ValueError(f"a weight is a matrix with entries, got an array of shape {matrix.shape}")
+        raise ValueError(
+            f"a weight must be a matrix with entries, got an array of shape {matrix.shape}; "
+            "reshape it, or leave it out"
+        )
     return matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
 
 
@@ -142,10 +149,11 @@ def repeated_rows(tall: Array) -> int:
 
 
 def row_groups(tall: Array) -> NDArray[np.intp]:
-    """The group of each row: rows that are multiples of each other have one group.
+    """The number of the group of each row; rows that are multiples of each other are one group.
 
-    Equal rows have equal projections on two random directions, up to one sign. Two different rows
-    of N agree in both by chance with probability about (N * SAME_ROW)^2.
+    Rows are scaled to norm 1 and projected on two random directions. Rows that are multiples of
+    each other have the same two projections, up to one sign. The probability that two different
+    rows among N agree in both by chance is about (N * SAME_ROW)^2.
 
     Args:
         tall: A finite matrix whose squares do not overflow, shape (N, p).
@@ -170,5 +178,5 @@ def row_groups(tall: Array) -> NDArray[np.intp]:
 
 
 def too_many_repeats(repeated: int, rows: int) -> bool:
-    """Whether a law that counts all of the rows has the wrong aspect ratio."""
+    """Whether a law that counts all of the rows has the wrong aspect ratio c = p / N."""
     return repeated > REPEATED * rows

@@ -1,14 +1,15 @@
 """Checks after the fit whether the entries of a weight explain its spikes.
 
-A spike from heavy-tailed or sparse entries lies on few rows. A spike from unequal rows lies on the
-large rows. A signal is spread over all rows. So each spike is tested. Its vector adds energy to the
-rows of the noise. Noise with these row energies and no signal has an edge. A spike below this edge
-is explained. This changes only the verdict and not the signal, because it is always safe to keep a
-direction.
+A spike is explained if noise whose rows have the same energies, and no signal, would have it too.
+The energy of a row is the sum of its squared entries. A spike from heavy-tailed or sparse entries
+lies on few rows. A spike from unequal rows lies on the large rows. A signal is spread over all
+rows. So each spike is tested: the energy that it adds to each row is added to that of the noise.
+Noise with these row energies has an edge, and a spike below this edge is explained. The test
+changes only the verdict and not the signal, because it is always safe to keep a direction.
 
-Rows of zeros and repeated rows make the number of rows N of the law too large. Repeated rows can be
-rotated into one row with the sum of their energies, and rows of zeros. This leaves X'X as it is. So
-the row energies after this rotation give the edge.
+Rows of zeros and repeated rows make the number of rows N of the law too large. A rotation moves the
+energy of repeated rows into one of them and makes the others zero. It leaves X'X as it is. So the
+row energies after this rotation give the edge.
 """
 
 from __future__ import annotations
@@ -34,18 +35,20 @@ from hf_rmt.spectra.row_profile import profile_edges
 from hf_rmt.spectra.split import Phase, SpectrumFit, without_law
 
 TOLERANCE = 1.1
-"""A spike up to this many times the edge of its rows counts as explained; edges fluctuate."""
+"""A spike counts as explained up to this many times the edge that its rows have without signal,
+because edges fluctuate."""
 LOCALISED = 4.0
-"""A vector counts as localised if N sum u^4 is this many standard deviations above 3, the value of
-a Gaussian vector."""
+"""A unit vector u counts as localised (on few coordinates) if N sum u^4 is this many standard
+deviations above 3, the value of a Gaussian vector."""
 MIXED = 0.3
-"""If the logarithms of two eigenvalues differ by less than this, their vectors may be mixtures."""
+"""If the logarithms of two eigenvalues differ by less than this, their vectors may be mixtures of
+each other."""
 EXPLAINED_SHARE = 0.5
 EXPLAINED_STRENGTH = 0.85
-"""The verdict changes if the entries explain more than the first share of the spikes, and at least
-the second share of the sum of their heights above the edge. In noise with unusual entries they
-explain nearly all of this sum. In a trained BERT and a ViT they explain 0 to 84 % of it, except in
-one of 108 layers."""
+"""The verdict changes if the entries explain more than EXPLAINED_SHARE of the spikes, and at least
+EXPLAINED_STRENGTH of the sum of all spikes' heights above the edge. In noise with unusual entries,
+the entries explain nearly all of this sum. In a trained BERT and a ViT they explain 0 to 84 % of
+it, except in one of 108 layers."""
 
 WEIGHTS = (RANGE[0] ** 0.5, RANGE[1] ** 0.5)
 
@@ -54,14 +57,14 @@ Vectors = Callable[[], ArrayLike]
 
 
 def fit_weight(weight: ArrayLike, fit: Callable[..., SpectrumFit] = fit_double_bulk) -> SpectrumFit:
-    """Fit the spectrum of a weight by a method, and review the fit by the weight's entries.
+    """Fit a law to the spectrum of a weight, and check whether its entries explain the spikes.
 
     Args:
-        weight: A matrix of any orientation.
-        fit: A function of eigenvalues and shape.
+        weight: A matrix, tall or wide.
+        fit: The method, a function of eigenvalues and shape such as `fit_double_bulk`.
 
     Returns:
-        The reviewed fit.
+        The fit, with the verdict that `review` gives it.
 
     Raises:
         ValueError: If the weight is no matrix or has no entries.
@@ -90,15 +93,15 @@ def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit
 
     Args:
         fit: The fit of the weight's spectrum.
-        weight: The weight, any orientation, finite.
-        vectors: Returns the unit eigenvectors of X'X of the signal, in columns, in the order of
-            descending eigenvalues, shape (p, K). It is called only if the row energies alone do not
-            decide.
+        weight: The weight, tall or wide, finite.
+        vectors: A function without arguments. It returns the unit eigenvectors of X'X that belong
+            to the signal, in columns, in the order of descending eigenvalues, shape (p, K). It is
+            called only if the row energies alone do not decide.
 
     Returns:
-        The fit itself if its verdict stays. Otherwise a copy with the phase `heavy-tailed`, or
-        `uneven entries` for zeros, unequal or repeated rows, and with the reason. The signal is the
-        same.
+        The fit itself if its verdict stays. Otherwise a copy with a reason and another phase:
+        `uneven entries` if zeros, unequal or repeated rows are the cause, else `heavy-tailed`. The
+        signal is the same.
     """
     if fit.phase != Phase.SPIKED or fit.noise_law is None:
         return fit
@@ -111,19 +114,20 @@ def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit
 
 
 def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) -> Mask:
-    """Which localised spikes lie below the edge of noise with the energies of their own rows.
+    """Which spikes would also be there in noise whose rows have the same energies, without signal.
 
-    In a square weight each side may be the rows. So a spike must be explained on both sides. If too
-    many rows of a side repeat, the law has the wrong aspect ratio. Then this side is enough, and
-    the spike need not be localised.
+    Such a spike lies on few rows (see `localised`) and below the edge of this noise. In a square
+    weight rows and columns can both be the rows of the law, so a spike must be explained on both
+    sides. If too many rows of a side repeat, the law has the wrong aspect ratio c = p / N. Then it
+    is enough that this side explains the spike, and the spike need not be localised.
 
     Args:
         fit: A fit with a law.
-        weight: The weight, any orientation.
+        weight: The weight, tall or wide.
         vectors: Unit eigenvectors of X'X of the signal in columns, shape (p, K).
 
     Returns:
-        One answer for each spike, shape (K,).
+        True for each spike that is explained, shape (K,).
 
     Raises:
         ValueError: If the fit has no law.
@@ -150,11 +154,11 @@ def localised(squares: ArrayLike) -> Mask:
     For a Gaussian vector this ratio is 3, with a standard deviation of sqrt(24 / N).
 
     Args:
-        squares: Squared coordinates, one vector in each column, of any scale except 0, shape (N,
-            K).
+        squares: Squared coordinates, one vector in each column, shape (N, K). A vector may have any
+            scale except 0.
 
     Returns:
-        One answer for each vector, shape (K,).
+        True for each vector that is concentrated, shape (K,).
 
     Examples:
         >>> vector = np.random.default_rng(0).standard_normal(500)
@@ -168,12 +172,12 @@ def localised(squares: ArrayLike) -> Mask:
 
 @dataclass(frozen=True)
 class _Side:
-    """The rows or columns of a weight, with repeated ones rotated into one.
+    """The rows or columns of a weight, after repeated ones are rotated into one (see the module).
 
     Attributes:
-        groups: The group of each row, shape (N,).
+        groups: The number of the group of each row, see `row_groups`, shape (N,).
         energies: Energies of the rows after the rotation, shape (N,).
-        repeats: Whether so many rows repeat that the aspect ratio of the law is wrong.
+        repeats: Whether so many rows repeat that the aspect ratio c = p / N of the law is wrong.
     """
 
     groups: NDArray[np.intp]
@@ -182,7 +186,7 @@ class _Side:
 
     @classmethod
     def of(cls, rows: Array) -> _Side:
-        """The side of a matrix in units of its noise, shape (N, p)."""
+        """The side that the rows of a matrix in units of its noise form, shape (N, p)."""
         groups = row_groups(rows)
         repeated = len(rows) - int(groups.max(initial=-1)) - 1
         energies = np.einsum("ij,ij->i", rows, rows).astype(float)
@@ -202,9 +206,10 @@ def _sides(tall: Array) -> list[Array]:
 
 
 def _possible(fit: SpectrumFit, law: BulkLaw, side: _Side, signal: Array) -> Mask:
-    """Spikes that may be explained: those below the edge of noise with all energy of the rows.
+    """Which spikes may be explained: those below the edge of noise that has all energy of the rows.
 
-    No edge in `explained_spikes` is larger, so no other spike can be explained. If these spikes are
+    No edge in `explained_spikes` is larger than this one, so no
+    other spike can be explained. If these spikes are
     too few or too weak, the eigenvectors need not be computed.
     """
     edge = TOLERANCE * profile_edges(law, side.energies[None])[0] * _finite_size(fit, law)
@@ -220,10 +225,12 @@ def _telling(fit: SpectrumFit, explained: Mask) -> bool:
 
 
 def _below(fit: SpectrumFit, law: BulkLaw, side: _Side, images: Array) -> Mask:
-    """Localised spikes below the edge of noise with the residual row energies plus their own.
+    """Which localised spikes lie below the edge of noise that has their own energy too.
 
-    Vectors of nearly equal eigenvalues are mixtures of each other, so their energies are added up.
-    A spike that is not localised is compared with the residual rows alone if they repeat.
+    `images` holds the energy that each spike adds to each row. The rest of the energy of a row is
+    noise; together with the energy of a spike it gives the edge for this spike. Vectors of nearly
+    equal eigenvalues are mixtures of each other, so their energies are added up. If the rows
+    repeat, spikes that are not localised count too; their edge is that of the noise alone.
     """
     images = _rotated(images, side.groups)
     few = localised(images)
@@ -237,9 +244,10 @@ def _below(fit: SpectrumFit, law: BulkLaw, side: _Side, images: Array) -> Mask:
 
 
 def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
-    """Row energies, shrunk towards their mean to remove the scatter of rows with one variance.
+    """Row energies, moved towards their mean so that differences due to chance are removed.
 
-    The energy of p entries of variances tau has the relative variance 2 E[tau^2] / (p E[tau]^2).
+    By chance, the energy of a row of p entries with variances tau has the relative variance 2
+    E[tau^2] / (p E[tau]^2).
     """
     mean = residual.mean()
     variance = float(np.var(residual)) / max(mean**2, np.finfo(float).tiny)
@@ -251,7 +259,7 @@ def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
 
 
 def _in_noise_units(fit: SpectrumFit, weight: ArrayLike) -> Array:
-    """The tall weight with noise of mean row energy 1."""
+    """The tall weight, scaled so that its noise has a mean row energy of 1."""
     tall = tall_matrix(weight)
     unit = np.sqrt(fit.noise.mean() * (len(fit.noise) / len(tall)))
     return tall / tall.dtype.type(unit)
@@ -272,6 +280,6 @@ def _changed(fit: SpectrumFit, weight: ArrayLike, explained: Mask) -> SpectrumFi
 
 
 def _unusual(tall: Array) -> EntryDiagnostics:
-    """What the entries say; of the two sides of a square weight, the more unusual one."""
+    """Statistics of the entries; for a square weight those of its more unusual side."""
     found = [entry_diagnostics(side) for side in _sides(tall)]
     return max(found, key=lambda each: (each.repeats, each.heavy, each.row_spread))

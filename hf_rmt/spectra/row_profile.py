@@ -1,11 +1,13 @@
 """The edge of noise whose rows have unequal variances: the separable covariance model.
 
-X_ij = sqrt(d_i tau_j / N) Z_ij. The column variances tau follow a fitted bulk law; the row
-energies d, of mean 1, are measured. Beyond the largest edge two real numbers solve
+In this model X_ij = sqrt(d_i tau_j / N) Z_ij, where Z has independent entries of variance 1. The
+column variances tau follow a fitted bulk law; the row energies d, of mean 1, are measured. For each
+z beyond the largest edge, two real numbers u and v solve
 
     z u = c E[tau / (1 - tau v)],    z v = E[d / (1 - d u)],
 
-and the edge is the least z(u). Where all d are 1 it is the edge of the bulk law.
+where c = p / N and E is the mean over tau or d. So z is a function of u, and the edge is its least
+value. If all d are 1, it is the edge of the bulk law.
 
 Source: Couillet & Hachem, Random Matrices: Theory Appl. 3 (2014), section 3.
 """
@@ -19,15 +21,16 @@ from hf_rmt.spectra.laws.law import BulkLaw
 from hf_rmt.spectra.laws.spike_map import Array
 
 GRID = 48
-"""Number of values of u. z(u) is flat near its minimum, so the edge is right to about 0.5 %."""
+"""Number of values of u. z(u) is flat near its minimum, so the edge is exact to about 0.5 %."""
 FINE_GRID = 480
 NEAREST_POLE = 1e-4
-"""How close u comes to 0 and to the pole 1 / max(d), as a part of the pole. If a few rows
-are outliers, the minimum is near the pole. If a few columns are large, it is near 0."""
+"""The values of u keep this distance from 0 and from 1 / max(d), where E[d / (1 - d u)] is
+infinite. The distance is a share of 1 / max(d). If a few rows are outliers, the minimum of z(u) is
+near 1 / max(d). If a few columns are large, it is near 0."""
 
 
 def profile_edges(law: BulkLaw, energies: Array) -> Array:
-    """Largest edges for several sets of row energies.
+    """The largest edge of noise for each of several sets of row energies.
 
     Args:
         law: The law of the noise if all rows had one variance.
@@ -52,7 +55,7 @@ def profile_edges(law: BulkLaw, energies: Array) -> Array:
 
 
 def _column_solution(law: BulkLaw, product: Array) -> Array:
-    """The v with c v E[tau / (1 - tau v)] = product, between 0 and 1 / max(tau)."""
+    """The v between 0 and 1 / max(tau) that solves c v E[tau / (1 - tau v)] = product."""
     peak = law.atoms[-1]
     fractions = 1 - np.geomspace(1 - 1e-9, 1e-9, FINE_GRID)
     relative = law.atoms / peak

@@ -17,11 +17,11 @@ from hf_rmt.spectra.laws.law import BulkLaw
 from hf_rmt.spectra.laws.spike_map import Array, population_moment
 
 MAX_DISTANCE = 0.12
-"""Kolmogorov distance beyond which a bulk does not follow the fitted law."""
+"""If the Kolmogorov distance is larger than this, the bulk does not follow the fitted law."""
 
 
 class Phase(StrEnum):
-    """The verdict on a spectrum."""
+    """The verdict on a spectrum; `SpectrumFit.phase` tells what each one means."""
 
     RANDOM = "random"
     SPIKED = "bulk+spikes"
@@ -36,24 +36,25 @@ class SpectrumFit:
     """A weight's spectrum, split into noise and signal.
 
     Attributes:
-        shape: (N, p), N >= p.
+        shape: (N, p), the longer and the shorter side of the weight.
         eigenvalues: Squared singular values, descending, shape (p,).
-        law: The law of the population: for a double bulk its mixing and variances, c = (p - K) / N.
-            None for a degenerate spectrum, and if no law was fitted or none can hold. `noise_law`
-            is the same law with the effect of K spikes.
+        law: The law with the variances that the noise has in the model of `hf_rmt.spectra`, and
+            with c = (p - K) / N for K spikes. None if no law was fitted or none can hold, as for a
+            degenerate spectrum. `noise_law` is this law, corrected for the effect of K spikes.
         is_signal: Which eigenvalues are signal, shape (p,).
-        upper_edge: Largest edge of `noise_law` plus its finite-size fluctuation; nan without a law.
-        residual: Root mean square of the standardised residuals of the fit: about 0.8 if the law
-            holds, for any size. For a published fit it is in units of an eigenvalue, for the kernel
-            estimator in units of a density.
+        upper_edge: The limit above which an eigenvalue is a spike: the largest edge of `noise_law`
+            plus the distance that chance explains; nan without a law.
+        residual: Root mean square of the residuals of the fit, each divided by its standard
+            deviation: about 0.8 if the law holds, for a weight of any size. In a published fit
+            nothing is divided: the residuals are those of eigenvalues, or of densities for the
+            kernel estimator.
         distance: Kolmogorov distance between the law and the noise eigenvalues.
-        converged: Whether the number of spikes reached a fixed point.
+        converged: Whether the fit came to an end: another round would find the same spikes.
         phase: `random`, `bulk+spikes`, `heavy-tailed` or `degenerate`; `uneven entries` if zeros,
             unequal or repeated rows explain the spikes; `no law` if no law was fitted or none can
             hold.
         reason: Why the model does not hold; empty if it holds.
-        published: Whether the law is used as in its paper, where spikes take no directions out of
-            the noise.
+        published: Whether the law is used as in its paper, without the correction of `noise_law`.
     """
 
     shape: tuple[int, int]
@@ -70,11 +71,12 @@ class SpectrumFit:
 
     @cached_property
     def noise_law(self) -> BulkLaw | None:
-        """The law that the p - K noise eigenvalues follow: N - K rows, variances (1 - K/N) tau.
+        """The law of the p - K noise eigenvalues: N - K rows and variances (1 - K/N) tau.
 
-        A spike far above the bulk adds 1 / (N s) to the right side of (SS), z = -1/s + ..., so it
-        takes one direction out of both sides of the noise. With K spikes, (SS) is that of a matrix
-        with N - K rows and variances scaled by 1 - K/N. A published fit ignores this.
+        A spike far above the bulk takes one direction out of both sides of the noise: it adds 1 /
+        (N s) to the right side of the equation (SS) in `fits.estimation`. With K spikes, (SS) is
+        the equation of a matrix with N - K rows and variances multiplied by 1 - K/N. A published
+        fit ignores this, and `law` itself is returned.
         """
         if self.published or self.law is None:
             return self.law
@@ -88,11 +90,12 @@ class SpectrumFit:
 
     @cached_property
     def spikes(self) -> Array:
-        """Recovered population spikes alpha, descending, shape (K,).
+        """The sizes alpha that the spikes had before noise was added, descending, shape (K,).
 
-        A spike near the edge was found because chance lifted its eigenvalue. This is corrected,
-        except in a published fit. If the number of spikes did not converge, a signal eigenvalue may
-        lie inside the bulk. Then the eigenvalue itself is returned.
+        Noise makes the eigenvalue of a spike larger than alpha. Also, a weak spike is found only if
+        chance lifts its eigenvalue over the edge. A published fit corrects only the first effect.
+        If a signal eigenvalue lies inside the bulk, which is possible if the fit did not converge,
+        or if there is no law, the eigenvalue itself is returned.
         """
         law, sample = self.noise_law, self.eigenvalues[self.is_signal]
         if law is None:
@@ -120,14 +123,14 @@ class SpectrumFit:
 
     @property
     def noise(self) -> Array:
-        """Noise eigenvalues, descending: neither signal nor null, shape (n,)."""
+        """Noise eigenvalues, descending, shape (n,): those that are neither signal nor zero."""
         rank = live_count(self.eigenvalues)
         return self.eigenvalues[:rank][~self.is_signal[:rank]]
 
     def moment(self, order: int, *, bulk: bool = False) -> float:
-        """Moment of the fitted spectrum with its recovered spikes, or of the bulk's law alone.
+        """Mean of the eigenvalues to the power `order` that the fit predicts; nan without a law.
 
-        It is nan without a law.
+        It covers noise and recovered spikes; with bulk=True the noise alone.
         """
         if self.law is None or self.noise_law is None:
             return float("nan")
@@ -141,13 +144,16 @@ class SpectrumFit:
         return population_moment(atoms, weights, columns / rows, order)
 
     def empirical_moment(self, order: int, *, bulk: bool = False) -> float:
-        """Mean k-th power of the eigenvalues, or of `noise`, to compare with `moment`."""
+        """Mean of the measured eigenvalues to the power `order`, to compare with `moment`.
+
+        With bulk=True it is the mean over `noise` alone.
+        """
         values = self.noise if bulk else self.eigenvalues
         with np.errstate(over="ignore", under="ignore"):
             return float(np.mean(values**order)) if len(values) else float("nan")
 
     def in_units(self, unit: float, eigenvalues: Array) -> SpectrumFit:
-        """The fit of eigenvalues that are `unit` times those of this fit.
+        """The same fit in other units: all eigenvalues are multiplied by `unit`.
 
         Args:
             unit: A positive factor.

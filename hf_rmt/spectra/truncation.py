@@ -25,16 +25,16 @@ def truncate(
         shape: Shape of the weight; its orientation does not matter.
         rank: How many directions to keep, at least 1; all of them if there are fewer.
         energy: Keep the fewest directions with this share of the squared Frobenius norm, in (0, 1].
-        fraction: Keep this share of the p directions, rounded, at least one, in (0, 1].
+        fraction: Keep this share of all min(shape) directions, rounded, at least one, in (0, 1].
 
     Returns:
         A fit without a law. Its phase is `no law`, or `degenerate` if the matrix is zero or not
         finite.
 
     Raises:
-        TypeError: If the rank is no whole number, or a share no number.
-        ValueError: If not exactly one of rank, energy and fraction is given, if it lies outside its
-            range, or if the eigenvalues do not fit the shape.
+        TypeError: If the rank is no whole number, or energy or fraction is no number.
+        ValueError: If not exactly one of rank, energy and fraction is given, if the one given lies
+            outside its range, or if the eigenvalues do not fit the shape.
 
     Source:
         Eckart & Young, Psychometrika 1 (1936).
