@@ -110,8 +110,8 @@ def why_lawless(values: Array, rows: int) -> str:
     least = len(live) / rows
     if spread < NARROWEST * least:
         return (
-            f"the spectrum is narrower than that of any noise: its relative variance is {spread:.2g} "
-            f"and that of noise is at least {least:.2g}; the matrix is nearly orthogonal"
+            f"the spectrum is narrower than that of noise: its relative variance is {spread:.2g}, "
+            f"where noise has at least {least:.2g}; the matrix is nearly orthogonal"
         )
     if equal.mean() > MAX_COINCIDENT:
         distinct = 1 + int(np.sum(~equal))

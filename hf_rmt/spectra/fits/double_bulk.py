@@ -1,4 +1,4 @@
-"""Which eigenvalues of a weight are signal: the double bulk and its spikes, fitted together."""
+"""Fits the double bulk to a weight together with its spikes, which are the signal."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hf_rmt.spectra.laws.spike_map import Array
 from hf_rmt.spectra.split import Phase, SpectrumFit, verdict, without_law
 
 SAFE = (1e-60, 1e60)
-"""Largest eigenvalue with which powers in the published estimator stay finite."""
+"""Range of the largest eigenvalue in which powers in the published estimator stay finite."""
 Estimator = Callable[[int, Array], SpectrumFit]
-"""Maps N and descending eigenvalues, none negative, to their fit."""
+"""A method: maps N and the eigenvalues, descending and not negative, to their fit."""
 
 
 def fit_double_bulk(
@@ -30,21 +30,24 @@ def fit_double_bulk(
 ) -> SpectrumFit:
     """Fit the population double bulk model to a weight's eigenvalues and count its spikes.
 
-    The spikes are removed, a law is fitted to the rest, its edges with their Tracy-Widom
-    fluctuation say which eigenvalues are spikes, and so on until nothing changes. The first round
-    starts from the certain spikes alone, so that the least fixed point is found. If the count keeps
-    growing, as with heavy tails, the result of the first round is taken and the phase is
-    `heavy-tailed`.
+    The double bulk is noise of two variances. The fit goes in rounds. A round removes the spikes
+    and fits a law to the rest. Eigenvalues that lie further outside of the edges of this law than
+    chance explains (the Tracy-Widom fluctuation) are the spikes of the next round. The rounds end
+    when the spikes stay the same. They start from the certain spikes alone, so that no more spikes
+    are found than needed. If the count keeps growing, as with heavy tails, the result of the first
+    round is taken and the phase is `heavy-tailed`.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
-        published: Use PDBLS as the paper states it instead: one round, asymptotic edge.
+        published: Whether to use the published estimator, PDBLS: one round, and the edge of the law
+            without the fluctuation.
 
     Returns:
-        The fit. A spectrum that cannot be fitted is `degenerate` or has `no law`, with a reason.
+        The fit. If no law can be fitted, its phase is `degenerate` or `no law`, with a reason.
 
     Raises:
+        TypeError: If the shape is no pair of whole numbers.
         ValueError: If the eigenvalues do not fit the shape or are clearly negative.
 
     Source:
@@ -70,18 +73,19 @@ def fitted(
     *,
     normalise: bool = True,
 ) -> SpectrumFit:
-    """The steps that all methods with a law share before and after their own estimate.
+    """Check and scale the eigenvalues, let a method fit a law to them, and scale the fit back.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
-        estimator: The method; it sees eigenvalues whose largest lies in [1, 2).
-        normalise: Whether to scale them always. The published estimator depends on the scale. It
-            gets unscaled eigenvalues unless its numbers would overflow.
+        estimator: The method; the largest of the scaled eigenvalues that it gets lies in [1, 2).
+        normalise: Whether to scale the eigenvalues always. Otherwise they are scaled only if powers
+            of them would overflow. The published estimator needs this, because its result depends
+            on the scale.
 
     Returns:
-        The fit in the units of the eigenvalues. `degenerate` or `no law` with a reason where
-        there is nothing to estimate.
+        The fit in the units of the eigenvalues. If no law can be fitted, its phase is `degenerate`
+        or `no law`, with a reason.
 
     Raises:
         TypeError: If the shape is no pair of whole numbers.
@@ -99,7 +103,10 @@ def fitted(
 
 
 def _published(rows: int, values: Array) -> SpectrumFit:
-    """The published fit: one round, the asymptotic edge, no gaps and no null directions."""
+    """The published fit, PDBLS: one round, and the edge of the law without a fluctuation.
+
+    Gaps of the law and eigenvalues of 0 are not treated in any special way.
+    """
     estimate = published_bulk(values, rows)
     edge = estimate.law.upper_edge
     signal = values > edge
@@ -119,13 +126,14 @@ def _published(rows: int, values: Array) -> SpectrumFit:
 def self_consistent(
     separator: Callable[[Array, int], Separation], rows: int, values: Array
 ) -> SpectrumFit:
-    """The fit of a separation: its verdict, and its law rescaled to the population.
+    """Separate spikes from noise, and return the fit with its verdict.
 
-    Null directions belong to neither noise nor signal.
+    The law of the fit is that of the model, from which `SpectrumFit.noise_law` follows. Eigenvalues
+    of 0 are neither noise nor signal.
 
     Args:
-        separator: Maps descending eigenvalues and N to their separation.
-        rows: N.
+        separator: Maps descending eigenvalues and N to a `Separation`, as `separate` does.
+        rows: N, the longer side of the weight.
         values: Eigenvalues, descending, none negative, shape (p,).
 
     Returns:

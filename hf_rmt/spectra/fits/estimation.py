@@ -1,12 +1,13 @@
-"""Estimating the double bulk of noise eigenvalues: PDBLS on the upper half-plane.
+"""Fits the double bulk to noise eigenvalues by their companion Stieltjes transform s(z).
 
-The published estimator solves (SS), z = -1/s + c E[tau / (1 + tau s)], by least squares at real
-points away from the spectrum. Here the points lie around the singular values of the bulk, where the
-empirical transform still depends on the shape of the density. The s(z) of the law is compared with
-the empirical s(z). Each difference is divided by its standard deviation, which the central limit
-theorem of linear spectral statistics gives. For a start, (SS) itself is solved. The mixing t is
-linear in it, so all pairs of variances on a grid are tried at once. If the solver ends in a law
-that misfits, it also starts from a unit bulk, and the result with the smaller residual is taken.
+s(z) is a function of complex z that determines the spectrum. For population variances tau it solves
+the equation (SS), z = -1/s + c E[tau / (1 + tau s)]. The published estimator, PDBLS, solves (SS) by
+least squares at real points. Here the points z lie around the bulk, on a contour where s(z) depends
+more on the shape of the density. The s(z) of the law is compared with that of the eigenvalues. Each
+difference is divided by its standard deviation, which a central limit theorem gives. For a start,
+(SS) itself is solved. The mixing t is linear in it, so all pairs of variances on a grid are tried
+at once. If the solver ends in a law that misfits, it also starts from a unit bulk, and the result
+with the smaller residual is taken.
 """
 
 from __future__ import annotations
@@ -24,28 +25,27 @@ from hf_rmt.spectra.laws.spike_map import Array, upper_root
 
 CONTOUR_POINTS = 24
 CONTOUR_HEIGHT = 0.2
-"""The contour of singular values is half an ellipse; its half axes are 1.06 and 0.2 times half the
-width of the bulk. On simulated double bulks, heights of 0.1 to 0.3 give the same results within
-noise."""
+"""The contour of sqrt(z) is half an ellipse; its half axes are 1.06 and 0.2 times half the width of
+the bulk. On simulated double bulks, heights of 0.1 to 0.3 give equal results up to chance."""
 STEEPEST = 0.1
-"""Least ratio of real to imaginary part on the contour, so that z avoids the negative real axis."""
+"""Least ratio of real to imaginary part of sqrt(z), so that z avoids the negative real axis."""
 GRID = 20
 SMALLEST_SHARE = 0.05
-"""A bulk holds at least this fraction of the noise."""
+"""Each of the two bulks holds at least this fraction of the noise eigenvalues."""
 SMALLEST_BULK = 8
-"""A bulk holds at least this many eigenvalues; otherwise a few spikes could count as a bulk."""
+"""Each bulk holds at least this many eigenvalues; otherwise a few spikes could count as a bulk."""
 LARGEST_FLOOR = 0.35
-"""Largest value of the least share, so that a law of fewer than 24 eigenvalues exists."""
+"""Largest value of `least_mixing`, so that fewer than 24 eigenvalues can have two bulks."""
 SMALLEST_VARIANCE = 1e-3
 """Lower bound of a variance in units of the mean eigenvalue."""
 SAME_VARIANCE = 1e-6
 """Relative difference below which the two variances count as one."""
 SMALLEST_DEVIATION = 1e-6
-"""Least standard deviation, times the distance to the real axis; it prevents division by zero."""
+"""Least standard deviation of s(z) times the imaginary part of z; prevents division by zero."""
 MAX_EVALUATIONS = 100
 ADEQUATE = 1.8
-"""Largest residual of a law that holds. None of 180 simulated double bulks exceeded 1.6. Laws that
-fitted spikes as a bulk had residuals of at least 2.5."""
+"""Largest `BulkEstimate.residual` of a law that holds. None of 180 simulated double bulks exceeded
+1.6. Laws that fitted spikes as a bulk had at least 2.5."""
 
 
 def least_mixing(count: int) -> float:
@@ -55,7 +55,7 @@ def least_mixing(count: int) -> float:
         count: Number of noise eigenvalues, at least 1.
 
     Returns:
-        A fraction: 0.05, or more if that is fewer than 8 eigenvalues, but at most 0.35.
+        The larger of 0.05 and 8 / count, but at most 0.35.
 
     Examples:
         >>> least_mixing(400), least_mixing(32)
@@ -70,7 +70,7 @@ class BulkEstimate:
 
     Attributes:
         law: The law of the noise.
-        residual: Root mean square of the standardised residuals; about 0.8 where the law holds.
+        residual: Root mean square of the residuals, see `SpectrumFit.residual`.
         converged: Whether the least-squares solver converged.
     """
 
@@ -80,25 +80,25 @@ class BulkEstimate:
 
 
 class Residuals(Protocol):
-    """The functions that the solver needs; x holds the unknowns of a problem."""
+    """What the least-squares solver needs of a problem; x holds the unknowns."""
 
     def residual(self, x: Array) -> Array:
         """The residuals, shape (equations,)."""
 
     def jacobian(self, x: Array) -> Array:
-        """Their derivatives, shape (equations, unknowns)."""
+        """The derivatives of the residuals by x, shape (equations, unknowns)."""
 
 
 def least_squares(problem: Residuals, x: Array, precision: float) -> tuple[Array, Array, bool]:
-    """The result of the least-squares solver that starts at x.
+    """Find the unknowns with the least sum of squared residuals, starting at x.
 
     Args:
         problem: The residuals and their derivatives.
         x: The start, shape (unknowns,).
-        precision: Relative tolerance of the position and of the sum of squares.
+        precision: Relative tolerance of the unknowns and of the sum of squares.
 
     Returns:
-        The position, the residuals there, and whether the solver converged.
+        The unknowns found, the residuals there, and whether the solver converged.
     """
     position, _, details, _, status = leastsq(
         problem.residual,
@@ -120,12 +120,12 @@ def estimate_bulk(
 
     Args:
         noise: Eigenvalues without the spikes, descending, shape (n,), n >= 3, not all zero.
-        rows: N; if it is less than n, the matrix counts as square.
+        rows: N of the noise; if it is less than n, the matrix counts as square.
         start: A double bulk near the result; without it the whole grid is searched.
         precision: Relative tolerance of the solver on parameters and residual.
 
     Returns:
-        The estimate. Scaling the eigenvalues scales its variances and nothing else.
+        The estimate. If the eigenvalues are scaled, only its variances change.
     """
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
@@ -139,7 +139,7 @@ def estimate_bulk(
 
 
 def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
-    """The best law on the grid alone; arguments as for `estimate_bulk`."""
+    """The best double bulk on a coarse grid of variances; arguments as for `estimate_bulk`."""
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
     return problem.law(problem.grid_search(), scale)
@@ -147,10 +147,10 @@ def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The equations s(z; t, sigma_1^2, sigma_2^2) = s_N(z) on the contour.
+    """The equations s(z) = s_N(z) on the contour: s of the law, s_N of the noise eigenvalues.
 
-    The unknowns are logits of (t, log sigma_1^2, log sigma_2^2) within a box, whose bounds are
-    `lower` and `upper`.
+    (t, log sigma_1^2, log sigma_2^2) lies in a box with the bounds `lower` and `upper`. The
+    unknowns x are the logits of the position in this box.
     """
 
     points: np.ndarray
@@ -164,10 +164,10 @@ class _Problem:
 
     @classmethod
     def of(cls, noise: Array, aspect_ratio: float) -> _Problem:
-        """The problem for some noise: transform on the contour, its slope, and its CLT deviation.
+        """The problem for noise eigenvalues: s_N on the contour, its slope and its deviation.
 
-        N^2 Var s_N(z) = |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2| up to a constant of order 1 (Bai &
-        Silverstein 2004, eq. 1.20); the factor N is applied to the residual.
+        The standard deviation follows from N^2 Var s_N(z) = |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2|
+        up to a constant of order 1 (Bai & Silverstein 2004, eq. 1.20); * is the complex conjugate.
         """
         z = _contour(noise)
         resolvent = 1 / (noise - z[:, None])
@@ -183,13 +183,13 @@ class _Problem:
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def solve(self, x: Array, precision: float) -> tuple[Array, float, bool]:
-        """The minimum from x, its root mean square residual without N, and whether it converged."""
+        """The minimum found from x, its root mean square residual over N, and its success."""
         with np.errstate(over="ignore"):  # in the unused covariance, if t is at its bound
             position, residuals, converged = least_squares(self, x, precision)
         return position, float(np.sqrt(np.mean(residuals**2))), converged
 
     def unit_start(self) -> Array:
-        """Two halves whose variances differ by less than the width of a unit bulk."""
+        """A start near a unit bulk: two halves whose variances differ by less than its width."""
         apart = np.sqrt(self.aspect_ratio) / 2
         return self._inside(0.5, apart, -apart)
 
@@ -198,7 +198,7 @@ class _Problem:
         return split_parts((s - self.transform) / self.deviation)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of s(z) from (SS), ds = -dz / z'(s), times derivatives of the values by x."""
+        """Derivatives of the residuals by x; those of s follow from (SS), ds = -dz / z'(s)."""
         (mixing, first, second), s = self._model(x)
         high, low = first / (1 + first * s), second / (1 + second * s)
         rise_high, rise_low = mixing * high**2, (1 - mixing) * low**2
@@ -209,7 +209,7 @@ class _Problem:
         return split_parts(columns * weight[:, None]) * chain
 
     def grid_search(self) -> Array:
-        """The pair of variances on a logarithmic grid that solves (SS) best, with its mixing."""
+        """The x of the two variances on a logarithmic grid that solve (SS) best, with their t."""
         logs = np.linspace(self.lower[1], self.upper[1], GRID)
         variances = np.exp(logs)
         weight = np.abs(self.slope) / self.deviation
@@ -227,7 +227,7 @@ class _Problem:
         return self._inside(mixing[best], logs[high[best]], logs[low[best]])
 
     def position(self, law: DoubleBulk, scale: float) -> Array:
-        """The position of a law in the search space."""
+        """The unknowns x of a law."""
         return self._inside(law.mixing, *np.log(np.array(law.variances) / scale))
 
     def _inside(self, *values: float) -> Array:
@@ -244,7 +244,7 @@ class _Problem:
         return DoubleBulk(float(mixing), variances, self.aspect_ratio)
 
     def _model(self, x: Array) -> tuple[tuple[float, float, float], np.ndarray]:
-        """The values at x and the law's s on the contour; the last result is kept."""
+        """(t, sigma_1^2, sigma_2^2) at x and s of this law on the contour; the last one is kept."""
         key = x.tobytes()
         if key not in self._last:
             self._last.clear()
@@ -256,7 +256,7 @@ class _Problem:
         return self._last[key]
 
     def _values(self, x: Array) -> tuple[float, float, float]:
-        """(t, sigma_1^2, sigma_2^2)."""
+        """(t, sigma_1^2, sigma_2^2) at x."""
         inside = np.where(np.isfinite(x), x, 0.0)  # a flat Jacobian can make the solver try nan
         mixing, *logs = self.lower + (self.upper - self.lower) * expit(inside)
         first, second = np.exp(logs)
@@ -266,21 +266,21 @@ class _Problem:
 def contour_problem(
     noise: Array, aspect_ratio: float
 ) -> tuple[np.ndarray, np.ndarray, Array, float]:
-    """The data to which any law is fitted: points, the empirical s there, its deviations, and c.
+    """What a law is fitted to: points z, s of the eigenvalues there, its deviations, and c.
 
     Args:
         noise: Eigenvalues without the spikes, descending, of mean 1.
         aspect_ratio: c in (0, 1].
 
     Returns:
-        Complex points and values, positive deviations, each of shape (CONTOUR_POINTS,), and c.
+        Points z, s(z) and its standard deviations, each of shape (CONTOUR_POINTS,), and c.
     """
     problem = _Problem.of(noise, aspect_ratio)
     return problem.points, problem.transform, problem.deviation, aspect_ratio
 
 
 def _contour(noise: Array) -> np.ndarray:
-    """Points in the upper half-plane around the bulk, shape (CONTOUR_POINTS,)."""
+    """Complex points z around the bulk, all in the upper half-plane, shape (CONTOUR_POINTS,)."""
     first, last = np.sqrt(noise[0]), np.sqrt(noise[-1])
     middle = (first + last) / 2
     half = max((first - last) / 2, 1e-3 * middle)

@@ -27,27 +27,30 @@ from hf_rmt.spectra.split import SpectrumFit
 NODES = 64
 POSITIONS, QUADRATURE = np.polynomial.legendre.leggauss(NODES)
 RESOLUTION, MOST_PANELS = 8.0, 64
-"""Nodes of a law, times c and divided by the square of the half width, and the most panels of 64
-nodes. Each node widens to about pi c / 2, divided by the half width, in the logarithm. Nodes that
-are farther apart would have bumps of their own."""
+"""A law has RESOLUTION h^2 / c nodes, where h is the half width of its range as a logarithm, in at
+most MOST_PANELS panels of 64 nodes. In the spectrum, each node widens to about pi c / (2 h). Nodes
+that are farther apart would have bumps of their own."""
 WIDEST = 4.0
 """Largest half width of the range, as a logarithm: the ends differ by at most a factor e^8."""
 FARTHEST = 12.0
-"""Bound of the absolute logarithm of the middle variance divided by the mean eigenvalue."""
+"""The middle variance, over the mean eigenvalue, has at most this absolute logarithm."""
 STEEPEST_TILT = 8.0
-"""Largest exponent, in units of the half width: the density of log tau falls by at most e^16."""
+"""Largest tilt, the exponent k times the half width: the density of log tau falls by at most
+e^16."""
 STARTS = ((0.3, 0.0), (1.0, -1.5), (2.0, -4.0))
-"""Half widths and tilts from which the least squares start; the best result is taken."""
+"""Half widths and tilts (k times the half width) from which the solver starts; the best result
+counts."""
 NEWTON_STEPS = 12
 HEIGHTS = np.append(np.geomspace(10.0, 0.01, 10), 0.0)
-"""Imaginary parts through which a root is followed down to a point, in units of the point."""
+"""Imaginary parts added to a point while its root is followed down to it, in units of its size."""
 UNSOLVED = 1e6
-"""The residual where (SS) could not be solved: finite, so that the solver turns back."""
+"""The residual if (SS), see `estimation`, has no solution: finite, so that the solver turns
+back."""
 NEWTON_PRECISION = 1e-8
 """Newton's method stops at this relative step; the remaining error is its square."""
 
 Model = tuple[float, Array, Array, np.ndarray]
-"""Half width, nodes, weights and the law's s on the contour."""
+"""Half width, nodes tau, weights, and s of the law on the contour; see `estimation`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class PowerLawBulk(ContinuousBulk):
     """Law of the eigenvalues of X'X when the variances have the density tau^(k - 1) on a range.
 
     Args:
-        exponent: k, any finite number; negative where small variances prevail.
+        exponent: k, any finite number; a negative k gives many small variances.
         variances: The ends of the range, (largest, smallest), largest > smallest > 0.
         aspect_ratio: c = p / N in (0, 1].
 
@@ -86,7 +89,7 @@ class PowerLawBulk(ContinuousBulk):
                 "MarchenkoPastur where they are equal"
             )
         if not np.isfinite(self.exponent):
-            raise ValueError(f"exponent must be finite, got {self.exponent}; use 0 for none")
+            raise ValueError(f"exponent must be finite, got {self.exponent}; pass a number")
         check_unit("aspect_ratio", self.aspect_ratio, remedy="pass the transpose")
 
     @property
@@ -96,18 +99,18 @@ class PowerLawBulk(ContinuousBulk):
 
     @cached_property
     def atoms(self) -> Array:
-        """Nodes of the quadrature, ascending."""
+        """Variances that stand for all of the range: quadrature nodes, ascending."""
         middle = np.sqrt(self.variances[0]) * np.sqrt(self.variances[1])
         return np.asarray(middle * np.exp(self.half_width * self._quadrature[0]))
 
     @cached_property
     def weights(self) -> Array:
-        """The fractions of the dimensions with these variances."""
+        """The fractions of the dimensions that have the variances `atoms`."""
         return _tilted(self.exponent * self.half_width, *self._quadrature)
 
     @cached_property
     def _quadrature(self) -> tuple[Array, Array]:
-        """Nodes on [-1, 1] and their weights: as many panels as the widths of the nodes need."""
+        """Quadrature nodes on [-1, 1] and their weights, as many as `RESOLUTION` asks for."""
         needed = RESOLUTION * self.half_width**2 / (self.aspect_ratio * NODES)
         panels = int(np.clip(np.ceil(needed), 1, MOST_PANELS))
         middles = (2 * np.arange(panels) + 1) / panels - 1
@@ -122,7 +125,7 @@ class PowerLawBulk(ContinuousBulk):
 
 
 def fit_power_law_bulk(eigenvalues: ArrayLike, shape: tuple[int, int]) -> SpectrumFit:
-    """Fit the power-law bulk to a weight's eigenvalues and count what lies beyond its edge.
+    """Fit the power-law bulk to a weight's eigenvalues and count the spikes beyond its edge.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
@@ -152,12 +155,12 @@ def fit_power_law_bulk(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Spectr
 def estimate_power_law(
     noise: Array, rows: int, *, start: BulkLaw | None = None, precision: float = 1e-9
 ) -> BulkEstimate:
-    """Fit a power-law bulk to noise eigenvalues; as `estimate_bulk`, with another population.
+    """Fit a power-law bulk to noise eigenvalues, as `estimate_bulk` fits a double bulk.
 
     Args:
         noise: Eigenvalues without the spikes, descending, shape (n,), n >= 3, not all zero.
-        rows: N; where it is less than n, the matrix counts as square.
-        start: A law nearby; without it several starts are tried.
+        rows: N of the noise; if it is less than n, the matrix counts as square.
+        start: A power-law bulk near the result; without it several starts are tried.
         precision: Relative tolerance of the solver.
 
     Returns:
@@ -177,7 +180,10 @@ def estimate_power_law(
 
 
 class _Problem:
-    """The equations s(z; law) = s_N(z) on the contour, with unknowns (log middle, width, tilt)."""
+    """The equations s(z) = s_N(z) on the contour, as in `estimation`.
+
+    The unknowns x give the log of the middle variance, the half width and the tilt; see `_shape`.
+    """
 
     def __init__(
         self, points: np.ndarray, transform: np.ndarray, deviation: Array, aspect_ratio: float
@@ -188,7 +194,7 @@ class _Problem:
         self._last: tuple[bytes, Model] | None = None
 
     def solve(self, x: Array, precision: float) -> tuple[Array, Array, bool]:
-        """The result of the least squares from x: position, residuals, and whether it converged."""
+        """The unknowns that the solver finds from x, the residuals, and whether it converged."""
         with np.errstate(all="ignore"):
             position, residuals, converged = least_squares(self, x, precision)
             return position, residuals, converged and _solves(self._transform(position)[-1])
@@ -199,7 +205,7 @@ class _Problem:
         return found if _solves(s) else np.full_like(found, UNSOLVED)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of s from (SS), F(s) = -1/s + c E[tau / (1 + tau s)] - z = 0."""
+        """Derivatives of the residuals by x, from (SS): -1/s + c E[tau / (1 + tau s)] - z = 0."""
         width, tau, weights, s = self._transform(x)
         share = 1 / (1 + np.outer(s, tau))
         rise = weights * tau * share**2
@@ -218,7 +224,7 @@ class _Problem:
         return result if _solves(s) else np.zeros_like(result)
 
     def start(self, width: float, tilt: float) -> Array:
-        """A position of a given half width and tilt whose population has the mean 1."""
+        """The unknowns of the law with this half width and tilt whose mean variance is 1."""
         mean = float(_tilted(tilt) @ np.exp(width * POSITIONS))
         inside = np.clip(tilt / STEEPEST_TILT, -0.99, 0.99)
         share = np.clip(width / WIDEST, 0.01, 0.99)
@@ -231,13 +237,13 @@ class _Problem:
         return x
 
     def law(self, x: Array, scale: float) -> PowerLawBulk:
-        """The law at a position, in units of the eigenvalues."""
+        """The law with the unknowns x, in units of the eigenvalues."""
         middle, width, tilt = _shape(x)
         first, second = (float(scale * np.exp(middle + sign * width)) for sign in (1, -1))
         return PowerLawBulk(tilt / width, (first, second), self.aspect_ratio)
 
     def _transform(self, x: Array) -> Model:
-        """Half width, nodes, weights, and the law's s on the contour, by Newton from the last s."""
+        """The `Model` at x; s on the contour is found by Newton's method from the last s."""
         if self._last is not None and self._last[0] == x.tobytes():
             return self._last[1]
         middle, width, tilt = _shape(x)
@@ -262,7 +268,7 @@ class _Problem:
         return np.full_like(s, np.nan)
 
     def _followed(self, tau: Array, weights: Array) -> np.ndarray:
-        """The roots, followed from far above the points, where s is close to -1 / z."""
+        """The roots s, followed from far above the points z, where s is close to -1 / z."""
         size = np.abs(self.points) + tau[-1]
         s = -1 / (self.points + 1j * HEIGHTS[0] * size)
         for height in HEIGHTS:
@@ -275,7 +281,7 @@ def _solves(s: np.ndarray) -> bool:
 
 
 def _shape(x: Array) -> tuple[float, float, float]:
-    """Log middle, half width and tilt at a position; the width is at least 0.1 % of its bound."""
+    """Log of the middle variance, half width (at least 0.1 % of its bound) and tilt at x."""
     middle, share, steepness = np.nan_to_num(x)  # with a flat Jacobian the solver may try nan
     width = WIDEST * max(float(expit(share)), 1e-3)
     tilt = STEEPEST_TILT * np.tanh(steepness / STEEPEST_TILT)

@@ -1,4 +1,4 @@
-"""PDBLS as the paper states it, for comparison with `estimation`."""
+"""The published estimator PDBLS as its paper states it, for comparison with `estimation`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ SAME = 1e-6
 
 
 def published_bulk(values: Array, rows: int) -> BulkEstimate:
-    """PDBLS: count spikes by information criteria, then fit by least squares at real points.
+    """Fit a double bulk by PDBLS: remove spikes, then use least squares at real points z.
 
-    As in the paper, the criteria depend on the scale of the weight.
+    Two information criteria count the spikes. As in the paper, they depend on the scale of the
+    weight. The least squares solve (SS) of `estimation`.
 
     Args:
         values: Eigenvalues, descending, shape (p,).
-        rows: N >= p.
+        rows: N, at least p.
 
     Returns:
         The estimate of the bulk after the initial spikes are removed.
@@ -53,21 +54,26 @@ def published_bulk(values: Array, rows: int) -> BulkEstimate:
 
 
 def initial_spikes(values: Array, rows: int) -> int:
-    """K_0, the larger minimiser of the criteria EDA and EDB over k = 1 .. min(int(6 N^0.1), p - 2).
+    """The number of spikes K_0 that are removed before the fit.
+
+    EDA and EDB, see `criteria`, are each smallest at some k; K_0 is the larger of these two k.
 
     Args:
         values: Eigenvalues, descending, shape (p,).
         rows: N.
 
     Returns:
-        The initial number of spikes.
+        K_0, at least 1.
     """
     eda, edb = criteria(values, rows)
     return 1 + int(max(np.argmin(eda), np.argmin(edb)))
 
 
 def criteria(values: Array, rows: int) -> tuple[Array, Array]:
-    """EDA and EDB for k = 1 .. min(int(6 N^0.1), p - 2); arguments as for `initial_spikes`."""
+    """The information criteria EDA and EDB for k = 1 .. min(int(6 N^0.1), p - 2) spikes.
+
+    Arguments as for `initial_spikes`.
+    """
     columns = len(values)
     log_theta = 2 * (values[:-1] - values[1:])
     counts = np.arange(1, min(int(6 * rows**0.1), columns - 2) + 1)
@@ -80,7 +86,7 @@ def criteria(values: Array, rows: int) -> tuple[Array, Array]:
 
 
 def _grid(noise: Array, aspect_ratio: float) -> Array:
-    """20 points in (-10, 0), 20 in (0, lambda_min / 2) when c < 1, 20 in (5, 10) lambda_max."""
+    """Points z: 20 in (-10, 0), 20 in (0, lambda_min / 2) if c < 1, 20 in (5, 10) lambda_max."""
     inner = np.arange(1, POINTS_PER_RANGE + 1) / (POINTS_PER_RANGE + 1)
     parts = [-10 * inner, noise[0] * (5 + 5 * inner)]
     if aspect_ratio < 1 and noise[-1] > 0:

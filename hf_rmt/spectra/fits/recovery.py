@@ -1,9 +1,10 @@
-"""Recovers population spikes and corrects for the fact that only found spikes are seen.
+"""Recovers the sizes alpha that spikes had before noise was added (population spikes).
 
-A weak spike is found only in the draws that lift its eigenvalue over the edge, so the plain inverse
-of the spike map overstates it. If it was found, its eigenvalue is a normal variable of mean
-g(alpha), truncated at the edge. The alpha for which the observed value is the median of this
-variable is median-unbiased at any strength.
+The spike map g maps alpha to its eigenvalue; see `BulkLaw.spike_forward`. A weak spike is found
+only if chance lifts its eigenvalue over the edge, so the plain inverse of g overstates it. The
+eigenvalue of a found spike is a normal variable of mean g(alpha), truncated at the edge. The alpha
+taken here is the one for which the observed eigenvalue is the median of this variable. So it is too
+large as often as it is too small, for weak and for strong spikes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from hf_rmt.spectra.laws.spike_map import Array
 
 BISECTIONS = 50
 TRACY_WIDOM_DEVIATION = 1.27
-"""Standard deviation of the Tracy-Widom law (beta = 1): no eigenvalue fluctuates less."""
+"""Standard deviation of the Tracy-Widom law (beta = 1). No eigenvalue is taken to fluctuate by less
+than this times `BulkLaw.edge_fluctuation`."""
 
 
 def found_spikes(law: BulkLaw, eigenvalues: Array, edge: float, rows: int) -> Array:
@@ -24,13 +26,14 @@ def found_spikes(law: BulkLaw, eigenvalues: Array, edge: float, rows: int) -> Ar
 
     Args:
         law: The law of the noise.
-        eigenvalues: Sample eigenvalues, shape (K,).
+        eigenvalues: The eigenvalues, shape (K,).
         edge: The edge that they exceeded, at least the law's upper edge.
-        rows: N of the noise.
+        rows: N, the number of rows of the noise.
 
     Returns:
-        Population spikes, shape (K,): at least the critical value, at most the plain inverse.
-        Eigenvalues below the edge get the plain inverse, which is nan inside the bulk.
+        Population spikes, shape (K,): at least the largest critical point of the law, at most
+        `law.spike_inverse`. Eigenvalues below the edge get `law.spike_inverse`, which is nan inside
+        the bulk.
 
     Source:
         Paul, Statist. Sinica 17 (2007), theorem 3: the variance of a spike's eigenvalue is

@@ -2,10 +2,10 @@
 
 The spikes are removed and a law is fitted to the rest. Its edges are moved outwards by their
 Tracy-Widom fluctuation, and the eigenvalues beyond them are the new spikes. The iteration starts
-from the certain spikes alone, so it finds the least fixed point. A few large eigenvalues can be
-read in two ways, as spikes or as a small bulk of large variance. If the first reading does not fit,
-if its small bulk has the least size allowed, or if its spikes lie like a bulk, the other reading is
-tried.
+from the certain spikes alone, so it finds no more spikes than needed. A few large eigenvalues can
+be read in two ways, as spikes or as a small bulk of large variance. The other reading is tried if
+the first one does not fit, if its small bulk has the least size allowed, or if its spikes are as
+close to each other as those of a bulk.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from hf_rmt.spectra.laws.spike_map import Array
 from hf_rmt.spectra.laws.tracy_widom import tracy_widom_quantile
 
 EDGE_CONFIDENCE = 0.999
-"""A noise eigenvalue exceeds its finite-size edge with probability 1 - EDGE_CONFIDENCE."""
+"""The largest noise eigenvalue lies below the edge of `finite_size_edges` with this probability."""
 MAX_SPIKE_FRACTION = 1 / 6
 """With a larger share of spikes the iteration stops, and the phase is heavy-tailed."""
 MAX_GAP_FRACTION = 0.02
 """If a gap of the law holds a larger share of the eigenvalues, the spectrum has no gap there."""
 EMPTY_BULK = 0.5
-"""An upper interval with less than this share of the eigenvalues that it should hold is no bulk."""
+"""The upper interval of a law is no bulk if it holds less than this share of its eigenvalues."""
 START_QUANTILE, START_FACTOR = 0.9, 1.5
 """To start, a law is fitted to the lowest 90 %; values above 1.5 times its edge are spikes."""
 MAX_ROUNDS = 100
 ROUGH, FINE = 1e-2, 1e-9
 """Relative tolerances: of the fits while the spikes still change, and of the last fit."""
 SMALL_BULK = 2
-"""A bulk of at most this many times the least fraction may really consist of spikes."""
+"""A bulk of at most this many times the fraction `least_mixing` may really consist of spikes."""
 SMALL_SHARE = 0.2
-"""A bulk of at most this fraction may also be spikes. `MAX_SPIKE_FRACTION` is a little smaller."""
+"""A bulk of at most this fraction of the noise may also consist of spikes."""
 PINNED = 1.4
-"""A bulk of at most this many times the least fraction would be smaller without this limit."""
+"""A bulk of at most this many times `least_mixing` would be smaller without this limit."""
 DISTINCT = 1.5
-"""Up to this ratio of variances a law is a unit bulk, whose mixing has no meaning."""
+"""Up to this ratio of its variances a law counts as a unit bulk, whose mixing has no meaning."""
 BULK_SLACK = 1.15
-"""Eigenvalues may form a bulk if the largest is at most this many times the edge of such a bulk."""
+"""Spikes may form a bulk if the largest is at most this many times the edge of such a bulk."""
 
 Mask = NDArray[np.bool_]
 
@@ -69,12 +69,12 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class Separation:
-    """One law for one choice of signal, and the signal that this law finds.
+    """A choice of signal, the law of the other eigenvalues, and the signal that this law finds.
 
     Attributes:
         signal: The eigenvalues left out of the fit, shape (p,).
         estimate: The law of the remaining eigenvalues.
-        found: The eigenvalues outside that law, shape (p,).
+        found: The eigenvalues outside the bulk of that law, shape (p,).
         converged: Whether `signal` and `found` agree and the solver converged.
         reason: Why they do not agree; empty if they agree.
     """
@@ -92,14 +92,15 @@ class Separation:
 
 
 def separate(values: Array, rows: int) -> Separation:
-    """Find the least self-consistent choice of spikes.
+    """Find the fewest spikes for which the double bulk of the rest finds the same spikes again.
 
     Args:
         values: Eigenvalues, descending, not negative, shape (p,).
-        rows: N.
+        rows: N, the longer side of the weight.
 
     Returns:
-        The fixed point; or, if the number of spikes keeps growing, the first round with a reason.
+        The spikes and their law; if the number of spikes keeps growing, the first round and a
+        reason.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows))
     other = _other_reading(values, rows, result)
@@ -125,21 +126,21 @@ def most_spikes(count: int) -> float:
         count: Number of eigenvalues.
 
     Returns:
-        A sixth of them; in a small matrix 8, the least number for a bulk, but at most a quarter of
-        them.
+        A sixth of them or, in a small matrix, 8, which may form a bulk, but not more than a quarter
+        of them.
     """
     return max(MAX_SPIKE_FRACTION * count, min(float(SMALLEST_BULK), count / 4))
 
 
 def finite_size_edges(law: BulkLaw, rows: int) -> Array:
-    """Edges of the law moved outwards by their Tracy-Widom fluctuation, shape (intervals, 2).
+    """Edges of the law, moved outwards by as much as chance explains, shape (intervals, 2).
 
     Args:
         law: The law of the noise.
         rows: N of the noise, without the spikes.
 
     Returns:
-        The edges, ascending; the lowest may be negative.
+        The edges plus their Tracy-Widom fluctuation, ascending; the lowest may be negative.
     """
     quantile = tracy_widom_quantile(EDGE_CONFIDENCE)
     shifts = [
@@ -150,19 +151,20 @@ def finite_size_edges(law: BulkLaw, rows: int) -> Array:
 
 
 def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
-    """Find a self-consistent choice of spikes for a law with one interval.
+    """Find spikes as `separate` does, but for a law with one interval instead of the double bulk.
 
-    The tail of a population with spread variances can hide spikes. If the first result did not
-    converge or does not fit, the iteration also starts from the spikes of the double bulk. A result
-    that converged is preferred; if both did or both did not, the smaller residual decides.
+    A law with a wide range of variances has a long tail, which can hide spikes. If the first result
+    did not converge or does not fit, the iteration also starts from the spikes of the double bulk.
+    A result that converged is preferred. If both or none converged, the smaller residual decides.
 
     Args:
         estimator: Fits a law to noise eigenvalues, as `estimate_bulk` does.
         values: Eigenvalues, descending, not negative, shape (p,).
-        rows: N.
+        rows: N, the longer side of the weight.
 
     Returns:
-        The fixed point; or, if the number of spikes keeps growing, the first round with a reason.
+        The spikes and their law; if the number of spikes keeps growing, the first round and a
+        reason.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows), estimator)
     if result.converged and result.adequate:
@@ -218,10 +220,10 @@ def _certain_spikes(values: Array, rows: int) -> Mask:
 
 
 def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
-    """Another signal: with a small bulk as spikes, or spikes as a bulk; None if neither applies.
+    """The other reading: a small bulk counts as spikes, or spikes as a bulk; None if there is none.
 
-    The eigenvalues of n dimensions of one variance reach up to (1 + sqrt(n / N))^2 times their
-    mean, whatever lies below them.
+    The n eigenvalues of a bulk of one variance reach up to (1 + sqrt(n / N))^2 times their mean,
+    whatever lies below them.
     """
     law, floor = result.estimate.law, least_mixing(len(values))
     if not result.adequate or _at_floor(result, len(values)):
@@ -239,9 +241,8 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
 def _at_floor(result: Separation, count: int) -> bool:
     """Whether the upper bulk of a small matrix would be smaller without the limit on its size.
 
-    A bulk with its least number of eigenvalues may really be spikes, or be very small. If the law
-    has a gap, the spikes are taken if they are fewer than 8; otherwise the residuals of the two
-    readings decide.
+    Such a bulk may really be spikes. If the law has a gap, the reading as spikes is taken if it has
+    fewer than 8 spikes. Otherwise the residuals of the two readings decide.
     """
     law, floor = result.estimate.law, least_mixing(count)
     small = floor > SMALLEST_SHARE and law.weights[-1] <= PINNED * floor
@@ -249,7 +250,7 @@ def _at_floor(result: Separation, count: int) -> bool:
 
 
 def _outside(values: Array, law: BulkLaw, rows: int) -> Mask:
-    """Which eigenvalues lie above the bulk or in a real gap of the bulk."""
+    """Which eigenvalues lie above the bulk or in a real gap between two parts of the bulk."""
     edges = finite_size_edges(law, rows)
     above = values > edges[-1, 1]
     if len(edges) == 1:

@@ -1,6 +1,7 @@
 """The population unit bulk (PUB): one noise variance, estimated by BEMA or by a kernel density.
 
-Both are baselines as published: the law belongs to the whole matrix, c = p / N, spikes included.
+Both methods are used as published, for comparison. The law is fitted to the whole matrix, without
+removing spikes, so c = p / N.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from hf_rmt.spectra.split import SpectrumFit, verdict
 
 ESTIMATORS = ("bema", "kernel")
 BEMA_BULK = (0.2, 0.8)
-"""BEMA matches the quantiles of the eigenvalues with these ranks, in units of p."""
+"""BEMA uses the eigenvalues whose rank, divided by p, lies in this range."""
 BEMA_BETA = 0.1
 """Probability that the largest noise eigenvalue lies above BEMA's edge."""
 BETAS = ("[0.000001", "0.999999]")
 """Range of beta; beyond it `tracy_widom_quantile` is not precise."""
 KERNEL_WINDOW = 15
-"""The width of a value's Gaussian is half the distance between the value so many places above it
-and the value so many places below it."""
+"""Number k of places: the Gaussian of a singular value is as wide as half the distance between the
+value k places above it and the value k places below it."""
 SCALES = (1 / 3, 3.0)
-"""The kernel estimator searches sigma in this range, in units of the sigma from the median."""
+"""The kernel estimator searches sigma in this range, in units of the sigma that the median
+gives."""
 GRID_POINTS = 2000
 """Number of points of the least squares between 0 and the largest edge in the search."""
 COARSE_STEPS = 60
@@ -46,22 +48,23 @@ def fit_unit_bulk(
 ) -> SpectrumFit:
     """Fit the Marchenko-Pastur law to a weight's eigenvalues and count what lies above its edge.
 
-    `bema` matches the middle of the spectrum to the quantiles q_k of the law of variance 1,
-    sigma^2 = sum q_k lambda_k / sum q_k^2 over 0.2 p <= k <= 0.8 p, and adds a Tracy-Widom
-    fluctuation to its edge. `kernel` smooths the singular values, each by a Gaussian of width
-    (nu_{i+15} - nu_{i-15}) / 2, fits the law's density by least squares and takes its edge.
+    `bema` fits the eigenvalues lambda_k in the middle of the spectrum to the quantiles q_k of the
+    law of variance 1: sigma^2 = sum q_k lambda_k / sum q_k^2 over 0.2 p <= k <= 0.8 p. Its edge is
+    that of the law plus the distance that chance explains (the Tracy-Widom fluctuation). `kernel`
+    smooths each singular value nu_i by a Gaussian of width (nu_{i+15} - nu_{i-15}) / 2. It fits the
+    density of the law to this by least squares and takes the edge of the law.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
         estimator: `bema` or `kernel`.
-        beta: Probability with which the edge of `bema` lies below the largest noise eigenvalue.
+        beta: Probability that the largest noise eigenvalue lies above the edge of `bema`.
 
     Returns:
-        The fit. A spectrum that cannot be fitted is `degenerate`, with a reason.
+        The fit. If no law can be fitted, its phase is `degenerate` or `no law`, with a reason.
 
     Raises:
-        TypeError: If beta is no number.
+        TypeError: If beta is no number or the shape no pair of whole numbers.
         ValueError: If the estimator is unknown, the eigenvalues do not fit the shape or are
             clearly negative, or beta lies outside [1e-6, 1 - 1e-6].
 
@@ -110,7 +113,7 @@ fit_kernel = partial(fit_unit_bulk, estimator="kernel")
 
 
 def _bema(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
-    """The law, and the root mean square difference of its quantiles and the eigenvalues."""
+    """The law, and the root mean square difference between its quantiles and the eigenvalues."""
     columns = len(values)
     ranks = np.arange(1, columns + 1)
     low, high = (share * columns for share in BEMA_BULK)
@@ -123,10 +126,10 @@ def _bema(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
 
 
 def _kernel(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
-    """The law, and the root mean square difference of the densities, over nu / sigma.
+    """The law, and the root mean square difference between its density and the smoothed one.
 
-    Both densities are in units of one scale, so scaling a weight changes only the variance. Above
-    the largest edge in the search, sigma makes no difference.
+    The singular values are divided by a scale first, so scaling a weight changes only the variance.
+    The grid ends at the largest edge in the search, above which sigma makes no difference.
     """
     aspect_ratio = len(values) / rows
     standard = MarchenkoPastur(1.0, aspect_ratio)

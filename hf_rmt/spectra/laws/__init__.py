@@ -1,1 +1,1 @@
-"""The limiting laws of noise: Marchenko-Pastur, the double bulk, laws of spread variances."""
+"""The laws of noise eigenvalues: Marchenko-Pastur, the double bulk, and many variances."""

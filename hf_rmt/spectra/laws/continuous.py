@@ -1,12 +1,13 @@
 """Laws whose population variances are spread over many values, as one connected bulk.
 
-The algebra of `spike_map` has closed roots for one or two variances. For many, the edge and the
-density come from the curve on which the spike map g is real (Silverstein & Choi 1995, section 4):
-above every real point u between the two outer critical points there is one y with Im g(u + iy) = 0,
+For one or two variances, `spike_map` has closed formulas. For many, the edges and the density come
+from the curve in the complex plane on which the spike map g, defined in `law`, is real (Silverstein
+& Choi 1995, section 4). Above every real point u between the two outer critical points, where g' is
+0, there is one y with Im g(u + iy) = 0, which means
 
     c sum_k w_k tau_k^2 / ((u - tau_k)^2 + y^2) = 1,
 
-and then lambda = Re g(u + iy) has the density y / (pi c |u + iy|^2).
+The eigenvalue lambda = Re g(u + iy) then has the density y / (pi c |u + iy|^2).
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ from hf_rmt.spectra.laws.spike_map import Array, Complex
 CURVE_POINTS = 385
 HEIGHT_STEPS, ROOT_STEPS, SPIKE_STEPS = 60, 4, 60
 DESCENT = np.geomspace(1e3, 1e-3, 40)
-"""Imaginary parts from which roots are followed down, as multiples of the size of the points."""
+"""Imaginary parts added to the points while roots are followed down to them, in units of their
+size."""
 CLOSE = 1e-12
 
 
 class ContinuousBulk(BulkLaw):
-    """A bulk without gaps, whose population is a quadrature with many nodes.
+    """Law of a bulk without gaps; its range of variances is represented by many quadrature nodes.
 
     A subclass is a frozen dataclass with `atoms`, `weights` and `rescaled`.
     """
 
     @cached_property
     def critical_points(self) -> Array:
-        """The two outer real roots of g'(a) = 0; gaps inside come from the quadrature only."""
+        """The two outer real roots of g'(a) = 0, shape (2,), where g is that of `spike_forward`.
+
+        Roots between them are left out: they come from the nodes of the quadrature only.
+        """
         top, bottom = self.atoms[-1], self.atoms[0]
         right = top * self._turn(top, 1 + CLOSE, (1 + np.sqrt(self.aspect_ratio)) * 1.001)
         if self.aspect_ratio >= 1:
@@ -44,10 +49,10 @@ class ContinuousBulk(BulkLaw):
         return np.array([bottom * self._turn(bottom, 1 - CLOSE, 0.0), right])
 
     def _turn(self, atom: float, near: float, far: float) -> float:
-        """The root of g' between two multiples of an end atom, as a multiple of it.
+        """The root of g' between `near` and `far`; all three are multiples of an atom.
 
-        An absolute tolerance needs this unit. If the weight of the atom is nearly 0, the root is
-        nearer to its pole than `near`.
+        In this unit the absolute tolerance of the solver suits any atom. If the weight of the atom
+        is nearly 0, the root lies between the atom and `near`; then `near` is returned.
         """
 
         def slope(multiple: float) -> float:
@@ -56,10 +61,11 @@ class ContinuousBulk(BulkLaw):
         return near if slope(near) >= 0 else float(brentq(slope, near, far))
 
     def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
-        """Population spike behind a sample eigenvalue, nan for one that is not above the bulk.
+        """Population spike behind an eigenvalue: the root a of g(a) = eigenvalue.
 
-        Newton's method on the convex branch of g to the right of the bulk. It starts from the
-        eigenvalue, which lies to the right of the root.
+        It is nan for an eigenvalue that is not above the bulk. Newton's method runs on the branch
+        of g to the right of the bulk, which is convex. It starts from the eigenvalue, which lies to
+        the right of the root.
         """
         x = np.asarray(eigenvalue, dtype=float)
         above = x > self.upper_edge
@@ -89,7 +95,7 @@ class ContinuousBulk(BulkLaw):
         return a
 
     def _followed(self, points: Complex) -> Complex:
-        """The root for each point, followed from far above, where root and point are close."""
+        """The root of g(a) = z for each point z, followed from far above, where a is close to z."""
         size = np.maximum(np.abs(points), self.atoms[-1])
         a = points + 1j * DESCENT[0] * size
         for height in (*DESCENT, 0.0):
@@ -105,7 +111,7 @@ class ContinuousBulk(BulkLaw):
 
     @cached_property
     def _curve(self) -> CubicSpline:
-        """The root a for the angle of sqrt(lambda) between the edges."""
+        """The root a of g(a) = lambda, as a spline in the `_angle` of sqrt(lambda)."""
         first, last = self.critical_points
         theta = np.linspace(0.0, np.pi, CURVE_POINTS)
         u = (first + last) / 2 - (last - first) / 2 * np.cos(theta)
@@ -121,7 +127,11 @@ class ContinuousBulk(BulkLaw):
         return CubicSpline(nodes, np.concatenate([a[:1], inner[inside], a[-1:]]))
 
     def _height(self, u: Array) -> Array:
-        """Heights y on the curve, by Newton's method on 1 / F, concave and increasing in y^2."""
+        """Heights y of the curve above the points u, by Newton's method for y^2.
+
+        It solves 1 / F = 1, where F is the left side of the module's equation. 1 / F is concave and
+        increasing in y^2.
+        """
         top = self.atoms[-1]
         distance = ((u[:, None] - self.atoms) / top) ** 2
         pull = self.aspect_ratio * self.weights * (self.atoms / top) ** 2
@@ -137,6 +147,6 @@ class ContinuousBulk(BulkLaw):
 
 
 def _angle(root: Array, lower: float, upper: float) -> Array:
-    """The angle of a value between two edges: 0 at the lower one and pi at the upper one."""
+    """The angle of a singular value between two edges: 0 at the lower and pi at the upper one."""
     cosine = ((lower + upper) / 2 - root) / ((upper - lower) / 2)
     return np.asarray(np.arccos(np.clip(cosine, -1.0, 1.0)))

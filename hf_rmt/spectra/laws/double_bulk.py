@@ -15,11 +15,12 @@ from hf_rmt.spectra.laws.spike_map import Array
 class DoubleBulk(BulkLaw):
     """Law of the eigenvalues of X'X when a fraction t of the dimensions has variance sigma_1^2.
 
-    The other dimensions have variance sigma_2^2. The support is one interval or two intervals; an
-    eigenvalue in the gap between two intervals is no noise.
+    The other dimensions have variance sigma_2^2. X is the tall matrix of noise with p columns, the
+    dimensions. The eigenvalues fill one interval or two intervals; an eigenvalue in the gap between
+    two intervals is no noise.
 
     Args:
-        mixing: t in [0, 1].
+        mixing: t, the fraction of the dimensions with variance sigma_1^2, in [0, 1].
         variances: (sigma_1^2, sigma_2^2) with sigma_1^2 >= sigma_2^2 > 0.
         aspect_ratio: c = p / N in (0, 1].
 
@@ -42,7 +43,7 @@ class DoubleBulk(BulkLaw):
     aspect_ratio: float
 
     def __post_init__(self) -> None:
-        check_unit("mixing", self.mixing, zero=True, remedy="it is the fraction with sigma_1^2")
+        check_unit("mixing", self.mixing, zero=True, remedy="it is the share of sigma_1^2")
         for variance in self.variances:
             check_positive("variances", variance)
         if self.variances[0] < self.variances[1]:
@@ -59,7 +60,7 @@ class DoubleBulk(BulkLaw):
 
     @property
     def weights(self) -> Array:
-        """The fractions of the dimensions that have these variances."""
+        """The fractions of the dimensions that have the variances `atoms`."""
         return self._population[1]
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
@@ -70,7 +71,7 @@ class DoubleBulk(BulkLaw):
 
     @property
     def _population(self) -> tuple[Array, Array]:
-        """Ascending atoms and their weights, without an atom of weight 0 or an equal atom."""
+        """The distinct variances of positive weight, ascending, and their weights."""
         upper, lower = self.variances
         if upper == lower or self.mixing in (0.0, 1.0):
             return np.array([float(upper if self.mixing == 1.0 else lower)]), np.ones(1)

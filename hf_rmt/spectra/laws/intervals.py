@@ -1,4 +1,4 @@
-"""Integrating a density over one interval of a bulk and inverting the integral."""
+"""Integrates a density over one interval of a bulk, and inverts the integral."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Interval:
-    """Mass on [lower, upper] as a function of an angle: sqrt(x) = middle - half cos(angle).
+    """Mass, the fraction of eigenvalues, up to x in [lower, upper], as a function of an angle.
 
-    As a function of the angle, the mass is smooth at the square-root edges and at the singularity
-    at 0 of a square matrix.
+    The angle of x is given by sqrt(x) = middle - half cos(angle). As a function of the angle, the
+    mass is smooth at the edges, where the density falls like a square root, and at 0, where the
+    density of a square matrix is infinite.
 
     Attributes:
         middle: Middle of the interval of sqrt(x).

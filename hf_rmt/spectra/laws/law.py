@@ -1,14 +1,16 @@
-"""Limiting spectral laws of a noise matrix: Marchenko-Pastur and the population double bulk.
+"""The distribution of the eigenvalues of a large noise matrix, and all that follows from it.
 
-Both are the law of the eigenvalues of X'X for X = N^{-1/2} Z diag(tau)^{1/2}, where the population
-variances tau take one value (Marchenko-Pastur) or two (double bulk). Everything about such a law
-follows from one rational function, the spike map
+It is the law of the eigenvalues of X'X for X = N^{-1/2} Z diag(tau)^{1/2}, N x p, where Z has
+independent entries of mean 0 and variance 1. The population variances tau take one value
+(Marchenko-Pastur), two (double bulk), or more. A fraction w_k of them is tau_k. Everything about
+such a law follows from one rational function, the spike map
 
     g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)),                     c = p / N,
 
-because a = -1/s(z) solves g(a) = z for the companion Stieltjes transform s (Silverstein & Choi
-1995, eq. 1.3). Its critical values are the edges of the spectrum, its increasing branch maps a
-population spike to the eigenvalue it produces, and its complex roots carry the density.
+because a = -1/s(z) solves g(a) = z, where s is the companion Stieltjes transform, defined in
+`BulkLaw.stieltjes_transform` (Silverstein & Choi 1995, eq. 1.3). The values of g where g' = 0 are
+the edges of the spectrum. Where g increases, it maps a population spike to the eigenvalue that this
+spike produces. The complex roots of g(a) = z give the density.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from hf_rmt.spectra.laws.spike_map import (
 def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless a number is positive and finite."""
     if not 0 < value < np.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+        raise ValueError(f"{name} must be positive and finite, got {value}; pass a number above 0")
 
 
 def check_unit(name: str, value: float, *, remedy: str, zero: bool = False) -> None:
@@ -44,7 +46,7 @@ def check_unit(name: str, value: float, *, remedy: str, zero: bool = False) -> N
 
 
 class BulkLaw(ABC):
-    """Sample spectrum of finitely many population variances.
+    """Law of the eigenvalues of noise that has finitely many population variances.
 
     A subclass is a frozen dataclass with a field `aspect_ratio` that defines `atoms` and `weights`.
     """
@@ -59,27 +61,32 @@ class BulkLaw(ABC):
     @property
     @abstractmethod
     def weights(self) -> Array:
-        """Fractions of the dimensions that have these variances, shape (m,)."""
+        """Fractions of the dimensions that have the variances `atoms`, shape (m,)."""
 
     @abstractmethod
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
-        """The law with all variances multiplied by a factor and, if given, another c."""
+        """The law with all variances multiplied by a factor and, if given, another c = p / N."""
 
     def spike_forward(self, alpha: ArrayLike) -> Array:
-        """Eigenvalue that a population spike produces: g(a) = a (1 + c E[tau / (a - tau)]).
+        """Eigenvalue that a population spike a produces: g(a) = a (1 + c E[tau / (a - tau)]).
+
+        E is the mean over the population variances tau of the noise, and c = p / N.
 
         Args:
             alpha: Population spikes outside the bulk, any shape.
 
         Returns:
-            Their limiting sample eigenvalues, same shape.
+            The eigenvalues that they produce in a large matrix, same shape.
         """
         a = np.asarray(alpha, dtype=float)[..., None]
         pull = (self.weights * self.atoms / (a - self.atoms)).sum(-1)
         return a[..., 0] * (1.0 + self.aspect_ratio * pull)
 
     def spike_slope(self, alpha: ArrayLike) -> Array:
-        """g'(a) = 1 - c E[tau^2 / (a - tau)^2]; positive where a spike leaves the bulk."""
+        """Slope of `spike_forward`, g'(a) = 1 - c E[tau^2 / (a - tau)^2].
+
+        The eigenvalue of a spike a lies outside of the bulk where the slope is positive.
+        """
         a = np.asarray(alpha, dtype=float)[..., None]
         with np.errstate(divide="ignore"):
             return 1.0 - self.aspect_ratio * (
@@ -87,21 +94,24 @@ class BulkLaw(ABC):
             ).sum(-1)
 
     def spike_curvature(self, alpha: ArrayLike) -> Array:
-        """g''(a) = 2 c E[tau^2 / (a - tau)^3]; sets the fluctuation of an edge."""
+        """Second derivative of `spike_forward`, g''(a) = 2 c E[tau^2 / (a - tau)^3].
+
+        It determines how much an edge fluctuates; see `edge_fluctuation`.
+        """
         distance = np.asarray(alpha, dtype=float)[..., None] - self.atoms
         terms = self.weights * (self.atoms / distance) ** 2 / distance
         return 2.0 * self.aspect_ratio * terms.sum(-1)
 
     def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
-        """Population spike a behind a sample eigenvalue l: the root of g(a) = l with g'(a) > 0.
+        """Population spike a behind an eigenvalue l: the root of g(a) = l with g'(a) > 0.
 
         g is the function of `spike_forward`.
 
         Args:
-            eigenvalue: Eigenvalues above the bulk or in its gap, any shape.
+            eigenvalue: Eigenvalues above the bulk or in a gap between two parts of it, any shape.
 
         Returns:
-            Population variances, same shape; nan for an eigenvalue inside the bulk or below it.
+            Population spikes, same shape; nan for an eigenvalue inside the bulk or below it.
         """
         x = np.asarray(eigenvalue, dtype=float)
         roots = spike_roots(x, self.atoms, self.weights, self.aspect_ratio)
@@ -114,38 +124,42 @@ class BulkLaw(ABC):
 
     @cached_property
     def critical_points(self) -> Array:
-        """Real roots of g'(a) = 0, ascending, shape (2 * intervals,)."""
+        """Real roots a of `spike_slope`, g'(a) = 0, ascending, shape (2 * intervals,)."""
         return critical_points(self.atoms, self.weights, self.aspect_ratio)
 
     @cached_property
     def bulk_edges(self) -> Array:
-        """Intervals of the spectrum, ascending, shape (intervals, 2): the critical values of g."""
+        """Intervals that noise eigenvalues fill, ascending, shape (intervals, 2).
+
+        Their ends are the values of `spike_forward` at the `critical_points`.
+        """
         edges = self.spike_forward(self.critical_points)
         return np.maximum(edges, 0.0).reshape(-1, 2)  # the lowest of a square matrix rounds to -0
 
     @property
     def upper_edge(self) -> float:
-        """The largest edge, lambda_+."""
+        """The largest edge lambda_+, the upper end of the bulk."""
         return float(self.bulk_edges[-1, 1])
 
     def contains(self, x: ArrayLike) -> NDArray[np.bool_]:
-        """Whether points lie in the closed support, same shape as x."""
+        """Whether points lie in the bulk or on its edges, same shape as x."""
         value = np.asarray(x, dtype=float)[..., None]
         inside = (value >= self.bulk_edges[:, 0]) & (value <= self.bulk_edges[:, 1])
         return np.any(inside, axis=-1)
 
     def edge_fluctuation(self, critical_point: float, rows: int) -> float:
-        """Scale of the largest noise eigenvalue: N^{-2/3} (a^4 |g''(a)| / 2)^{1/3}.
+        """Scale of the distance by which the outermost noise eigenvalue misses its edge.
 
-        Multiplied by a Tracy-Widom variable (beta = 1) it is the distance of the extreme noise
-        eigenvalue from its edge. For the Marchenko-Pastur law this is BEMA's formula.
+        It is N^{-2/3} (a^4 |g''(a)| / 2)^{1/3}, with g as in `spike_forward`. The distance is
+        random: the scale times a Tracy-Widom variable, see `tracy_widom_cdf`. For the
+        Marchenko-Pastur law this is the formula of the method BEMA.
 
         Args:
-            critical_point: The edge's point a on the spike map.
-            rows: N.
+            critical_point: The point a of `critical_points` that belongs to the edge.
+            rows: N, the number of rows of the noise.
 
         Returns:
-            The scale, in units of an eigenvalue.
+            The scale, in units of the eigenvalues.
 
         Source:
             El Karoui, Ann. Probab. 35 (2007), theorem 1, in terms of g.
@@ -157,7 +171,9 @@ class BulkLaw(ABC):
     def stieltjes_transform(
         self, z: ArrayLike, *, companion: bool = False
     ) -> NDArray[np.complex128]:
-        """m(z) = integral of dF(x) / (x - z); with companion=True s(z) = c m(z) - (1 - c) / z.
+        """Stieltjes transform m(z) = integral of dF(x) / (x - z), where F is `cdf`.
+
+        With companion=True it is the companion transform s(z) = c m(z) - (1 - c) / z.
 
         Args:
             z: Points with positive imaginary part, any shape.
@@ -173,15 +189,16 @@ class BulkLaw(ABC):
         if np.any(points.imag <= 0):
             raise ValueError(
                 f"stieltjes_transform needs points with positive imaginary part, got {z!r}; "
-                "add a small imaginary part, or conjugate"
+                "add a small imaginary part, or take the complex conjugate"
             )
         s = -1.0 / self._upper_root(points)
         return s if companion else (s + (1.0 - self.aspect_ratio) / points) / self.aspect_ratio
 
     def pdf(self, x: ArrayLike) -> Array:
-        """Density f(x) = Im s(x + i0) / (pi c); 0 outside the bulk. Shape of x.
+        """Density of the noise eigenvalues at x; 0 outside the bulk. Shape of x.
 
-        Where the bulk reaches down to 0 (c = 1) the density is infinite there.
+        It is Im s(x + i0) / (pi c), with s as in `stieltjes_transform`. If the bulk reaches down to
+        0 (c = 1), the density is infinite at 0.
         """
         points = np.asarray(x, dtype=float)
         singular = (points == 0) & (self.bulk_edges[0, 0] == 0)
@@ -204,7 +221,7 @@ class BulkLaw(ABC):
             q: Probabilities in [0, 1].
 
         Returns:
-            Eigenvalues; at a gap the lower end of the gap.
+            Eigenvalues; for a q at which the law has a gap, the lower end of the gap.
 
         Raises:
             ValueError: If a probability lies outside [0, 1] or is nan.
@@ -222,7 +239,7 @@ class BulkLaw(ABC):
         return result
 
     def moment(self, order: int) -> float:
-        """The moment E[lambda^k] of the noise eigenvalues, k >= 0."""
+        """The mean of lambda^k over the noise eigenvalues lambda, k = order >= 0."""
         return population_moment(self.atoms, self.weights, self.aspect_ratio, order)
 
     def _upper_root(self, z: ArrayLike) -> NDArray[np.complex128]:

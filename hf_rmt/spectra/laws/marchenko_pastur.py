@@ -13,10 +13,12 @@ from hf_rmt.spectra.laws.spike_map import Array
 
 @dataclass(frozen=True)
 class MarchenkoPastur(BulkLaw):
-    """Law of the eigenvalues of X'X, X of shape N x p with iid entries of variance sigma^2 / N.
+    """Law of the eigenvalues of X'X, where X is noise of one variance.
+
+    X has the shape N x p and independent entries of mean 0 and variance sigma^2 / N.
 
     Args:
-        variance: sigma^2 > 0.
+        variance: sigma^2 > 0, N times the variance of an entry.
         aspect_ratio: c = p / N in (0, 1].
 
     Raises:

@@ -1,7 +1,7 @@
-"""The algebra of the spike map g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)) of one or two bulks.
+"""Algebra of the spike map g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)) for 1 or 2 variances.
 
-Plain functions of the atoms tau (ascending) and their weights w, which sum to 1. `laws` uses them
-for spectra.
+The atoms tau_k are the population variances, ascending, and the weights w_k are their fractions,
+which sum to 1. `law` uses these functions and tells what g means.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Complex = NDArray[np.complex128]
 
 ROOTS_OF_UNITY = np.exp(2j * np.pi / 3 * np.arange(3))
 FAR = 1e20
-"""A point beyond this many times the largest atom has a unit of its own."""
+"""A point beyond this many times the largest atom is the unit of its own equation; see `_scale`."""
 TOUCHING = 1e-9
 """Relative imaginary part below which a root counts as real."""
 
@@ -25,16 +25,18 @@ TOUCHING = 1e-9
 def population_moment(
     atoms: ArrayLike, weights: ArrayLike, aspect_ratio: float, order: int
 ) -> float:
-    """Moment of a sample spectrum: gamma_k = [u^k] (1 + c sum_j h_j u^j)^{k+1} / (c (k+1)).
+    """The k-th moment gamma_k of the eigenvalues of a large matrix, from its variances.
 
-    h_j is the j-th moment of the population variances. The formula is the Lagrange inversion of
-    z = g(1/u); it gives gamma_1 = h_1, gamma_2 = h_2 + c h_1^2 and so on.
+    It is the coefficient of u^k in (1 + c sum_j h_j u^j)^{k+1}, divided by c (k+1), where h_j is
+    the j-th moment of the population variances. This formula is the Lagrange inversion of z =
+    g(1/u); it gives gamma_1 = h_1, gamma_2 = h_2 + c h_1^2 and so on.
 
     Args:
         atoms: Population variances, shape (m,).
-        weights: Their fractions of the dimensions, shape (m,), summing to 1.
+        weights: The fractions of the dimensions that have these variances, shape (m,), summing to
+            1.
         aspect_ratio: c = p / N.
-        order: k >= 0.
+        order: The order k >= 0 of the moment.
 
     Returns:
         The k-th moment of the p eigenvalues.
@@ -59,7 +61,7 @@ def population_moment(
 
 
 def spike_roots(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) -> Complex:
-    """All roots a of g(a) = z: two for one atom, three for two.
+    """All roots a of g(a) = z: two for one variance, three for two variances.
 
     Args:
         z: Points, any shape, real or complex.
@@ -68,7 +70,7 @@ def spike_roots(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float)
         aspect_ratio: c = p / N.
 
     Returns:
-        The roots, shape z.shape + (m + 1,).
+        The roots, shape z.shape + (m + 1,) for m variances.
     """
     points = np.asarray(z)
     scale = _scale(points, atoms)
@@ -78,16 +80,16 @@ def spike_roots(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float)
 
 
 def upper_root(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) -> Complex:
-    """The root of g(a) = z in the upper half-plane, a = -1/s(z); arguments as for `spike_roots`.
+    """The root a of g(a) = z in the upper half-plane: -1/s(z), s the companion transform.
 
     Args:
-        z: Points of the upper half-plane, or real ones as limits from above, any shape.
+        z: Points of the upper half-plane, or real points, which count as limits from above.
         atoms: Population variances, shape (1,) or (2,).
         weights: Their fractions, same shape.
         aspect_ratio: c = p / N.
 
     Returns:
-        The root, shape of z.
+        The roots, shape of z.
     """
     points = np.ravel(z)
     scale = _scale(points, atoms)
@@ -123,9 +125,10 @@ def critical_points(atoms: Array, weights: Array, aspect_ratio: float) -> Array:
 
 
 def _has_gap(atoms: Array, weights: Array, aspect_ratio: float) -> bool:
-    """Whether the spectrum of two atoms has two intervals: g' > 0 somewhere between them.
+    """Whether the spectrum of two atoms has two intervals: g'(a) > 0 somewhere between the atoms.
 
-    The least of c sum_k w_k tau_k^2 / (a - tau_k)^2 there has a closed form, by Hoelder.
+    g'(a) = 1 - c sum_k w_k tau_k^2 / (a - tau_k)^2. The least value of the sum between the atoms
+    has a closed form, by Hoelder's inequality.
     """
     pull = np.cbrt(weights * atoms**2).sum() ** 3
     return bool(aspect_ratio * pull < (atoms[1] - atoms[0]) ** 2)
@@ -134,7 +137,7 @@ def _has_gap(atoms: Array, weights: Array, aspect_ratio: float) -> bool:
 def _scale(points: NDArray[Any], atoms: Array) -> Array:
     """The unit of each point: the largest atom, or the point itself if its powers could overflow.
 
-    Both units give the same roots, but the roots near the atoms vanish in the second one.
+    Both units give the same roots, but in the second one the roots near the atoms round to 0.
     """
     size = np.abs(points)
     return np.where(size / FAR > atoms[-1], size, atoms[-1])
@@ -148,7 +151,8 @@ def _over(atoms: Array, scale: Array) -> Array:
 def _coefficients(
     z: NDArray[Any], atoms: Array, weights: Array, aspect_ratio: float
 ) -> tuple[Complex, ...]:
-    """Coefficients of the monic prod (a - tau) (g(a) - z), by falling power, without the first."""
+    """Coefficients of the polynomial prod (a - tau) (g(a) - z), without the leading 1, which is
+    first."""
     mean = aspect_ratio * np.tensordot(weights, atoms, 1)
     points = z.astype(complex)
     if len(atoms) == 1:
@@ -174,12 +178,12 @@ def _monic_roots(*coefficients: Complex) -> Complex:
 
 
 def _aligned(root: Complex, reference: Complex) -> Complex:
-    """The one of the two square roots that does not cancel against the reference."""
+    """The root or its negative: the one that does not cancel if it is added to the reference."""
     return np.where((reference.conj() * root).real >= 0, root, -root)
 
 
 def _polished(roots: Complex, *coefficients: Complex) -> Complex:
-    """One Newton step, for the small roots that the shift by b / 3 leaves inexact."""
+    """One Newton step: the shift by b / 3 in `_monic_roots` leaves small roots inexact."""
     value, slope = np.ones_like(roots), np.zeros_like(roots)
     for coefficient in coefficients:
         value, slope = value * roots + coefficient, slope * roots + value

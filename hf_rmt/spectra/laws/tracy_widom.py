@@ -1,4 +1,7 @@
-"""Quantiles of the Tracy-Widom law for real matrices (beta = 1)."""
+"""The Tracy-Widom law for real matrices (beta = 1).
+
+It is the distribution of the largest noise eigenvalue around its edge.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ CUTOFF = 16.0
 
 
 def tracy_widom_cdf(x: float) -> float:
-    """F_1(x) = det(I - V_x), V_x(u, v) = Ai((u + v) / 2) / 2 on (x, infinity).
+    """Tracy-Widom distribution function F_1(x) = det(I - V_x).
 
-    The determinant is taken on Gauss-Legendre nodes, which converges exponentially.
+    V_x is the integral operator with kernel Ai((u + v) / 2) / 2 on (x, infinity), where Ai is the
+    Airy function. The determinant is computed on Gauss-Legendre nodes, with an error that falls
+    exponentially with their number.
 
     Args:
-        x: Position of the centred, scaled largest eigenvalue.
+        x: Largest eigenvalue minus edge, divided by the scale `BulkLaw.edge_fluctuation`.
 
     Returns:
         The probability that a Tracy-Widom variable lies below x.
@@ -42,13 +47,13 @@ def tracy_widom_cdf(x: float) -> float:
 
 @cache
 def tracy_widom_quantile(probability: float) -> float:
-    """Inverse of `tracy_widom_cdf`.
+    """Inverse of `tracy_widom_cdf`: the x that has a given probability.
 
     Args:
         probability: A number in [1e-6, 1 - 1e-6].
 
     Returns:
-        The quantile.
+        The quantile x.
 
     Raises:
         ValueError: If the probability lies outside that range.
@@ -58,5 +63,7 @@ def tracy_widom_quantile(probability: float) -> float:
         2.023
     """
     if not 1e-6 <= probability <= 1 - 1e-6:
-        raise ValueError(f"probability must lie in [1e-6, 1 - 1e-6], got {probability}")
+        raise ValueError(
+            f"probability must lie in [1e-6, 1 - 1e-6], got {probability}; clip it to this range"
+        )
     return float(brentq(lambda x: tracy_widom_cdf(x) - probability, -10.0, 12.0, xtol=1e-12))
