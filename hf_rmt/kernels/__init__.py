@@ -1,14 +1,15 @@
 """Mathematics of wide random networks: kernels, and activations that do not change them.
 
-All modules use this model. A layer maps x to s(W x) / sqrt d. W has d rows and iid entries of mean
-0 and variance 1. The activation s is centred: E s(tau xi) = 0, where xi is standard normal. The
-functions here subtract the mean themselves. The inputs are the rows of `data`, shape (samples,
-features). They are divided by sqrt p already: x_i = (mu_a + C_a^{1/2} z_i) / sqrt p is one draw of
-a Gaussian mixture, and tau_0^2 = mean tr C_a / p is the mean of |x|^2. X is the transpose of
-`data`. The scales of the layers are tau_l^2 = E s_l(tau_{l-1} xi)^2. The conjugate kernel (CK) is
-the expected Gram matrix of the last hidden layer, and the neural tangent kernel (NTK) is the
-expected Gram matrix of the gradients. When n and p grow together, both kernels depend on s only
-through a few Gaussian moments, and they do not depend on W.
+All modules use this model. A layer maps x to s(W x) / sqrt d. W has d rows and independent entries
+of mean 0 and variance 1. The activation s is centred: E s(tau xi) = 0, where E is the mean over a
+standard normal xi. The functions here subtract the mean themselves. The inputs x_i are the n rows
+of `data`, with p features, and are divided by sqrt p already. They are drawn from a Gaussian
+mixture: x_i = (mu_a + C_a^{1/2} z_i) / sqrt p in class a, where z_i is standard normal. X is the
+transpose of `data`. The scale of the inputs is tau_0, where tau_0^2 = mean tr C_a / p is the mean
+of |x|^2. The scale of layer l is tau_l, where tau_l^2 = E s_l(tau_{l-1} xi)^2. The conjugate kernel
+(CK) is the expected Gram matrix of the last hidden layer, and the neural tangent kernel (NTK) is
+the expected Gram matrix of the gradients. When n and p grow together, both kernels depend on s only
+through a few Gaussian moments, and they do not depend on the distribution of the entries of W.
 
 These modules use NumPy and SciPy in float64, and do not import torch.
 """

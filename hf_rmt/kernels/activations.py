@@ -1,4 +1,4 @@
-"""Activations by name, elementwise on float64 arrays: the names Hugging Face configs use."""
+"""Activation functions on float64 arrays, by the names that Hugging Face configs use."""
 
 from __future__ import annotations
 

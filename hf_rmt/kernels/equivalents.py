@@ -1,4 +1,4 @@
-"""Deterministic equivalents of the kernels of wide networks, to leading and to next order."""
+"""Formulas that approximate the kernels of wide networks, to leading and to next order."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hf_rmt.kernels.statistics import MixtureStatistics, check_data, mixture_sta
 
 @dataclass(frozen=True)
 class KernelCoefficients:
-    """The numbers through which all activations up to one layer enter its kernels.
+    """The numbers by which the activations up to one layer determine the kernels of this layer.
 
     Args:
-        tau: tau_l, scale of the layer's outputs.
-        alpha: alpha_1 .. alpha_4 of the conjugate kernel.
-        beta: beta_1 .. beta_3 of the neural tangent kernel.
+        tau: tau_l, the scale of the layer's outputs, as in `hf_rmt.kernels`.
+        alpha: alpha_1 .. alpha_4 of the conjugate kernel, as in `kernel_coefficients`.
+        beta: beta_1 .. beta_3 of the neural tangent kernel, as in `kernel_coefficients`.
         kappa: kappa_l, the square root of the NTK's diagonal; infinite after an activation with a
             jump.
     """
@@ -35,18 +35,21 @@ class KernelCoefficients:
 def kernel_coefficients(
     activations: Sequence[Activation], *, tau: float
 ) -> tuple[KernelCoefficients, ...]:
-    """alpha_1..4, beta_1..3, tau and kappa of the layers 0 .. L.
+    """Coefficients of the conjugate kernel (CK) and the neural tangent kernel for all layers.
+
+    Below, a is alpha, b is beta, and ' marks the next layer, whose activation s has the moments m1,
+    m2, m3 and E s'^2 of `GaussianMoments`:
 
     a1' = m1^2 a1, a2' = m1^2 a2 + m2^2 a4^2 / 4, a3' = m1^2 a3 + m2^2 a1^2 / 2, a4' = m3 a4;
     b1' = a1' + m1^2 b1, b2' = a2' + m1^2 b2, b3' = a3' + m1^2 b3 + m2^2 a1 b1;
     kappa'^2 = tau'^2 + kappa^2 E s'^2.
 
     Args:
-        activations: One for each hidden layer.
-        tau: tau_0, root mean square norm of the inputs.
+        activations: One activation for each hidden layer.
+        tau: tau_0, the root mean square norm of the inputs.
 
     Returns:
-        L + 1 sets of coefficients; the first set belongs to the inputs.
+        L + 1 sets of coefficients for L activations; the first set belongs to the inputs.
 
     Source:
         Gu et al., NeurIPS 2022, theorems 1 and 2.
@@ -62,11 +65,11 @@ def kernel_coefficients(
 
 
 def layer_moments(activations: Sequence[Activation], *, tau: float) -> tuple[GaussianMoments, ...]:
-    """Moments of each layer's activation at the scale tau_{l-1} that the layers below give it.
+    """Gaussian moments of each activation, at the scale tau_{l-1} of the layer below it.
 
     Args:
-        activations: One for each hidden layer, at least one.
-        tau: tau_0, root mean square norm of the inputs.
+        activations: One activation for each hidden layer, at least one.
+        tau: tau_0, the root mean square norm of the inputs.
 
     Returns:
         One set of moments for each layer.
@@ -104,20 +107,22 @@ def conjugate_kernel_equivalent(
     order: int = 1,
     published: bool = False,
 ) -> Array:
-    """K~_CK = a1 X'X + V A V' + (tau_L^2 - tau_0^2 a1) I of L wide layers.
+    """The conjugate kernel (CK) of L wide layers, approximated by a formula.
 
-    V A V' = a2 v v' + a3 J T J' / p with v = J t / sqrt p + psi = |x|^2 - tau_0^2. The published
-    multiple of I also has - tau_0^4 a3. This term belongs to X'X o X'X, whose diagonal V A V' does
-    not have. With this term, the distance to the kernel tends to a3 tau_0^4, not to 0.
+    K~_CK = a1 X'X + V A V' + (tau_L^2 - tau_0^2 a1) I, where V A V' = a2 v v' + a3 J T J' / p, and
+    v = J t / sqrt p + psi holds |x_i|^2 - tau_0^2. The a are the `alpha` of `kernel_coefficients`;
+    J, t, T and psi are in `MixtureStatistics`. The published multiple of I also has - tau_0^4 a3.
+    This term belongs to X'X o X'X (o is the entrywise product), whose diagonal V A V' does not
+    have. With this term, the distance to the kernel tends to a3 tau_0^4, not to 0.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features): the rows are the x_i.
-        activations: One for each hidden layer; they are centred here.
-        statistics: Statistics of the mixture; None estimates them from the data, taken as one
+        activations: One activation for each hidden layer; its mean is subtracted here.
+        statistics: Statistics of the Gaussian mixture; None estimates them from the data as one
             class.
-        order: 1 is the theorem, with an error of order sqrt(log p / p) in operator norm. 2 keeps
-            X'X o X'X, the diagonal and every term of the third degree, with an error of order 1 /
-            p.
+        order: 1 is the formula above; its error in operator norm is of order sqrt(log p / p). 2
+            also keeps X'X o X'X, the diagonal and every term of the third degree; its error is of
+            order 1 / p.
         published: Whether to use the multiple of I as published; for order 1 only.
 
     Returns:
@@ -140,12 +145,16 @@ def ntk_equivalent(
     order: int = 1,
     published: bool = False,
 ) -> Array:
-    """K~_NTK = b1 X'X + V B V' + (kappa_L^2 - tau_0^2 b1) I of L wide layers.
+    """The neural tangent kernel (NTK) of L wide layers, approximated by a formula.
+
+    K~_NTK = b1 X'X + V B V' + (kappa_L^2 - tau_0^2 b1) I. The b are the `beta` and kappa_L the
+    `kappa` of `kernel_coefficients`. V B V' is V A V' of `conjugate_kernel_equivalent` with b2, b3
+    for a2, a3.
 
     Args:
-        data: Inputs divided by sqrt p, shape (samples, features).
-        activations: One for each hidden layer, without jumps.
-        statistics: Statistics of the mixture; None estimates them from the data, taken as one
+        data: Inputs divided by sqrt p, shape (samples, features): the rows are the x_i.
+        activations: One activation without jumps for each hidden layer.
+        statistics: Statistics of the Gaussian mixture; None estimates them from the data as one
             class.
         order: 1 or 2, as for `conjugate_kernel_equivalent`.
         published: Whether to use the multiple of I as published, with - tau_0^4 b3.
@@ -176,7 +185,7 @@ def _equivalent(
     _check_options(order, published, len(inputs), len(known.psi))
     layers = layer_moments(activations, tau=known.tau)
     if tangent and not np.isfinite([layer.slope_second_moment for layer in layers]).all():
-        raise ValueError("an activation that jumps has no NTK: E s'^2 is infinite; take the CK")
+        raise ValueError("an activation that jumps has no NTK: E s'^2 is infinite; use the CK")
     gram = inputs @ inputs.T
     if order == 2:
         deviations = np.diag(gram) - known.tau**2
@@ -190,7 +199,7 @@ def _equivalent(
 
 
 def _low_rank(known: MixtureStatistics, second: float, third: float, features: int) -> Array:
-    """V A V' with A = [[second t t' + third T, second t], [second t', second]]."""
+    """V A V' of `conjugate_kernel_equivalent`, with `second` for a2 and `third` for a3."""
     deviations = known.classes @ known.traces / np.sqrt(features) + known.psi
     classes = known.classes @ known.products @ known.classes.T / features
     return second * np.outer(deviations, deviations) + third * classes
@@ -198,7 +207,9 @@ def _low_rank(known: MixtureStatistics, second: float, third: float, features: i
 
 def _check_options(order: int, published: bool, inputs: int, described: int) -> None:
     if order not in (1, 2) or (published and order != 1):
-        raise ValueError(f"order must be 1 or 2, and 1 with published=True, got {order}")
+        raise ValueError(
+            f"order must be 1 or 2, and 1 with published=True, got {order}; pass order=1"
+        )
     if inputs != described:
         raise ValueError(
             f"statistics must describe the data's {inputs} inputs, got {described}; compute them "

@@ -16,7 +16,7 @@ from hf_rmt.kernels.statistics import check_data, root_mean_square
 MAX_DEGREE = 80
 REMAINDER = 1e-11
 EXCESS = 1e-6
-"""A correlation of features may exceed 1 by this much; more is no rounding."""
+"""Rounding may make a correlation of features exceed 1 by this much, but not by more."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Kernels:
 
     Args:
         conjugate: Conjugate kernel of the last hidden layer, shape (n, n).
-        tangent: Neural tangent kernel; None where an activation jumps.
+        tangent: Neural tangent kernel, shape (n, n); None if an activation jumps or if it was not
+            asked for.
     """
 
     conjugate: Array
@@ -35,25 +36,27 @@ class Kernels:
 def exact_kernels(
     data: ArrayLike, activations: Sequence[Activation], *, tau: float | None = None
 ) -> Kernels:
-    """CK and NTK at infinite width: K_l = E[s(u) s(v)], NTK_l = K_l + NTK_{l-1} o E[s'(u) s'(v)].
+    """Conjugate kernel (CK) and neural tangent kernel (NTK) of an infinitely wide network.
 
-    (u, v) is Gaussian with covariance K_{l-1}, K_0 = X'X, and correlation rho. With the Hermite
-    coefficients c_k of s(tau xi), tau^2 the variance of u, E[s(u) s(v)] is the series sum_k rho^k
-    c_k(u) c_k(v). As sum_k c_k^2 = E s^2, it can be truncated where the rest is negligible at the
-    largest correlation, whatever the norms. The relu has the arc-cosine kernels in closed form.
+    Layer l has K_l = E[s(u) s(v)] and NTK_l = K_l + NTK_{l-1} o E[s'(u) s'(v)], where o is the
+    entrywise product. (u, v) is Gaussian; its covariance is that of two inputs in K_{l-1}, with
+    correlation rho, and K_0 = X'X. Let c_k(u) be the Hermite coefficients of s(tau xi), where tau^2
+    is the variance of u. Then E[s(u) s(v)] = sum_k rho^k c_k(u) c_k(v). This series ends where the
+    rest is negligible at the largest correlation. The norms of the inputs do not matter for this,
+    because sum_k c_k^2 = E s^2. The relu has closed formulas, the arc-cosine kernels.
 
     Args:
-        data: Inputs, scaled for weights of variance 1, shape (samples, features).
-        activations: One for each hidden layer.
-        tau: tau_0, which sets the scales at which the layers are centred, s - E s(tau_{l-1} xi);
-            None for the root mean square norm of the inputs.
+        data: Inputs divided by sqrt p, shape (samples, features): the rows are the x_i.
+        activations: One activation for each hidden layer.
+        tau: tau_0, the scale of the inputs. It gives the scales tau_{l-1} at which the means E
+            s(tau_{l-1} xi) are subtracted. None takes the root mean square norm of the inputs.
 
     Returns:
         The kernels of the last layer.
 
     Raises:
         ValueError: If distinct inputs correlate so much that the series does not converge, if an
-            input is 0, or if a kernel is not that of any features, |K_ij| > sqrt(K_ii K_jj).
+            input is 0, or if the sum of the series is so inexact that |K_ij| > sqrt(K_ii K_jj).
 
     Source:
         Cho & Saul 2009 (arc-cosine); Daniely, Frostig & Singer 2016 (dual activations).
@@ -112,7 +115,7 @@ def _degree(correlation: Array) -> int:
 
 
 def _check_correlations(kernel: Array | None, activation: Activation) -> None:
-    """Refuse a matrix that no features have, which a wrong sum of the series would give."""
+    """Refuse a kernel with a correlation above 1, which an inexact sum of the series would give."""
     if kernel is None:
         return
     norms = np.sqrt(np.maximum(np.diag(kernel), 0.0))

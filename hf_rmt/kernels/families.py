@@ -16,25 +16,26 @@ from hf_rmt.kernels.solver import LEAST_GAP, Pattern
 from hf_rmt.kernels.steps import matched_quantities, normal_density
 
 REACH = 4.5
-"""Bound of the thresholds at the start; the normal mass beyond, 7e-6, is too small for a solver."""
+"""Starts leave out thresholds beyond this: the normal mass there, 7e-6, is too small for a
+solver."""
 PLACES = (1e-6, 8.0)
 """Where the threshold s2 of a symmetric step is looked for."""
 OUTER = np.array([[1.0], [0.0], [1.0]])
 
 
 def sign_pattern(problem: MatchingProblem) -> Pattern:
-    """The step b 1{x > 0} with the m1 of the goal."""
+    """The step b 1{x > 0} with the m1 of the goal; 1{x > 0} is 1 where x > 0, and else 0."""
     points = np.zeros(1)
     height = problem.goal[0] / normal_density(points)
     return Pattern(points, np.eye(2), np.concatenate([-height / 2, height / 2]))
 
 
 def one_level_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Steps b 1{x < s1 or x > s2}, from starts of three kinds.
+    """Starts for steps b 1{x < s1 or x > s2}, of three kinds; 1{...} is 1 where this holds, else 0.
 
-    An activation such as relu has both thresholds on one side of 0, first on that of sign(m1 m2). A
-    nearly odd one has them close together. One whose m1 is small, such as |x|, has them on either
-    side of 0.
+    For an activation such as relu both thresholds lie on one side of 0; the side of sign(m1 m2) is
+    tried first. For a nearly odd activation they lie close together. If m1 is small, as for |x|,
+    one threshold lies on each side of 0.
     """
     side = np.sign(problem.goal[0] * problem.goal[1]) or 1.0
     for end in (side, -side):
@@ -46,10 +47,11 @@ def one_level_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def _narrow_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """The start for a great height b: a cell of small width w at s.
+    """The start for a great height b: both thresholds lie near s, a small width w apart.
 
-    It has m1 = -b w s phi(s), m2 = b w (1 - s^2) phi(s) and m3 near -b m2 / 2. So s is one of the
-    two solutions of s^2 - s m2 / m1 = 1, that with the sign of -b m1.
+    This step has m1 = -b w s phi(s), m2 = b w (1 - s^2) phi(s) and m3 near -b m2 / 2, where phi is
+    the normal density. So s is a solution of s^2 - s m2 / m1 = 1: of the two, the one with the sign
+    of -b m1.
     """
     first, second, third = problem.goal[:3]
     if first and second and third:
@@ -62,9 +64,10 @@ def _narrow_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def _straddling_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """The step with s2 = -s1 that has the m2 and the m3, and steps with unlike s1 and s2.
+    """Starts with one threshold on each side of 0: one with s2 = -s1, two with unlike s1 and s2.
 
-    With P the mass between s1 and s2, m2 = 2 b s2 phi(s2) and m3 / m2 = b (P - 1/2).
+    If possible, the first one has the m2 and m3 of the goal. It has m2 = 2 b s2 phi(s2) and m3 / m2
+    = b (P - 1/2), where phi is the normal density and P the normal mass between s1 and s2.
     """
     _, second, third = problem.goal[:3]
     if not second:
@@ -83,7 +86,7 @@ def _straddling_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def published_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Steps b 1{x < r1 or r2 < x <= r3 or x > r4}, r4 - r3 = r2 - r1."""
+    """Starts for steps b 1{x < r1 or r2 < x <= r3 or x > r4} with r4 - r3 = r2 - r1."""
     ratio = 0.0 if problem.is_odd else problem.goal[2] / problem.goal[1]
     height = 2 * np.sqrt(ratio**2 + 1)
     basis, gaps = np.array([[1.0], [0.0], [1.0], [0.0], [1.0]]), np.array([0, 1, 0])
@@ -95,7 +98,7 @@ def published_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Steps b (1{x > s2} - 1{x <= s1})."""
+    """Starts for steps b (1{x > s2} - 1{x <= s1}); 1{...} is 1 where this holds, else 0."""
     height = np.sign(problem.goal[0])
     for first in (-2.0, -1.0, -0.5, 0.0):
         for width in (0.5, 1.0, 2.0):
@@ -104,7 +107,11 @@ def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def quantized_patterns(problem: MatchingProblem, levels: int) -> Iterator[Pattern]:
-    """Best quantisers of the mean of activation and quadratic part, then of the latter alone."""
+    """Two starts: the best quantisers, see `quantized`, of two functions.
+
+    One function is the mean of the activation and `MatchingProblem.quadratic`; the other is
+    `quadratic` alone.
+    """
     function = resolve_activation(problem.activation)
     stretch = problem.target.tau
 

@@ -12,23 +12,24 @@ from hf_rmt.kernels.activations import Activation, Array, resolve_activation
 from hf_rmt.kernels.quadrature import piecewise_quadrature
 
 DEGREE = 6
-"""Largest k of the means E s^(k) that are kept, as the next order of the equivalents needs."""
+"""The means E s^(k) of k-th derivatives are kept up to this k; `next_order` needs them."""
 LARGEST = 1e200
-"""Bound of the powers of tau and of their inverses; it leaves room for the moments themselves."""
+"""Largest power of tau or of 1 / tau; it leaves room for the moments in float64."""
 
 
 @dataclass(frozen=True)
 class GaussianMoments:
-    """Moments of an activation s at the scale tau, xi standard normal.
+    """Means E over a standard normal xi of an activation s(tau xi), its square and derivatives.
 
-    Every one is an expectation of s, s^2 or s'^2 against a Hermite polynomial (Stein's identity),
-    so that steps and kinks have them too.
+    By Stein's identity each is the mean of s, s^2 or s'^2 times a Hermite polynomial of xi. So
+    functions with kinks and steps have these moments too.
 
     Args:
-        tau: Standard deviation of the argument, > 0.
-        derivative_means: E s^(k)(tau xi), k = 0, 1, ...
-        variance_slopes: (d/d tau^2)^r E[(s(tau xi) - c)^2], r = 0..3, c = m0 at this tau.
-        slope_slopes: (d/d tau^2)^r E[s'(tau xi)^2], r = 0..2; infinite where s jumps.
+        tau: Standard deviation of the argument tau xi, > 0.
+        derivative_means: E s^(k)(tau xi), the mean k-th derivative, k = 0, 1, ...
+        variance_slopes: r-th derivatives by tau^2 of E[(s(tau xi) - c)^2], r = 0..3, where the
+            constant c is m0 at this tau.
+        slope_slopes: r-th derivatives by tau^2 of E[s'(tau xi)^2], r = 0..2; infinite if s jumps.
 
     Examples:
         >>> relu = gaussian_moments("relu", tau=1.0)
@@ -68,7 +69,7 @@ class GaussianMoments:
 
     @property
     def slope_second_moment(self) -> float:
-        """E s'(tau xi)^2; infinite where s jumps."""
+        """E s'(tau xi)^2; infinite if s jumps."""
         return self.slope_slopes[0]
 
     @property
@@ -83,28 +84,29 @@ class GaussianMoments:
 
     @property
     def d1(self) -> float:
-        """E[s']^2: the weight of the linear kernel."""
+        """E[s']^2: the weight of the linear kernel X'X in one layer's kernel."""
         return self.m1**2
 
     @property
     def d2(self) -> float:
-        """E[s'']^2 / 4: the weight of the low-rank part."""
+        """E[s'']^2 / 4: the weight of the low-rank part of one layer's kernel."""
         return self.m2**2 / 4
 
 
 def gaussian_moments(
     activation: Activation, *, tau: float, degree: int = DEGREE
 ) -> GaussianMoments:
-    """Moments E s^(k)(tau xi) and those of s^2 and s'^2, by Stein's identity.
+    """The moments of an activation s at the scale tau; see `GaussianMoments`.
 
-    The integrals run over panels that are halved until a polynomial fits in each. At kinks and
-    jumps they are halved down to the rounding of xi. The relative error is about 1e-12 for any
+    The integrals run over short intervals, the panels, which are halved until a polynomial fits s
+    in each. At kinks and jumps they are halved down to the rounding of
+    xi. The relative error is about 1e-12 for any
     piecewise smooth function.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
-        tau: Standard deviation of the argument, > 0.
-        degree: Largest k of E s^(k).
+        tau: Standard deviation of the argument tau xi, > 0.
+        degree: Largest k of the mean derivatives E s^(k).
 
     Returns:
         The moments.
@@ -144,12 +146,12 @@ def gaussian_moments(
 
 
 def _even_slopes(hermite: Array, weighted: Array, tau: float, count: int) -> Array:
-    """(d/d tau^2)^r E f(tau xi) = E f^(2r)(tau xi) / 2^r, r = 0 .. count - 1."""
+    """The r-th derivatives of E f(tau xi) by tau^2, E f^(2r)(tau xi) / 2^r, r = 0 .. count - 1."""
     return hermite[: 2 * count : 2] @ weighted / (2.0 * tau**2) ** np.arange(count)
 
 
 def hermite_polynomials(x: Array, degree: int) -> Array:
-    """Probabilists' He_0 .. He_degree at x, shape (degree + 1, len(x))."""
+    """Probabilists' Hermite polynomials He_0 .. He_degree at x, shape (degree + 1, len(x))."""
     rows = [np.ones_like(x), x]
     for k in range(1, degree):
         rows.append(x * rows[-1] - k * rows[-2])

@@ -14,7 +14,7 @@ from hf_rmt.kernels.gaussian_moments import gaussian_moments
 from hf_rmt.kernels.steps import StepActivation
 
 SCALES = 24
-"""The least number of Chebyshev nodes over the range of variances."""
+"""Least number of Chebyshev nodes over the range of variances; see `hermite_series`."""
 ACCURACY = 1e-12
 """Nodes are doubled until the last Chebyshev coefficients fall to this part of the largest."""
 TINY = float(np.finfo(float).tiny)
@@ -22,13 +22,15 @@ TINY = float(np.finfo(float).tiny)
 
 @dataclass(frozen=True)
 class HermiteSeries:
-    """s(tau xi) - mean = sum_k c_k He_k(xi) / sqrt(k!) at n scales tau, xi standard normal.
+    """Hermite series of s(tau xi) - mean at n scales tau, where xi is standard normal.
+
+    The series is sum_k c_k He_k(xi) / sqrt(k!), with the Hermite polynomials He_k.
 
     Args:
         scales: tau, shape (n,).
         coefficients: c_0 .. c_degree, shape (degree + 1, n); sum_k c_k^2 = E (s - mean)^2.
         second_moments: E (s(tau xi) - mean)^2, shape (n,).
-        slope_second_moments: E s'(tau xi)^2, shape (n,); infinite where s jumps.
+        slope_second_moments: E s'(tau xi)^2, shape (n,); infinite if s jumps.
     """
 
     scales: Array
@@ -38,7 +40,7 @@ class HermiteSeries:
 
     @property
     def slope_coefficients(self) -> Array:
-        """The coefficients of s'(tau xi), sqrt(k + 1) c_{k+1} / tau, shape (degree, n)."""
+        """Hermite coefficients of s'(tau xi), sqrt(k + 1) c_{k+1} / tau, shape (degree, n)."""
         orders = np.arange(1.0, len(self.coefficients))
         return np.sqrt(orders)[:, None] * self.coefficients[1:] / self.scales
 
@@ -46,16 +48,18 @@ class HermiteSeries:
 def hermite_series(
     activation: Activation, variances: Array, *, mean: float = 0.0, degree: int
 ) -> HermiteSeries:
-    """The series at every variance, from a table at Chebyshev nodes in the log of the variance.
+    """The Hermite series of an activation at many variances, interpolated from a table.
 
-    The table holds c_k over the root mean square of s - mean. The derivatives c_k sqrt(k!) / tau^k
-    would grow by many orders of magnitude over a range of variances, and no polynomial fits that.
+    The table is computed at Chebyshev nodes in the log of the variance. It holds c_k divided by the
+    root mean square of s - mean. The mean derivatives c_k sqrt(k!) / tau^k are not tabulated,
+    because they grow by many orders of magnitude over a range of variances, and no polynomial fits
+    that.
 
     Args:
-        activation: A name, a function on arrays, or a step.
+        activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
         variances: tau^2, shape (n,), > 0.
-        mean: What is subtracted from s, the same at every scale.
-        degree: The largest k.
+        mean: The number that is subtracted from s, the same at every scale.
+        degree: The largest k of the coefficients c_k.
 
     Returns:
         The series, in the order of the variances.
@@ -69,7 +73,7 @@ def hermite_series(
 
 
 def _row(activation: Activation, tau: float, mean: float, degree: int) -> Array:
-    """c_k / sqrt(M), log M with M = E (s - mean)^2, and the mean degree tau^2 E s'^2 / M."""
+    """A row of the table: c_k / sqrt(M), log M and tau^2 E s'^2 / M, where M = E (s - mean)^2."""
     moments = gaussian_moments(_stretched(activation, tau), tau=1.0, degree=degree)
     factorials = np.exp(gammaln(np.arange(degree + 1) + 1.0) / 2)
     coefficients = np.array(moments.derivative_means) / factorials
@@ -89,9 +93,9 @@ def _stretched(activation: Activation, tau: float) -> Activation:
 
 
 def _interpolated(logs: Array, row: Callable[[float], Array]) -> Array:
-    """Rows at every log of a variance, shape (len(row), n).
+    """The function `row` at n logs of variances, interpolated, shape (values of a row, n).
 
-    If the table does not converge with fewer nodes than inputs, each input has its own row.
+    If the table does not converge with fewer nodes than logs, `row` is computed at each log.
     """
     middle, half = (logs.max() + logs.min()) / 2, max(np.ptp(logs) / 2, 1e-6)
     nodes = SCALES

@@ -32,7 +32,7 @@ from hf_rmt.kernels.quantizer import quantized
 COARSE = 16
 """From this number of levels on, the search goes up in steps of more than one level."""
 NEAR = 1e-3
-"""Weight of tau_out, which only has to be near; m1 and m2 have the weight 1."""
+"""Weight of tau_out if it only has to be near the goal; m1 and m2 have the weight 1."""
 FREE_TAU = "levels=1, for which tau_out does not have to match"
 FEWEST = f"pass levels=None for the smallest number of levels that does, up to {MAX_LEVELS}"
 
@@ -45,28 +45,29 @@ def match_step_activation(
     step_tau: float | None = None,
     published: bool = False,
 ) -> MatchedStep:
-    """The step with the m1, m2, m3 of another activation and, from two levels on, its tau_out.
+    """Find a step activation with the moments m1, m2 and m3 of another activation.
 
-    One level is b 1{x < s1 or x > s2} - mean. An activation with m2 = 0, such as tanh, needs only b
-    1{x > 0} - mean, because the kernel of the layer does not depend on m3. Steps with more levels
-    approximate the activation and its quadratic part. Then tau_out agrees too, and the kernels
-    agree without a ridge.
+    A step is constant between its thresholds; the moments are those of `GaussianMoments`. A step of
+    one level is b 1{x < s1 or x > s2} - mean, where 1{...} is 1 if the condition holds, else 0. An
+    activation with m2 = 0, such as tanh, needs only b 1{x > 0} - mean, because the kernel of the
+    layer does not depend on m3. Steps with more levels also have the tau_out of the activation.
+    Then the kernels agree too. With one level they differ by a multiple of the identity, a ridge.
 
     Args:
-        activation: A name, a function on arrays, or a step.
+        activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
         tau: Scale of the activation's argument in its network, > 0.
-        levels: Number of distinct values minus one; None takes the smallest number that meets
-            tau_out exactly.
+        levels: Number of distinct values of the step, minus one; None takes the smallest number
+            that meets tau_out exactly.
         step_tau: Scale of the step's argument in its own network; None for `tau`.
-        published: Whether to use the step of the last layer of the published code, b 1{x < r1 or r2
-            < x <= r3 or x > r4} - mean with r4 = r3 + r2 - r1. It needs levels=2. It has a solution
-            only if at most 0.66 of the activation's variance is linear and quadratic.
+        published: Whether to use the step that the published code has in the last layer: b 1{x < r1
+            or r2 < x <= r3 or x > r4} - mean with r4 = r3 + r2 - r1. It needs levels=2. A match
+            exists only if at most 0.66 of the activation's variance is linear and quadratic.
 
     Returns:
         The step, its moments and its residual.
 
     Raises:
-        NoMatchError: If no step of the family with the moments is found.
+        NoMatchError: If no step with these moments is found.
         TypeError: If the activation does not accept arrays, such as an activation of torch, or
             `levels` is no whole number.
         ValueError: If an argument lies outside its range.
@@ -104,17 +105,17 @@ def match_step_activation(
 def match_network(
     activations: Sequence[Activation], *, tau: float, levels: int | None = 1
 ) -> tuple[MatchedStep, ...]:
-    """Steps for all layers; each is matched at the scale that results from the steps below it.
+    """Find steps for all layers; each is matched at the scale that the steps below it give.
 
     With levels=1 the kernels agree up to a multiple of the identity. With None they agree without
-    this multiple. This needs steps of more levels in every layer: above a one-level step for relu,
-    gelu, silu or tanh, no step has the tau_out of the next activation. A step for an activation
-    with m2 = 0 does not have the m3 of the activation. The part of the kernel that depends on the
-    norms (a2) needs this m3 if a later activation has m2 != 0.
+    this multiple. For that, all layers need more levels: above a one-level step for relu, gelu,
+    silu or tanh, no step has the tau_out of the next activation. A step for an activation with m2 =
+    0 does not match m3. If a later activation has m2 != 0, the part of the kernel that depends on
+    the norms of the inputs (a2 in `kernel_coefficients`) then differs.
 
     Args:
-        activations: One for each hidden layer.
-        tau: tau_0, scale of the inputs, the same for both networks.
+        activations: One activation for each hidden layer.
+        tau: tau_0, the scale of the inputs, the same for both networks.
         levels: As for `match_step_activation`.
 
     Returns:
@@ -133,16 +134,18 @@ def match_network(
 
 
 def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedStep:
-    """The step b (1{x > s2} - 1{x <= s1}) - mean with the d1, d2 and, if possible, d0 of another.
+    """Find a step of three values with the moments d1, d2 and, if possible, d0 of an activation.
 
-    d0 is the multiple of the identity in the kernel, a ridge. A step with three values has at most
+    The step is b (1{x > s2} - 1{x <= s1}) - mean, where 1{...} is 1 if the condition holds, else 0.
+    The moments are those of `GaussianMoments`; d0 is the multiple of the identity in the kernel, a
+    ridge. A step with three values has at most
     0.83 of its variance in its linear and quadratic part. If the activation has more, as relu has,
     the d0 of the step is too large by `identity_shift`. This is the smallest excess that is
     possible with d1 and d2.
 
     Args:
-        activation: A name, a function on arrays, or a step.
-        tau: Scale of its argument, > 0.
+        activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
+        tau: Scale of the activation's argument in its network, > 0.
 
     Returns:
         The step; its `residual` covers d1 and d2, and also d0 if it matches.
@@ -160,7 +163,10 @@ def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedSt
     if found[1] >= TOLERANCE:
         near = problem.search(starts, LINEAR + NEAR * (WITHOUT_M3 - LINEAR))[0]
         found, chosen = problem.search([near], LINEAR), LINEAR
-    remedy = "a step of more values may have them: match it with levels=None"
+    remedy = (
+        "a step with more values may have these moments: pass levels=None to match_step_activation "
+        "or TernaryRandomFeatures"
+    )
     return problem.accept(found, chosen, levels=2, remedy=remedy)
 
 
@@ -168,10 +174,14 @@ def _check_levels(levels: object, *, published: bool) -> None:
     whole = isinstance(levels, Integral) and not isinstance(levels, bool)
     if levels is not None and not whole:
         raise TypeError(
-            f"levels must be a whole number in [1, {MAX_LEVELS}] or None, got {levels!r}"
+            f"levels must be a whole number in [1, {MAX_LEVELS}] or None, got {levels!r}; "
+            "None takes the smallest number that matches"
         )
     if isinstance(levels, Integral) and not 1 <= int(levels) <= MAX_LEVELS:
-        raise ValueError(f"levels must lie in [1, {MAX_LEVELS}] or be None, got {levels}")
+        raise ValueError(
+            f"levels must lie in [1, {MAX_LEVELS}] or be None, got {levels}; None takes the "
+            "smallest number that matches"
+        )
     if published and levels != 2:
         raise ValueError(f"the published family has two levels, got {levels}; pass levels=2")
 
@@ -192,7 +202,7 @@ def _check_takes_arrays(activation: Activation) -> None:
 
 
 def _fewest(problem: MatchingProblem) -> MatchedStep:
-    """The step of fewest levels that meets every moment, searched upwards from a lower bound."""
+    """The step with the fewest levels that has all moments; the search starts at a lower bound."""
     candidates = range(2, MAX_LEVELS + 1)
 
     def share(levels: int) -> float:

@@ -1,9 +1,10 @@
-"""The next order: kernels as polynomials of degree 3 in small quantities.
+"""Kernels to the next order: as polynomials of degree 3 in three small quantities.
 
-Off the diagonal K(i, j) is a function of g = x_i'x_j and of psi_i = |x_i|^2 - tau_0^2, psi_j, all
-of order p^{-1/2}. Dropping terms of degree 4 leaves an error of order 1/p in operator norm; the
-theorem keeps the terms of degree 2 or less that do not vanish in operator norm, and only the mean
-of the diagonal, with an error of order sqrt(log p / p).
+Off the diagonal, the kernel K(i, j) is a function of g = x_i'x_j, psi_i = |x_i|^2 - tau_0^2 and
+psi_j. All three are of order p^{-1/2}. The polynomials here drop terms of degree 4 and more, which
+leaves an error of order 1/p in operator norm. The theorem, order=1 in `equivalents`, keeps only the
+terms of degree 2 or less that do not vanish in operator norm, and the mean of the diagonal. Its
+error is of order sqrt(log p / p).
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ from hf_rmt.kernels.gaussian_moments import GaussianMoments
 
 DEGREE = 3
 Polynomial = dict[tuple[int, int, int], float]
-"""Coefficients by exponents of (g, psi_i, psi_j), total degree at most 3."""
+"""Maps exponents of (g, psi_i, psi_j), whose sum is at most 3, to the coefficient of this term."""
 
 
 def kernel_polynomials(
     layers: tuple[GaussianMoments, ...], *, tangent: bool
 ) -> tuple[Polynomial, Polynomial]:
-    """The kernel off and on the diagonal, after the given layers.
+    """The polynomials of a kernel after the given layers: off and on the diagonal.
 
-    A layer maps g to sum_k g^k / k! E s^(k)(u) E s^(k)(v), u of variance tau^2 + its deviation.
+    A layer maps g to sum_k g^k / k! E s^(k)(u) E s^(k)(v). u and v are Gaussian, and their variance
+    is tau^2 plus a small deviation.
 
     Args:
         layers: Moments of each activation at its own scale.
         tangent: Whether to give the NTK instead of the CK.
 
     Returns:
-        The polynomial off the diagonal; and the one on it, in psi_i only, with its constant.
+        The polynomial off the diagonal, and the one on the diagonal. The second one has psi_i
+        alone, and its constant is included.
 
     Examples:
         >>> from hf_rmt.kernels import gaussian_moments
@@ -61,7 +64,7 @@ def kernel_polynomials(
 
 
 def evaluate(cross: Polynomial, diagonal: Polynomial, gram: Array, psi: Array) -> Array:
-    """The n x n kernel of the two polynomials at g = gram and psi."""
+    """The n x n kernel: the values of the two polynomials at g = gram and at psi, shape (n,)."""
     kernel = np.zeros_like(gram)
     for power in range(DEGREE, -1, -1):
         kernel *= gram
@@ -76,7 +79,10 @@ def evaluate(cross: Polynomial, diagonal: Polynomial, gram: Array, psi: Array) -
 def _lifted(
     cross: Polynomial, deviation: Polynomial, moments: GaussianMoments, *, order: int
 ) -> Polynomial:
-    """sum_k cross^k / k! M_{k+order}(i) M_{k+order}(j), M_k the mean of s^(k)."""
+    """The polynomial off the diagonal after one layer; with order=1 that of the slopes s'.
+
+    It is sum_k cross^k / k! M_{k+order}(i) M_{k+order}(j), where M_k is the mean of s^(k).
+    """
     means = (0.0, *moments.derivative_means[1:])
     total: Polynomial = {}
     power: Polynomial = {(0, 0, 0): 1.0}
@@ -92,7 +98,7 @@ def _lifted(
 
 
 def _composed(slopes: tuple[float, ...], deviation: Polynomial) -> Polynomial:
-    """The Taylor series with these derivatives at the deviation."""
+    """The Taylor series with the derivatives `slopes`, with the polynomial `deviation` put in."""
     total: Polynomial = {}
     power: Polynomial = {(0, 0, 0): 1.0}
     for r, slope in enumerate(slopes):

@@ -1,4 +1,4 @@
-"""A matching problem, its solutions and its failures."""
+"""The problem to match the moments of an activation by a step, its solutions and its errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_rmt.kernels.steps import StepActivation, cell_masses
 TOLERANCE = 1e-10
 MAX_LEVELS = 63
 ALL = np.array([1.0, 1.0, 1.0, 1.0])
-"""Which of m1, m2, m3 and tau_out^2 count."""
+"""Weights of m1, m2, m3 and tau_out^2 in a search; a moment of weight 0 need not match."""
 WITHOUT_TAU = np.array([1.0, 1.0, 1.0, 0.0])
 WITHOUT_M3 = np.array([1.0, 1.0, 0.0, 1.0])
 LINEAR = np.array([1.0, 1.0, 0.0, 0.0])
@@ -32,7 +32,7 @@ LEAST = 1e-100
 
 
 class NoMatchError(ValueError):
-    """No step of the family with the moments was found; `residual` is the least distance."""
+    """No step with the wanted moments was found; `residual` is the least distance from them."""
 
     def __init__(self, message: str, residual: float) -> None:
         super().__init__(message)
@@ -44,13 +44,13 @@ class MatchedStep(StepActivation):
     """A step activation with mean 0 at its own scale that replaces another activation.
 
     Args:
-        thresholds: Ascending.
+        thresholds: Points where the value changes, ascending.
         heights: Values between the thresholds, after the mean is subtracted.
         moments: Moments of the step, at the scale of its own network.
         target: Moments of the replaced activation, at the scale of the network of that activation.
-        residual: Euclidean norm of the differences between the matched quantities of step and
-            target: m1 tau / tau_out, m2 tau^2 / tau_out, m3 tau^2 / tau_out^2 and tau_out^2 /
-            tau_out^2. Each is divided by the tau_out of the target.
+        residual: Distance between the moments of step and target: Euclidean norm of the differences
+            in those of m1 tau / T, m2 tau^2 / T, m3 tau^2 / T^2 and tau_out^2 / T^2 that had to
+            match. T is the tau_out of the target, and each tau is that of the own network.
     """
 
     moments: GaussianMoments
@@ -59,7 +59,8 @@ class MatchedStep(StepActivation):
 
     @property
     def identity_shift(self) -> float:
-        """tau_out^2 of step minus target: the multiple of I that the kernel gains (a ridge)."""
+        """The step's tau_out^2 minus the target's: this multiple of I, a ridge, joins the
+        kernel."""
         return self.moments.variance_slopes[0] - self.target.variance_slopes[0]
 
 
@@ -86,15 +87,15 @@ class MatchingProblem:
 
     @property
     def needed_share(self) -> float:
-        """Fraction of the step's variance that must lie in its linear and quadratic part."""
+        """Fraction of the step's variance that must be linear and quadratic if tau_out matches."""
         return float(self.goal[0] ** 2 + self.goal[1] ** 2 / 2)
 
     def quadratic(self, xi: Array) -> Array:
-        """The linear and quadratic part, a function of the normalised argument."""
+        """The linear and quadratic part of the goal, at arguments xi of variance 1."""
         return self.goal[0] * xi + self.goal[1] * (xi**2 - 1) / 2
 
     def search(self, starts: Iterable[Pattern], chosen: Array) -> tuple[Pattern, float]:
-        """The first exact member of the families, otherwise the nearest one, with its residual."""
+        """The first step that meets the goal exactly, else the nearest one, and its residual."""
         found = []
         for start in starts:
             found.append(solve(start, self.goal, chosen))
@@ -105,16 +106,16 @@ class MatchingProblem:
     def accept(
         self, found: tuple[Pattern, float], chosen: Array, *, levels: int, remedy: str
     ) -> MatchedStep:
-        """The step of an exact member.
+        """The matched step, if a search found an exact one.
 
         Args:
-            found: A member and its residual, from `search`.
-            chosen: The weights that the search had.
+            found: A step and its residual, from `search`.
+            chosen: The weights of m1, m2, m3 and tau_out^2 in the search.
             levels: Number of distinct values minus one.
-            remedy: What the error advises.
+            remedy: What the message of the error advises.
 
         Raises:
-            NoMatchError: If the member is not exact.
+            NoMatchError: If the step is not exact.
         """
         pattern, residual = found
         if residual > TOLERANCE:

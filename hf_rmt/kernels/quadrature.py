@@ -1,4 +1,4 @@
-"""Gaussian integrals of piecewise smooth functions with unknown kinks and jumps."""
+"""Gaussian integrals of piecewise smooth functions whose kinks and jumps are not known."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from numpy.polynomial import legendre
 from hf_rmt.kernels.activations import Array, Function
 
 REACH = 11.0
-"""The normal density, 1e-27 here, outweighs the growth of any activation beyond this point."""
+"""Integrals end at this |xi|: the normal density is 1e-27 there, so the rest does not count."""
 NODES = 20
 TOLERANCE = 1e-13
 LEBESGUE = 20.0
-"""Extrapolation to the ends of a panel may amplify rounding errors by this factor."""
+"""Extrapolation to the ends of a panel, see `piecewise_quadrature`, amplifies rounding errors by at
+most this."""
 MAX_HALVINGS = 48  # panels of 1/2 end at 2e-15, the rounding of xi
 MAX_PANELS = 20_000
 
@@ -28,7 +29,10 @@ _TO_ENDS = legendre.legvander(np.array([-1.0, 1.0]), NODES - 1) @ _TO_COEFFICIEN
 
 @dataclass(frozen=True)
 class Rule:
-    """Nodes xi, weights that include the normal density, and f and f' at the nodes."""
+    """A quadrature rule; `jumps` tells whether f jumps.
+
+    It has nodes xi, weights that include the normal density, and f and f' at the nodes.
+    """
 
     nodes: Array
     weights: Array
@@ -38,19 +42,20 @@ class Rule:
 
 
 def piecewise_quadrature(function: Function) -> Rule:
-    """A rule with E g(xi, f(xi), f'(xi)) = sum of weights times g, for piecewise smooth f.
+    """Nodes and weights for means E g(xi, f(xi), f'(xi)) over a standard normal xi.
 
-    Gauss-Legendre panels are halved wherever the Legendre series of f has not decayed. At a kink or
-    jump the last panel is as narrow as the rounding of xi.
+    The mean is the sum of weights times g. The nodes are Gauss-Legendre nodes on short intervals,
+    the panels. A panel is halved as long as the Legendre series of f on it does not decay. At a
+    kink or jump the last panel is as narrow as the rounding of xi.
 
     Args:
-        function: f on arrays.
+        function: The function f, which must be piecewise smooth and take arrays.
 
     Returns:
         The rule; `jumps` tells whether f has any.
 
     Raises:
-        ValueError: If f is not finite, changes the shape, or is not piecewise smooth.
+        ValueError: If f is not finite, changes the shape of an array, or is not piecewise smooth.
     """
     starts = np.arange(-REACH, REACH, 0.5)
     widths = np.full(len(starts), 0.5)
@@ -97,6 +102,7 @@ def _evaluate(function: Function, nodes: Array) -> Array:
     if values.shape != nodes.shape or not np.isfinite(values).all():
         raise ValueError(
             f"the activation must map arrays elementwise to finite numbers, got shape "
-            f"{values.shape} for {nodes.shape}; vectorise it"
+            f"{values.shape} for {nodes.shape} and {np.sum(~np.isfinite(values))} values that are "
+            "nan or inf; vectorise it, or pass one that is finite"
         )
     return values

@@ -16,7 +16,7 @@ SWEEPS = 60
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A quantiser of f(xi), xi standard normal.
+    """A function of few values that approximates f(xi), where xi is standard normal.
 
     Args:
         points: Values of xi at which the quantised value changes, ascending.
@@ -32,13 +32,14 @@ class Quantizer:
 
 
 def quantized(function: Function, levels: int) -> Quantizer:
-    """Lloyd's algorithm on f(xi): values are the means of their cells, bounds lie halfway between.
+    """The function of few values that is nearest to f(xi) in mean square, xi standard normal.
 
-    No step with this number of levels has a larger correlation with f. So `share` is an upper bound
-    for the share of f that such a step can match.
+    It is found by Lloyd's algorithm: each value becomes the mean of f where f is nearest to it,
+    again and again. No step with this number of levels has a larger correlation with f. So `share`
+    is an upper bound for the share of f that such a step can match.
 
     Args:
-        function: f on arrays.
+        function: The function f, which takes arrays.
         levels: Number of values minus one.
 
     Returns:

@@ -1,7 +1,7 @@
 """Random features of ternary weights and few-valued activations, as a scikit-learn transformer.
 
-The only module of `hf_rmt.kernels` that needs scikit-learn, an extra; the package does not import
-it.
+Only this module of `hf_rmt.kernels` needs scikit-learn: pip install 'hf_rmt[sklearn]'. The package
+does not import this module.
 """
 
 from __future__ import annotations
@@ -33,30 +33,35 @@ TERNARY = 2
 DTYPES = ("float64", "float32")
 BLOCK = 2048
 EXPONENTS = (1e-12, 30.0)
-"""Range of gamma times the mean of |x - y|^2; beyond it, moments of the kernel are rounding."""
+"""Range of gamma times the mean of |x - y|^2; beyond it, the kernel of two samples is 0 or 1 up to
+rounding."""
 
 
 class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Features s(W x / sqrt p) / sqrt N with sparse ternary W and a step s for an activation.
+    """Random features s(W x / sqrt p) / sqrt N with sparse ternary weights W and a step s.
 
-    W has iid entries of mean 0 and variance 1, P(0) = sparsity. In high dimension the kernel of the
-    features depends on the activation through d0, d1 and d2 only (see `GaussianMoments`), and not
-    on W. So a ternary s with the same three moments has the same kernel. The scale tau at which
-    they are matched is estimated from the data. Each row of W should have several entries that are
+    x has p columns. W has independent entries of mean 0 and variance 1, which are 0 with
+    probability `sparsity` and else +a or -a. The step s replaces an activation. In high dimension
+    the kernel of the features depends on the activation through d0, d1 and d2 only (see
+    `GaussianMoments`), and not on W. So a ternary s with the same three moments has the same
+    kernel. The scale tau of the argument of s is estimated from the
+    data. Each row of W should have several entries that are
     not zero, so (1 - sparsity) p should be well above 1.
 
     Args:
         n_components: N, the number of features.
         sparsity: P(weight = 0), in [0, 1). Weights take 2 bits at any sparsity.
-        activation: What the step stands for: `rbf`, the Gaussian kernel of gamma; a name in
+        activation: The activation that s replaces: `rbf`, for the Gaussian kernel of gamma; a name
+            in
             `ACTIVATIONS`; or a function on arrays, of the argument W x / sqrt p.
         levels: Number of distinct values of s, minus one. 2 is the ternary b (1{x > s2} - 1{x <=
-            s1}), whose d0 is too large if the activation has large d1 and d2, which acts like a
-            ridge. Other numbers mean the same as in `match_step_activation`. None takes the fewest
+            s1}), where 1{...} is 1 if the condition holds, else 0. Its d0 is too large if the
+            activation has large d1 and d2; this acts like a ridge.
+            Other numbers mean the same as in `match_step_activation`. None takes the fewest
             levels that match all three moments; it follows the activation more closely and is the
             most accurate choice.
-        gamma: The gamma of the Gaussian kernel exp(-gamma |x - y|^2), > 0; `scale` is 1 over the
-            number of columns times their mean variance. No other activation uses it.
+        gamma: The gamma of the Gaussian kernel exp(-gamma |x - y|^2), > 0. `scale` means 1 /
+            (number of columns * their mean variance). No other activation uses it.
         random_state: Seed of the weights, a number, a RandomState or None.
 
     Attributes:
@@ -67,7 +72,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         activation_: The step, a `MatchedStep`.
         memory_bits_: Bits that the fitted arrays take.
         feature_bits_: Bits that would hold the features of one sample.
-        n_features_in_: p.
+        n_features_in_: p, the number of columns of the data.
 
     Source:
         Tiomoko Ali, Liao & Couillet, ICLR 2022.
@@ -116,7 +121,9 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         norms = np.square(data - self.mean_, dtype=float).mean(1)
         self.tau_ = float(np.sqrt(norms.mean()))
         if not self.tau_ > 0:
-            raise ValueError("the rows of X must differ, got equal ones; there is no scale to fit")
+            raise ValueError(
+                "the rows of X must differ, got equal ones, which have no scale; pass other rows"
+            )
         self.activation_ = self._matched(data.shape[1])
         self.packed_weights_ = self._draw(data.shape[1])
         self._scale = 1 / math.sqrt((1 - self.sparsity) * data.shape[1])
@@ -126,7 +133,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """The features of new data.
 
         Args:
-            X: Shape (n_samples, n_features).
+            X: Data with the columns of the training data, shape (n_samples, n_features).
 
         Returns:
             Features in the dtype of X, float32 or float64, shape (n_samples, n_components).
@@ -151,7 +158,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     @property
     def feature_bits_(self) -> int:
-        """Bits of one sample's features: each takes log2 of its number of values, levels + 1."""
+        """Bits of one sample's features; a feature takes log2(levels + 1) bits, rounded up."""
         check_is_fitted(self)
         return self._n_features_out * self.activation_.levels.bit_length()
 
@@ -170,7 +177,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return match_step_activation(activation, tau=self.tau_, levels=self.levels)
 
     def _gamma(self, width: int) -> float:
-        """The gamma of the kernel; an error if no features show such a kernel."""
+        """The gamma of the kernel; an error if it is 0 or 1 up to rounding."""
         distance = 2 * width * self.tau_**2  # the mean of |x - y|^2
         if isinstance(self.gamma, str):
             return 2 / distance
@@ -195,7 +202,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return np.concatenate(planes, axis=1)
 
     def _signs(self, rows: slice) -> NDArray[np.int8]:
-        """sqrt(1 - sparsity) W, its entries -1, 0 and 1."""
+        """The matrix sqrt(1 - sparsity) W, whose entries are -1, 0 and 1."""
         bits = np.unpackbits(self.packed_weights_[:, rows], axis=2, count=self.n_features_in_)
         nonzero, negative = bits.view(np.int8)
         return nonzero - 2 * negative
@@ -219,14 +226,15 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
 
 def gaussian_kernel_activation(x: Array, *, frequency: float) -> Array:
-    """cos(f x) + sin(f x), whose d0, d1, d2 are those of the Fourier pair (cos(f x), sin(f x)).
+    """The activation cos(f x) + sin(f x), which has the moments of a Gaussian kernel.
 
-    The pair's kernel under Gaussian weights is exp(-f^2 |x - y|^2 / 2). With t = f tau the sum and
-    the pair have both d1 = f^2 e^(-t^2), d2 = f^4 e^(-t^2) / 4 and d0 = 1 - (1 + t^2) e^(-t^2).
+    With Gaussian weights, the pair of features cos(f x) and sin(f x) has the kernel exp(-f^2 |x -
+    y|^2 / 2). The sum and the pair have the same d0, d1 and d2 (see `GaussianMoments`). With t = f
+    tau these are d1 = f^2 e^(-t^2), d2 = f^4 e^(-t^2) / 4 and d0 = 1 - (1 + t^2) e^(-t^2).
 
     Args:
-        x: Argument.
-        frequency: f > 0.
+        x: The argument, any shape.
+        frequency: The frequency f > 0.
 
     Returns:
         The values.

@@ -14,7 +14,8 @@ from hf_rmt.kernels.exact import Kernels
 from hf_rmt.kernels.statistics import check_data, root_mean_square
 
 Seed = int | np.random.Generator
-"""A generator gives another network at every draw; a number gives the same network every time."""
+"""The seed of the random numbers. A number gives the same network at every call. A NumPy generator
+gives a new network at every call."""
 
 BLOCK = 2048
 STEP = 1e-5
@@ -23,15 +24,16 @@ STEP = 1e-5
 def gaussian_mixture(
     shape: tuple[int, int], *, mean_norm: float = 2.0, classes: int = 2, seed: Seed
 ) -> tuple[Array, NDArray[np.int64]]:
-    """x_i = (mu_a + z_i) / sqrt p with |mu_a| = mean_norm, z_i standard normal: tau_0 near 1.
+    """Inputs from a Gaussian mixture, divided by sqrt p: x_i = (mu_a + z_i) / sqrt p in class a.
 
-    Two classes have opposite means; the means of more classes have independent directions.
+    The mean mu_a of class a has the norm `mean_norm`, and z_i is standard normal, so that tau_0 is
+    near 1. Two classes have opposite means; the means of more classes have independent directions.
 
     Args:
-        shape: (samples, features).
+        shape: Shape of the inputs, (samples, features).
         mean_norm: Norm of the means before the division by sqrt p.
         classes: Number of classes, which have the same size.
-        seed: Number or generator.
+        seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
         The inputs and their labels.
@@ -46,15 +48,15 @@ def gaussian_mixture(
 
 
 def ternary_weights(shape: tuple[int, int], *, sparsity: float, seed: Seed) -> Array:
-    """Iid entries of mean 0 and variance 1: 0 with probability sparsity, otherwise +a or -a.
+    """Random matrix of entries 0, a and -a, independent, of mean 0 and variance 1.
 
     Args:
-        shape: Of the matrix.
-        sparsity: In [0, 1).
-        seed: Number or generator.
+        shape: Shape of the matrix.
+        sparsity: Probability that an entry is 0, in [0, 1).
+        seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
-        The matrix; its nonzero entries are +-a with a = 1 / sqrt(1 - sparsity).
+        The matrix; its nonzero entries are a and -a with a = 1 / sqrt(1 - sparsity).
 
     Raises:
         ValueError: If the sparsity lies outside its range.
@@ -77,22 +79,25 @@ def simulated_kernels(
     tangent: bool = False,
     seed: Seed,
 ) -> Kernels:
-    """CK and NTK of one random network f = w's_L(W_L ... s_1(W_1 x)) / sqrt d, all layers d wide.
+    """Conjugate kernel and neural tangent kernel (NTK) of one random network.
+
+    The network is f(x) = w's_L(W_L ... s_1(W_1 x)), where all layers have the width d and every s_l
+    is divided by sqrt d.
 
     A Gaussian layer depends on the layers below only through their Gram matrix. So only this matrix
     is kept, and the width can be larger than the memory allows. The NTK is K_l + NTK_{l-1} o (mean
-    of s'(u) s'(v) over the layer).
+    of s'(u) s'(v) over the layer), where o is the entrywise product.
 
     Args:
         data: Inputs of the first layer, shape (samples, features).
-        activations: One for each hidden layer; they are centred here, at the scales that follow
-            from tau.
-        width: d.
+        activations: One activation for each hidden layer; its mean is subtracted here, at the scale
+            that follows from tau.
+        width: The width d of every layer.
         tau: tau_0, as for `exact_kernels`.
         sparsity: Sparsity of ternary weights, for which the outputs of a whole layer are kept in
             memory; None for Gaussian weights.
-        tangent: Whether to compute the NTK; its slopes are central differences.
-        seed: Number or generator.
+        tangent: Whether to compute the NTK; the slopes s' are central differences.
+        seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
         The kernels of the last layer.

@@ -1,4 +1,4 @@
-"""Least squares that fit the moments of a step with a given pattern."""
+"""Finds the member of a family of steps whose moments are nearest to a goal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVALUATIONS = 150
 LEAST_GAP = 1e-7
 LOG_GAPS = (-20.0, 3.0)
 FAR = 30.0
-"""Points are kept within this bound when a search fails; the normal density is 0 beyond it."""
+"""Thresholds stay within this bound, also if a search fails; the normal density is 0 beyond it."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Pattern:
         basis: Shape (cells, values). The heights of the cells, which are the intervals between the
             points, are basis @ values.
         values: The free numbers that give the heights, as they are at the start.
-        gaps: An index for each gap between points; gaps with the same index stay equal. None: all
-            are free.
-        fixed: Whether the values stay as they are.
+        gaps: An index for each gap between points; gaps with the same index stay equal. With None
+            all gaps are free.
+        fixed: Whether the values stay as they are in the search.
     """
 
     points: Array
@@ -40,7 +40,7 @@ class Pattern:
 
     @property
     def heights(self) -> Array:
-        """Values of the cells."""
+        """The heights of the cells, shape (cells,)."""
         return self.basis @ self.values
 
 
@@ -48,12 +48,13 @@ def solve(pattern: Pattern, goal: Array, weights: Array) -> tuple[Pattern, float
     """The member of the pattern's family whose moments are nearest to the goal.
 
     Args:
-        pattern: Family and start.
-        goal: (m1, m2, m3, variance) at tau = 1.
-        weights: Of the four differences.
+        pattern: The family and the start.
+        goal: (m1, m2, m3, variance) at tau = 1; see `GaussianMoments`.
+        weights: Weights of the four differences from the goal.
 
     Returns:
-        The member and the Euclidean norm of its weighted differences.
+        The member and the Euclidean norm of its weighted differences; if two of its points meet,
+        the start and infinity.
     """
     family = _Family(pattern)
 
@@ -77,7 +78,7 @@ def solve(pattern: Pattern, goal: Array, weights: Array) -> tuple[Pattern, float
 
 
 class _Family:
-    """Coordinates of a family: the first point, the logarithms of the gaps, the values."""
+    """The unknowns z of a family: the first point, the logarithms of the gaps, and the values."""
 
     def __init__(self, pattern: Pattern) -> None:
         self.pattern = pattern

@@ -13,11 +13,13 @@ from hf_rmt.kernels.activations import Array
 
 @dataclass(frozen=True)
 class MixtureStatistics:
-    """Second-order statistics of sqrt(p) x ~ N(mu_a, C_a), a = 1 .. K, n inputs.
+    """Second-order statistics of n inputs x_i from a Gaussian mixture of K classes.
+
+    In class a, sqrt(p) x_i is normal with mean mu_a and covariance C_a.
 
     Args:
         tau: tau_0, the square root of the mean of tr C_a / p.
-        classes: J, the indicators of the classes, shape (n, K).
+        classes: J, which is 1 where input i is in class a and else 0, shape (n, K).
         traces: t, tr(C_a - C) / sqrt p with C the mean covariance, shape (K,).
         products: T, tr(C_a C_b) / p, shape (K, K).
         psi: |x_i|^2 minus its mean in the class of i, shape (n,).
@@ -38,13 +40,14 @@ def mixture_statistics(
 ) -> MixtureStatistics:
     """Statistics of a mixture from its covariances or, without them, from the data.
 
-    From the data, tr C_a / p is estimated by the mean of |x_i|^2, and tr(C_a C_b) / p by the mean
-    of p (x_i'x_j)^2, i != j. The means of the classes cause an error of order 1/p in both.
+    From the data, tr C_a / p is estimated by the mean of |x_i|^2 over class a, and tr(C_a C_b) / p
+    by the mean of p (x_i'x_j)^2 over i in class a and j != i in class b. The means mu_a cause an
+    error of order 1/p in both.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features).
         labels: Class of each input; None for one class.
-        covariances: C_a in the order of the sorted labels; None estimates from the data.
+        covariances: The C_a in the order of the sorted labels; None estimates them from the data.
 
     Returns:
         The statistics.
@@ -68,7 +71,10 @@ def mixture_statistics(
         )
     counts = np.bincount(members)
     if counts.min() < 2:
-        raise ValueError("every class must have at least 2 inputs; merge the smallest classes")
+        raise ValueError(
+            f"every class must have at least 2 inputs, got one with {counts.min()}; merge the "
+            "smallest classes"
+        )
     classes = np.eye(len(counts))[members]
     norms = (inputs**2).sum(1)
     if covariances is None:

@@ -19,14 +19,14 @@ from hf_rmt.kernels.gaussian_moments import (
 
 @dataclass(frozen=True)
 class StepActivation:
-    """s(x) = heights[j] where thresholds[j-1] < x <= thresholds[j].
+    """Piecewise constant function: s(x) = heights[j] where thresholds[j-1] < x <= thresholds[j].
 
     Args:
-        thresholds: Ascending, at least one.
-        heights: Values between them, one more than thresholds.
+        thresholds: Points where the value changes, ascending, at least one.
+        heights: Values below, between and above the thresholds, one more than thresholds.
 
     Raises:
-        ValueError: If the thresholds do not ascend or the numbers do not fit.
+        ValueError: If the thresholds do not ascend or the number of heights is wrong.
 
     Examples:
         >>> StepActivation((0.0,), (-1.0, 1.0))([-2.0, 0.5])
@@ -39,8 +39,8 @@ class StepActivation:
     def __post_init__(self) -> None:
         if not self.thresholds or len(self.heights) != len(self.thresholds) + 1:
             raise ValueError(
-                f"a step activation must have one height more than its thresholds, at least one, "
-                f"got {len(self.heights)} and {len(self.thresholds)}"
+                f"a step activation must have at least one threshold and one height more than "
+                f"thresholds, got {len(self.thresholds)} thresholds and {len(self.heights)} heights"
             )
         if not (np.diff(self.thresholds) > 0).all():
             raise ValueError(f"thresholds must ascend, got {self.thresholds}; sort them")
@@ -51,15 +51,18 @@ class StepActivation:
 
     @property
     def levels(self) -> int:
-        """Distinct values less one: log2(levels + 1) bits hold an output."""
+        """Number of distinct values minus one; log2(levels + 1) bits hold an output."""
         return len(set(self.heights)) - 1
 
     def moments_at(self, tau: float, *, degree: int = DEGREE) -> GaussianMoments:
-        """E s^(k)(tau xi) = sum of jumps times He_{k-1}(u) phi(u) / tau^k, u = thresholds / tau.
+        """The moments of the step at the scale tau, in closed form; see `GaussianMoments`.
+
+        E s^(k)(tau xi) is the sum of jump * He_{k-1}(u) phi(u) / tau^k over the thresholds, where u
+        is threshold / tau, phi is the normal density and He_k are the Hermite polynomials.
 
         Args:
-            tau: Standard deviation of the argument, > 0.
-            degree: Largest k.
+            tau: Standard deviation of the argument tau xi, > 0.
+            degree: Largest k of the mean derivatives E s^(k).
 
         Returns:
             The moments; those of s'^2 are infinite.
@@ -79,21 +82,22 @@ class StepActivation:
 
 
 def cell_masses(points: Array) -> Array:
-    """P of the cells between ascending points under the standard normal law."""
+    """Standard normal probabilities of the cells, the intervals between ascending points."""
     return np.diff(ndtr(np.concatenate([[-np.inf], points, [np.inf]])))
 
 
 def normal_density(x: Array) -> Array:
-    """phi(x)."""
+    """The standard normal density phi(x)."""
     return np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
 
 
 def matched_quantities(points: Array, heights: Array) -> tuple[Array, Array, Array]:
-    """(m1, m2, m3, variance) at tau = 1 of a step, and how they change.
+    """(m1, m2, m3, variance) of a step at tau = 1, see `GaussianMoments`, and their derivatives.
 
     Args:
         points: Thresholds, shape (k,).
-        heights: Values of the cells, shape (k + 1,); their mean need not be 0.
+        heights: Values of the step in the intervals between them, shape (k + 1,); their mean need
+            not be 0.
 
     Returns:
         The four quantities, their derivatives by the points, (4, k), and by the heights,
@@ -127,6 +131,7 @@ def matched_quantities(points: Array, heights: Array) -> tuple[Array, Array, Arr
 def _drops(points: Array, density: Array) -> tuple[Array, Array]:
     """phi(left) - phi(right) and left phi(left) - right phi(right) of all cells but the first.
 
+    A cell is the interval from a threshold, left, to the next, right; phi is the normal density.
     Plain differences would lose the digits that a narrow cell of great height needs.
     """
     left, right = points[:-1], points[1:]
@@ -138,7 +143,7 @@ def _drops(points: Array, density: Array) -> tuple[Array, Array]:
 
 
 def _by_heights(weights: Array) -> Array:
-    """Derivative of sum_j weights_j (h_{j+1} - h_j) by h."""
+    """Derivative of sum_j weights_j (h_{j+1} - h_j) by the heights h."""
     return np.concatenate([[0.0], weights]) - np.concatenate([weights, [0.0]])
 
 

@@ -92,7 +92,7 @@ class Separation:
 
 
 def separate(values: Array, rows: int) -> Separation:
-    """Find the fewest spikes for which the double bulk of the rest finds the same spikes again.
+    """Find the fewest spikes that a double bulk, fitted without them, finds again.
 
     Args:
         values: Eigenvalues, descending, not negative, shape (p,).

@@ -148,7 +148,7 @@ class BulkLaw(ABC):
         return np.any(inside, axis=-1)
 
     def edge_fluctuation(self, critical_point: float, rows: int) -> float:
-        """Scale of the distance by which the outermost noise eigenvalue misses its edge.
+        """Scale of the distance between the outermost noise eigenvalue and its edge.
 
         It is N^{-2/3} (a^4 |g''(a)| / 2)^{1/3}, with g as in `spike_forward`. The distance is
         random: the scale times a Tracy-Widom variable, see `tracy_widom_cdf`. For the

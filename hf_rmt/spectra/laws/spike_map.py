@@ -151,8 +151,7 @@ def _over(atoms: Array, scale: Array) -> Array:
 def _coefficients(
     z: NDArray[Any], atoms: Array, weights: Array, aspect_ratio: float
 ) -> tuple[Complex, ...]:
-    """Coefficients of the polynomial prod (a - tau) (g(a) - z), without the leading 1, which is
-    first."""
+    """Coefficients of the polynomial prod (a - tau) (g(a) - z), by falling power, after the 1."""
     mean = aspect_ratio * np.tensordot(weights, atoms, 1)
     points = z.astype(complex)
     if len(atoms) == 1:
