@@ -99,9 +99,8 @@ def gaussian_moments(
     """The moments of an activation s at the scale tau; see `GaussianMoments`.
 
     The integrals run over short intervals, the panels, which are halved until a polynomial fits s
-    in each. At kinks and jumps they are halved down to the rounding of
-    xi. The relative error is about 1e-12 for any
-    piecewise smooth function.
+    in each. At kinks and jumps they are halved down to the rounding of xi. The relative error is
+    about 1e-12 for any piecewise smooth function.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.

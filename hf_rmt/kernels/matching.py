@@ -51,7 +51,7 @@ def match_step_activation(
     one level is b 1{x < s1 or x > s2} - mean, where 1{...} is 1 if the condition holds, else 0. An
     activation with m2 = 0, such as tanh, needs only b 1{x > 0} - mean, because the kernel of the
     layer does not depend on m3. Steps with more levels also have the tau_out of the activation.
-    Then the kernels agree too. With one level they differ by a multiple of the identity, a ridge.
+    Then the kernels agree. With one level they differ by a multiple of the identity, a ridge.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
@@ -138,10 +138,9 @@ def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedSt
 
     The step is b (1{x > s2} - 1{x <= s1}) - mean, where 1{...} is 1 if the condition holds, else 0.
     The moments are those of `GaussianMoments`; d0 is the multiple of the identity in the kernel, a
-    ridge. A step with three values has at most
-    0.83 of its variance in its linear and quadratic part. If the activation has more, as relu has,
-    the d0 of the step is too large by `identity_shift`. This is the smallest excess that is
-    possible with d1 and d2.
+    ridge. A step with three values has at most 0.83 of its variance in its linear and quadratic
+    part. If the activation has more, as relu has, the d0 of the step is too large by
+    `identity_shift`. This is the smallest excess that is possible with d1 and d2.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.

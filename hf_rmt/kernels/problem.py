@@ -50,7 +50,7 @@ class MatchedStep(StepActivation):
         target: Moments of the replaced activation, at the scale of the network of that activation.
         residual: Distance between the moments of step and target: Euclidean norm of the differences
             in those of m1 tau / T, m2 tau^2 / T, m3 tau^2 / T^2 and tau_out^2 / T^2 that had to
-            match. T is the tau_out of the target, and each tau is that of the own network.
+            match. tau is the scale of the step, and T is the tau_out of the target.
     """
 
     moments: GaussianMoments
@@ -59,8 +59,7 @@ class MatchedStep(StepActivation):
 
     @property
     def identity_shift(self) -> float:
-        """The step's tau_out^2 minus the target's: this multiple of I, a ridge, joins the
-        kernel."""
+        """The multiple of I that the kernel gains (a ridge): tau_out^2 of step minus target."""
         return self.moments.variance_slopes[0] - self.target.variance_slopes[0]
 
 

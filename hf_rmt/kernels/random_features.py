@@ -44,22 +44,19 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     probability `sparsity` and else +a or -a. The step s replaces an activation. In high dimension
     the kernel of the features depends on the activation through d0, d1 and d2 only (see
     `GaussianMoments`), and not on W. So a ternary s with the same three moments has the same
-    kernel. The scale tau of the argument of s is estimated from the
-    data. Each row of W should have several entries that are
-    not zero, so (1 - sparsity) p should be well above 1.
+    kernel. The scale tau of the argument of s is estimated from the data. Each row of W should have
+    several entries that are not zero, so (1 - sparsity) p should be well above 1.
 
     Args:
         n_components: N, the number of features.
         sparsity: P(weight = 0), in [0, 1). Weights take 2 bits at any sparsity.
         activation: The activation that s replaces: `rbf`, for the Gaussian kernel of gamma; a name
-            in
-            `ACTIVATIONS`; or a function on arrays, of the argument W x / sqrt p.
+            in `ACTIVATIONS`; or a function on arrays, of the argument W x / sqrt p.
         levels: Number of distinct values of s, minus one. 2 is the ternary b (1{x > s2} - 1{x <=
             s1}), where 1{...} is 1 if the condition holds, else 0. Its d0 is too large if the
-            activation has large d1 and d2; this acts like a ridge.
-            Other numbers mean the same as in `match_step_activation`. None takes the fewest
-            levels that match all three moments; it follows the activation more closely and is the
-            most accurate choice.
+            activation has large d1 and d2; this acts like a ridge. Other numbers mean the same as
+            in `match_step_activation`. None takes the fewest levels that match all three moments;
+            it follows the activation more closely and is the most accurate choice.
         gamma: The gamma of the Gaussian kernel exp(-gamma |x - y|^2), > 0. `scale` means 1 /
             (number of columns * their mean variance). No other activation uses it.
         random_state: Seed of the weights, a number, a RandomState or None.

@@ -3,7 +3,8 @@
 The model is as follows. The weight, or its transpose if it is wide, is a matrix X of shape N x p
 with N >= p, and c = p / N. It is X = N^{-1/2} Z Sigma^{1/2}, where Z has independent entries of
 mean 0 and variance 1. The eigenvalues of a weight are those of X'X: its squared singular values. A
-law is the distribution of the eigenvalues of noise, and an edge is an end of it.
+law is the distribution of the eigenvalues of noise. An edge is an end of the interval that they
+fill.
 
 The eigenvalues of Sigma are the population variances. K of them are the spikes alpha_1..alpha_K,
 the signal. The others are the bulk, the noise. The bulk has one variance sigma^2 (unit bulk, the

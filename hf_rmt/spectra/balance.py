@@ -23,8 +23,8 @@ def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
     """Divide by row and column scales until all nonzero rows and columns have the same mean square.
 
     This is Sinkhorn's iteration on the squared entries, which scales rows and columns in turn. A
-    row or column of zeros gets some positive scale. If no scales
-    can balance a sparse weight, the result of the last sweep is returned.
+    row or column of zeros gets some positive scale. If no scales can balance a sparse weight, the
+    result of the last sweep is returned.
 
     Args:
         weight: A finite matrix, shape (out, in).

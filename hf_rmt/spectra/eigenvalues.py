@@ -14,7 +14,7 @@ MIN_EIGENVALUES = 24
 MAX_NULL_FRACTION = 0.1
 """If a larger share of the eigenvalues is 0, the matrix has low rank, and no law is fitted."""
 RELATIVE_ZERO = 1e-14
-"""An eigenvalue up to this times the largest one times their number counts as 0."""
+"""An eigenvalue counts as 0 up to this value times the largest one times their number."""
 MOST_NEGATIVE = 1e-3
 """Rounding may make an eigenvalue negative, by at most this share of the largest eigenvalue."""
 RANGE = (1e-303, 1e304)
@@ -60,7 +60,7 @@ def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
 
 
 def why_degenerate(values: Array) -> str:
-    """The reason why no law can be fitted to descending eigenvalues; empty if a law can."""
+    """The reason why no law can be fitted to descending eigenvalues; empty if one can."""
     rank = live_count(values)
     if not np.all(np.isfinite(values)):
         return "the matrix holds nan or inf"

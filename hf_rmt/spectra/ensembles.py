@@ -45,7 +45,7 @@ def double_bulk_matrix(
         >>> double_bulk_matrix((2, 3), mixing=0.5, variances=(4.0, 1.0), seed=0).shape
         (2, 3)
     """
-    check_unit("mixing", mixing, zero=True, remedy="it is the share of sigma_1^2")
+    check_unit("mixing", mixing, zero=True, remedy="pass the fraction with sigma_1^2")
     for variance in (*variances, *spikes):
         check_positive("variances and spikes", variance)
     columns = min(shape)
@@ -137,7 +137,7 @@ def low_rank_matrix(shape: tuple[int, int], *, rank: int, seed: Seed) -> Array:
         ValueError: If the rank lies outside its range.
     """
     if not 0 <= rank <= min(shape):
-        raise ValueError(f"rank must lie in [0, {min(shape)}], got {rank}; pass a smaller rank")
+        raise ValueError(f"rank must lie in [0, {min(shape)}], got {rank}; pass one in this range")
     generator = np.random.default_rng(seed)
     left = generator.standard_normal((shape[0], rank))
     return left @ generator.standard_normal((rank, shape[1])) / np.sqrt(max(shape))

@@ -48,12 +48,14 @@ class SpectrumFit:
             deviation: about 0.8 if the law holds, for a weight of any size. In a published fit
             nothing is divided: the residuals are those of eigenvalues, or of densities for the
             kernel estimator.
-        distance: Kolmogorov distance between the law and the noise eigenvalues.
+        distance: `kolmogorov_distance` between the law and the noise eigenvalues; nan without a
+            law.
         converged: Whether the fit came to an end: another round would find the same spikes.
-        phase: `random`, `bulk+spikes`, `heavy-tailed` or `degenerate`; `uneven entries` if zeros,
-            unequal or repeated rows explain the spikes; `no law` if no law was fitted or none can
-            hold.
-        reason: Why the model does not hold; empty if it holds.
+        phase: `random` if there are no spikes, `bulk+spikes` if there are, `heavy-tailed` if the
+            law does not hold or heavy-tailed entries explain the spikes, `uneven entries` if zeros,
+            unequal or repeated rows explain them, `degenerate` if no law can be fitted, `no law` if
+            none was fitted or none can hold.
+        reason: Why the law does not hold or was not fitted; empty if it holds.
         published: Whether the law is used as in its paper, without the correction of `noise_law`.
     """
 

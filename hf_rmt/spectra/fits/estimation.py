@@ -147,7 +147,7 @@ def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The equations s(z) = s_N(z) on the contour: s of the law, s_N of the noise eigenvalues.
+    """The equations s(z) = s_N(z) of the module: s of the law, s_N of the noise eigenvalues.
 
     (t, log sigma_1^2, log sigma_2^2) lies in a box with the bounds `lower` and `upper`. The
     unknowns x are the logits of the position in this box.

@@ -33,7 +33,7 @@ that are farther apart would have bumps of their own."""
 WIDEST = 4.0
 """Largest half width of the range, as a logarithm: the ends differ by at most a factor e^8."""
 FARTHEST = 12.0
-"""The middle variance, over the mean eigenvalue, has at most this absolute logarithm."""
+"""The logarithm of middle variance / mean eigenvalue lies between minus this and this."""
 STEEPEST_TILT = 8.0
 """Largest tilt, the exponent k times the half width: the density of log tau falls by at most
 e^16."""

@@ -48,7 +48,7 @@ SMALL_BULK = 2
 SMALL_SHARE = 0.2
 """A bulk of at most this fraction of the noise may also consist of spikes."""
 PINNED = 1.4
-"""A bulk of at most this many times `least_mixing` would be smaller without this limit."""
+"""A bulk of at most this times `least_mixing` would be smaller without the limit `least_mixing`."""
 DISTINCT = 1.5
 """Up to this ratio of its variances a law counts as a unit bulk, whose mixing has no meaning."""
 BULK_SLACK = 1.15

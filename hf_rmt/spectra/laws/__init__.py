@@ -1,1 +1,1 @@
-"""The laws of noise eigenvalues: Marchenko-Pastur, the double bulk, and many variances."""
+"""The laws of noise eigenvalues: Marchenko-Pastur, the double bulk, and laws of many variances."""

@@ -43,7 +43,7 @@ class DoubleBulk(BulkLaw):
     aspect_ratio: float
 
     def __post_init__(self) -> None:
-        check_unit("mixing", self.mixing, zero=True, remedy="it is the share of sigma_1^2")
+        check_unit("mixing", self.mixing, zero=True, remedy="pass the fraction with sigma_1^2")
         for variance in self.variances:
             check_positive("variances", variance)
         if self.variances[0] < self.variances[1]:

@@ -215,7 +215,7 @@ class BulkLaw(ABC):
         return np.clip(below / total, 0.0, 1.0)
 
     def quantile(self, q: ArrayLike) -> Array:
-        """Inverse of the cdf. Shape of q.
+        """Inverse of `cdf`: the eigenvalue up to which a fraction q of the noise lies. Shape of q.
 
         Args:
             q: Probabilities in [0, 1].

@@ -44,12 +44,12 @@ class MarchenkoPastur(BulkLaw):
 
     @property
     def atoms(self) -> Array:
-        """The variance alone."""
+        """The only variance, shape (1,)."""
         return np.array([float(self.variance)])
 
     @property
     def weights(self) -> Array:
-        """The fraction 1: all dimensions have this variance."""
+        """The fraction 1, shape (1,): all dimensions have the only variance."""
         return np.ones(1)
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
