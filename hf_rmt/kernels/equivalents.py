@@ -37,8 +37,8 @@ def kernel_coefficients(
 ) -> tuple[KernelCoefficients, ...]:
     """Coefficients of the conjugate kernel (CK) and the neural tangent kernel for all layers.
 
-    Below, a is alpha, b is beta, and ' marks the next layer, whose activation s has the moments m1,
-    m2, m3 and E s'^2 of `GaussianMoments`:
+    Below, a is alpha, b is beta, and a ' marks the next layer. Its activation s has the moments m1,
+    m2 and m3 of `GaussianMoments` and the mean squared slope E s'^2:
 
     a1' = m1^2 a1, a2' = m1^2 a2 + m2^2 a4^2 / 4, a3' = m1^2 a3 + m2^2 a1^2 / 2, a4' = m3 a4;
     b1' = a1' + m1^2 b1, b2' = a2' + m1^2 b2, b3' = a3' + m1^2 b3 + m2^2 a1 b1;

@@ -86,7 +86,10 @@ def _straddling_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def published_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Starts for steps b 1{x < r1 or r2 < x <= r3 or x > r4} with r4 - r3 = r2 - r1."""
+    """Starts for steps b 1{x < r1 or r2 < x <= r3 or x > r4} with r4 - r3 = r2 - r1.
+
+    1{...} is 1 where the condition holds, else 0.
+    """
     ratio = 0.0 if problem.is_odd else problem.goal[2] / problem.goal[1]
     height = 2 * np.sqrt(ratio**2 + 1)
     basis, gaps = np.array([[1.0], [0.0], [1.0], [0.0], [1.0]]), np.array([0, 1, 0])

@@ -162,12 +162,12 @@ def check_scale(tau: object, degree: int = DEGREE) -> None:
     plain = plain_number(tau)
     if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(
-            f"tau must be a number, got {tau!r}; it is the standard deviation of the activation's "
+            f"tau must be a number, got {tau!r}; pass the standard deviation of the activation's "
             "argument"
         )
     if not 0 < float(plain) < np.inf:
         raise ValueError(
-            f"tau must be positive and finite, got {tau}; it is the standard deviation of the "
+            f"tau must be positive and finite, got {tau}; pass the standard deviation of the "
             "activation's argument"
         )
     power = max(check_integer("degree", degree, 0), DEGREE)

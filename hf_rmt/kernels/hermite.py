@@ -73,7 +73,10 @@ def hermite_series(
 
 
 def _row(activation: Activation, tau: float, mean: float, degree: int) -> Array:
-    """A row of the table: c_k / sqrt(M), log M and tau^2 E s'^2 / M, where M = E (s - mean)^2."""
+    """A row of the table of `hermite_series`: c_k / sqrt(M), log M and tau^2 E s'^2 / M.
+
+    M is the mean square E (s - mean)^2 at the scale tau.
+    """
     moments = gaussian_moments(_stretched(activation, tau), tau=1.0, degree=degree)
     factorials = np.exp(gammaln(np.arange(degree + 1) + 1.0) / 2)
     coefficients = np.array(moments.derivative_means) / factorials

@@ -29,9 +29,10 @@ _TO_ENDS = legendre.legvander(np.array([-1.0, 1.0]), NODES - 1) @ _TO_COEFFICIEN
 
 @dataclass(frozen=True)
 class Rule:
-    """A quadrature rule; `jumps` tells whether f jumps.
+    """A quadrature rule for means of a function f of a standard normal xi.
 
-    It has nodes xi, weights that include the normal density, and f and f' at the nodes.
+    It has nodes xi, weights that include the normal density, and f and f' at the nodes. `jumps`
+    tells whether f jumps.
     """
 
     nodes: Array

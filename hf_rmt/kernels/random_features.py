@@ -62,8 +62,8 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         random_state: Seed of the weights, a number, a RandomState or None.
 
     Attributes:
-        packed_weights_: Where W is not 0 and where it is negative, one bit each, shape
-            (2, n_components, ceil(n_features / 8)).
+        packed_weights_: Two bits for each entry of W: whether it is not 0, and whether it is
+            negative; shape (2, n_components, ceil(n_features / 8)).
         mean_: Means of the columns, subtracted from x, shape (n_features,).
         tau_: Root of the mean of |x - mean_|^2 / p.
         activation_: The step, a `MatchedStep`.

@@ -28,7 +28,7 @@ MAX_COINCIDENT = 0.5
 """If a larger share of neighbours is equal, the matrix has few distinct singular values."""
 NARROWEST = 0.5
 """Eigenvalues whose relative variance, Var / mean^2, is below this times c = p / N cannot be noise.
-For noise, theory says at least 1 times c."""
+For noise, theory says that it is at least c."""
 
 
 def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:

@@ -35,9 +35,9 @@ class EntryDiagnostics:
         kurtosis: Mean of x^4 over the entries x, with every row scaled to mean square 1. It is 3
             for Gaussian entries and larger for heavy tails.
         zeros: Share of entries that are exactly 0.
-        row_spread: How much the mean squares of the rows differ: their standard deviation, relative
-            to their mean, without what chance causes. Gaussian entries of one variance give 0;
-            chance is the relative variance 2 / p, which is subtracted.
+        row_spread: How much the mean squares of the rows differ beyond chance: their standard
+            deviation divided by their mean, without the variance 2 / p that chance gives Gaussian
+            entries.
         repeated_rows: How many rows are zero or a multiple of an earlier row.
     """
 

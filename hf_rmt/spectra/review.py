@@ -206,10 +206,11 @@ def _sides(tall: Array) -> list[Array]:
 
 
 def _possible(fit: SpectrumFit, law: BulkLaw, side: _Side, signal: Array) -> Mask:
-    """Which spikes may be explained: those below the edge of noise that has all energy of the rows.
+    """Which spikes may be explained: those below the edge of noise with the energies of all rows.
 
-    No edge in `explained_spikes` is larger than this one, so no other spike can be explained. If
-    these spikes are too few or too weak, the eigenvectors need not be computed.
+    These energies include that of the signal. So no edge in `explained_spikes` is larger, and no
+    other spike can be explained. If these spikes are too few or too weak, the eigenvectors need not
+    be computed.
     """
     edge = TOLERANCE * profile_edges(law, side.energies[None])[0] * _finite_size(fit, law)
     return np.asarray(signal <= edge)

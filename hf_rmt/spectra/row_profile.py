@@ -55,7 +55,10 @@ def profile_edges(law: BulkLaw, energies: Array) -> Array:
 
 
 def _column_solution(law: BulkLaw, product: Array) -> Array:
-    """The v between 0 and 1 / max(tau) that solves c v E[tau / (1 - tau v)] = product."""
+    """The v between 0 and 1 / max(tau) that solves c v E[tau / (1 - tau v)] = product.
+
+    c is the aspect ratio of the law, and tau are its variances.
+    """
     peak = law.atoms[-1]
     fractions = 1 - np.geomspace(1 - 1e-9, 1e-9, FINE_GRID)
     relative = law.atoms / peak

@@ -183,7 +183,7 @@ class _Problem:
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def solve(self, x: Array, precision: float) -> tuple[Array, float, bool]:
-        """The minimum found from x, its root mean square residual over N, and its success."""
+        """The minimum from x, its root mean square residual / N, and whether it converged."""
         with np.errstate(over="ignore"):  # in the unused covariance, if t is at its bound
             position, residuals, converged = least_squares(self, x, precision)
         return position, float(np.sqrt(np.mean(residuals**2))), converged

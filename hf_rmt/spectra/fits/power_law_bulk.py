@@ -55,11 +55,11 @@ Model = tuple[float, Array, Array, np.ndarray]
 
 @dataclass(frozen=True)
 class PowerLawBulk(ContinuousBulk):
-    """Law of the eigenvalues of X'X when the variances have the density tau^(k - 1) on a range.
+    """Law of noise eigenvalues if the population variances tau have the density tau^(k - 1).
 
     Args:
         exponent: k, any finite number; a negative k gives many small variances.
-        variances: The ends of the range, (largest, smallest), largest > smallest > 0.
+        variances: The ends of the range of tau, (largest, smallest), largest > smallest > 0.
         aspect_ratio: c = p / N in (0, 1].
 
     Raises:
@@ -89,7 +89,7 @@ class PowerLawBulk(ContinuousBulk):
                 "MarchenkoPastur where they are equal"
             )
         if not np.isfinite(self.exponent):
-            raise ValueError(f"exponent must be finite, got {self.exponent}; pass a number")
+            raise ValueError(f"exponent must be finite, got {self.exponent}; pass a finite one")
         check_unit("aspect_ratio", self.aspect_ratio, remedy="pass the transpose")
 
     @property
@@ -268,7 +268,7 @@ class _Problem:
         return np.full_like(s, np.nan)
 
     def _followed(self, tau: Array, weights: Array) -> np.ndarray:
-        """The roots s, followed from far above the points z, where s is close to -1 / z."""
+        """The roots s of (SS) at the points z, followed from far above, where s is near -1 / z."""
         size = np.abs(self.points) + tau[-1]
         s = -1 / (self.points + 1j * HEIGHTS[0] * size)
         for height in HEIGHTS:

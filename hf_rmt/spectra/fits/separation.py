@@ -99,8 +99,8 @@ def separate(values: Array, rows: int) -> Separation:
         rows: N, the longer side of the weight.
 
     Returns:
-        The spikes and their law; if the number of spikes keeps growing, the first round and a
-        reason.
+        The spikes and their law; if the number of spikes keeps growing, those of the first round,
+        with a reason.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows))
     other = _other_reading(values, rows, result)
@@ -163,8 +163,8 @@ def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
         rows: N, the longer side of the weight.
 
     Returns:
-        The spikes and their law; if the number of spikes keeps growing, the first round and a
-        reason.
+        The spikes and their law; if the number of spikes keeps growing, those of the first round,
+        with a reason.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows), estimator)
     if result.converged and result.adequate:

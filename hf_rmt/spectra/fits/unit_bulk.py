@@ -33,7 +33,7 @@ SCALES = (1 / 3, 3.0)
 """The kernel estimator searches sigma in this range, in units of the sigma that the median
 gives."""
 GRID_POINTS = 2000
-"""Number of points of the least squares between 0 and the largest edge in the search."""
+"""Number of points, from 0 to the largest edge in the search, at which densities are compared."""
 COARSE_STEPS = 60
 MIN_WIDTH = 1e-6
 """Least width of a Gaussian, in units of the largest value: equal values have distance 0."""

@@ -27,7 +27,7 @@ class Interval:
 
     Attributes:
         middle: Middle of the interval of sqrt(x).
-        half: Half its width.
+        half: Half the width of this interval.
         angles: Nodes from 0 to pi, shape (NODES,).
         density: Mass per angle at the nodes.
         mass: Mass up to the nodes.

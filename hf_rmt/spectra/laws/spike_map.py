@@ -17,7 +17,8 @@ Complex = NDArray[np.complex128]
 
 ROOTS_OF_UNITY = np.exp(2j * np.pi / 3 * np.arange(3))
 FAR = 1e20
-"""A point beyond this many times the largest atom is the unit of its own equation; see `_scale`."""
+"""A point z beyond this many times the largest atom is computed in units of itself; see
+`_scale`."""
 TOUCHING = 1e-9
 """Relative imaginary part below which a root counts as real."""
 
