@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_rmt.compression.calibration.calibrated import WHOLE
 from hf_rmt.compression.calibration.excited import cut, excited_directions
 from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.compression.calibration.ranks import ranks_that_lose, shared_ranks
@@ -28,7 +29,6 @@ NOT_FINITE = "its inputs or gradients held nan or inf in a batch before the dire
 FROZEN = "its weight is frozen, and RMTCallback filters weights that are trained"
 NO_GRADIENT = "the loss gave it no gradient before the directions were chosen"
 TOO_SMALL = "the smaller side is below min_size"
-WHOLE = "each of its directions is worth its parameters"
 NO_SIGNAL = "no signal stands out from the noise, so nothing would be left"
 """Reasons for which a layer stays dense."""
 CAUSES = {

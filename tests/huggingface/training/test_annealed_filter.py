@@ -20,12 +20,12 @@ from transformers import (
 )
 
 from hf_rmt import RMTConfig
+from hf_rmt.compression.calibration.calibrated import WHOLE
 from hf_rmt.compression.calibration.excited import cut
 from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.compression.calibration.ranks import ranks_that_lose
 from hf_rmt.huggingface.training import choice
 from hf_rmt.huggingface.training.annealed_filter import PROBES_FILE
-from hf_rmt.huggingface.training.choice import WHOLE
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
 from tests.huggingface.models import tiny_model
 from tests.huggingface.test_convolutions_training import fine_tune as fine_tune_resnet
