@@ -1,6 +1,7 @@
 """Memory that a model takes in every layout, each measured in a process of its own.
 
-    python recipes/bench_memory.py [--noise int8 int4] [--texts 4]
+    python recipes/bench_memory.py [--noise int8 int4] [--texts 4] [--dtype bfloat16]
+    python recipes/bench_memory.py --without_numba
     python recipes/bench_memory.py --embedded
 
 A number is the unique set size (private pages, clean and dirty) minus that of the same process
@@ -9,7 +10,8 @@ the trained BERT of the extra `demo`, and after freed memory went back to the sy
 mapped from the file, and the system reads them where they are used. A few texts use a few rows of
 the embeddings. So each parameter is read once before the second number. `file` is the size of
 model.safetensors. Numba, if it is installed, counts as an import; its memory stands in the last
-line. Linux only. `--embedded` measures a small random BERT.
+line. Linux only. With `--dtype bfloat16` all models except the first one are saved in bfloat16.
+`--embedded` measures a small random BERT.
 """
 
 from __future__ import annotations
@@ -41,11 +43,14 @@ def main() -> None:
     print("{:8}{:>12}{:>9}{:>9}{:>12}{:>12}{:>9}".format(*head))
     with tempfile.TemporaryDirectory() as folder:
         originals = Path(folder) / "dense"
-        make(originals, "", options)
+        make(originals, "", "float32", options)
         base, numba = row("dense", "plain", originals, 0.0, options)
+        if options.dtype != "float32":
+            make(Path(folder) / "cast", "", options.dtype, options)
+            row(options.dtype, "plain", Path(folder) / "cast", base, options)
         for noise in options.noise:
             target = Path(folder) / noise
-            make(target, noise, options)
+            make(target, noise, options.dtype, options)
             for name in LAYOUT_NAMES:
                 row(noise, name, target, base, options)
     print(f"Numba and its compiler take {numba:.0f} MB, not counted above" if numba else "no Numba")
@@ -55,6 +60,10 @@ def parser() -> argparse.ArgumentParser:
     """The options of this recipe."""
     made = parser_of(__doc__)
     made.add_argument("--noise", nargs="+", default=["int8", "int4"], help="how noise is stored")
+    made.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the saved models"
+    )
+    made.add_argument("--without_numba", action="store_true", help="as if it were not installed")
     made.add_argument("--texts", type=int, default=4, help="texts served at once")
     made.add_argument("--embedded", action="store_true", help="a small random model, in seconds")
     made.add_argument("--folder", help=argparse.SUPPRESS)
@@ -62,8 +71,9 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def make(target: Path, noise: str, options: argparse.Namespace) -> None:
-    """Save the model to measure, compressed if a noise is named."""
+def make(target: Path, noise: str, dtype: str, options: argparse.Namespace) -> None:
+    """Save the model to measure in a dtype, compressed if a noise is named."""
+    import torch
     from transformers import AutoModel, AutoTokenizer
 
     from hf_rmt import RMTConfig, compress
@@ -74,6 +84,7 @@ def make(target: Path, noise: str, options: argparse.Namespace) -> None:
     else:
         model = AutoModel.from_pretrained(demo_model_path())
         AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(target)
+    model = model.to(getattr(torch, dtype))
     if noise:
         compress(model, RMTConfig(noise=noise))
     model.save_pretrained(target)
@@ -85,16 +96,19 @@ def row(
     """Measure in a fresh process and print; returns MB after serving, and those of Numba."""
     command = [sys.executable, __file__, "--folder", str(folder), "--layout", name]
     command += ["--texts", str(options.texts)] + ["--embedded"] * options.embedded
+    command += ["--without_numba"] * options.without_numba
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     loaded, served, rested, numba = json.loads(done.stdout.splitlines()[-1])
     file = sum(part.stat().st_size for part in folder.glob("*.safetensors")) / MEGA
     over = f"{served / base:.2f}" if base else "1.00"
-    print(f"{noise:8}{name:>12}{loaded:9.1f}{served:9.1f}{rested:12.1f}{over:>12}{file:9.1f}")
+    print(f"{noise:9}{name:>11}{loaded:9.1f}{served:9.1f}{rested:12.1f}{over:>12}{file:9.1f}")
     return served, numba
 
 
 def measured(options: argparse.Namespace) -> list[float]:
     """MB over the imports: loaded, served, with freed memory given back; and MB of Numba."""
+    if options.without_numba:
+        sys.modules["numba"] = None  # type: ignore[assignment]  # an import then fails
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -124,7 +138,7 @@ def measured(options: argparse.Namespace) -> list[float]:
         found.append(unique_bytes())
         rest()
         found.append(unique_bytes())
-    numba = (start - before) / MEGA if "numba" in sys.modules else 0.0
+    numba = (start - before) / MEGA if sys.modules.get("numba") else 0.0
     return [(value - start) / MEGA for value in found] + [numba]
 
 

@@ -183,8 +183,9 @@ def _warn_of_unused(model: Any) -> None:
     if isinstance(held, CompressionRecord) and held.layers is None:
         logger.warning(
             "%s is saved dense: its config holds an RMTConfig with which nothing was "
-            "compressed; call hf_rmt.compress(model, config), or pass the config with the "
-            "prefix of a part, such as encoder_quantization_config=",
+            "compressed; call hf_rmt.compress(model, config) and save again, or load the model "
+            "with the config for one part, such as encoder_quantization_config=config in "
+            "from_encoder_decoder_pretrained",
             type(model).__name__,
         )
 

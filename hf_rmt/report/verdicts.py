@@ -14,9 +14,9 @@ VERDICTS = {
         "layer in int8 or int4, and check that it was trained at all."
     ),
     Phase.SPIKED: (
-        "Some directions, the spikes, stand out of the noise: keep them exact and store the noise "
-        "in int8 or int4; drop the noise only from a fine-tuned model with calibration and a size, "
-        "or in training."
+        "Some directions, the spikes, stand out of the noise: store the layer in int8 or int4, "
+        "which keep the spikes that are worth their bits; drop the noise only from a fine-tuned "
+        "model with calibration and a size, or in training."
     ),
     Phase.HEAVY_TAILED: (
         "The noise law does not hold, so the number of spikes is a choice and not a finding: "

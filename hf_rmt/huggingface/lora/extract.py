@@ -65,8 +65,8 @@ def extract_adapter(
     like the tuned model with low-rank updates.
 
     Args:
-        base: The pretrained model, a folder or a Hub id. A path also shows which layers of the head
-            are new; these layers are copied whole.
+        base: The pretrained model, a folder or a Hub id. If it is a folder or a Hub id, layers of
+            the head whose weights are missing from its files count as new and are copied whole.
         tuned: The fine-tuned model, or the folder or Hub id where it is saved. Neither model is
             changed.
         size: Largest number of parameters of the factors, as a fraction of the parameters of the

@@ -56,11 +56,12 @@ def published_bulk(values: Array, rows: int) -> BulkEstimate:
 def initial_spikes(values: Array, rows: int) -> int:
     """The number of spikes K_0 that are removed before the fit.
 
-    EDA and EDB, see `criteria`, are each smallest at some k; K_0 is the larger of these two k.
+    The paper has two information criteria, EDA and EDB (see `criteria`). Each is smallest at some
+    number of spikes k. K_0 is the larger of these two.
 
     Args:
         values: Eigenvalues, descending, shape (p,).
-        rows: N.
+        rows: The longer side N of the weight.
 
     Returns:
         K_0, at least 1.
