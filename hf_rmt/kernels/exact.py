@@ -124,6 +124,7 @@ def _check_correlations(kernel: Array | None, activation: Activation) -> None:
         i, j = np.unravel_index(excess.argmax(), kernel.shape)
         raise ValueError(
             f"a kernel must have |K_ij| <= sqrt(K_ii K_jj), got {kernel[i, j]:.3g} and "
-            f"{norms[i] * norms[j]:.3g} for the inputs {i} and {j} after {activation!r}: its "
-            "series is inexact there; pass a smoother activation, or inputs of more similar norms"
+            f"{norms[i] * norms[j]:.3g} for the inputs {i} and {j} after {activation!r}: the "
+            "series of this activation is inexact for them; pass a smoother activation, or inputs "
+            "of more similar norms"
         )

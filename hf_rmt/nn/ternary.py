@@ -170,8 +170,8 @@ class TernaryLinear(CompressedLayer):
     ) -> TernaryLinear:
         """A layer of independent random weights with mean 0 and variance 1, and without a bias.
 
-        A weight is 0 with probability e, and +1 or -1 divided by sqrt(1 - e), each with probability
-        (1 - e) / 2. The theory of wide networks assumes this mean and variance.
+        A weight is 0 with probability e. It is 1 / sqrt(1 - e) or -1 / sqrt(1 - e), each with
+        probability (1 - e) / 2. The theory of wide networks assumes this mean and variance.
 
         Args:
             in_features: Width of the input.

@@ -262,7 +262,9 @@ class SpectralReport:
         return grid_figure(fits, title=title, square_root=square_root, dark=dark)
 
     def save(self, folder: str | Path) -> None:
-        """Write the table, the JSON, a page, layers.csv, overview.svg and .png, and spectra.svg.
+        """Write table.txt, report.json, report.html, layers.csv and the figures.
+
+        The figures are overview.svg, overview.png and spectra.svg; a report without layers has none.
 
         The texts are written first, so they exist even if the figures fail because matplotlib is
         missing.

@@ -1,4 +1,8 @@
-"""Finds the arguments at which a function takes wanted values, for a step in front of it."""
+"""Finds inputs at which a function has wanted outputs.
+
+A step activation, which has a few values only, can then stand in front of the function: its values
+are these inputs.
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ NOISE = Option(
     "int8",
     _noise,
     "How the noise is stored: int8 (the default; outputs stay as they are), int4, ternary, keep "
-    "(exact, saves nothing) or drop (the noise filter; fine-tune after it).",
+    "(exact, saves nothing) or drop (the noise filter: for tuned models with a calibrated size, or "
+    "if training follows).",
     choices=NOISE_KINDS,
 )
 NOISE_REMOVAL = Option(

@@ -54,9 +54,10 @@ class Choice(NamedTuple):
     """The ranks and directions that a training keeps.
 
     Attributes:
-        layers: Plain JSON values by the name of the layer. `rank` is None for a layer that stays
-            dense; `reason` then says why. `energy` is the squared Frobenius norm of the weight, and
-            `rest` the part of this energy that will be removed. Results of the spectrum may follow.
+        layers: By the name of the layer, plain JSON values. `rank` is None for a layer that stays
+            dense; `cause` and `reason` then say why. A layer with a rank has `energy`, the squared
+            Frobenius norm of its weight, and `rest`, the part of this energy that will be removed.
+            If the spectrum was fitted, its `phase`, `n_spikes` and `upper_edge` are there too.
         probes: Two thin matrices for each layer with a rank, `<name> left` and `<name> right`. They
             hold its directions; see `hf_rmt.compression.calibration.excited`.
         share: Parameters that will remain, divided by the parameters of all the layers.

@@ -83,7 +83,9 @@ def possible(layer: SpikedLinear | TernaryLinear, activations: str) -> tuple[str
     if isinstance(layer, TernaryLinear):
         return TERNARY_LAYOUTS
     kinds = {name: kind for name, kind in LAYOUTS.items() if not kind.by_name_only}
-    free = (name for name, kind in kinds.items() if not kind.refusal(layer))
+    free = (
+        name for name, kind in kinds.items() if not kind.refusal(layer, activations=activations)
+    )
     return ("packed", *(name for name in free if name != "packed"))
 
 
