@@ -264,7 +264,7 @@ class SpectralReport:
     def save(self, folder: str | Path) -> None:
         """Write table.txt, report.json, report.html, layers.csv and the figures.
 
-        The figures are overview.svg, overview.png and spectra.svg; a report without layers has none.
+        Figures are overview.svg, overview.png and spectra.svg. A report without layers has none.
 
         The texts are written first, so they exist even if the figures fail because matplotlib is
         missing.
