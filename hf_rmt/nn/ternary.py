@@ -224,7 +224,7 @@ class TernaryLinear(CompressedLayer):
         return self._signs().to(dtype).mul_(self.scale.to(dtype)[:, None])
 
     def to_linear(self) -> nn.Linear:
-        """The plain linear layer that computes the same; the bias is shared."""
+        """The plain linear layer with this weight and bias, which is shared, and without `step`."""
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
         linear.weight = nn.Parameter(self.dense())
         linear.register_parameter("bias", self.bias)

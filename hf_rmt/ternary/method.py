@@ -100,7 +100,7 @@ class TernaryHead(Method):
         )
 
     def why_no_filter(self) -> str:
-        """Why `RMTCallback` cannot be used: this method has a callback of its own."""
+        """Why `RMTCallback` cannot be used: it filters spectra, and this method has none."""
         return (
             f"RMTCallback filters spectra, but method={self.name!r} uses no spectra; call "
             "hf_rmt.compress(model, config, calibration=batches), and train the result with "

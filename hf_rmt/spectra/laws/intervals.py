@@ -41,7 +41,7 @@ class Interval:
 
     @classmethod
     def of(cls, pdf: Callable[[Array], Array], lower: float, upper: float) -> Interval:
-        """Integrate a density of eigenvalues from lower to upper."""
+        """The interval from lower to upper, with a density of eigenvalues integrated over it."""
         ends = np.sqrt([lower, upper])
         middle, half = float(ends.mean()), float(np.diff(ends)[0] / 2)
         angles = np.linspace(0.0, np.pi, NODES)
