@@ -254,7 +254,10 @@ def test_it_fits_the_width_and_follows_the_colour_scheme(
     browser.view(width, 844, dark=dark)
     browser.open(tmp_path / "x.html")
     browser.run("document.querySelector('tr.layer button').click()")
-    time.sleep(0.2)
+    deadline = time.monotonic() + 10  # a busy machine opens the row later
+    wide = "return (document.querySelector('tr.opened svg') || {}).clientWidth || 0"
+    while browser.run(wide) <= 200 and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
     ground = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert (max(map(int, re.findall(r"\d+", ground))) < 128) == dark
