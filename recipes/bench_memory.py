@@ -61,9 +61,12 @@ def parser() -> argparse.ArgumentParser:
     made = parser_of(__doc__)
     made.add_argument("--noise", nargs="+", default=["int8", "int4"], help="how noise is stored")
     made.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the saved models"
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="in which models are saved",
     )
-    made.add_argument("--without_numba", action="store_true", help="as if it were not installed")
+    made.add_argument("--without_numba", action="store_true", help="as if Numba were not installed")
     made.add_argument("--texts", type=int, default=4, help="texts served at once")
     made.add_argument("--embedded", action="store_true", help="a small random model, in seconds")
     made.add_argument("--folder", help=argparse.SUPPRESS)

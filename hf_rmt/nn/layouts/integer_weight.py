@@ -59,7 +59,8 @@ class IntegerWeight:
         else:
             self.integers, self.scales = integers, scales
         self.top = NARROW if self.engine == "fbgemm" and saturates() else TOP
-        # In steps of this size the product rounds entries, which saves an operation where it may.
+        # FBGEMM can round its inputs to multiples of a step. So for one digit it gets inputs in
+        # [-1, 1], and no operation has to scale them to [-top, top].
         self.step = 1 / self.top if self.engine == "fbgemm" and digits == 1 else 1.0
 
     def product(

@@ -33,7 +33,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def test_integers_are_multiplied_exactly(engine: str) -> None:
     """Weights and inputs that are integers already, of any size: no rounding, no overflow.
 
-    The product in units of the largest entry is scaled in float32, so it is an integer only nearly.
+    Sums are exact. They are scaled in float32 afterwards, so results are integers up to rounding.
     """
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randint(-TOP, TOP + 1, (40, 65), generator=generator).float()
