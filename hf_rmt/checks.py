@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 
@@ -93,6 +95,24 @@ def check_path(name: str, value: object) -> None:
         raise ValueError(
             f"{name} must name a file or a folder, got ''; write '.' for the current folder"
         )
+
+
+def check_folder(name: str, value: str | PathLike[str]) -> Path:
+    """Refuse an empty path, a file, and a path below a file.
+
+    Returns:
+        The folder, or the nearest folder above it that exists.
+
+    Raises:
+        NotADirectoryError: If the path is a file or lies below a file.
+        ValueError: If the path is empty.
+    """
+    check_path(name, value)
+    path = Path(value)
+    there = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{name} must be a folder, {there} is a file; pass another path")
+    return there
 
 
 def checked_score(value: Any) -> float:

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # lacks __all__
 
-from hf_rmt.checks import check_path
+from hf_rmt.checks import check_folder, check_path
 from hf_rmt.huggingface.companions import CARD, writes_card
 from hf_rmt.huggingface.source import (
     ADAPTER,
@@ -70,19 +70,13 @@ def check_writable(folder: str | None, *, argument: str = "OUTPUT") -> None:
     """
     if folder is None:
         return
-    check_path(argument, folder)
-    path = Path(folder)
-    there = next(part for part in (path, *path.absolute().parents) if part.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(
-            f"{argument} must be a folder, {there} is a file; pass another path"
-        )
+    there = check_folder(argument, folder)
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"0")
     except OSError as error:
         raise PermissionError(
-            f"{argument} {path} cannot be written to ({error.strerror}); choose another folder"
+            f"{argument} {folder} cannot be written to ({error.strerror}); choose another folder"
         ) from error
 
 

@@ -12,7 +12,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from hf_rmt.checks import check_path
+from hf_rmt.checks import check_folder
 from hf_rmt.huggingface.before_saving import make_savable, warn_of_latent
 from hf_rmt.huggingface.card import PICTURE, card_of, foreign_card
 from hf_rmt.huggingface.companions import CHECKPOINT, has_config, write_companions, writes_card
@@ -48,15 +48,11 @@ def _save_pretrained(
 
     All files are written into a temporary folder and moved at the end; see `hf_rmt.staging`.
     """
-    check_path("save_directory", save_directory)
+    check_folder("save_directory", save_directory)
     folder = Path(save_directory)
     make_savable(model, state_dict)
     if not CHECKPOINT.fullmatch(folder.name):
         warn_of_latent(model)
-    if folder.is_file():
-        raise NotADirectoryError(
-            f"save_directory must be a folder, {folder} is a file; pass another path"
-        )
     repo_id = kwargs.pop("repo_id", folder.name)
     push = {key: kwargs.pop(key) for key in PUSH_OPTIONS if key in kwargs}
     options = {"max_shard_size": max_shard_size, "variant": variant, **kwargs}

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_rmt.checks import check_path
+from hf_rmt.checks import check_folder
 from hf_rmt.compression.calibration.low_rank import LowRankUpdate
 from hf_rmt.huggingface.card import hub_id
 from hf_rmt.report.tables import aligned_table, markdown_table, percent, shape_text
@@ -107,10 +107,10 @@ class ExtractedAdapter:
             save_directory: The folder; it is made if it does not exist.
 
         Raises:
-            NotADirectoryError: If there is a file of that name.
+            NotADirectoryError: If the path is a file or lies below a file.
             ValueError: If the name is empty.
         """
-        check_path("save_directory", save_directory)
+        check_folder("save_directory", save_directory)
         self._save(Path(save_directory), self.base_model)
 
     def push_to_hub(
@@ -142,10 +142,6 @@ class ExtractedAdapter:
         return str(commit.commit_url)
 
     def _save(self, folder: Path, base_model: str | None, repo_id: str | None = None) -> None:
-        if folder.is_file():
-            raise NotADirectoryError(
-                f"save_directory must be a folder, {folder} is a file; pass another path"
-            )
         with staged(folder) as aside:
             self._peft_config(base_model).save_pretrained(str(aside))
             tensors = {key: value.contiguous() for key, value in self._tensors().items()}
