@@ -64,6 +64,19 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _say_interrupted()
         raise SystemExit(INTERRUPTED) from None
+    _leave_group()
+
+
+def _leave_group() -> None:
+    """Leave the group of processes, if there is one.
+
+    Threads that still serve the group when the interpreter ends can abort the process, although
+    its work is done.
+    """
+    from torch import distributed  # takes seconds to import, and main has done it
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _say_interrupted() -> None:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from workbench import command
 
 import pytest
+from torch import distributed
 
 from tests.processes import RECIPES
 
@@ -63,3 +65,15 @@ def test_help_keeps_the_lines_of_the_docstring_and_shows_defaults() -> None:
     made.add_argument("--steps", type=int, default=3, help="how many")
     assert "how many (default: 3)" in made.format_help()
     assert text in made.format_help()
+
+
+def test_a_recipe_leaves_its_group_of_processes(tmp_path: Path) -> None:
+    """Threads of the group could otherwise abort a process whose work is done."""
+
+    def main() -> None:
+        address = f"file://{tmp_path / 'store'}"
+        distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1)
+
+    command.run(main)
+    assert not distributed.is_initialized()
+    command.run(lambda: None)
