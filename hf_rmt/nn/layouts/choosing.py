@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import math
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -195,7 +195,7 @@ def remember(key: str, layout: str) -> None:
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f"{FILE}.{os.getpid()}"
+        draft = folder / f"{FILE}.{uuid4().hex}"
         draft.write_text(json.dumps(remembered() | {key: layout}, indent=1), encoding="utf-8")
         draft.replace(folder / FILE)
     except OSError as error:

@@ -117,7 +117,7 @@ def _kernel(kind: str) -> Callable[..., None]:
     bytes_, floats = np.zeros(0, np.uint8), np.zeros(0, np.float32)
     matrix = np.zeros((0, 0), np.float32)
     example = bytes_, bytes_, bytes_, floats, floats, floats, matrix, matrix, 0, 0
-    return compiled(_product(CODEBOOKS[kind]), *example, fastmath=REORDERED)
+    return compiled(_product(CODEBOOKS[kind]), kind, *example, fastmath=REORDERED)
 
 
 def _product(book: Codebook) -> Callable[..., None]:

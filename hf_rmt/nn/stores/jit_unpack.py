@@ -80,7 +80,7 @@ def _kernel(kind: str) -> Callable[..., None]:
     book = CODEBOOKS[kind]
     loop = _lookup(book) if book.cubic is None else _polynomial(book)
     bytes_, floats = np.empty(0, np.uint8), np.empty(0, np.float32)
-    return compiled(loop, bytes_, bytes_, bytes_, floats, floats, floats)
+    return compiled(loop, kind, bytes_, bytes_, bytes_, floats, floats, floats)
 
 
 def _lookup(book: Codebook) -> Callable[..., None]:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from hashlib import sha256
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_rmt import __version__
 from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES
 
 logger = logging.getLogger(__name__)
@@ -63,14 +65,22 @@ def numba() -> Any:
     return numba
 
 
-def compiled(loop: Callable[..., None], *example: Any, **options: Any) -> Callable[..., None]:
+def compiled(
+    loop: Callable[..., None], kind: str, *example: Any, **options: Any
+) -> Callable[..., None]:
     """Machine code of a loop, compiled now and, if possible, kept on disk.
 
+    Numba names its files after the loop, and numbers the loops of one name. Two processes that
+    start together can give one number to two loops, and a later process then runs the wrong one. So
+    each loop gets a name of its own.
+
     Args:
-        loop: The loop.
+        loop: The loop; it is renamed.
+        kind: The kind of noise that the loop unpacks.
         *example: Arguments with the types for which it is compiled; the loop runs once with them.
         **options: Options of `numba.njit`.
     """
+    loop.__qualname__ = f"{kind}-{_target()}"
     try:
         return _compiled(loop, example, cache=True, **options)
     except Exception as error:  # the cache cannot be written, or a file in it is damaged
@@ -82,6 +92,16 @@ def _compiled(loop: Callable[..., None], example: Any, **options: Any) -> Callab
     made = numba().njit(nogil=True, error_model="numpy", **options)(loop)
     made(*example)
     return made
+
+
+@cache
+def _target() -> str:
+    """A name for this processor and for the versions of the packages that make machine code."""
+    from numba.core.registry import cpu_target
+
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    versions = __version__, numba().__version__
+    return sha256(repr((processor, versions)).encode()).hexdigest()[:16]
 
 
 def callable_in_loops(function: Callable[..., None], **options: Any) -> Callable[..., None]:

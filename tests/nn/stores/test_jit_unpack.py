@@ -14,11 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hf_rmt.nn import NoiseStore, SpikedLinear
-from hf_rmt.nn.stores import jit_unpack, machine_code
+from hf_rmt.nn.stores import jit_product, jit_unpack, machine_code
 from hf_rmt.nn.stores.codebooks import CODEBOOKS, LEVELS, SCALES, SPIRAL, table
 from tests.nn.stores.filled import filled, gaussian
 
-pytest.importorskip("numba", reason="needs the extra `fast`")
+numba = pytest.importorskip("numba", reason="needs the extra `fast`")
 caching = pytest.importorskip("numba.core.caching")
 SHAPES = [(1, 1), (37, 53), (128, 640), (300, 2048)]
 
@@ -47,6 +47,33 @@ def test_gives_the_bits_that_torch_gives(kind, dtype, shape, threads):
     for rows in ((0, shape[0]), (shape[0] // 3, max(1, shape[0] // 2))):
         assert torch.equal(store.rows(*rows, dtype), by_torch(store, *rows, dtype))
     assert torch.equal(store.dense(dtype, scratch=True), store.dense(dtype))
+
+
+@pytest.mark.parametrize("module", [jit_unpack, jit_product])
+def test_processes_that_compile_together_do_not_mix_up_their_loops(module, monkeypatch, tmp_path):
+    """One process keeps its index before another one, and its machine code after it."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    file, made, late = caching.IndexDataCacheFile, module._kernel.__wrapped__, []
+    hits = []
+    with monkeypatch.context() as patch:
+        patch.setattr(file, "_load_index", lambda self: {})  # the others have not written yet
+        save = file._save_data
+        patch.setattr(file, "_save_data", lambda *arguments: late.append(arguments))
+        for kind in CODEBOOKS:
+            made(kind)
+        for arguments in reversed(late):
+            save(*arguments)
+    assert len(late) == len(CODEBOOKS)
+    for kind in CODEBOOKS:
+        kernel = made(kind)
+        monkeypatch.setattr(module, "_kernel", lambda _, kernel=kernel: kernel)
+        store = filled(kind, gaussian(37, 53))
+        x = gaussian(3, 53)
+        wanted = by_torch(store, 0, 37)
+        assert torch.equal(store.dense(), wanted)
+        torch.testing.assert_close(store.product(x), x @ wanted.T, rtol=1e-4, atol=1e-4)
+        hits.append(sum(kernel.stats.cache_hits.values()))
+    assert hits == [1] * len(CODEBOOKS)
 
 
 @pytest.mark.parametrize("step", ["ensure_cache_path", "save_overload"])
