@@ -20,7 +20,7 @@ from hf_rmt.compression.execution.parallel import (
 )
 from hf_rmt.compression.execution.threads import layer_map
 from hf_rmt.compression.summary import compression_report
-from hf_rmt.compression.weight import compress_weight, relative_energies
+from hf_rmt.compression.weight import compress_weight, energies, energy_of_product
 from hf_rmt.nn import SpikedLinear
 from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like
 from hf_rmt.nn.counterparts import matrix_shape, place_step, weight_matrix
@@ -162,13 +162,13 @@ def with_rounding(decision: Decision, weight: Tensor, layer: CompressedLayer | N
     plan, build = decision.plan, decision.build
     if not isinstance(layer, SpikedLinear) or not plan.rounds:
         return plan
-    left, right = (factor.detach().float() for factor in layer.factors())
-    stored = relative_energies(weight, left @ right)[0]
+    left, right = (factor.detach() for factor in layer.factors())
     packed = layer.dense().detach()
     if isinstance(build, SpikedBuild) and (taken := build.recovered()) is not None:
         packed = packed + taken
-    rounding = relative_energies(weight, packed)[1]
-    return replace(plan, signal_energy=stored, rounding_error=rounding)
+    whole, _, lost = energies(weight, packed)
+    stored = energy_of_product(left, right)
+    return replace(plan, signal_energy=stored / whole, rounding_error=lost / whole)
 
 
 def carried_out(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hf_rmt.compression.decision import Decision
 from hf_rmt.compression.directions import kept_directions
+from hf_rmt.compression.eigensystem import eigensystem
 from hf_rmt.compression.gram import gram
 from hf_rmt.compression.methods.spectral import SpectralMethod, spectral_method_of
 from hf_rmt.compression.spectrum import (
@@ -102,13 +103,13 @@ def _project(
 
     A filtered weight has nearly low rank, so float32 Gram matrices are not precise enough.
     """
-    ascending, vectors = torch.linalg.eigh(gram(weight.to(torch.float64)))
-    values = without_rounding(ascending, RELATIVE_NULL[torch.float64])
+    values, basis = eigensystem(gram(weight.to(torch.float64)))
+    values = without_rounding(values, RELATIVE_NULL[torch.float64])
     fit = fit_spectrum(values, (weight.shape[0], weight.shape[1]), settings)
     rank = first.rank
     if of_update and fit.phase != Phase.DEGENERATE:
         rank = max(rank, len(kept_directions(fit, settings, name)))
-    found, kept = Decomposition(fit, vectors), torch.arange(rank)
+    found, kept = Decomposition(fit, basis), torch.arange(rank)
     result = spectral_method_of(settings).cut(name, weight, found, settings, kept)
     plan = replace(
         result.plan,

@@ -1,9 +1,8 @@
 """Spectra of weights: eigenvalues of the Gram matrix X'X, as in `gram`, and its eigenvectors.
 
-If some eigenvectors are needed, all are computed: torch has no exact routine for a part of them.
-Eigenvalues alone take 0.55 of the time at 768 x 768 and 0.32 at 2048 x 2048. The Gram matrix loses
-half of the digits of the smallest singular values. These digits matter only if the noise is very
-small compared with the largest eigenvalue. In this case the Gram matrix is computed in float64.
+The Gram matrix loses half of the digits of the smallest singular values. These digits matter only
+if the noise is very small compared with the largest eigenvalue. In this case the Gram matrix is
+computed in float64.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_rmt.compression.eigensystem import Basis, eigensystem
 from hf_rmt.compression.gram import factors_of, gram
 from hf_rmt.compression.methods.spectral import spectral_method_of
 from hf_rmt.settings import CompressionSettings
@@ -51,13 +51,12 @@ class Decomposition:
 
     Attributes:
         fit: The spectrum split into signal and noise.
-        vectors: Orthonormal eigenvectors of X'X in columns, by ascending eigenvalue, shape
-            (p, p); None if the spectrum is degenerate, so that no law can be fitted, or if no
-            vectors were asked for.
+        basis: Gives chosen eigenvectors of X'X; see `eigensystem`. None if the spectrum is
+            degenerate, so that no law can be fitted.
     """
 
     fit: SpectrumFit
-    vectors: Tensor | None = field(repr=False)
+    basis: Basis | None = field(repr=False)
 
     def factors(self, weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Balanced factors of the chosen directions, as in `factors_of`: left @ right = sum s u v'.
@@ -73,12 +72,11 @@ class Decomposition:
         Raises:
             ValueError: If the spectrum is degenerate.
         """
-        if self.vectors is None:
+        if self.basis is None:
             raise ValueError(f"a degenerate weight has no signal: {self.fit.reason}")
-        chosen = self.vectors[:, self.vectors.shape[1] - 1 - indices]
         unit = _unit(weight)
-        root = unit**0.5
-        left, right = (root * each for each in factors_of(_in_units(weight, unit), chosen))
+        root, scaled = unit**0.5, _in_units(weight, unit)
+        left, right = (root * each for each in factors_of(scaled, self.basis.chosen(indices)))
         return left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous()
 
     def recovery(self, indices: Tensor) -> Tensor:
@@ -155,24 +153,24 @@ def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Dec
     fit = fit_spectrum(values * unit**2, shape, settings)
     if fit.phase == Phase.DEGENERATE:
         return Decomposition(fit, None)
-    return Decomposition(_reviewed(fit, weight, values, basis, exact), basis)
+    return Decomposition(_reviewed(fit, weight, basis, exact), basis)
 
 
 def _eigen_of_entries(
     weight: Tensor, peak: float, vectors: bool
-) -> tuple[Tensor, Tensor | None, torch.dtype]:
-    """Descending eigenvalues of X'X in float64, ascending eigenvectors, and the dtype of X'X.
+) -> tuple[Tensor, Basis, torch.dtype]:
+    """Descending eigenvalues of X'X in float64, its eigenvectors, and the dtype of X'X.
 
     X'X is computed in float32 if that is precise enough for a weight of largest entry `peak`.
     """
     low, high = FLOAT32_SQUARES
     if weight.dtype != torch.float64 and low < peak < high:
-        ascending, basis = _eigen(weight, torch.float32, vectors)
-        values = ascending.flip(0).to(torch.float64)
+        single, basis = eigensystem(gram(weight.to(torch.float32)), vectors=vectors)
+        values = single.to(torch.float64)
         if _float32_serves(weight, values):
             return values.clamp_min(FLOAT32_ROUNDING * values[0]), basis, torch.float32
-    ascending, basis = _eigen(weight, torch.float64, vectors)
-    return without_rounding(ascending, RELATIVE_NULL[torch.float64]), basis, torch.float64
+    values, basis = eigensystem(gram(weight.to(torch.float64)), vectors=vectors)
+    return without_rounding(values, RELATIVE_NULL[torch.float64]), basis, torch.float64
 
 
 def _unit(weight: Tensor) -> float:
@@ -188,18 +186,14 @@ def _in_units(weight: Tensor, unit: float) -> Tensor:
     return weight if unit == 1.0 else weight / unit
 
 
-def _reviewed(
-    fit: SpectrumFit, weight: Tensor, values: Tensor, basis: Tensor | None, exact: torch.dtype
-) -> SpectrumFit:
+def _reviewed(fit: SpectrumFit, weight: Tensor, basis: Basis, exact: torch.dtype) -> SpectrumFit:
     """The fit, after `review` has checked it against the weight's entries."""
     if fit.phase != Phase.SPIKED:
         return fit
 
     def vectors() -> np.ndarray:
-        scaled = _in_units(weight, _unit(weight))
-        known = _eigen(scaled, exact, vectors=True)[1] if basis is None else basis
-        signal = torch.from_numpy(np.flatnonzero(fit.is_signal)).to(known.device)
-        return known[:, len(values) - 1 - signal].cpu().numpy()
+        signal = torch.from_numpy(np.flatnonzero(fit.is_signal))
+        return basis.chosen(signal).cpu().numpy()
 
     return review(fit, weight.detach().to(exact).cpu().numpy(), vectors)
 
@@ -222,20 +216,26 @@ def _float32_serves(weight: Tensor, values: Tensor) -> bool:
 def _full_rank(weight: Tensor, largest: float) -> bool:
     """Whether no float64 eigenvalue counts as zero for `live_count`; they are not computed.
 
-    A square weight is clear if its smallest eigenvalue lies far above the limit. If it is not
-    clear, a Cholesky factor of the shifted Gram matrix decides: it exists only if all eigenvalues
-    exceed the shift.
+    A square weight is clear if its smallest eigenvalue lies far above the limit. It is computed in
+    float32 first, and counts only if float32 could not round it up that far. If it is not clear, a
+    Cholesky factor of the shifted Gram matrix decides: it exists only if all eigenvalues exceed the
+    shift.
     """
-    wide, limit = weight.to(torch.float64), RELATIVE_ZERO * min(weight.shape) * largest
-    if wide.shape[0] == wide.shape[1] and _least_eigenvalue(wide) > CLEARLY * limit:
-        return True
+    wide, side = weight.to(torch.float64), min(weight.shape)
+    limit = RELATIVE_ZERO * side * largest
+    if weight.shape[0] == weight.shape[1]:
+        rounding = side * torch.finfo(torch.float32).eps ** 2 * largest
+        if _least_eigenvalue(weight.to(torch.float32)) > CLEARLY * max(limit, rounding):
+            return True
+        if _least_eigenvalue(wide) > CLEARLY * limit:
+            return True
     squares = gram(wide)
     squares.diagonal().sub_(limit)
     return int(torch.linalg.cholesky_ex(squares).info) == 0
 
 
 def _least_eigenvalue(square: Tensor) -> float:
-    """The smallest eigenvalue of X'X by inverse iteration; nan or tiny if X is singular.
+    """The smallest eigenvalue of X'X by inverse iteration; 0 or tiny if X is singular.
 
     The result is never too small except for rounding, and converges within a few iterations. To
     factorize X takes less time than to compute X'X, and no digits are lost by squaring.
@@ -247,7 +247,8 @@ def _least_eigenvalue(square: Tensor) -> float:
         vectors = torch.linalg.lu_solve(factor, pivots, half)
         norms = torch.linalg.vector_norm(vectors, dim=0)
         vectors = vectors / norms
-    return 1 / float(norms.amax())
+    inverse = float(norms.amax())
+    return 1 / inverse if 0 < inverse < math.inf else 0.0
 
 
 def _largest_entry(weight: Tensor) -> float:
@@ -258,21 +259,12 @@ def _largest_entry(weight: Tensor) -> float:
     return max(-float(low), float(high))
 
 
-def _eigen(weight: Tensor, dtype: torch.dtype, vectors: bool) -> tuple[Tensor, Tensor | None]:
-    """Ascending eigenvalues of X'X in a dtype, and their eigenvectors if `vectors` is true."""
-    squares = gram(weight.to(dtype))
-    if not vectors:
-        return torch.linalg.eigvalsh(squares), None
-    values, basis = torch.linalg.eigh(squares)
-    return values, basis
-
-
 def without_rounding(values: Tensor, null: float) -> Tensor:
-    """Turn ascending eigenvalues into descending float64 ones, with rounding errors set to zero.
+    """Eigenvalues in float64, with those that are rounding errors set to zero.
 
     Args:
-        values: The ascending eigenvalues, shape (p,).
+        values: The descending eigenvalues, shape (p,).
         null: An eigenvalue below this fraction of the largest one is a rounding error.
     """
-    values = values.flip(0).to(torch.float64)
+    values = values.to(torch.float64)
     return torch.where(values > null * values[0], values, 0.0)

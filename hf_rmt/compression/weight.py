@@ -228,10 +228,27 @@ def relative_energies(weight: Tensor, new: Tensor) -> tuple[float, float]:
     Returns:
         Both energies, divided by that of the old weight. They need not add up to 1.
     """
+    whole, kept, lost = energies(weight, new)
+    return kept / whole, lost / whole
+
+
+def energies(weight: Tensor, new: Tensor) -> tuple[float, float, float]:
+    """Energies of a weight, of a new weight, and of their difference, summed in float64."""
     sums = torch.zeros(3, dtype=torch.float64, device=weight.device)
     step = rows_at_once(weight.shape)
     for start in range(0, len(weight), step):  # float64 copies of all rows would be large
         old, now = (part[start : start + step].double() for part in (weight, new))
         sums += torch.stack([part.square().sum() for part in (old, now, old - now)])
     whole, kept, lost = sums.tolist()
-    return kept / whole, lost / whole
+    return whole, kept, lost
+
+
+def energy_of_product(left: Tensor, right: Tensor) -> float:
+    """The energy of left @ right, in float64, without the product itself.
+
+    Args:
+        left: Shape (out, r).
+        right: Shape (r, in).
+    """
+    left, right = left.double(), right.double()
+    return float(((left.T @ left) * (right @ right.T)).sum())

@@ -26,6 +26,7 @@ from hf_rmt.compression.calibration.low_rank import (
     LayerMoments,
     damped,
 )
+from hf_rmt.compression.eigensystem import eigensystem
 
 FITTING = 1.5
 """A two-sided cut may lose at most this multiple of the loss of the orthogonal cut."""
@@ -76,9 +77,10 @@ def _directions(
     root = None if columns is None else _root(columns)
     if root is not None:
         gram = root[:, None] * gram * root if root.ndim == 1 else root.T @ gram @ root
-    values, vectors = torch.linalg.eigh(gram)
-    probes = vectors.flip(1) if root is None else _times(root, vectors.flip(1))
-    return values.flip(0).clamp_min(0), _unit(weighted @ probes), _unit(probes)
+    values, basis = eigensystem(gram)
+    vectors = basis.chosen(torch.arange(len(values)))
+    probes = vectors if root is None else _times(root, vectors)
+    return values.clamp_min(0), _unit(weighted @ probes), _unit(probes)
 
 
 def _unit(vectors: Tensor) -> Tensor:

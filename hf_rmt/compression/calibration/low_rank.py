@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hf_rmt.compression.eigensystem import eigensystem
 from hf_rmt.compression.gram import balanced, factors_of, gram
 
 INPUT_DAMPING, GRADIENT_DAMPING = 0.02, 0.05
@@ -125,8 +126,8 @@ def low_rank(
         left of shape (out, rank) and right of shape (rank, in), float32.
     """
     matrix = update.double() if excitation is None else _weighted(update, excitation)
-    vectors = torch.linalg.eigh(gram(matrix)).eigenvectors.flip(1)[:, :rank]
-    left, right = factors_of(matrix, vectors)
+    basis = eigensystem(gram(matrix))[1]
+    left, right = factors_of(matrix, basis.chosen(torch.arange(rank)))
     if excitation is not None:
         rows, columns = _roots(excitation)
         left, right = balanced(_divided(left, rows), _divided(right.T, columns).T)
@@ -134,7 +135,7 @@ def low_rank(
 
 
 def _squares(gram: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+    return eigensystem(gram, vectors=False)[0].clamp_min(0)
 
 
 def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
@@ -194,7 +195,7 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
     certain = not torch.linalg.cholesky_ex(damped(found, INPUT_DAMPING / 2)).info
     if certain or not torch.isfinite(found).all():
         return found
-    values, vectors = torch.linalg.eigh(found.double())
+    values, vectors = torch.linalg.eigh(found.double())  # all the vectors are needed
     return ((vectors * values.clamp_min(0)) @ vectors.T).to(found)
 
 

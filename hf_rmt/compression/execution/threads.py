@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from hf_rmt.compression.lapack import torch_threads_for_numpy
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.settings import CompressionSettings, method_of
 
@@ -42,18 +43,16 @@ def is_small(shape: Sequence[int]) -> bool:
 
 @contextmanager
 def suited_threads(shape: Sequence[int]) -> Iterator[None]:
-    """A context in which torch has one thread for a small weight, and all threads for a large one.
+    """A context in which one thread works on a small weight, and all threads on a large one.
 
     Args:
         shape: Shape of the weight.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or not is_small(shape):
-        yield
-        return
-    torch.set_num_threads(1)
+    torch.set_num_threads(1 if is_small(shape) else threads)
     try:
-        yield
+        with torch_threads_for_numpy():
+            yield
     finally:
         torch.set_num_threads(threads)
 
@@ -124,11 +123,17 @@ def map_over_threads(
                 held -= waiting[0][0]
                 yield _first(waiting, threads)
             if size:
-                waiting.append((size, pool.submit(copy_context().run, work, item)))
+                waiting.append((size, pool.submit(copy_context().run, _on_this_thread, work, item)))
             else:
                 yield work(item)
         while waiting:
             yield _first(waiting, threads)
+
+
+def _on_this_thread(work: Callable[[Item], Outcome], item: Item) -> Outcome:
+    """Work on an item without other threads; torch has one thread here."""
+    with torch_threads_for_numpy():
+        return work(item)
 
 
 def _first(waiting: deque[tuple[int, Future[Outcome]]], threads: int) -> Outcome:

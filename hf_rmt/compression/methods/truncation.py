@@ -88,8 +88,12 @@ class SparseLowRank(TruncatedSVD):
         """Factor the largest directions, set some entries to zero and count the other entries."""
         from hf_rmt.compression.decision import Decision, SpikedBuild
         from hf_rmt.compression.pruning import sparse_factors
-        from hf_rmt.compression.weight import choose_directions, factored, plan_layer
-        from hf_rmt.compression.weight import relative_energies as energies
+        from hf_rmt.compression.weight import (
+            choose_directions,
+            factored,
+            plan_layer,
+            relative_energies,
+        )
         from hf_rmt.plan import Outcome
 
         chosen = choose_directions(name, weight, found, settings) if kept is None else kept
@@ -97,7 +101,7 @@ class SparseLowRank(TruncatedSVD):
             return chosen
         plan = plan_layer(name, weight, found.fit, chosen, settings)
         left, right = sparse_factors(*found.factors(weight, chosen), weight)
-        signal, lost = energies(weight, left @ right)
+        signal, lost = relative_energies(weight, left @ right)
         replaced = plan.outcome is Outcome.REPLACED
         stored = (left, right) if replaced else (left @ right,)
         plan = replace(

@@ -1,8 +1,8 @@
 """States of a model with a part of its noise removed, and their metrics.
 
 A state consists of the same layers that `compress` would make. The model's own weights are kept
-aside unchanged. Each layer is decomposed once, and its singular vectors are kept. So a state costs
-only one matrix product for each layer that changes.
+aside unchanged. Each layer is decomposed once, and what its singular vectors are computed from is
+kept. So for each layer that changes, a state costs only the vectors of the kept directions.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from hf_rmt.checks import check_path, checked_score
 from hf_rmt.compression.apply import apply_decision
 from hf_rmt.compression.directions import kept_directions
+from hf_rmt.compression.eigensystem import eigenvectors_of
 from hf_rmt.compression.execution.parallel import (
     WorkResult,
     is_silent,
@@ -100,11 +101,12 @@ class NoiseStates:
 
         def work(name: str) -> WorkResult:
             decomposition = self._decompose(name)
-            if decomposition is None or decomposition.vectors is None:
+            if decomposition is None or decomposition.basis is None:
                 return None, {}
             grid = self._grid(name, decomposition.fit, fractions)
-            vectors = {"vectors": decomposition.vectors} if grid else {}
-            return (decomposition.fit, grid) if grid else None, vectors
+            if not grid:
+                return None, {}
+            return (decomposition.fit, grid), decomposition.basis.tensors()
 
         found = {}
         costs = [matrix_cost(shape) for shape in self.shapes.values()]
@@ -112,7 +114,7 @@ class NoiseStates:
         outcomes = map_over_processes(work, list(self.shapes), costs, device=device)
         for name, (plain, tensors) in zip(self.shapes, outcomes, strict=True):
             if plain is not None:
-                self._decompositions[name] = Decomposition(plain[0], tensors["vectors"])
+                self._decompositions[name] = Decomposition(plain[0], eigenvectors_of(tensors))
                 found[name] = plain[1]
         if not found:
             raise ValueError(
