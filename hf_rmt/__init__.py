@@ -1,10 +1,10 @@
 """Signal and noise in a network's weights: random matrix theory for transformers models.
 
-A weight is signal plus noise. Random matrix theory says where one ends and the other begins. The
-signal is kept exact, low-rank and trainable. The noise is stored as cheaply as the user asks.
+A weight is signal plus noise. Random matrix theory says where the signal ends and the noise begins.
+The signal is kept exact, low-rank and trainable. The noise is stored as cheaply as the user asks.
 
-Importing this package registers the quantization method "rmt" with transformers, at once or as
-soon as transformers is imported. Everything else is imported on first use.
+Importing this package registers the quantization method "rmt" with transformers. If transformers
+is not imported yet, this happens right after its import. All else is imported on first use.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _WITHOUT_TRANSFORMERS = {
     "compress": "hf_rmt.compression.model",
     "export_dense": "hf_rmt.compression.model",
 }
-"""The modules that these functions are imported from if transformers is not installed."""
+"""If transformers is not installed, these functions are imported from these modules."""
 
 __all__ = [*_HOMES, "__version__"]
 

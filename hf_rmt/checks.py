@@ -59,7 +59,7 @@ def check_integer(name: str, value: object, low: int) -> int:
 
 
 def check_names(name: str, value: object) -> list[str] | None:
-    """Return a list of names as a plain list; refuse an empty list. None stays None."""
+    """Return names as a plain list, and None as None; refuse an empty list and an empty name."""
     if value is None:
         return None
     if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
@@ -111,7 +111,9 @@ def check_folder(name: str, value: str | PathLike[str]) -> Path:
     path = Path(value)
     there = next(part for part in (path, *path.absolute().parents) if part.exists())
     if not there.is_dir():
-        raise NotADirectoryError(f"{name} must be a folder, {there} is a file; pass another path")
+        raise NotADirectoryError(
+            f"{name} must be a folder, but {there} is a file; pass another path"
+        )
     return there
 
 
@@ -128,6 +130,6 @@ def checked_score(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"evaluate must return a number, higher is better, got {value!r}; "
-            "return one entry of it"
+            f"evaluate must return a number, where higher is better, got {value!r}; return a "
+            "single number, such as one entry of this value"
         ) from error

@@ -1,7 +1,7 @@
-"""The demo: all steps on a trained BERT from an installed package, without the Hub or a network.
+"""The demo: all steps from analysis to reloading, on a trained BERT from an installed package.
 
 The steps are: analyse, compress, save, reload, and compare the embeddings with those of the
-original model.
+original model. They need neither the Hub nor any network.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class DemoResult:
     """The measurements of the demo.
 
     Attributes:
-        folder: Where model, tables and plots were written.
+        folder: Folder to which model, tables and plots were written.
         layers: Number of compressed layers.
         bits_per_weight: Stored bits per weight in these layers.
         bytes_before: Size of the original model.safetensors in bytes.
         bytes_after: Size of the compressed model.safetensors in bytes.
         reload_difference: Largest difference between an entry of the embeddings before saving and
             the same entry after reloading.
-        spearman: Rank correlation of the sentences' pairwise similarities with those that the
-            original model gives.
+        spearman: Rank correlation of two sets of numbers: the similarities of all pairs of
+            sentences in the compressed model, and those in the original model.
     """
 
     folder: str
@@ -99,13 +99,18 @@ def demo_model_path() -> Path:
         )
     found = sorted(Path(spec.submodule_search_locations[0]).rglob("model.safetensors"))
     if not found:
-        raise ImportError(f"{DEMO_PACKAGE} holds no model.safetensors; install version 0.1.0")
+        raise ImportError(
+            f"the package {DEMO_PACKAGE} holds no model.safetensors; install its version 0.1.0"
+        )
     return found[0].parent
 
 
 @torch.inference_mode()
 def embed(model: Any, tokenizer: Any, sentences: tuple[str, ...] | list[str]) -> Tensor:
-    """Mean of the last hidden states over the tokens, shape (sentences, hidden)."""
+    """The embedding of each sentence: the mean last hidden state over its tokens.
+
+    The result has shape (sentences, hidden).
+    """
     batch = tokenizer(list(sentences), padding=True, truncation=True, return_tensors="pt")
     hidden = model(**batch.to(model.device)).last_hidden_state.float()
     mask = batch["attention_mask"].unsqueeze(-1).to(hidden)

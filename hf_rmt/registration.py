@@ -1,8 +1,8 @@
 """Registers this package with transformers and PEFT without importing them early.
 
-`import hf_rmt.spectra` must stay free of torch, and `import hf_rmt` must be enough for
-`from_pretrained` to know the method "rmt" and for PEFT to know compressed layers. So if a module of
-these libraries is not imported yet, an import hook runs the registration right after its import.
+After `import hf_rmt`, `from_pretrained` must know the method "rmt", and PEFT must know compressed
+layers. But `import hf_rmt.spectra` must not import torch. So if a module of these libraries is not
+imported yet, an import hook runs the registration right after its import.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
     MODELS: _register_saving,
     LORA: _register_lora,
 }
-"""The function to call after a module was imported, by the name of the module."""
+"""For the name of each module, the function to call after the module was imported."""
 
 
 class _Finder(MetaPathFinder):

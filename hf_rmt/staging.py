@@ -1,4 +1,4 @@
-"""Writes a folder so that a kill or a full disk leaves either the old files or the new ones.
+"""Writes a folder so that it has either the old or the new files after a kill or on a full disk.
 
 All files are written into a temporary folder on the same file system, and put in place at the end.
 """
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 RECORDS = ("config.json", "adapter_config.json")
-"""Files that describe how to read the others; they are put in place last."""
+"""Files that describe how to read the other files; they are put in place last."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -25,12 +25,12 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 def staged(
     folder: str | os.PathLike[str], *, stale: Callable[[str], bool] = lambda name: False
 ) -> Iterator[Path]:
-    """A folder to write into; at the end its files are put into `folder`.
+    """Give a temporary folder to write into; at the end its files are put into `folder`.
 
-    If `folder` is new or empty, one rename puts the new folder in its place. If `folder` holds
-    files, they stay, except stale files and files that are written again. Both folders are then
-    exchanged in one step if the system can do so. Otherwise the files are moved one by one, those
-    of `RECORDS` last.
+    If `folder` is new or empty, one rename puts the temporary folder in its place. If `folder`
+    holds files, they stay, except stale files and files that are written again. Both folders are
+    then exchanged in one step if the system can do so. If it cannot, the files are moved one by
+    one, those of `RECORDS` last.
 
     Args:
         folder: The target; missing parents are made.
@@ -38,7 +38,7 @@ def staged(
             file must be removed if it is not written again.
 
     Yields:
-        The folder to write into. After an error it is removed, and `folder` is unchanged.
+        The temporary folder. After an error it is removed, and `folder` is unchanged.
 
     Raises:
         NotADirectoryError: If `folder` is a file.
@@ -75,7 +75,7 @@ def publish(aside: Path, target: Path, *, stale: Callable[[str], bool]) -> None:
 
 
 def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> bool:
-    """Link the files that stay into the new folder, then exchange both; False on failure."""
+    """Link the files that stay into the new folder, then exchange the folders; False on failure."""
     written = {entry.name for entry in aside.iterdir()}
     try:
         for entry in target.iterdir():
@@ -93,7 +93,7 @@ def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> b
 
 
 def _rescue(old: Path, target: Path, stale: Callable[[str], bool]) -> None:
-    """Move files that another process has written meanwhile from the old folder to the target."""
+    """Move files from the old folder to the target if another process wrote them meanwhile."""
     for entry in old.iterdir():
         if not (target / entry.name).exists() and not stale(entry.name):
             entry.rename(target / entry.name)
@@ -153,7 +153,7 @@ def _aside(target: Path) -> Path:
 
 
 def _remove_left_over(folders: Iterable[tuple[Path, int]]) -> None:
-    """Remove temporary folders of processes of this machine that were killed while writing."""
+    """Remove the temporary folders that killed processes of this machine left behind."""
     for folder, process in folders:
         if not _is_alive(process):
             shutil.rmtree(folder, ignore_errors=True)

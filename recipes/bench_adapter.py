@@ -4,10 +4,11 @@
     python recipes/bench_adapter.py --train --base DIR/base --tuned DIR/tuned
     python recipes/bench_adapter.py --base DIR/base --tuned DIR/tuned --texts dev.tsv
 
-The adapters are extracted from the difference of a tuned model and its base. Each is saved and
-loaded by stock PEFT on the base. It is judged by how far its logits lie from those of the tuned
-model (mean Euclidean distance over the texts), and by its accuracy where labels are given. The
-linear layers of the repeated blocks get factors; everything else is carried over as tuned.
+The adapters are extracted from the difference of a tuned model and its base. Each adapter is saved,
+and plain PEFT loads it onto the base. The recipe prints how far the resulting logits lie from those
+of the tuned model (mean Euclidean distance over the texts) and, if there are labels, the accuracy.
+The linear layers of the repeated blocks get low-rank factors. All other weights are copied from the
+tuned model.
 
 --train makes the two models: the BERT of the extra `demo`, and the same BERT fine-tuned on 12,000
 random training sentences of SST-2, read from the folder HF_RMT_DATA. A file of texts has one text
@@ -41,7 +42,7 @@ from hf_rmt import extract_adapter
 from hf_rmt.demo import demo_model_path
 
 BLOCKS = r".*\.\d+\..*"
-"""Names of what lies in a numbered block."""
+"""Pattern of the names of the modules in numbered blocks."""
 MAX_LENGTH, BATCH, EPOCHS, LEARNING_RATE, SENTENCES = 64, 32, 2, 5e-5, 12_000
 
 
@@ -69,10 +70,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tuned", type=Path, help="folder of the tuned model")
     made.add_argument("--texts", type=Path, help="file of texts to compare the logits on")
     made.add_argument("--limit", type=int, help="use only this many texts, from the start")
-    made.add_argument("--calibration", type=Path, help="file of other texts of the task")
-    made.add_argument("--calibration-texts", type=int, default=128, help="how many")
-    made.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16], help="fixed ranks")
-    made.add_argument("--train", action="store_true", help="make base and tuned first")
+    made.add_argument("--calibration", type=Path, help="file of other texts to calibrate on")
+    made.add_argument("--calibration-texts", type=int, default=128, help="number of these texts")
+    made.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16], help="ranks to compare")
+    made.add_argument("--train", action="store_true", help="first make the base and tuned model")
     return made
 
 
@@ -105,7 +106,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def variants(rank: int, calibration: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The fixed rank first: it sets the size."""
+    """Label and options of each adapter. The first has a fixed rank, which sets the size of all."""
     yield f"fixed rank {rank}", {"rank": rank}
     yield "by spectrum", {}
     if calibration:
@@ -121,7 +122,7 @@ def reload(adapter: Any, base: Path) -> Any:
 
 
 def read(path: Path, limit: int | None) -> tuple[list[str], list[int] | None]:
-    """Texts and, where each line has one after a tab, labels."""
+    """The texts of a file, and their labels if each line has a label after a tab."""
     lines = path.read_text(encoding="utf-8").splitlines()
     if lines[0] == "sentence\tlabel":
         lines = lines[1:]
@@ -168,7 +169,7 @@ def train(base: Path, tuned: Path) -> None:
 
 
 def embedded(folder: Path, arguments: argparse.Namespace) -> argparse.Namespace:
-    """The demo's BERT, the same fine-tuned, and sentences to compare them on."""
+    """Make the demo's BERT, a fine-tuned copy, and a file of sentences to compare both on."""
     torch.manual_seed(0)
     path = demo_model_path()
     tokenizer = AutoTokenizer.from_pretrained(path)

@@ -4,10 +4,10 @@
     python recipes/bench_compress.py --layers 4 --width 768 --noise int8
 
 The time of `hf_rmt.compress` on every linear layer of the encoder is divided by the time of
-`torch.linalg.svd` on the same weights, one after the other. Both run in turn. The memory is the
-peak while `from_pretrained` loads and compresses, minus the memory of the loaded model, in units of
-the largest weight. The weights are simulated, so nothing is downloaded; --embedded takes a small
-model.
+`torch.linalg.svd` on the same weights. The two run in turn. The memory is the peak while
+`from_pretrained` loads and compresses the model, minus the memory of the finished model, divided by
+the size of the largest weight. The weights are simulated, so nothing is downloaded. --embedded
+takes a small model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def time_ratio(model: BertModel, config: RMTConfig, repeats: int) -> dict[str, float]:
-    """Times of compression and of SVD, each of the whole model, as medians over repeats in turn."""
+    """Median seconds of compressing the whole model and of the SVD of its weights; their ratio."""
     weights = [linear.weight.detach() for linear in linears(model)]
 
     def decompose() -> None:
@@ -60,7 +60,10 @@ def time_ratio(model: BertModel, config: RMTConfig, repeats: int) -> dict[str, f
 
 
 class PeakMemory:
-    """Largest anonymous memory of the process while the block runs, sampled every 0.5 ms."""
+    """Measures the peak of the process's anonymous memory (not of files) in a `with` block.
+
+    It takes a sample every 0.5 ms.
+    """
 
     def __enter__(self) -> PeakMemory:
         give_back()
@@ -91,11 +94,14 @@ def anonymous_bytes() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return 1024 * int(line.split()[1])
-    raise OSError("/proc/self/status has no RssAnon; memory is measured on Linux only")
+    raise OSError("/proc/self/status has no RssAnon; run this recipe on Linux to measure memory")
 
 
 def streaming_peak(model: BertModel, config: RMTConfig) -> float:
-    """Peak memory of loading and compressing minus the result's, in units of the largest weight."""
+    """The peak of memory while loading and compressing, in units of the largest weight.
+
+    The memory of the finished model is subtracted.
+    """
     largest = max(linear.weight.nbytes for linear in linears(model))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -110,9 +116,9 @@ def parser() -> argparse.ArgumentParser:
     """The options of this recipe."""
     made = parser_of(__doc__)
     made.add_argument("--embedded", action="store_true", help="one block of width 64, one repeat")
-    made.add_argument("--layers", type=int, default=3, help="blocks of the model")
+    made.add_argument("--layers", type=int, default=3, help="number of blocks of the model")
     made.add_argument(
-        "--width", type=int, default=768, help="of the hidden states, a multiple of 64"
+        "--width", type=int, default=768, help="width of the hidden states, a multiple of 64"
     )
     made.add_argument("--noise", default="int8", help="how the noise is stored")
     made.add_argument("--repeats", type=int, default=5, help="number of repeats; times are medians")

@@ -1,12 +1,13 @@
-"""Measure how much faster several processes compress a model than one; one thread each.
+"""Measure how much faster several processes of one thread compress a model than one process.
 
     python recipes/bench_distributed.py --embedded
     python recipes/bench_distributed.py --layers 12 --noise int8 --repeats 3
 
-Runs of one process and of several alternate, each in fresh processes of this machine (gloo). The
-time begins with the weights in memory and ends with the compressed model on every process; plan and
-latencies are included. All runs must end with the same weights, bit for bit. The model has the
-shape of bert-base and simulated weights, so nothing is downloaded; --embedded takes a small one.
+Runs of one process and runs of several processes alternate. Each run starts new processes on this
+machine (gloo). The time begins when the weights are in memory, and ends when every process has the
+compressed model. It includes the plan and the latencies. All runs must end with the same weights,
+bit for bit. The model has the shape of bert-base and simulated weights, so nothing is downloaded.
+--embedded takes a small model.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from hf_rmt import RMTConfig
 
 
 def run(processes: int, options: argparse.Namespace) -> list[dict[str, float | str]]:
-    """Seconds and a digest of the weights, of each process."""
+    """For each process, its seconds and a digest of its weights."""
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(worker, (processes, folder, options), nprocs=processes)
         return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
@@ -72,13 +73,15 @@ def parser() -> argparse.ArgumentParser:
     """The options of this recipe."""
     made = parser_of(__doc__)
     made.add_argument("--embedded", action="store_true", help="one block of width 64, one repeat")
-    made.add_argument("--layers", type=int, default=12, help="blocks of the model")
+    made.add_argument("--layers", type=int, default=12, help="number of blocks of the model")
     made.add_argument(
-        "--width", type=int, default=768, help="of the hidden states, a multiple of 64"
+        "--width", type=int, default=768, help="width of the hidden states, a multiple of 64"
     )
     made.add_argument("--noise", default="int8", help="how the noise is stored")
-    made.add_argument("--processes", type=int, default=2, help="compared with one")
-    made.add_argument("--repeats", type=int, default=3, help="the times are medians over them")
+    made.add_argument(
+        "--processes", type=int, default=2, help="number of processes to compare with one"
+    )
+    made.add_argument("--repeats", type=int, default=3, help="number of repeats; times are medians")
     return made
 
 
@@ -102,7 +105,9 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if len(digests) > 1:
-        raise SystemExit(f"the runs ended with {len(digests)} different sets of weights")
+        raise SystemExit(
+            f"all runs must end with the same weights, got {len(digests)} different sets of weights"
+        )
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
     python recipes/bench_fidelity.py --embedded
     HF_RMT_DATA=FOLDER python recipes/bench_fidelity.py --model bert --schemes int8 plain4
 
-Fidelity is the Spearman correlation of all pairwise similarities of embeddings with those of the
-original model. Every linear layer of attention and MLP is compressed. The models are the BERT of
-the extra `demo` (mean-pooled sentences of SST-2) and a DINOv2 (class tokens of CIFAR-10 images),
-which needs HF_RMT_DATA, a folder with data/ and models/. Without HF_RMT_DATA the BERT reads
-built-in sentences. Calibrated schemes use training sentences and images, never those of the
-evaluation. --embedded compares two schemes on the BERT and the built-in sentences.
+Fidelity is a Spearman correlation: that of the similarities of all pairs of embeddings with the
+similarities in the original model. Every linear layer of attention and MLP is compressed. The
+models are the BERT of the extra `demo` (mean-pooled sentences of SST-2) and a DINOv2 (class tokens
+of CIFAR-10 images). The DINOv2 needs HF_RMT_DATA, a folder with data/ and models/. Without
+HF_RMT_DATA the BERT reads built-in sentences. Calibrated schemes use training sentences and images,
+never those of the evaluation. --embedded compares two schemes on the BERT and the built-in
+sentences.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ CALIBRATED = {
     "size 3/8, calibrated": RMTConfig(noise="drop"),
 }
 SIZES = {"size 3/8, calibrated": 3 / 8}
-"""Share of the parameters that is kept; svd p/4 keeps the same share of the BERT."""
+"""The share of the parameters that is kept, by scheme (way to compress). In the BERT, the scheme
+`svd p/4` keeps the same share."""
 PLAIN = {f"plain{bits}": bits for bits in (8, 6, 5, 4)}
 EMBEDDED = ("int8", "plain4")
 SVD = {"svd p/2": 2, "svd p/4": 4}
 PLAIN_GROUP = 32
-"""Weights with a common scale in the plain quantisers; a scale counts as 8 bits, as in ours."""
+"""How many weights share a scale in the plain quantisers. A scale counts as 8 bits, as in hf_rmt.
+"""
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Batches = list[dict[str, Tensor]]
@@ -85,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     made = parser_of(__doc__)
     made.add_argument("--embedded", action="store_true", help="the demo BERT, two schemes")
     made.add_argument(
-        "--model", choices=("bert", "vit", "both"), default="both", help="which models"
+        "--model", choices=("bert", "vit", "both"), default="both", help="models to compare"
     )
     made.add_argument("--sentences", type=int, default=300, help="sentences to evaluate on")
     made.add_argument("--images", type=int, default=150, help="images to evaluate on")
@@ -101,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
         default=schemes,
         choices=schemes,
         metavar="SCHEME",
-        help="schemes of compression",
+        help="ways to compress that are compared",
     )
     return made
 
@@ -162,7 +165,7 @@ def pixels(raw: np.ndarray) -> tuple[Tensor, ...]:
 
 
 def apply_scheme(scheme: str, model: nn.Module, calibration: Batches) -> float:
-    """Change the model's weights; returns bits per weight over the changed layers."""
+    """Compress the model's weights in place, and return the bits per weight of these layers."""
     if scheme in CALIBRATED:
         size = SIZES.get(scheme)
         config = CALIBRATED[scheme]
@@ -184,7 +187,10 @@ def apply_scheme(scheme: str, model: nn.Module, calibration: Batches) -> float:
 
 
 def plain(weight: Tensor, bits: int) -> tuple[Tensor, float]:
-    """Round to a uniform grid of 2^bits values; the scale of each group has least squared error."""
+    """Round to a uniform grid of 2^bits values; returns the rounded weight and its bits.
+
+    The scale of each group of weights is the one with the least squared error.
+    """
     size = -weight.numel() % PLAIN_GROUP
     groups = nn.functional.pad(weight.flatten(), (0, size)).view(-1, PLAIN_GROUP)
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -201,7 +207,7 @@ def plain(weight: Tensor, bits: int) -> tuple[Tensor, float]:
 
 
 def truncated(weight: Tensor, rank: int) -> tuple[Tensor, float]:
-    """The best approximation of a given rank, with factors in float32."""
+    """The best approximation of a given rank, and the bits of its factors in float32."""
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     return u[:, :rank] * s[:rank] @ vh[:rank], 32.0 * rank * sum(weight.shape)
 

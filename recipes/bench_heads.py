@@ -1,4 +1,4 @@
-"""Ternary heads with steps and with their activations, on frozen features of a trained BERT.
+"""Compare ternary heads with steps and with activations, on the features of a trained BERT.
 
     python recipes/bench_heads.py --embedded
     python recipes/bench_heads.py --data_dir DATA/sst2 --train_sentences 1000
@@ -6,9 +6,9 @@
 A head of two layers, like that of RoBERTa (tanh) or DistilBERT (relu), is trained on mean-pooled
 sentences of the BERT of the extra `demo`. Then it is made ternary by `method="ntk"`, calibrated on
 training sentences. For each activation the recipe prints the accuracy on dev sentences, how often
-the head decides as the dense one does, and the correlation of their logits. `default` is
+the head decides as the dense head does, and the correlation of their logits. `default` is
 `activation="auto"`, which chooses by calibration rows that the fit did not see. --embedded trains
-on a few built-in sentences, which shows that it runs.
+on a few built-in sentences, which only shows that the recipe runs.
 """
 
 from __future__ import annotations
@@ -74,16 +74,18 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The options of this recipe."""
     made = parser_of(__doc__ or "")
-    made.add_argument("--embedded", action="store_true", help="built-in sentences, seconds")
+    made.add_argument("--embedded", action="store_true", help="built-in sentences, in seconds")
     made.add_argument("--data_dir", help="folder with SST-2, train and dev; default: the Hub")
-    made.add_argument("--train_sentences", type=int, default=1000, help="to train heads on")
-    made.add_argument("--calibration", type=int, default=300, help="of them, to calibrate on")
-    made.add_argument("--seeds", type=int, default=3, help="trainings of each head")
+    made.add_argument(
+        "--train_sentences", type=int, default=1000, help="number of training sentences"
+    )
+    made.add_argument("--calibration", type=int, default=300, help="how many of them calibrate")
+    made.add_argument("--seeds", type=int, default=3, help="number of trainings of a head")
     return made
 
 
 def features(options: argparse.Namespace) -> tuple[Rows, Rows]:
-    """Embeddings and labels: to train on, and to judge on."""
+    """Embeddings with labels: those to train on, and those to judge on."""
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
     model = AutoModel.from_pretrained(demo_model_path()).eval()
 
@@ -119,7 +121,7 @@ def trained(activation: Callable[[Tensor], Tensor], rows: Rows, seed: int, epoch
 
 
 def compressed(dense: Head, rows: Rows, options: argparse.Namespace) -> dict[str, Head]:
-    """The head made ternary in each way."""
+    """Ternary copies of the head, one for each way to treat its activation."""
     batches = [{"x": part} for part in rows[0][: options.calibration].split(50)]
     heads = {way: copy.deepcopy(dense) for way in WAYS}
     for way, config in WAYS.items():
@@ -129,7 +131,7 @@ def compressed(dense: Head, rows: Rows, options: argparse.Namespace) -> dict[str
 
 @torch.no_grad()
 def compared(head: Head, dense: Head, rows: Rows) -> tuple[float, float, float]:
-    """Accuracy, share of decisions equal to the dense head's, correlation with its logits."""
+    """Accuracy, share of decisions equal to the dense head's, and correlation with its logits."""
     x, labels = rows
     found, wanted = head(x), dense(x)
     choices = found.argmax(1)

@@ -5,15 +5,16 @@
     python recipes/bench_layers.py --device cuda
     python recipes/bench_layers.py --embedded
 
-All layers of a row run in turn. A number is the median over the turns of a layer's time divided by
-that of the dense layer (float32 on the CPU, bfloat16 on a GPU) in the same turn. A turn goes
-through several copies of each layer, with 16 MB of dense weights: a model has more weights than a
-cache holds, so a layer finds its weights outside of the cache. `error` is the
-relative distance of the outputs from those of the packed layer. If the extra `fast` is installed,
-`packed` unpacks with Numba, and `packed without Numba` is shown too. Without noise (`drop`),
-`packed` is two products with the factors. `--size` gives their share of the dense layer's
-parameters. `torch dynamic` is torch's own dynamic int8 linear, without an exact signal and with one
-scale for all tokens. torchao and bitsandbytes are measured if they are installed.
+In each turn all layers of a row run one after the other, and the time of each is divided by that of
+the dense layer (float32 on the CPU, bfloat16 on a GPU). A number is the median of this ratio over
+the turns. A turn runs several copies of each layer, with 16 MB of dense weights together. So the
+cache cannot hold their weights, as it cannot hold those of a whole model. `error` is the relative
+distance of the outputs from those of the packed layer. If the extra `fast` is installed, `packed`
+unpacks with Numba, and `packed without Numba` is shown too. With `--noise drop`, `packed` is two
+products with the factors of the signal; `--size` is the number of parameters of these factors,
+divided by that of the dense layer. `torch dynamic` is torch's own dynamic int8 linear, without an
+exact signal and with one scale for all tokens. torchao and bitsandbytes are measured if they are
+installed.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from hf_rmt.nn.stores import machine_code
 SHAPES = ("384x384", "768x768", "3072x768", "768x3072")
 TOKENS = {"cpu": (1, 16, 128, 512), "cuda": (1, 16, 128, 512, 4096)}
 COLD = 2**24
-"""Bytes of the dense weights of all copies of a layer."""
+"""Bytes of the dense weights of all copies of a layer together."""
 SIGNAL = 24
-"""The smaller side divided by the rank of the signal, if the noise is stored."""
+"""The smaller side of a weight divided by the rank of its signal, if the noise is stored."""
 
 
 def main() -> None:
-    """Measure and print, one shape after the other."""
+    """Measure and print the rows, one shape after the other."""
     options = filled(parser().parse_args())
     torch.manual_seed(0)
     if options.device == "cpu":
@@ -59,11 +60,11 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The options of this recipe."""
     made = timing_parser(__doc__)
-    made.add_argument("--shapes", nargs="+", help="out x in, such as 768x768")
-    made.add_argument("--tokens", nargs="+", type=int, help="rows of the input")
+    made.add_argument("--shapes", nargs="+", help="weights, out x in, such as 768x768")
+    made.add_argument("--tokens", nargs="+", type=int, help="numbers of rows of the input")
     made.add_argument("--noise", nargs="+", default=["int8", "int4"], help="how noise is stored")
     made.add_argument(
-        "--size", nargs="+", type=float, default=[0.35], help="share of the parameters, for drop"
+        "--size", nargs="+", type=float, default=[0.35], help="share of parameters with drop"
     )
     return made
 
@@ -108,7 +109,7 @@ def show(
 def contestants(
     first: SpikedLinear, dense: nn.Linear, x: Tensor
 ) -> tuple[dict[str, Call], list[str]]:
-    """The calls to measure, by name, and notes on packages that are missing."""
+    """The calls to measure, by name, and a note on each missing package."""
     half, y = copy.deepcopy(dense).bfloat16(), x.bfloat16()
     calls: dict[str, Call] = {"dense fp32": lambda: dense(x), "dense bf16": lambda: half(y)}
     possible = [name for name, kind in LAYOUTS.items() if not kind.refusal(first)] or ["packed"]
@@ -126,7 +127,7 @@ def contestants(
 
 
 def in_turn(calls: Sequence[Call]) -> Call:
-    """One call that makes several and returns the last result."""
+    """One call that makes all the calls and returns the result of the last."""
 
     def all_of_them() -> Tensor:
         for call in calls:
@@ -137,11 +138,11 @@ def in_turn(calls: Sequence[Call]) -> Call:
 
 
 def no_numba() -> None:
-    """What `machine_code.numba` gives where Numba is missing."""
+    """Replaces `machine_code.numba` and returns what it returns if Numba is missing."""
 
 
 def without_numba(call: Call) -> Call:
-    """The call, made as if Numba were not installed."""
+    """A call that does the same as if Numba were not installed."""
 
     def slower() -> Tensor:
         kept, machine_code.numba = machine_code.numba, no_numba

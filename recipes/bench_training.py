@@ -3,17 +3,18 @@
     python recipes/bench_training.py --embedded
     HF_RMT_DATA=FOLDER python recipes/bench_training.py --task sst2 mrpc --max_train_samples 3000
 
-Rows: `plain` is fine-tuning without a callback; `callback` is `RMTCallback()` with its defaults;
-`published` filters by the weights alone after each epoch; `rule` anneals with the ranks that PDB
-finds. `annealed-0.1` and `once-0.1` keep a tenth of the blocks' parameters. The first removes the
-noise slowly; the second removes all of it at the time when the first begins. `annealed-0.1-0.1-0.5`
-also gives the start and the end of the removal. All rows of a seed start from the same weights and
-see the same batches. They are trained one after the other. Results that are already in the output
-folder are not computed again.
+Rows of the table: `plain` is fine-tuning without a callback. `callback` is `RMTCallback()` with its
+defaults. `published` filters by the weights alone after each epoch. `rule` removes slowly the noise
+that the method PDB finds. `annealed-0.1` and `once-0.1` keep a tenth of the blocks' parameters.
+`annealed-0.1` removes the noise slowly. `once-0.1` removes it all at the step at which
+`annealed-0.1` begins. The name `annealed-0.1-0.1-0.5` also gives the start and the end of the
+removal, as parts of the run. All rows of a seed start from the same weights, see the same batches
+and are trained one after the other. Results that are already in the output folder are not computed
+again.
 
 `int8`, `int4` and `int4-calibrated` are plain training and then `hf_rmt.compress`, which stores the
-noise in 8 or 4 bits. The last row shows it 512 training rows. The share of these rows is that of
-the bits, and their time is that of the training.
+noise in 8 or 4 bits. For `int4-calibrated` it is calibrated on 512 training rows. In these three
+rows, `share` is the share of the bits that is left, and `time` is the time of the training alone.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from hf_rmt.report import CompressionReport
 ROWS = ("plain", "callback", "published", "annealed-0.1", "once-0.1")
 STORED = ("int8", "int4", "int4-calibrated")
 SEEN = 512
-"""Training rows that a calibrated row sees."""
+"""Number of training rows that `int4-calibrated` is calibrated on."""
 DEFAULTS = (0.35, 0.6, 0.95)
-"""Size, and the parts of the run after which the removal of the noise begins and ends."""
+"""Size to keep, and the parts of the run after which the removal of the noise begins and ends."""
 
 
 @dataclass
@@ -57,7 +58,7 @@ def parser() -> Any:
 
 
 def main() -> None:
-    """Train, judge, print the table."""
+    """Train and judge every row, and print the table."""
     arguments = parsed(parser())
     begin(arguments)
     for task in arguments.task:
@@ -75,7 +76,7 @@ def measured(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, 
 
 
 def trained(arguments: Arguments, task: str, row: str, seed: int) -> dict[str, Any]:
-    """Train one row, and evaluate the trained model."""
+    """Train the model of one row of the table, and evaluate it."""
     problem, callback = problem_of(arguments, task, seed), callback_of(row)
     settings = settings_of(arguments, task, seed, sequences=task not in IMAGES)
     trainer = trainer_of(
@@ -105,7 +106,7 @@ def share(row: str, report: CompressionReport | None) -> float:
 
 
 def store(trainer: Trainer, row: str) -> None:
-    """Compress the trained model as the row says."""
+    """Compress the trained model as the name of the row says."""
     noise, *calibrated = row.split("-")
     batches = islice(trainer.get_train_dataloader(), SEEN // trainer.args.train_batch_size)
     compress(

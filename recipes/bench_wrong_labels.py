@@ -3,14 +3,15 @@
     python recipes/bench_wrong_labels.py --embedded
     HF_RMT_DATA=FOLDER python recipes/bench_wrong_labels.py --task sst2 --label_noise 0.4
 
-Rows: `tuned` is the model after all epochs; `quarter` and `half` are the models after these parts
-of the training, which is early stopping; `scaled-0.7` interpolates with the start; `rank-4` cuts
-the update of each layer to its four largest directions; `filter` is `hf_rmt.filter_update` with its
-defaults; `dose` is the same with `dose="auto"`, which keeps the part of each update in its leading
-directions after a quarter of the training; `half-dose` uses the directions halfway through the
-training. `callback` is a training of its own with `RMTCallback(target="update", dose="auto")`,
-whose Trainer evaluates on rows kept back, with labels as wrong as those of the others. All are
-judged on clean labels. Results that are already in the output folder are not computed again.
+An update is what training added to the weight of a layer. Rows of the table: `tuned` is the model
+after all epochs. `quarter` and `half` are the models after these parts of the training, which is
+early stopping. `scaled-0.7` keeps 0.7 of each update. `rank-4` cuts each update to its four largest
+directions. `filter` is `hf_rmt.filter_update` with its defaults. `dose` is the same with
+`dose="auto"`: it keeps the part of each update in the directions that led after a quarter of the
+training. `half-dose` uses the directions after half of the training. `callback` is a second
+training, with `RMTCallback(target="update", dose="auto")`. Its Trainer evaluates on rows that are
+kept back, with labels as wrong as those of the training rows. All models are judged on clean
+labels. Results that are already in the output folder are not computed again.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from hf_rmt import RMTConfig
 
 @dataclass
 class Arguments(ProblemArguments, BenchArguments):
-    """What the recipe is told."""
+    """Options of the recipe."""
 
-    output_dir: str = field(default="results/wrong", metadata={"help": "where results go"})
+    output_dir: str = field(default="results/wrong", metadata={"help": "folder for the results"})
     label_noise: float = field(default=0.4, metadata={"help": "share of labels to shuffle"})
-    max_train_samples: int | None = field(default=2000, metadata={"help": "training rows"})
-    epochs: float = field(default=4.0, metadata={"help": "of training"})
+    max_train_samples: int | None = field(default=2000, metadata={"help": "most training rows"})
+    epochs: float = field(default=4.0, metadata={"help": "epochs of the training"})
 
 
 class Early(TrainerCallback):
@@ -60,7 +61,7 @@ def parser() -> Any:
 
 
 def main() -> None:
-    """Train, judge, print the table."""
+    """Train and judge every row, and print the table."""
     arguments = parsed(parser())
     begin(arguments)
     for task in arguments.task:
@@ -70,13 +71,13 @@ def main() -> None:
 
 
 def measured(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
-    """All rows of a seed, read from their file where they were done before."""
+    """All rows of a seed; they are read from their file if they were computed before."""
     file = Path(arguments.output_dir, name_of(arguments, task), f"{seed}.json")
     return on_file(file, lambda: trained(arguments, task, seed))
 
 
 def trained(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
-    """Train once, try every cure."""
+    """Train once, then make and judge the model of every row."""
     problem, early = problem_of(arguments, task, seed), Early()
     settings = settings_of(arguments, task, seed, sequences=task not in IMAGES)
     trainer = trainer_of(problem, settings, copy.deepcopy(problem.start), early)
@@ -95,7 +96,7 @@ def trained(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
 
 
 def cures(start: Any, tuned: Any, early: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """What each row makes of the models at the start, at the end and early."""
+    """For each row, a function that makes its model from the start, tuned and early models."""
 
     def filtered(model: Any, *config: Any, **options: Any) -> Any:
         made = copy.deepcopy(model)

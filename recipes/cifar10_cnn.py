@@ -11,7 +11,7 @@ x channels). Without --data_dir the images come from the Hub; with --embedded th
 scikit-learn. --width scales the number of channels of every layer, for machines without an
 accelerator. The recipe writes two tables with figures. For the first table, the share of the noise
 to remove is chosen on training images that are kept back. For the second table, all of the noise is
-removed. A second run goes on with what the output folder already holds.
+removed. A second run continues from the results in the output folder.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ PUBLISHED = {
         "svd": 0.8419,
     },
 }
-"""Accuracies without label noise in Wu, Zhu & Li (2025), which has one number for PUB."""
+"""Accuracies without label noise in Wu, Zhu & Li (2025). BEMA and kernel share its number for PUB.
+"""
 
 
 @dataclass(kw_only=True)
@@ -52,7 +53,7 @@ class CifarArguments(Arguments):
     """Options of the recipe."""
 
     network: str = field(default="vgg16", metadata={"help": " or ".join(NETWORKS)})
-    width: float = field(default=1.0, metadata={"help": "scale of all numbers of channels"})
+    width: float = field(default=1.0, metadata={"help": "factor on the channels of each layer"})
     output_dir: str = field(
         default="results/cifar10", metadata={"help": "folder for models, tables and figures"}
     )

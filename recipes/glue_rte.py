@@ -1,9 +1,9 @@
 """Fine-tune a BERT-like model on a GLUE task or SciTail, then remove its noise by every method.
 
 Each seed is one plain fine-tuning. The rows of the table compare the tuned model with filtered
-copies of it: the noise is removed from what training added (`hf_rmt.filter_update`), or from the
-whole weights by one method after another. How much is removed is chosen on rows that are kept back
-from the training rows. Rows such as `pdb-layers` choose layer by layer, by `hf_rmt.search`.
+copies of it. The noise is removed from what training added (`hf_rmt.filter_update`) or, by one
+method per row, from the whole weights. How much is removed is chosen on examples that are kept back
+from the training. Rows such as `pdb-layers` choose layer by layer, by `hf_rmt.search`.
 
     python recipes/glue_rte.py --embedded
     python recipes/glue_rte.py --task sst2 mrpc rte --data_dir FOLDER --model FOLDER
@@ -13,10 +13,10 @@ from the training rows. Rows such as `pdb-layers` choose layer by layer, by `hf_
 
 FOLDER holds train and dev (or validation) as .tsv, .csv, .json or .jsonl, or such a folder for each
 task. A .tsv or .csv file without a header has the columns in the order of the task: its texts, then
-the label. Without --data_dir the rows come from the Hub, with --embedded from this folder. A second
-run goes on with what the output folder already holds: single seeds can run side by side, and a last
-call with all of them makes the table. Several processes see the same batches as one process. With
---dropout 0 they end with the same weights, up to rounding.
+the label. Without --data_dir the examples come from the Hub; with --embedded they are built in. A
+second run continues from the results in the output folder. So single seeds can run side by side,
+and a last call with all seeds makes the table. Several processes see the same batches as one
+process. With --dropout 0 they end with the same weights, up to rounding.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def run(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
-    """One fine-tuning and its rows."""
+    """Fine-tune with one seed, and make the rows of the table for this seed."""
     folder = folder_of(arguments, task) / f"seed-{seed}"
     with PartialState(cpu=arguments.use_cpu).main_process_first():
         check_settings(folder, arguments)
@@ -123,7 +123,7 @@ def run(arguments: Arguments, task: str, seed: int) -> dict[str, Any]:
 
 
 def report(arguments: Arguments, tasks: dict[str, list[dict[str, Any]]]) -> None:
-    """The table of all tasks, and the best models."""
+    """Write the table of all tasks, and save the best models."""
     columns = [
         column_of(name_of(arguments, task), split, seeds, spec_of(task).published)
         for task, seeds in tasks.items()
@@ -145,7 +145,7 @@ def report(arguments: Arguments, tasks: dict[str, list[dict[str, Any]]]) -> None
 
 
 def pair(arguments: Arguments, task: str, place: int) -> tuple[Any, Any]:
-    """The tuned model of a seed, and what its training began with."""
+    """The tuned model of a seed, and the model that its training began with."""
     seed = arguments.seeds[place]
     tuned = folder_of(arguments, task) / f"seed-{seed}" / "tuned"
     model = AutoModelForSequenceClassification.from_pretrained(tuned).eval()
@@ -153,7 +153,7 @@ def pair(arguments: Arguments, task: str, place: int) -> tuple[Any, Any]:
 
 
 def differences(arguments: Arguments) -> tuple[str, ...]:
-    """What differs from the setting of the published numbers, as far as that is known."""
+    """The known differences from the setting of the published numbers, for the table."""
     subset = arguments.max_train_samples
     return (
         f"model: the published one is a BERT of unknown size, ours {Path(arguments.model).name}",
@@ -191,7 +191,7 @@ def train(
     seed: int,
     target: Path,
 ) -> None:
-    """Fine-tune, with the spectra of what training adds in the logs, and save."""
+    """Fine-tune a model and save it; the logs get the spectra of what training adds."""
     with needs_hub(arguments.model):
         tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     length = length_of(arguments, task)

@@ -1,7 +1,7 @@
 """Compress a fine-tuned classifier strongly, and recover its accuracy by self-distillation.
 
 The noise of the linear layers is dropped until the share of parameters that --size gives is left
-(`hf_rmt.compress(..., calibration=, size=)`). Training rows show where the inputs are large. The
+(`hf_rmt.compress(..., calibration=, size=)`). Training rows show which inputs are large. The
 compressed model then learns the soft targets and hidden states of the original for a few hundred
 steps. Labels are used only for the evaluation.
 
@@ -52,7 +52,7 @@ from hf_rmt import CompressionPlan, RMTCallback, RMTConfig, TernaryCallback
 
 STAGES = ("original", "compressed", "healed")
 BODY_RATE, HEAD_RATE = 5e-5, 1e-3
-"""Learning rates. A ternary head needs a large one: a small one changes hardly any entry."""
+"""Learning rates of blocks and of a ternary head, where a small rate changes hardly any entry."""
 
 
 @dataclass
@@ -88,12 +88,12 @@ class Arguments(ProblemArguments):
     batch_size: int = field(default=32, metadata={"help": "rows in a batch, over all processes"})
     learning_rate: float | None = field(
         default=None,
-        metadata={"help": "of the distillation; default: 5e-5, or 1e-3 for a ternary head"},
+        metadata={"help": "largest learning rate; default: 5e-5, or 1e-3 for a ternary head"},
     )
-    temperature: float = field(default=2.0, metadata={"help": "of the soft targets"})
-    hidden_weight: float = field(default=1.0, metadata={"help": "of hidden states in the loss"})
-    tuning_steps: int = field(default=150, metadata={"help": "of the demo BERT with --embedded"})
-    seed: int = field(default=0, metadata={"help": "of everything that is random"})
+    temperature: float = field(default=2.0, metadata={"help": "softening of the teacher's targets"})
+    hidden_weight: float = field(default=1.0, metadata={"help": "loss weight of the hidden states"})
+    tuning_steps: int = field(default=150, metadata={"help": "with --embedded: fine-tuning steps"})
+    seed: int = field(default=0, metadata={"help": "seed of everything that is random"})
     use_cpu: bool = field(
         default=False, metadata={"help": "run on the CPU; not needed if there is no other device"}
     )
@@ -129,16 +129,16 @@ def check_task(arguments: Arguments) -> None:
     if len(arguments.task) > 1 or task not in known:
         raise SystemExit(f"--task takes one of {', '.join(known)}, got {' '.join(arguments.task)}")
     if task == "cifar10" and arguments.image_model is None:
-        raise SystemExit("--task cifar10 needs the folder of a fine-tuned model: --image_model")
+        raise SystemExit("--task cifar10 needs a fine-tuned model; pass its folder: --image_model")
 
 
 def check_tuned(model: Any) -> None:
-    """Refuse a model whose head was made now: its accuracy would be that of guessing."""
+    """Refuse a model that was saved without the head of a classifier: it would only guess."""
     saved = PreTrainedConfig.get_config_dict(model.name_or_path)[0].get("architectures") or []
     if not any(name.endswith("Classification") for name in saved):
         raise SystemExit(
             f"{model.name_or_path} was saved as {', '.join(saved) or 'no named class'}, without "
-            "the head of a classifier; name a fine-tuned model"
+            "the head of a classifier; pass a fine-tuned one with --model or --image_model"
         )
 
 
@@ -182,7 +182,7 @@ def heal(arguments: Arguments, problem: Problem) -> dict[str, Any]:
 
 
 def compressed(arguments: Arguments, teacher: Any, calibration: Any) -> tuple[Any, CompressionPlan]:
-    """A compressed copy of the teacher, and its plan."""
+    """A compressed copy of the teacher (the original model), and its plan."""
     student = copy.deepcopy(teacher)
     if arguments.method == "ntk":
         steps = {"sparsity": arguments.sparsity, "activation": "matched"}
@@ -207,7 +207,7 @@ def annealing(arguments: Arguments) -> RMTCallback:
 def distil(
     arguments: Arguments, student: Any, problem: Problem, callbacks: list[Any]
 ) -> list[dict[str, float]]:
-    """Train the student on the teacher's targets; returns the losses by step."""
+    """Train the student on the teacher's outputs; returns the logged losses with their steps."""
     if not arguments.steps:
         return []
     for module in student.modules():
@@ -229,7 +229,7 @@ def distil(
 
 
 def scores(stages: dict[str, dict[str, np.ndarray]], split: str) -> dict[str, Any]:
-    """Accuracy of each stage, also relative to the original, equally judged rows, difference."""
+    """For each stage: accuracy, also relative to the original, share of rows alike, difference."""
     base = stages["original"][split]
     return {
         stage: {
@@ -244,7 +244,7 @@ def scores(stages: dict[str, dict[str, np.ndarray]], split: str) -> dict[str, An
 
 @torch.inference_mode()
 def difference(model: Any, problem: Problem, folder: Path) -> float:
-    """Save and reload the model, and return the largest difference of its logits on a few rows."""
+    """Save and reload the model; returns the largest change of its logits on a few rows."""
     state = PartialState()
     with replaced_files(folder, keep=state.is_main_process) as part:
         if state.is_main_process:

@@ -1,9 +1,9 @@
 """Fine-tune a ViT-like model on images, then remove its noise by every method.
 
 Each seed is one plain fine-tuning. The rows of the table compare the tuned model with filtered
-copies of it: the noise is removed from what training added (`hf_rmt.filter_update`), or from the
-whole weights by one method after another. How much is removed is chosen on images that are kept
-back from the training images.
+copies of it. The noise is removed from what training added (`hf_rmt.filter_update`) or, by one
+method per row, from the whole weights. How much is removed is chosen on images that are kept back
+from the training images.
 
     python recipes/image_classification.py --embedded
     python recipes/image_classification.py --task dtd
@@ -15,8 +15,8 @@ FOLDER has one sub-folder of images for each class; --test_share of each class i
 Or it has the sub-folders train and test, each with one sub-folder for each class. --data_dir may
 also be an .npz file with train_x, train_y, test_x and test_y. Without --data_dir the images come
 from the Hub; with --embedded they come from scikit-learn. --image_size takes smaller images than
-the model was trained on and interpolates its position embeddings. A second run goes on with what
-the output folder already holds: single seeds can run side by side, and a last call with all of them
+the model was trained on and interpolates its position embeddings. A second run continues from the
+results in the output folder. So single seeds can run side by side, and a last call with all seeds
 makes the table.
 """
 
@@ -74,40 +74,45 @@ PUBLISHED = {
     "dtd": {"base": 0.7452, "pdb": 0.7533, "bema": 0.7482, "kernel": 0.7482, "svd": 0.7405},
     "sun397": {"base": 0.7680, "pdb": 0.7771, "bema": 0.7720, "kernel": 0.7720, "svd": 0.7716},
 }
-"""Accuracies of ViT-L in Wu, Zhu & Li (2025), which has one number for PUB and none for SLR."""
+"""Accuracies of ViT-L in Wu, Zhu & Li (2025): BEMA and kernel share a number, SLR has none."""
 
 
 @dataclass
 class Arguments(DataArguments):
-    """What the recipe is told."""
+    """Options of the recipe."""
 
     model: str = field(
-        default="google/vit-large-patch16-224", metadata={"help": "folder or Hub id"}
+        default="google/vit-large-patch16-224", metadata={"help": "model: folder or Hub id"}
     )
     output_dir: str = field(
         default="results/images", metadata={"help": "folder for models, tables and figures"}
     )
     seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "one fine-tuning for each"}
+        default_factory=lambda: [0, 1, 2], metadata={"help": "seeds; one fine-tuning for each"}
     )
     methods: list[str] = field(
         default_factory=lambda: [*METHODS, HEAD],
-        metadata={"help": ", ".join((*METHODS, HEAD))},
+        metadata={"help": "rows of the table: " + ", ".join((*METHODS, HEAD))},
     )
     fractions: list[float] = field(
         default_factory=lambda: list(FRACTIONS),
         metadata={"help": "shares of the noise directions to try to remove"},
     )
-    epochs: float | None = field(default=None, metadata={"help": "default: 3, embedded 15"})
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "default: 5e-5, embedded 1e-3"}
+    epochs: float | None = field(
+        default=None, metadata={"help": "epochs; default: 3, or 15 with --embedded"}
     )
-    batch_size: int = field(default=32, metadata={"help": "over all processes"})
-    max_steps: int = field(default=-1, metadata={"help": "steps of training; -1: by epochs"})
+    learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "largest learning rate; default: 5e-5, or 1e-3 with --embedded"},
+    )
+    batch_size: int = field(default=32, metadata={"help": "images per step, all processes"})
+    max_steps: int = field(default=-1, metadata={"help": "steps of training; -1 counts epochs"})
     use_cpu: bool = field(
         default=False, metadata={"help": "run on the CPU; not needed if there is no other device"}
     )
-    push_to_hub: str | None = field(default=None, metadata={"help": "repository of the best model"})
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "Hub repository for the best model"}
+    )
 
 
 def parser() -> Any:
@@ -130,7 +135,7 @@ def main() -> None:
 
 
 def run(arguments: Arguments, splits: DatasetDict, seed: int) -> dict[str, Any]:
-    """One fine-tuning and its rows."""
+    """Fine-tune with one seed, and make the rows of the table for this seed."""
     folder = folder_of(arguments) / f"seed-{seed}"
     with PartialState(cpu=arguments.use_cpu).main_process_first():
         check_settings(folder, arguments)
@@ -159,14 +164,14 @@ def run(arguments: Arguments, splits: DatasetDict, seed: int) -> dict[str, Any]:
 
 
 def pair(arguments: Arguments, splits: DatasetDict, seed: int) -> tuple[Any, Any]:
-    """The tuned model of a seed, and what its training began with."""
+    """The tuned model of a seed, and the model that its training began with."""
     tuned = folder_of(arguments) / f"seed-{seed}" / "tuned"
     model = AutoModelForImageClassification.from_pretrained(tuned).eval()
     return model, model_of(arguments, splits, seed)
 
 
 def report(arguments: Arguments, splits: DatasetDict, seeds: list[dict[str, Any]]) -> None:
-    """The table, and the best filtered model."""
+    """Write the table, and save the best filtered model."""
     folder, name = folder_of(arguments), task_of(arguments)
 
     def models(place: int) -> tuple[Any, Any]:
@@ -186,7 +191,7 @@ def report(arguments: Arguments, splits: DatasetDict, seeds: list[dict[str, Any]
 
 
 def task_of(arguments: Arguments) -> str:
-    """What the images are called in the table."""
+    """The name of the images in the table."""
     return arguments.task if arguments.data_dir is None else Path(arguments.data_dir).stem
 
 
@@ -195,7 +200,7 @@ def folder_of(arguments: Arguments) -> Path:
 
 
 def differences(arguments: Arguments) -> tuple[str, ...]:
-    """What differs from the setting of the published numbers, as far as that is known."""
+    """The known differences from the setting of the published numbers, for the table."""
     return (
         f"model: the published one is ViT-L; here {Path(arguments.model).name}",
         f"epochs: {arguments.epochs:g}; the published number is not given",
@@ -207,7 +212,7 @@ def differences(arguments: Arguments) -> tuple[str, ...]:
 
 
 def notes(arguments: Arguments, splits: DatasetDict) -> tuple[str, ...]:
-    """How the numbers came about."""
+    """Notes for the table on how its numbers were made."""
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in splits.items())
     side = arguments.image_size
     return (
@@ -220,7 +225,7 @@ def notes(arguments: Arguments, splits: DatasetDict) -> tuple[str, ...]:
 
 
 def processor_of(arguments: Arguments) -> Any:
-    """The model's image processor, for the size of image that was asked for."""
+    """The model's image processor, set to the image size that the options ask for."""
     if arguments.embedded:
         return ViTImageProcessorPil(size={"height": 8, "width": 8})
     with needs_hub(arguments.model):
@@ -247,7 +252,7 @@ def model_of(arguments: Arguments, splits: DatasetDict, seed: int) -> Any:
 
 
 def train(arguments: Arguments, splits: DatasetDict, seed: int, target: Path) -> None:
-    """Fine-tune, with the spectra of what training adds in the logs, and save."""
+    """Fine-tune a model and save it; the logs get the spectra of what training adds."""
     processor = processor_of(arguments)
     model = model_of(arguments, splits, seed)
     score = metric()

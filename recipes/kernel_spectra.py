@@ -3,12 +3,13 @@
     python recipes/kernel_spectra.py --embedded
     python recipes/kernel_spectra.py --sizes 128 256 512 1024 --figure kernel_spectra.svg
 
-The data are draws of a two-class Gaussian mixture with p = n, so nothing is downloaded. There are
-four tables. `exact` compares the exact kernels of one relu layer with their equivalent K~, as
-published (Gu et al., 2022) and as derived in this package. `networks` compares deeper and smoother
-networks with exact kernels and with networks drawn at random. `steps` lists step activations that
-match smooth ones. `ternary` compares the dense network with ternary networks that have matched
-steps. --figure plots the eigenvalues of random networks and those of the theory in the same axes.
+The data are n draws of a two-class Gaussian mixture with p = n features, so nothing is downloaded.
+The kernels are CK (conjugate) and NTK (neural tangent). The theory gives each a simpler matrix K~,
+its equivalent. There are four tables. `exact` compares the exact kernels of one relu layer with K~,
+as published (Gu et al., 2022) and as derived in this package. `networks` compares K~ of deeper and
+smoother networks with exact kernels and with networks drawn at random. `steps` lists the step
+activations that match other activations. `ternary` compares the dense network with ternary networks
+that have matched steps. --figure plots the eigenvalues of random networks and those of the theory.
 --embedded takes small sizes.
 """
 
@@ -77,26 +78,26 @@ def parser() -> argparse.ArgumentParser:
     made = parser_of(__doc__)
     made.add_argument("--embedded", action="store_true", help="all tables at small sizes")
     names = ("exact", "networks", "steps", "ternary")
-    made.add_argument("--tables", nargs="*", choices=names, default=names, help="which tables")
-    made.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512, 1024], help="p = n")
-    made.add_argument("--seeds", type=int, default=3, help="mixtures for each size")
+    made.add_argument("--tables", nargs="*", choices=names, default=names, help="tables to print")
+    made.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512, 1024], help="sizes n")
+    made.add_argument("--seeds", type=int, default=3, help="number of mixtures per size")
     made.add_argument(
         "--width",
         type=int,
         default=256,
-        help="of random networks, in units of n; 0 for no networks",
+        help="width of the random networks, in units of n; 0 for no networks",
     )
     made.add_argument(
         "--samples", type=int, default=300, help="p = n of the ternary table and of the figure"
     )
     made.add_argument("--features", type=int, default=120_000, help="width of ternary networks")
-    made.add_argument("--sparsity", type=float, default=0.9, help="of ternary weights")
+    made.add_argument("--sparsity", type=float, default=0.9, help="share of zeros in the weights")
     made.add_argument("--figure", type=Path, help="file for the figure, .svg, .pdf or .png")
     return made
 
 
 def exact_table(sizes: Sequence[int], seeds: int) -> None:
-    """One relu layer: distance of the exact kernels from the equivalents."""
+    """Print the table `exact`: distances of one relu layer's kernels from their equivalents."""
     print(f"one relu layer, exact kernel against K~, mean of {seeds} mixtures")
     print(f"{'':6}{'published':>18}{'order 1':>18}{'order 2':>20}")
     print(f"{'p = n':6}" + f"{'CK':>10}{'NTK':>8}" * 2 + f"{'CK':>11}{'NTK':>9}")
@@ -120,7 +121,7 @@ def exact_table(sizes: Sequence[int], seeds: int) -> None:
 
 
 def networks_table(sizes: Sequence[int], width: int) -> None:
-    """Deeper and smoother networks: distances from exact kernels and from drawn networks."""
+    """Print the table `networks`: distances of K~ from exact kernels and from drawn networks."""
     print("\nCK and NTK against K~, exact" + (f" and drawn, {width} n wide" if width else ""))
     print(f"{'':24}{'exact kernels':^38}" + f"{'drawn network':^54}" * bool(width))
     header = f"{'network':18}{'p = n':>6}{'order 1':>18}{'order 2':>18}"
@@ -150,7 +151,7 @@ def distances(
     order: int = 1,
     published: bool = False,
 ) -> tuple[float, float]:
-    """Relative distances of CK and NTK from their equivalents, in operator norm."""
+    """Relative distances of CK and NTK from their equivalents K~, in operator norm."""
     options = {"order": order, "published": published}
     theory = Kernels(
         conjugate_kernel_equivalent(data, activations, **options),
@@ -160,7 +161,7 @@ def distances(
 
 
 def both(kernels: Kernels, references: Kernels) -> tuple[float, float]:
-    """Relative distances of CK and NTK."""
+    """Relative distances of CK and NTK from those of `references`."""
     return (
         relative(kernels.conjugate, references.conjugate),
         relative(kernels.tangent, references.tangent),
@@ -168,17 +169,17 @@ def both(kernels: Kernels, references: Kernels) -> tuple[float, float]:
 
 
 def relative(kernel: np.ndarray, reference: np.ndarray) -> float:
-    """Operator norm of the difference divided by that of the reference."""
+    """Operator norm of the difference, divided by the operator norm of the reference."""
     return float(norm(kernel - reference) / norm(reference))
 
 
 def norm(symmetric: np.ndarray) -> float:
-    """Operator norm of a symmetric matrix."""
+    """Operator norm of a symmetric matrix: its largest absolute eigenvalue."""
     return float(np.abs(np.linalg.eigvalsh(symmetric)[[0, -1]]).max())
 
 
 def steps_table() -> None:
-    """Steps that match: residual, ridge, and the number of levels for an exact tau."""
+    """Print the table `steps`: residual and ridge of steps, and the levels for an exact tau."""
     print(
         f"\n{'activation':12}{'residual':>12}{'ridge':>8}{'levels':>8}{'residual':>12}   published"
     )
@@ -199,7 +200,7 @@ def _published(name: str) -> str:
 
 
 def ternary_table(samples: int, features: int, sparsity: float) -> None:
-    """Ternary networks against the dense relu network: centred kernels, modulo the identity."""
+    """Print the table `ternary`: distances of ternary networks' kernels from the dense one's."""
     data, _ = gaussian_mixture((samples, samples), seed=1)
     tau = mixture_statistics(data).tau
     exact = exact_kernels(data, ["relu"]).conjugate
@@ -230,17 +231,17 @@ def ternary_table(samples: int, features: int, sparsity: float) -> None:
 
 
 def centred(kernel: np.ndarray) -> np.ndarray:
-    """P K P with P = I - 11'/n."""
+    """The kernel K with rows and columns of mean 0: P K P with P = I - 11'/n."""
     return kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
 
 
 def plain(kernel: np.ndarray, reference: np.ndarray) -> float:
-    """Relative distance of the centred kernels."""
+    """Relative distance of a kernel from a reference after both are centred."""
     return relative(centred(kernel), centred(reference))
 
 
 def modulo(kernel: np.ndarray, reference: np.ndarray) -> float:
-    """Relative distance of the centred kernels, after the nearest multiple of P is subtracted."""
+    """Like `plain`, but the multiple of P (see `centred`) that is nearest is subtracted first."""
     difference = centred(kernel - reference)
     eigenvalues = np.linalg.eigvalsh(difference)
     others = np.delete(eigenvalues, np.abs(eigenvalues).argmin())  # drop the constant vector's 0
@@ -251,7 +252,7 @@ def spectra_figure(samples: int, width: int, *, dark: bool = False) -> Figure:
     """Eigenvalues of the CK and the NTK: drawn networks as bars, the theory as an outline.
 
     Args:
-        samples: p = n.
+        samples: n, the number of samples and of features.
         width: Width of the networks divided by n.
         dark: Whether the background is dark.
 

@@ -6,10 +6,11 @@ The network, 784-512-512-350-10, and the published accuracies are those of Wu, Z
     python recipes/mnist_fcnn.py --data_dir FOLDER
     python recipes/mnist_fcnn.py --data_dir FOLDER --label_noise 0.4 --output_dir results/noisy
 
-FOLDER holds the four idx files of MNIST, packed (.gz) or not. Without it the images come from the
-Hub, with --embedded from scikit-learn. The recipe writes two tables with their curves. In the first
-the share of the noise to remove is chosen on training images that are kept back; in the second all
-of the noise is removed. A second run goes on with what the output folder already holds.
+FOLDER holds the four idx files of MNIST, packed (.gz) or not. Without --data_dir the images come
+from the Hub; with --embedded they come from scikit-learn. The recipe writes two tables with
+figures. For the first table, the share of the noise to remove is chosen on training images that are
+kept back. For the second table, all of the noise is removed. A second run continues from the
+results in the output folder.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ PUBLISHED = {
     "slr": 0.9799,
     "svd": 0.9799,
 }
-"""Accuracies without label noise in Wu, Zhu & Li (2025), which has one number for PUB."""
+"""Accuracies without label noise in Wu, Zhu & Li (2025). BEMA and kernel share its number for PUB.
+"""
 
 
 @dataclass(kw_only=True)
 class MnistArguments(Arguments):
-    """What the recipe is told."""
+    """Options of the recipe."""
 
     output_dir: str = field(
         default="results/mnist", metadata={"help": "folder for models, tables and figures"}

@@ -9,31 +9,32 @@ and test_y.
 Without --data_dir the images come from the Hub; with --embedded they come from scikit-learn.
 --features replaces the pixels by the class tokens of a ViT-like model.
 
-The study follows the figure of Gu et al. (2022). Each network has three hidden layers of random
-weights, x -> s(W x) / sqrt d with a centred s, which is the case of the theorem. A readout is
-fitted by ridge regression. The images are centred and have norm 1. Our layers have ternary weights
-and steps with the Gaussian moments of relu. The `exact` steps have the same m1, m2, m3 and tau,
-with as many levels as this needs. The `1 bit` steps do not have the same tau. After two such layers
-no step of one level has the moments of relu. So each step is matched at the scale of the dense
-network, and its output is scaled to that of the dense layer. The other methods start from the
-Gaussian weights of the dense network, and their weights are scaled to variance 1 again. Their
-readouts are fitted, too. Nothing is trained by gradients.
+The study follows the figure of Gu et al. (2022). Each network has three hidden layers x -> s(W x) /
+sqrt d, with random weights W, width d and a centred activation s. This is the case of the theorem.
+A readout, the last linear layer, is fitted by ridge regression. The images are centred and have
+norm 1. Our layers have ternary weights and steps with the Gaussian moments of relu (see
+`hf_rmt.kernels.GaussianMoments`). The `exact` steps have the same m1, m2, m3 and tau, with as many
+levels as this needs. The `1 bit` steps have another tau. After two such layers no step of one level
+has the moments of relu. So each step is matched at the scale of the dense network, and its output
+is scaled to that of the dense layer. The other methods start from the Gaussian weights of the dense
+network, and their weights are scaled to variance 1 again. Their readouts are fitted, too. Nothing
+is trained by gradients.
 
 With --trained a dense network of each width is trained by SGD instead, without hidden biases. Every
-method starts from its weights. Our method makes these weights ternary, with a scale for each row,
-and matches the steps at the scale of the arguments of each layer. All readouts are fitted again.
+method starts from the trained weights. Our method makes them ternary, with a scale for each row,
+and matches the steps at the scale of the inputs of each activation. All readouts are fitted again.
 The theorem does not cover this case.
 
 Memory counts hidden weights, readout, mean image and the activations of one image. The dense
-network takes 32 bits for each number. All other networks take 16 bits for the readout and the mean
-image. The tables show the bits for the rest. `packed` counts 2 bits for a ternary weight, as
-`TernaryLinear` holds it; a pruned weight takes a bit of a mask, and 32 bits more if it is kept.
-`coded` counts the size of a file: the mask is Huffman coded by zlib, and a ternary weight has one
-bit for its sign. (Random weights could be drawn again from their seed. This would help all methods
-equally, so it is not counted.)
+network takes 32 bits for each number. All other networks take 16 bits for each number of the
+readout and the mean image. For weights and activations the tables show the bits. `packed` counts
+2 bits for a ternary weight, as `TernaryLinear` holds it. A pruned weight takes one bit of a mask,
+and 32 bits more if it is kept. `coded` counts the size of a file: the mask is Huffman coded by
+zlib, and a ternary weight has one bit for its sign. (Random weights could be drawn again from their
+seed. This would help all methods equally, so it is not counted.)
 
-A second run continues from the results in the output folder, and the tables show all of them.
-Further runs of single --methods with other --widths fill the table at equal memory.
+A second run continues from the results in the output folder, and the tables show all results. To
+fill the table at equal memory, run single --methods again with other --widths.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 def order_of(row: Mapping[str, Any]) -> tuple[int, int, int]:
-    """The position of a run in the tables."""
+    """The key by which the runs are sorted in the tables: method, width and seed."""
     return list(METHODS).index(row["method"]), row["width"], row["seed"]
 
 
@@ -109,16 +110,24 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
     made.add_argument("--features", help="model whose class tokens are classified")
     made.add_argument(
-        "--image_size", type=int, default=70, help="pixels of a side of the images for that model"
+        "--image_size", type=int, default=70, help="side of the images for that model, in pixels"
     )
     made.add_argument("--trained", action="store_true", help="hidden layers trained by SGD")
     made.add_argument("--epochs", type=int, default=20, help="epochs of that training")
-    made.add_argument("--output_dir", default="results/ntk-mlp", help="folder for everything")
+    made.add_argument("--output_dir", default="results/ntk-mlp", help="folder for all results")
     made.add_argument(
-        "--widths", type=int, nargs="+", default=[250, 500, 1000, 2000], help="of layers"
+        "--widths",
+        type=int,
+        nargs="+",
+        default=[250, 500, 1000, 2000],
+        help="widths of the hidden layers",
     )
-    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run for each")
-    made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows")
+    made.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; one run for each"
+    )
+    made.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows of the tables"
+    )
     made.add_argument(
         "--selection_samples", type=int, default=1000, help="training images to choose the ridge on"
     )
@@ -164,12 +173,12 @@ def features(layers: nn.Module, inputs: np.ndarray) -> np.ndarray:
 
 
 def correct(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Whether the largest output belongs to the right class."""
+    """For each image, whether the largest output belongs to the right class."""
     return found.argmax(1) == wanted.argmax(1)
 
 
 def total(row: Mapping[str, Any], kind: str = "coded") -> float:
-    """Megabits of weights, packed or coded, readout, mean and activations."""
+    """Megabits of a network: weights (packed or coded), readout, mean image and activations."""
     return (row[kind] + row["readout"] + row["activations"]) / MEGABIT
 
 
@@ -235,7 +244,7 @@ def memory_lines(runs: Mapping[tuple[str, int], Any]) -> list[str]:
 
 
 def equal_memory(runs: Mapping[tuple[str, int], Any]) -> list[dict[str, Any]]:
-    """Accuracies of dense networks and heuristics, and of our widest networks in their memory."""
+    """For each other network, its accuracy and that of our widest networks of no more memory."""
     lines = []
     widths: dict[str, list[int]] = {}
     for method, width in runs:

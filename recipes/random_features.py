@@ -1,18 +1,19 @@
 """Compare ridge regressions on random features: test error against number and memory of features.
 
 Ternary features (Tiomoko Ali et al., 2022) have ternary weights and two levels; `exact steps` have
-as many levels as an exact match needs. They are compared with random Fourier features,
+as many levels as an exact match needs. Both are compared with random Fourier features,
 low-precision Fourier features (weights and features rounded to a few bits) and those of Nystrom.
-Bandwidth and ridge are chosen for each on rows that are kept back from the training rows.
+For each kind, bandwidth and ridge are chosen on rows that are kept back from the training rows.
 
     python recipes/random_features.py --embedded
     python recipes/random_features.py --data_dir FILE.csv --target COLUMN
     python recipes/random_features.py
 
-Without --embedded (the digits of scikit-learn) or --data_dir the data are a census from the Hub.
-Columns of words are split into indicators, and all columns are standardised. The memory is that of
-the map, the ridge weights in 32 bits, and the features of one batch. The output folder receives the
-tables, the figure and all numbers. A second run goes on with what it already holds.
+The data are a census from the Hub. --embedded takes the digits of scikit-learn instead, and
+--data_dir a file. A column of words becomes indicators (0 or 1), one for each word, and all columns
+are standardised. The memory is that of the map, the ridge weights in 32 bits, and the features of
+one batch. The output folder receives the tables, the figure and all numbers. A second run continues
+from these results.
 """
 
 from __future__ import annotations
@@ -49,14 +50,15 @@ FLOAT = 32
 BASE = "Fourier"
 LEVELS = {"ternary": 2, "exact steps": None}
 OWN = ("features", "seeds", "bits", "sparsity", "batch_size", "output_dir")
-"""Options that do not change a single run."""
+"""Options that choose the runs or their tables; they do not change the result of any run."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One regression: its error on targets of variance 1, what was chosen, the bits it takes.
+    """The result of one regression: its error, the bandwidth and ridge chosen, and its bits.
 
-    Bandwidths (gamma) are multiplied by the number of columns; `feature_bits` are those of one row.
+    The targets have variance 1. `gamma` is the bandwidth times the number of columns, `strength` is
+    that of the ridge, and `feature_bits` are the bits of the features of one row.
     """
 
     method: str
@@ -70,7 +72,7 @@ class Run:
     readout_bits: int
 
     def memory(self, batch: int) -> float:
-        """Megabits of map, readout and the features of a batch."""
+        """Megabits of the map to features, the ridge weights, and the features of a batch."""
         return (self.map_bits + self.readout_bits + batch * self.feature_bits) / MEGABIT
 
 
@@ -103,15 +105,27 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--target", help="column to predict; default: the last")
     made.add_argument("--embedded", action="store_true", help="scikit-learn's digits, no Hub")
     made.add_argument(
-        "--output_dir", default="results/random-features", help="folder for everything"
+        "--output_dir", default="results/random-features", help="folder for all results"
     )
     made.add_argument(
-        "--features", type=int, nargs="+", default=[100, 300, 1000, 3000], help="how many"
+        "--features",
+        type=int,
+        nargs="+",
+        default=[100, 300, 1000, 3000],
+        help="numbers of features",
     )
-    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run for each")
-    made.add_argument("--bits", type=int, nargs="+", default=[8, 2], help="of low precision")
     made.add_argument(
-        "--sparsity", type=float, nargs="+", default=[0.5, 0.9], help="of ternary weights"
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; one run for each"
+    )
+    made.add_argument(
+        "--bits", type=int, nargs="+", default=[8, 2], help="bits of the low-precision features"
+    )
+    made.add_argument(
+        "--sparsity",
+        type=float,
+        nargs="+",
+        default=[0.5, 0.9],
+        help="shares of zeros in ternary weights",
     )
     made.add_argument(
         "--gammas",
@@ -120,9 +134,13 @@ def parser() -> argparse.ArgumentParser:
         default=[0.1, 0.3, 1.0],
         help="bandwidths to choose from, times the number of columns",
     )
-    made.add_argument("--train_rows", type=int, default=16_000, help="at most, as published")
-    made.add_argument("--test_rows", type=int, default=2000, help="at most, as published")
-    made.add_argument("--batch_size", type=int, default=250, help="rows whose features are held")
+    made.add_argument(
+        "--train_rows", type=int, default=16_000, help="most training rows, as published"
+    )
+    made.add_argument("--test_rows", type=int, default=2000, help="most test rows, as published")
+    made.add_argument(
+        "--batch_size", type=int, default=250, help="rows whose features count as memory"
+    )
     return made
 
 
@@ -134,7 +152,7 @@ def methods(arguments: argparse.Namespace) -> list[str]:
 
 
 def read_table(arguments: argparse.Namespace) -> tuple[Array, Array, str]:
-    """Inputs, targets (indicators where they are words) and the name of the data."""
+    """Inputs, targets (indicators if they are words) and the name of the data."""
     if arguments.embedded:
         inputs, labels = load_digits(return_X_y=True)
         return inputs, np.eye(10)[labels], "digits"
@@ -154,7 +172,10 @@ def read_table(arguments: argparse.Namespace) -> tuple[Array, Array, str]:
 
 
 def split(inputs: Array, targets: Array, arguments: argparse.Namespace) -> tuple[Rows, Rows, Rows]:
-    """Training rows, rows to choose on, a tenth of them, and test rows, all standardised."""
+    """Split the data: rows to train on, a tenth of them kept back to choose on, rows to test on.
+
+    All rows are standardised by the mean and the spread of the training rows.
+    """
     order = np.random.default_rng(0).permutation(len(inputs))
     test = min(arguments.test_rows, len(order) // 4)
     train = order[test : test + arguments.train_rows]
@@ -171,7 +192,7 @@ def split(inputs: Array, targets: Array, arguments: argparse.Namespace) -> tuple
 def regression(
     arguments: argparse.Namespace, splits: tuple[Rows, ...], method: str, count: int, seed: int
 ) -> Run:
-    """Bandwidth and ridge chosen on the rows kept back, the error on the test rows."""
+    """Choose bandwidth and ridge on the rows kept back, and measure the error on the test rows."""
     best: tuple[float, Run] | None = None
     width = splits[0].features.shape[1]
     for gamma in arguments.gammas:
@@ -195,7 +216,7 @@ def regression(
 
 
 def feature_map(method: str, options: dict[str, Any]) -> Any:
-    """The transformer of a method's name."""
+    """The scikit-learn transformer that makes the features of a method."""
     kind, _, detail = method.partition(", ")
     if kind == "Nystrom":
         return Nystroem(kernel="rbf", **options)
@@ -210,7 +231,7 @@ def feature_map(method: str, options: dict[str, Any]) -> Any:
 
 
 def map_and_feature_bits(features: Any, width: int) -> tuple[int, int]:
-    """Bits of a fitted transformer, floats in 32, and of the features of one row."""
+    """Bits of a fitted transformer (32 for a float), and of the features of one row."""
     if isinstance(features, TernaryRandomFeatures):
         return features.memory_bits_, features.feature_bits_
     count = features.n_components
@@ -221,12 +242,12 @@ def map_and_feature_bits(features: Any, width: int) -> tuple[int, int]:
 
 
 def squared_error(predictions: Array, targets: Array) -> float:
-    """Mean over rows and outputs."""
+    """Squared error of predictions: its mean over rows and outputs."""
     return float(np.square(predictions - targets).mean())
 
 
 def save(folder: Path, runs: Sequence[Run], batch: int, name: str) -> None:
-    """The tables of errors and memory, and the figure."""
+    """Write the tables of errors and memory, and the figure."""
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.method, run.components), []).append(run)

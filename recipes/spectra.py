@@ -1,11 +1,13 @@
 """Find out which law the noise of a model follows: the double bulk or the unit bulk.
 
-Four methods fit every weight: the double bulk (PDB) with our estimator, the double bulk with the
-published estimator (Wu, Zhu & Li, 2025), and the unit bulk (PUB) by BEMA and by a kernel density.
+The double bulk is noise of two variances; the unit bulk is noise of one variance. Four methods fit
+every weight: the double bulk (PDB) with our estimator, the double bulk with the published estimator
+(Wu, Zhu & Li, 2025), and the unit bulk (PUB) by BEMA and by a kernel density.
 The output folder receives `results.md` with the tables, `layers.csv` and `results.json` with all
 numbers, and four figures. `laws` shows the fitted curves and the histogram of the eigenvalues,
-`laws-roots` shows the same for the singular values. The others are `distances` and `moments`. Each
-figure is saved as .svg and .pdf, on a light background and, as `*-dark`, on a dark background.
+`laws-roots` shows the same for the singular values. `distances` and `moments` show how far the laws
+are from the eigenvalues. Each figure is saved as .svg and .pdf, on a light background and, as
+`*-dark`, on a dark background.
 
     python recipes/spectra.py --embedded
     python recipes/spectra.py --model bert-base-uncased --layers encoder.layer.0.output.dense
@@ -61,7 +63,7 @@ FITS = dict(
     )
 )
 MOMENTS = {"with spikes, all eigenvalues": "whole", "the bulk, own noise": "own noise"}
-"""Panels of the figure of moments, with the population of each panel."""
+"""Panels of the figure of moments, each with its population (set of eigenvalues)."""
 Laws = Mapping[str, SpectrumFit]
 """The fits of one weight by method."""
 
@@ -70,7 +72,7 @@ Laws = Mapping[str, SpectrumFit]
 class Arguments:
     """Options of the recipe."""
 
-    model: str = field(default="bert-base-uncased", metadata={"help": "folder or Hub id"})
+    model: str = field(default="bert-base-uncased", metadata={"help": "model: folder or Hub id"})
     embedded: bool = field(default=False, metadata={"help": "the demo BERT, no Hub"})
     output_dir: str = field(
         default="results/spectra", metadata={"help": "folder for tables and figures"}
@@ -134,10 +136,10 @@ def compared(fit: SpectrumFit) -> Laws:
 
 
 def judged(layer: str, shape: str, fits: Laws) -> list[dict[str, Any]]:
-    """The moments of each method and population, predicted and measured, and the distance.
+    """Compare each law with sets of eigenvalues (populations): moments and Kolmogorov distance.
 
     A law of the bulk is compared with the noise eigenvalues that its own method finds. This choice
-    could favour a method, so each law is also compared with the noise that PDB and BEMA find.
+    could favour a method. So each law is also compared with the noise that PDB and BEMA find.
 
     Args:
         layer: Name of the layer.
@@ -169,7 +171,7 @@ def judged(layer: str, shape: str, fits: Laws) -> list[dict[str, Any]]:
 
 
 def chosen(arguments: Arguments, spectra: Mapping[str, Laws]) -> dict[str, Laws]:
-    """The layers to draw: those that --layers names, or some spread evenly over the model."""
+    """The layers to draw: those that --layers names, or a few, spread evenly over the model."""
     if not spectra:
         raise SystemExit(
             "no layer has a spectrum that a law can be fitted to; pass another --model or other "

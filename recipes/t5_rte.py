@@ -9,8 +9,8 @@ fine-tuning. The table has the same rows as that of `glue_rte.py`.
     accelerate launch --multi_gpu --num_processes 2 recipes/t5_rte.py --task rte
 
 `--from_scratch` builds a small T5 and a tokenizer from the training rows, for machines without a
-pretrained T5. The update is then relative to random weights. FOLDER is the same as for glue_rte.py.
-A second run goes on with what the output folder already holds.
+pretrained T5. Training then begins with random weights. FOLDER is the same as for glue_rte.py. A
+second run continues from the results in the output folder.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PUBLISHED = {
     "rte": (0.7174, 0.7536, 0.7319, 0.7319, 0.7174, 0.7174),
     "scitail": (0.9025, 0.9243, 0.9167, 0.9167, 0.9182, 0.9196),
 }
-"""Accuracies of T5-base in Wu, Zhu & Li (2025): base, PDB, PUB (one number, twice), SLR, SVD."""
+"""Accuracies of T5-base in Wu, Zhu & Li (2025): base, PDB, PUB (the same twice), SLR, SVD."""
 LONGEST = 12
 """The most tokens of an answer."""
 
@@ -71,17 +71,17 @@ LONGEST = 12
 class T5Arguments(Arguments):
     """Options of the recipe."""
 
-    model: str = field(default="google-t5/t5-base", metadata={"help": "folder or Hub id"})
+    model: str = field(default="google-t5/t5-base", metadata={"help": "model: folder or Hub id"})
     from_scratch: bool = field(default=False, metadata={"help": "a small untrained T5"})
     embedded: bool = field(
         default=False, metadata={"help": "small built-in data and a small untrained T5, no Hub"}
     )
-    output_dir: str = field(default="results/t5", metadata={"help": "where everything goes"})
+    output_dir: str = field(default="results/t5", metadata={"help": "folder for all results"})
     methods: list[str] = field(
-        default_factory=lambda: list(METHODS), metadata={"help": ", ".join(METHODS)}
+        default_factory=lambda: list(METHODS), metadata={"help": "rows: " + ", ".join(METHODS)}
     )
     learning_rate: float | None = field(
-        default=None, metadata={"help": "default: 3e-4; 1e-2 in units of each weight from scratch"}
+        default=None, metadata={"help": "default: 3e-4; from scratch 1e-2 of the size of a weight"}
     )
 
 
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def run(arguments: T5Arguments, task: str, seed: int) -> dict[str, Any]:
-    """One fine-tuning and its rows."""
+    """Fine-tune with one seed, and make the rows of the table for this seed."""
     folder = folder_of(arguments, task) / f"seed-{seed}"
     with PartialState(cpu=arguments.use_cpu).main_process_first():
         check_settings(folder, arguments)
@@ -153,7 +153,7 @@ def run(arguments: T5Arguments, task: str, seed: int) -> dict[str, Any]:
 
 
 def report(arguments: T5Arguments, tasks: dict[str, list[dict[str, Any]]]) -> None:
-    """The table of all tasks, and the best models."""
+    """Write the table of all tasks, and save the best models."""
     columns = [
         column_of(name_of(arguments, task), split, seeds, published(task))
         for task, seeds in tasks.items()
@@ -176,7 +176,7 @@ def report(arguments: T5Arguments, tasks: dict[str, list[dict[str, Any]]]) -> No
 
 
 def pair(arguments: T5Arguments, task: str, place: int) -> tuple[Any, Any]:
-    """The tuned model of a seed, and what its training began with."""
+    """The tuned model of a seed, and the model that its training began with."""
     seed = arguments.seeds[place]
     tuned = folder_of(arguments, task) / f"seed-{seed}" / "tuned"
     model = AutoModelForSeq2SeqLM.from_pretrained(tuned).eval()
@@ -189,7 +189,7 @@ def published(task: str) -> dict[str, float]:
 
 
 def differences(arguments: T5Arguments) -> tuple[str, ...]:
-    """What differs from the setting of the published numbers, as far as that is known."""
+    """The known differences from the setting of the published numbers, for the table."""
     ours = (
         "a small T5 trained from nothing" if arguments.from_scratch else Path(arguments.model).name
     )
@@ -203,7 +203,7 @@ def differences(arguments: T5Arguments) -> tuple[str, ...]:
 
 
 def tokenizer_of(arguments: T5Arguments, texts: Sequence[str]) -> Any:
-    """The model's tokenizer, or one that is made from the texts."""
+    """The model's tokenizer, or a new tokenizer that is made from the texts."""
     if arguments.from_scratch:
         return made_tokenizer(texts)
     with needs_hub(arguments.model):
@@ -229,7 +229,7 @@ def train(
     seed: int,
     target: Path,
 ) -> None:
-    """Fine-tune, with the spectra of what training adds in the logs, and save."""
+    """Fine-tune a model and save it; the logs get the spectra of what training adds."""
     tokenizer = tokenizer_of(arguments, [*prompts(splits["train"], task), *words])
     length = length_of(arguments, task)
     rows = {
@@ -258,9 +258,10 @@ def train(
 
 
 def optimizer_of(arguments: T5Arguments, model: Any) -> Any:
-    """The optimizer; None for that of the Trainer. Random weights need Adafactor, as T5 had, with
-    steps relative to the size of each weight. Otherwise the embeddings, which are far larger than
-    the rest, would hardly change.
+    """The optimizer for random weights; None keeps that of the Trainer.
+
+    It is Adafactor, as for the published T5, with steps relative to the size of each weight. With
+    other steps the embeddings, which are far larger than the rest, would hardly change.
     """
     if not arguments.from_scratch:
         return None

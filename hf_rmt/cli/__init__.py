@@ -1,4 +1,4 @@
-"""`hf-rmt analyze | compress | export | extract-lora | demo`: one library call per command."""
+"""Analyse or compress saved models: `hf-rmt analyze | compress | export | extract-lora | demo`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _hyphenated(words: Sequence[str]) -> list[str]:
 def _any_characters(stream: Any) -> Iterator[None]:
     """Print `?` for a character that the encoding of a stream lacks, such as an arrow in ASCII.
 
-    Standard error needs no help: Python writes such characters as escapes there.
+    Standard error is left alone, because Python writes such characters as escapes there.
     """
     errors = stream.errors if isinstance(stream, io.TextIOWrapper) else None
     if errors == "strict":

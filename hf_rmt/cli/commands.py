@@ -15,7 +15,7 @@ from hf_rmt.settings.method import method_options
 
 
 def run_analyze(options: argparse.Namespace) -> None:
-    """Print the signal and the noise in the spectra of a model."""
+    """Tell signal from noise in the weights of a model, and print or write the report."""
     from hf_rmt.huggingface.api import analyze
 
     _check_page(options)
@@ -51,7 +51,7 @@ def run_compress(options: argparse.Namespace) -> None:
         _show(options, report)
         return
     if options.output is None and options.push_to_hub is None:
-        raise ValueError("say where the result goes: OUTPUT, --push-to-hub or --dry-run")
+        raise ValueError("pass OUTPUT or --push-to-hub REPO for the result, or --dry-run")
     _check_output(options, options.model)
     model, report = load_compressed(options.model, config)
     _deliver(options, model, options.model)
@@ -69,7 +69,7 @@ def run_export(options: argparse.Namespace) -> None:
 
 
 def run_extract_lora(options: argparse.Namespace) -> None:
-    """Write the change of the weights by fine-tuning as a LoRA adapter."""
+    """Write what fine-tuning changed in the weights as a LoRA adapter."""
     from hf_rmt.huggingface.lora.extract import extract_adapter
 
     _check_output(options, options.base, options.tuned)
@@ -90,7 +90,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
 
 def _deliver(options: argparse.Namespace, result: Any, source: str) -> None:
-    """Write a model or an adapter, with its source's other files, to OUTPUT, the Hub, or both."""
+    """Write a model or adapter, with other files of its source, to OUTPUT, the Hub, or both."""
     from hf_rmt.huggingface.delivery import deliver
 
     repo = getattr(options, "push_to_hub", None)
@@ -119,7 +119,7 @@ def _write_page(options: argparse.Namespace, report: Any) -> None:
 
 
 def _check_page(options: argparse.Namespace) -> None:
-    """Find out before the long work whether the page can be written."""
+    """Check, before the long work, whether the HTML page can be written."""
     from hf_rmt.report.page.page import PAGES
     from hf_rmt.report.records import place
 
@@ -138,7 +138,7 @@ def _check_page(options: argparse.Namespace) -> None:
 
 
 def _targets(options: argparse.Namespace) -> list[str] | str | None:
-    """The names as a list; `all-linear` or a single regular expression as a string."""
+    """The target modules: names as a list, `all-linear` or one regular expression as a string."""
     values = options.target_modules
     one = values[0] if values is not None and len(values) == 1 else ""
     return one if one == "all-linear" or re.search(r"[^\w.]", one) else values
@@ -158,13 +158,13 @@ def _check_output(options: argparse.Namespace, *sources: str) -> None:
 
 
 def _check_writable(folder: str | None, argument: str) -> None:
-    """Find out before the long work whether the result can be written."""
+    """Check, before the long work, whether the result can be written."""
     from hf_rmt.huggingface.delivery import check_writable
 
     check_writable(folder, argument=argument)
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of methods that the user gave on the command line, with their values."""
+    """The method's options that the user gave on the command line, by name."""
     known = [*method_options(), *(option.name for option in COMMON_OPTIONS if option.parse)]
     return {name: getattr(options, name) for name in known if hasattr(options, name)}

@@ -1,4 +1,4 @@
-"""The flags of the command line, made from the options that the files of the methods declare."""
+"""Makes the flags of the command line from the options that the methods declare."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parser(words: str | None) -> argparse.ArgumentParser:
 
 
 def _method_options(names: Sequence[str], known: Iterable[Option]) -> argparse.ArgumentParser:
-    """Flags for a method and for its options, as the files of the methods declare them."""
+    """A parser with the flag --method and one flag for each option in `known`."""
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("method")
     group.add_argument(
@@ -72,7 +72,7 @@ def _add_option(group: Any, option: Option) -> None:
 
 
 def _add_analyze(added: Any, parents: list[argparse.ArgumentParser]) -> None:
-    parser = added.add_parser("analyze", parents=parents, help="find signal and noise")
+    parser = added.add_parser("analyze", parents=parents, help="find signal and noise in a model")
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("--save", metavar="FOLDER", help="also write tables, JSON and plots")
     _add_html(parser)
@@ -105,10 +105,10 @@ def _add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 def _add_push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--push-to-hub", metavar="REPO", help="push to this repository: owner/name, or name"
+        "--push-to-hub", metavar="REPO", help="push to this Hub repository: owner/name, or name"
     )
     parser.add_argument(
-        "--private", action="store_true", default=None, help="make a new REPO private"
+        "--private", action="store_true", default=None, help="make REPO private if it is new"
     )
 
 
@@ -134,14 +134,14 @@ def _add_extract_lora(added: Any, parents: list[argparse.ArgumentParser]) -> Non
         "--size",
         type=float,
         metavar="FRACTION",
-        help="parameters of the adapter, as a share of those of the matrices (default 0.03)",
+        help="parameters of the adapter divided by those of the matrices it updates (default 0.03)",
     )
     sizes.add_argument(
         "--threshold",
         type=float,
         metavar="FRACTION",
-        help="share to keep of what all directions (parts of rank one) are worth, instead of "
-        "--size; 1 keeps everything, and useful values lie above 0.99",
+        help="instead of --size: how much to keep of what all directions (parts of rank one) are "
+        "worth; 1 keeps everything, and useful values lie above 0.99",
     )
     _add_push(parser)
     _add_overwrite(parser)

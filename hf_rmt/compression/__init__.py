@@ -1,1 +1,1 @@
-"""Compresses one weight or a whole model. It needs torch, but no Hugging Face library."""
+"""Compresses one weight or a whole model. The code needs torch, but no Hugging Face library."""

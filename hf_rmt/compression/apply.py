@@ -38,17 +38,17 @@ _JOURNAL: ContextVar[list[tuple[LayerPlan, SpectrumFit | None]] | None] = Contex
     "journal", default=None
 )
 SHIFT = "bias_shift"
-"""Key of a tensor that a decision adds to the bias of its layer."""
+"""Name of the tensor that is added to the bias of a layer, in the dict of a decision's tensors."""
 NEW_WEIGHT = "weight"
-"""Key of the tensor that a decision stores as the new dense weight of its layer."""
+"""Name of the new dense weight of a layer, in the dict of a decision's tensors."""
 
 
 class Journal:
     """A context manager that records the changes to layers, to report them after an error.
 
     Attributes:
-        decisions: The plans that were carried out so far, in this order. Each is a pair with None,
-            because fitted spectra are not recorded.
+        decisions: A pair (plan, None) for each plan that was carried out so far, in this order.
+            None stands for the fitted spectrum, which is not recorded.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ def compress_shared(
     dry_run: bool = False,
     decide: Decide = compress_weight,
 ) -> CompressionReport:
-    """Compress layers of a model in place and return the report; arguments as `decide_shared`."""
+    """Compress layers in place and return the report; `decide_shared` explains the arguments."""
     decisions = decide_shared(model, names, settings, dry_run=dry_run, decide=decide)
     return compression_report(decisions, model)
 
@@ -85,8 +85,8 @@ def decide_shared(
 ) -> list[tuple[LayerPlan, SpectrumFit | None]]:
     """Compress layers of a model in place; the layers are shared out over the processes.
 
-    If there is only one process, it works on one large weight at a time, or on a few small ones;
-    see `hf_rmt.compression.execution.threads`.
+    If there is only one process, it works on one large weight at a time, or on several small
+    weights; see `hf_rmt.compression.execution.threads`.
 
     Args:
         model: Any module with its weights in memory, the same on every process.
@@ -96,10 +96,10 @@ def decide_shared(
         decide: The function that decides what happens to one weight.
 
     Returns:
-        The plan of each layer, with its fitted spectrum.
+        The plan of each layer, with its fitted spectrum or None.
 
     Raises:
-        RuntimeError: On every process, if one of them failed.
+        RuntimeError: On every process, if one process failed.
     """
     made: dict[str, CompressedLayer | None] = {}
 
@@ -140,7 +140,7 @@ def apply_decision(model: Any, decision: Decision, weight: Tensor) -> LayerPlan:
         weight: The dense weight of the layer, shape (out, in).
 
     Returns:
-        The plan, with the measured rounding error if noise was packed.
+        The plan. If the noise is stored in few bits, the plan has the measured rounding error.
     """
     layer, tensors = carried_out(decision, weight)
     plan = with_rounding(decision, weight, layer)
@@ -151,8 +151,9 @@ def apply_decision(model: Any, decision: Decision, weight: Tensor) -> LayerPlan:
 def with_rounding(decision: Decision, weight: Tensor, layer: CompressedLayer | None) -> LayerPlan:
     """The plan of a decision, with the signal energy and rounding error measured on the new layer.
 
-    The signal energy is measured because calibration fits the signal to the packed noise. What the
-    recovery of spikes takes from the weight is dropped on purpose and is not a rounding error.
+    The signal energy (its squared norm) is measured, because calibration may change the signal
+    after the noise is packed. Recovery of spikes shrinks the signal on purpose. This change is no
+    rounding error.
 
     Args:
         decision: What happens to the layer.
@@ -181,7 +182,7 @@ def carried_out(
         weight: The dense weight of the layer, shape (out, in).
 
     Returns:
-        The new layer, or None if the dense layer is not replaced; and the tensors by name.
+        A pair: the new layer (None if the dense layer is not replaced), and the tensors by name.
     """
     if decision.plan.outcome is Outcome.REPLACED:
         layer: CompressedLayer = decision.layer(weight)
@@ -193,9 +194,10 @@ def carried_out(
 
 
 def _bias_shift(decision: Decision, weight: Tensor, new: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """The bias shift that keeps the mean output: (W - W') E[x]; empty if E[x] is unknown.
+    """A dict with the tensor that is added to the bias, so that the mean output stays the same.
 
-    W is the old weight, W' the new one, and E[x] the mean input.
+    The tensor is (W - V) E[x], where W is the old weight, V the new weight and E[x] the mean input.
+    The dict is empty if E[x] is unknown.
     """
     if decision.mean_input is None or decision.bias_shift is not None:
         return {} if decision.bias_shift is None else {SHIFT: decision.bias_shift}
@@ -209,7 +211,7 @@ def apply_plan(
     *,
     layer: CompressedLayer | None = None,
 ) -> None:
-    """Replace a layer, or rewrite its weight, as a plan says; the bias stays the same parameter.
+    """Replace a layer, or rewrite its weight, as a plan says. The bias stays the same object.
 
     Args:
         model: The model.
@@ -261,7 +263,7 @@ def _replace(
 
 @contextmanager
 def unnoted() -> Iterator[None]:
-    """A context in which the journal records nothing, because the changes may be undone."""
+    """A context in which no `Journal` records changes, because they may be undone later."""
     token = _JOURNAL.set(None)
     try:
         yield
@@ -270,7 +272,7 @@ def unnoted() -> Iterator[None]:
 
 
 def note_done(plan: LayerPlan) -> None:
-    """Note in the journal, if there is one, what was done to a layer."""
+    """Record in the active `Journal`, if there is one, what was done to a layer."""
     noted = _JOURNAL.get()
     if noted is not None and plan.outcome is not Outcome.KEPT:
         noted.append((plan, None))

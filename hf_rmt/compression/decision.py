@@ -18,7 +18,7 @@ Build = Callable[[Tensor], nn.Module]
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision on one weight: what happens to it, and all that is needed to do so.
+    """The decision on one weight: what happens to it, and all that is needed to do that.
 
     Attributes:
         plan: The plan of the layer; `plan.outcome` says whether the layer is kept, rewritten or
@@ -26,9 +26,9 @@ class Decision:
         fit: The fitted spectrum; None if no spectrum was fitted.
         build: Makes the layer that replaces the dense one; None if the layer is not replaced.
         rewritten: The new dense weight, shape (out, in); None unless the weight is rewritten.
-        mean_input: Mean input of a layer with a bias, shape (in,); the bias is shifted so that the
-            mean output stays the same. None if no mean input was measured.
-        bias_shift: The shift of the bias if it was computed already, shape (out,); otherwise None.
+        mean_input: Mean input of a layer with a bias, shape (in,). From this, a shift of the bias
+            is computed that keeps the mean output. None if no mean input was measured.
+        bias_shift: The shift of the bias, shape (out,); None if no shift was computed.
     """
 
     plan: LayerPlan
@@ -45,7 +45,7 @@ class Decision:
             weight: The dense weight of the layer, shape (out, in).
 
         Raises:
-            ValueError: If the layer is not replaced, or its numbers cannot be stored.
+            ValueError: If the layer is not replaced, or its entries cannot be stored.
         """
         if self.build is None:
             raise ValueError(f"{self.plan.name} stays dense: {self.plan.reason}")
@@ -66,14 +66,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class SpikedBuild:
-    """Makes a `SpikedLinear` from factors.
+    """Makes a `SpikedLinear`, a layer with the signal as two factors and the noise beside them.
 
     Attributes:
         left: Factor of shape (out, rank).
         right: Factor of shape (rank, in).
         noise: How the rest of the weight is stored, as in `LayerPlan.noise`.
-        recovery: Factors by which the singular values are multiplied, shape (rank,), to recover
-            the sizes that they would have without noise; None to leave them unchanged.
+        recovery: Numbers by which the singular values are multiplied, shape (rank,), to give them
+            the sizes that they would have without noise. None leaves them unchanged.
     """
 
     left: Tensor
@@ -82,7 +82,7 @@ class SpikedBuild:
     recovery: Tensor | None = None
 
     def __call__(self, weight: Tensor) -> SpikedLinear:
-        """Make the layer; its noise is the weight minus the product of the factors."""
+        """Make the layer. The noise is the weight minus the product of the factors."""
         layer = SpikedLinear.from_factors(self.left, self.right, weight, None, noise=self.noise)
         if self.recovery is not None:
             layer.scale_signal(self.recovery)
@@ -111,7 +111,7 @@ def keep(
     Args:
         name: Name of the module in `model.named_modules()`.
         weight: The weight of the module, shape (out, in).
-        cause: The reason as a value of the enumeration, for use in code.
+        cause: The kind of reason, for use in code.
         reason: The reason in words.
         fit: The fitted spectrum, if there is one.
     """

@@ -1,4 +1,7 @@
-"""Which directions of a weight become factors: all spikes or only some, and a part of the noise."""
+"""Chooses the directions of a weight that become factors.
+
+A direction is a singular value with its two singular vectors. A spike is a direction of signal.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 from hf_rmt.spectra import SpectrumFit
 
 FAIR_RETURN, ALL_PAY = 1 / 4, ("int8",)
-"""A spike (a direction of signal) becomes factors if it saves at least this part of the bits that
-its factors cost. The first spike always does. If only the error of the weight counted, the part
-would have to be 1. But inputs are larger in the strongest directions than in the others. On the
-trained BERT and ViT the similarities of embeddings improved with spikes that save a quarter of
-their bits. With noise of the kinds in ALL_PAY, whose own error is small, these similarities
-improved with all spikes (`recipes/bench_fidelity.py`)."""
+"""A spike becomes factors if it saves at least this part of the bits that its factors cost. The
+largest spike always becomes factors. If only the error of the weight counted, the part would have
+to be 1. But inputs are larger in the strongest directions than in other directions. On the trained
+BERT and ViT, the similarities between embeddings stayed closer to the original with spikes that
+save a quarter of their bits. The kinds of noise in ALL_PAY have a small error. With them, all
+spikes helped (`recipes/bench_fidelity.py`)."""
 MOST_STORED = 1 / 9
-"""The largest share of a weight's directions that is stored beside packed noise. If more directions
-stand out, the spectrum has a heavy tail, and more factors would cost more bits than they save. With
-this limit the trained BERT takes 10.5 bits a weight."""
+"""At most this share of a weight's directions is stored as factors beside packed noise. If more
+directions stand out, the spectrum has a heavy tail, and more factors would cost more bits than they
+save. With this limit the trained BERT takes 10.5 bits a weight."""
 FACTOR_BITS = 16
-"""Bits of an entry of a factor beside packed noise; such factors are saved in bfloat16."""
+"""Bits of an entry of a factor. Beside packed noise, factors are saved in bfloat16."""
 
 
 def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) -> Tensor:
@@ -36,7 +39,7 @@ def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) 
         name: Name of the layer, for which `noise_removal` may hold a value of its own.
 
     Returns:
-        Positions in the descending eigenvalues, ascending, shape (rank,).
+        Positions in the list of descending eigenvalues, in ascending order, shape (rank,).
     """
     signal = torch.from_numpy(fit.is_signal)
     kept = torch.nonzero(signal).flatten()[: settings.max_rank]
@@ -53,7 +56,7 @@ def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) 
 
 
 def removal(settings: CompressionSettings, name: str) -> float | None:
-    """Fraction of a layer's noise to remove; None for a layer that is to stay as it is."""
+    """Fraction of a layer's noise to remove; None if the layer must stay as it is."""
     removed = settings.noise_removal
     return removed.get(name) if isinstance(removed, Mapping) else removed
 
@@ -67,8 +70,8 @@ def layers_named(settings: CompressionSettings) -> set[str]:
 def stores_all_spikes(settings: CompressionSettings) -> bool:
     """Whether every spike becomes a factor, as for the option stored_spikes="all".
 
-    If a method is told how many directions to keep, all of them are stored, unless `stored_spikes`
-    says otherwise.
+    If the options say how many directions to keep (as for `svd`), all of them become factors,
+    except with stored_spikes="paying".
     """
     if settings.stored_spikes is None:
         return settings.noise not in PACKED_KINDS or not spectral_method_of(settings).finds_law
@@ -76,7 +79,7 @@ def stores_all_spikes(settings: CompressionSettings) -> bool:
 
 
 def recovers_spikes(settings: CompressionSettings) -> bool:
-    """Whether signal eigenvalues are replaced by population spikes, their sizes without noise."""
+    """Whether eigenvalues of the signal are replaced by their sizes without noise."""
     if not spectral_method_of(settings).finds_law:
         return False
     return bool(
@@ -87,8 +90,9 @@ def recovers_spikes(settings: CompressionSettings) -> bool:
 def _paying_rank(fit: SpectrumFit, fair_return: float) -> int:
     """How many leading directions save at least `fair_return` of the bits that their factors cost.
 
-    If directions take a fraction f of the energy from the noise, its entries are (1 - f)^{1/2}
-    times as large. At equal error this saves -log2(1 - f) / 2 bits for every weight.
+    If a direction with a fraction f of the energy is taken out of the noise, the entries of the
+    noise become (1 - f)^{1/2} times as large. At equal error this saves -log2(1 - f) / 2 bits for
+    every weight.
     """
     tiny, (rows, columns) = np.finfo(float).tiny, fit.shape
     rest = np.maximum(np.cumsum(fit.eigenvalues[::-1])[::-1], tiny)

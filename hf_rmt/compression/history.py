@@ -1,4 +1,4 @@
-"""Joins the reports of several compressions of a model, and extracts the report of one part."""
+"""Joins the reports of several compressions of a model, and extracts the report of a submodule."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from hf_rmt.report import CompressionReport, LayerSpectrum
 
 
 def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
-    """A report joined with those of earlier compressions, in the order of the model's layers.
+    """A report joined with the reports of earlier compressions, in the order of the model's layers.
 
-    An earlier entry is left out if its layer no longer exists, or was made dense since then.
+    An earlier entry is left out if its layer no longer exists. It is also left out if it calls
+    the layer compressed and the layer is dense now, or the reverse.
 
     Args:
         model: The model, whose parts may have reports of their own.
@@ -50,7 +51,7 @@ def report_below(report: CompressionReport, prefix: str, part: Any) -> Compressi
 def _renamed(
     report: CompressionReport, old: str, new: str
 ) -> tuple[CompressionPlan, list[LayerSpectrum]]:
-    """The layers with one prefix, and their spectra, with the prefix replaced by another."""
+    """Plans and spectra of the layers whose names begin with `old`, which becomes `new`."""
     plans = tuple(
         replace(plan, name=new + plan.name.removeprefix(old))
         for plan in report.plan

@@ -1,4 +1,4 @@
-"""How long a compressed layer takes, measured against the dense one it replaces."""
+"""Measures the time of a compressed layer relative to the dense layer that it replaces."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hf_rmt.nn.dense_matrix import dense_shape
 from hf_rmt.plan import SPIKED
 
 MIN_PAIRS, SETTLED_PAIRS, MAX_PAIRS = 4, 32, 100
-"""Numbers of pairs. A pair is one call of the compressed layer and one of the dense layer. At least
-MIN_PAIRS are timed, and at most MAX_PAIRS. From SETTLED_PAIRS on, the two halves of the pairs are
-compared after each pair. One more pair comes first, to warm up."""
+"""Limits on the number of timed pairs. A pair is one call of the compressed layer and one of the
+dense layer. At least MIN_PAIRS and at most MAX_PAIRS are timed, after one pair to warm up. From
+SETTLED_PAIRS on, the measurement may end after each pair; see AGREEMENT."""
 AGREEMENT = 1.1
-"""The measurement ends when the time ratios from the even and from the odd pairs (the two halves)
-agree up to this factor."""
+"""The even pairs are one half of all pairs, and the odd pairs are the other half. Each half gives a
+time ratio. The measurement ends when the two ratios differ by at most this factor."""
 TRUSTED = 2.0
-"""If the two ratios do not agree up to this factor after all pairs, the machine is too busy, and no
-ratio is returned. This factor is larger than AGREEMENT, because the ratio from all pairs is more
-precise than that from one half."""
+"""If the ratios of the two halves still differ by more than this factor at the end, the machine is
+too busy, and no ratio is returned. This factor is larger than AGREEMENT, because the returned ratio
+comes from all pairs and is more precise than the ratio of one half."""
 LARGEST_SIDE = 1024
 """Longer sides of a weight are cut to this length for the measurement. This hardly changes the
 ratio, and saves time and memory. For a convolution, the limit holds for the number of channels
@@ -34,7 +34,7 @@ BUDGET = 0.5
 
 
 _MEASURED: dict[Any, float] = {}
-"""Ratios that were measured in this process, by the arguments of `latency_ratio`."""
+"""Ratios that were already measured in this process, by the arguments of `latency_ratio`."""
 
 
 def latency_ratio(
@@ -47,10 +47,10 @@ def latency_ratio(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> float | None:
-    """Time of a compressed layer's forward divided by that of the dense layer, measured now.
+    """The forward time of a compressed layer divided by the forward time of the dense layer.
 
-    Both layers run in turn, and the shortest time of each counts, because other work on the machine
-    only adds time. Sides longer than LARGEST_SIDE are measured at that length.
+    Both layers run in turn. The shortest time of each layer counts, because other work on the
+    machine only adds time. Longer sides of the weight are cut to LARGEST_SIDE.
 
     Args:
         shape: Shape of the weight: (out_features, in_features), or (out, in k_h k_w) for a
@@ -65,8 +65,8 @@ def latency_ratio(
         device: The device on which to measure.
 
     Returns:
-        The ratio of the shortest times; below 1 the compressed layer is the faster one. None if the
-        two halves of the pairs give different ratios, for example because the machine is busy.
+        The ratio of the shortest times; below 1 the compressed layer is faster. None if the times
+        vary too much, for example because the machine is busy; see TRUSTED.
 
     Raises:
         ValueError: If the rank is out of range, or the kind of noise is unknown.
@@ -111,7 +111,7 @@ def _settled(times: Sequence[tuple[float, float]]) -> bool:
 
 
 def _disagreement(times: Sequence[tuple[float, float]]) -> float:
-    """The factor by which the ratios of the even and of the odd pairs differ, at least 1."""
+    """The factor, at least 1, by which the ratios of the even and of the odd pairs differ."""
     even, odd = _ratio(times[::2]), _ratio(times[1::2])
     return max(even / odd, odd / even)
 

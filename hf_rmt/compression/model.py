@@ -1,8 +1,8 @@
 """`analyze`, `compress` and `export_dense` for any torch module, without Hugging Face libraries.
 
 Without transformers, `hf_rmt.analyze`, `hf_rmt.compress` and `hf_rmt.export_dense` are these
-functions. With transformers, they are those of `hf_rmt.huggingface.api`, which add what
-transformers models need to load and save.
+functions. With transformers, they are the functions of the same names in `hf_rmt.huggingface.api`.
+These also do what transformers models need to load and save.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def analyze(
 
     Args:
         model: Any module with its weights in memory.
-        config: A config for `compress`, in place of the keywords below.
+        config: A config as for `compress`; pass it instead of the keywords below.
         target_modules: The layers to analyse, as in `CompressionSettings`.
         method: How signal and noise are told apart, as in `CompressionSettings`; None for the
             default method.
@@ -83,7 +83,7 @@ def _settings(config: CompressionSettings | None, keywords: dict[str, Any]) -> C
     check_settings(config)
     if config is not None and keywords:
         raise ValueError(
-            f"a config and {', '.join(keywords)} were given; pass the config alone, or change it: "
+            f"a config and {', '.join(keywords)} were given; pass one config with these values: "
             f"config.replace({', '.join(f'{name}=...' for name in keywords)})"
         )
     # how noise would be stored does not matter here, and some methods store none
@@ -91,7 +91,7 @@ def _settings(config: CompressionSettings | None, keywords: dict[str, Any]) -> C
     if not method_of(settings).reads_spectrum:
         raise ValueError(
             f"method={settings.method!r} looks at no spectrum, so there is nothing to analyze; "
-            f"choose among {', '.join(spectral_methods())}"
+            f"choose a method among {', '.join(spectral_methods())}"
         )
     return settings
 
@@ -108,7 +108,7 @@ def compress(
     """Compress a loaded model in place; see `hf_rmt.huggingface.api.compress` for the arguments.
 
     Returns:
-        The report on what was done; with `dry_run`, on what would be done. The attribute
+        The report on what was done, or with `dry_run` on what would be done. The attribute
         `model.compression_report` holds the report on all calls so far.
     """
     check_module(model)
@@ -138,8 +138,8 @@ def export_dense(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: If the model is not a module.
-        ValueError: If the model has no compressed layer, or has step activations, which cannot be
-            computed without this package.
+        ValueError: If the model has no compressed layer, or has activations that were replaced by
+            steps (piecewise constant functions). Steps need this package.
     """
     check_module(model)
     check_has_compressed(model)
@@ -166,8 +166,8 @@ def compress_layers(
         conclude: Stores the report on the model. After an error, `conclude` gets the report on the
             layers that were changed before the error, so that the model can be used and saved.
         dry_run: Whether to only plan; the model is not changed then.
-        calibration: Batches of the model's arguments, or None.
-        size: Share of the layers' parameters to keep, or None.
+        calibration: Batches of the model's arguments; None to compress without data.
+        size: Share of the layers' parameters to keep; None if the method decides how much to keep.
 
     Returns:
         The report. It also lists layers that stay dense because of how the model uses them.
@@ -193,8 +193,8 @@ def compress_layers(
                 conclude(compression_report(done.decisions, model))
                 error.add_note(
                     f"{len(done.decisions)} of {len(names)} layers were changed before the error. "
-                    "The model works, and its compression_report names them. Compress again for "
-                    f"the others, or call {undoing(model)}"
+                    "The model works, and its compression_report names them. Call compress again "
+                    f"for the other layers, or undo the changes: {undoing(model)}"
                 )
             raise
     report = with_kept(report, kept, model)

@@ -1,4 +1,4 @@
-"""Sets entries to zero, in a weight or in the factors of its truncated decomposition.
+"""Sets entries of a weight, or of the two factors that approximate it, to zero.
 
 Zeros are stored like any other number, so these functions save no memory by themselves.
 """
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 SPARSITY_RATE = 0.5
-"""Share of the rows and of the columns of a weight that sparse low rank (SLR) calls unimportant."""
+"""This share of the rows and of the columns of a weight counts as unimportant."""
 REDUCTION_RATE = 0.5
-"""Share of the rank that unimportant rows and columns keep. If both rates are 1/2, a quarter of the
+"""Unimportant rows and columns keep this share of the rank. If both rates are 1/2, a quarter of the
 entries of the factors is 0."""
 
 
 def largest_entries(weight: Tensor, *, fraction: float) -> Tensor:
-    """Magnitude pruning: the largest |w_ij| stay, the others become zero.
+    """Magnitude pruning: the entries with the largest |w_ij| stay, and all others become zero.
 
     Args:
-        weight: Any shape; it is not changed.
-        fraction: Share of the entries that stays, rounded, in (0, 1].
+        weight: A tensor of any shape; it is not changed.
+        fraction: Share of the entries that stays, in (0, 1]; the number of entries is rounded.
 
     Returns:
         The new weight.
@@ -40,11 +40,11 @@ def largest_entries(weight: Tensor, *, fraction: float) -> Tensor:
 
 
 def random_entries(weight: Tensor, *, fraction: float, generator: np.random.Generator) -> Tensor:
-    """Uniform pruning: a random share of the entries stays, the others become zero.
+    """Uniform pruning: a random share of the entries stays, and all others become zero.
 
     Args:
-        weight: Any shape; it is not changed.
-        fraction: Share of the entries that stays, rounded, in (0, 1].
+        weight: A tensor of any shape; it is not changed.
+        fraction: Share of the entries that stays, in (0, 1]; the number of entries is rounded.
         generator: The random generator that chooses the entries.
 
     Returns:
@@ -63,14 +63,15 @@ def sparse_factors(left: Tensor, right: Tensor, weight: Tensor) -> tuple[Tensor,
     """Sparse low rank (SLR): factors whose unimportant rows and columns have a lower rank.
 
     The importance of a row (an output) or a column (an input) of the weight is the sum of its
-    absolute values. This is the strategy of the paper that needs no data. The least important rows
-    and columns, a share of `SPARSITY_RATE`, keep only the first `REDUCTION_RATE` of the rank. Their
-    other entries become zero.
+    absolute values. The paper has other measures too, but only this one needs no data. In the
+    factors, the least important rows and columns keep only their first entries, and their other
+    entries become zero. `SPARSITY_RATE` is the share of least important rows and columns, and
+    `REDUCTION_RATE` the share of entries that they keep.
 
     Args:
         left: The left factor, shape (out, k), by descending singular value.
         right: The right factor, shape (k, in).
-        weight: The weight that they approximate, shape (out, in).
+        weight: The weight that the factors approximate, shape (out, in).
 
     Returns:
         New factors of the same shapes, with zeros.

@@ -15,14 +15,14 @@ from hf_rmt.settings import CompressionSettings
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of weights that can be decomposed."""
-REMEDY = "name the layer in modules_to_not_convert, or convert its weight"
+REMEDY = "name the layer in modules_to_not_convert, or make its weight a dense float32 tensor"
 
 
 def check_module(model: object) -> None:
     """Refuse anything that is not a torch module with weights.
 
     Raises:
-        TypeError: If it is not a module.
+        TypeError: If the argument is not a module.
         ValueError: If a part of the module has no weights yet.
     """
     if not isinstance(model, nn.Module):
@@ -56,7 +56,7 @@ def check_settings(config: object) -> None:
     """Refuse a config that is neither `CompressionSettings` (such as an `RMTConfig`) nor None.
 
     Raises:
-        TypeError: If the config is neither of these.
+        TypeError: If the config is anything else.
     """
     if not isinstance(config, CompressionSettings | None):
         raise TypeError(f"config must be an RMTConfig, got {config!r}")
@@ -79,7 +79,8 @@ def check_layers(model: nn.Module, names: list[str]) -> None:
     """Refuse weights that cannot be decomposed and layers that cannot be replaced.
 
     Raises:
-        ValueError: If there is such a layer. The error names the layer, its problem and the remedy.
+        ValueError: If a layer fails the check. The error names the layer, its problem and the
+            remedy.
     """
     check_weights(model, names)
     for name in names:
@@ -94,7 +95,8 @@ def check_weights(model: nn.Module, names: list[str]) -> None:
     """Refuse weights that cannot be decomposed.
 
     Raises:
-        ValueError: If there is such a layer. The error names the layer, its problem and the remedy.
+        ValueError: If a weight fails the check. The error names the layer, its problem and the
+            remedy.
     """
     for name in names:
         layer: Any = model.get_submodule(name)
@@ -124,10 +126,20 @@ def _stored_as(weight: Any) -> str:
 
 
 def check_not_of_inference(model: nn.Module, *, gradients: bool) -> None:
-    """Refuse to calibrate with inference tensors, which cannot be frozen or differentiated."""
+    """Refuse to calibrate a model whose tensors were made in `torch.inference_mode`.
+
+    Such tensors cannot be frozen or differentiated.
+
+    Args:
+        model: The model.
+        gradients: Whether calibration needs gradients, so that buffers are checked too.
+
+    Raises:
+        ValueError: If the model has such a tensor. The error names it.
+    """
     named = [*model.named_parameters(), *(model.named_buffers() if gradients else ())]
     if name := next((name for name, tensor in named if tensor.is_inference()), None):
         raise ValueError(
-            f"{name!r} was made in inference mode, and calibration takes normal tensors; make or "
+            f"{name!r} was made in inference mode, and calibration needs normal tensors; make or "
             "load the model outside of torch.inference_mode()"
         )

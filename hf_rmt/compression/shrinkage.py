@@ -1,14 +1,14 @@
 """Keeps the signal of a noisy update: a few spikes, each shrunk because its vectors are noisy.
 
-A spike is a singular value that stands out from the noise. If an update was trained on wrong
-labels, many of its large singular values are noise. So the published information criteria
-(`fit_double_bulk` with `published=True`), which find few spikes, give the better number of spikes.
-Each spike is shrunk so that the squared error is least: noise changes both the singular value and
-the vectors, and the shrinkage corrects for both.
+An update is what fine-tuning added to a weight. A spike is a singular value that stands out from
+the noise. If some labels were wrong, many large singular values of the update are noise. So a
+method that finds few spikes is better here: the published information criteria (`fit_double_bulk`
+with `published=True`). Noise changes both the singular value and the vectors of a spike. The
+singular value is shrunk to correct for both, so that the squared error is least.
 
-A training first learns from the right labels, and memorises the wrong ones later (Arpit et al.,
-ICML 2017). So the leading directions of an early update tell signal from noise where the spectrum
-of the whole update cannot. `along` keeps the part of the update in these directions.
+A training first learns from the right labels, and memorises the wrong labels later (Arpit et al.,
+ICML 2017). So the leading directions of an early update can show what is signal, even where the
+spectrum of the final update cannot. `along` keeps the part of an update in these directions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ FLATTEST = 1e-12
 
 
 def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float) -> Tensor:
-    """The singular values that estimate a low-rank signal in white noise with least squared error.
+    """Shrink singular values, to estimate a low-rank signal in white noise with the least error.
+
+    White noise has independent entries of equal variance. The error is the squared error.
 
     Args:
         values: y, the singular values of signal plus noise.
@@ -33,8 +35,8 @@ def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float
         noise: Standard deviation of an entry of the noise.
 
     Returns:
-        n sqrt((t^2 - b - 1)^2 - 4 b) / t with n = noise sqrt(N), t = y / n and b = p / N. It is 0
-        up to the edge of the noise, t <= 1 + sqrt(b).
+        The shrunk values: n sqrt((t^2 - b - 1)^2 - 4 b) / t with n = noise sqrt(N), t = y / n and
+        b = p / N. They are 0 up to the edge of the noise, t <= 1 + sqrt(b).
 
     Source:
         Gavish & Donoho, IEEE Trans. Inf. Theory 63 (2017), equation 7.
@@ -52,18 +54,19 @@ def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float
 
 
 def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
-    """The signal of an update: spikes by the published criteria, with optimal singular values.
+    """The signal of an update: its spikes, with shrunk singular values.
 
-    What the criteria find depends on the scale of the eigenvalues. So the singular values are first
-    divided by the scale of the noise. An update of any scale then keeps the same directions.
+    The published criteria (see the top of this file) count the spikes. Their count depends on the
+    scale of the eigenvalues. So the singular values are first divided by the scale of the noise.
+    Then the scale of the update has no effect on the directions that are kept.
 
     Args:
         update: Shape (out, in); it is not changed.
 
     Returns:
         The new update, in the dtype of the old one, and the number of its directions. An update
-        that holds nan or inf, or whose spectrum is degenerate, is kept as it is, with all its
-        directions.
+        is kept as it is, with all its directions, if it holds nan or inf, or if its spectrum is
+        degenerate (as for a matrix of low rank).
     """
     shape = (update.shape[0], update.shape[1])
     if not torch.isfinite(update).all():
@@ -83,7 +86,7 @@ def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
 def _bulk_unit(values: Tensor, shape: tuple[int, int]) -> float:
     """The scale of the noise: white noise of this scale has the same median singular value.
 
-    It is the largest singular value if most of them are 0, and 1 for a matrix of zeros.
+    If most singular values are 0, the scale is the largest one. For a matrix of zeros it is 1.
     """
     if not values.any():
         return 1.0
@@ -99,8 +102,8 @@ def participation_ratio(values: Tensor) -> float:
         values: Singular values s of a matrix, shape (any,).
 
     Returns:
-        Between 1, if only one singular value is not 0, and their number, if all are equal; 0 for a
-        matrix of zeros.
+        1 if only one singular value is not 0. The number of singular values if all are equal. 0 for
+        a matrix of zeros. In all other cases, a number from 1 to the number of singular values.
 
     Examples:
         >>> participation_ratio(torch.tensor([3.0, 3.0, 0.0]))
@@ -119,8 +122,8 @@ def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
         update: Shape (out, in).
 
     Returns:
-        Orthonormal columns, shapes (out, count) and (in, count), float32. The count is 0 if the
-        update is zero, or holds nan or inf.
+        The left and the right vectors, as orthonormal columns in float32, of shapes (out, count)
+        and (in, count). The count is 0 if the update is zero, or holds nan or inf.
     """
     if not torch.isfinite(update).all():
         none = update.new_zeros(max(update.shape), 0, dtype=torch.float32)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def analyze_layers(
     model: Any, names: list[str], settings: CompressionSettings | None = None
 ) -> SpectralReport:
-    """Fitted spectra of weights; a compressed layer counts as the weight with the same outputs."""
+    """Report the spectra; a compressed layer counts as the dense weight with the same outputs."""
     settings = settings or CompressionSettings()
 
     def work(name: str) -> LayerSpectrum:
@@ -45,7 +45,7 @@ def analyze_layers(
 def compression_report(
     decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], model: Any
 ) -> CompressionReport:
-    """Report of the decisions on a model's layers.
+    """The report on the decisions on a model's layers.
 
     Args:
         decisions: The plan of each layer, with its spectrum or None.
@@ -59,15 +59,15 @@ def compression_report(
 def report_on(
     model: Any, plan: CompressionPlan, spectra: Sequence[LayerSpectrum] = ()
 ) -> CompressionReport:
-    """The report on the layers of a plan, with the sizes of the model that has them.
+    """The report on the layers of a plan, with the size of the model.
 
     The times of compressed layers are measured only when the report is printed, or by
     `report.timed()`.
 
     Args:
         model: The model, before or after the plan is carried out.
-        plan: The plan; its layers have the names that they have in this model.
-        spectra: The fitted spectra of the weights, as far as they are known.
+        plan: The plan, in which layers have the same names as in this model.
+        spectra: The fitted spectra of the weights that have one.
     """
     like = next(model.parameters(), torch.empty(0))
     geometries = {layer.name: geometry_of(model.get_submodule(layer.name)) for layer in plan}
@@ -80,7 +80,7 @@ def report_on(
 
 
 def _sizes(plan: CompressionPlan, model: Any) -> Sizes:
-    """Bytes of the saved weights before and after, and the parameters of the dense model."""
+    """Bytes of the file before and after compression, and parameters of the dense model."""
     state = model.state_dict(keep_vars=True)  # a second one may pack its codes anew
     tensors = {id(tensor): tensor for tensor in state.values()}
     for layer in plan.compressed:
@@ -94,7 +94,7 @@ def _sizes(plan: CompressionPlan, model: Any) -> Sizes:
 
 
 def model_parameters(model: nn.Module) -> int:
-    """Parameters of a model as it was when dense; a shared parameter counts once.
+    """The number of parameters of the dense model; a shared parameter counts once.
 
     Args:
         model: The model, dense or with compressed layers.
@@ -112,10 +112,10 @@ def with_latencies(
     device: torch.device,
     geometries: Mapping[str, Mapping[str, Any]],
 ) -> CompressionPlan:
-    """The plan, with the time of each compressed layer divided by that of the dense layer.
+    """The plan, with the time of each compressed layer divided by the time of the dense layer.
 
-    The times are measured now. Layers of one shape and geometry are measured once, at their
-    largest rank.
+    The times are measured now. Layers with the same shape, kind of noise and geometry (stride,
+    padding and so on) are measured once, at their largest rank.
 
     Args:
         plan: The plan without times.
@@ -149,11 +149,11 @@ def with_latencies(
 
 
 def warn_of_loss(plan: CompressionPlan) -> None:
-    """Log one warning if the plan drops much energy."""
+    """Log one warning if the plan drops much energy (squared norm) of the weights."""
     if plan.dropped_energy > NOTABLE_LOSS:
         logger.warning(
             "%.0f %% of the energy of %d changed layers was dropped: fine-tune a pretrained model "
-            "after that, or keep its outputs with noise='int8' and without recover_spikes",
+            "now, or keep its outputs: compress it with noise='int8' and without recover_spikes",
             100 * plan.dropped_energy,
             len(plan.changed),
         )

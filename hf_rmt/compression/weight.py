@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FAINT = 1e-15
-"""If all entries of a weight are smaller than this, its noise may be too small for the scales of a
-noise store, whose least value is about 1e-36."""
+"""If all entries of a weight are smaller than this, its noise may be too small to be packed: the
+scales of packed noise do not hold entries below about 1e-36."""
 NOTHING_LEFT = "no signal stands out from the noise, so nothing would be left"
 
 
@@ -50,7 +50,7 @@ def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) ->
 def split_weight(
     name: str, weight: Tensor, settings: CompressionSettings
 ) -> Decomposition | Decision:
-    """The decomposition of a weight, or the decision to keep one that cannot be split.
+    """The decomposition of a weight; for a weight that cannot be split, the decision to keep it.
 
     Args:
         name: Name of the module in `model.named_modules()`.
@@ -76,7 +76,7 @@ def choose_directions(
 ) -> Tensor | Decision:
     """Positions of the directions that are kept, or the decision to keep the layer.
 
-    A layer without any signal is kept if all noise is dropped, because nothing would be left of it.
+    If all noise is dropped, a layer without any signal is kept, because nothing of it would remain.
     """
     kept = kept_directions(found.fit, settings, name)
     if settings.noise == "drop" and len(kept) == 0:
@@ -97,8 +97,8 @@ def keep_directions(
         settings: The method and its options.
 
     Returns:
-        The decision. If the factors would be larger than the dense weight: the weight is rewritten
-        if noise is dropped, else it is kept.
+        The decision to replace the layer. But if the factors would be larger than the dense weight,
+        the weight is rewritten (if noise is dropped) or kept (if noise is stored).
     """
     recovery = found.recovery(kept) if recovers_spikes(settings) else None
     plan = plan_layer(name, weight, found.fit, kept, settings, recovery=recovery)
@@ -135,12 +135,12 @@ def plan_layer(
         fit: The fitted spectrum of the weight.
         kept: Positions of the directions, shape (rank,).
         settings: The method and its options.
-        recovery: Factors by which the singular values are multiplied, shape (rank,); None to leave
+        recovery: Numbers by which the singular values are multiplied, shape (rank,); None to leave
             them unchanged.
 
     Returns:
-        The plan. The layer stays dense if the factors and the stored noise would not be smaller
-        than the dense weight, unless the noise is kept exactly.
+        The plan. If the factors and the stored noise would not be smaller than the dense weight,
+        the layer stays dense. But if the noise is kept exactly, the layer is replaced even then.
     """
     rank, factors = len(kept), 1.0 if recovery is None else recovery.numpy()
     energy, dropped = _energies(fit, kept, factors, settings.noise)
@@ -151,7 +151,7 @@ def plan_layer(
         name,
         weight,
         Cause.DENSE_IS_SMALLER,
-        f"rank {rank} takes {bits / weight.numel():.1f} bits a weight, dense is smaller",
+        f"rank {rank} takes {bits / weight.numel():.1f} bits a weight; dense is smaller",
         phase=str(fit.phase),
         outcome=Outcome.REWRITTEN if rewrites else Outcome.KEPT,
     )
@@ -181,7 +181,7 @@ def plan_layer(
 def _energies(
     fit: SpectrumFit, kept: Tensor, factors: NDArray[Any] | float, noise: str
 ) -> tuple[float, float]:
-    """Energies of the stored factors and of what is dropped, divided by that of the weight."""
+    """Squared norms of the signal and of the dropped part, divided by that of the weight."""
     stored, whole = fit.eigenvalues[kept.numpy()], fit.eigenvalues.sum()
     lost = float((stored * (1 - factors) ** 2).sum())
     if noise == "drop":
@@ -190,14 +190,15 @@ def _energies(
 
 
 def why_not_storable(rest: Tensor, noise: str) -> str:
-    """Why a noise store cannot hold entries of such a size; empty if it can.
+    """Why entries are too small or too large to be stored as packed noise; empty if they are not.
 
     Args:
-        rest: The matrix to be stored, or one with entries of about that size, shape (out, in).
+        rest: The matrix to be stored, or a matrix with entries of about the same size, shape (out,
+            in).
         noise: How the noise is stored, as in `LayerPlan.noise`.
 
     Returns:
-        A reason with its remedy.
+        The reason and the remedy, as one text.
     """
     if noise not in CODEBOOKS:
         return ""
@@ -212,21 +213,21 @@ def why_not_storable(rest: Tensor, noise: str) -> str:
 
 
 def _is_faint(weight: Tensor) -> bool:
-    """Whether a weight is so small that its noise could be below the least scale of a store."""
+    """Whether a weight has such small entries that its noise could be too small to be packed."""
     return 0 < float(weight.detach().abs().amax()) < FAINT
 
 
 def relative_energies(weight: Tensor, new: Tensor) -> tuple[float, float]:
-    """Energies of a new weight and of its difference from the old one, relative to the old one.
+    """Energies of a new weight and of its difference from the old weight.
 
-    An energy is a squared Frobenius norm.
+    An energy is a squared Frobenius norm, here divided by that of the old weight.
 
     Args:
         weight: The old weight, shape (out, in).
         new: The new weight, of the same shape.
 
     Returns:
-        Both energies, divided by that of the old weight. They need not add up to 1.
+        Both energies, divided by the energy of the old weight. They need not add up to 1.
     """
     whole, kept, lost = energies(weight, new)
     return kept / whole, lost / whole

@@ -1,10 +1,11 @@
-"""The alarm in a saved config.json; it stops loading where this package is not installed.
+"""The alarm, a text in a saved config.json; it stops loading where this package is not installed.
 
-If transformers does not know a quantization method, it warns and then loads random weights. So
-config.json names an attention implementation that does not exist. Transformers refuses it, and the
-error shows the text of the alarm. Where this code is loaded, the text has no effect.
+If transformers does not know a quantization method, it warns and then loads random weights. To
+prevent this, config.json names the alarm as the attention implementation. transformers knows no
+such implementation, so it stops with an error that shows the alarm. Where this module is loaded,
+the alarm has no effect.
 
-This module is part of the code file of every pushed repository.
+This module is part of `hf_rmt_remote.py`, the code file that is saved with a compressed model.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 
 ALARM = "this model was compressed by hf_rmt: pip install hf_rmt, then import hf_rmt"
-"""Saved as the attention implementation in config.json; a slash in it would name a kernel."""
+"""The text of the alarm. With a slash, transformers would take it for the name of a kernel."""
 ALARMS = (ALARM, "import hf_rmt")
 """All alarms that any version of this package has written."""
 
 
 def without_alarm(value: Any) -> Any:
-    """An attention implementation, or one for each part of a model, without the alarm."""
+    """Return an attention implementation, or a dict of them by part, with None for an alarm."""
     if isinstance(value, dict):
         return {key: without_alarm(entry) for key, entry in value.items()}
     return None if isinstance(value, str) and value in ALARMS else value

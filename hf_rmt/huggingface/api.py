@@ -44,22 +44,23 @@ def analyze(
     method: str | None = None,
     **options: Any,
 ) -> SpectralReport:
-    """Tell signal from noise in every attention and MLP weight of a model, by its eigenvalues.
+    """Tell signal from noise in every attention and MLP weight of a model.
 
-    By default the double bulk model of the noise (two variances) is fitted to the eigenvalues.
+    The two are told apart by the squared singular values of a weight, called its eigenvalues. By
+    default the double bulk, a model of noise with two variances, is fitted to them.
 
     Args:
         model_or_path: A loaded model, a folder or a Hub id.
         config: A config for `compress`, in place of the keywords below.
-        target_modules: Which layers, as in `RMTConfig`.
+        target_modules: The layers to analyse, as in `RMTConfig`.
         method: How signal and noise are told apart, as in `RMTConfig`; None for its default.
         **options: Options of the method, such as `rank` for `svd`, as in `RMTConfig`.
 
     Returns:
-        The spectra: a table when printed, plots, JSON and CSV.
+        A report on the spectra. It prints as a table and makes plots, JSON and CSV.
 
     Raises:
-        TypeError: If the model is not a module, or `config` is not a config.
+        TypeError: If the model is not a module, or `config` is not a config of this package.
         ValueError: If a target matches nothing, the method is unknown, an option does not belong to
             the method or is missing, or both a config and keywords are given.
         OSError: If the path or id cannot be loaded.
@@ -80,34 +81,36 @@ def compress(
     """Compress a loaded model in place.
 
     A transformers model can then be saved, pushed and reloaded like one that was compressed by
-    `from_pretrained`. If nothing was replaced it stays a plain model. In any other module only the
-    selected layers are replaced. A second call may compress other layers of a transformers model in
-    another way. If torch.distributed runs, every process calls this on its replica: the processes
-    share the work and end with the same weights.
+    `from_pretrained`. If nothing was replaced, it stays a plain model. In a module that is not from
+    transformers, only the selected layers are replaced. A second call may compress other layers of
+    a transformers model in another way. If torch.distributed runs, every process calls `compress`
+    on its replica. The processes share the work and end with the same weights.
 
     Args:
         model: A model with its weights in memory.
         config: The method and its options; by default the noise is stored in 8 bits.
-        dry_run: Only plan: ranks, energies, bits and latencies. The model is not changed.
+        dry_run: Whether to return only the plan (ranks, energies, bits, latencies) and leave the
+            model unchanged.
         calibration: Batches of the model's arguments, such as a few hundred tokenized sentences.
-            They are read several times, so an iterator is first read into memory. Signal and noise
-            are then split so that the error of the layers' outputs on these batches is small, and
-            biases are shifted to keep the mean outputs. Labels are not needed, padding is left out.
+            They are read several times, so an iterator is first read into memory. With them, signal
+            and noise are split so that the error of the layers' outputs on these batches is small,
+            and biases are shifted to keep the mean outputs. Labels are not needed. Padding is left
+            out.
             `method="ntk"` refits the last layer to its old outputs on these batches. It also uses
             these outputs to decide whether activations become step functions.
         size: Only with calibration and `noise="drop"`: the share of the layers' parameters to
-            keep, in (0, 1]. Ranks are shared out over the layers by what each direction is worth
-            to the model's outputs, instead of by the rule of the method.
+            keep, in (0, 1]. Each layer then gets its rank by what its directions (parts of rank
+            one) are worth to the model's outputs, and not by the rule of the method.
 
     Returns:
-        A report of what was done, or with `dry_run` would be done. `model.compression_report`
-        holds what was done in all calls.
+        A report of what was done or, with `dry_run`, would be done. `model.compression_report`
+        tells what was done in all calls.
 
     Raises:
         TypeError: If `model` is not a module, `config` not a config, or a batch not a mapping.
-        ValueError: If the model, or one of the selected layers, is quantized already, nothing can
-            be compressed, calibration holds no batch or is not finite, or options contradict each
-            other.
+        ValueError: If nothing can be compressed, the model or one of the selected layers is
+            quantized already, calibration holds no batch or is not finite, or options contradict
+            each other.
     """
     check_module(model)
     check_no_adapter(model)
@@ -150,8 +153,8 @@ def export_dense(model_or_path: ModelOrPath) -> nn.Module:
         The dense model. Its weights are the matrices by which the compressed layers multiply.
 
     Raises:
-        ValueError: If the model has no compressed layer, has activations that became step
-            functions, which no plain model has, or has an offloaded layer.
+        ValueError: If the model has no compressed layer, has an offloaded layer, or has activations
+            that became step functions, because a plain model has no step functions.
         TypeError: If `model_or_path` is neither a model nor a path.
     """
     model: Any = load_if_path(model_or_path)
@@ -219,7 +222,7 @@ def _saved_config(path: str | PathLike[str]) -> Any:
             raise ValueError(f"{path}: {CONFIG} cannot be read: {error}") from error
         raise OSError(
             f"{str(path)!r} is neither a folder with a model nor a Hub id that can be reached; "
-            f"pass a local folder, or connect. {error}"
+            f"pass a local folder, or connect to the Hub. {error}"
         ) from error
     except (TypeError, LookupError, AttributeError, ValueError, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
@@ -241,7 +244,7 @@ def _class_of(saved: Any) -> Any:
 
 
 def check_compressible(model: nn.Module, config: RMTConfig, *, again: bool = False) -> None:
-    """Refuse what cannot be compressed; `again` allows a model that is partly compressed."""
+    """Refuse a model that cannot be compressed; `again` allows one that is partly compressed."""
     check_module(model)
     check_settings(config)
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
@@ -252,18 +255,18 @@ def check_compressible(model: nn.Module, config: RMTConfig, *, again: bool = Fal
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not (again and isinstance(quantizer, RMTQuantizer)):
         method = quantizer.quantization_config.quant_method
-        raise quantized_already(type(model).__name__, method, "model.dequantize() first")
+        raise quantized_already(type(model).__name__, method, "call model.dequantize() first")
 
 
 def load_compressed(path: str | PathLike[str], config: RMTConfig) -> tuple[Any, CompressionReport]:
-    """Load a model and compress each weight as it comes; the whole dense model is never in memory.
+    """Load a model and compress each weight when it is read, to keep the dense model out of memory.
 
     Args:
         path: Folder or Hub id.
         config: The method and its options.
 
     Returns:
-        The compressed model and what was done.
+        The compressed model, and the report of what was done.
 
     Raises:
         ValueError: If the model is quantized already.

@@ -36,8 +36,8 @@ REMEDIES = {
     "weight_u": "call torch.nn.utils.remove_spectral_norm(layer) first",
     "bias": "instead of removing a bias, set it to zeros; an added bias cannot be saved",
 }
-"""How to remove from a layer the tensors that cannot be saved, by the start of their names."""
-OTHERWISE = "remove them, or put layer.to_dense() in its place"
+"""How to free a layer of tensors that cannot be saved, by the start of the tensor's name."""
+OTHERWISE = "remove these tensors, or replace the layer by layer.to_dense()"
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def make_savable(model: Any, state_dict: Mapping[str, Any] | None = None) -> Non
 
 
 def warn_of_latent(model: Any) -> None:
-    """Warn that a model is saved in the middle of the training of its ternary layers."""
+    """Warn if a model is saved while its ternary layers are still being trained."""
     latent = [name for name, part in model.named_modules() if isinstance(part, LatentTernaryLinear)]
     if latent:
         logger.warning(
@@ -136,7 +136,7 @@ def _is_layer(module: Any, plan: LayerPlan) -> bool:
 
 
 def _of_now(model: nn.Module, name: str, layer: Any, plan: LayerPlan | None) -> LayerPlan:
-    """The plan to record for a layer, from its earlier plan, if any, and the present module."""
+    """The plan to record for a layer, made from its earlier plan (if any) and the present layer."""
     if plan is None:
         plan = LayerPlan(name, matrix_shape(layer), Outcome.KEPT)
     plan = _with_step_of_now(model, layer, plan)
@@ -181,7 +181,7 @@ def _dense_now(layer: Any, plan: LayerPlan) -> LayerPlan:
 
 
 def _with_step_of_now(model: nn.Module, layer: Any, plan: LayerPlan) -> LayerPlan:
-    """The plan, without its step if the step was removed from the model."""
+    """The plan, without its step activation if this activation is no longer in the model."""
     if plan.step is None:
         return plan
     if "function" in plan.step:
@@ -195,7 +195,7 @@ def _with_step_of_now(model: nn.Module, layer: Any, plan: LayerPlan) -> LayerPla
 def _check_tensors(plan: LayerPlan, layer: Any, given: Mapping[str, Any] | None) -> None:
     """Refuse a compressed layer if the tensors to be written are not the ones that loading needs.
 
-    The caller may give only a part of the model's tensors.
+    If tensors are given, only these are checked, because a caller may save only some of them.
     """
     if not is_compressed(layer):
         return
@@ -218,13 +218,13 @@ def _check_tensors(plan: LayerPlan, layer: Any, given: Mapping[str, Any] | None)
         otherwise = OTHERWISE if given is None else "pass the tensors of model.state_dict()"
         raise ValueError(
             f"layer {plan.name!r} cannot be saved: a compressed layer is loaded with "
-            f"{', '.join(wanted)} of the recorded shapes, and this one differs in "
+            f"{', '.join(wanted)} of the recorded shapes, and this layer differs in "
             f"{', '.join(odd)}; {next(found, otherwise)}"
         )
 
 
 def _tensors_of(plan: LayerPlan, layer: Any) -> dict[str, torch.Size]:
-    """Shapes of the tensors that loading fills, by their names in the layer."""
+    """The shape of each tensor that loading will need, by the name of the tensor in the layer."""
     with torch.device("meta"):
         dense: Any = layer.empty_dense()
         there = layer.bias is not None if layer.took_bias is None else layer.took_bias

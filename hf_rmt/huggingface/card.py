@@ -29,7 +29,7 @@ PROCESSORS = {
     "tokenizer_config.json": "AutoTokenizer",
     "preprocessor_config.json": "AutoImageProcessor",
 }
-"""The Auto class that loads what prepares the inputs, by the name of its file."""
+"""The Auto class of a tokenizer or an image processor, by the name of its file."""
 NOT_ON_CARDS = {"layers", "digest", "files", "code"}
 
 CARD_TAG = "hf_rmt"
@@ -44,10 +44,11 @@ def hub_id(name: str | None) -> str | None:
 
 
 def picture_of(model: Any) -> bytes:
-    """The picture of a model as a PNG file, drawn once for each report; empty if there is none.
+    """The picture on a model's card as the bytes of a PNG file; empty if there is no picture.
 
-    The picture shows the spectra if the report has them, else the plan over depth. Drawing needs
-    matplotlib. If all compressed layers are ternary, there is nothing to draw.
+    If the report has spectra, the picture shows them. If not, it shows the plan from the first
+    layer to the last. It is drawn once for each report, with matplotlib. If all compressed layers
+    are ternary, there is nothing to draw.
     """
     report = getattr(model, "compression_report", None)
     known, content = model.__dict__.get(DRAWN, (None, b""))
@@ -86,7 +87,7 @@ def _plan(model: Any) -> CompressionPlan:
 def card_of(
     model: Any, folder: Path, *, repo_id: str | None = None, token: str | None = None
 ) -> ModelCard:
-    """The generated card of a folder with saved weights; it uses the network only for a push."""
+    """The generated card for a folder with saved weights. Only a push uses the network for it."""
     config = model.hf_quantizer.quantization_config
     auto, about = auto_class(model), _source_card(source_of(model), token, online=bool(repo_id))
     report = getattr(model, "compression_report", None)
@@ -116,7 +117,7 @@ def processor_in(folder: Path) -> str | None:
 
 
 def _metadata(auto: str, about: dict[str, Any]) -> CardMetadata:
-    """The metadata for the Hub: the task, and what the card of the source model says."""
+    """The metadata for the Hub: the task, and what the card of the original model says."""
     return CardMetadata(
         pipeline_tag=about.get("pipeline_tag") or task_of(auto),
         language=_several(about.get("language")),
@@ -147,7 +148,7 @@ def _loads(auto: Any, model: Any) -> bool:
 
 
 def _plan_as_saved(model: Any) -> CompressionPlan:
-    """The plan with the bits of the dtype in which the model is saved; it may have changed."""
+    """The plan, with bits for the dtype in which the model is saved, which may be a new dtype."""
     return CompressionPlan(tuple(_as_saved(model, layer) for layer in _plan(model)))
 
 
@@ -165,9 +166,9 @@ def _as_saved(model: Any, layer: LayerPlan) -> LayerPlan:
 
 
 def _sizes(plan: CompressionPlan, folder: Path) -> dict[str, int]:
-    """Bytes of the saved weights, and what they would be with dense layers.
+    """Bytes of the saved weights (`after`) and of the weights with dense layers (`before`).
 
-    The header of a file is not counted, as in the report, because a dense file has another one.
+    As in the report, file headers are not counted, because a dense file has another header.
     """
     after = sum(_tensor_bytes(path) for path in folder.glob("*.safetensors"))
     saved = sum(layer.dense_bits - layer.bits for layer in plan.compressed) // 8
@@ -190,7 +191,7 @@ def foreign_card(repo_id: str, token: str | None) -> ModelCard | None:
 
 
 def _source_card(source: str, token: str | None, *, online: bool) -> dict[str, Any]:
-    """What the card of the model's source says in its front matter, if it can be read."""
+    """The metadata of the card of the original model; empty if the card cannot be read."""
     if not source:
         return {}
     try:

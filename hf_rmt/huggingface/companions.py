@@ -1,4 +1,7 @@
-"""The parts of a saved model that are not tensors: alarm, digests, remote code, card, picture."""
+"""Adds to a saved model what is not a tensor: code file, digests, alarm, card and its picture.
+
+`hf_rmt.huggingface.alarm` describes the alarm, and `hf_rmt.huggingface.remote_code` the code file.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG, CARD = "config.json", "README.md"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
-"""Checkpoint folders of a `Trainer`, which resumes from them; they get no picture, because drawing
-takes seconds."""
+"""Names of the checkpoint folders of a `Trainer`. They get no picture, because drawing it takes
+seconds."""
 
 
 def has_config(folder: Path) -> bool:
@@ -37,13 +40,13 @@ def has_config(folder: Path) -> bool:
 
 
 def write_companions(model: Any, folder: Path, target: Path) -> None:
-    """Complete a folder that holds config and weights.
+    """Add the code file, the card and more entries of config.json to a saved model.
 
     Args:
         model: The compressed model.
         folder: The folder into which its config and weights have been written.
-        target: The folder into which they will be moved; a card there that a person wrote is not
-            changed.
+        target: The folder into which all files will be moved. If a person wrote a card there, the
+            card is not changed.
     """
     (folder / REMOTE_FILE).write_text(remote_code(), encoding="utf-8")
     _complete_config(model, folder, target)
@@ -82,7 +85,7 @@ def _alarm(config: dict[str, Any]) -> None:
 
 
 def _other_variants(record: dict[str, Any], target: Path) -> dict[str, str]:
-    """Digests of the weights of other variants that an earlier save with this record left here."""
+    """Digests of weights in other variants, such as fp16, that are already in `target`."""
     try:
         before = json.loads((target / CONFIG).read_text(encoding="utf-8"))["quantization_config"]
         files = before["files"] if before["layers"] == record["layers"] else {}
@@ -92,7 +95,7 @@ def _other_variants(record: dict[str, Any], target: Path) -> dict[str, str]:
 
 
 def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write the record of its own layers into the config of each part that can be loaded alone."""
+    """For each part that can be loaded alone, write the record of its layers into its config."""
     plan = CompressionPlan.from_dict(record["layers"])
     for key, part in sub_configs(model.config).items():
         inner = config.get(key)
@@ -106,7 +109,7 @@ def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) 
 
 
 def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]:
-    """The layers of the modules that have the given config, with their names in these modules."""
+    """The planned layers in the modules that have this config, by their names in these modules."""
     found: dict[str, Any] = {}
     outer: list[str] = []
     for name, module in model.named_modules():
@@ -133,7 +136,7 @@ def _write_card(model: Any, folder: Path, target: Path) -> None:
 
 
 def writes_card(target: Path) -> bool:
-    """Whether a folder has no card yet, or a generated one that may be replaced."""
+    """Whether a card may be written: the folder has no card, or only a generated card."""
     return not (target / CARD).exists() or is_generated(target / CARD)
 
 

@@ -1,7 +1,7 @@
 """The undocumented parts of transformers, peft and torch that this package uses.
 
-Each function wraps one such part. `tests/huggingface/test_compat.py` holds a contract test for
-each, so that a new version that breaks one is found by name.
+Each function wraps one such part. `tests/huggingface/test_compat.py` has a test for each function.
+If a new version of a library changes a part, the test of that part fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hf_rmt.nn.swap import BOUND_HOOK, CARRIERS
 from hf_rmt.plan import Cause
 
 WITHIN_ADAPTER = ".base_layer"
-"""Where PEFT keeps a layer that has an adapter around it."""
+"""PEFT adds this to the name of a layer when it puts an adapter around the layer."""
 
 
 def is_pretrained(model: object) -> bool:
@@ -35,9 +35,10 @@ def is_pretrained(model: object) -> bool:
 
 
 def pass_on_loading_attributes(registry: Any, config: type) -> None:
-    """Have transformers take loading attributes from a config that a user passes.
+    """Make transformers read the loading attributes of a config, such as the layout.
 
-    Without this, a config that is passed for a model that is quantized already is ignored.
+    Without this call, transformers ignores the config that a user passes for a model that is
+    quantized already.
 
     Args:
         registry: The module `transformers.quantizers.auto`.
@@ -115,7 +116,7 @@ def teach_peft(lora_model: Any) -> None:
     """Let PEFT put our LoRA layer around compressed layers.
 
     PEFT asks several functions in turn for the LoRA layer of a module. It looks up the last one,
-    `dispatch_default`, by name each time. So it is replaced by a function that asks ours first.
+    `dispatch_default`, by name each time. So this name gets a function that asks ours first.
 
     Args:
         lora_model: The module `peft.tuners.lora.model`.
@@ -152,7 +153,7 @@ def saves_adapter_only(model: Any) -> bool:
 
 
 def adapter_layers(model: nn.Module) -> list[str]:
-    """Names of the modules that PEFT has put around others, the outer ones first."""
+    """Names of the modules that PEFT has put around other modules, the outer modules first."""
     if "peft" not in sys.modules:
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -178,7 +179,7 @@ def auto_mapping(auto: Any) -> Any:
 
 
 def task_of(auto: str) -> str | None:
-    """The first task of a pipeline that loads its model with an Auto class, or None."""
+    """The first pipeline task whose models this Auto class loads; None if there is no such task."""
     from transformers.pipelines import SUPPORTED_TASKS
 
     for task, entry in SUPPORTED_TASKS.items():
@@ -188,7 +189,7 @@ def task_of(auto: str) -> str | None:
 
 
 def trainer_holding(state: Any) -> Any:
-    """The Trainer that holds the state that a callback is given; None if no Trainer holds it.
+    """The Trainer to which a Trainer state belongs; None if no Trainer has this state.
 
     Callbacks get the state and not the Trainer, but only the Trainer can log to the reports. So all
     objects of the process are searched, once for each state.

@@ -32,11 +32,11 @@ def conclude(
 ) -> CompressionReport:
     """Record on a model what was done to it.
 
-    `from_pretrained`, `compress` and `RMTCallback` all call this function at the end. A
-    transformers model in which layers were replaced gets the quantizer that saving and loading
-    need. This may be the model itself or a part of it. A transformers model in which nothing was
-    replaced stays a plain model. The model and each transformers model in it get their report as
-    `compression_report`.
+    `from_pretrained`, `compress` and `RMTCallback` all call this function at the end. The model or
+    parts of it may be transformers models. A transformers model with replaced layers gets a
+    quantizer, the object with which transformers saves and loads it. One without replaced layers
+    stays a plain model. The model and each transformers model in it get their report as the
+    attribute `compression_report`.
 
     Args:
         model: The model, compressed in place.
@@ -71,7 +71,7 @@ def lay_out(model: Any, config: RMTConfig) -> None:
 
 
 def adopt(model: Any) -> None:
-    """Record on a transformers model what was done to its parts, if its own record lacks it.
+    """Add to the record of a transformers model what was done to its parts, if this is missing.
 
     A part may have been compressed by itself, before or after it became a part of this model.
 
@@ -105,13 +105,15 @@ def adopt(model: Any) -> None:
 
 
 def attach(model: Any, config: RMTConfig, report: CompressionReport, *, name: str = "") -> None:
-    """Give a transformers model the quantizer that saving and loading need, if they need one.
+    """Give a transformers model the quantizer with which it is saved and loaded.
+
+    A model in which nothing was replaced gets no quantizer, and an earlier one is removed.
 
     Args:
         model: The model, with its compressed layers.
         config: The config of the compression; it is copied.
-        report: The report, by the names of the model's layers.
-        name: The name of the model in a larger module, for a message.
+        report: The report of the compression; it names the layers as `model` does.
+        name: The name of the model in a larger module, for a log message.
     """
     from hf_rmt.huggingface.quantizer import RMTQuantizer
 
@@ -140,7 +142,7 @@ def attach(model: Any, config: RMTConfig, report: CompressionReport, *, name: st
 
 
 def _release(part: Any) -> None:
-    """Remove the quantizer that a part has of its own, because the whole model has one now."""
+    """Remove a quantizer that only a part has, because the whole model has a quantizer now."""
     own = getattr(part, "hf_quantizer", None)
     if isinstance(own, RMTLoader):
         own.remove_quantization_config(part)
@@ -148,7 +150,7 @@ def _release(part: Any) -> None:
 
 
 def keep_record(part: Any, config: RMTConfig, plan: CompressionPlan) -> None:
-    """Give a part that is a transformers model the record that its own save must write."""
+    """Keep on a part the record that is written if this part is saved without the whole model."""
     part.__dict__.pop(PART, None)
     if any(layer.compressed or layer.step for layer in plan):
         own = copy.copy(config)
@@ -165,8 +167,8 @@ def stays_plain(plan: CompressionPlan, name: str) -> bool:
     reasons = Counter(layer.reason for layer in plan)
     shown = "; ".join(f"for {count}: {reason}" for reason, count in reasons.most_common(3))
     logger.warning(
-        "none of the %d layers of %s was replaced (%s). It stays a plain model and can be saved "
-        "and loaded without hf_rmt",
+        "none of the %d layers of %s was replaced (%s). The model stays a plain model and can be "
+        "saved and loaded without hf_rmt",
         len(plan),
         name,
         shown,

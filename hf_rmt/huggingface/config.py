@@ -1,4 +1,4 @@
-"""`RMTConfig`: the settings as transformers' quantization config, with the decisions per layer."""
+"""`RMTConfig`, a quantization config of transformers: the settings and the decisions per layer."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ PER_LINE = 88
 
 
 class _Fields:
-    """The dataclass fields of a config: those of the base class do not include our options.
+    """The dataclass fields of an `RMTConfig`, including the options of the methods.
 
-    Without this, `dataclasses.replace` and `asdict` would lose every option without an error.
+    The fields of the base class lack these options, so `dataclasses.replace` and `asdict` would
+    lose every option without an error.
     """
 
     def __get__(self, instance: object, owner: type) -> dict[str, dataclasses.Field[Any]]:
@@ -40,16 +41,16 @@ class RMTConfig(CompressionSettings, CompressionRecord):
 
     `AutoModel.from_pretrained(name, quantization_config=RMTConfig())` splits the weight of every
     attention and MLP layer into its signal, kept as trainable low-rank factors, and its noise,
-    kept in 8 bits. All settings are keywords.
+    kept in 8 bits. All settings are keyword arguments.
 
     Args:
         layers: The decision on each layer, by its name in the model. Filled in by the library.
         base_model: Name of the model that was compressed. Filled in by the library.
-        size: The share of parameters that `compress` was asked for. Filled in by the library.
+        size: The share of parameters that `compress` had to keep. Filled in by the library.
         calibrated: Whether `compress` had calibration batches. Filled in by the library.
         format_version: Version of the format of the saved files. Filled in by the library.
         digest: Digest of `layers` as they were saved. Filled in by the library.
-        files: SHA-256 of the files with the weights, by name. Filled in by the library.
+        files: SHA-256 of each file with weights, by file name. Filled in by the library.
         code: Digest of the code file that is saved with the weights. Filled in by the library.
         quant_method: Always "rmt".
         layout: How the weights lie in memory after loading, as in `hf_rmt.set_layout`: `packed`,
@@ -58,8 +59,8 @@ class RMTConfig(CompressionSettings, CompressionRecord):
             nearly exact. It is not saved.
 
     Raises:
-        ValueError: If a value is unknown, two contradict each other, or the config was written
-            by a newer version.
+        ValueError: If a value is unknown, two values contradict each other, or the config was
+            written by a newer version.
         TypeError: If a value has the wrong type.
 
     Examples:
@@ -96,7 +97,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         CompressionRecord.__init__(self, **vars(self), **recorded)
 
     def to_dict(self) -> dict[str, Any]:
-        """The method, the options that it reads, and what the library filled in, as plain JSON."""
+        """A dict of JSON values: the method, its options, and what the library filled in."""
         settings = {**vars(self)} if self.method not in methods() else super().to_dict()
         recorded = {key: getattr(self, key) for key in (*RECORDED, *OF_FILES)}
         kept = {key: recorded[key] for key in recorded if key in RECORDED or recorded[key]}
@@ -105,7 +106,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         return copy.deepcopy(settings | kept)
 
     def get_loading_attributes(self) -> dict[str, Any]:
-        """The options that also have an effect if the model to load is compressed already."""
+        """The options that also have an effect when an already compressed model is loaded."""
         return {key: getattr(self, key) for key in IN_MEMORY}
 
     def replace(self, **changes: Any) -> Self:
@@ -121,15 +122,15 @@ class RMTConfig(CompressionSettings, CompressionRecord):
     def from_dict(
         cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> RMTConfig | tuple[RMTConfig, dict[str, Any]]:
-        """Inverse of `to_dict`.
+        """Make a config from its fields, such as those that `to_dict` returns.
 
         Args:
-            config_dict: Fields of a config.
+            config_dict: The fields of a config, by name.
             return_unused_kwargs: Whether to return also the keyword arguments that are no fields.
-            **kwargs: Fields that override those of the mapping.
+            **kwargs: Values that override those in `config_dict`.
 
         Returns:
-            The config, with the unused keyword arguments if asked for.
+            The config. With `return_unused_kwargs`: the config and the unused keyword arguments.
 
         Raises:
             ValueError: If the mapping has a field that this version does not know.
@@ -139,7 +140,8 @@ class RMTConfig(CompressionSettings, CompressionRecord):
         if (unknown := set(config_dict) - known) and not foreign:
             raise ValueError(
                 f"unknown fields {sorted(unknown)} in a config of quant_method {QUANT_METHOD!r}; "
-                f"they are misspelled, or a newer hf_rmt wrote them. Known: {sorted(known)}"
+                "they are misspelled, or a newer hf_rmt wrote them: correct them or upgrade. "
+                f"Known: {sorted(known)}"
             )
         overrides = {key: value for key, value in kwargs.items() if key in known}
         config = cls(**{**config_dict, **overrides})
@@ -166,13 +168,13 @@ __all__ = ["FORMAT_VERSION", "QUANT_METHOD", "RMTConfig"]
 
 
 def _check_not_of_compress(recorded: Mapping[str, Any]) -> None:
-    """Refuse fields that only the library fills in, in a config that records no layers.
+    """Refuse `size` and `calibrated` in a new config, because only the library fills them in.
 
     Raises:
-        ValueError: If a user gives `size` or `calibrated`.
+        ValueError: If one of the two is given.
     """
     for name in (name for name in OF_COMPRESS if recorded.get(name)):
         raise ValueError(
-            f"{name}={recorded[name]!r} is no option of RMTConfig, but is written by the library; "
-            "pass size and calibration to hf_rmt.compress"
+            f"{name}={recorded[name]!r} is no option of RMTConfig, because only the library sets "
+            "it; pass size and calibration to hf_rmt.compress"
         )

@@ -1,4 +1,4 @@
-"""Checks where the command line may write before the work, and writes the files after it."""
+"""Checks, before the work, where the command line may write; writes the files after the work."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from hf_rmt.staging import staged
 
 
 def check_output(output: str | None, sources: Sequence[str], *, overwrite: bool) -> None:
-    """Refuse a target that is an input, holds another model, or cannot be written to.
+    """Refuse a target folder that is an input, holds another model, or cannot be written to.
 
     Args:
-        output: The target; None if there is no target.
+        output: The target folder; None if there is none.
         sources: The folders or Hub ids that will be read.
         overwrite: Whether a model in the target may be replaced.
 
     Raises:
-        ValueError: If the target is one of the sources, or an empty name.
+        ValueError: If the target is one of the sources, or its name is empty.
         FileExistsError: If the target holds a model that may not be replaced.
         OSError: If the target cannot be written to.
     """
@@ -103,10 +103,10 @@ def deliver(
     """Write a model or an adapter and the files of its source to a folder, to the Hub, or to both.
 
     Args:
-        result: An object with `save_pretrained` and `push_to_hub`.
+        result: The model or adapter, with `save_pretrained` and `push_to_hub`.
         source: Folder or Hub id with the tokenizer and the other files.
-        output: The folder; all files are written into a temporary folder and moved at the end.
-            None for no folder.
+        output: The folder, or None. All files are written into a temporary folder first and moved
+            at the end.
         repo: The repository; None for no repository.
         private: Whether a new repository is private.
 
@@ -136,7 +136,7 @@ def deliver(
 
 
 def _is_stale(name: str, *, keep: str) -> bool:
-    """Whether a file of a replaced model must be removed, because it describes this model alone."""
+    """Whether a file in the target describes only the old, replaced model and must be removed."""
     of_it = name in (CONFIG, ADAPTER) or WEIGHTS.fullmatch(name) or OF_ONE_MODEL.fullmatch(name)
     return name != keep and bool(of_it)
 

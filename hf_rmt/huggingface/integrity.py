@@ -1,7 +1,7 @@
 """Checks that a record and its weights are complete and come from the same save.
 
 A record is the `quantization_config` in the config.json of a compressed model. This module is part
-of the code file of every pushed repository.
+of `hf_rmt_remote.py`, the code file that is saved with a compressed model.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from hf_rmt.nn.stores.noise_store import NoiseStore
 from hf_rmt.nn.ternary import TernaryLinear
 
 STORED = {"codes": "U8", "fine": "U8", "coarse": "U8", "base": "I32"}
-"""Types of the tensors of a packed noise store, as safetensors calls them."""
+"""The safetensors dtype of each tensor that holds the packed noise of a layer, by its name."""
 
 
 def digest_of(layers: Mapping[str, Any]) -> str:
-    """A short SHA-256 digest of the entries of all layers in a record."""
+    """A short SHA-256 digest of the entries that a record has for its layers."""
     text = json.dumps(layers, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -42,7 +42,7 @@ def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
     """Refuse a record that was changed, or weights that come from another save.
 
     Args:
-        record: The record of a model as it was read.
+        record: The record that was read from config.json.
         files: The files with the weights.
 
     Raises:
@@ -51,8 +51,9 @@ def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
     digest = getattr(record, "digest", None)
     if digest is not None and digest != digest_of(record.layers):
         raise ValueError(
-            "config.json, quantization_config.layers is not what was saved: its digest differs. "
-            "Get the file again, or remove the field 'digest' there if you meant to change it"
+            "config.json: quantization_config.layers was changed after it was saved: its digest "
+            "differs. Get the file again, or, if you changed it on purpose, remove the field "
+            "'digest' from quantization_config"
         )
     known = getattr(record, "files", None)
     if known is None:
@@ -67,19 +68,21 @@ def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
             raise ValueError(
                 f"config.json and {path.name} do not come from the same save: the SHA-256 "
                 f"of {path.name} is not the recorded one. The file is damaged or of another model. "
-                "Get both again, or remove the field 'files' from quantization_config if you "
-                "rewrote the file yourself"
+                "Get both files again. If you rewrote the weights yourself, remove the field "
+                "'files' from quantization_config"
             )
 
 
 def check_types(files: Iterable[str | Path]) -> None:
-    """Refuse files that store integer codes with a wrong type; transformers would cast them.
+    """Refuse files in which integer codes have a wrong dtype.
+
+    transformers would convert these codes without an error.
 
     Args:
-        files: The files with the weights; only those of safetensors are read.
+        files: The files with the weights. Only safetensors files are checked.
 
     Raises:
-        ValueError: If a tensor of a noise store has another type than in `STORED`.
+        ValueError: If a tensor with packed noise has another dtype than `STORED` says.
     """
     for path in map(Path, files):
         for name, entry in _header(path).items():
@@ -94,12 +97,12 @@ def check_types(files: Iterable[str | Path]) -> None:
 
 
 def names_of_tensors(files: Iterable[str | Path]) -> set[str]:
-    """The names of all tensors in files of safetensors."""
+    """The names of all tensors in safetensors files; other files are skipped."""
     return {name for path in map(Path, files) for name in _header(path)}
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file, by tensor; empty if it cannot be read."""
+    """The header entry of each tensor in a safetensors file; empty if it cannot be read."""
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -113,7 +116,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def kinds_of_tensors(model: nn.Module) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    """Type and shape of each tensor that a compressed layer loads, by its name."""
+    """Dtype and shape of each tensor of the compressed layers, by its name in the model."""
     return {
         f"{name}.{key}": (tensor.dtype, tensor.shape)
         for name, layer in compressed_layers(model).items()
@@ -126,31 +129,31 @@ def check_found(model: nn.Module, missing: Iterable[str], where: str) -> None:
 
     Args:
         model: The model, with its compressed layers.
-        missing: Names of tensors that were not found, or had another shape.
-        where: The file, for the message.
+        missing: Names of the tensors that the file lacks, or holds in another shape.
+        where: The name of the file, for the error message.
 
     Raises:
         ValueError: If one of these tensors belongs to a compressed layer.
     """
     for owner, key in _owned(model, missing):
         latent = isinstance(model.get_submodule(owner), TernaryLinear)
-        also = "; from a checkpoint of TernaryCallback, resume the training" if latent else ""
+        also = "; a checkpoint of TernaryCallback can only resume its training" if latent else ""
         raise ValueError(
-            f"layer {owner!r}: {where} has no tensor {key!r} of the recorded shape; it is damaged "
-            f"or of another model, so get it again{also}"
+            f"layer {owner!r}: {where} has no tensor {key!r} of the recorded shape; the file is "
+            f"damaged or of another model, so get it again{also}"
         )
 
 
 def check_none_extra(model: nn.Module, unexpected: Iterable[str], where: str) -> None:
-    """Refuse a file that holds more tensors of a compressed layer than the layer takes.
+    """Refuse a file that holds additional tensors for a compressed layer.
 
-    transformers would ignore them, and the layer would compute something else than when it was
-    saved.
+    transformers would ignore these tensors. The layer would then compute something else than
+    before it was saved.
 
     Args:
         model: The model, with its compressed layers.
-        unexpected: Names of tensors that the model has no place for.
-        where: The file, for the message.
+        unexpected: Names of the tensors in the file that the model does not have.
+        where: The name of the file, for the error message.
 
     Raises:
         ValueError: If one of these tensors belongs to a compressed layer.
@@ -158,19 +161,19 @@ def check_none_extra(model: nn.Module, unexpected: Iterable[str], where: str) ->
     for owner, key in _owned(model, unexpected):
         raise ValueError(
             f"layer {owner!r}: {where} holds {key!r}, and a {type(model).__name__} that is made "
-            "from its config.json has no such tensor; remove what was added to the layer before "
-            "saving, or load into a model that has the same addition"
+            "from its config.json has no such tensor, so something was added to the layer before "
+            "it was saved; remove it there and save again, or load into a model that has it too"
         )
 
 
 def check_none_left(mismatched: Iterable[tuple[str, Any, Any]], where: str) -> None:
     """Refuse a compressed tensor for which this model has a dense layer.
 
-    With `ignore_mismatched_sizes=True` transformers would draw random weights for it.
+    With `ignore_mismatched_sizes=True` transformers would give the dense layer random weights.
 
     Args:
         mismatched: Each tensor whose shapes differ: name, shape in the file, shape in the model.
-        where: The file, for the message.
+        where: The name of the file, for the error message.
 
     Raises:
         ValueError: If one of these tensors is the weight of a compressed layer.
@@ -183,23 +186,23 @@ def check_none_left(mismatched: Iterable[tuple[str, Any, Any]], where: str) -> N
         ternary = tuple(found) == (-(-out * columns // 5),)
         if spiked or ternary:
             raise ValueError(
-                f"{key!r} of {where} belongs to a compressed layer, and this model has none there; "
-                "load the model with the class it was saved from"
+                f"{key!r} of {where} belongs to a compressed layer, but this model has a dense "
+                "layer there; load the model with the class it was saved from"
             )
 
 
 def check_values(
     model: nn.Module, expected: Mapping[str, tuple[torch.dtype, torch.Size]], where: str
 ) -> None:
-    """Refuse compressed layers with tensors that cannot have been saved.
+    """Refuse compressed layers whose tensors were damaged in the file.
 
     Args:
         model: The loaded model.
         expected: What `kinds_of_tensors` returned before the weights were loaded.
-        where: The file, for the messages.
+        where: The name of the file, for the error message.
 
     Raises:
-        ValueError: If a tensor has another type or shape, is not finite, or holds invalid codes.
+        ValueError: If a tensor has another dtype or shape, is not finite, or holds invalid codes.
     """
     for name, layer in compressed_layers(model).items():
         state = layer.state_dict(keep_vars=True)
@@ -232,7 +235,7 @@ def _fault(tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> str:
 
 
 def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
-    """Integer tensors with values that packing never writes, and what is wrong with them."""
+    """Yield (name, fault) for each integer tensor with values that packing never writes."""
     packed = layer.weight if isinstance(layer, TernaryLinear) else None
     if packed is not None and packed.dim() == 1 and _most(packed) >= len(TRITS):
         yield "weight", "holds invalid codes"
@@ -250,14 +253,14 @@ def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
 
 
 def _most(codes: torch.Tensor) -> int:
-    """The largest byte; 0 if there are no bytes, or none are loaded yet."""
+    """The largest byte of a tensor of codes; 0 if it is empty or not loaded yet."""
     if codes.device.type == "meta" or not codes.numel():
         return 0
     return int(codes.view(torch.uint8).amax())
 
 
 def _owned(model: nn.Module, keys: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Names of the layer and of the tensor, for each tensor that belongs to a compressed layer."""
+    """Yield (layer, tensor), two names, for each tensor that belongs to a compressed layer."""
     names = compressed_layers(model)
     for key in sorted(keys):
         if owner := next((name for name in _above(key) if name in names), None):
@@ -265,6 +268,6 @@ def _owned(model: nn.Module, keys: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _above(key: str) -> Iterable[str]:
-    """Names of the modules that may hold a tensor, from the innermost one."""
+    """The names of all modules around the tensor `key`, the innermost module first."""
     parts = key.split(".")
     return (".".join(parts[:end]) for end in range(len(parts) - 1, -1, -1))

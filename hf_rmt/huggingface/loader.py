@@ -1,7 +1,7 @@
 """Loads and saves compressed models, and makes them dense; it cannot compress.
 
-This module is part of the code file of every pushed repository, so it must not import the modules
-that compress.
+This module is part of `hf_rmt_remote.py`, the code file that is saved with a compressed model. So
+it must not import the modules that compress.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hf_rmt.nn.swap import swap_module
 from hf_rmt.plan.plans import CompressionPlan, LayerPlan
 
 PART = "_rmt_part"
-"""Attribute in which a part that is a transformers model keeps its own record."""
+"""Attribute in which a part of a model, itself a transformers model, keeps its own record."""
 
 REPLACED = ("save_pretrained", "push_to_hub", "resize_token_embeddings", "tie_weights")
 """Methods that are replaced on each compressed model."""
@@ -103,7 +103,7 @@ class RMTLoader(HfQuantizer):
     def get_state_dict_and_metadata(
         self, model: nn.Module
     ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """The state dict, with factors in bfloat16 if bfloat16 holds them exactly.
+        """The state dict to save, with factors in bfloat16 if bfloat16 holds them exactly.
 
         If `given_state` is set, it is used instead of the model's own state dict.
         """
@@ -138,7 +138,7 @@ def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
     """Replace a dense layer by the recorded layer, which has no values yet.
 
     Raises:
-        ValueError: If the record does not fit the layer; the error names layer and rule.
+        ValueError: If the record does not fit the layer. The error names the layer and the rule.
     """
     try:
         if layer.compressed:
@@ -173,16 +173,16 @@ def _found_all(model: Any, where: str, info: Any) -> None:
 def runtime_names(
     model: nn.Module, plan: CompressionPlan, files: Iterable[str] = ()
 ) -> CompressionPlan:
-    """The recorded layers by their names in this model, which may have another head, or none.
+    """Find the recorded layers in this model, which may have another head, or none.
 
     Args:
         model: A transformers model.
         plan: The layers by their names in the model that was saved.
-        files: The files with the weights. They tell whether this model is the saved one without
-            its head. This model may then have no recorded layer, if only the head was compressed.
+        files: The files with the weights. They tell whether the saved model had a head. If only
+            this head was compressed, a model without it has no recorded layer.
 
     Returns:
-        The layers that this model has, by its own names.
+        The recorded layers that this model has, by their names in this model.
 
     Raises:
         ValueError: If this model has none of the recorded layers, although it should have some.

@@ -1,4 +1,4 @@
-"""The quantizer compresses one weight at a time while `from_pretrained` reads the checkpoint."""
+"""The quantizer, which compresses one weight at a time while `from_pretrained` loads a model."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def _check_on_the_fly(config: CompressionSettings) -> None:
 
 
 def layers_left(model: Any, config: RMTConfig) -> list[str]:
-    """The names that `compressible_layers` finds, also if some layers are compressed already.
+    """The layers that `compressible_layers` selects, in a model that may be partly compressed.
 
     Raises:
-        ValueError: If a selected layer is compressed already, or `compressible_layers` raises it.
+        ValueError: If a selected layer is compressed already, or the selection is wrong.
     """
     before = compressed_layers(model)
     if not before:
@@ -106,7 +106,7 @@ def layers_left(model: Any, config: RMTConfig) -> list[str]:
         for name, part in before.items():
             model.set_submodule(name, part)
     if both := [name for name in names if name in before]:
-        remedy = f"{undoing(model)} first, or name other layers in target_modules"
+        remedy = f"run {undoing(model)} first, or name other layers in target_modules"
         raise quantized_already(f"layer {both[0]!r}", config.quant_method, remedy)
     return names
 

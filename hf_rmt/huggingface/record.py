@@ -1,7 +1,7 @@
 """The record of a compression in the config of a saved model: what loading needs to know.
 
-This module is part of the code file of every pushed repository, so it must not import the modules
-that compress.
+This module is part of `hf_rmt_remote.py`, the code file that is saved with a compressed model. So
+it must not import the modules that compress.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from hf_rmt.checks import check_integer
 
 QUANT_METHOD = "rmt"
 REMOTE_MODULE = "hf_rmt_remote"
-"""Name of the code file that a pushed model carries."""
+"""Name, without ".py", of the code file that is saved with a compressed model."""
 OWN_CONFIG = "own AutoConfig"
-"""Key of `auto_map` for the config class of the user's own code; our class takes the usual key."""
+"""Key of `auto_map` for a user's own config class, because our class takes the usual key."""
 FORMAT_VERSION = 1
 """Version of the format of the saved files; a higher version is refused."""
 
@@ -27,14 +27,14 @@ class CompressionRecord(QuantizationConfigMixin):
     Args:
         layers: The decision on each layer, by its name in the model.
         base_model: Name of the model that was compressed.
-        size: Share of the layers' parameters that the user asked `compress` for, if any.
+        size: Share of the layers' parameters that the user asked `compress` to keep, if any.
         calibrated: Whether `compress` had calibration batches.
         format_version: Version of the format of the saved files.
         digest: Digest of `layers` as they were written.
-        files: SHA-256 of the files with the weights, by name.
+        files: SHA-256 of each file with weights, by file name.
         code: Digest of the code file that was written into the same folder.
         quant_method: Always "rmt".
-        **settings: The settings of the user; they are kept as they are.
+        **settings: The settings of the user; they are stored unchanged.
 
     Raises:
         ValueError: If the record belongs to another method, or a newer version wrote it.
@@ -77,7 +77,7 @@ class CompressionRecord(QuantizationConfigMixin):
         self.digest, self.files, self.code = digest, files, code
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return a field by its name, as a dict does; transformers may read a config so."""
+        """Return a field by its name, because transformers may read a config like a dict."""
         return getattr(self, key, default)
 
 
@@ -88,13 +88,16 @@ def is_record(value: Any) -> bool:
 
 
 def sub_configs(config: Any) -> dict[str, Any]:
-    """Configs of the parts of a model, by their names in its config."""
+    """The configs of the parts of a model, by the names of these parts in the model's config."""
     named = {key: getattr(config, key, None) for key in getattr(config, "sub_configs", {})}
     return {key: part for key, part in named.items() if part is not None}
 
 
 def drop_records(config: Any, *, parts_only: bool = False) -> None:
-    """Remove the record and our code's name from a config and its parts, or from its parts only."""
+    """Remove the record and the name of our code file from a config and the configs in it.
+
+    With `parts_only`, the outer config itself is not changed.
+    """
     if not parts_only and is_record(config.__dict__.get("quantization_config")):
         del config.quantization_config
     if not parts_only and isinstance(config.__dict__.get("auto_map"), dict):

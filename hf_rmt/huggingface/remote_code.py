@@ -1,4 +1,4 @@
-"""The code file that a pushed model carries, so that it loads without this package."""
+"""Makes the code file that is saved with a model, so that the model loads without this package."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ BUNDLED: tuple[ModuleType, ...] = (
     integrity,
     loader,
 )
-"""The bundled modules, each after those that it imports."""
+"""The modules of which the code file is made. Each comes after the modules that it imports."""
 
 EPILOGUE = '''
 from transformers import AutoConfig, PreTrainedConfig
@@ -87,10 +87,10 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 
 
 class LoaderVersions:
-    """The loaders of all versions of this file that the process has read.
+    """The loaders in all versions of this file that the process has read.
 
-    Each model is loaded by the version that was written with it. The package itself, where it is
-    imported, takes the place of all of them.
+    Each model is loaded by the version that was saved with it. If the package hf_rmt is imported,
+    its loader replaces all of these.
     """
 
     def __init__(self):
@@ -99,8 +99,8 @@ class LoaderVersions:
     def of(self, code):
         if code not in self.versions:
             raise ValueError(
-                f"config.json names version {code!r} of {REMOTE_MODULE}.py, which is not the file "
-                "beside it; get both again, or pip install hf_rmt and import it"
+                f"config.json names version {code!r} of {REMOTE_MODULE}.py, but the file beside it "
+                "is another version; get both files again, or pip install hf_rmt and import it"
             )
         return self.versions[code]
 
@@ -123,8 +123,8 @@ silence_alarm()
 class RemoteConfig:
     """Reads the config by transformers or by the user's own config class.
 
-    In `auto_map` this class stands in the place of the user's class. Importing this file registers
-    the quantizer.
+    `auto_map` in config.json names this class instead of the user's class. So transformers imports
+    this file, and the import registers the quantizer.
     """
 
     @classmethod
@@ -152,19 +152,19 @@ class RemoteConfig:
 
 @cache
 def remote_code() -> str:
-    """The text of one file with all that loading needs: layers, noise stores, config, loader.
+    """The text of one file with all that loading needs: layers, stored noise, config, loader.
 
     Returns:
         Python source that imports torch and transformers only.
     """
-    head = f'"""{REMOTE_MODULE}: written by hf_rmt; read and change it there."""\n'
+    head = f'"""{REMOTE_MODULE}: made by hf_rmt from its modules; change the code there."""\n'
     start = f"{head}from __future__ import annotations\n\nCODE = {version_of_code()!r}"
     return f"{start}\n\n{_body()}"
 
 
 @cache
 def version_of_code() -> str:
-    """A digest of the code file, which a record names."""
+    """A digest of the code file; the record of a saved model names this digest."""
     return hashlib.sha256(_body().encode()).hexdigest()[:16]
 
 
@@ -175,7 +175,7 @@ def _body() -> str:
 
 
 def _without_own_imports(source: str) -> str:
-    """The source without its docstring and its imports from this package and from __future__."""
+    """A module's source without its docstring and without imports of this package or __future__."""
     lines = source.splitlines()
     for node in ast.parse(source).body:
         own = isinstance(node, ast.ImportFrom) and (node.module or "").startswith(

@@ -44,7 +44,7 @@ def _save_pretrained(
     variant: str | None = None,
     **kwargs: Any,
 ) -> None:
-    """Save as `PreTrainedModel.save_pretrained` does, and add the files to load without hf_rmt.
+    """Save as `PreTrainedModel.save_pretrained` does; add files for loading without hf_rmt.
 
     All files are written into a temporary folder and moved at the end; see `hf_rmt.staging`.
     """
@@ -85,7 +85,7 @@ def _push_to_hub(
     save_options: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """`PreTrainedModel.push_to_hub` with the generated card in place of an empty template."""
+    """Push as `PreTrainedModel.push_to_hub` does, but with the generated model card."""
     from transformers.utils.hub import hf_api
 
     make_savable(model, (save_options or {}).get("state_dict"))  # before a repository is made
@@ -104,7 +104,7 @@ def _push_to_hub(
 
 @contextmanager
 def _given(model: Any, state_dict: dict[str, Any] | None) -> Iterator[None]:
-    """Make the quantizer save the caller's tensors, if any, instead of the model's own."""
+    """A context in which the quantizer saves the caller's tensors, if any, and not the model's."""
     model.hf_quantizer.given_state = state_dict
     try:
         yield
@@ -174,7 +174,7 @@ def _is_recorded(config: Any) -> bool:
 
 
 def _warn_of_unused(model: Any) -> None:
-    """Warn that a model's config holds a config for compressing that no call has used."""
+    """Warn if the `RMTConfig` in a model's config was never used to compress the model."""
     held = getattr(model.config, "__dict__", {}).get("quantization_config")
     if isinstance(held, CompressionRecord) and held.layers is None:
         logger.warning(
@@ -199,7 +199,7 @@ def _config_of_its_own(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _on_its_own(part: Any) -> Iterator[None]:
-    """A context in which a part of a compressed model is a compressed model itself."""
+    """A context in which a part of a compressed model can be saved as a model of its own."""
     from hf_rmt.huggingface.quantizer import RMTQuantizer
 
     record = copy.deepcopy(part.__dict__[PART])

@@ -1,4 +1,4 @@
-"""Checks whether a folder or a Hub id holds a readable model, and copies its other files."""
+"""Checks whether a folder or a Hub id holds a readable model; copies files beside its weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OF_ONE_MODEL = re.compile(
     r"rng_state.*\.pth|trainer_state\.json|training_args\.bin|all_results\.json|"
     r"(train|eval|test)_results\.json"
 )
-"""Files that describe the source itself and would be wrong for another model."""
+"""Names of files that describe one model, such as its card, and are wrong for any other model."""
 ADAPTER_WEIGHTS = re.compile(r"adapter_model\..*")
 """Names of the files with the weights of an adapter."""
 FOLDERS_LEFT = re.compile(r"checkpoint-\d+|runs|\..*|__pycache__")
@@ -93,8 +93,8 @@ def check_method(path: str | PathLike[str], quantization: Any) -> None:
     """Refuse a model that another method has quantized.
 
     Args:
-        path: The source, for the message.
-        quantization: Its `quantization_config`, if it has one.
+        path: The folder or Hub id of the model, for the message.
+        quantization: The `quantization_config` of the model, or None.
 
     Raises:
         ValueError: If the config belongs to another method.
@@ -122,8 +122,8 @@ def holds_model(folder: Path) -> bool:
 def carry(source: str | PathLike[str], target: Path) -> tuple[list[str], list[str]]:
     """Copy files that a save did not write: sentence encoder modules, vocabularies, templates.
 
-    The config of a model is not copied to an adapter, nor the other way round, because
-    transformers would then take the folder for the other kind.
+    The configs of models and of adapters are not copied. If a folder with an adapter had the config
+    of a model, transformers would take it for a model, and the other way round.
 
     Args:
         source: Folder or Hub id of the model.
@@ -160,7 +160,7 @@ def carry(source: str | PathLike[str], target: Path) -> tuple[list[str], list[st
 
 
 def _other_models(folder: Path, modules: set[str]) -> list[Path]:
-    """Folders below a model's folder that hold models of their own, such as another output."""
+    """Folders inside a model's folder that hold another model, such as an earlier output."""
     found = {
         path.relative_to(folder).parent
         for path in folder.rglob("*")
@@ -185,7 +185,7 @@ def _modules(folder: Path) -> set[str]:
 
 
 def _local(source: str | PathLike[str]) -> Path | None:
-    """The source as a folder; of a Hub id, all files except the weights are downloaded first."""
+    """The folder of a source; None if a Hub id cannot be read. Weights are not downloaded."""
     if Path(source).is_dir():
         return Path(source)
     formats = ("safetensors", "bin", "h5", "msgpack", "ot", "onnx", "onnx_data", "pt", "gguf")
@@ -214,7 +214,7 @@ def processors(source: str | PathLike[str]) -> list[Any]:
 
 
 def _is_made_up(part: Any, source: str | PathLike[str]) -> bool:
-    """Whether this is the empty tokenizer that transformers makes when none was saved."""
+    """Whether `part` is the empty tokenizer that transformers makes if no tokenizer was saved."""
     if not isinstance(part, PreTrainedTokenizerBase) or not part.vocab_files_names:
         return False  # tokenizers of bytes or characters need no file
     files = (TOKENIZER_CONFIG_FILE, FULL_TOKENIZER_FILE, *part.vocab_files_names.values())

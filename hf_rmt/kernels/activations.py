@@ -65,7 +65,7 @@ TRAINED = ("prelu", "xielu")
 
 
 def resolve_activation(activation: Activation) -> Function:
-    """The function on arrays that a name stands for; a function stands for itself.
+    """The function on arrays that a name stands for; a function is returned as it is.
 
     Args:
         activation: A name in `ACTIVATIONS`, or a function on arrays.
@@ -84,8 +84,8 @@ def resolve_activation(activation: Activation) -> Function:
         return activation
     if activation in TRAINED:
         raise ValueError(
-            f"activation {activation!r} has trained parameters, so its name is no function of one "
-            "variable; pass a callable with their values"
+            f"activation {activation!r} has trained parameters, so its name alone does not define "
+            "a function; pass a function of arrays that contains the values of the parameters"
         )
     if activation not in ACTIVATIONS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Formulas that approximate the kernels of wide networks, to leading and to next order."""
+"""Formulas that approximate the kernels of wide networks, to the leading or to the next order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_rmt.kernels.statistics import MixtureStatistics, check_data, mixture_sta
 
 @dataclass(frozen=True)
 class KernelCoefficients:
-    """The numbers by which the activations up to one layer determine the kernels of this layer.
+    """The coefficients of one layer's kernels, computed from the activations up to this layer.
 
     Args:
         tau: tau_l, the scale of the layer's outputs, as in `hf_rmt.kernels`.
@@ -37,8 +37,8 @@ def kernel_coefficients(
 ) -> tuple[KernelCoefficients, ...]:
     """Coefficients of the conjugate kernel (CK) and the neural tangent kernel for all layers.
 
-    Below, a is alpha, b is beta, and a ' marks the next layer. Its activation s has the moments m1,
-    m2 and m3 of `GaussianMoments` and the mean squared slope E s'^2:
+    In these formulas, a stands for alpha and b for beta. A prime marks the next layer. Its
+    activation s has the moments m1, m2 and m3 of `GaussianMoments`, and s' is the slope of s:
 
     a1' = m1^2 a1, a2' = m1^2 a2 + m2^2 a4^2 / 4, a3' = m1^2 a3 + m2^2 a1^2 / 2, a4' = m3 a4;
     b1' = a1' + m1^2 b1, b2' = a2' + m1^2 b2, b3' = a3' + m1^2 b3 + m2^2 a1 b1;
@@ -65,7 +65,7 @@ def kernel_coefficients(
 
 
 def layer_moments(activations: Sequence[Activation], *, tau: float) -> tuple[GaussianMoments, ...]:
-    """Gaussian moments of each activation, at the scale tau_{l-1} of the layer below it.
+    """Gaussian moments of each activation, at the scale tau_{l-1} of the layer before it.
 
     Args:
         activations: One activation for each hidden layer, at least one.
@@ -109,21 +109,24 @@ def conjugate_kernel_equivalent(
 ) -> Array:
     """The conjugate kernel (CK) of L wide layers, approximated by a formula.
 
-    K~_CK = a1 X'X + V A V' + (tau_L^2 - tau_0^2 a1) I, where V A V' = a2 v v' + a3 J T J' / p, and
-    v = J t / sqrt p + psi holds |x_i|^2 - tau_0^2. The a are the `alpha` of `kernel_coefficients`;
-    J, t, T and psi are in `MixtureStatistics`. The published multiple of I also has - tau_0^4 a3.
-    This term belongs to X'X o X'X (o is the entrywise product), whose diagonal V A V' does not
-    have. With this term, the distance to the kernel tends to a3 tau_0^4, not to 0.
+    K~_CK = a1 X'X + V A V' + (tau_L^2 - tau_0^2 a1) I, with V A V' = a2 v v' + a3 J T J' / p. The
+    vector v = J t / sqrt p + psi holds the numbers |x_i|^2 - tau_0^2. The a are the `alpha` of
+    `kernel_coefficients`; J, t, T and psi are in `MixtureStatistics`, and the other
+    symbols in `hf_rmt.kernels`. The published formula also subtracts tau_0^4 a3 from the multiple
+    of I. Then the distance to the kernel tends to a3 tau_0^4, not to 0. The subtraction would be
+    right if a3 multiplied X'X o X'X, the entrywise square of X'X. But a3 multiplies J T J' / p,
+    which has a smaller diagonal.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features): the rows are the x_i.
         activations: One activation for each hidden layer; its mean is subtracted here.
-        statistics: Statistics of the Gaussian mixture; None estimates them from the data as one
-            class.
-        order: 1 is the formula above; its error in operator norm is of order sqrt(log p / p). 2
-            also keeps X'X o X'X, the diagonal and every term of the third degree; its error is of
-            order 1 / p.
-        published: Whether to use the multiple of I as published; for order 1 only.
+        statistics: Statistics of the Gaussian mixture; None estimates them from the data, as if all
+            inputs were of one class.
+        order: 1 for the formula above; its error in operator norm is of order sqrt(log p / p). 2
+            for more terms: X'X o X'X, the diagonal and every term of the third degree (see
+            `next_order`); its error is of order 1 / p.
+        published: Whether to subtract tau_0^4 a3 from the multiple of I, as published; only with
+            order=1.
 
     Returns:
         The kernel, shape (samples, samples).
@@ -147,17 +150,18 @@ def ntk_equivalent(
 ) -> Array:
     """The neural tangent kernel (NTK) of L wide layers, approximated by a formula.
 
-    K~_NTK = b1 X'X + V B V' + (kappa_L^2 - tau_0^2 b1) I. The b are the `beta` and kappa_L the
-    `kappa` of `kernel_coefficients`. V B V' is V A V' of `conjugate_kernel_equivalent` with b2, b3
-    for a2, a3.
+    K~_NTK = b1 X'X + V B V' + (kappa_L^2 - tau_0^2 b1) I. Here b1, b2 and b3 are the `beta` of
+    `kernel_coefficients` for the last layer, and kappa_L is its `kappa`. V B V' has the formula of
+    V A V' in `conjugate_kernel_equivalent`, with b2 in place of a2 and b3 in place of a3.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features): the rows are the x_i.
         activations: One activation without jumps for each hidden layer.
-        statistics: Statistics of the Gaussian mixture; None estimates them from the data as one
-            class.
+        statistics: Statistics of the Gaussian mixture; None estimates them from the data, as if all
+            inputs were of one class.
         order: 1 or 2, as for `conjugate_kernel_equivalent`.
-        published: Whether to use the multiple of I as published, with - tau_0^4 b3.
+        published: Whether to subtract tau_0^4 b3 from the multiple of I, as published; only with
+            order=1.
 
     Returns:
         The kernel, shape (samples, samples).
@@ -185,7 +189,10 @@ def _equivalent(
     _check_options(order, published, len(inputs), len(known.psi))
     layers = layer_moments(activations, tau=known.tau)
     if tangent and not np.isfinite([layer.slope_second_moment for layer in layers]).all():
-        raise ValueError("an activation that jumps has no NTK: E s'^2 is infinite; use the CK")
+        raise ValueError(
+            "an activation that jumps has no NTK, because the mean of s'^2 is infinite; use "
+            "conjugate_kernel_equivalent"
+        )
     gram = inputs @ inputs.T
     if order == 2:
         deviations = np.diag(gram) - known.tau**2
@@ -213,5 +220,5 @@ def _check_options(order: int, published: bool, inputs: int, described: int) -> 
     if inputs != described:
         raise ValueError(
             f"statistics must describe the data's {inputs} inputs, got {described}; compute them "
-            "from the same data"
+            "from the same data with mixture_statistics"
         )

@@ -16,7 +16,7 @@ from hf_rmt.kernels.statistics import check_data, root_mean_square
 MAX_DEGREE = 80
 REMAINDER = 1e-11
 EXCESS = 1e-6
-"""Rounding may make a correlation of features exceed 1 by this much, but not by more."""
+"""A correlation |K_ij| / sqrt(K_ii K_jj) may exceed 1 by at most this, because of rounding."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Kernels:
 
     Args:
         conjugate: Conjugate kernel of the last hidden layer, shape (n, n).
-        tangent: Neural tangent kernel, shape (n, n); None if an activation jumps or if it was not
-            asked for.
+        tangent: Neural tangent kernel, shape (n, n); None if an activation jumps, or if the caller
+            did not ask for this kernel.
     """
 
     conjugate: Array
@@ -38,18 +38,19 @@ def exact_kernels(
 ) -> Kernels:
     """Conjugate kernel (CK) and neural tangent kernel (NTK) of an infinitely wide network.
 
-    Layer l has K_l = E[s(u) s(v)] and NTK_l = K_l + NTK_{l-1} o E[s'(u) s'(v)], where o is the
-    entrywise product. (u, v) is Gaussian; its covariance is that of two inputs in K_{l-1}, with
-    correlation rho, and K_0 = X'X. Let c_k(u) be the Hermite coefficients of s(tau xi), where tau^2
-    is the variance of u. Then E[s(u) s(v)] = sum_k rho^k c_k(u) c_k(v). This series ends where the
-    rest is negligible at the largest correlation. The norms of the inputs do not matter for this,
-    because sum_k c_k^2 = E s^2. The relu has closed formulas, the arc-cosine kernels.
+    The symbols are those of `hf_rmt.kernels`. The inputs have K_0 = NTK_0 = X'X. Layer l has
+    K_l = E[s(u) s(v)] and NTK_l = K_l + NTK_{l-1} o E[s'(u) s'(v)], where o is the entrywise
+    product. For two inputs, u and v are Gaussian: K_{l-1} holds their covariance, and rho is their
+    correlation. Let c_k(u) be the Hermite coefficients of s(tau xi), where tau^2 is the variance of
+    u. Then E[s(u) s(v)] = sum_k rho^k c_k(u) c_k(v). The sum stops at a k beyond which the terms
+    are negligible for the largest correlation. This k does not depend on the norms of the inputs,
+    because sum_k c_k^2 = E s^2. For relu, closed formulas replace the sum: the arc-cosine kernels.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features): the rows are the x_i.
         activations: One activation for each hidden layer.
-        tau: tau_0, the scale of the inputs. It gives the scales tau_{l-1} at which the means E
-            s(tau_{l-1} xi) are subtracted. None takes the root mean square norm of the inputs.
+        tau: tau_0, the scale of the inputs. The means E s(tau_{l-1} xi) follow from it; they are
+            subtracted from the activations. None takes the root mean square norm of the inputs.
 
     Returns:
         The kernels of the last layer.
@@ -109,13 +110,14 @@ def _degree(correlation: Array) -> int:
     if degree > MAX_DEGREE:
         raise ValueError(
             f"distinct inputs must correlate less than {REMAINDER ** (1 / MAX_DEGREE):.2f} for the "
-            f"series to converge, got {largest:.4f}; drop near duplicates, or use relu"
+            f"series to converge, got {largest:.4f}; drop inputs that are almost equal, or use "
+            "relu, which needs no series"
         )
     return max(degree, 4)
 
 
 def _check_correlations(kernel: Array | None, activation: Activation) -> None:
-    """Refuse a kernel with a correlation above 1, which an inexact sum of the series would give."""
+    """Raise if a kernel has a correlation above 1: then the sum of the series was inexact."""
     if kernel is None:
         return
     norms = np.sqrt(np.maximum(np.diag(kernel), 0.0))

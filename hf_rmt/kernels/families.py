@@ -1,4 +1,4 @@
-"""Families of step activations, and the steps from which the search in them starts."""
+"""Families of step activations, and the starting points of the search for the best step."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from hf_rmt.kernels.solver import LEAST_GAP, Pattern
 from hf_rmt.kernels.steps import matched_quantities, normal_density
 
 REACH = 4.5
-"""Starts leave out thresholds beyond this: the normal mass there, 7e-6, is too small for a
-solver."""
+"""Starting points of a search have no thresholds beyond this number: the normal probability there,
+7e-6, is too small for the solver."""
 PLACES = (1e-6, 8.0)
-"""Where the threshold s2 of a symmetric step is looked for."""
+"""The interval in which the threshold s2 of a symmetric step is searched."""
 OUTER = np.array([[1.0], [0.0], [1.0]])
 
 
 def sign_pattern(problem: MatchingProblem) -> Pattern:
-    """The step b 1{x > 0} with the m1 of the goal; 1{x > 0} is 1 where x > 0, and else 0."""
+    """The step b 1{x > 0} with the wanted m1; 1{x > 0} is 1 if x > 0, and otherwise 0."""
     points = np.zeros(1)
     height = problem.goal[0] / normal_density(points)
     return Pattern(points, np.eye(2), np.concatenate([-height / 2, height / 2]))
 
 
 def one_level_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Starts for steps b 1{x < s1 or x > s2}, of three kinds; 1{...} is 1 where this holds, else 0.
+    """Starting points for steps b 1{x < s1 or x > s2}; 1{...} is 1 if this holds, otherwise 0.
 
-    For an activation such as relu both thresholds lie on one side of 0; the side of sign(m1 m2) is
-    tried first. For a nearly odd activation they lie close together. If m1 is small, as for |x|,
-    one threshold lies on each side of 0.
+    There are three kinds. For an activation such as relu, both thresholds lie on the same side of
+    0; the side with the sign of m1 m2 is tried first. For a nearly odd activation, the two
+    thresholds lie close together. If m1 is small, as for |x|, one threshold lies on each side of 0.
     """
     side = np.sign(problem.goal[0] * problem.goal[1]) or 1.0
     for end in (side, -side):
@@ -47,11 +47,11 @@ def one_level_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def _narrow_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """The start for a great height b: both thresholds lie near s, a small width w apart.
+    """A starting point with a large height b: both thresholds lie near s, at a small distance w.
 
     This step has m1 = -b w s phi(s), m2 = b w (1 - s^2) phi(s) and m3 near -b m2 / 2, where phi is
-    the normal density. So s is a solution of s^2 - s m2 / m1 = 1: of the two, the one with the sign
-    of -b m1.
+    the normal density. So s solves s^2 - s m2 / m1 = 1. Of the two solutions, the one with the sign
+    of -b m1 is taken.
     """
     first, second, third = problem.goal[:3]
     if first and second and third:
@@ -64,10 +64,11 @@ def _narrow_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def _straddling_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Starts with one threshold on each side of 0: one with s2 = -s1, two with unlike s1 and s2.
+    """Three starting points with s1 < 0 < s2: one has s2 = -s1, and two are not symmetric.
 
-    If possible, the first one has the m2 and m3 of the goal. It has m2 = 2 b s2 phi(s2) and m3 / m2
-    = b (P - 1/2), where phi is the normal density and P the normal mass between s1 and s2.
+    If possible, the symmetric step has the wanted m2 and m3. Its moments are m2 = 2 b s2 phi(s2)
+    and m3 = b m2 (P - 1/2). Here phi is the normal density, and P is the normal probability of the
+    interval from s1 to s2.
     """
     _, second, third = problem.goal[:3]
     if not second:
@@ -86,9 +87,9 @@ def _straddling_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def published_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Starts for steps b 1{x < r1 or r2 < x <= r3 or x > r4} with r4 - r3 = r2 - r1.
+    """Starting points for steps b 1{x < r1 or r2 < x <= r3 or x > r4} with r4 - r3 = r2 - r1.
 
-    1{...} is 1 where the condition holds, else 0.
+    1{...} is 1 if the condition holds, otherwise 0.
     """
     ratio = 0.0 if problem.is_odd else problem.goal[2] / problem.goal[1]
     height = 2 * np.sqrt(ratio**2 + 1)
@@ -101,7 +102,7 @@ def published_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Starts for steps b (1{x > s2} - 1{x <= s1}); 1{...} is 1 where this holds, else 0."""
+    """Starting points for steps b (1{x > s2} - 1{x <= s1}); 1{...} is 1 if this holds, else 0."""
     height = np.sign(problem.goal[0])
     for first in (-2.0, -1.0, -0.5, 0.0):
         for width in (0.5, 1.0, 2.0):
@@ -110,10 +111,10 @@ def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def quantized_patterns(problem: MatchingProblem, levels: int) -> Iterator[Pattern]:
-    """Two starts: the best quantisers, see `quantized`, of two functions.
+    """Two starting points of a search: the best quantisers (see `quantized`) of two functions.
 
-    One function is the mean of the activation and `MatchingProblem.quadratic`; the other is
-    `quadratic` alone.
+    The first function is the average of two: the activation, with mean 0 and variance 1, and
+    `MatchingProblem.quadratic`. The second function is `quadratic` alone.
     """
     function = resolve_activation(problem.activation)
     stretch = problem.target.tau

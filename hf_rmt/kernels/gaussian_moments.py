@@ -1,4 +1,4 @@
-"""Gaussian moments of activations: a wide network depends on its activations through these only."""
+"""Gaussian moments: the only numbers of an activation that affect the kernels of wide networks."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from hf_rmt.kernels.activations import Activation, Array, resolve_activation
 from hf_rmt.kernels.quadrature import piecewise_quadrature
 
 DEGREE = 6
-"""The means E s^(k) of k-th derivatives are kept up to this k; `next_order` needs them."""
+"""The largest k for which the mean k-th derivative E s^(k) is kept, as `next_order` needs it."""
 LARGEST = 1e200
-"""Largest power of tau or of 1 / tau; it leaves room for the moments in float64."""
+"""The powers of tau and of 1 / tau must stay below this, so that the moments fit into float64."""
 
 
 @dataclass(frozen=True)
 class GaussianMoments:
-    """Means E over a standard normal xi of an activation s(tau xi), its square and derivatives.
+    """Means E of an activation s(tau xi), its square and its derivatives; xi is standard normal.
 
-    By Stein's identity each is the mean of s, s^2 or s'^2 times a Hermite polynomial of xi. So
-    functions with kinks and steps have these moments too.
+    By Stein's identity, each moment is the mean of s, s^2 or s'^2 times a Hermite polynomial of xi.
+    So a function with kinks or jumps has these moments too.
 
     Args:
         tau: Standard deviation of the argument tau xi, > 0.
         derivative_means: E s^(k)(tau xi), the mean k-th derivative, k = 0, 1, ...
-        variance_slopes: r-th derivatives by tau^2 of E[(s(tau xi) - c)^2], r = 0..3, where the
-            constant c is m0 at this tau.
-        slope_slopes: r-th derivatives by tau^2 of E[s'(tau xi)^2], r = 0..2; infinite if s jumps.
+        variance_slopes: r-th derivatives of E[(s(tau xi) - c)^2] with respect to tau^2, r = 0..3,
+            where the constant c is m0 at this tau.
+        slope_slopes: r-th derivatives of E[s'(tau xi)^2] with respect to tau^2, r = 0..2; infinite
+            if s jumps.
 
     Examples:
         >>> relu = gaussian_moments("relu", tau=1.0)
@@ -44,52 +45,52 @@ class GaussianMoments:
 
     @property
     def m0(self) -> float:
-        """E s(tau xi), the mean that the theory subtracts."""
+        """The mean E s(tau xi), which the theory subtracts from s."""
         return self.derivative_means[0]
 
     @property
     def m1(self) -> float:
-        """E s'(tau xi) = E[xi s(tau xi)] / tau."""
+        """The mean slope E s'(tau xi) = E[xi s(tau xi)] / tau."""
         return self.derivative_means[1]
 
     @property
     def m2(self) -> float:
-        """E s''(tau xi) = E[(xi^2 - 1) s(tau xi)] / tau^2."""
+        """The mean second derivative E s''(tau xi) = E[(xi^2 - 1) s(tau xi)] / tau^2."""
         return self.derivative_means[2]
 
     @property
     def m3(self) -> float:
-        """E[s'^2 + (s - m0) s''] = (1/2) E[((s - m0)^2)''], of the centred activation."""
+        """Half the mean second derivative of (s - m0)^2, which is E[s'^2 + (s - m0) s'']."""
         return self.variance_slopes[1]
 
     @property
     def second_moment(self) -> float:
-        """E s(tau xi)^2, the mean included."""
+        """The mean square E s(tau xi)^2, from which no mean is subtracted."""
         return self.variance_slopes[0] + self.m0**2
 
     @property
     def slope_second_moment(self) -> float:
-        """E s'(tau xi)^2; infinite if s jumps."""
+        """The mean squared slope E s'(tau xi)^2; infinite if s jumps."""
         return self.slope_slopes[0]
 
     @property
     def tau_out(self) -> float:
-        """sqrt(E[s^2] - m0^2): the scale of the next layer's arguments."""
+        """The standard deviation sqrt(E[s^2] - m0^2): the scale of the next layer's arguments."""
         return float(np.sqrt(self.variance_slopes[0]))
 
     @property
     def d0(self) -> float:
-        """E[s^2] - E[s]^2 - tau^2 E[s']^2: the multiple of the identity in one layer's kernel."""
+        """The multiple of the identity in one layer's kernel, E[s^2] - E[s]^2 - tau^2 E[s']^2."""
         return self.variance_slopes[0] - self.tau**2 * self.d1
 
     @property
     def d1(self) -> float:
-        """E[s']^2: the weight of the linear kernel X'X in one layer's kernel."""
+        """The weight of the linear kernel X'X in one layer's kernel, E[s']^2."""
         return self.m1**2
 
     @property
     def d2(self) -> float:
-        """E[s'']^2 / 4: the weight of the low-rank part of one layer's kernel."""
+        """The weight of the low-rank part in one layer's kernel, E[s'']^2 / 4."""
         return self.m2**2 / 4
 
 
@@ -98,9 +99,9 @@ def gaussian_moments(
 ) -> GaussianMoments:
     """The moments of an activation s at the scale tau; see `GaussianMoments`.
 
-    The integrals run over short intervals, the panels, which are halved until a polynomial fits s
-    in each. At kinks and jumps they are halved down to the rounding of xi. The relative error is
-    about 1e-12 for any piecewise smooth function.
+    The means are integrals, computed over short intervals. Each interval is halved until a
+    polynomial fits s in it. At a kink or a jump, the last interval is as narrow as the rounding of
+    xi. The relative error is about 1e-12 for any piecewise smooth function.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
@@ -111,9 +112,9 @@ def gaussian_moments(
         The moments.
 
     Raises:
-        TypeError: If tau is no number, or the degree no whole number.
-        ValueError: If tau is not positive, or its powers or the squares of the values are no
-            float64 numbers; if the name is unknown, or the function not piecewise smooth.
+        TypeError: If tau is no number, or the degree is no whole number.
+        ValueError: If tau is not positive; if a power of tau or a square of a value does not fit
+            into float64; if the name is unknown; or if the function is not piecewise smooth.
 
     Source:
         Gu et al., NeurIPS 2022; Tiomoko Ali, Liao & Couillet, ICLR 2022.
@@ -145,7 +146,10 @@ def gaussian_moments(
 
 
 def _even_slopes(hermite: Array, weighted: Array, tau: float, count: int) -> Array:
-    """The r-th derivatives of E f(tau xi) by tau^2, E f^(2r)(tau xi) / 2^r, r = 0 .. count - 1."""
+    """The derivatives of E f(tau xi) with respect to tau^2, of the orders r = 0 .. count - 1.
+
+    The r-th derivative is E f^(2r)(tau xi) / 2^r.
+    """
     return hermite[: 2 * count : 2] @ weighted / (2.0 * tau**2) ** np.arange(count)
 
 
@@ -158,7 +162,7 @@ def hermite_polynomials(x: Array, degree: int) -> Array:
 
 
 def check_scale(tau: object, degree: int = DEGREE) -> None:
-    """Raise unless tau is a positive number whose powers up to the degree are float64 numbers."""
+    """Raise if tau is no positive number, or if a power up to the degree does not fit float64."""
     plain = plain_number(tau)
     if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(
@@ -174,6 +178,6 @@ def check_scale(tau: object, degree: int = DEGREE) -> None:
     largest = LARGEST ** (1 / power)
     if not 1 / largest <= float(plain) <= largest:
         raise ValueError(
-            f"tau must lie in [{1 / largest:.2g}, {largest:.2g}], because its power {power} must "
-            f"be a float64 number, got {tau}; measure the activation's argument in other units"
+            f"tau must lie in [{1 / largest:.2g}, {largest:.2g}], because tau^{power} must fit "
+            f"into float64, got {tau}; measure the activation's argument in other units"
         )

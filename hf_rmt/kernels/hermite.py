@@ -14,9 +14,10 @@ from hf_rmt.kernels.gaussian_moments import gaussian_moments
 from hf_rmt.kernels.steps import StepActivation
 
 SCALES = 24
-"""Least number of Chebyshev nodes over the range of variances; see `hermite_series`."""
+"""Number of Chebyshev nodes of the first table that `hermite_series` tries; the next has more."""
 ACCURACY = 1e-12
-"""Nodes are doubled until the last Chebyshev coefficients fall to this part of the largest."""
+"""The number of nodes is doubled until the last Chebyshev coefficients are at most this fraction
+of the largest one (or of 1, if that is larger)."""
 TINY = float(np.finfo(float).tiny)
 
 
@@ -27,7 +28,7 @@ class HermiteSeries:
     The series is sum_k c_k He_k(xi) / sqrt(k!), with the Hermite polynomials He_k.
 
     Args:
-        scales: tau, shape (n,).
+        scales: The n scales tau, shape (n,).
         coefficients: c_0 .. c_degree, shape (degree + 1, n); sum_k c_k^2 = E (s - mean)^2.
         second_moments: E (s(tau xi) - mean)^2, shape (n,).
         slope_second_moments: E s'(tau xi)^2, shape (n,); infinite if s jumps.
@@ -50,10 +51,10 @@ def hermite_series(
 ) -> HermiteSeries:
     """The Hermite series of an activation at many variances, interpolated from a table.
 
-    The table is computed at Chebyshev nodes in the log of the variance. It holds c_k divided by the
-    root mean square of s - mean. The mean derivatives c_k sqrt(k!) / tau^k are not tabulated,
-    because they grow by many orders of magnitude over a range of variances, and no polynomial fits
-    that.
+    The table is computed at Chebyshev nodes in the logarithm of the variance. It holds the
+    coefficients c_k of `HermiteSeries`, divided by the root mean square of s - mean. It does not
+    hold the mean derivatives c_k sqrt(k!) / tau^k. They change by many orders of magnitude over the
+    range of variances, so no polynomial fits them.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
@@ -87,7 +88,7 @@ def _row(activation: Activation, tau: float, mean: float, degree: int) -> Array:
 
 
 def _stretched(activation: Activation, tau: float) -> Activation:
-    """The function s(tau x), whose k-th derivative has the mean c_k sqrt(k!) at scale 1."""
+    """The function x -> s(tau x). At the scale 1, its mean k-th derivative is c_k sqrt(k!)."""
     if isinstance(activation, StepActivation):
         points = (np.array(activation.thresholds) / tau).tolist()
         return StepActivation(tuple(points), activation.heights)
@@ -96,9 +97,10 @@ def _stretched(activation: Activation, tau: float) -> Activation:
 
 
 def _interpolated(logs: Array, row: Callable[[float], Array]) -> Array:
-    """The function `row` at n logs of variances, interpolated, shape (values of a row, n).
+    """Interpolated values of `row` at n logarithms of variances, shape (values of a row, n).
 
-    If the table does not converge with fewer nodes than logs, `row` is computed at each log.
+    If the interpolation would need as many nodes as there are logarithms, `row` is computed at
+    each logarithm instead.
     """
     middle, half = (logs.max() + logs.min()) / 2, max(np.ptp(logs) / 2, 1e-6)
     nodes = SCALES

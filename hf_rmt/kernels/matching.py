@@ -1,4 +1,4 @@
-"""Step activations with the Gaussian moments of another activation, so that wide kernels agree."""
+"""Finds step activations with the Gaussian moments of another activation, so that kernels agree."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from hf_rmt.kernels.problem import (
 from hf_rmt.kernels.quantizer import quantized
 
 COARSE = 16
-"""From this number of levels on, the search goes up in steps of more than one level."""
+"""Below this number of levels, the search tries every number; above it, it skips some."""
 NEAR = 1e-3
-"""Weight of tau_out if it only has to be near the goal; m1 and m2 have the weight 1."""
+"""Weight of tau_out in a search that has to match tau_out only roughly; m1 and m2 have weight 1."""
 FREE_TAU = "levels=1, for which tau_out does not have to match"
-FEWEST = f"pass levels=None for the smallest number of levels that does, up to {MAX_LEVELS}"
+FEWEST = f"pass levels=None for the smallest number of levels that matches, up to {MAX_LEVELS}"
 
 
 def match_step_activation(
@@ -47,24 +47,26 @@ def match_step_activation(
 ) -> MatchedStep:
     """Find a step activation with the moments m1, m2 and m3 of another activation.
 
-    A step is constant between its thresholds; the moments are those of `GaussianMoments`. A step of
-    one level is b 1{x < s1 or x > s2} - mean, where 1{...} is 1 if the condition holds, else 0. An
-    activation with m2 = 0, such as tanh, needs only b 1{x > 0} - mean, because the kernel of the
-    layer does not depend on m3. Steps with more levels also have the tau_out of the activation.
-    Then the kernels agree. With one level they differ by a multiple of the identity, a ridge.
+    A step is a function that is constant between its thresholds. The moments are those of
+    `GaussianMoments`. A step with levels=1 is b 1{x < s1 or x > s2} - mean, where 1{...} is 1 if
+    the condition holds, and otherwise 0. If the activation has m2 = 0, as tanh has, the step is
+    b 1{x > 0} - mean, because then the kernel of the layer does not depend on m3. Steps with more
+    levels also have the tau_out of the activation, and then the kernels agree. With levels=1 the
+    kernels differ by a multiple of the identity, which acts like a ridge penalty.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
         tau: Scale of the activation's argument in its network, > 0.
         levels: Number of distinct values of the step, minus one; None takes the smallest number
             that meets tau_out exactly.
-        step_tau: Scale of the step's argument in its own network; None for `tau`.
+        step_tau: Scale of the step's argument in the network that has the step; None for `tau`.
         published: Whether to use the step that the published code has in the last layer: b 1{x < r1
             or r2 < x <= r3 or x > r4} - mean with r4 = r3 + r2 - r1. It needs levels=2. A match
-            exists only if at most 0.66 of the activation's variance is linear and quadratic.
+            exists only if the linear and quadratic parts of the activation hold at most 0.66 of its
+            variance.
 
     Returns:
-        The step, its moments and its residual.
+        The step, with its moments and its residual (see `MatchedStep`).
 
     Raises:
         NoMatchError: If no step with these moments is found.
@@ -73,7 +75,7 @@ def match_step_activation(
         ValueError: If an argument lies outside its range.
 
     Source:
-        Gu et al., NeurIPS 2022, algorithm 1; the match of tau with k levels is this package's.
+        Gu et al., NeurIPS 2022, algorithm 1; the match of tau_out was derived for this package.
 
     Examples:
         >>> step = match_step_activation("tanh", tau=1.0)
@@ -105,13 +107,15 @@ def match_step_activation(
 def match_network(
     activations: Sequence[Activation], *, tau: float, levels: int | None = 1
 ) -> tuple[MatchedStep, ...]:
-    """Find steps for all layers; each is matched at the scale that the steps below it give.
+    """Find a step activation for each layer, at the scale that the steps before it give.
 
-    With levels=1 the kernels agree up to a multiple of the identity. With None they agree without
-    this multiple. For that, all layers need more levels: above a one-level step for relu, gelu,
-    silu or tanh, no step has the tau_out of the next activation. A step for an activation with m2 =
-    0 does not match m3. If a later activation has m2 != 0, the part of the kernel that depends on
-    the norms of the inputs (a2 in `kernel_coefficients`) then differs.
+    With levels=1 the kernels agree up to a multiple of the identity. With levels=None they agree
+    without this multiple. Then every layer needs more levels: after a step with levels=1 for relu,
+    gelu, silu or tanh, no step has the tau_out of the next activation.
+
+    A step for an activation with m2 = 0 does not match m3. If a later activation has m2 != 0, one
+    part of the kernel then differs: the part that depends on the norms of the inputs (a2 in
+    `kernel_coefficients`).
 
     Args:
         activations: One activation for each hidden layer.
@@ -137,17 +141,17 @@ def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedSt
     """Find a step of three values with the moments d1, d2 and, if possible, d0 of an activation.
 
     The step is b (1{x > s2} - 1{x <= s1}) - mean, where 1{...} is 1 if the condition holds, else 0.
-    The moments are those of `GaussianMoments`; d0 is the multiple of the identity in the kernel, a
-    ridge. A step with three values has at most 0.83 of its variance in its linear and quadratic
-    part. If the activation has more, as relu has, the d0 of the step is too large by
-    `identity_shift`. This is the smallest excess that is possible with d1 and d2.
+    The moments are those of `GaussianMoments`; d0 is the multiple of the identity in the kernel.
+    The linear and quadratic parts of a step with three values hold at most 0.83 of its variance. If
+    these parts of the activation hold more, as for relu, the d0 of the step is too large by
+    `identity_shift`. No other such step with this d1 and d2 has a smaller excess.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
         tau: Scale of the activation's argument in its network, > 0.
 
     Returns:
-        The step; its `residual` covers d1 and d2, and also d0 if it matches.
+        The step. Its `residual` covers d1 and d2, and also d0 if d0 matches.
 
     Raises:
         NoMatchError: If no step with d1 and d2 is found.
@@ -182,7 +186,7 @@ def _check_levels(levels: object, *, published: bool) -> None:
             "smallest number that matches"
         )
     if published and levels != 2:
-        raise ValueError(f"the published family has two levels, got {levels}; pass levels=2")
+        raise ValueError(f"published=True needs levels=2, got levels={levels}; pass levels=2")
 
 
 def _check_takes_arrays(activation: Activation) -> None:
@@ -201,7 +205,10 @@ def _check_takes_arrays(activation: Activation) -> None:
 
 
 def _fewest(problem: MatchingProblem) -> MatchedStep:
-    """The step with the fewest levels that has all moments; the search starts at a lower bound."""
+    """The matching step with the fewest levels; the search starts at a lower bound of their number.
+
+    The bound follows from `MatchingProblem.needed_share`.
+    """
     candidates = range(2, MAX_LEVELS + 1)
 
     def share(levels: int) -> float:

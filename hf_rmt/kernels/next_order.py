@@ -1,10 +1,11 @@
-"""Kernels to the next order: as polynomials of degree 3 in three small quantities.
+"""Kernels with the terms of the next order: polynomials of degree 3 in three small quantities.
 
 Off the diagonal, the kernel K(i, j) is a function of g = x_i'x_j, psi_i = |x_i|^2 - tau_0^2 and
-psi_j. All three are of order p^{-1/2}. The polynomials here drop terms of degree 4 and more, which
-leaves an error of order 1/p in operator norm. The theorem, order=1 in `equivalents`, keeps only the
-terms of degree 2 or less that do not vanish in operator norm, and the mean of the diagonal. Its
-error is of order sqrt(log p / p).
+psi_j. All three are of order p^{-1/2}. The polynomials here leave out terms of degree 4 and more.
+So the error of the kernel in operator norm (its largest singular value) is of order 1/p. The
+published formula, order=1 in `equivalents`, keeps fewer terms: the mean of the diagonal, and those
+terms of degree 2 or less that do not vanish in operator norm. Its error is of order
+sqrt(log p / p).
 """
 
 from __future__ import annotations
@@ -18,24 +19,26 @@ from hf_rmt.kernels.gaussian_moments import GaussianMoments
 
 DEGREE = 3
 Polynomial = dict[tuple[int, int, int], float]
-"""Maps exponents of (g, psi_i, psi_j), whose sum is at most 3, to the coefficient of this term."""
+"""A polynomial in (g, psi_i, psi_j): maps the three exponents of each term to its coefficient. The
+sum of the exponents is at most 3."""
 
 
 def kernel_polynomials(
     layers: tuple[GaussianMoments, ...], *, tangent: bool
 ) -> tuple[Polynomial, Polynomial]:
-    """The polynomials of a kernel after the given layers: off and on the diagonal.
+    """Two polynomials of a kernel after the given layers: one off the diagonal, one on it.
 
-    A layer maps g to sum_k g^k / k! E s^(k)(u) E s^(k)(v). u and v are Gaussian, and their variance
-    is tau^2 plus a small deviation.
+    The quantities g, psi_i and psi_j are those of `next_order`. A layer maps g to
+    sum_k g^k / k! E s^(k)(u) E s^(k)(v). Here u and v are Gaussian, and their variances are tau^2
+    plus small deviations.
 
     Args:
         layers: Moments of each activation at its own scale.
         tangent: Whether to give the NTK instead of the CK.
 
     Returns:
-        The polynomial off the diagonal, and the one on the diagonal. The second one has psi_i
-        alone, and its constant is included.
+        The polynomial off the diagonal, and the one on the diagonal. The one on the diagonal
+        depends on psi_i alone, and contains a constant term.
 
     Examples:
         >>> from hf_rmt.kernels import gaussian_moments
@@ -64,7 +67,7 @@ def kernel_polynomials(
 
 
 def evaluate(cross: Polynomial, diagonal: Polynomial, gram: Array, psi: Array) -> Array:
-    """The n x n kernel: the values of the two polynomials at g = gram and at psi, shape (n,)."""
+    """The n x n kernel: the two polynomials evaluated at g = gram, (n, n), and at psi, (n,)."""
     kernel = np.zeros_like(gram)
     for power in range(DEGREE, -1, -1):
         kernel *= gram
@@ -79,9 +82,10 @@ def evaluate(cross: Polynomial, diagonal: Polynomial, gram: Array, psi: Array) -
 def _lifted(
     cross: Polynomial, deviation: Polynomial, moments: GaussianMoments, *, order: int
 ) -> Polynomial:
-    """The polynomial off the diagonal after one layer; with order=1 that of the slopes s'.
+    """The polynomial off the diagonal after one more layer: of s with order=0, of s' with order=1.
 
-    It is sum_k cross^k / k! M_{k+order}(i) M_{k+order}(j), where M_k is the mean of s^(k).
+    It is sum_k cross^k / k! M_{k+order}(i) M_{k+order}(j). Here M_k(i) is the mean of s^(k) for the
+    input i, and `cross` is the polynomial before the layer.
     """
     means = (0.0, *moments.derivative_means[1:])
     total: Polynomial = {}
@@ -98,7 +102,7 @@ def _lifted(
 
 
 def _composed(slopes: tuple[float, ...], deviation: Polynomial) -> Polynomial:
-    """The Taylor series with the derivatives `slopes`, with the polynomial `deviation` put in."""
+    """The Taylor series sum_r slopes[r] deviation^r / r!, as a polynomial."""
     total: Polynomial = {}
     power: Polynomial = {(0, 0, 0): 1.0}
     for r, slope in enumerate(slopes):

@@ -1,4 +1,4 @@
-"""The problem to match the moments of an activation by a step, its solutions and its errors."""
+"""The matching problem, to find a step with the moments of an activation, and its errors."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ LINEAR = np.array([1.0, 1.0, 0.0, 0.0])
 MATCHED = ("m1", "m2", "m3", "tau_out")
 KEEP = "keep the activation"
 NO_NUMBER = (
-    "no number does: match tau_out in the layers below too, so that step_tau = tau, or pass "
+    "more levels do not help, no number does: match tau_out in the layers below too, so that "
+    "step_tau = tau, or pass "
     "levels=1, for which tau_out does not have to match"
 )
 FLAT = 1e-12
-"""An activation that varies by less than this part of its size counts as constant."""
+"""An activation counts as constant if its standard deviation is less than this fraction of its
+root mean square."""
 LEAST = 1e-100
 
 
 class NoMatchError(ValueError):
-    """No step with the wanted moments was found; `residual` is the least distance from them."""
+    """No step with the wanted moments was found; `residual` is the distance of the nearest step."""
 
     def __init__(self, message: str, residual: float) -> None:
         super().__init__(message)
@@ -41,16 +43,17 @@ class NoMatchError(ValueError):
 
 @dataclass(frozen=True)
 class MatchedStep(StepActivation):
-    """A step activation with mean 0 at its own scale that replaces another activation.
+    """A step activation that replaces another activation; at its scale, its mean is 0.
 
     Args:
         thresholds: Points where the value changes, ascending.
-        heights: Values between the thresholds, after the mean is subtracted.
-        moments: Moments of the step, at the scale of its own network.
-        target: Moments of the replaced activation, at the scale of the network of that activation.
-        residual: Distance between the moments of step and target: Euclidean norm of the differences
-            in those of m1 tau / T, m2 tau^2 / T, m3 tau^2 / T^2 and tau_out^2 / T^2 that had to
-            match. tau is the scale of the step, and T is the tau_out of the target.
+        heights: Values below, between and above the thresholds; the mean is subtracted already.
+        moments: Moments of the step, at its scale in the network that has the step.
+        target: Moments of the replaced activation, at its scale in the original network.
+        residual: Distance between the moments of the step and of the target. It is the Euclidean
+            norm of the differences in m1 tau / T, m2 tau^2 / T, m3 tau^2 / T^2 and tau_out^2 / T^2,
+            without those that need not match. tau is the scale of the step, and T is the tau_out of
+            the target.
     """
 
     moments: GaussianMoments
@@ -59,19 +62,23 @@ class MatchedStep(StepActivation):
 
     @property
     def identity_shift(self) -> float:
-        """The multiple of I that the kernel gains (a ridge): tau_out^2 of step minus target."""
+        """The multiple of I that the kernel gains: tau_out^2 of the step minus that of the target.
+
+        This multiple acts like the penalty of ridge regression.
+        """
         return self.moments.variance_slopes[0] - self.target.variance_slopes[0]
 
 
 @dataclass(frozen=True)
 class MatchingProblem:
-    """The moments to match, in units of the step's scale and of the target's tau_out.
+    """The moments of an activation that a step has to match.
 
     Args:
-        activation: The activation that a step has to match.
-        target: Moments of the activation in its own network.
+        activation: The activation.
+        target: Moments of the activation, at its scale in the original network.
         step_tau: Scale of the step's argument.
-        goal: (m1, m2, m3, 1), the goal for a step whose argument and output have variance 1.
+        goal: The moments that the step has to match, in other units: (m1, m2, m3, variance) for
+            a step whose argument and output have variance 1.
     """
 
     activation: Activation
@@ -86,15 +93,18 @@ class MatchingProblem:
 
     @property
     def needed_share(self) -> float:
-        """Fraction of the step's variance that must be linear and quadratic if tau_out matches."""
+        """The fraction of the step's variance that its linear and quadratic parts must hold.
+
+        It is needed only if tau_out has to match.
+        """
         return float(self.goal[0] ** 2 + self.goal[1] ** 2 / 2)
 
     def quadratic(self, xi: Array) -> Array:
-        """The linear and quadratic part of the goal, at arguments xi of variance 1."""
+        """The linear plus quadratic part that the step must have, at arguments xi of variance 1."""
         return self.goal[0] * xi + self.goal[1] * (xi**2 - 1) / 2
 
     def search(self, starts: Iterable[Pattern], chosen: Array) -> tuple[Pattern, float]:
-        """The first step that meets the goal exactly, else the nearest one, and its residual."""
+        """The first step that meets the goal, and its residual; the nearest step if none does."""
         found = []
         for start in starts:
             found.append(solve(start, self.goal, chosen))
@@ -105,16 +115,16 @@ class MatchingProblem:
     def accept(
         self, found: tuple[Pattern, float], chosen: Array, *, levels: int, remedy: str
     ) -> MatchedStep:
-        """The matched step, if a search found an exact one.
+        """The step that a search found, if it matches the moments.
 
         Args:
             found: A step and its residual, from `search`.
             chosen: The weights of m1, m2, m3 and tau_out^2 in the search.
             levels: Number of distinct values minus one.
-            remedy: What the message of the error advises.
+            remedy: The advice in the message of the error.
 
         Raises:
-            NoMatchError: If the step is not exact.
+            NoMatchError: If the step does not match the moments.
         """
         pattern, residual = found
         if residual > TOLERANCE:
@@ -130,8 +140,8 @@ class MatchingProblem:
     def _failure(self, residual: float, chosen: Array, levels: int, remedy: str) -> str:
         names = [name for name, weight in zip(MATCHED, chosen, strict=True) if weight]
         text = (
-            f"no step of levels={levels} with the {', '.join(names[:-1])} and {names[-1]} of "
-            f"{self.activation!r} at tau={self.target.tau:.6g} was found: the least residual is "
+            f"no step of levels={levels} that matches the {', '.join(names[:-1])} and {names[-1]} "
+            f"of {self.activation!r} at tau={self.target.tau:.6g} was found: the least residual is "
             f"{residual:.2g}"
         )
         if self.needed_share >= 1:
@@ -146,7 +156,7 @@ class MatchingProblem:
 
 
 def matching_problem(activation: Activation, tau: float, step_tau: float) -> MatchingProblem:
-    """The moments to match, after a check that there is something to match.
+    """The problem for one activation, after a check that it has moments to match.
 
     Raises:
         ValueError: If a scale is not positive, the activation is constant, or m1 and m2 both

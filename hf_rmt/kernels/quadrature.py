@@ -10,12 +10,12 @@ from numpy.polynomial import legendre
 from hf_rmt.kernels.activations import Array, Function
 
 REACH = 11.0
-"""Integrals end at this |xi|: the normal density is 1e-27 there, so the rest does not count."""
+"""Integrals end at this |xi|. The normal density there is only 1e-27."""
 NODES = 20
 TOLERANCE = 1e-13
 LEBESGUE = 20.0
-"""Extrapolation to the ends of a panel, see `piecewise_quadrature`, amplifies rounding errors by at
-most this."""
+"""Panels are the intervals of `piecewise_quadrature`. Extrapolation from the nodes of a panel to
+its ends multiplies rounding errors by at most this number."""
 MAX_HALVINGS = 48  # panels of 1/2 end at 2e-15, the rounding of xi
 MAX_PANELS = 20_000
 
@@ -31,8 +31,8 @@ _TO_ENDS = legendre.legvander(np.array([-1.0, 1.0]), NODES - 1) @ _TO_COEFFICIEN
 class Rule:
     """A quadrature rule for means of a function f of a standard normal xi.
 
-    It has nodes xi, weights that include the normal density, and f and f' at the nodes. `jumps`
-    tells whether f jumps.
+    `nodes` are values of xi, and `weights` include the normal density. `values` and `slopes` are f
+    and f' at the nodes. `jumps` tells whether f jumps.
     """
 
     nodes: Array
@@ -46,14 +46,14 @@ def piecewise_quadrature(function: Function) -> Rule:
     """Nodes and weights for means E g(xi, f(xi), f'(xi)) over a standard normal xi.
 
     The mean is the sum of weights times g. The nodes are Gauss-Legendre nodes on short intervals,
-    the panels. A panel is halved as long as the Legendre series of f on it does not decay. At a
-    kink or jump the last panel is as narrow as the rounding of xi.
+    called panels. A panel is halved until the last terms of the Legendre series of f on it are
+    negligible. At a kink or jump the last panel is as narrow as the rounding of xi.
 
     Args:
         function: The function f, which must be piecewise smooth and take arrays.
 
     Returns:
-        The rule; `jumps` tells whether f has any.
+        The rule.
 
     Raises:
         ValueError: If f is not finite, changes the shape of an array, or is not piecewise smooth.

@@ -1,4 +1,4 @@
-"""The best quantiser of a function of a normal variable; the search for steps starts there."""
+"""The best approximation of a function by a few values; the search for steps starts from it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Quantizer:
 
     Args:
         points: Values of xi at which the quantised value changes, ascending.
-        cells: For each cell between the points, the index of its value in `values`.
+        cells: For each interval (cell) between the points, the index of its value in `values`.
         values: The levels + 1 values, ascending.
-        share: Fraction of the variance of f(xi) that the quantised variable has.
+        share: Variance of the quantised variable, divided by the variance of f(xi).
     """
 
     points: Array
@@ -32,21 +32,21 @@ class Quantizer:
 
 
 def quantized(function: Function, levels: int) -> Quantizer:
-    """The function of few values that is nearest to f(xi) in mean square, xi standard normal.
+    """The function of few values that is nearest to f(xi) in mean square; xi is standard normal.
 
-    It is found by Lloyd's algorithm: each value becomes the mean of f where f is nearest to it,
-    again and again. No step with this number of levels has a larger correlation with f. So `share`
-    is an upper bound for the share of f that such a step can match.
+    Lloyd's algorithm finds it. Each of its rounds replaces each value by the mean of f over the xi
+    where f is nearest to this value. No step with this number of levels has a larger correlation
+    with f. So no such step can match a larger fraction of the variance of f than `share`.
 
     Args:
         function: The function f, which takes arrays.
         levels: Number of values minus one.
 
     Returns:
-        The quantiser, as a step along xi.
+        The quantiser, a step function of xi.
 
     Source:
-        Lloyd 1982; the start is that of Panter & Dite 1951.
+        Lloyd 1982; the first values are those of Panter & Dite 1951.
 
     Examples:
         >>> best = quantized(lambda xi: xi, 1)

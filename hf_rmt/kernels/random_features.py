@@ -1,4 +1,4 @@
-"""Random features of ternary weights and few-valued activations, as a scikit-learn transformer.
+"""Random features with ternary weights and step activations, as a scikit-learn transformer.
 
 Only this module of `hf_rmt.kernels` needs scikit-learn: pip install 'hf_rmt[sklearn]'. The package
 does not import this module.
@@ -33,19 +33,20 @@ TERNARY = 2
 DTYPES = ("float64", "float32")
 BLOCK = 2048
 EXPONENTS = (1e-12, 30.0)
-"""Range of gamma times the mean of |x - y|^2; beyond it, the kernel of two samples is 0 or 1 up to
-rounding."""
+"""Allowed range of gamma times the mean of |x - y|^2. Outside of this range, the kernel of two
+samples is 0 or 1 up to rounding."""
 
 
 class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Random features s(W x / sqrt p) / sqrt N with sparse ternary weights W and a step s.
 
-    x has p columns. W has independent entries of mean 0 and variance 1, which are 0 with
-    probability `sparsity` and else +a or -a. The step s replaces an activation. In high dimension
-    the kernel of the features depends on the activation through d0, d1 and d2 only (see
-    `GaussianMoments`), and not on W. So a ternary s with the same three moments has the same
-    kernel. The scale tau of the argument of s is estimated from the data. Each row of W should have
-    several entries that are not zero, so (1 - sparsity) p should be well above 1.
+    The kernel of the features is the inner product of the features of two samples. A sample x has p
+    columns. W has independent entries of mean 0 and variance 1, which are 0 with probability
+    `sparsity` and otherwise +a or -a. The step s replaces an activation. In high dimension the
+    kernel depends on the activation only through d0, d1 and d2 (see `GaussianMoments`), and it does
+    not depend on W. So a ternary s with the same three moments has the same kernel. The scale tau
+    of the argument of s is estimated from the data. Each row of W should have several entries that
+    are not zero: make (1 - sparsity) p well above 1.
 
     Args:
         n_components: N, the number of features.
@@ -53,22 +54,22 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         activation: The activation that s replaces: `rbf`, for the Gaussian kernel of gamma; a name
             in `ACTIVATIONS`; or a function on arrays, of the argument W x / sqrt p.
         levels: Number of distinct values of s, minus one. 2 is the ternary b (1{x > s2} - 1{x <=
-            s1}), where 1{...} is 1 if the condition holds, else 0. Its d0 is too large if the
-            activation has large d1 and d2; this acts like a ridge. Other numbers mean the same as
-            in `match_step_activation`. None takes the fewest levels that match all three moments;
-            it follows the activation more closely and is the most accurate choice.
+            s1}), where 1{...} is 1 if the condition holds, else 0. If the activation has large d1
+            and d2, the d0 of s is too large; this acts like a ridge penalty. Other numbers have the
+            meaning that they have in `match_step_activation`. None takes the fewest that match
+            all three moments, and is the most accurate choice.
         gamma: The gamma of the Gaussian kernel exp(-gamma |x - y|^2), > 0. `scale` means 1 /
-            (number of columns * their mean variance). No other activation uses it.
-        random_state: Seed of the weights, a number, a RandomState or None.
+            (number of columns * their mean variance). Used only with the activation `rbf`.
+        random_state: Seed of the weights: a number, a RandomState or None.
 
     Attributes:
         packed_weights_: Two bits for each entry of W: whether it is not 0, and whether it is
             negative; shape (2, n_components, ceil(n_features / 8)).
         mean_: Means of the columns, subtracted from x, shape (n_features,).
-        tau_: Root of the mean of |x - mean_|^2 / p.
+        tau_: Square root of the mean of |x - mean_|^2 / p.
         activation_: The step, a `MatchedStep`.
         memory_bits_: Bits that the fitted arrays take.
-        feature_bits_: Bits that would hold the features of one sample.
+        feature_bits_: Bits that are needed to store the features of one sample.
         n_features_in_: p, the number of columns of the data.
 
     Source:
@@ -99,7 +100,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Estimate mean and scale, match the step, draw the weights.
+        """Estimate the mean and the scale of the data, find the step and draw the weights.
 
         Args:
             X: Training data, shape (n_samples, n_features), at least two rows that differ.
@@ -226,8 +227,8 @@ def gaussian_kernel_activation(x: Array, *, frequency: float) -> Array:
     """The activation cos(f x) + sin(f x), which has the moments of a Gaussian kernel.
 
     With Gaussian weights, the pair of features cos(f x) and sin(f x) has the kernel exp(-f^2 |x -
-    y|^2 / 2). The sum and the pair have the same d0, d1 and d2 (see `GaussianMoments`). With t = f
-    tau these are d1 = f^2 e^(-t^2), d2 = f^4 e^(-t^2) / 4 and d0 = 1 - (1 + t^2) e^(-t^2).
+    y|^2 / 2). The sum of the two has the same d0, d1 and d2 as the pair (see `GaussianMoments`):
+    d1 = f^2 e^(-t^2), d2 = f^4 e^(-t^2) / 4 and d0 = 1 - (1 + t^2) e^(-t^2), where t = f tau.
 
     Args:
         x: The argument, any shape.

@@ -85,8 +85,9 @@ def simulated_kernels(
     is divided by sqrt d.
 
     A Gaussian layer depends on the layers below only through their Gram matrix. So only this matrix
-    is kept, and the width can be larger than the memory allows. The NTK is K_l + NTK_{l-1} o (mean
-    of s'(u) s'(v) over the layer), where o is the entrywise product.
+    is kept in memory, and the outputs of a wide layer need not fit there. The NTK of layer l is
+    K_l + NTK_{l-1} o S. Here o is the entrywise product, and S is the mean of s'(u) s'(v) over the
+    units of the layer, where u and v are the arguments of s for two inputs.
 
     Args:
         data: Inputs of the first layer, shape (samples, features).
@@ -94,8 +95,8 @@ def simulated_kernels(
             that follows from tau.
         width: The width d of every layer.
         tau: tau_0, as for `exact_kernels`.
-        sparsity: Sparsity of ternary weights, for which the outputs of a whole layer are kept in
-            memory; None for Gaussian weights.
+        sparsity: Share of zeros of ternary weights; None for Gaussian weights. With ternary
+            weights, the outputs of a whole layer are kept in memory.
         tangent: Whether to compute the NTK; the slopes s' are central differences.
         seed: A number or a NumPy generator; see `Seed`.
 

@@ -1,4 +1,4 @@
-"""Finds the member of a family of steps whose moments are nearest to a goal."""
+"""Finds, in a family of step functions, the one whose moments are nearest to a goal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ EVALUATIONS = 150
 LEAST_GAP = 1e-7
 LOG_GAPS = (-20.0, 3.0)
 FAR = 30.0
-"""Thresholds stay within this bound, also if a search fails; the normal density is 0 beyond it."""
+"""Largest absolute value of a threshold, even if a search fails. Beyond it, the normal density is
+practically 0."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class Pattern:
 
     Args:
         points: Thresholds, ascending, for an argument of variance 1.
-        basis: Shape (cells, values). The heights of the cells, which are the intervals between the
-            points, are basis @ values.
-        values: The free numbers that give the heights, as they are at the start.
-        gaps: An index for each gap between points; gaps with the same index stay equal. With None
-            all gaps are free.
-        fixed: Whether the values stay as they are in the search.
+        basis: A matrix of shape (cells, values), where the cells are the intervals between the
+            points. The heights of the step in the cells are basis @ values.
+        values: The numbers that give the heights, at the start of the search.
+        gaps: An index for each gap between neighbouring points. Gaps with the same index stay
+            equal. With None, all gaps are free.
+        fixed: Whether the search leaves the values as they are.
     """
 
     points: Array
@@ -53,8 +54,8 @@ def solve(pattern: Pattern, goal: Array, weights: Array) -> tuple[Pattern, float
         weights: Weights of the four differences from the goal.
 
     Returns:
-        The member and the Euclidean norm of its weighted differences; if two of its points meet,
-        the start and infinity.
+        The member and the Euclidean norm of its weighted differences. If two points of the member
+        meet, the start of the search and infinity instead.
     """
     family = _Family(pattern)
 

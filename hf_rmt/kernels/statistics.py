@@ -1,4 +1,4 @@
-"""The second-order statistics of a Gaussian mixture, which the equivalents need."""
+"""The second-order statistics of a Gaussian mixture, which the formulas for the kernels need."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class MixtureStatistics:
     In class a, sqrt(p) x_i is normal with mean mu_a and covariance C_a.
 
     Args:
-        tau: tau_0, the square root of the mean of tr C_a / p.
-        classes: J, which is 1 where input i is in class a and else 0, shape (n, K).
-        traces: t, tr(C_a - C) / sqrt p with C the mean covariance, shape (K,).
-        products: T, tr(C_a C_b) / p, shape (K, K).
-        psi: |x_i|^2 minus its mean in the class of i, shape (n,).
+        tau: tau_0, the square root of the mean of tr C_a / p over the inputs.
+        classes: J, shape (n, K). Its entry (i, a) is 1 if input i is in class a, and otherwise 0.
+        traces: t, shape (K,). Its entries are tr(C_a - C) / sqrt p, where C is the mean covariance.
+        products: T, shape (K, K). Its entries are tr(C_a C_b) / p.
+        psi: |x_i|^2 minus the mean of |x|^2 in the class of input i, shape (n,).
     """
 
     tau: float
@@ -38,11 +38,11 @@ def mixture_statistics(
     *,
     covariances: Sequence[ArrayLike] | None = None,
 ) -> MixtureStatistics:
-    """Statistics of a mixture from its covariances or, without them, from the data.
+    """Statistics of a mixture, from its covariances if they are given, otherwise from the data.
 
     From the data, tr C_a / p is estimated by the mean of |x_i|^2 over class a, and tr(C_a C_b) / p
-    by the mean of p (x_i'x_j)^2 over i in class a and j != i in class b. The means mu_a cause an
-    error of order 1/p in both.
+    by the mean of p (x_i'x_j)^2 over i in class a and j != i in class b. The class means mu_a cause
+    an error of order 1/p in both estimates.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features).
@@ -72,7 +72,7 @@ def mixture_statistics(
     counts = np.bincount(members)
     if counts.min() < 2:
         raise ValueError(
-            f"every class must have at least 2 inputs, got one with {counts.min()}; merge the "
+            f"every class must have at least 2 inputs, got a class with {counts.min()}; merge the "
             "smallest classes"
         )
     classes = np.eye(len(counts))[members]
@@ -114,7 +114,7 @@ def root_mean_square(inputs: Array) -> float:
 
 
 def check_data(data: ArrayLike) -> Array:
-    """The inputs as float64; an error if they are no finite matrix, or an empty one."""
+    """The inputs as a float64 matrix; an error if they are no matrix, not finite, or empty."""
     inputs = np.asarray(data, float)
     if inputs.ndim != 2 or not np.isfinite(inputs).all():
         raise ValueError(

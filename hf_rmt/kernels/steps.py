@@ -57,8 +57,9 @@ class StepActivation:
     def moments_at(self, tau: float, *, degree: int = DEGREE) -> GaussianMoments:
         """The moments of the step at the scale tau, in closed form; see `GaussianMoments`.
 
-        E s^(k)(tau xi) is the sum of jump * He_{k-1}(u) phi(u) / tau^k over the thresholds, where u
-        is threshold / tau, phi is the normal density and He_k are the Hermite polynomials.
+        For k > 0, E s^(k)(tau xi) is the sum of jump * He_{k-1}(u) phi(u) / tau^k over the
+        thresholds. Here jump is the change of s at the threshold, u is threshold / tau, phi is the
+        normal density, and He_k are the Hermite polynomials.
 
         Args:
             tau: Standard deviation of the argument tau xi, > 0.
@@ -96,12 +97,12 @@ def matched_quantities(points: Array, heights: Array) -> tuple[Array, Array, Arr
 
     Args:
         points: Thresholds, shape (k,).
-        heights: Values of the step in the intervals between them, shape (k + 1,); their mean need
-            not be 0.
+        heights: Values of the step below, between and above the thresholds, shape (k + 1,). The
+            mean of the step need not be 0.
 
     Returns:
-        The four quantities, their derivatives by the points, (4, k), and by the heights,
-        (4, k + 1).
+        The four quantities, their derivatives with respect to the points, shape (4, k), and those
+        with respect to the heights, shape (4, k + 1).
     """
     heights = heights - heights[0]  # all four are the same, and large equal heights cancel here
     masses, density = cell_masses(points), normal_density(points)
@@ -131,8 +132,8 @@ def matched_quantities(points: Array, heights: Array) -> tuple[Array, Array, Arr
 def _drops(points: Array, density: Array) -> tuple[Array, Array]:
     """phi(left) - phi(right) and left phi(left) - right phi(right) of all cells but the first.
 
-    A cell is the interval from a threshold, left, to the next, right; phi is the normal density.
-    Plain differences would lose the digits that a narrow cell of great height needs.
+    A cell is the interval from a threshold (left) to the next (right), and phi is the normal
+    density. Plain subtraction would lose the digits that a narrow cell of large height needs.
     """
     left, right = points[:-1], points[1:]
     growth = (right - left) * (right + left) / 2

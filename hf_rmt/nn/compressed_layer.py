@@ -1,7 +1,8 @@
 """The base class of compressed layers, and the register of their kinds.
 
-A kind is a word in the record of a saved model, such as `spiked`. Each class of that kind says
-which dense layers it can replace, makes an empty layer for them, and converts back to them.
+A kind is a word, such as `spiked`, that names the type of a layer in the record of a saved model.
+Several classes can have the same kind. Each class says which dense layers it can replace, makes an
+empty layer for such a layer, and converts it back.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ class CompressedLayer(nn.Module):
     """A layer that takes the place of a dense one.
 
     Attributes:
-        kind: The word for this kind in plans and records.
-        dense_class: Class of the dense layer that it replaces.
+        kind: The word for this type of layer in plans and records.
+        dense_class: Class of the dense layer that this layer replaces.
         dense_requires_grad: Whether the weight of the dense layer required gradients. It is stored
             here only if this layer has no trainable weight of its own.
-        dense_attributes: Attributes that a user had set on the weight of the dense layer. They are
-            stored here in the same case.
+        dense_attributes: Attributes that a user had set on the weight of the dense layer. They too
+            are stored here only if this layer has no trainable weight of its own.
         in_features: Number of columns of the weight matrix.
         out_features: Number of rows of the weight matrix.
         bias: Shape (out,), or None if the layer has no bias.
@@ -55,7 +56,7 @@ class CompressedLayer(nn.Module):
     def empty_like(
         cls, dense: Any, rank: int, noise: str, *, device: torch.device | str | None = None
     ) -> Self:
-        """An empty layer that can replace a dense one.
+        """A layer, without values yet, that can replace a dense layer.
 
         Args:
             dense: A layer that the class can replace; see `stands_for`.
@@ -73,7 +74,7 @@ class CompressedLayer(nn.Module):
         return nn.Linear(self.in_features, self.out_features)
 
     def dense_outline(self) -> nn.Module:
-        """The dense layer that acts as this one, on the meta device and so without values."""
+        """The dense layer for which this one stands, without values: it is on the meta device."""
         with torch.device("meta"):
             dense: Any = self.empty_dense()
         if self.bias is None:
@@ -99,7 +100,7 @@ def autocast_input(x: Tensor) -> Tensor:
     """The input in the dtype of autocast, if autocast is enabled on the device of the input.
 
     Raises:
-        TypeError: If the input is not real floating point; a dense layer refuses it too.
+        TypeError: If the dtype of the input is not real floating point.
     """
     if not x.is_floating_point():
         raise TypeError(
@@ -126,7 +127,7 @@ def register_layer(layer: type[CompressedLayer]) -> type[CompressedLayer]:
 def compressed_like(
     dense: Any, kind: str, rank: int, noise: str, *, device: torch.device | str | None = None
 ) -> CompressedLayer:
-    """An empty compressed layer of a kind, made to replace a dense layer.
+    """A compressed layer of a kind, without values yet, that can replace a dense layer.
 
     Args:
         dense: A dense layer with a weight matrix; see `has_matrix`.

@@ -13,9 +13,9 @@ Constant = TypeVar("Constant", bound=Callable[..., Tensor])
 
 
 def constant(make: Constant) -> Constant:
-    """Decorate a function that makes a tensor, so that equal arguments make it only once.
+    """Decorator of a function that makes a tensor: equal arguments give the same tensor again.
 
-    While torch traces a program, the function may make tensors without values. These are not kept.
+    While torch traces a program, the function may make tensors without values. They are not reused.
     """
     known: dict[Any, Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""Dense and compressed layers of a model: their matrices, and how one replaces the other."""
+"""Dense and compressed layers of a model: their matrices, and how one kind replaces the other."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
         model: The model.
         linear: Name of the linear layer, dense or compressed, in `model.named_modules()`.
         step: The step as in `LayerPlan.step`. If it has a `module`, the step replaces the module
-            of this name, a sibling of the linear layer. If it has a `function`, the step becomes
-            the last operation of the linear layer.
+            of this name, which has the same parent as the linear layer. If it has a `function`, the
+            step becomes the last operation of the linear layer.
 
     Raises:
         ValueError: If there is no module of that name, if that module is no activation, or if a
@@ -121,12 +121,12 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
 
 
 def check_activation(model: nn.Module, linear: str, name: str) -> None:
-    """Raise an error if a sibling of a linear layer cannot be an activation.
+    """Raise an error if a module beside a linear layer cannot be an activation.
 
     Args:
         model: The model.
         linear: Name of the linear layer in `model.named_modules()`.
-        name: Name of the sibling, which has the same parent module.
+        name: Name of the module in the parent module of the linear layer.
 
     Raises:
         ValueError: If there is no such module, or it is no activation.
@@ -145,10 +145,10 @@ def check_activation(model: nn.Module, linear: str, name: str) -> None:
 
 
 def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:
-    """An empty layer of the recorded kind, on the device of the layer that it replaces.
+    """An empty layer of the kind in a plan, on the device of the dense layer that it replaces.
 
     Args:
-        dense: The layer that it replaces.
+        dense: The dense layer.
         plan: The plan of this layer, from the record that was saved with the model.
 
     Raises:

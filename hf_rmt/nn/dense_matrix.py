@@ -23,7 +23,7 @@ def has_matrix(module: nn.Module) -> bool:
     """Whether a layer is an `nn.Linear`, a `Conv1D`, or an `nn.Conv2d` with one group.
 
     Such a layer has one matrix. A subclass does not count, because it may use its weight in any
-    way. Nor does a layer whose weight or bias is computed before each forward.
+    way. A layer whose weight or bias is computed before each forward does not count either.
     """
     plain = type(module) is nn.Linear or is_conv1d(module) or is_plain_convolution(module)
     return plain and not is_made_anew(module)
@@ -59,7 +59,7 @@ def is_plain_convolution(module: nn.Module) -> bool:
 
 
 def why_no_matrix(module: nn.Module) -> str:
-    """Why a convolution is left dense; empty if it has a matrix or is another kind of layer."""
+    """Why a convolution is left dense; empty if the layer has a matrix or is no convolution."""
     if not is_convolution(module) or has_matrix(module):
         return ""
     if getattr(module, "transposed", False):

@@ -12,10 +12,11 @@ ENTRIES_AT_ONCE = 2**18
 SMALLEST = 1e-30
 """Rows whose largest absolute entry is below this number lose precision."""
 SHORTEST_SIDE = 384
-"""Least number of rows, and of columns, of a weight. For a smaller one, to make the digits takes
-longer than the integer product saves."""
+"""Smallest number of rows, and of columns, of a weight that uses integer products. For a smaller
+weight, to make the digits takes more time than the integer product saves."""
 LONGEST = 2**16
-"""Largest number of columns of a weight. With more, sums of two digits could overflow 32 bits."""
+"""Largest number of columns of a weight that uses integer products. With more columns, sums of two
+digits could overflow 32 bits."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -38,11 +39,11 @@ def _vnni() -> bool:
 def integer_linear(
     x: Tensor, signs: Tensor, scale: Tensor, bias: Tensor | None, *, digits: int
 ) -> Tensor:
-    """The linear map x (scale signs)' + bias, where ' is the transpose and x is written in digits.
+    """The linear map x (scale signs)' + bias, where ' is the transpose; x is rounded to digits.
 
     The entries of a row of x are rounded to multiples of 254^(1 - digits) / 127 times the largest
-    absolute entry of the row. This keeps 16 bits with two digits, and 24 bits, the precision of
-    float32, with three. The sums of digits are exact.
+    absolute entry of the row. With two digits, this keeps 16 bits of an entry. With three digits,
+    it keeps 24 bits, the precision of float32. The sums of digits are exact.
 
     Args:
         x: Inputs, shape (tokens, in).
@@ -80,7 +81,7 @@ def _digits(rows: Tensor, digits: int) -> Tensor:
 
 
 def _joined(sums: Tensor) -> Tensor:
-    """One number from the sums of its digits; its unit is that of the last digit."""
+    """Combine the products of the digits into one product, in units of the last digit."""
     total = sums[0]
     if len(sums) > 1:
         total = torch.add(sums[1], total, alpha=BASE)

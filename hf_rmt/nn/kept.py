@@ -1,4 +1,4 @@
-"""Keeps a value that was made from tensors, until one of them is replaced or written to."""
+"""Keeps a value that was made from tensors, until one of the tensors is replaced or changed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ NOTHING: tuple[Any, Any, tuple[Tensor, ...]] = (None, None, ())
 class Kept:
     """One value, the key under which it was kept, and the tensors that the key describes.
 
-    The key holds addresses of the tensors. The tensors are kept as well, because after they are
-    freed other tensors could get the same addresses.
+    The key holds the addresses of the tensors. The tensors are kept as well: if they were freed,
+    other tensors could get the same addresses.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Kept:
         return value if known == key else None
 
     def put(self, key: Any, value: Any, tensors: Iterable[Tensor]) -> None:
-        """Keep a value instead of the last one. Do nothing if a tensor does not record writes."""
+        """Keep a value in place of the last one. Do nothing if a tensor does not count writes."""
         tensors = tuple(tensors)
         if not any(tensor.is_inference() for tensor in tensors):
             self._state = key, value, tuple(tensor.detach() for tensor in tensors)
@@ -42,10 +42,9 @@ class Kept:
 
 
 def identity(tensor: Tensor) -> tuple[int, int]:
-    """The address and version of a tensor.
+    """The address of a tensor, and its version, which counts the writes to the tensor.
 
-    They change if the tensor is written to. Another tensor has another address, as long as both
-    tensors exist.
+    Two tensors that exist at the same time have different addresses.
     """
     return tensor.data_ptr(), version_of(tensor)
 

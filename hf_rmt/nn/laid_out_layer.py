@@ -12,11 +12,11 @@ from hf_rmt.nn.compressed_layer import CompressedLayer
 
 
 class LaidOutLayer(CompressedLayer):
-    """A compressed layer with a layout.
+    """A compressed layer with a layout, the form in which its weight lies in memory.
 
     Attributes:
-        layout_object: The `Layout` that computes the forward pass; None for the packed layout, in
-            which the layer computes it itself.
+        layout_object: The `Layout` that computes the forward pass. None for the packed layout: then
+            the layer computes the forward pass itself.
         mode_changes: Number of calls of `train` and `eval`. After each call the layout reads the
             signal again.
     """
@@ -31,7 +31,7 @@ class LaidOutLayer(CompressedLayer):
         return "packed" if layout is None else layout.name
 
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`. The layout then makes its tensors from the signal again."""
+        """Do the same as `nn.Module.train`. Then the layout reads the signal again."""
         self.mode_changes += 1
         return super().train(mode)
 

@@ -13,9 +13,10 @@ from hf_rmt.nn.ternary import TernaryLinear
 class LatentTernaryLinear(nn.Linear):
     """A linear layer that computes with the ternary matrix nearest to its weight.
 
-    The ternary matrix is s T, with a scale s and T in {-1, 0, 1}. The trained `weight` in full
-    precision is called latent. Its gradient is that of s T, as if d(s T) / d weight were 1. The
-    state dict is that of a plain linear layer. Train the layer, then call `freeze`.
+    The ternary matrix is s T, where s is a scale and the entries of T are -1, 0 or 1. The trained
+    `weight` in full precision is called the latent weight. Training applies the gradient of s T to
+    the latent weight, as if d(s T) / d weight were 1. The state dict is that of a plain linear
+    layer. Train the layer, then call `freeze`.
 
     Args:
         in_features: Width of the input.
@@ -60,7 +61,7 @@ class LatentTernaryLinear(nn.Linear):
     def from_linear(
         cls, linear: nn.Linear, *, sparsity: float | None = None, scale: str = "row"
     ) -> LatentTernaryLinear:
-        """A layer with latent ternary weights, made from a linear one; both share the parameters.
+        """A layer with latent ternary weights that shares the parameters of a linear layer.
 
         Args:
             linear: The linear layer.

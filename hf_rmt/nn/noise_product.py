@@ -1,4 +1,4 @@
-"""Merges signal and noise into one matrix; applies the noise to inputs, with derivatives."""
+"""Merges signal and noise into one matrix; multiplies inputs by the noise, with derivatives."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from hf_rmt.nn.transforms import is_differentiating
 
 
 class CompiledNoiseProduct(torch.autograd.Function):
-    """The noise applied to x. The unpacked noise is not kept: `backward` unpacks it again.
+    """The noise matrix applied to x. The unpacked noise is not kept: `backward` unpacks it again.
 
-    torch.compile can trace this function. It could not trace one with a `jvp`, the forward-mode
-    derivative.
+    torch.compile can trace this function, because it has no `jvp` (forward-mode derivative).
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, layer: Any) -> Tensor:
-        """The noise of a `SpikedLinear` applied to x."""
+        """The noise matrix of a `SpikedLinear` applied to x."""
         return layer._act_noise(x)
 
     @staticmethod
@@ -38,11 +37,11 @@ class CompiledNoiseProduct(torch.autograd.Function):
 
 
 class NoiseProduct(CompiledNoiseProduct):
-    """The noise applied to x, with forward-mode and reverse-mode derivatives of any order."""
+    """The noise matrix applied to x, with forward-mode and backward derivatives of any order."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        """The derivative along a tangent of x, which is the noise applied to the tangent."""
+        """The derivative along a tangent of x, which is the noise matrix applied to the tangent."""
         return NoiseProduct.apply(tangent, ctx.layer)
 
 
@@ -50,7 +49,7 @@ class NoiseProduct(CompiledNoiseProduct):
 class Transposed:
     """The transposed noise of a layer, for inputs x of one shape.
 
-    Layer and shape are in one object, because `vmap` needs it.
+    One object holds the layer and the shape, because `vmap` needs one object.
     """
 
     layer: Any
@@ -63,7 +62,7 @@ class Transposed:
 
 
 class NoiseGradient(torch.autograd.Function):
-    """The transposed noise applied to a gradient. Its derivatives unpack the noise again."""
+    """The transposed noise matrix applied to a gradient. Its derivatives unpack the noise again."""
 
     generate_vmap_rule = True
 
@@ -79,7 +78,7 @@ class NoiseGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The noise applied to the incoming gradient, because the noise is transposed twice."""
+        """The noise matrix applied to the gradient, because two transpositions cancel."""
         return NoiseProduct.apply(gradient, ctx.transposed.layer), None
 
     @staticmethod
@@ -89,14 +88,14 @@ class NoiseGradient(torch.autograd.Function):
 
 
 def noise_product(x: Tensor, layer: Any) -> Tensor:
-    """The noise of a `SpikedLinear` applied to x, with derivatives."""
+    """The noise matrix of a `SpikedLinear` applied to x, with derivatives."""
     if torch.compiler.is_compiling():
         return CompiledNoiseProduct.apply(x, layer)
     return NoiseProduct.apply(x, layer)
 
 
 def noise_gradient(gradient: Tensor, layer: Any, shape: torch.Size) -> Tensor:
-    """The gradient with respect to x, for outputs that are the noise applied to x.
+    """The gradient with respect to x, if the outputs are the noise matrix applied to x.
 
     Args:
         gradient: Gradient with respect to the outputs.

@@ -1,4 +1,4 @@
-"""A linear layer in the model of random matrix theory: low-rank signal plus noise."""
+"""A linear layer whose weight is a low-rank signal plus noise, as in random matrix theory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from hf_rmt.nn.transforms import are_wrapped, is_differentiating, is_transformed
 class SpikedLinear(LaidOutLayer):
     """y = x (left right + noise)' + bias, with trainable factors and frozen noise.
 
-    The product left right is the signal: the low-rank part of the weight. ' is the transpose. The
-    parameter `weight` of shape (rank, in + out) holds right, followed by the transpose of left.
-    Its shape never equals that of the dense weight. So there is an error if the state of the layer
-    is loaded into a plain linear layer.
+    The mark ' means the transpose. The product left right is the signal: the low-rank part of the
+    dense weight. The parameter `weight` of shape (rank, in + out) holds right, followed by the
+    transpose of left. Its shape never equals that of the dense weight. So a plain linear layer
+    raises an error if it loads the state of this layer.
 
     Args:
         in_features: Width of the input.
@@ -63,7 +63,7 @@ class SpikedLinear(LaidOutLayer):
         if not 0 <= rank <= min(in_features, out_features):
             raise ValueError(
                 f"rank must lie in [0, {min(in_features, out_features)}], got {rank}; "
-                "lower max_rank"
+                "lower rank or max_rank"
             )
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -128,10 +128,10 @@ class SpikedLinear(LaidOutLayer):
             The layer, on the device of left.
 
         Raises:
-            ValueError: If shapes disagree, or the weight is missing though its noise is stored.
+            ValueError: If shapes disagree, or the weight is None and the noise is not `drop`.
         """
         if weight is None and noise != "drop":
-            raise ValueError(f"noise={noise!r} stores the rest of the weight; pass the weight")
+            raise ValueError(f"noise={noise!r} stores the weight minus the signal; pass weight")
         if left.shape[1] != right.shape[0]:
             raise ValueError(
                 f"left {tuple(left.shape)} and right {tuple(right.shape)} disagree on the rank; "
@@ -155,7 +155,7 @@ class SpikedLinear(LaidOutLayer):
 
     @classmethod
     def _inputs(cls, columns: int) -> int:
-        """Number of inputs (for a convolution, channels) of a layer with this many columns."""
+        """Number of inputs (for a convolution, channels) if the matrix has this many columns."""
         return columns
 
     @classmethod
@@ -177,8 +177,8 @@ class SpikedLinear(LaidOutLayer):
     def _refit(self, weight: Tensor) -> None:
         """Set left to (weight - noise) right^+, where ^+ is the pseudoinverse.
 
-        Inputs that are combinations of the rows of right then get no error from the packed noise.
-        This needs no additional bits.
+        Then the packed noise causes no error for inputs that are combinations of the rows of right.
+        The layer takes no more bits than before.
         """
         inverse = torch.linalg.pinv(self.factors()[1].to(torch.float32))
         step = rows_at_once(weight.shape)
@@ -252,7 +252,7 @@ class SpikedLinear(LaidOutLayer):
         return self._act(x, noise + left @ right if self.rank else noise, bias)
 
     def _act_noise(self, x: Tensor) -> Tensor:
-        """The noise applied to x. For few inputs, it is not unpacked as a whole."""
+        """The noise matrix applied to x. For few inputs, the noise is not unpacked as a whole."""
         product = self.noise.product(x)
         return self._act(x, self.noise.dense(x.dtype, scratch=True)) if product is None else product
 
@@ -269,11 +269,11 @@ class SpikedLinear(LaidOutLayer):
         return functional.linear(self._act(x, right), left, cast(bias, x.dtype))
 
     def _positions(self, x: Tensor) -> int:
-        """Number of input vectors in x, to each of which the matrix is applied."""
+        """Number of input vectors in x; the matrix is applied to each of them."""
         return x.numel() // max(1, self.in_features)
 
     def _merges(self, x: Tensor) -> bool:
-        """Whether one product with signal plus noise is cheaper than two with the factors."""
+        """Whether one product with signal plus noise costs less than separate products."""
         if self.noise.kind == "drop" or is_differentiating():
             return False
         sides = self.in_features + self.out_features

@@ -23,8 +23,8 @@ class SpikedConv2d(SpikedLinear):
     """The convolution y = x * (left right + noise) + bias, where * stands for convolution.
 
     The kernel, of height k_h and width k_w, is a matrix of shape (out, in k_h k_w). Its signal
-    left right, of rank r, is computed by two convolutions: one of the kernel's size to r channels,
-    then one of size 1 x 1. The noise is unpacked into a dense kernel. Everything else is as in a
+    left right has rank r. Two convolutions compute it: one of the kernel's size to r channels, then
+    one of size 1 x 1. The noise is unpacked into a dense kernel. Everything else is as in a
     `SpikedLinear` with `in_features` = in k_h k_w.
 
     Args:
@@ -42,8 +42,8 @@ class SpikedConv2d(SpikedLinear):
         dtype: Dtype of the factors and the bias, and of the noise if it is kept (`keep`).
 
     Raises:
-        ValueError: If the rank lies outside its range, the kind of noise is unknown, or the
-            geometry is invalid for a convolution.
+        ValueError: If the rank lies outside its range, the kind of noise is unknown, or
+            `torch.nn.Conv2d` does not accept an argument.
 
     Examples:
         >>> layer = SpikedConv2d(3, 8, 2, kernel_size=3, stride=2, padding=1)
@@ -124,12 +124,12 @@ class SpikedConv2d(SpikedLinear):
         return self.unpacked_forward(x, self.weight, self.bias)
 
     def _pads_inside(self) -> bool:
-        """Whether torch can pad in the convolution: with zeros, equally many on both sides."""
+        """Whether torch's convolution can pad x: with zeros, equally on opposite sides."""
         left, right, above, below = edges(self)
         return self.padding_mode == "zeros" and (left, above) == (right, below)
 
     def _options(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Stride, padding and dilation of the convolution; no padding if x is padded before."""
+        """Stride, padding and dilation of the convolution; no padding if `forward` pads x."""
         left, _, above, _ = edges(self) if self._pads_inside() else [0, 0, 0, 0]
         return self.stride, (above, left), self.dilation
 

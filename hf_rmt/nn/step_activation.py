@@ -13,7 +13,7 @@ from hf_rmt.nn.transforms import is_transformed
 
 
 class StepActivation(nn.Module):
-    """s(x) = h_j - mean for t_j < x <= t_(j+1), with t_0 = -inf and t_(k+1) = inf.
+    """A step function: s(x) = h_j - mean for t_j < x <= t_(j+1); t_0 = -inf and t_(k+1) = inf.
 
     The thresholds t_j cut the line into pieces, and h_j is the height of a piece. A function that
     is 0 in (r_1, r_2] and b elsewhere has the thresholds (r_1, r_2) and the heights (b, 0, b). At a
@@ -21,17 +21,17 @@ class StepActivation(nn.Module):
     comparison with the thresholds and the subtraction of the mean use the dtype of x or that of the
     buffers, whichever is wider.
 
-    The gradient is that of a surrogate, a smooth activation such as the one that the steps match.
-    Without a surrogate, a triangle around each threshold spreads its jump over 2 `width`, and the
-    gradient is sum_j (h_j - h_(j-1)) max(0, 1 - |x - t_j| / width) / width.
+    The gradient is that of a surrogate, a smooth activation such as the one that the step replaces.
+    Without a surrogate, each jump is spread over an interval of length 2 `width` around its
+    threshold, and the gradient is sum_j (h_j - h_(j-1)) max(0, 1 - |x - t_j| / width) / width.
 
     Args:
         thresholds: t_1 < ... < t_k, finite.
         heights: h_0 .. h_k, one more than thresholds.
         mean: The number that is subtracted, such as the mean height over the inputs.
         surrogate: A differentiable function of a tensor, used for its gradient only; or None.
-        width: Half the width of the triangle that smooths each threshold for the gradient, in
-            units of x; > 0.
+        width: Half the length of the interval around a threshold over which the gradient spreads
+            the jump, in units of x; > 0.
         device: Device of the buffers.
         dtype: Dtype of the buffers.
 
@@ -105,17 +105,17 @@ class StepActivation(nn.Module):
 class StepBefore(StepActivation):
     """A step in front of an activation f. The step gives the heights h_j, and f makes v_j = f(h_j).
 
-    It is used if the forward pass calls f as a function, because such a call cannot be replaced.
-    The step divides its gradient by the slope of f at h_j. So the step and f together have the
-    gradient of a `StepActivation` with the heights v_j.
+    It is used if the forward pass of a model calls f as a function, because such a call cannot be
+    replaced as a module can. The step divides its gradient by the slope of f at h_j. So the step
+    and f together have the gradient of a `StepActivation` with the heights v_j.
 
     Args:
         thresholds: t_1 < ... < t_k, finite, as in `StepActivation`.
         heights: h_0 .. h_k, the inputs of f.
         values: v_0 .. v_k, the outputs of f.
         slopes: The slopes f'(h_0) .. f'(h_k), finite and not 0.
-        width: Half the width of the triangle that smooths each threshold for the gradient, in
-            units of x; > 0.
+        width: Half the length of the interval around a threshold over which the gradient spreads
+            the jump, in units of x; > 0.
         device: Device of the buffers.
         dtype: Dtype of the buffers.
 

@@ -1,8 +1,8 @@
 """Replaces one module by another and moves everything that was attached to the old one.
 
-The user may have frozen a layer, hooked it, or set an attribute on it. `swap_module` is used
-wherever a layer is replaced, so that nothing gets lost. It moves everything that can be moved. A
-layer that has something that cannot be moved is not replaced.
+The user may have frozen a layer, put a hook on it, or set an attribute on it. `swap_module` is used
+wherever a layer is replaced, so that nothing gets lost: it moves such additions to the new layer.
+If a layer has an addition that cannot be moved, the layer is not replaced.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ CARRIERS: dict[str, Callable[[nn.Module, nn.Module], None]] = {}
 """How to move what other libraries add to a module. A key is the attribute that shows the addition;
 the value is a function that moves it from the old module to the new one."""
 LIBRARIES = ("torch", "transformers", "accelerate")
-"""Packages whose hooks on gradients are no reason against a replacement. Such a hook belongs to one
-training run, and this run ends before the layer is replaced or begins after that."""
+"""Packages whose hooks on gradients do not prevent a replacement. Such a hook belongs to one
+training run, which ends before the layer is replaced or begins after the replacement."""
 INITIALISED = "_is_hf_initialized"
 """The attribute by which transformers marks initialised modules and tensors; it is not moved."""
 OWN_ATTRIBUTES = {
@@ -136,7 +136,7 @@ def user_attributes(module: nn.Module) -> list[str]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether the attributes that a module's class sets are known. Those of activations are not."""
+    """Whether it is known which attributes the module's class sets; for activations it is not."""
     return isinstance(module, CompressedLayer | nn.Linear | nn.Conv2d) or is_conv1d(module)
 
 
@@ -159,7 +159,7 @@ def _held(module: nn.Module) -> Iterator[str]:
 
 
 def _patched(module: nn.Module) -> Iterator[str]:
-    """Names of the methods that were replaced on one object."""
+    """Names of the methods that were replaced on this object, but not in its class."""
     for key, value in vars(module).items():
         method = getattr(type(module), key, None)
         wraps = key == "forward" and WRAPPED in vars(module)
@@ -210,7 +210,7 @@ def _is_hooked(parameter: Any) -> bool:
 
 
 def _carry_gradients(old: Any, new: Any) -> None:
-    """Copy `requires_grad`; a new layer without a trainable weight has an attribute for it."""
+    """Copy `requires_grad`. If the new layer has no trainable weight, an attribute stores it."""
     trains = _trains(old, "weight", getattr(old, "dense_requires_grad", True))
     if isinstance(getattr(new, "weight", None), nn.Parameter):
         _set_trains(new.weight, trains)
@@ -232,7 +232,7 @@ def _set_trains(parameter: nn.Parameter, trains: bool) -> None:
 
 
 def _carry_weight_attributes(old: Any, new: Any) -> None:
-    """Move attributes of the weight; a new layer without a trainable weight has a dict for them."""
+    """Move attributes of the weight; a dict stores them if the new weight cannot be trained."""
     weight = getattr(old, "weight", None)
     trained = isinstance(weight, nn.Parameter)
     known = _attributes(weight) if trained else getattr(old, "dense_attributes", {})
@@ -243,7 +243,7 @@ def _carry_weight_attributes(old: Any, new: Any) -> None:
 
 
 def _carry_bias(old: Any, new: Any) -> None:
-    """Move attributes of the bias and hooks on its gradient; they stay valid for the same shape."""
+    """Move attributes of the bias and hooks on its gradient; the new bias has the same shape."""
     before, after = getattr(old, "bias", None), getattr(new, "bias", None)
     if isinstance(new, CompressedLayer):
         new.took_bias = getattr(old, "took_bias", before is not None)

@@ -1,4 +1,4 @@
-"""A linear layer with packed, frozen weights: -1, 0 or 1, times a scale."""
+"""A linear layer with packed, frozen weights: each is -1, 0 or 1, times a scale."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAYOUTS = ("packed", "int8", "dense")
 
 @register_layer
 class TernaryLinear(CompressedLayer):
-    """y = x (s T)' + bias, with a frozen matrix T in {-1, 0, 1} and a scale s; ' is the transpose.
+    """y = x (s T)' + bias: T is a frozen matrix in {-1, 0, 1}, s a scale, and ' the transpose.
 
     The buffer `weight` holds T, several entries in a byte. It is int8, so that casts of the model
     do not change it, and a plain linear layer cannot load its shape. In the state dict and until
@@ -37,20 +37,20 @@ class TernaryLinear(CompressedLayer):
     weight, see `LatentTernaryLinear`.
 
     Attributes:
-        step: A `StepBefore` that is applied to y, if the activation after the layer is called as a
-            function; else None. `dense` and `to_linear` leave it out.
+        step: A `StepBefore` that is applied to y if the model calls the activation after the layer
+            as a function; otherwise None. `dense` and `to_linear` leave the step out.
 
     Args:
         in_features: Width of the input.
         out_features: Width of the output.
         bias: Whether there is a bias.
         scale: `row` for one scale per row, or `tensor` for a single scale.
-        layout: `packed` unpacks in every forward; outputs are those of the dense layer up to the
-            rounding of its dtype. `int8` is for a CPU with integer dot products (VNNI): it keeps an
-            unpacked copy of one byte per weight, and rounds the inputs to 16 bits of the largest
-            entry of their row, which changes outputs by at most about 1e-4 of their spread. On
-            other devices, and for the smallest layers, it keeps a copy in the dtype of the scales.
-            `dense` always keeps that copy. The layout is not part of the state dict.
+        layout: `packed` unpacks T in every forward. Outputs are those of the dense layer, up to the
+            rounding of its dtype. `int8` is for a CPU with integer dot products (VNNI). It keeps an
+            unpacked copy, one byte per weight, and rounds the inputs to 16 bits, relative to the
+            largest entry of their row. This changes outputs by at most about 1e-4 of their spread.
+            On other devices, and for the smallest layers, `int8` does the same as `dense`. `dense`
+            keeps a copy in the dtype of the scales. The layout is not part of the state dict.
         device: Device of the tensors, which hold zeros until a state dict fills them.
         dtype: Dtype of the scales and the bias.
 
@@ -186,7 +186,7 @@ class TernaryLinear(CompressedLayer):
             The layer.
 
         Raises:
-            TypeError: If a width is no whole number, or the sparsity no number.
+            TypeError: If a width is no whole number, or the sparsity is no number.
             ValueError: If an option is out of range.
         """
         sparsity = check_number("sparsity", sparsity, high="1)")
@@ -224,7 +224,7 @@ class TernaryLinear(CompressedLayer):
         return self._signs().to(dtype).mul_(self.scale.to(dtype)[:, None])
 
     def to_linear(self) -> nn.Linear:
-        """The plain linear layer with this weight and bias, which is shared, and without `step`."""
+        """The plain linear layer with this weight; it shares the bias and leaves `step` out."""
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
         linear.weight = nn.Parameter(self.dense())
         linear.register_parameter("bias", self.bias)

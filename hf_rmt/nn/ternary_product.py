@@ -47,7 +47,7 @@ def _ternary_product(x: Tensor, layer: Any, bias: Tensor | None = None) -> Tenso
 
 
 class _TernaryProduct(torch.autograd.Function):
-    """The product x (s T)'. The weight is not kept, but unpacked again for the gradient."""
+    """The product x (s T)'. To save memory, the gradient unpacks the weight again."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""Tells whether derivatives may be needed, so that a product must be able to give them."""
+"""Tells whether derivatives may be needed. If so, a product must be able to give them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.autograd import forward_ad
 def is_differentiating() -> bool:
     """Whether gradients are enabled or a transform of `torch.func` is active.
 
-    If this is true, products that round their inputs, or that write into their own memory, use
-    their rules for derivatives. If not, they compute the product directly.
+    If so, products that round their inputs, or that write into their own memory, use rules of their
+    own for derivatives. If not, they compute the product directly.
     """
     return torch.is_grad_enabled() or is_transformed()
 

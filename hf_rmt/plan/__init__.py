@@ -1,4 +1,4 @@
-"""The plan of a compression: what happens to each layer, and what it costs, in JSON values."""
+"""The plan of a compression: for each layer, what happens to it, its size and its loss."""
 
 from hf_rmt.plan.outcomes import SPIKED, TERNARY, Cause, Outcome
 from hf_rmt.plan.plans import NOTABLE_LOSS, CompressionPlan, LayerPlan

@@ -1,4 +1,4 @@
-"""The rules for the fields of a layer that config.json records."""
+"""Checks the fields that config.json records for each layer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def checked_fields(name: str, entry: object, known: set[str]) -> dict[str, Any]:
     if not isinstance(entry, Mapping):
         raise ValueError(
             f"config.json, layer {name!r} must be a mapping of fields, got {entry!r}; the file is "
-            "damaged, so get it again"
+            "damaged, so download or save it again"
         )
     values = dict(entry)
     if (replaced := values.pop("compressed", None)) is not None:  # from a version without outcomes
@@ -52,7 +52,7 @@ def checked_fields(name: str, entry: object, known: set[str]) -> dict[str, Any]:
 def _wrong(name: str, key: str, what: str) -> ValueError:
     return ValueError(
         f"config.json, layer {name!r}, field {key!r} {what}; the file is damaged or was changed, "
-        "so get it again"
+        "so download or save it again"
     )
 
 
@@ -78,11 +78,11 @@ def _is_shape(value: object) -> bool:
 
 ROUNDING = 1e-6
 MOST_SIDE = 2**31
-"""The sides of the matrices of every model are smaller than this."""
+"""Every side of a weight matrix must be smaller than this; no model has larger matrices."""
 _COUNT = ("a whole number of at least 0", _is_count)
 _ENERGY = ("a number of at least 0", _is_energy)
-"""An energy is divided by that of the weight. It may still exceed 1, because directions that are
-chosen by inputs need not be orthogonal."""
+"""An energy is a squared norm, divided by that of the weight. It may exceed 1, because directions
+that calibration chooses need not be orthogonal."""
 _TEXT = ("a text", lambda value: isinstance(value, str))
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": _TEXT,
@@ -105,8 +105,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "kind": _TEXT,
     "step": (
         f"null, or a mapping with module or function, at most {MOST_STEPS} increasing thresholds, "
-        "one height more than thresholds and, with a function, as many values and slopes as "
-        "heights, no slope 0, and a gain in (0, 1]",
+        "and one height more than thresholds (with function also one value and one slope other "
+        "than 0 for each height, and a gain in (0, 1])",
         lambda value: value is None or is_step(value),
     ),
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 
 SPIKED, TERNARY = "spiked", "ternary"
-"""Kinds of compressed layers: `spiked` is a low-rank signal with noise, `ternary` one ternary
-matrix."""
+"""Kinds of compressed layers: `spiked` holds a low-rank signal and noise, `ternary` holds one
+matrix of -1, 0 and 1 with scales."""
 
 
 class Outcome(StrEnum):
@@ -21,7 +21,7 @@ class Outcome(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a layer is not replaced, for use in code; `LayerPlan.reason` gives it in words."""
+    """Why a layer is not replaced, for use in code; `LayerPlan.reason` gives the cause in words."""
 
     NONE = ""
     TOO_SMALL = "too small"

@@ -1,4 +1,7 @@
-"""The plan of a compression: what happens to each layer, and what it costs, in JSON values."""
+"""The plan of a compression: for each layer, what happens to it, its size and its loss.
+
+A plan holds plain values, which can be written as JSON.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from hf_rmt.plan.field_rules import checked_fields
 from hf_rmt.plan.outcomes import SPIKED, Cause, Outcome
 
 NOTABLE_LOSS = 0.01
-"""If the mean `dropped_energy` is larger, a warning tells the user to fine-tune. On the trained
-BERT and ViT, 4-bit noise has half of this error and already changes the outputs visibly."""
+"""If the mean `dropped_energy` is larger than this, a warning tells the user to fine-tune. Rounding
+the noise to 4 bits causes half of this error in the trained BERT and ViT. That already changes
+their outputs visibly."""
 
 STATES = {
     Outcome.REPLACED: "compressed",
@@ -29,36 +33,40 @@ class LayerPlan:
         name: Name of the module in the loaded model, as in `model.get_submodule(name)`.
         shape: Shape of the weight: (out_features, in_features), or (out, in k_h k_w) for a
             convolution with kernels of height k_h and width k_w.
-        outcome: Whether the layer is kept, its weight rewritten, or the layer replaced.
-        rank: Number of signal directions stored as factors.
+        outcome: Whether the layer is kept, kept with a rewritten weight, or replaced.
+        rank: Number of signal directions (singular values with their vectors) that are stored as
+            factors.
         noise: How the noise is stored: `drop`, `ternary`, `int4`, `int8` or `keep`.
         phase: Verdict on the spectrum, see `hf_rmt.spectra.Phase`.
-        n_spikes: Number of signal directions found; equal to `rank` if nothing limits the rank.
+        n_spikes: Number of signal directions that were found. If nothing limits the rank, this is
+            `rank`.
         upper_edge: Largest eigenvalue that still counts as noise; None if no law was fitted.
         signal_energy: Squared Frobenius norm of the product of the stored factors, divided by that
             of the weight.
-        dropped_energy: Squared Frobenius norm of what is taken from the weight on purpose, divided
-            by that of the weight: dropped noise, entries set to zero, and what the recovery of
-            spikes takes from their singular values. Recovered or calibrated factors are not a part
-            of the weight, so this and `signal_energy` need not add up to 1.
-        rounding_error: Squared Frobenius norm of the change that packing the noise causes, divided
-            by that of the weight. None if nothing is rounded, or if it was not measured.
+        dropped_energy: Squared Frobenius norm of what is removed from the weight on purpose,
+            divided by that of the weight. Removed are dropped noise, entries that are set to zero,
+            and the amount by which the recovery of spikes reduces singular values. This and
+            `signal_energy` need not add up to 1, because recovered or calibrated factors are not a
+            part of the weight.
+        rounding_error: Squared Frobenius norm of the error from rounding the noise to few bits,
+            divided by that of the weight. None if nothing is rounded, or if it was not measured.
         bits: Stored bits of the weight: factors, noise codes and scales.
         dense_bits: Bits of the dense weight.
         nonzero: Number of stored parameters that are not zero, if a method sets some to zero;
             otherwise None.
         latency: Time of the compressed layer divided by that of the dense layer, measured on this
             machine; None if it was not measured.
-        reason: Why the layer stays dense, or what is unusual about it; may be empty.
-        cause: Why the layer is not replaced, as an enumeration; empty if the layer is replaced, or
-            rewritten without a cause.
-        kind: Kind of the new layer: `spiked`, a signal and noise; `ternary`, one ternary matrix.
-        step: The step (a piecewise constant function) that replaces an activation: its
-            `thresholds`, its `heights` between them, and the `module` that it replaces. If forward
-            calls the activation as a function, there is no `module`, but these fields: `function`,
-            the function that gets the heights; `values`, its values at the heights; `slopes`, its
-            slopes there; and `gain`, the factor of at most 1 by which the values are scaled to lie
-            in the range of the function. None if there is no step.
+        reason: Why the layer stays dense, or what is unusual about the layer; may be empty.
+        cause: Why the layer is not replaced, as a `Cause` for use in code. It is empty if the layer
+            is replaced, and can be empty if the weight is rewritten.
+        kind: Kind of the new layer: `spiked` holds a signal and noise, `ternary` holds one matrix
+            of -1, 0 and 1 with scales.
+        step: The step (a piecewise constant function) that replaces an activation; None if there is
+            no step. It has `thresholds`, the `heights` between them, and `module`, the name of the
+            replaced module. If the model calls its activation as a function, four other fields
+            stand in place of `module`. `function` names the function, whose inputs are the heights.
+            `values` and `slopes` are its outputs and derivatives at the heights. `gain` is the
+            factor of at most 1 that scales the wanted values into the range of the function.
     """
 
     name: str
@@ -93,7 +101,7 @@ class LayerPlan:
 
     @property
     def lost_energy(self) -> float | None:
-        """The dropped energy; None for a layer that stays as it is."""
+        """The `dropped_energy`; None for a layer that stays as it is."""
         return None if self.outcome is Outcome.KEPT else self.dropped_energy
 
     @property
@@ -103,7 +111,7 @@ class LayerPlan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits divided by the number of entries; for a dense layer, those of its weight."""
+        """Stored bits per entry of the weight; for a dense layer, the bits of its dense weight."""
         return (self.bits if self.compressed else self.dense_bits) / self.entries
 
     @property
@@ -113,9 +121,10 @@ class LayerPlan:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters: entries of factors, of a dense weight, of stored noise.
+        """Number of stored parameters: the entries of factors and noise, or of the dense weight.
 
-        If a method sets entries to zero, only the others count, even if the zeros save no memory.
+        If a method sets entries to zero, only the nonzero entries count, even if zeros save no
+        memory.
         """
         if self.nonzero is not None:
             return self.nonzero
@@ -160,7 +169,7 @@ class CompressionPlan:
 
     @property
     def parameter_share(self) -> float:
-        """Parameters of all planned layers, divided by those of their dense weights."""
+        """Parameters of all planned layers, divided by the parameters of their dense weights."""
         dense = sum(layer.entries for layer in self.layers)
         return sum(layer.parameters for layer in self.layers) / dense if dense else 1.0
 
@@ -197,7 +206,7 @@ class CompressionPlan:
 
     @classmethod
     def from_dict(cls, layers: Mapping[str, Mapping[str, Any]]) -> CompressionPlan:
-        """The plan from what `to_dict` returned.
+        """Make a plan from the result of `to_dict`.
 
         Args:
             layers: The fields of each layer as JSON values, by the name of the layer.
@@ -209,7 +218,7 @@ class CompressionPlan:
         if not isinstance(layers, Mapping):
             raise ValueError(
                 f"config.json, layers must be a mapping of names to fields, got {layers!r}; the "
-                "file is damaged, so get it again"
+                "file is damaged, so download or save it again"
             )
         known = {field.name for field in fields(LayerPlan)}
         read = {name: checked_fields(name, entry, known) for name, entry in layers.items()}

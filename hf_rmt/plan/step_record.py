@@ -12,12 +12,14 @@ from math import isfinite
 from typing import Any
 
 MOST_STEPS, MOST_LEVEL = 64, 1e6
-"""Limits of a valid record; real steps have fewer thresholds and smaller values."""
+"""Limits of a valid step: the most thresholds, and a bound on the size of each number. Real steps
+stay below both."""
 STEP_FIELDS: tuple[set[str], ...] = (
     {"module", "thresholds", "heights"},
     {"function", "thresholds", "heights", "values", "slopes", "gain"},
 )
-"""The fields of a step that replaces a module, and of one whose heights a function gets."""
+"""The fields of a step that replaces a module, and of a step whose heights are the inputs of a
+function; see `LayerPlan.step`."""
 
 
 def is_step(value: object) -> bool:
@@ -37,7 +39,7 @@ def is_step(value: object) -> bool:
 
 
 def _fits_function(step: Mapping[str, Any], pieces: int) -> bool:
-    """Whether the fields of a step whose heights a function gets are valid."""
+    """Whether the fields of a step whose heights are the inputs of a function are valid."""
     return (
         _are_levels(step["values"], pieces)
         and _are_levels(step["slopes"], pieces)

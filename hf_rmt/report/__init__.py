@@ -1,6 +1,7 @@
 """Reports about spectra and about the costs of compression, as tables, files and figures.
 
-This package uses only spectra and plans. Figures need matplotlib: `pip install "hf_rmt[plots]"`.
+It imports only the packages `spectra` and `plan`. Figures need matplotlib: `pip install
+"hf_rmt[plots]"`.
 """
 
 from hf_rmt.report.card.card import model_card

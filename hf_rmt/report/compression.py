@@ -25,16 +25,18 @@ UNKNOWN = Sizes()
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """A plan, whether it was carried out or not, in words, tables and figures.
+    """A compression plan in words, tables and figures, whether it was carried out or not.
 
     Args:
         plan: What happens to which layer.
         spectra: The spectra on which the plan is based; they are saved with the report if they are
             given.
-        sizes: Bytes of the file, parameters of the whole model, as far as they are known.
+        sizes: Bytes of the saved weights, and number of parameters of the whole model. Unknown ones
+            are None.
         clock: A function that measures the time of each layer of a plan on this machine, and
-            returns the plan with these times; None if there is none.
-        of_update: Whether the plan is about what training added to the layers, which stay dense.
+            returns the plan with these times. None measures nothing.
+        of_update: Whether the plan is about updates: what training added to the weights. Then all
+            layers stay dense.
     """
 
     plan: CompressionPlan
@@ -52,9 +54,9 @@ class CompressionReport:
         return self.timed().table()
 
     def timed(self) -> CompressionReport:
-        """The report with the ratio of compressed to dense time of each layer, measured now.
+        """A report with times measured now: for each layer, compressed time divided by dense time.
 
-        Printing a report measures these times. If the machine is busy then, they stay unknown.
+        Printing a report measures these times too. If the machine is busy, the times stay unknown.
         """
         if self.clock is None:
             return self
@@ -62,9 +64,9 @@ class CompressionReport:
 
     @property
     def latency(self) -> float | None:
-        """Mean ratio of compressed to dense time over the measured layers, weighted by their size.
+        """Mean of compressed time divided by dense time over the measured layers; None without any.
 
-        The size is the number of entries, because the time of a dense layer grows with it.
+        Each layer is weighted by its number of entries, with which its dense time grows.
         """
         measured = [layer for layer in self.plan.compressed if layer.latency is not None]
         weights = [layer.entries for layer in measured]
@@ -79,7 +81,7 @@ class CompressionReport:
         return self.sizes.share(self.plan.changed_weights)
 
     def summary(self) -> str:
-        """Lines of text: sizes, losses, share of the model covered, and slow and dense layers."""
+        """Lines of text: sizes, losses, changed share of the model, and slow or dense layers."""
         file, covered = (self.sizes.line(self.plan, name) for name in (FILE, COVERED))
         return "\n".join(filter(None, [file, self._totals(), covered, *self._remarks()]))
 
@@ -139,7 +141,7 @@ class CompressionReport:
         return "\n\n".join(filter(None, [rows, self.explain(), self.summary()]))
 
     def explain(self) -> str:
-        """Each verdict that occurs, in one sentence: what it means and what to do about it."""
+        """One sentence for each verdict in the table: what it means and what to do about it."""
         return verdicts.footnotes(layer.phase for layer in self.plan)
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,10 +162,10 @@ class CompressionReport:
         return records.plain({"totals": totals, "layers": plan.to_dict()})
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Strict JSON of `to_dict`.
+        """The result of `to_dict` as strict JSON, which has no nan and no infinity.
 
         Args:
-            path: File to write; None writes none.
+            path: The file to write, with the ending `.json`; None writes no file.
 
         Returns:
             The text.
@@ -174,7 +176,7 @@ class CompressionReport:
         """The rows of the table as comma-separated values, in full precision.
 
         Args:
-            path: File to write; None writes none.
+            path: The file to write, with the ending `.csv`; None writes no file.
 
         Returns:
             The text.
@@ -188,7 +190,7 @@ class CompressionReport:
         filter. For each layer it shows what happened to it, and its spectrum if `spectra` holds it.
 
         Args:
-            path: File to write; None writes none.
+            path: The file to write, with the ending `.html`; None writes no file.
             title: Heading of the page, such as the name of the model.
 
         Returns:

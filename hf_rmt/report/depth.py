@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """Place of a layer.
+    """Where a layer stands in a model.
 
     Attributes:
         kind: The part of a name that layers of the same role share, such as `attention.self.query`.
-        block: Index of the repeated block; None for a layer outside the blocks.
+        block: Index of the repeated block that holds the layer; None for a layer outside the
+            blocks.
     """
 
     kind: str
@@ -20,17 +21,17 @@ class Place:
 
 
 def places(names: Sequence[str]) -> list[Place]:
-    """Kind and block of every layer, from dotted names alone.
+    """Find the kind and the block of every layer from its dotted name.
 
-    The first number in a name is the block. The rest after it, without further numbers, is the
-    kind. Where two stacks of blocks share a kind, as an encoder and a decoder do, the name of the
-    stack is put before it.
+    The first number in a name is the block. The part of the name after this number, without further
+    numbers, is the kind. If two stacks of blocks, such as an encoder and a decoder, share a kind,
+    the name of the stack is put before the kind.
 
     Args:
         names: Names of modules.
 
     Returns:
-        Their places, in the same order.
+        The places of the modules, in the same order.
 
     Examples:
         >>> places(["layers.0.mlp.up", "layers.1.mlp.up", "head"])[1:]
@@ -56,7 +57,7 @@ def short_names(names: Sequence[str], *, longest: int = 30) -> list[str]:
 
     Args:
         names: Names of modules.
-        longest: Characters a short name may have.
+        longest: The most characters that a short name may have.
 
     Returns:
         Short names, in the same order.

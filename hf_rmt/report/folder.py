@@ -1,4 +1,4 @@
-"""Writes the files that both reports have in a folder."""
+"""Writes the files that a spectral report and a compression report both have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Report(Protocol):
-    """A table of layers that can be drawn over depth."""
+    """What `save_report` needs of a report on layers."""
 
     def __len__(self) -> int: ...
 
@@ -30,7 +30,7 @@ class Report(Protocol):
         """The rows of the table as comma-separated values."""
 
     def plot_overview(self) -> Figure:
-        """A figure of the layers over the depth of the model."""
+        """A figure that shows the layers over the depth of the model."""
 
 
 def save_report(report: Report, folder: str | Path) -> Path:

@@ -19,9 +19,9 @@ class LayerSpectrum:
     """The spectrum of one weight.
 
     Args:
-        name: Runtime name of the module.
-        shape: (out_features, in_features).
-        fit: The fitted spectrum.
+        name: Name of the module in the loaded model, as in `model.get_submodule(name)`.
+        shape: Shape of the weight, (out_features, in_features).
+        fit: The spectrum of the weight, split into noise and signal.
 
     Raises:
         ValueError: If the fit belongs to a weight of another shape.
@@ -58,7 +58,7 @@ class LayerSpectrum:
         return "; ".join(filter(None, remarks))
 
     def to_row(self) -> dict[str, Any]:
-        """The layer's row of a table: values under the names of the columns."""
+        """The row of the layer in a table: values by the names of their columns."""
         fit = self.fit
         mixing, first, second = records.parameters_of(fit.law)
         return {

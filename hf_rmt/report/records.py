@@ -1,4 +1,4 @@
-"""Writes reports as strict JSON, which has no nan and no infinity, and reads fitted spectra."""
+"""Writes reports as strict JSON (without nan and infinity), and reads fitted spectra back."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def read(source: str | Path) -> Any:
 
 
 def written(text: str, path: str | Path | None, *, kinds: tuple[str, ...] = ()) -> str:
-    """Write a text to a path, if given, with one newline at its end, and return the same text.
+    """Write a text to a file, with one newline at its end, and return the text unchanged.
 
     Args:
         text: The text.
-        path: The file, or None.
-        kinds: Endings, such as `.html`, one of which the path must have.
+        path: The file to write; None writes no file.
+        kinds: The endings that the path may have, such as `.html`; empty if any ending is allowed.
 
     Raises:
         ValueError: If the path is empty, or has another ending.
@@ -96,7 +96,11 @@ def made_folder(path: str | Path) -> Path:
 
 
 def place(path: str | Path, *, kinds: tuple[str, ...] = ()) -> Path:
-    """The path to write to. An empty path is refused, because it would mean the working folder."""
+    """Check the path of a file or folder to write, and return it.
+
+    An empty path is refused, because it would mean the working folder. If `kinds` is not empty, a
+    path with another ending is refused too.
+    """
     if path == "":
         raise ValueError(
             "a report is written to a named file or folder, got ''; write '.' for the folder you "
@@ -111,10 +115,10 @@ def place(path: str | Path, *, kinds: tuple[str, ...] = ()) -> Path:
 
 
 def fit_of(record: Mapping[str, Any]) -> SpectrumFit:
-    """The fitted spectrum that `plain` turned into a record, exact to the last bit.
+    """Restore a fitted spectrum from its record, exact to the last bit.
 
     Args:
-        record: The result of `plain` for the fit.
+        record: What `plain` returned for the fit.
 
     Returns:
         The fit.
@@ -138,10 +142,10 @@ def fit_of(record: Mapping[str, Any]) -> SpectrumFit:
 
 
 def parameters_of(law: BulkLaw | None) -> tuple[float | None, float | None, float | None]:
-    """The parameters t, sigma_1^2 and sigma_2^2 that tables show of a law; None if it has none.
+    """The parameters t, sigma_1^2 and sigma_2^2 of a law for tables; None for each it lacks.
 
-    A double bulk has all three, as in `DoubleBulk`. A power law has the two ends of its range of
-    variances, and no t. A unit bulk has one variance.
+    A double bulk has all three, as in `DoubleBulk`. A power-law bulk has no t, and its two
+    variances are the ends of its range. A unit bulk has only sigma_1^2.
     """
     if isinstance(law, DoubleBulk):
         return law.mixing, *law.variances

@@ -36,11 +36,11 @@ def within(metric: float, baseline: float, tolerance: float) -> bool:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One call of the metric.
+    """One measurement of the metric, on a model of which some noise was removed.
 
     Attributes:
-        removal: By name of a layer, the fraction of its noise that it lost; the other layers were
-            not changed.
+        removal: The fraction of its noise that each layer lost, by the name of the layer. Layers
+            that are not listed were not changed.
         metric: The value of the metric.
     """
 
@@ -50,20 +50,21 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class SearchReport:
-    """The most noise that can be removed while a metric holds, layer by layer.
+    """The most noise that can be removed, layer by layer, while a metric stays within a tolerance.
 
     Attributes:
-        baseline: Metric of the unfiltered model.
+        baseline: Metric of the model with all of its noise.
         tolerance: How far the metric may fall below the baseline.
         metric: Metric of the model without the noise in `removal`.
-        removal: By name of a layer, the fraction of its noise directions to remove; layers that
-            are not changed are left out.
-        curve: Pairs of a mean fraction and a metric, ascending. Here the same fraction of the
-            noise is removed from all layers. At the fraction 1, layers without spikes lose
-            nothing, because nothing would be left of them; so the mean may be lower.
-        evaluations: All calls of the metric in their order.
+        removal: The fraction of its noise directions to remove from each layer, by the name of the
+            layer. Layers that stay unchanged are left out.
+        curve: Pairs of a fraction and a metric, ascending. For each pair, all layers lose the same
+            fraction of their noise, and the pair holds the mean of these fractions. At the fraction
+            1, layers without spikes lose nothing, because nothing would be left of them. Then the
+            mean is below 1.
+        evaluations: All measurements of the metric, in their order.
         layers: Shape of each layer that was searched, by name.
-        plan: What becomes of the layers in `removal`.
+        plan: What happens to each layer in `removal`.
         settings: The other settings of the compression, plain values.
     """
 
@@ -85,12 +86,12 @@ class SearchReport:
 
     @property
     def mean_removal(self) -> float:
-        """Mean over the searched layers of the fraction of noise directions removed."""
+        """The removed fraction of the noise directions, as a mean over all searched layers."""
         return fmean(self.removal.get(name, 0.0) for name in self.layers)
 
     @property
     def uniform_removal(self) -> float:
-        """Largest fraction of `curve` with which the metric is within the tolerance; 0 if none."""
+        """Largest fraction of `curve` at which the metric is within the tolerance; 0 if none is."""
         held = [
             fraction
             for fraction, metric in self.curve
@@ -118,7 +119,7 @@ class SearchReport:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """What the table shows of each layer."""
+        """The rows of the table, one mapping per layer."""
         plans = {layer.name: layer for layer in self.plan}
         rows = []
         for name, shape in self.layers.items():
@@ -152,10 +153,10 @@ class SearchReport:
         return records.plain({**values, "plan": self.plan.to_dict()})
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """Strict JSON of `to_dict`.
+        """The result of `to_dict` as strict JSON, which has no nan and no infinity.
 
         Args:
-            path: File to write; None writes none.
+            path: The file to write, with the ending `.json`; None writes no file.
 
         Returns:
             The text.
@@ -164,13 +165,13 @@ class SearchReport:
 
     @classmethod
     def from_json(cls, source: str | Path) -> Self:
-        """Inverse of `to_json`.
+        """Read a report that `to_json` wrote.
 
         Args:
             source: The text, or the path of a file.
 
         Returns:
-            What was found.
+            The report.
 
         Raises:
             ValueError: If the source is not the JSON of a search.
@@ -192,7 +193,7 @@ class SearchReport:
         return cls(**{**record, **changed})
 
     def plot_curve(self, *, dark: bool = False) -> Figure:
-        """Draw the metric over the fraction of noise removed from every layer, and the result.
+        """Draw the curve: the metric over the fraction of noise removed. Also mark the result.
 
         Args:
             dark: Draw on a dark background.
@@ -259,5 +260,5 @@ def evaluations_of(entries: list[Mapping[str, Any]]) -> tuple[Evaluation, ...]:
 
 
 def number(value: Any) -> float:
-    """A number from a plain JSON value: nan is null there, infinity a string."""
+    """A number from a JSON value, where nan is written as null and infinity as a string."""
     return math.nan if value is None else float(value)

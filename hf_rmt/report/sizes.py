@@ -8,7 +8,7 @@ from hf_rmt.plan import CompressionPlan
 from hf_rmt.report.tables import percent, size_text
 
 Fact = tuple[str, str, str]
-"""A label, the numbers, and a remark."""
+"""A size in words: a label, the numbers, and a remark."""
 FILE, LAYERS = "weights in the file", "compressed layers"
 COVERED = "share of the model covered"
 
@@ -18,7 +18,7 @@ class Sizes:
     """Sizes of a whole model. An unknown size is None, and reports do not mention it.
 
     Args:
-        file: Bytes of the saved weights (before, after), without the headers of their files.
+        file: Bytes of the saved weights (before, after the compression), without file headers.
         model_parameters: Number of parameters of the whole model before compression, embeddings,
             heads and experts included.
 
@@ -42,9 +42,10 @@ class Sizes:
             )
 
     def share(self, weights: int) -> float | None:
-        """The share of a number of weights in the whole model; None if the model's size is unknown.
+        """The share of the whole model that `weights` entries make up; None if its size is unknown.
 
-        The model counts weights that several layers share only once. So the share is limited to 1.
+        If several layers share a weight, the size of the model counts it only once. Then the
+        quotient can exceed 1, so it is limited to 1.
 
         Examples:
             >>> Sizes(model_parameters=200).share(50)
@@ -53,19 +54,19 @@ class Sizes:
         return None if self.model_parameters is None else min(weights / self.model_parameters, 1.0)
 
     def facts(self, plan: CompressionPlan) -> list[Fact]:
-        """The known sizes, the most important first: file, layers, share covered.
+        """The known sizes in words: the file, the layers, the share of the model that is changed.
 
         Args:
             plan: What happens to which layer.
 
         Returns:
-            Name, numbers and remark of each known size.
+            Label, numbers and remark of each known size.
         """
         found = [_before_after(FILE, self.file), _layers(plan), self._covered(plan)]
         return [fact for fact in found if fact]
 
     def line(self, plan: CompressionPlan, name: str) -> str:
-        """One of the facts as a line of text; empty if it is not known.
+        """One of the `facts` as a line of text; empty if the size is not known.
 
         Args:
             plan: What happens to which layer.

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpectralReport:
-    """The spectra of a model's layers, in their runtime order.
+    """The spectra of a model's layers, in the order of the model.
 
     Args:
-        layers: The layers; `report[name]` finds one.
+        layers: The spectra of the layers; `report[name]` returns that of one layer.
 
     Raises:
         ValueError: If two layers have the same name.
@@ -87,11 +87,11 @@ class SpectralReport:
         return "\n\n".join(filter(None, [rows, self.explain(), self.summary()]))
 
     def explain(self) -> str:
-        """Each verdict that occurs, in one sentence: what it means and what to do about it."""
+        """One sentence for each verdict in the table: what it means and what to do about it."""
         return verdicts.footnotes(layer.fit.phase for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: per layer what the table shows, and the whole fit."""
+        """Plain JSON values: for each layer its row of the table and its whole fit."""
         return {
             "summary": self.summary(),
             "layers": [
@@ -104,7 +104,7 @@ class SpectralReport:
         """Strict JSON with all eigenvalues, so that figures can be drawn again; nan is null.
 
         Args:
-            path: File to write; None writes none.
+            path: The file to write, with the ending `.json`; None writes no file.
 
         Returns:
             The text.
@@ -113,7 +113,7 @@ class SpectralReport:
 
     @classmethod
     def from_json(cls, source: str | Path) -> SpectralReport:
-        """Inverse of `to_json`, exact to the last bit.
+        """Read a report that `to_json` wrote, exact to the last bit.
 
         Args:
             source: The JSON text, or the path of a file that holds it.
@@ -136,14 +136,14 @@ class SpectralReport:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"this is no spectral report: {error!r}; write one with SpectralReport.to_json"
+                f"this is no spectral report: {error!r}; pass what SpectralReport.to_json wrote"
             ) from error
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """The rows of the table as comma-separated values, in full precision.
 
         Args:
-            path: File to write; None writes none.
+            path: The file to write, with the ending `.csv`; None writes no file.
 
         Returns:
             The text.
@@ -159,7 +159,7 @@ class SpectralReport:
         the reader can sort and filter. A click on a layer opens its spectrum.
 
         Args:
-            path: File to write; None writes none.
+            path: The file to write, with the ending `.html`; None writes no file.
             title: Heading of the page, such as the name of the model.
 
         Returns:
@@ -172,18 +172,18 @@ class SpectralReport:
         )
 
     def plot_layer(self, name: str, *, square_root: bool = True, dark: bool = False) -> Figure:
-        """One layer's spectrum with its law, edges and spikes; see `plots.spectrum_figure`.
+        """Draw one layer's spectrum with its law, edges and spikes; see `plots.spectrum_figure`.
 
         Args:
             name: Name of the layer.
-            square_root: Draw over singular values, not eigenvalues.
+            square_root: Draw over singular values, the square roots of the eigenvalues.
             dark: Draw on a dark background.
 
         Returns:
             A `matplotlib.figure.Figure`.
 
         Raises:
-            KeyError: If there is no such layer.
+            KeyError: If no layer has this name.
         """
         from hf_rmt.report.figures.plots import spectrum_figure
 
@@ -236,19 +236,20 @@ class SpectralReport:
         square_root: bool = True,
         dark: bool = False,
     ) -> Figure:
-        """The spectra of several layers side by side.
+        """Draw the spectra of several layers side by side.
 
         Args:
-            names: Layers to draw; None takes `max_layers` of them, evenly over the model.
+            names: Names of the layers to draw. None takes up to `max_layers` layers, spread evenly
+                over the model.
             max_layers: Largest number of layers that are drawn if no names are given.
-            square_root: Draw over singular values, not eigenvalues.
+            square_root: Draw over singular values, the square roots of the eigenvalues.
             dark: Draw on a dark background.
 
         Returns:
             A `matplotlib.figure.Figure`.
 
         Raises:
-            KeyError: If there is no such layer.
+            KeyError: If no layer has this name.
         """
         from hf_rmt.report.figures.plots import grid_figure
 
@@ -264,7 +265,8 @@ class SpectralReport:
     def save(self, folder: str | Path) -> None:
         """Write table.txt, report.json, report.html, layers.csv and the figures.
 
-        Figures are overview.svg, overview.png and spectra.svg. A report without layers has none.
+        Figures are overview.svg, overview.png and spectra.svg. A report without layers has no
+        figures.
 
         The texts are written first, so they exist even if the figures fail because matplotlib is
         missing.

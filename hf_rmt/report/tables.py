@@ -12,16 +12,17 @@ from typing import Any
 from hf_rmt.spectra import Phase, SpectrumFit
 
 Row = Mapping[str, Any]
-"""Values under the names of their columns; every row of a table has the same ones."""
+"""A row of a table: values by the names of their columns. All rows have the same columns."""
 MISSING = "-"
 LITTLE = 1e-3
-"""A share below this, or closer than this to 1, is written with < or >, not as a number."""
+"""A positive share below this is written as `< 0.1 %`. A share below 1 but closer to it than this
+is written as `> 99.9 %`."""
 ROUNDING = 1e-6
 """A negative share that is closer to 0 than this counts as a rounding error."""
 
 
 class Share(float):
-    """A fraction that tables show in percent; files of values keep the number."""
+    """A fraction that tables show in percent; CSV and JSON files hold the fraction itself."""
 
 
 def aligned_table(rows: Sequence[Row]) -> str:
@@ -32,7 +33,7 @@ def aligned_table(rows: Sequence[Row]) -> str:
             value is left out.
 
     Returns:
-        A header, a line of dashes and one line per row; empty without rows.
+        A header, a line of dashes and one line per row; an empty text if there are no rows.
 
     Examples:
         >>> print(aligned_table([{"name": "key", "stable_rank": 12.3456}]))
@@ -54,7 +55,7 @@ def aligned_table(rows: Sequence[Row]) -> str:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """A GitHub-flavoured table of the same cells as `aligned_table`; empty without rows."""
+    """A table in GitHub Markdown with the cells of `aligned_table`; empty if there are no rows."""
     if not rows:
         return ""
     shown = _filled(rows)
@@ -154,12 +155,12 @@ def counted(number: int, noun: str = "spike") -> str:
 
 
 def counted_signal(fit: SpectrumFit) -> str:
-    """The number of signal directions in words; the verdict `no law` has no spikes."""
+    """The number of signal directions, called spikes or, with the verdict `no law`, directions."""
     return counted(fit.n_spikes, "direction" if fit.phase == Phase.LAWLESS else "spike")
 
 
 def shape_text(shape: tuple[int, int]) -> str:
-    """(out, in) as `out x in`."""
+    """The shape (out, in) as the text `out x in`."""
     return f"{shape[0]} x {shape[1]}"
 
 

@@ -1,4 +1,4 @@
-"""What each verdict on a spectrum means, and what to do about it. No other file explains it."""
+"""What each verdict on a spectrum means, and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from hf_rmt.spectra import Phase
 
 VERDICTS = {
     Phase.RANDOM: (
-        "The eigenvalues look like those of pure noise and no direction stands out, so store the "
-        "layer in int8 or int4, and check that it was trained at all."
+        "The eigenvalues look like those of pure noise and no direction stands out, so check that "
+        "the layer was trained at all, and store it in int8 or int4."
     ),
     Phase.SPIKED: (
-        "Some directions, the spikes, stand out of the noise: store the layer in int8 or int4, "
-        "which keep the spikes that are worth their bits; drop the noise only from a fine-tuned "
-        "model with calibration and a size, or in training."
+        "Some directions, the spikes, stand out of the noise: store the layer in int8 or int4; "
+        "drop the noise only from a fine-tuned model, with calibration and a size, or during "
+        "training."
     ),
     Phase.HEAVY_TAILED: (
         "The noise law does not hold, so the number of spikes is a choice and not a finding: "
         "store the layer in int8, try method power-law, or set the rank yourself with method svd."
     ),
     Phase.UNEVEN: (
-        "The entries differ in size from row to row, repeat, or are mostly zero, so that "
-        "eigenvalues without a signal stand out: store the layer in int8, and see the notes."
+        "The rows differ in size or repeat each other, or most entries are zero, so that "
+        "eigenvalues stand out although there is no signal: see the notes, and store the layer in "
+        "int8."
     ),
     Phase.DEGENERATE: (
         "No law can be fitted, for the reason in the notes (such as zeros, a low rank or too few "
         "eigenvalues), so the layer stays dense; use method svd if its rank is low."
     ),
     Phase.LAWLESS: (
-        "No noise law was fitted: either the number of directions was given (analyze the dense "
-        "model with method pdb to see how many stand out of the noise), or the notes say that no "
-        "noise has such a spectrum (store the layer in int8)."
+        "No noise law was fitted, for one of two reasons: the number of directions was given "
+        "(analyze the dense model with method pdb to see how many stand out of the noise), or the "
+        "notes say that noise cannot have such a spectrum (store the layer in int8)."
     ),
 }
 """One sentence for each verdict."""
@@ -60,13 +61,13 @@ def explanation(phase: str) -> str:
 
 
 def explanations(phases: Iterable[str]) -> dict[str, tuple[int, str]]:
-    """The verdicts that occur, the most frequent first, with their number and their sentence.
+    """The verdicts that occur, the most frequent first, with their count and their sentence.
 
     Args:
         phases: The verdict of every layer; an empty one is left out.
 
     Returns:
-        Number of layers and sentence, by verdict.
+        The number of layers with a verdict and its sentence, by verdict.
     """
     counts = Counter(str(phase) for phase in phases if phase)
     return {phase: (count, explanation(phase)) for phase, count in counts.most_common()}

@@ -1,4 +1,4 @@
-"""The methods, their options, and settings that hold the values of the options.
+"""The compression methods, their options, and the settings that hold the values of the options.
 
 Importing this package does not import torch.
 """

@@ -48,12 +48,14 @@ DEFAULT_METHOD = "pdb"
 
 
 def all_options() -> dict[str, Option]:
-    """Every option by name: those of the methods, then the common ones."""
+    """Every option by name: first the options of the methods, then the common options."""
     return method_options() | {option.name: option for option in COMMON_OPTIONS}
 
 
 class CompressionSettings:
-    """A method and its options. All options are attributes; missing ones have their defaults.
+    """A compression method with the values of its options.
+
+    Each option is an attribute. An option that is not given has its default value.
 
     Args:
         method: The name of the method that compresses; one of `hf_rmt.settings.methods()`.
@@ -89,7 +91,7 @@ class CompressionSettings:
         def __getattr__(self, name: str) -> Any: ...
 
     def _check_foreign(self, method: Method) -> None:
-        """Refuse options that the method does not read."""
+        """Raise an error if an option that the method does not read is not at its default."""
         own = [option.name for option in method.options]
         for name, option in method_options().items():
             value = getattr(self, name)
@@ -101,7 +103,7 @@ class CompressionSettings:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """The method with the options that it reads, as plain JSON values."""
+        """The name of the method and the options that it reads, as plain JSON values."""
         read = (*method_of(self).options, *COMMON_OPTIONS)
         return {"method": self.method} | {
             option.name: getattr(self, option.name) for option in read

@@ -1,13 +1,13 @@
-"""A method as an object, and the register of all methods.
+"""The base class of all compression methods, and the register that holds them.
 
-A method says which options it reads, which modules it accepts, which of them it takes by default,
-whether it needs data, what it decides on one weight and how it compresses a model. The file of a
-method registers it. No other code depends on which method is used. Another package registers its
-own methods with `register_method`, or names the module that does so under the entry point group
-`hf_rmt.methods`.
+A method says which options it reads, which modules it accepts, which modules it compresses by
+default, whether it needs data, what it decides on one weight and how it compresses a model. The
+file that defines a method also registers it. No other code depends on which method is used. Another
+package calls `register_method` for its own methods. Or it lists the module that makes this call
+under the entry point group `hf_rmt.methods`.
 
-The files of the methods import torch only when they are called, so that options can be checked
-and listed without it.
+The files of the methods import torch only inside of functions. So options can be checked and listed
+without torch.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ HOMES = (
     "hf_rmt.compression.methods.pruning",
     "hf_rmt.ternary.method",
 )
-"""The modules that register the methods of this package, in the order in which they are listed."""
+"""The modules that register the methods of this package. `methods` lists the methods in this
+order."""
 ENTRY_POINTS = "hf_rmt.methods"
 
 
 class Method(ABC):
-    """How weights are compressed.
+    """A way to compress weights. Every method is a subclass.
 
     Attributes:
-        name: The value of `RMTConfig.method`.
+        name: The name by which users choose the method, as in `RMTConfig(method=name)`.
         help: What the method does, in a sentence.
         options: The options that the method reads, besides those that every method reads.
         one_of: The options of which exactly one must be given; empty if there is no such rule.
         accepted: The kinds of modules that the method accepts, in words.
         takes_heads: Whether the method compresses the head of a model by default, instead of the
             repeated blocks.
-        reads_spectrum: Whether the method tells signal from noise by eigenvalues. Its decisions
-            then carry a fitted spectrum, and `hf_rmt.analyze` takes it.
+        reads_spectrum: Whether the method separates signal from noise by the eigenvalues of a
+            weight. If so, its decisions hold the fitted spectrum, and `hf_rmt.analyze` accepts the
+            method.
         concurrent: Whether `decide` may be called on several threads at a time. This is safe if a
             call changes nothing that another call sees.
     """
@@ -59,7 +61,7 @@ class Method(ABC):
     concurrent: bool = False
 
     def check(self, settings: Any) -> None:
-        """Refuse options that contradict each other; each value by itself was checked before.
+        """Raise an error if options contradict each other. Each single value was checked before.
 
         Raises:
             ValueError: If options contradict each other.
@@ -80,11 +82,11 @@ class Method(ABC):
         """The layers to compress if the user names none.
 
         Args:
-            layers: The modules of the model that the method accepts, by name, in their order.
+            layers: The modules that the method accepts, by name, in the order of the model.
             model: The model.
 
         Returns:
-            Some of the names, in the same order.
+            The names of the layers to compress, in the same order.
         """
 
     def why_no_default(self) -> str:
@@ -92,16 +94,16 @@ class Method(ABC):
         return "none of its layers is taken by default"
 
     def why_data(self, settings: Any) -> str:
-        """Why the method cannot decide without calibration batches; empty if it can."""
+        """Why the method needs calibration batches (model inputs); empty if it needs none."""
         return ""
 
     def why_no_filter(self) -> str:
-        """Why `RMTCallback` cannot filter with this method, and the remedy; empty if it can."""
+        """Why `RMTCallback` cannot use this method, and the remedy; empty if it can use it."""
         return ""
 
     @abstractmethod
     def decide(self, name: str, weight: Any, settings: Any) -> Any:
-        """Decide on one weight without data.
+        """Decide what happens to one weight, without calibration data.
 
         Args:
             name: The module's name in the model, as in `named_modules()`.
@@ -127,12 +129,15 @@ class Method(ABC):
         """Compress layers of a model in place.
 
         Args:
-            model: Any module with its weights in memory, the same on every process.
-            names: The layers, as `hf_rmt.compression.targets.selection.select_layers` gives them.
+            model: Any torch module with its weights in memory. If several processes run, all of
+                them have the same model.
+            names: Names of the layers to compress, as
+                `hf_rmt.compression.targets.selection.select_layers` returns them.
             settings: The method and the options that the user chose.
-            calibration: Batches of the model's arguments, or None.
-            size: Share of the layers' parameters to keep, or None.
-            dry_run: Only plan; the model is not changed.
+            calibration: Batches of inputs; each maps the model's arguments to values. None if there
+                are none.
+            size: Share of the layers' parameters to keep; None if the user sets no limit.
+            dry_run: Whether to make only the plan and leave the model unchanged.
 
         Returns:
             A `hf_rmt.report.CompressionReport`.
@@ -143,17 +148,18 @@ _REGISTERED: dict[str, Method] = {}
 
 
 def register_method(method: Method) -> Method:
-    """Register a method by its name. The last line of the file that defines it calls this.
+    """Register a method by its name. The file that defines a method calls this in its last line.
 
     Args:
-        method: The method. It replaces a method of the same class, for example if its module is
-            reloaded.
+        method: The method. If a method of the same name and class is registered already, as after a
+            reload of its module, the new one replaces it.
 
     Returns:
         The method.
 
     Raises:
-        ValueError: If its name is taken, or one of its options exists with another meaning.
+        ValueError: If a method of another class has this name, or if another method declares one of
+            the options differently.
     """
     for option in method.options:
         for other in _REGISTERED.values():
@@ -183,7 +189,7 @@ def _import_homes() -> None:
 
 
 def methods() -> dict[str, Method]:
-    """All methods by name: those of this package in the order of `HOMES`, then the others."""
+    """All methods by name: first those of this package, in the order of `HOMES`, then others."""
     _import_homes()
     return dict(sorted(_REGISTERED.items(), key=lambda entry: _place(entry[1])))
 
@@ -194,7 +200,7 @@ def _place(method: Method) -> int:
 
 
 def method_of(settings: Any) -> Method:
-    """The method that settings name.
+    """The method whose name is `settings.method`.
 
     Raises:
         ValueError: If the method is unknown.
@@ -214,12 +220,12 @@ def method_named(name: str) -> Method:
 
 
 def spectral_methods() -> tuple[str, ...]:
-    """Names of the methods that tell signal from noise by eigenvalues."""
+    """Names of the methods that separate signal from noise by the eigenvalues of a weight."""
     return tuple(name for name, method in methods().items() if method.reads_spectrum)
 
 
 def method_options() -> dict[str, Option]:
-    """The options of all methods by name, each once."""
+    """The options of all methods by name. An option that several methods read appears once."""
     return {option.name: option for method in methods().values() for option in method.options}
 
 

@@ -18,8 +18,9 @@ class Option:
     Attributes:
         name: The keyword in `RMTConfig`; the flag has hyphens for its underscores.
         default: The value if the user gives none.
-        check: A function of the name and a value that is not the default. It returns the value as
-            plain JSON, or raises a TypeError or ValueError that names value, rule and remedy.
+        check: A function that is called with the name and with any value except the default. It
+            returns the value as plain JSON. If the value is wrong, it raises a TypeError or
+            ValueError that names the value, the rule and the remedy.
         help: What the option means, in a sentence or two.
         parse: A function that makes the value from a word on the command line; None for an option
             without a flag.
@@ -34,7 +35,7 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def checked(self, value: Any) -> Any:
-        """The value as plain JSON.
+        """Check a value and return it as plain JSON.
 
         Raises:
             TypeError: If the value has the wrong type.

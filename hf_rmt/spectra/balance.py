@@ -1,4 +1,4 @@
-"""Scaling the rows and columns of a weight to equal energy, so that a noise law can hold.
+"""Scales the rows and columns of a weight to equal mean square, so that a noise law can hold.
 
 A law assumes that all rows have the same variance. A weight W is written as W = diag(r) B diag(c)
 with a balanced matrix B, and the law is fitted to B. The signal of B, multiplied by the scales
@@ -15,12 +15,12 @@ from hf_rmt.spectra.laws.spike_map import Array
 
 SWEEPS = 100
 EVEN = 1e-6
-"""A sweep scales all rows, then all columns. The sweeps end when no row's mean square differs from
-the average of all rows by more than this share of it."""
+"""A sweep scales all rows, then all columns. The sweeps end when the mean square of every row is
+that of the average row, up to this relative difference."""
 
 
 def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
-    """Divide by row and column scales until all nonzero rows and columns have the same mean square.
+    """Scale rows and columns until all of them that are not zero have the same mean square.
 
     This is Sinkhorn's iteration on the squared entries, which scales rows and columns in turn. A
     row or column of zeros gets some positive scale. If no scales can balance a sparse weight, the
@@ -69,14 +69,14 @@ def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
 
 
 def _live(energies: Array) -> Array:
-    """Energies that one can divide by: an energy of 0 becomes 1."""
+    """The energies, with 1 in place of 0, so that one can divide by them."""
     return np.where(energies > 0, energies, 1.0)
 
 
 def _split(
     matrix: Array, rows: Array, columns: Array, mean_square: float
 ) -> tuple[Array, Array, Array]:
-    """The balanced weight and its scales, with the mean squares that `balance` states."""
+    """The balanced weight and its scales, with mean squares as `balance` describes."""
     common = columns.mean()
     row_scale, column_scale = np.sqrt(rows * common / mean_square), np.sqrt(columns / common)
     return matrix / row_scale[:, None] / column_scale, row_scale, column_scale

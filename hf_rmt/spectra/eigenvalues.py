@@ -1,4 +1,4 @@
-"""Sorts and checks the eigenvalues of a weight, and tells why no law can hold for some."""
+"""Sorts and checks the eigenvalues of a weight, and says why a noise law cannot fit them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ MIN_EIGENVALUES = 24
 MAX_NULL_FRACTION = 0.1
 """If a larger share of the eigenvalues is 0, the matrix has low rank, and no law is fitted."""
 RELATIVE_ZERO = 1e-14
-"""An eigenvalue counts as 0 up to this value times the largest one times their number."""
+"""An eigenvalue counts as 0 if it is at most this times the largest eigenvalue times the number of
+eigenvalues."""
 MOST_NEGATIVE = 1e-3
 """Rounding may make an eigenvalue negative, by at most this share of the largest eigenvalue."""
 RANGE = (1e-303, 1e304)
-"""Range of the largest eigenvalue. Beyond it, the edges, variances and sums of a law are no float64
-numbers, because they grow like squares of the weight's entries. The entries may lie within about
-1e-152 to 1e151."""
+"""Allowed range of the largest eigenvalue. Beyond this range, edges, variances and sums of a law
+overflow or vanish in float64, because they grow like squares of the weight's entries. So the
+largest entry may lie within about 1e-152 to 1e151."""
 COINCIDENT = 1e-5
 """Two neighbouring eigenvalues count as equal if their relative difference is at most this. Noise
 eigenvalues are rarely so close: among 4,000 of them about one pair of neighbours in a thousand."""
 MAX_COINCIDENT = 0.5
-"""If a larger share of neighbours is equal, the matrix has few distinct singular values."""
+"""If a larger share of the neighbouring pairs is equal, no law is fitted: the matrix has too few
+distinct singular values."""
 NARROWEST = 0.5
-"""Eigenvalues whose relative variance, Var / mean^2, is below this times c = p / N cannot be noise.
-For noise, theory says that it is at least c."""
+"""The relative variance of eigenvalues is Var / mean^2. For noise, theory says that it is at least
+c = p / N. Eigenvalues for which it is below this times c cannot be noise."""
 
 
 def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
-    """The eigenvalues of a weight of this shape, descending.
+    """Check the eigenvalues of a weight of this shape, and return them in descending order.
 
     Raises:
         TypeError: If the shape is no pair of whole numbers.
@@ -48,19 +50,19 @@ def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
     if values.shape != (columns,):
         raise ValueError(
             f"a weight of shape {tuple(shape)} has {columns} eigenvalues, got an array of shape "
-            f"{values.shape}; pass the squared singular values"
+            f"{values.shape}; pass the squared singular values of the weight"
         )
     values = np.sort(values)[::-1].copy()  # torch takes no view of it
     if columns and values[-1] < -MOST_NEGATIVE * values[0]:
         raise ValueError(
-            f"eigenvalues of X'X cannot be negative, got {values[-1]:g} below the largest "
-            f"{values[0]:g}; pass the squared singular values"
+            f"eigenvalues cannot be negative, got {values[-1]:g} as the smallest and "
+            f"{values[0]:g} as the largest; pass the squared singular values of the weight"
         )
     return values
 
 
 def why_degenerate(values: Array) -> str:
-    """The reason why no law can be fitted to descending eigenvalues; empty if one can."""
+    """The reason why no law can be fitted to descending eigenvalues; empty if a law can."""
     rank = live_count(values)
     if not np.all(np.isfinite(values)):
         return "the matrix holds nan or inf"
@@ -84,11 +86,11 @@ def live_count(values: Array) -> int:
 
 
 def why_lawless(values: Array, rows: int) -> str:
-    """The reason why descending eigenvalues cannot be those of noise; empty if they can.
+    """The reason why descending eigenvalues cannot come from noise; empty if they can.
 
     The relative variance of eigenvalues is their variance divided by their squared mean. For noise
-    with population variances tau it is c + Var(tau) / E(tau)^2, which is at least c = p / N, and
-    spikes only increase it. Also, noise has hardly any equal eigenvalues.
+    with population variances tau, theory gives c + Var(tau) / E(tau)^2 with c = p / N. This is at
+    least c, and spikes only increase it. Also, noise has hardly any equal eigenvalues.
 
     Args:
         values: Eigenvalues, descending, not degenerate, shape (p,).

@@ -24,9 +24,9 @@ def double_bulk_matrix(
 ) -> Array:
     """Random matrix X = N^{-1/2} Z Sigma^{1/2} with noise of two variances and K spikes.
 
-    Z has independent standard normal entries. Sigma is diagonal: first it holds the spikes, then
-    sigma_1^2, round(t (p - K)) times, then sigma_2^2. If the shape is wide, the transpose of X is
-    returned.
+    Z has independent standard normal entries. Sigma is diagonal. It holds the K spikes, then
+    round(t (p - K)) times sigma_1^2, then sigma_2^2 for the rest. If the shape is wide, the
+    transpose of X is returned.
 
     Args:
         shape: Shape of the matrix; N is the larger side, p the smaller one.
@@ -45,7 +45,12 @@ def double_bulk_matrix(
         >>> double_bulk_matrix((2, 3), mixing=0.5, variances=(4.0, 1.0), seed=0).shape
         (2, 3)
     """
-    check_unit("mixing", mixing, zero=True, remedy="pass the fraction with sigma_1^2")
+    check_unit(
+        "mixing",
+        mixing,
+        zero=True,
+        remedy="pass the share of the noise that has variance sigma_1^2",
+    )
     for variance in (*variances, *spikes):
         check_positive("variances and spikes", variance)
     columns = min(shape)
@@ -85,9 +90,9 @@ def marchenko_pastur_matrix(
 def heavy_tailed_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) -> Array:
     """Random matrix with heavy-tailed entries: P(|entry| > x) falls like x^{-exponent}.
 
-    The entries are independent Student-t numbers, divided by sqrt N; N is the longer side. If the
-    exponent is below 4, the largest eigenvalues lie beyond the edge of any bulk. Below 2 there is
-    no bulk.
+    The entries are independent Student-t numbers, divided by sqrt(N), where N is the longer side.
+    If the exponent is below 4, the largest eigenvalues lie beyond the edge of any bulk. Below 2
+    there is no bulk.
 
     Args:
         shape: Shape of the matrix.
@@ -105,9 +110,9 @@ def heavy_tailed_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) 
 
 
 def power_law_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) -> Array:
-    """Matrix with the singular values k^{-exponent}, k = 1 .. p, and random singular vectors.
+    """Matrix with random singular vectors and the singular values k^{-exponent}, k = 1 .. p.
 
-    Its eigenvalues form no bulk.
+    Here p is the shorter side. The eigenvalues form no bulk.
 
     Args:
         shape: Shape of the matrix.
@@ -150,7 +155,7 @@ def eigenvalues_of(weight: Array) -> Array:
         weight: A matrix of any shape.
 
     Returns:
-        The eigenvalues of X'X; the smallest ones are precise too.
+        The eigenvalues of X'X for the weight X. The smallest ones are precise too.
     """
     return np.asarray(np.linalg.svd(weight, compute_uv=False) ** 2, float)
 

@@ -1,8 +1,8 @@
 """Finds what the spectrum of a weight hides: heavy tails, zeros and unequal rows.
 
 A noise law holds if the entries are independent and all rows have the same variance. The rows are
-those of the tall weight, N of them. If the entries are different, eigenvalues lie outside of the
-bulk although there is no signal.
+the N rows of the tall weight, which is the weight or its transpose. If the entries break these
+rules, eigenvalues can lie outside of the bulk although there is no signal.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from hf_rmt.spectra.laws.spike_map import Array
 SPARSE = 0.5
 """If at least this share of the entries is exactly 0, zeros are named as the cause of spikes."""
 HEAVY = 6.0
-"""From this kurtosis on, heavy tails are named as the cause of spikes; the Laplace law has 6."""
+"""If the kurtosis of the entries is at least this, heavy tails are named as the cause of spikes.
+The kurtosis of the Laplace law is 6."""
 REPEATED = 0.02
-"""If a larger share of the rows is repeated or zero, the law counts too many rows N."""
+"""If a larger share of the rows is repeated or zero, the number of rows N is wrong for a law."""
 SAME_ROW = 1e-6
 """Two rows of norm 1 count as equal if their projections on two random directions, which are
 numbers of about 1, differ by at most this."""
@@ -28,16 +29,16 @@ numbers of about 1, differ by at most this."""
 
 @dataclass(frozen=True)
 class EntryDiagnostics:
-    """Statistics of the entries of a weight; its rows are those of the tall matrix.
+    """Statistics of the entries of a weight, whose rows are those of `tall_matrix`.
 
     Attributes:
         rows: N, the number of rows.
         kurtosis: Mean of x^4 over the entries x, with every row scaled to mean square 1. It is 3
             for Gaussian entries and larger for heavy tails.
         zeros: Share of entries that are exactly 0.
-        row_spread: How much the mean squares of the rows differ beyond chance: their standard
-            deviation divided by their mean, without the variance 2 / p that chance gives Gaussian
-            entries.
+        row_spread: How much the mean squares of the rows differ: their standard deviation divided
+            by their mean. What chance causes, a relative variance of 2 / p for Gaussian entries, is
+            subtracted.
         repeated_rows: How many rows are zero or a multiple of an earlier row.
     """
 
@@ -54,7 +55,7 @@ class EntryDiagnostics:
 
     @property
     def cause(self) -> str:
-        """The most likely cause, in words, of eigenvalues outside of the bulk without signal."""
+        """Why eigenvalues can lie outside of the bulk without a signal: the most likely cause."""
         if self.repeats:
             return f"{self.repeated_rows} of {self.rows} rows repeat others or are zero"
         if self.zeros >= SPARSE:
@@ -65,7 +66,7 @@ class EntryDiagnostics:
 
     @property
     def heavy(self) -> bool:
-        """Whether `cause` is heavy tails, rather than zeros or rows."""
+        """Whether `cause` is heavy tails, and not zeros, unequal rows or repeated rows."""
         return not self.repeats and self.zeros < SPARSE and self.kurtosis >= HEAVY
 
 
@@ -149,17 +150,17 @@ def repeated_rows(tall: Array) -> int:
 
 
 def row_groups(tall: Array) -> NDArray[np.intp]:
-    """The number of the group of each row; rows that are multiples of each other are one group.
+    """A group number for each row; rows that are multiples of each other have the same number.
 
     Rows are scaled to norm 1 and projected on two random directions. Rows that are multiples of
     each other have the same two projections, up to one sign. The probability that two different
-    rows among N agree in both by chance is about (N * SAME_ROW)^2.
+    rows among N have equal projections by chance is about (N * SAME_ROW)^2.
 
     Args:
         tall: A finite matrix whose squares do not overflow, shape (N, p).
 
     Returns:
-        Numbers from 0 on, and -1 for a row of zeros, shape (N,).
+        Group numbers from 0 on, and -1 for a row of zeros, shape (N,).
     """
     norms = np.sqrt(np.einsum("ij,ij->i", tall, tall))
     directions = np.random.default_rng(0).standard_normal((tall.shape[1], 2)).astype(tall.dtype)
@@ -178,5 +179,5 @@ def row_groups(tall: Array) -> NDArray[np.intp]:
 
 
 def too_many_repeats(repeated: int, rows: int) -> bool:
-    """Whether a law that counts all of the rows has the wrong aspect ratio c = p / N."""
+    """Whether so many of the N rows repeat that the aspect ratio c = p / N of a law is wrong."""
     return repeated > REPEATED * rows

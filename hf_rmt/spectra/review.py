@@ -1,15 +1,15 @@
 """Checks after the fit whether the entries of a weight explain its spikes.
 
-A spike is explained if noise whose rows have the same energies, and no signal, would have it too.
-The energy of a row is the sum of its squared entries. A spike from heavy-tailed or sparse entries
-lies on few rows. A spike from unequal rows lies on the large rows. A signal is spread over all
-rows. So each spike is tested: the energy that it adds to each row is added to that of the noise.
-Noise with these row energies has an edge, and a spike below this edge is explained. The test
+The energy of a row is the sum of its squared entries. A spike is explained if pure noise whose rows
+have the same energies would have this spike too. A spike from heavy-tailed or sparse entries lies
+on few rows. A spike from unequal rows lies on the large rows. A signal is spread over all rows. So
+each spike is tested. The energy that the spike adds to each row is added to the energy of the
+noise. Noise with these row energies has an edge, and a spike below this edge is explained. The test
 changes only the verdict and not the signal, because it is always safe to keep a direction.
 
-Rows of zeros and repeated rows make the number of rows N of the law too large. A rotation moves the
-energy of repeated rows into one of them and makes the others zero. It leaves X'X as it is. So the
-row energies after this rotation give the edge.
+Rows of zeros and repeated rows make the number of rows N of the law too large. A rotation can move
+the energy of repeated rows into one row and make the other rows zero. The rotation does not change
+X'X, and so not the spectrum. So the edge is computed from the row energies after this rotation.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from hf_rmt.spectra.row_profile import profile_edges
 from hf_rmt.spectra.split import Phase, SpectrumFit, without_law
 
 TOLERANCE = 1.1
-"""A spike counts as explained up to this many times the edge that its rows have without signal,
-because edges fluctuate."""
+"""A spike counts as explained if it is at most this many times the edge of noise with the same row
+energies. The factor is more than 1 because edges fluctuate."""
 LOCALISED = 4.0
-"""A unit vector u counts as localised (on few coordinates) if N sum u^4 is this many standard
-deviations above 3, the value of a Gaussian vector."""
+"""A unit vector u of N coordinates counts as localised (concentrated on few of them) if N sum u^4
+is more than this many standard deviations above 3. A Gaussian vector has the value 3."""
 MIXED = 0.3
-"""If the logarithms of two eigenvalues differ by less than this, their vectors may be mixtures of
-each other."""
+"""If the logarithms of two eigenvalues differ by less than this, the eigenvectors may be mixtures
+of each other."""
 EXPLAINED_SHARE = 0.5
 EXPLAINED_STRENGTH = 0.85
-"""The verdict changes if the entries explain more than EXPLAINED_SHARE of the spikes, and at least
-EXPLAINED_STRENGTH of the sum of all spikes' heights above the edge. In noise with unusual entries,
-the entries explain nearly all of this sum. In a trained BERT and a ViT they explain 0 to 84 % of
-it, except in one of 108 layers."""
+"""The verdict changes if two conditions hold. The entries explain more than EXPLAINED_SHARE of the
+spikes. They also explain at least EXPLAINED_STRENGTH of the sum of all spikes' heights above the
+edge. In noise with unusual entries, the entries explain nearly all of this sum. In a trained BERT
+and a ViT they explain 0 to 84 % of it, except in one of 108 layers."""
 
 WEIGHTS = (RANGE[0] ** 0.5, RANGE[1] ** 0.5)
 
@@ -99,9 +99,9 @@ def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit
             called only if the row energies alone do not decide.
 
     Returns:
-        The fit itself if its verdict stays. Otherwise a copy with a reason and another phase:
-        `uneven entries` if zeros, unequal or repeated rows are the cause, else `heavy-tailed`. The
-        signal is the same.
+        The fit itself if its verdict stays. If the verdict changes, a copy with the same signal, a
+        reason and another phase: `uneven entries` if zeros, unequal or repeated rows are the cause,
+        and `heavy-tailed` if heavy tails are.
     """
     if fit.phase != Phase.SPIKED or fit.noise_law is None:
         return fit
@@ -114,17 +114,18 @@ def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit
 
 
 def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) -> Mask:
-    """Which spikes would also be there in noise whose rows have the same energies, without signal.
+    """Which spikes would also appear in pure noise whose rows have the same energies.
 
     Such a spike lies on few rows (see `localised`) and below the edge of this noise. In a square
-    weight rows and columns can both be the rows of the law, so a spike must be explained on both
-    sides. If too many rows of a side repeat, the law has the wrong aspect ratio c = p / N. Then it
-    is enough that this side explains the spike, and the spike need not be localised.
+    weight, both the rows and the columns can be the rows of the law. So the rows and the columns
+    must both explain a spike. If too many rows (or columns) repeat, the aspect ratio c = p / N of
+    the law is wrong. Then it is enough that these rows (or columns) explain the spike, and the
+    spike need not be localised.
 
     Args:
         fit: A fit with a law.
         weight: The weight, tall or wide.
-        vectors: Unit eigenvectors of X'X of the signal in columns, shape (p, K).
+        vectors: Unit eigenvectors of X'X that belong to the signal, in columns, shape (p, K).
 
     Returns:
         True for each spike that is explained, shape (K,).
@@ -151,7 +152,8 @@ def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) ->
 def localised(squares: ArrayLike) -> Mask:
     """Which vectors are concentrated on few coordinates, judged by N sum u^4 / (sum u^2)^2.
 
-    For a Gaussian vector this ratio is 3, with a standard deviation of sqrt(24 / N).
+    For a Gaussian vector u of N coordinates, this ratio is 3, with a standard deviation of sqrt(24
+    / N).
 
     Args:
         squares: Squared coordinates, one vector in each column, shape (N, K). A vector may have any
@@ -186,7 +188,7 @@ class _Side:
 
     @classmethod
     def of(cls, rows: Array) -> _Side:
-        """The side that the rows of a matrix in units of its noise form, shape (N, p)."""
+        """Make a side from the rows of a matrix, shape (N, p), scaled by `_in_noise_units`."""
         groups = row_groups(rows)
         repeated = len(rows) - int(groups.max(initial=-1)) - 1
         energies = np.einsum("ij,ij->i", rows, rows).astype(float)
@@ -201,16 +203,16 @@ def _rotated(energies: Array, groups: NDArray[np.intp]) -> Array:
 
 
 def _sides(tall: Array) -> list[Array]:
-    """The matrices whose rows may be the rows of the law: both orientations if it is square."""
+    """The matrices whose rows may be those of the law: the weight and, if square, its transpose."""
     return [tall, tall.T] if tall.shape[0] == tall.shape[1] else [tall]
 
 
 def _possible(fit: SpectrumFit, law: BulkLaw, side: _Side, signal: Array) -> Mask:
-    """Which spikes may be explained: those below the edge of noise with the energies of all rows.
+    """Which spikes may be explained: those below the edge of noise with the full row energies.
 
-    These energies include that of the signal. So no edge in `explained_spikes` is larger, and no
-    other spike can be explained. If these spikes are too few or too weak, the eigenvectors need not
-    be computed.
+    The full row energies include those of the signal. So no edge in `explained_spikes` is larger,
+    and no spike above this edge can be explained. If the spikes below it are too few or too weak,
+    the eigenvectors need not be computed.
     """
     edge = TOLERANCE * profile_edges(law, side.energies[None])[0] * _finite_size(fit, law)
     return np.asarray(signal <= edge)
@@ -225,12 +227,12 @@ def _telling(fit: SpectrumFit, explained: Mask) -> bool:
 
 
 def _below(fit: SpectrumFit, law: BulkLaw, side: _Side, images: Array) -> Mask:
-    """Which localised spikes lie below the edge of noise that has their own energy too.
+    """Which localised spikes lie below the edge of noise to which their own energy is added.
 
     `images` holds the energy that each spike adds to each row. The rest of the energy of a row is
-    noise; together with the energy of a spike it gives the edge for this spike. Vectors of nearly
-    equal eigenvalues are mixtures of each other, so their energies are added up. If the rows
-    repeat, spikes that are not localised count too; their edge is that of the noise alone.
+    noise; together with the energy of a spike it gives the edge for this spike. Eigenvectors of
+    nearly equal eigenvalues may be mixtures of each other, so their energies are added up. If the
+    rows repeat, spikes that are not localised count too. Their edge is that of the noise alone.
     """
     images = _rotated(images, side.groups)
     few = localised(images)

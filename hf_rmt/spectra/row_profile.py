@@ -1,13 +1,13 @@
 """The edge of noise whose rows have unequal variances: the separable covariance model.
 
 In this model X_ij = sqrt(d_i tau_j / N) Z_ij, where Z has independent entries of variance 1. The
-column variances tau follow a fitted bulk law; the row energies d, of mean 1, are measured. For each
-z beyond the largest edge, two real numbers u and v solve
+column variances tau follow a fitted bulk law. The row energies d, with mean 1, are measured. For
+each z beyond the largest edge, two real numbers u and v solve
 
     z u = c E[tau / (1 - tau v)],    z v = E[d / (1 - d u)],
 
-where c = p / N and E is the mean over tau or d. So z is a function of u, and the edge is its least
-value. If all d are 1, it is the edge of the bulk law.
+where c = p / N and E is the mean over tau or d. So z is a function of u, and the edge is the least
+value of z. If all d are 1, this is the edge of the bulk law.
 
 Source: Couillet & Hachem, Random Matrices: Theory Appl. 3 (2014), section 3.
 """
@@ -25,8 +25,8 @@ GRID = 48
 FINE_GRID = 480
 NEAREST_POLE = 1e-4
 """The values of u keep this distance from 0 and from 1 / max(d), where E[d / (1 - d u)] is
-infinite. The distance is a share of 1 / max(d). If a few rows are outliers, the minimum of z(u) is
-near 1 / max(d). If a few columns are large, it is near 0."""
+infinite. The distance is given as a share of 1 / max(d). If a few rows are outliers, the minimum of
+z(u) is near 1 / max(d). If a few columns are large, it is near 0."""
 
 
 def profile_edges(law: BulkLaw, energies: Array) -> Array:

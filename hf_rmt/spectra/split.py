@@ -38,23 +38,24 @@ class SpectrumFit:
     Attributes:
         shape: (N, p), the longer and the shorter side of the weight.
         eigenvalues: Squared singular values, descending, shape (p,).
-        law: The law with the variances that the noise has in the model of `hf_rmt.spectra`, and
-            with c = (p - K) / N for K spikes. None if no law was fitted or none can hold, as for a
-            degenerate spectrum. `noise_law` is this law, corrected for the effect of K spikes.
+        law: The law of the noise in the model of `hf_rmt.spectra`, with the variances of this model
+            and with c = (p - K) / N for K spikes. It is None if no law was fitted or none can hold,
+            as for a degenerate spectrum. `noise_law` is this law, corrected for the effect of K
+            spikes.
         is_signal: Which eigenvalues are signal, shape (p,).
         upper_edge: The limit above which an eigenvalue is a spike: the largest edge of `noise_law`
             plus the distance that chance explains; nan without a law.
         residual: Root mean square of the residuals of the fit, each divided by its standard
-            deviation: about 0.8 if the law holds, for a weight of any size. In a published fit
-            nothing is divided: the residuals are those of eigenvalues, or of densities for the
-            kernel estimator.
+            deviation. It is about 0.8 if the law holds, for a weight of any size. A published fit
+            does not divide: its residuals are those of eigenvalues or, for the kernel estimator, of
+            densities.
         distance: `kolmogorov_distance` between the law and the noise eigenvalues; nan without a
             law.
-        converged: Whether the fit came to an end: another round would find the same spikes.
-        phase: `random` if there are no spikes, `bulk+spikes` if there are, `heavy-tailed` if the
-            law does not hold or heavy-tailed entries explain the spikes, `uneven entries` if zeros,
-            unequal or repeated rows explain them, `degenerate` if no law can be fitted, `no law` if
-            none was fitted or none can hold.
+        converged: Whether the fit has settled: another round would find the same spikes.
+        phase: `random`: there are no spikes. `bulk+spikes`: there are spikes. `heavy-tailed`: the
+            law does not hold, or heavy-tailed entries explain the spikes. `uneven entries`: zeros,
+            unequal or repeated rows explain the spikes. `degenerate`: no law can be fitted. `no
+            law`: none was fitted, or none can hold.
         reason: Why the law does not hold or was not fitted; empty if it holds.
         published: Whether the law is used as in its paper, without the correction of `noise_law`.
     """
@@ -73,12 +74,12 @@ class SpectrumFit:
 
     @cached_property
     def noise_law(self) -> BulkLaw | None:
-        """The law of the p - K noise eigenvalues: N - K rows and variances (1 - K/N) tau.
+        """The law of the p - K noise eigenvalues, with N - K rows and variances (1 - K/N) tau.
 
-        A spike far above the bulk takes one direction out of both sides of the noise: it adds 1 /
-        (N s) to the right side of the equation (SS) in `fits.estimation`. With K spikes, (SS) is
-        the equation of a matrix with N - K rows and variances multiplied by 1 - K/N. A published
-        fit ignores this, and `law` itself is returned.
+        A spike far above the bulk takes one direction of rows and one of columns away from the
+        noise. In the equation (SS) of `fits.estimation`, it adds 1 / (N s) to the right-hand side.
+        With K spikes, (SS) is the equation of a matrix with N - K rows and variances multiplied by
+        (1 - K/N). A published fit ignores this, and `law` itself is returned.
         """
         if self.published or self.law is None:
             return self.law
@@ -95,9 +96,10 @@ class SpectrumFit:
         """The sizes alpha that the spikes had before noise was added, descending, shape (K,).
 
         Noise makes the eigenvalue of a spike larger than alpha. Also, a weak spike is found only if
-        chance lifts its eigenvalue over the edge. A published fit corrects only the first effect.
-        If a signal eigenvalue lies inside the bulk, which is possible if the fit did not converge,
-        or if there is no law, the eigenvalue itself is returned.
+        chance lifts its eigenvalue over the edge. Both effects are corrected, but in a published
+        fit only the first one. If there is no law, the eigenvalues themselves are returned. The
+        same holds for a signal eigenvalue inside the bulk, which is possible if the fit did not
+        converge.
         """
         law, sample = self.noise_law, self.eigenvalues[self.is_signal]
         if law is None:
@@ -119,7 +121,7 @@ class SpectrumFit:
 
     @property
     def stable_rank(self) -> float:
-        """Squared Frobenius norm divided by squared spectral norm."""
+        """Sum of the eigenvalues divided by the largest one; 0 if the sum is zero or not finite."""
         total = self.eigenvalues.sum()
         return float(total / self.eigenvalues[0]) if 0 < total < np.inf else 0.0
 
@@ -130,9 +132,9 @@ class SpectrumFit:
         return self.eigenvalues[:rank][~self.is_signal[:rank]]
 
     def moment(self, order: int, *, bulk: bool = False) -> float:
-        """Mean of the eigenvalues to the power `order` that the fit predicts; nan without a law.
+        """The mean of (eigenvalue to the power `order`) that the fit predicts; nan without a law.
 
-        It covers noise and recovered spikes; with bulk=True the noise alone.
+        The mean is over noise and recovered spikes or, with bulk=True, over the noise alone.
         """
         if self.law is None or self.noise_law is None:
             return float("nan")
@@ -146,9 +148,9 @@ class SpectrumFit:
         return population_moment(atoms, weights, columns / rows, order)
 
     def empirical_moment(self, order: int, *, bulk: bool = False) -> float:
-        """Mean of the measured eigenvalues to the power `order`, to compare with `moment`.
+        """The mean of (measured eigenvalue to the power `order`), to compare with `moment`.
 
-        With bulk=True it is the mean over `noise` alone.
+        The mean is over all eigenvalues or, with bulk=True, over `noise` alone.
         """
         values = self.noise if bulk else self.eigenvalues
         with np.errstate(over="ignore", under="ignore"):
@@ -159,8 +161,8 @@ class SpectrumFit:
 
         Args:
             unit: A positive factor.
-            eigenvalues: The exact new eigenvalues, unit times the present ones up to rounding,
-                shape (p,).
+            eigenvalues: The new eigenvalues, shape (p,). They are stored as they are; up to
+                rounding, they are `unit` times the present ones.
 
         Returns:
             The same split, with law and edge in the new units.

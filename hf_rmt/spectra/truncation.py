@@ -1,4 +1,4 @@
-"""Cuts spectra without a law: the user sets how many directions are kept."""
+"""Splits spectra without a law: the user sets how many directions are kept as signal."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ def truncate(
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
         rank: How many directions to keep, at least 1; all of them if there are fewer.
-        energy: Keep the fewest directions with this share of the squared Frobenius norm, in (0, 1].
-        fraction: Keep this share of all min(shape) directions, rounded, at least one, in (0, 1].
+        energy: Keep the fewest directions that together hold this share of the squared Frobenius
+            norm, in (0, 1].
+        fraction: Keep this share of all min(shape) directions, in (0, 1]. The number is rounded,
+            and at least 1.
 
     Returns:
         A fit without a law. Its phase is `no law`, or `degenerate` if the matrix is zero or not
@@ -64,7 +66,7 @@ def truncate(
 
 
 def unsplit(eigenvalues: ArrayLike, shape: tuple[int, int]) -> SpectrumFit:
-    """A spectrum without signal, for methods that use the entries of a weight.
+    """A fit that counts no direction as signal, for methods that use the entries of a weight.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.

@@ -1,1 +1,1 @@
-"""Ternary heads: weights of -1, 0 and 1, steps in place of activations, a refitted last layer."""
+"""Ternary heads: the last layers of a model, with weights of -1, 0 and 1 and steps between them."""

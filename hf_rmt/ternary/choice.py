@@ -1,8 +1,8 @@
 """Decides whether steps are better than activations, on rows that the fit did not see.
 
-In the limit of large widths a step keeps the kernel of a network: how similar the network finds two
-inputs. A trained head of finite width may lose too much by a step. So the head is fitted with steps
-and without them, and the two fits are compared.
+A step is an activation with a few values. In the limit of large widths it keeps the kernel of a
+network: how similar the network finds two inputs. But a step may still harm a trained head of
+finite width. So the head is fitted with steps and without them, and the two fits are compared.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from hf_rmt.ternary.fitting import FEW, Decided, Head
 from hf_rmt.ternary.least_squares import Regression
 from hf_rmt.ternary.steps import activation_of
 
-UNJUDGED = "is kept: no layer after it is refitted, so a step cannot be compared with it"
-TOO_FEW = f"is kept: there are fewer than {FEW} samples, too few to compare a step with it"
+UNJUDGED = "is kept: no layer after it is refitted, and without a refit no step can be judged"
+TOO_FEW = f"is kept: at least {FEW} samples are needed to compare a step with it"
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A head whose hidden layers are ternary, and how well its last layer can be fitted.
+    """One way to make a head ternary, with or without steps, and how good the result is.
 
     Attributes:
         decisions: The decisions on the hidden layers.
-        seen: The sums over all samples to which the last layer can be fitted.
-        error: The error of such a fit on samples that it did not see; nan if there are too few.
+        seen: Sums over all samples; the last layer can be fitted to them.
+        error: The error on every fourth sample, after a fit to the other samples; nan if there are
+            fewer than `FEW` samples.
     """
 
     decisions: Decided
@@ -39,7 +40,7 @@ class _Trial:
 
 
 class _Snapshot:
-    """The current modules of a model, to restore them later."""
+    """The modules and biases of a head as they are now, to restore them later."""
 
     def __init__(self, head: Head) -> None:
         self._model = head.model
@@ -51,7 +52,7 @@ class _Snapshot:
                 self._biases[name] = bias.detach().clone()
 
     def put_back(self) -> None:
-        """Undo all changes to these modules and their biases since the snapshot."""
+        """Put the modules back into the model and restore their biases."""
         for name, part in self._parts.items():
             swap_module(self._model, name, part)
         for name, bias in self._biases.items():
@@ -59,13 +60,13 @@ class _Snapshot:
 
 
 def choose(head: Head, *, dry_run: bool = False) -> Decided:
-    """Fit a head with and without steps, and keep the one that predicts its old outputs better.
+    """Fit a head with and without steps, and keep what predicts the dense model's outputs better.
 
     The steps of all layers are judged together.
 
     Args:
         head: The head; its layers are replaced in the model.
-        dry_run: Only plan. Both heads are still tried on the model, and the model is restored.
+        dry_run: Only plan. Both heads are still tried in the model; then the model is restored.
 
     Returns:
         The decisions on all layers, by name.
@@ -123,14 +124,14 @@ def _tried(head: Head, activation: str) -> _Trial:
 
 
 def _reasoned(head: Head, decisions: Decided, words: str, others: Decided | None = None) -> Decided:
-    """Decisions of a head without steps, each with the reason why an activation is kept.
+    """The decisions on a head without steps, with the reason why each activation is kept.
 
     Args:
         head: The head.
         decisions: The decisions on its hidden layers.
-        words: The reason if a step could replace the activation.
-        others: The decisions on the same layers with steps. If a layer got no step there either,
-            the plan there says why and is used.
+        words: The reason for each activation that a step could replace.
+        others: The decisions on the same layers in the head with steps. If a layer got no step in
+            that head either, its plan is taken from there, because that plan says why.
     """
     reasoned = {}
     for name, (plan, fit) in decisions.items():
@@ -146,7 +147,7 @@ def _reasoned(head: Head, decisions: Decided, words: str, others: Decided | None
 
 
 def _stepped(decisions: Decided, words: str) -> Decided:
-    """The same decisions; `words` are added to the reason of each layer with a step."""
+    """The decisions, after `words` were added to the reason of each layer with a step."""
     return {
         name: (plan if plan.step is None else _noted(plan, words), fit)
         for name, (plan, fit) in decisions.items()
@@ -158,6 +159,6 @@ def _noted(plan: LayerPlan, words: str) -> LayerPlan:
 
 
 def _module_of(head: Head, name: str) -> str:
-    """Runtime name of the activation module that only this layer feeds; empty if there is none."""
+    """Full name of the activation module that only this layer feeds; empty if there is none."""
     activation = head.found[name].activation
     return f"{name.rpartition('.')[0]}.{activation}".lstrip(".") if activation else ""

@@ -1,9 +1,10 @@
 """Chooses ternary weights so that a layer's outputs, not its weights, change least.
 
-A weight W is replaced by s T: the entries of T are -1, 0 and 1, and each row has a scale s. Let E
-be s T - W, and C the second moment of the inputs. Then the squared error of the outputs is tr(E C
-E'). Each entry of T in turn is set to the best of -1, 0 and 1 while the others stay fixed. Then
-each scale is fitted again. Both are repeated, and neither makes the error larger.
+A weight W is replaced by s T. The entries of T are -1, 0 and 1, and each row has a scale s. Let E
+be s T - W, and let C be the second moment of the inputs x, the mean of x x'. Then the mean squared
+error of the outputs is tr(E C E'). Each entry of T in turn is set to the best of -1, 0 and 1, while
+all other entries stay fixed. After that, each scale is fitted again. The two are repeated. Neither
+makes the error larger.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 SWEEPS = 8
-"""The most passes over all entries; 12 more reduce the error of a 1536 x 384 weight by 1e-3."""
+"""The most passes over all entries. 12 more reduce the error of a 1536 x 384 weight by only 1e-3.
+"""
 COLUMNS = 64
-"""The changes of this many columns are applied to all columns in one matrix product."""
+"""Number of columns whose changes are collected and then applied in one matrix product."""
 
 
 @torch.no_grad()
@@ -24,11 +26,13 @@ def descend(signs: Tensor, scales: Tensor, target: Tensor, moment: Tensor) -> tu
     Args:
         signs: The initial T, in {-1, 0, 1}, shape (out, in); not changed.
         scales: The initial s, > 0, shape (out,).
-        target: W, shape (out, in).
-        moment: C, positive definite, shape (in, in), in the dtype of the computation.
+        target: The dense weight W, shape (out, in).
+        moment: C, the second moment of the inputs, positive definite, shape (in, in). The
+            computation has its dtype.
 
     Returns:
-        T as int8, and s in the dtype of the scales. A row that would become zero keeps its entries.
+        T as int8, and s in the dtype of the scales. If a pass would set a whole row to zero, the
+        row keeps the entries that it had before the pass.
     """
     ternary, current, weight = signs.to(moment), scales.to(moment), target.to(moment)
     for _ in range(SWEEPS):
@@ -43,13 +47,13 @@ def descend(signs: Tensor, scales: Tensor, target: Tensor, moment: Tensor) -> tu
 
 
 def fitted_scales(ternary: Tensor, scales: Tensor, cross: Tensor, moment: Tensor) -> Tensor:
-    """The scale of least squares for each row t of T, s = t' b / t' C t; the old one if s <= 0.
+    """The least-squares scale s = t' b / (t' C t) of each row t of T; the old scale if s <= 0.
 
     Args:
         ternary: T, shape (out, in).
         scales: The old scales, shape (out,).
-        cross: A vector b in each row, shape (out, in): the mixed second moment of outputs and
-            inputs, which is W C for outputs W x.
+        cross: The mean of y x' over outputs y and inputs x, shape (out, in). For outputs y = W x it
+            is W C. Its rows are the vectors b.
         moment: C, the second moment of the inputs, shape (in, in).
     """
     energy = ((ternary @ moment) * ternary).sum(1).clamp_min(torch.finfo(moment.dtype).tiny)
@@ -58,7 +62,7 @@ def fitted_scales(ternary: Tensor, scales: Tensor, cross: Tensor, moment: Tensor
 
 
 def _sweep(ternary: Tensor, scales: Tensor, slope: Tensor, moment: Tensor) -> None:
-    """One pass over the entries, in place; `slope` is (s T - W) C at the start."""
+    """Make one pass over the entries of T, in place; `slope` is (s T - W) C before the pass."""
     diagonal = moment.diagonal()
     for start in range(0, ternary.shape[1], COLUMNS):
         block = slice(start, min(start + COLUMNS, ternary.shape[1]))

@@ -1,4 +1,7 @@
-"""Makes a head ternary: first its hidden layers, then the last layer, fitted to its old outputs."""
+"""Makes a head ternary: first its hidden layers, then its last layer.
+
+The last layer is fitted to the outputs that it has in the dense model.
+"""
 
 from __future__ import annotations
 
@@ -29,23 +32,24 @@ logger = logging.getLogger(__name__)
 FEW = 64
 """With fewer samples the user is warned, and steps are not compared with activations."""
 REFITTED = "refitted to its outputs in the dense model"
-NO_READER = "after it is kept: no layer after the activation can be refitted"
+NO_READER = "after this layer is kept: no layer that reads the activation can be refitted"
 Decided = dict[str, tuple[LayerPlan, SpectrumFit | None]]
-"""The decisions: for each name of a layer its plan, and its fitted spectrum if it has one."""
+"""Decisions by the name of the layer: its plan, and its fitted spectrum if it has one."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The layers of a head, with what calibration says about them.
+    """The layers of a head, and all that is needed to make them ternary.
 
     Attributes:
         model: The model.
-        names: Names of linear layers, as `select_layers` gives them.
-        settings: What the user asked for.
-        found: The positions of the layers in the forward pass.
-        last: Name of the layer that is fitted to its old outputs; None if there is none.
-        batches: Keyword arguments of the model; on several processes each may have its own.
-        outputs: The last layer's outputs in the dense model, batch by batch and call by call.
+        names: Names of the linear layers, as `select_layers` returns them.
+        settings: The user's settings.
+        found: The positions of the layers in the forward pass, by name.
+        last: Name of the layer that is fitted to `outputs`; None if there is none.
+        batches: Calibration batches, each with keyword arguments of the model. Every process may
+            have its own batches.
+        outputs: The last layer's outputs in the dense model: for each batch, one tensor per call.
     """
 
     model: nn.Module
@@ -58,11 +62,14 @@ class Head:
 
     @property
     def hidden(self) -> list[str]:
-        """The names of the layers before the last."""
+        """The names of all layers except the last."""
         return [name for name in self.names if name != self.last]
 
     def is_free(self, name: str) -> bool:
-        """Whether outputs of a layer may be scaled and shifted, as the refit then corrects this."""
+        """Whether the activation after a layer may be scaled and shifted.
+
+        This is allowed if a last layer with a bias reads the activation: its refit undoes it.
+        """
         if self.last is None or self.found[name].reader != self.last:
             return False
         return self.model.get_submodule(self.last).bias is not None
@@ -71,7 +78,7 @@ class Head:
         """Make the hidden layers ternary, one after the other, with or without steps.
 
         Args:
-            activation: `matched` for steps, `keep` for the activations as they are.
+            activation: `matched` replaces activations by steps, `keep` keeps the activations.
             dry_run: Only plan; no layer is replaced.
         """
         decisions: Decided = {}
@@ -108,17 +115,20 @@ class Head:
         return stepped(self.model, name, place, result, arguments, free=self.is_free(name))
 
     def seen(self) -> tuple[Regression, Regression]:
-        """Sums over the last layer's present inputs and old outputs, as `regression` gives them."""
+        """Sums over the last layer's present inputs and its outputs in the dense model.
+
+        There are two: one for a fit and one that is held out, as `regression` returns them.
+        """
         assert self.last is not None
         return regression(self.model, self.last, self.batches, self.outputs)
 
     def refit(self, weight: Tensor, seen: Regression, hidden: Decided) -> Decision:
-        """The decision on the last layer, after the decisions on the others.
+        """Fit the last layer and make it ternary, after the decisions on the hidden layers.
 
         Args:
             weight: Weight of the last layer, shape (out, in).
-            seen: The sums over samples to which this layer is fitted.
-            hidden: The decisions on the layers before it.
+            seen: Sums over the samples to which the layer is fitted.
+            hidden: The decisions on the hidden layers.
         """
         assert self.last is not None
         bias: Any = self.model.get_submodule(self.last).bias
@@ -152,10 +162,10 @@ class Head:
         Args:
             fitted: Sums over the samples to fit to.
             held: Sums over the samples that are held out of the fit.
-            hidden: The decisions on the layers before it, which are already in the model.
+            hidden: The decisions on the hidden layers, which are already in the model.
 
         Returns:
-            The error as in `Regression.error`.
+            The squared error divided by the variance of the outputs, as in `Regression.error`.
         """
         assert self.last is not None
         module: Any = self.model.get_submodule(self.last)
@@ -167,7 +177,7 @@ class Head:
         return held.error(weight if layer is None else layer.dense(), bias)
 
     def _gain(self, hidden: Decided) -> float:
-        """The gain, as in `Levels`, of a step that scaled the last layer's inputs; 1 if none."""
+        """The factor by which a step scaled the last layer's inputs (`gain` of `Levels`), or 1."""
         for name, (plan, _) in hidden.items():
             if plan.step is not None and self.is_free(name):
                 return float(plan.step.get("gain", 1.0))
@@ -175,13 +185,15 @@ class Head:
 
 
 def last_of(found: Mapping[str, Position]) -> str | None:
-    """The last layer that feeds no activation, or whose activation gives the model's output.
+    """Name of the layer to refit: the last layer after which no activation can be replaced.
+
+    The layer that is called last also counts if no other linear layer reads its activation.
 
     Args:
         found: Positions of the layers in the forward pass, in the order of their calls.
 
     Returns:
-        Its name; None if there is none.
+        The name; None if there is no such layer.
     """
     reached = [name for name, place in found.items() if place.kept != UNREACHED]
     ends = [name for name in reached if found[name].kept]
@@ -191,5 +203,5 @@ def last_of(found: Mapping[str, Position]) -> str | None:
 
 
 def by_name(decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]]) -> Decided:
-    """Decisions under the names of their layers."""
+    """The decisions, by the names of their layers."""
     return {plan.name: (plan, fit) for plan, fit in decisions}

@@ -1,4 +1,4 @@
-"""Positions of linears (linear layers) in a forward pass: their activations and their norms."""
+"""Finds the activation after each linear (linear layer) in a forward pass, and the norm before."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from hf_rmt.ternary.functions import (
 
 UNFOLLOWED = "no known activation reads its output"
 UNREACHED = "no batch reached it; its activation is kept"
-SHARED = "its output is read by more than one activation or function; they are kept"
+SHARED = "more than one activation or function reads its output; all of them are kept"
 OUTPUT = "output"
-"""The name that stands among a tensor's readers if the tensor is an output of the model."""
+"""The name that is noted among the readers of a tensor if the model returns the tensor."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Position:
     """The position of a linear in a forward pass.
 
     Attributes:
-        activation: Name, in the linear's parent, of the activation module that only this linear
-            feeds; empty if there is none.
-        norm: Runtime name of the LayerNorm whose output the linear reads; empty if there is none.
+        activation: Name of the activation module that only this linear feeds; empty if there is
+            none. Both lie in the same parent module, and the name is relative to it.
+        norm: Full name of the LayerNorm whose output the linear reads; empty if there is none.
         kept: Why there is no activation to replace; empty if there is one.
-        function: The function that is the only reader of the linear's output, if no module can be
-            replaced.
-        reader: Runtime name of the linear that is the only reader of the function's output; empty
-            if there is none.
+        function: The activation that alone reads the linear's output, if `activation` is empty;
+            None if there is none.
+        reader: Full name of the linear that alone reads the output of `function`; empty if there is
+            none.
     """
 
     activation: str = ""
@@ -56,7 +56,7 @@ class Position:
 
 @dataclass
 class _Reading:
-    """One call that read a tensor: its name, and its function if it is an activation."""
+    """A call that read a tensor: its name, and for an activation its function and its result."""
 
     name: str
     function: Function | None = None
@@ -65,7 +65,7 @@ class _Reading:
 
 @dataclass
 class _Value:
-    """A tensor that is followed. It is kept in memory, so that no other tensor gets its id."""
+    """A tensor and the calls that read it. The tensor stays in memory, to keep its id unique."""
 
     maker: str
     tensor: Tensor
@@ -73,10 +73,11 @@ class _Value:
 
 
 class _Trace(TorchFunctionMode):
-    """Notes which calls read which tensors. Hooks see calls of modules, torch those of functions.
+    """Notes which calls read which tensors.
 
-    A function that is called inside a traced module does not count as a reader. Activation modules
-    that forward creates are traced by hooks on all modules, while the trace runs.
+    Hooks see calls of modules, and `__torch_function__` sees calls of functions. A function that is
+    called inside a module with such a hook does not count as a reader. Some models create
+    activation modules in `forward`; hooks on all modules see these while the trace runs.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
@@ -111,7 +112,7 @@ class _Trace(TorchFunctionMode):
             self._note(tensor, _Reading(OUTPUT))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note which of the followed tensors a function reads."""
+        """Call a function, and note it as a reader of each traced tensor that it gets."""
         kwargs = kwargs or {}
         if self._depth:
             return func(*args, **kwargs)
@@ -143,7 +144,7 @@ class _Trace(TorchFunctionMode):
         self._depth += self._is_made(module)
 
     def _leave_made(self, module: nn.Module, given: Any, result: Any) -> None:
-        """Note the tensors that a module reads, if it is an activation that forward created."""
+        """If a module is an activation that `forward` created, note the tensors that it read."""
         if not self._is_made(module):
             return
         self._checking = True
@@ -154,7 +155,7 @@ class _Trace(TorchFunctionMode):
             self._note(tensor, _Reading(type(module).__name__, function), result)
 
     def _is_made(self, module: nn.Module) -> bool:
-        """Whether a module is an activation that is not registered, such as one made in forward."""
+        """Whether a module is an activation that the model does not hold: `forward` created it."""
         if self._checking or id(module) in self._registered:
             return False
         return type(module).__module__ in ACTIVATION_MODULES
@@ -184,7 +185,7 @@ def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dic
         batch: Keyword arguments of the model.
 
     Returns:
-        Their positions, in the order of their last calls; linears that were not called come first.
+        The positions by name, in the order of the last calls; linears without a call come first.
     """
     trace = _Trace(model, names)
     trace.run(batch)
@@ -247,7 +248,7 @@ def _position(trace: _Trace, name: str) -> Position:
 
 
 def _module_beside(trace: _Trace, name: str) -> str:
-    """Name, in the linear's parent, of the activation module that only this linear feeds; or ""."""
+    """The name of the activation module that only this linear feeds, as in `Position`; or ""."""
     given = [reading.name for value in trace.made[name] for reading in value.readings]
     fed = [reader for reader in given if reader in trace.activations]
     if not fed:
@@ -258,7 +259,7 @@ def _module_beside(trace: _Trace, name: str) -> str:
 
 
 def _reader(trace: _Trace, readings: Sequence[_Reading]) -> str:
-    """The linear that is the only reader of an activation at every call; empty if there is none."""
+    """Name of the linear that alone reads an activation at every call; empty if there is none."""
     found = {
         tuple(after.name for after in reading.made.readings) if reading.made else ()
         for reading in readings

@@ -1,4 +1,4 @@
-"""Activations as functions of one number, whether a module or a forward pass calls them."""
+"""Activations as functions of one number, whether they are modules or are called as functions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CALLED_NAMES = frozenset(
         *("mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"),
     )
 )
-"""Activations of `torch.nn.functional`. Functions and methods with the same names, also with an
-underscore at the end, count as these activations."""
+"""Names of activations in `torch.nn.functional`. Every function or method with such a name counts
+as the activation, also if its name has an underscore at the end."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Function:
     Attributes:
         name: Name of the activation, with its options.
         called: The module, or the name of the function in `torch.nn.functional`.
-        rest: Positional arguments of the call after the tensor.
+        rest: Positional arguments of the call that follow the tensor.
         options: Keyword arguments of the call.
     """
 
@@ -71,9 +71,9 @@ class Function:
 def module_function(module: nn.Module) -> Function | None:
     """The function of an activation module without parameters; None for other modules.
 
-    To check that the module treats each value alone, it is called once with several values and once
-    with each of them. The results may differ by rounding, because a processor uses different code
-    for one value and for many.
+    The module must treat each value alone. To check this, the module is called once with several
+    values, and then with each value alone. The results may differ by rounding, because a processor
+    uses different code for one value and for many.
     """
     if type(module).__module__ not in ACTIVATION_MODULES or any(True for _ in module.parameters()):
         return None

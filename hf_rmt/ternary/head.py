@@ -1,9 +1,9 @@
-"""Ternary heads: linears become ternary, activations become steps, the last layer is refitted.
+"""Makes a head ternary: ternary weights, steps in place of activations, and a refitted last layer.
 
-In the theory the input of an activation is N(0, tau^2). Here tau is measured. Let W be the weight
-of the layer before the activation, and C the covariance of this layer's inputs. Then tau^2 is the
-mean of (W C W')_ii plus the variance of the neurons' means. Biases are shifted so that these means
-stay the same.
+In the theory the inputs of an activation have the distribution N(0, tau^2). Here tau is measured.
+Let W be the weight of the layer before the activation, and C the covariance of this layer's inputs.
+Then tau^2 is the mean of the diagonal of W C W', plus the variance of the neurons' means. Biases
+are shifted so that these means stay the same.
 """
 
 from __future__ import annotations
@@ -45,22 +45,21 @@ def compress_head(
 
     Args:
         model: Any module with its weights in memory, the same on every process.
-        names: Names of linear layers, as `select_layers` gives them.
-        settings: What the user asked for; the method is `ntk`.
-        batches: Keyword arguments of the model; on several processes each may have its own. The
-            last layer is fitted to its outputs in the dense model and not to labels, because the
-            labels of a few hundred sentences contain less information.
-        dry_run: Only plan. With `activation="auto"` both heads are still tried on the model, and
+        names: Names of the linear layers, as `select_layers` returns them.
+        settings: The user's settings; the method is `ntk`.
+        batches: Calibration batches, each with keyword arguments of the model. Every process may
+            have its own batches. The last layer is fitted to its outputs in the dense model. It is
+            not fitted to labels: those of a few hundred sentences contain less information.
+        dry_run: Only plan. With `activation="auto"` both heads are still tried in the model; then
             the model is restored.
 
     Returns:
         The plan. Its reasons say whether activations were replaced.
 
     Raises:
-        ValueError: If an activation must be matched or weights are random, but the data for this
-            are missing; if no step matches; if all samples are equal; or if the sparsity is too
-            high.
-        RuntimeError: On every process, if one of several failed.
+        ValueError: If matched steps or random weights need data that are missing; if no step
+            matches; if all samples are equal; or if the sparsity is too high.
+        RuntimeError: On every process, if one of them failed.
     """
     _check_sparsity(model, names, settings)
     if batches is None:
@@ -89,8 +88,8 @@ def _without_data(
 ) -> Decided:
     if settings.weights == "random":
         raise ValueError(
-            "weights='random' discards the training of a head, so its last layer must be refitted, "
-            "which needs data; call hf_rmt.compress(model, config, calibration=batches)"
+            "weights='random' discards the training of a head, and only data can refit its last "
+            "layer; call hf_rmt.compress(model, config, calibration=batches)"
         )
     found: Mapping[str, Position] = {}
     if settings.activation == "matched":
@@ -111,7 +110,7 @@ def _without_data(
         arguments = arguments_from_norm(model, name, place, layer)
         logger.warning(
             "the step after %s is matched to inputs of standard deviation tau=%.3g, computed from "
-            "the norm %s without data; pass calibration=batches to measure it",
+            "the norm %s without data; pass calibration=batches to hf_rmt.compress to measure tau",
             name,
             arguments.variance**0.5,
             place.norm,

@@ -1,4 +1,4 @@
-"""Least squares from sums over samples: the fit of a layer to outputs, and the error of a layer."""
+"""Fits a layer to outputs by least squares, and measures its error, from sums over samples."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from torch import Tensor
 from hf_rmt.compression.calibration.low_rank import covariance, damped
 
 RIDGE = 0.5
-"""Size of the ridge: each diagonal entry of the inputs' second moment matrix gets this part of the
-mean diagonal entry added. With this ridge the heads of three trained BERTs, calibrated on 300
-sentences, decide like the dense heads on 99.4 % of new sentences (SST-2) and 98.1 % of new pairs
-(MRPC). With a fifth of it they do so on 98.7 % and 97.6 %."""
+"""Size of the ridge, a multiple of the identity that is added to the inputs' second moment matrix,
+relative to the mean diagonal entry of this matrix. With this ridge the heads of three trained
+BERTs, calibrated on 300 sentences, decide like the dense heads on 99.4 % of new sentences (SST-2)
+and 98.1 % of new pairs (MRPC). With a fifth of this ridge they decide alike on 98.7 % and 97.6 %.
+"""
 VARIED = 1e-11
-"""A variance of outputs below this part of their mean square counts as rounding in float32."""
+"""A variance of outputs counts as float32 rounding if it is below this part of their mean square.
+"""
 
 
 @dataclass(frozen=True)
 class Regression:
-    """Sums over samples of inputs x and outputs y of a layer, from which least squares is solved.
+    """Sums over samples of a layer's inputs x and outputs y; a least-squares fit needs no more.
 
-    They are in float64, because a bias may be much larger than the spread of the outputs.
+    The sums are in float64, because a bias may be much larger than the spread of the outputs.
 
     Attributes:
         count: Number of samples, shape ().
@@ -52,8 +54,8 @@ class Regression:
             bias: b, shape (out,); None for 0.
 
         Returns:
-            The quotient, with both summed over the outputs. It is 1 if the mean of y would predict
-            as well. If y does not vary, it is the mean squared error itself.
+            The quotient of the two, each summed over the outputs. It is 1 if W x + b predicts as
+            well as the mean of y does. If y does not vary, it is the mean squared error itself.
         """
         count, x, y, squares, products, energies = (each.double() for each in _sums(self))
         w = weight.to(squares)
@@ -65,13 +67,14 @@ class Regression:
         return float(left.clamp(min=0) / (spread if varied else count))
 
     def solve(self, prior: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Ridge regression around W_0, W' = (C + r I)^{-1} (B + r W_0') with r = RIDGE tr(C) / in.
+        """Fit a weight W by ridge regression, which draws W to a given weight W_0.
 
-        C is the second moment of x, and B is the mean of x y'; with a bias, both are covariances.
-        A prime means the transpose.
+        The solution is W' = (C + r I)^{-1} (B + r W_0') with r = RIDGE tr(C) / in. A prime means
+        the transpose. C is the second moment of x, and B is the mean of x y'. With a bias, C and B
+        are covariances.
 
         Args:
-            prior: W_0, shape (out, in). W stays near it in directions about which the samples say
+            prior: W_0, shape (out, in). W stays near W_0 in directions about which the samples say
                 little.
             bias: Whether the layer has a bias.
 

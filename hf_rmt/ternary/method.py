@@ -1,6 +1,7 @@
-"""The method `ntk`: it makes the head of a model, the layers after its blocks, ternary.
+"""The method `ntk`: it makes the head of a model ternary.
 
-A ternary weight holds only -1, 0 and 1, times a scale. A step is an activation with few values.
+The head is the layers after the repeated blocks. A ternary weight holds only -1, 0 and 1, times a
+scale. A step is an activation with few values.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ ACTIVATION = Option(
     "activation",
     "auto",
     _choice(ACTIVATIONS),
-    "For ntk: `matched` replaces activations between layers by steps. A step takes a few values "
-    "only and has the same Gaussian moments, that is means over normally distributed inputs. "
-    "`keep` keeps the activations. `auto` fits the head both ways, without every fourth "
-    "calibration row, and takes the way that predicts the last layer's outputs on these rows "
-    "better. Without calibration it keeps the activations.",
+    "For ntk: `matched` replaces activations between layers by steps. A step takes only a few "
+    "values and has the Gaussian moments of the activation: the same means over normally "
+    "distributed inputs. `keep` keeps the activations. `auto` fits the head both ways, to three of "
+    "every four calibration rows, and takes the way that predicts the last layer's outputs on the "
+    "other rows better. Without calibration, `auto` keeps the activations.",
     choices=ACTIVATIONS,
 )
 
@@ -65,8 +66,8 @@ class TernaryHead(Method):
     name = "ntk"
     help = (
         "Makes the head of a model ternary and turns its activations into steps; in the limit of "
-        "large widths, its kernel (how similar it finds two inputs) stays the same (Gu et al. "
-        "2022)."
+        "large widths, the head's kernel (how similar the head finds two inputs) stays the same "
+        "(Gu et al. 2022)."
     )
     options = (SPARSITY, WEIGHTS_OPTION, ACTIVATION)
     accepted = "linear layer, the only kind that method='ntk' takes"
@@ -89,7 +90,7 @@ class TernaryHead(Method):
         return "no linear layer comes after its blocks"
 
     def why_data(self, settings: CompressionSettings) -> str:
-        """Why the settings need data, as matched steps and random weights do; empty otherwise."""
+        """Why the settings need data, or "". Matched steps and random weights need data."""
         if settings.activation != "matched" and settings.weights == "trained":
             return ""
         return (
@@ -108,7 +109,7 @@ class TernaryHead(Method):
         )
 
     def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """The decision on one weight without data: to round it to ternary values."""
+        """Decide on one weight without data: its entries are rounded to ternary values."""
         from hf_rmt.ternary.weight import ternarize_weight
 
         return ternarize_weight(name, weight, settings)

@@ -1,7 +1,7 @@
 """Finds inputs at which a function has wanted outputs.
 
-A step activation, which has a few values only, can then stand in front of the function: its values
-are these inputs.
+A step activation has a few values only. If its values are these inputs, the step can stand in front
+of the function: together they return the wanted outputs.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from hf_rmt.ternary.functions import Function
 POINTS = 4097
 """Number of points at which the function is computed; they are closer together near 0."""
 REACH = 30.0
-"""Arguments are searched up to this value, times the largest wanted value if that is above 1."""
+"""Inputs are searched up to this size; if the largest wanted value is above 1, it multiplies it."""
 FLAT = 0.01
-"""A slope below this part of the largest one counts as flat, because no gradient would pass."""
+"""The function counts as flat where its slope is below this part of the largest slope."""
 HALVINGS = 60
 MARGIN = 0.1
-"""Distance of moved values from the ends of the function's range, as a part of their span."""
+"""If the wanted values must be moved, they keep this distance from the ends of the function's
+range, as a part of the span of the values."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels of a step before a function f. For a wanted value h, f returns gain h + shift.
+    """The values of a step that stands before a function f, so that f returns wanted values.
+
+    For a wanted value h, f returns gain h + shift, with the same gain and shift for all values.
 
     Attributes:
         heights: The values of the step, which are the inputs of f.
@@ -47,16 +50,16 @@ class Levels:
 
 
 def levels_before(function: Function, wanted: Sequence[float], *, free: bool) -> Levels | None:
-    """Arguments at which a function takes wanted values, on one piece where it is monotone.
+    """Find inputs at which a function has wanted values, in one interval where it is monotone.
 
     Args:
         function: The function.
-        wanted: The values, at least one.
-        free: Whether gain h + shift may replace a wanted value h, as before a layer that is
-            refitted with a bias. The gain is below 1 only if the values lie too far apart.
+        wanted: The wanted values, at least one.
+        free: Whether gain h + shift may replace a wanted value h. This is harmless before a layer
+            that is refitted with a bias. The gain is below 1 only if the values lie too far apart.
 
     Returns:
-        The levels; None if the function does not take these values where it has a slope.
+        The levels; None if no interval in which the function has a slope gives all these values.
 
     Examples:
         >>> from torch.nn import functional
@@ -86,7 +89,10 @@ def levels_before(function: Function, wanted: Sequence[float], *, free: bool) ->
 
 
 def _pieces(function: Function, reach: float) -> Iterator[tuple[Array, Array]]:
-    """Arguments and values where the function is monotone and not flat; widest range first."""
+    """Inputs and values on each interval where the function is monotone and not flat.
+
+    The interval with the widest range of values comes first.
+    """
     bound = np.arcsinh(100 * reach)
     x = np.sinh(np.linspace(-bound, bound, POINTS)) / 100
     y, slopes = function.values(x), function.slopes(x)
@@ -98,7 +104,7 @@ def _pieces(function: Function, reach: float) -> Iterator[tuple[Array, Array]]:
 
 
 def _levels(function: Function, x: Array, y: Array, values: Array, **told: Any) -> Levels:
-    """The levels in one piece of the function, found by halving the interval between two points."""
+    """The levels in one monotone interval of the function, found by bisection between points."""
     if y[0] > y[-1]:
         x, y = x[::-1], y[::-1]
     after = np.clip(np.searchsorted(y, values), 1, len(y) - 1)

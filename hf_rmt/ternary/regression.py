@@ -19,7 +19,7 @@ HELD_OUT = 4
 
 
 def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[list[Tensor]]:
-    """The outputs of a layer, batch by batch and call by call."""
+    """The outputs of a layer: for each batch, one tensor per call of the layer."""
     calls: list[Tensor] = []
     found = []
     with listening(model, [last], lambda _, entry, result: calls.append(result), graph=False):
@@ -37,13 +37,13 @@ def regression(
 
     Args:
         model: The model; it is not changed.
-        last: Runtime name of the layer.
-        batches: Keyword arguments of the model; on several processes each may have its own.
-        outputs: Outputs of the layer on the same batches, from `outputs_of`.
+        last: Full name of the layer.
+        batches: Batches with keyword arguments of the model; every process may have its own.
+        outputs: Earlier outputs of the layer on the same batches, from `outputs_of`.
 
     Returns:
-        Two sums over the tokens of all processes: one over three of every four samples, for a fit,
-        and one over the fourth, which is held out.
+        Two results, each summed over the tokens of all processes. The first is for a fit and covers
+        three of every four samples. The second covers the fourth samples, which are held out.
     """
     layer = model.get_submodule(last)
     entries: list[tuple[Tensor, Tensor | None]] = []
@@ -87,11 +87,11 @@ def regression(
 
 
 def held_out(count: int, before: int) -> Tensor:
-    """Which of the next samples are held out of the fit: every fourth, counted from the start.
+    """Say for each sample of a batch whether it is held out of the fit: every fourth sample is.
 
     Args:
-        count: Number of the next samples.
-        before: Number of the samples before them.
+        count: Number of samples in the batch.
+        before: Number of samples in all batches before.
     """
     return torch.arange(before, before + count) % HELD_OUT == HELD_OUT - 1
 
@@ -103,7 +103,7 @@ def _add(
     target: Tensor,
     mask: Tensor | None,
 ) -> None:
-    """Add the samples that are not held out to the first sums, the others to the second."""
+    """Add the samples that are held out to the second sums, and the other samples to the first."""
     masked = mask is not None and mask.shape == entry.shape[:-1]
     for sums, chosen in zip(parts, (~held, held), strict=True):
         kept = chosen

@@ -50,8 +50,8 @@ def stepped(
 
     Args:
         model: The model.
-        name: Runtime name of the layer.
-        place: Position of the layer, with its activation as a module or as a function.
+        name: Full name of the layer.
+        place: Position of the layer; it names the activation, a module or a function.
         result: The decision on the layer so far.
         arguments: Mean and variances of the activation's inputs.
         free: Whether the layer that reads the activation is refitted with a bias.
@@ -70,7 +70,7 @@ def stepped(
     except NoMatchError as error:
         raise NoMatchError(
             f"no one-level step for {function} after {name!r} was found at tau={tau:.3g} and mean "
-            f"{arguments.mean:.3g}, the standard deviation and the mean of its inputs; set "
+            f"{arguments.mean:.3g} (standard deviation and mean of the activation's inputs); set "
             f"activation='keep'. {error}",
             error.residual,
         ) from error
@@ -124,8 +124,9 @@ def arguments_from_norm(model: Any, name: str, place: Position, layer: TernaryLi
     """Mean and variances of an activation's inputs, computed from a LayerNorm and not from data.
 
     The layer before the activation must read a LayerNorm with one gain for all entries and no
-    offset. Then the norm's outputs x lie on a sphere, |x|^2 = gain^2 in_features. So for weights w
-    that do not depend on x, the variance is gain^2 |w|^2 plus the variance of the biases.
+    offset. Then the norm's outputs x lie on a sphere, |x|^2 = gain^2 in_features. The rows w of the
+    layer's weight do not depend on x. So the variance is the mean of gain^2 |w|^2 over the rows,
+    plus the variance of the biases.
 
     Raises:
         ValueError: If the layer reads no such norm.
@@ -160,6 +161,6 @@ def _arguments(means: Tensor, weight: Tensor, layer: TernaryLinear, moment: Tens
 def _out_of_reach(function: Function, heights: list[float]) -> str:
     levels = " and ".join(f"{height:.3g}" for height in sorted(set(heights)))
     return (
-        f"{function} is kept: forward calls it as a function, which cannot return the values "
-        f"{levels} of a step, and the layer after it is not refitted with a bias"
+        f"{function} is kept: it is called as a function and cannot return the values {levels} of "
+        "a step, and the next layer, which could correct other values, is not refitted with a bias"
     )

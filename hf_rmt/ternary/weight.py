@@ -2,8 +2,8 @@
 
 Take a wide network with independent random ternary weights, of mean 0 and variance 1 up to a scale.
 Let its activations have the same Gaussian moments (means over normally distributed inputs) as those
-of a dense network. Then its kernel, which says how similar it finds two inputs, is that of the
-dense network, up to a ridge: a multiple of the identity.
+of a dense network. Then both networks have the same kernel (how similar a network finds two
+inputs), up to a multiple of the identity matrix.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from hf_rmt.ternary.coordinate_descent import descend, fitted_scales
 from hf_rmt.ternary.least_squares import RIDGE, Regression
 
 RANDOM_SPARSITY = 1 / 3
-"""Share of zeros among random weights if none is set: the three values are equally frequent."""
+"""Share of zeros in random weights if no sparsity is set: the three values are equally frequent."""
 UNVARIED = "not refitted: its inputs are the same in all samples"
 ODD = 1e-9
-"""An activation with |m2| tau^2 / tau_out below this counts as odd; see `GaussianMoments`."""
+"""An activation counts as odd if its |m2| tau^2 / tau_out is below this; see `GaussianMoments`."""
 
 
 @dataclass(frozen=True)
 class TernaryBuild:
-    """Gives the ternary layer that was decided on.
+    """Builds the layer of a `Decision` by returning a ternary layer that is already made.
 
     Attributes:
         made: The layer, without a bias.
@@ -64,12 +64,13 @@ def ternarize_weight(
     """Make one weight ternary: replace it by s T, with T in {-1, 0, 1} and a scale s in each row.
 
     Args:
-        name: Runtime name of the module.
-        weight: Shape (out, in), on any device; it is not changed.
-        settings: `sparsity` and `seed` are read.
-        random: Draw T at random instead of rounding the weight; s T then has about its norm.
-        moment: Second moment of the inputs, shape (in, in). With it the outputs are approximated
-            instead of the weight. None if it was not measured.
+        name: Full name of the module.
+        weight: The weight, shape (out, in), on any device; it is not changed.
+        settings: The user's settings; `sparsity` and `seed` are read.
+        random: Draw T at random instead of rounding the weight. s T then has about the norm of the
+            weight.
+        moment: Second moment of the inputs, shape (in, in). With it, s T approximates the outputs
+            of the layer instead of the weight. None if it was not measured.
 
     Returns:
         The decision with the ternary layer. A weight with nan or inf, or of zeros only, stays
@@ -94,18 +95,18 @@ def refit_weight(
     *,
     gain: float = 1.0,
 ) -> Decision:
-    """Fit a last layer to its old outputs by ridge regression, and make the result ternary.
+    """Fit a last layer to its outputs in the dense model by ridge regression, and make it ternary.
 
-    The ridge, a penalty on the distance, draws the weight to the dense weight, or to 0 if the
-    layers before it are random. The scales and the bias are fitted last.
+    The ridge is a penalty on the distance from the dense weight. If the layers before are random,
+    it is a penalty on the distance from 0. The scales and the bias are fitted last.
 
     Args:
-        name: Runtime name of the module.
+        name: Full name of the module.
         weight: The dense weight, shape (out, in).
         bias: Bias of the dense layer, shape (out,) or None.
-        settings: `sparsity` and `weights` are read.
-        seen: Sums over its inputs in the compressed model and its outputs in the dense one.
-        gain: The factor by which a step before the layer scaled its inputs.
+        settings: The user's settings; `sparsity` and `weights` are read.
+        seen: Sums over the layer's inputs in the compressed model and its outputs in the dense one.
+        gain: The factor by which a step before the layer scaled the layer's inputs.
 
     Returns:
         The decision with the ternary layer and the shift of its bias.
@@ -131,10 +132,10 @@ def refit_weight(
 def matched_step(
     function: Callable[[Any], Any], *, mean: float, tau: float, step_tau: float
 ) -> dict[str, list[float]]:
-    """The one-level step, one with two values, for an activation with inputs of N(mean, tau^2).
+    """The one-level step (two values) that matches an activation with inputs of N(mean, tau^2).
 
-    The step keeps the mean output. An odd activation is matched around 0, where one threshold is
-    enough. Others are matched around the mean.
+    The step has the mean output of the activation. An odd activation, f(-x) = -f(x), is matched
+    around 0, where one threshold is enough. Other activations are matched around `mean`.
 
     Args:
         function: The activation, on float64 arrays.
@@ -177,13 +178,13 @@ def check_varied(name: str, moment: Tensor) -> None:
     """
     if not moment.any():
         raise ValueError(
-            f"the inputs of {name!r} are the same in all calibration samples, which does not show "
-            "how they vary; pass a few hundred different samples"
+            f"the inputs of {name!r} are the same in all calibration samples, so their variance "
+            "cannot be measured; pass a few hundred different samples"
         )
 
 
 def spread(weight: Tensor, moment: Tensor) -> Tensor:
-    """Variances w' C w of a layer's outputs, shape (out,), for each row w of its weight.
+    """The variance w' C w of each output of a layer, shape (out,); w is a row of the weight.
 
     Args:
         weight: The weight, shape (out, in).
@@ -206,7 +207,7 @@ def _ternarized(name: str, weight: Tensor, layer: TernaryLinear) -> Decision:
 
 
 def _bits(layer: TernaryLinear) -> int:
-    """Bits on disk of a ternary weight: five entries a byte, and the scales."""
+    """Bits of a ternary weight on disk: one byte holds five entries, and the scales are added."""
     codes = -(-layer.in_features * layer.out_features // 5)
     return 8 * (codes + layer.scale.numel() * layer.scale.element_size())
 
@@ -214,7 +215,7 @@ def _bits(layer: TernaryLinear) -> int:
 def _approximate(
     layer: TernaryLinear, weight: Tensor, settings: CompressionSettings, moment: Tensor
 ) -> None:
-    """Fit the scales to the outputs, and also choose the entries if no sparsity is set."""
+    """Fit the scales to the layer's outputs; if no sparsity is set, choose the entries, too."""
     ridged, signs = damped(moment, RIDGE).float(), layer.dense().sign().float()
     if settings.sparsity is None:
         chosen, layer.scale = descend(signs, layer.scale, weight, ridged)

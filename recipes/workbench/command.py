@@ -1,4 +1,4 @@
-"""How a recipe starts and ends: its options, its `--help`, one line after Ctrl-C.
+"""Starts and ends a recipe: reads its options, shows its `--help`, prints one line after Ctrl-C.
 
 Recipes import this module before the large libraries, so that Ctrl-C prints one line even during
 the imports.
@@ -53,7 +53,7 @@ def dataclass_parser(kind: type, description: str) -> Any:
 
 
 def parsed(parser: Any) -> Any:
-    """What the command line says, as an instance of the parser's dataclass."""
+    """The options on the command line, as an instance of the parser's dataclass."""
     return parser.parse_args_into_dataclasses()[0]
 
 
@@ -84,7 +84,7 @@ def _say_interrupted() -> None:
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """`sys.excepthook` with one line for Ctrl-C, which may come before `run` does."""
+    """Replaces `sys.excepthook`, so that Ctrl-C prints one line even before `run` is called."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return

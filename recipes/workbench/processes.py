@@ -1,4 +1,4 @@
-"""Sets up the processes of a run: on a CPU if there is no other device, and joined in one group."""
+"""Sets up the processes of a run: chooses the CPU if it is the only device, and joins them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from accelerate import PartialState
 def begin(arguments: Any) -> None:
     """Set up this process; call it before other code chooses a device.
 
-    Without an accelerator, `arguments.use_cpu` becomes true. Otherwise accelerate and the Trainer
-    do not connect processes on a CPU, and each would train alone in the same folder.
+    Without an accelerator, `arguments.use_cpu` becomes true. If it stayed false, accelerate and the
+    Trainer would not connect processes on a CPU, and each would train alone in the same folder.
 
     Args:
-        arguments: What the recipe was told, with a field `use_cpu`.
+        arguments: The options of the recipe, with a field `use_cpu`.
 
     Raises:
         SystemExit: If accelerate does not see all processes that were launched.
@@ -26,13 +26,13 @@ def begin(arguments: Any) -> None:
 
 
 def check_processes(**seen: int) -> None:
-    """Stop at once where a library does not see all the processes that were launched.
+    """Stop at once if a library does not see all the processes that were launched.
 
     Args:
-        **seen: By library, the number of processes that it works with.
+        **seen: For each library, the number of processes that it works with.
 
     Raises:
-        SystemExit: With the numbers and the remedy.
+        SystemExit: If one of these numbers differs from that of the launched processes.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     wrong = {name: count for name, count in seen.items() if count != launched}
@@ -67,7 +67,7 @@ def share_of(batch_size: int) -> int:
 
 
 def one_process() -> None:
-    """Stop where a recipe that works in one process was launched in several.
+    """Stop if several processes were launched for a recipe that works in one process.
 
     Raises:
         SystemExit: If WORLD_SIZE says that there are several processes.

@@ -1,4 +1,4 @@
-"""One folder of results, one setting."""
+"""Makes sure that all results in a folder were made with the same settings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ FREE = {
     *("task", "seeds", "methods", "fractions"),
     *("output_dir", "push_to_hub", "data_dir", "use_cpu"),
 }
-"""Options that may change from one run to the next in one folder."""
+"""Options that may differ between runs that write to the same folder."""
 
 
 def check_settings(folder: Path, arguments: Any) -> None:
-    """Refuse a folder with results of other settings, which would be mixed with the new ones."""
+    """Refuse a folder with results of other settings, because new results would mix with them."""
     ours = {key: value for key, value in asdict(arguments).items() if key not in FREE}
     file = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)

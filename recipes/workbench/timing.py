@@ -45,7 +45,7 @@ def machine(device: str) -> str:
 
 
 def times(calls: Mapping[str, Call], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each call; calls run in turn, so that other programs slow them down equally."""
+    """Seconds of each call in each turn. A turn runs all calls, so that other programs slow all."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + WARM):
         for name, call in calls.items():
@@ -59,7 +59,7 @@ def times(calls: Mapping[str, Call], repeats: int, device: str) -> dict[str, lis
 
 
 def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
-    """Median over the turns of each time divided by that of the base in the same turn."""
+    """For each call, the median over turns of its time divided by that of `base` in that turn."""
     return {
         name: median(own / other for own, other in zip(column, seconds[base], strict=True))
         for name, column in seconds.items()

@@ -1,6 +1,6 @@
-"""Writes complete files and folders: into a temporary sibling, which is then renamed.
+"""Writes complete files and folders: first under a temporary name, which is changed at the end.
 
-A run that is interrupted leaves the old file or the new one, never a part of either.
+A run that is interrupted leaves the old file or the new file, never a part of one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replaced(path: str | Path) -> Iterator[Path]:
-    """A temporary sibling of a file; it replaces the file if the block ends without an error.
+    """Give a temporary path; its file replaces `path` if the `with` block ends without an error.
 
     Args:
         path: The file to write. Its folder is made if it does not exist.
 
     Yields:
-        The path to write to. It has the same ending.
+        The temporary path, in the same folder and with the same ending.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def replaced(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
-    """A new empty sibling of a folder; it replaces the folder if the block ends without an error.
+    """Give a temporary folder; it replaces `path` if the `with` block ends without an error.
 
     The old folder is then removed with all its files. Use this only for folders that belong to the
     recipe alone.
@@ -79,7 +79,7 @@ def replaced_folder(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def replaced_files(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
-    """A new empty sibling of a folder; its files move into the folder if the block has no error.
+    """Give a temporary folder; its files move to `path` if the `with` block ends without an error.
 
     Other files of the folder stay there. Use this for a folder that the user named.
 
@@ -112,7 +112,7 @@ def replaced_files(path: str | Path, *, keep: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block has ended; only the main thread receives them."""
+    """Make Ctrl-C and SIGTERM wait until the block has ended, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

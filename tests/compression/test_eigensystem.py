@@ -55,21 +55,25 @@ def chosen_positions(side: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("side", SIDES)
 def test_values_and_vectors_solve_the_eigenproblem(side: int, dtype: torch.dtype) -> None:
     epsilon = torch.finfo(dtype).eps
-    allowed = {torch.float32: 4, torch.float64: 40}[dtype]  # the reference is in float64 too
+    # The reference is in float64, and so are the vectors of the tridiagonal matrix.
+    of_values, of_vectors = {torch.float32: (4, 40), torch.float64: (40, 1000)}[dtype]
     for name, matrix in matrices(side, dtype).items():
         values, basis = eigensystem(matrix.clone())
         exact = torch.linalg.eigvalsh(matrix.double()).flip(0)
         size = float(exact.abs().amax())
         assert values.dtype == dtype
-        assert float((values.double() - exact).abs().amax()) <= allowed * epsilon * size, name
+        assert float((values.double() - exact).abs().amax()) <= of_values * epsilon * size, name
         for positions in chosen_positions(side):
             vectors = basis.chosen(positions)
             assert vectors.shape == (side, len(positions))
             assert vectors.dtype == dtype
             wide, identity = vectors.double(), torch.eye(len(positions), dtype=torch.float64)
             rest = matrix.double() @ wide - wide * values[positions].double()
-            torch.testing.assert_close(wide.T @ wide, identity, rtol=0, atol=40 * epsilon)
-            assert float(rest.norm(dim=0).amax() if len(positions) else 0) <= 40 * epsilon * size
+            torch.testing.assert_close(wide.T @ wide, identity, rtol=0, atol=of_vectors * epsilon)
+            assert (
+                float(rest.norm(dim=0).amax() if len(positions) else 0)
+                <= of_vectors * epsilon * size
+            )
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5])

@@ -1,1 +1,1 @@
-"""Chooses directions, ranks and codes with calibration data, by moments of inputs and gradients."""
+"""Uses calibration data to choose directions, ranks and the codes of packed noise."""

@@ -1,4 +1,4 @@
-"""Batches of a model's arguments: which forms are accepted, and how a model is run on them."""
+"""Checks and converts batches of a model's arguments, and runs a model on a batch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ROW_DIMENSIONS = {
     "inputs_embeds": 2,
     "pixel_values": 3,
 }
-"""The number of dimensions of one row, for the arguments that show whether a batch is a single
-row."""
+"""How many dimensions one row (one example) of an argument has. If the first of these arguments in
+a batch has no more dimensions, the batch is a single row."""
 REMEDY = (
     "pass tokenizer(texts, padding=True, return_tensors='pt'), "
     "dataset.with_format('torch').iter(batch_size=8), or a DataLoader with a collator"
@@ -30,7 +30,7 @@ REMEDY = (
 
 
 def mappings(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches one after the other, each checked to hold arguments of a model.
+    """Give the batches one after the other, after a check that each holds arguments of a model.
 
     A row of a data set becomes a batch of one row.
 
@@ -53,7 +53,7 @@ def mappings(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class Batches:
-    """Batches that can be iterated many times; each time, their lists are converted to tensors.
+    """Batches that can be iterated many times. Each time, lists in them are converted to tensors.
 
     Args:
         given: An object that can be iterated many times, such as a data set or a `DataLoader`.
@@ -79,7 +79,7 @@ def _with_tensors(batch: Batch, number: int) -> Batch:
 
 
 def _as_tensor(key: str, value: Any, number: int) -> Any:
-    """Lists of numbers and arrays as a tensor; anything else as it is."""
+    """Convert an array or a list of numbers to a tensor; return any other value as it is."""
     numbers = isinstance(value, list | tuple) and _is_numeric(value)
     array = isinstance(value, np.ndarray) and value.dtype.kind not in "US"
     if not numbers and not array:
@@ -104,14 +104,14 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _is_row(batch: Batch) -> bool:
-    """Whether the first known argument lacks the batch dimension."""
+    """Whether the first argument in `ROW_DIMENSIONS` has no batch dimension."""
     held = [(batch[key], rank) for key, rank in ROW_DIMENSIONS.items() if key in batch]
     tensors = [(value, rank) for value, rank in held if isinstance(value, Tensor)]
     return bool(tensors) and tensors[0][0].dim() == tensors[0][1]
 
 
 def _scalar(value: Any) -> Any:
-    """A number, such as the label of a row, as a tensor; anything else as it is."""
+    """Convert a number, such as a label, to a tensor; return any other value as it is."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     return torch.as_tensor(value) if number else value
 

@@ -1,10 +1,11 @@
-"""Compression with calibration, in groups of layers.
+"""Compresses the layers of a model in groups, with calibration data.
 
-A group is measured after the previous group was compressed. So it sees the errors of all earlier
-groups. The groups also bound the memory: their second moments have at most as many entries as all
-compressed weights together. Only a group of one site, that is of layers with the same input, may
-need more. A transformer block of usual shape needs two or three forward passes over the batches.
-With `size` it needs two or three times as many, with gradients.
+Before a group is compressed, the model runs on the batches, and the second moments of the group's
+inputs are measured. These inputs contain the errors of all earlier groups. Groups also limit the
+memory. The moments of a group have at most as many entries as all compressed weights together. Only
+a group whose layers all have the same input may have more. A transformer block of usual shape needs
+two or three forward passes over the batches. With `size` it needs two or three times as many
+passes, with gradients.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from hf_rmt.report import CompressionReport
 from hf_rmt.settings import CompressionSettings
 
 Seen = TypeVar("Seen")
-NOT_REACHED = "no calibration: no batch reached the layer, or it is not linear"
+NOT_REACHED = "no calibration: no batch reached the layer, or the layer is not linear"
 """Why a layer is compressed without calibration, or stays dense if a size was given."""
-WHOLE = "so many of its directions are worth keeping that factors would not be smaller"
+WHOLE = "so many of its directions are worth keeping that factors would save no memory"
 """Why a layer stays dense although a size was given."""
 
 
@@ -72,9 +73,9 @@ def compress_calibrated(
         The report, with the plan and the fitted spectra.
 
     Raises:
-        ValueError: If there is no batch, moments are not finite, or settings contradict
-            calibration.
-        RuntimeError: On every process, if one of several failed.
+        ValueError: If there is no batch, a layer's inputs or gradients hold nan or inf, or the
+            settings do not work with calibration.
+        RuntimeError: On every process, if one of several processes failed.
     """
     check_calibratable(settings)
     size = _checked_size(size, settings)
@@ -112,21 +113,23 @@ def measured(
     min_size: int,
     gradients: bool = False,
 ) -> Iterator[tuple[list[str], dict[str, LayerMoments]]]:
-    """Groups of layers with the second moments of their inputs, measured when a group is requested.
+    """Give groups of layers, with the second moments of their inputs.
+
+    A group is measured when the caller asks for it.
 
     Args:
         model: The model. If the caller compresses a group, the next group sees its errors.
         names: Names of layers with a weight matrix.
         batches: Keyword arguments of the model; they are iterated once for each group.
-        min_size: Layers whose smaller side is below this are not measured.
+        min_size: A layer is not measured if the smaller side of its weight is below this number.
         gradients: Whether the gradients of the layers' outputs are gathered as well.
 
     Yields:
-        The names of a group, and the moments of those of its layers that the batches reach. Layers
-        that cannot be measured come last.
+        The names of a group, and the moments of the layers in it that the batches reach. Layers
+        that cannot be measured come in a last group, without moments.
 
     Raises:
-        ValueError: If there is no batch, or a layer's moments are not finite.
+        ValueError: If there is no batch, or a layer's inputs or gradients hold nan or inf.
     """
     linears = [name for name in names if _is_measurable(model.get_submodule(name), min_size)]
     found = _sites(model, linears, batches)
@@ -152,13 +155,13 @@ def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, LayerMome
             name, _, what = key.rpartition(" ")
             raise ValueError(
                 f"the {'gradients' if what == 'gradients' else 'inputs'} of {name!r} hold nan or "
-                "inf in calibration; check the batches and the weights, or load in float32"
+                "inf in calibration; check the batches and weights, or load the model in float32"
             )
     return moments.measured_moments()
 
 
 def _sites(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]) -> Sites:
-    """Which layers share an input, seen on the first batch that any process has."""
+    """The groups of layers that share an input, found on the first batch that any process has."""
     return on_first_batch(batches, lambda batch: sites(model, names, batch))
 
 
@@ -186,7 +189,7 @@ def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> S
 
 
 def _groups(model: nn.Module, found: Sites, budget: int, *, gradients: bool) -> Iterator[Sites]:
-    """Groups of successive `Sites` whose moments have at most `budget` entries, or single sites."""
+    """Groups of `Sites` with at most `budget` entries of moments; one larger site is a group."""
     group: Sites = {}
     held = 0
     for first, names in found.items():
@@ -211,7 +214,7 @@ def _ranks(
     settings: CompressionSettings,
     size: float,
 ) -> dict[str, int | None]:
-    """Ranks of the layers, by importance per parameter; None for a layer that stays dense."""
+    """Ranks that keep the most important directions; None for a layer that stays dense."""
     worth: dict[str, Tensor] = {}
     shapes: dict[str, tuple[int, int]] = {}
     told = {"min_size": settings.min_size, "gradients": True}
@@ -226,7 +229,7 @@ def _ranks(
 def _importances(
     model: nn.Module, shapes: Mapping[str, tuple[int, int]], excited: Mapping[str, LayerMoments]
 ) -> dict[str, Tensor]:
-    """What losing each direction of some layers costs, shared out over the processes."""
+    """The cost of losing each direction of some layers; the processes share the work."""
 
     def work(name: str) -> tuple[None, dict[str, Tensor]]:
         weight = weight_matrix(model.get_submodule(name))

@@ -1,14 +1,15 @@
 """Compresses a weight so that its outputs on calibration inputs change little.
 
-Let C be the second moment of a layer's inputs x, that is the mean of x x'. If W' replaces the
-weight W, the mean squared error of the layer's outputs is |(W - W') C^{1/2}|^2. So the best factors
-of a given rank are those of W C^{1/2}, times C^{-1/2}. Let G be the second moment of the
-derivatives of the model's outputs by the layer's outputs. The error of the model's outputs is then
-about |G^{1/2} (W - W') C^{1/2}|^2, and this measure makes layers comparable. C and G are damped
-(`low_rank.damped`), so that their inverses exist even if the inputs miss some directions.
+Let C be the second moment of a layer's inputs x, that is the mean of x x', where ' is the
+transpose. If V replaces the weight W, the mean squared error of the layer's outputs is
+|(W - V) C^{1/2}|^2. So the best factors of a given rank are those of W C^{1/2}, multiplied by
+C^{-1/2}. Let G be the second moment of the derivatives of the model's outputs by the layer's
+outputs. The error of the model's outputs is then about |G^{1/2} (W - V) C^{1/2}|^2. By this measure
+layers can be compared. C and G are damped (`low_rank.damped`), so that their inverses exist even if
+the inputs miss some directions.
 
-To decide how much is signal, a law of the noise is fitted to the spectrum of W itself. The spectrum
-of W C^{1/2} is heavy-tailed like that of C, and no part of it looks like noise.
+To decide how much is signal, a law of the noise is fitted to the spectrum of W, not of W C^{1/2}.
+The spectrum of W C^{1/2} is heavy-tailed like that of C, and no part of it looks like noise.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class CalibratedBuild(SpikedBuild):
     excitation: LayerMoments = field(kw_only=True, repr=False)
 
     def __call__(self, weight: Tensor) -> SpikedLinear:
-        """The layer; its signal is chosen so that it reduces the error of the packed noise."""
+        """Make the layer. Its signal is chosen so that it reduces the error of packed noise."""
         layer = super().__call__(weight)
         if self.noise in PACKED_KINDS:
             _settle(layer, weight, self.excitation)
@@ -63,7 +64,7 @@ def check_calibratable(settings: CompressionSettings) -> None:
     if not spectral_method_of(settings).stores_noise:
         raise ValueError(
             f"calibration chooses directions, but method={settings.method!r} sets entries to zero; "
-            "use a law or method='svd', or leave calibration out"
+            "use svd or a method that fits a law, such as pdb, or leave calibration out"
         )
     if settings.noise == "keep":
         raise ValueError(
@@ -91,14 +92,14 @@ def compress_calibrated_weight(
     Args:
         name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in); it is not changed.
-        settings: The method and its options; spikes are not recovered.
-        excitation: Second moments of the layer's inputs and output gradients.
+        settings: The method and its options; `recover_spikes` has no effect.
+        excitation: Second moments of the layer's inputs (C) and output gradients (G).
         rank: Number of directions; None for the number that the method finds in the weight itself.
 
     Returns:
         The decision. Its factors are the leading singular directions of G^{1/2} W C^{1/2},
         transformed back to the coordinates of W. If a dense weight is smaller than the factors, the
-        decision holds their product instead, or keeps the layer.
+        decision has the product of the factors as new weight, or keeps the layer.
     """
     told = settings.replace(recover_spikes=False) if rank is None else of_rank(settings, rank)
     found = split_weight(name, weight, told)
@@ -120,11 +121,12 @@ def compress_calibrated_weight(
 
 @torch.no_grad()
 def _settle(layer: SpikedLinear, weight: Tensor, excitation: LayerMoments) -> None:
-    """Choose the codes of the noise N for W - S, then a new signal S for these codes.
+    """Choose the codes of the packed noise N, and then a signal S that fits these codes.
 
-    The new S is (W - N) C^{1/2}, cut to its r leading singular directions, times C^{-1/2}. A second
-    round of both steps gains nothing on the trained BERT. The right factor of S is rounded to
-    bfloat16. The left factor is then fitted to the rounded right factor, and rounded too.
+    N stores the weight W minus the old signal. The new S is (W - N) C^{1/2}, cut to its r leading
+    singular directions, times C^{-1/2}. A second round of both steps gains nothing on the trained
+    BERT. The right factor of S is rounded to bfloat16. The left factor is then fitted to the
+    rounded right factor, and rounded too.
     """
     moment = damped(excitation.inputs, INPUT_DAMPING)
     left, right = (factor.float() for factor in layer.factors())

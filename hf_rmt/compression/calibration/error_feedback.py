@@ -1,10 +1,10 @@
 """Chooses the codes of packed noise column by column; each column corrects earlier errors.
 
-Rounding each weight to its nearest code makes the error E of the weight small. But what counts is
-the error of the layer's outputs, |E C^{1/2}|^2, where C is the second moment of the layer's inputs.
-So the columns are rounded one after the other. After a column is rounded, the columns that are not
-yet rounded are changed to make up for its error, as far as their inputs are correlated with its
-input.
+Packed noise stores weights as codes of few bits. Rounding each weight to its nearest code
+makes the error E of the weight small. But what counts is the error of the layer's outputs,
+|E C^{1/2}|^2, where C is the second moment of the layer's inputs. So the columns are rounded one
+after the other. After one column is rounded, the later columns are changed to make up for its
+error, as far as their inputs are correlated with the input of this column.
 
 Source: the optimal brain surgeon with one order for all rows (Frantar et al., "GPTQ", ICLR 2023).
 """
@@ -20,7 +20,7 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, Codebook
 from hf_rmt.nn.stores.noise_store import NoiseStore
 
 COLUMNS = 64
-"""Number of columns whose errors are passed on to all later columns in one matrix product."""
+"""The errors of this many columns are passed on to all later columns in one matrix product."""
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
     """Choose new codes that reduce |(target - noise) C^{1/2}|. The scales do not change.
 
     Args:
-        store: Packed noise, filled with the target; its codes are replaced.
+        store: Packed noise that holds the rounded target already; its codes are replaced.
         target: The matrix that the noise should equal, shape (out, in).
         moment: C, the second moment of the inputs, positive definite, shape (in, in), float64.
     """
@@ -55,7 +55,7 @@ def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
 def _aims(
     rest: Tensor, scales: Tensor, moment: Tensor, nearest: Callable[[Tensor], Tensor], joint: int
 ) -> Tensor:
-    """The values to round instead of the weights: the weights, corrected for earlier errors."""
+    """The weights, corrected for the rounding errors of earlier columns and not yet rounded."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
     upper = torch.linalg.cholesky(inverse, upper=True).to(rest)
     for start in range(0, rest.shape[1], COLUMNS):
@@ -72,10 +72,11 @@ def _aims(
 
 
 def _order(moment: Tensor, joint: int, begin: int) -> Tensor:
-    """Columns by input energy, largest first, because later columns correct earlier ones.
+    """Positions of the columns, sorted by the energy of their inputs, largest first.
 
-    Columns whose code also holds weights of another row come last, because the error of such a code
-    is not known.
+    Columns with large inputs come first, because later columns can correct their errors. One code
+    may hold several weights. Columns whose code also holds weights of another row come last,
+    because the error of such a code is not known.
     """
     columns = torch.arange(len(moment), device=moment.device)
     end = len(moment) - (len(moment) - begin) % joint
@@ -86,7 +87,7 @@ def _order(moment: Tensor, joint: int, begin: int) -> Tensor:
 
 
 def _nearest(book: Codebook, values: Tensor, joint: int) -> Tensor:
-    """The values of a few columns, shape (out, joint), rounded to those of their nearest codes."""
+    """A few columns, shape (out, joint), with each value rounded to that of the nearest code."""
     width = max(2, book.block)
     filled = nn.functional.pad(values, (0, width - joint))
     return book.decode(book.encode(filled).flatten()).view(-1, width)[:, :joint]

@@ -1,11 +1,11 @@
-"""Low-rank factors of an update, and what it costs to lose each of its directions.
+"""Low-rank factors of an update, and the cost of losing each of its directions.
 
 An update D is what fine-tuning added to a weight. It is a sum of outer products g x' of output
-gradients g and inputs x, so its own singular values tell how strongly inputs and gradients point
-along its singular vectors. Let C and G be the second moments of x and g, that is the means of x x'
-and g g'. Losing a direction u v' with singular value s costs s^2 (u'G u)(v'C v). Calibration
-batches measure G and C. Without data, (D D')^{1/2} and (D'D)^{1/2} take their places, so the cost
-is s^4.
+gradients g and inputs x; ' is the transpose. So the singular values of D tell how strongly inputs
+and gradients point along its singular vectors. Let C and G be the second moments of x and g, that
+is the means of x x' and g g'. Losing a direction u v' with singular value s costs
+s^2 (u'G u)(v'C v). Calibration batches measure G and C. Without data, (D D')^{1/2} replaces G and
+(D'D)^{1/2} replaces C. The cost is then s^4.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from hf_rmt.compression.eigensystem import eigensystem
 from hf_rmt.compression.gram import balanced, factors_of, gram
 
 INPUT_DAMPING, GRADIENT_DAMPING = 0.02, 0.05
-"""Fractions of the mean diagonal entry of a second moment that are added to its diagonal, because a
-few batches miss some directions."""
+"""These fractions of the mean diagonal entry are added to the diagonal of a second moment, because
+a few batches miss some directions."""
 ALIKE = 1e-11
-"""If variance / mean^2 is at most this, the samples count as equal up to rounding in float32."""
+"""If the variance divided by mean^2 is at most this, the samples count as equal: their differences
+may come from rounding in float32."""
 ROUNDINGS = 8
-"""A second such limit, in units of the rounding error (eps) of the second moment's dtype. The
-larger of the two limits counts."""
+"""A second limit for variance / mean^2, in units of the rounding error (eps) of the second moment's
+dtype. The larger of the two limits counts."""
 SMALLEST = 1e-150
-"""The least number that damping adds to the diagonal of a second moment, which makes its inverse
+"""The least number that damping adds to the diagonal of a second moment, so that the inverse is
 finite."""
 
 
@@ -36,12 +37,12 @@ class LayerMoments:
     """Second moments of a layer's inputs and output gradients, gathered from batches.
 
     Attributes:
-        inputs: Covariance of the inputs of a linear layer, shape (in, in); if the layer has no bias
-            that can correct the mean, the second moment of the inputs. For an embedding, the
-            frequencies of its tokens, shape (tokens,).
+        inputs: For a linear layer with a bias (which can correct the mean), the covariance of its
+            inputs, shape (in, in). Without a bias, the second moment of its inputs. For an
+            embedding, the frequencies of its tokens, shape (tokens,).
         gradients: Second moment of the derivatives of the model's outputs by the layer's outputs,
             shape (out, out); None if all outputs of the layer count equally.
-        mean: Mean input of a linear layer with a bias, shape (in,); otherwise None.
+        mean: Mean input, shape (in,); None if the layer is not a linear layer with a bias.
     """
 
     inputs: Tensor = field(repr=False)
@@ -51,14 +52,14 @@ class LayerMoments:
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """One layer's update as factors: tuned - base = left @ right + what is lost.
+    """The update of one layer as factors: tuned weight - base weight = left @ right + an error.
 
     Attributes:
         name: Name of the module in `model.named_modules()`.
         embedding: Whether the module is an embedding, of shape (tokens, width).
         left: The left factor, shape (out, rank).
         right: The right factor, shape (rank, in).
-        energy: Fraction of the update's squared Frobenius norm in the factors.
+        energy: Fraction of the update's squared Frobenius norm that the factors keep.
     """
 
     name: str
@@ -69,7 +70,7 @@ class LowRankUpdate:
 
     @property
     def rank(self) -> int:
-        """Number of directions."""
+        """Number of directions in the factors."""
         return self.left.shape[1]
 
     @property
@@ -79,12 +80,12 @@ class LowRankUpdate:
 
     @property
     def parameters(self) -> int:
-        """Entries of the factors."""
+        """Number of entries of both factors."""
         return self.left.numel() + self.right.numel()
 
     @property
     def dense_parameters(self) -> int:
-        """Entries of the dense update."""
+        """Number of entries of the dense update."""
         return self.shape[0] * self.shape[1]
 
 
@@ -97,10 +98,11 @@ def importance(update: Tensor, excitation: LayerMoments | None = None) -> Tensor
     Args:
         update: D, the tuned weight minus the base weight, shape (out, in), or (tokens, width) for
             an embedding.
-        excitation: Second moments C and G, measured on data; None without data.
+        excitation: Second moments of the inputs (C) and of the output gradients (G), measured on
+            data; None without data.
 
     Returns:
-        Descending values, float64, shape (min(out, in),).
+        The costs, descending, float64, shape (min(out, in),).
 
     Examples:
         >>> importance(torch.diag(torch.tensor([1.0, 3.0]))).round().tolist()
@@ -114,13 +116,15 @@ def importance(update: Tensor, excitation: LayerMoments | None = None) -> Tensor
 def low_rank(
     update: Tensor, rank: int, excitation: LayerMoments | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Factors of the best approximation of an update by a given rank, balanced as in `balanced`.
+    """Factors of the best approximation of an update that has a given rank.
+
+    The factors are balanced: in each direction both have the same norm.
 
     Args:
         update: Shape (out, in).
         rank: Number of directions, at most min(out, in).
-        excitation: Second moments C and G, measured on data, which weight the error; None to use
-            the plain Frobenius norm of the error.
+        excitation: Second moments of inputs and output gradients, which weight the error; None to
+            use the plain Frobenius norm of the error.
 
     Returns:
         left of shape (out, rank) and right of shape (rank, in), float32.
@@ -139,7 +143,7 @@ def _squares(gram: Tensor) -> Tensor:
 
 
 def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
-    """A'D B for an update D: AA' is the second moment for its rows, and BB' for its columns."""
+    """A'D B for an update D, where AA' and BB' are the second moments for its rows and columns."""
     rows, columns = _roots(excitation)
     matrix = update.double()
     if rows is not None:
@@ -148,7 +152,7 @@ def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
 
 
 def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
-    """Lower triangular L with L L' = moment, for rows and columns; a vector for an embedding."""
+    """Triangular L with L L' = moment, for rows and columns. For token counts, L is a vector."""
     slopes, inputs = excitation.gradients, excitation.inputs.double()
     gradients = None if slopes is None else torch.linalg.cholesky(damped(slopes, GRADIENT_DAMPING))
     if inputs.ndim == 1:
@@ -185,8 +189,8 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
         mean: m, shape (d,).
 
     Returns:
-        C in the dtype of M. Negative eigenvalues are smaller in size than the damping. C is zero if
-        the samples do not differ by more than rounding errors.
+        C in the dtype of M. If C has negative eigenvalues, they are smaller in size than the
+        damping that is added later. C is zero if the samples differ only by rounding errors.
     """
     found = moment - torch.outer(mean, mean)
     alike = max(ALIKE, ROUNDINGS * torch.finfo(moment.dtype).eps)
@@ -200,7 +204,7 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
 
 
 def _divided(vectors: Tensor, root: Tensor | None) -> Tensor:
-    """Solve root' x = vectors for x; a root of None stands for the identity."""
+    """Solve root' x = vectors for x. If root is None, it counts as the identity matrix."""
     if root is None:
         return vectors
     if root.ndim == 1:

@@ -23,7 +23,7 @@ from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.tensor_checks import version_of
 
 Sites = dict[str, list[str]]
-"""Groups of layers that always get the same input tensor; the first layer names the group."""
+"""Groups of layers that always get the same input tensor, by the name of the first layer."""
 
 
 def measured_moments(
@@ -58,7 +58,7 @@ class TensorNumbers:
         self._numbers = count()
 
     def number(self, tensor: Tensor) -> int:
-        """The number of a tensor. Its id is not enough, because Python reuses ids."""
+        """The number of a tensor. The id of a tensor would not do, because Python reuses ids."""
         known = self._alive.get(id(tensor))
         if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
             known = self._alive[id(tensor)] = (
@@ -69,16 +69,16 @@ class TensorNumbers:
         return known[2]
 
     def clear(self) -> None:
-        """Forget the tensors; their numbers are not used again."""
+        """Forget all tensors; their numbers are never used again."""
         self._alive.clear()
 
 
 class Moments:
-    """Gathers sums over tokens that give the second moments of some layers.
+    """Gathers sums over tokens that give the second moments of inputs and output gradients.
 
     Args:
         model: The model; it is not changed.
-        sites: Names of the layers, which are linear layers and embeddings, grouped by shared input.
+        sites: Names of the layers (linear layers and embeddings), grouped by shared input.
         gradients: Whether output gradients are gathered as well, by a backward pass.
     """
 
@@ -103,7 +103,7 @@ class Moments:
                 self.batches += 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """The sums, which several processes add up in place."""
+        """The sums, by name. The sums of other processes may be added to them in place."""
         slopes = {f"{name} gradients": tensor for name, tensor in self.slopes.items()}
         inputs = {
             f"{name} {key}": tensor
@@ -136,9 +136,10 @@ class Moments:
         self.inputs[name].add(entry.expand(*lead, *entry.shape[len(lead) :])[kept])
 
     def _add_gradients(self, output: Tensor, generator: torch.Generator) -> None:
-        """Add the gradients of a random mix of all outputs.
+        """Add the gradients of the sum of all outputs with random weights.
 
-        On average, their second moment is the sum of those of the gradients of all single outputs.
+        On average, the second moment of these gradients is the sum of the second moments for all
+        single outputs.
         """
         if not self._calls:
             return
@@ -158,7 +159,7 @@ class Moments:
 
 
 def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
-    """Which tokens count: those of the mask if it has the tokens' shape, otherwise all."""
+    """Which tokens count: those in the mask, or all if the mask does not have the tokens' shape."""
     lead = result.shape[:-1]
     if mask is not None and mask.shape == lead:
         return mask.bool().to(result.device)
@@ -166,9 +167,10 @@ def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _Inputs:
-    """Sums over tokens of a layer's inputs and their products; for an embedding, token counts.
+    """Sums over tokens of a layer's inputs and of their products; for an embedding, token counts.
 
-    The sums are in float64, so that a mean much larger than the spread can be subtracted later.
+    The sums are in float64. So the mean can be subtracted later, even if it is much larger than the
+    differences between the inputs.
     """
 
     def __init__(self, module: Any) -> None:
@@ -246,8 +248,8 @@ def listening(
 ) -> Iterator[None]:
     """Pass (name, input, output) of each call of a layer to `heard`, with the model in eval mode.
 
-    If `graph` is true, the outputs belong to an autograd graph. Parameters are frozen meanwhile, so
-    that a backward pass goes through activations only.
+    If `graph` is true, the outputs belong to an autograd graph. Inside the context the parameters
+    are frozen, so a backward pass goes through activations only.
     """
 
     def hook(name: str) -> Callable[..., Tensor]:

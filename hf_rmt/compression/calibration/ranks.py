@@ -1,6 +1,6 @@
-"""Chooses the ranks of all layers by the worth of each direction per parameter.
+"""Chooses the ranks of all layers by the importance of each direction per parameter.
 
-The worth, or importance, of a direction is what it costs to lose it, as in `low_rank.importance`.
+The importance (or worth) of a direction is the cost of losing it, as in `low_rank.importance`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def choose_ranks(
     budget: int | None = None,
     threshold: float = 1.0,
 ) -> dict[str, int]:
-    """Ranks of all layers: directions are taken by their importance per parameter.
+    """Choose the ranks: the directions with the largest importance per parameter come first.
 
     Args:
-        importances: What losing each direction of a layer costs, descending, by layer name.
+        importances: The importance of each direction of a layer, descending, by layer name.
         costs: Number of parameters of one direction, by layer name.
-        budget: The most parameters of all layers together; None for no limit.
-        threshold: Stop when the chosen directions have this fraction of the importance of all.
+        budget: The largest number of parameters of all layers together; None for no limit.
+        threshold: Stop when the chosen directions have this fraction of the total importance.
 
     Returns:
         The rank of each layer.
@@ -55,10 +55,10 @@ def choose_ranks(
 def shared_ranks(
     worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], size: float
 ) -> dict[str, int | None]:
-    """The ranks with which all layers together keep a share of their parameters.
+    """The ranks with which all layers together keep a given share of their parameters.
 
     Args:
-        worth: What each direction of a layer is worth, descending, by layer name.
+        worth: The importance of each direction of a layer, descending, by layer name.
         shapes: Shapes of the layers' weight matrices, by layer name.
         size: Share of the layers' parameters to keep, in (0, 1].
 
@@ -66,7 +66,7 @@ def shared_ranks(
         The ranks, at least 1; None for a layer whose factors would not be smaller than the layer.
 
     Raises:
-        ValueError: If there is no room for one direction per layer.
+        ValueError: If `size` is too small for one direction per layer.
     """
     costs = {name: sum(shapes[name]) for name in worth}
     entries = {name: shapes[name][0] * shapes[name][1] for name in worth}
@@ -91,18 +91,20 @@ def shared_ranks(
 def ranks_that_lose(
     lost: float, worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, int | None]:
-    """The ranks for the smallest `size`, in whole percent, that loses at most a part of the worth.
+    """The ranks for the smallest `size` that loses at most a given part of the importance.
+
+    The size is searched in whole percent.
 
     Args:
-        lost: The part that may be lost of the worth of all directions of all layers, in [0, 1].
-        worth: What each direction of a layer is worth, descending, by layer name.
+        lost: The part of the total importance of all layers that may be lost, in [0, 1].
+        worth: The importance of each direction of a layer, descending, by layer name.
         shapes: Shapes of the layers' weight matrices, by layer name.
 
     Returns:
         The ranks, as `shared_ranks` gives them.
 
     Raises:
-        ValueError: If there is no room for one direction per layer.
+        ValueError: If the layers have no room for one direction each.
 
     Examples:
         >>> import torch

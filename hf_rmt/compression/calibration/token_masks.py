@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
-"""Arguments with which a module begins to read a text, an image or a sound."""
+"""Names of the arguments by which a module gets a text, an image or a sound."""
 MASK, DECODER_MASK, LABELS = "attention_mask", "decoder_attention_mask", "labels"
 STATES, STATES_MASK = "encoder_hidden_states", "encoder_attention_mask"
 """Arguments of a decoder: the states of the encoder, and the mask of the encoder's tokens."""
 IGNORED = -100
-"""The label of a token that has no loss, such as padding."""
+"""The label of a token that does not count in the loss, such as padding."""
 
 
 class Tokens(NamedTuple):
@@ -47,13 +47,13 @@ class TokenMasks:
 
     An encoder, a decoder and an image encoder in one model have different tokens. Each of them is a
     module that is called with one of `INPUTS`, together with the mask of its tokens if there is
-    one. If the mask is not a matrix, it was computed from the mask of an outer module, and that
-    mask is used. Layers that come after encoder and decoder work on the tokens of the decoder. A
-    decoder often has no mask, because no token sees the padding after it. Then the labels show
-    which tokens are padding.
+    one. If the mask is not a matrix, it was computed from the mask of an outer module, and the
+    outer mask is used. Layers that come after encoder and decoder work on the tokens of the
+    decoder. A decoder often has no mask, because no token sees the padding after it. Then the
+    labels show which tokens are padding.
 
     Args:
-        model: The model; it only gets hooks, from `listen` to `stop`.
+        model: The model. It has hooks between `listen` and `stop`, and is not changed otherwise.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -112,7 +112,7 @@ class TokenMasks:
 
 
 def _tokens(module: nn.Module, given: dict[str, Any], around: Tokens) -> Tokens:
-    """The tokens of a module, from its arguments and from the tokens of the module around it."""
+    """What is known of a module's tokens, from its arguments and from the module around it."""
     states = given.get(STATES)
     has_encoder = DECODER_MASK in _parameters(type(module).forward)
     decodes = has_encoder or states is not None
@@ -127,7 +127,7 @@ def _tokens(module: nn.Module, given: dict[str, Any], around: Tokens) -> Tokens:
 
 
 def _before_padding(labels: Any) -> Tensor | None:
-    """The mask of all tokens up to the last one with a label; labels of shape (batch, tokens)."""
+    """A mask that is true up to the last token with a label; None without usable labels."""
     if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
         return None
     return (labels != IGNORED).flip(1).cumsum(1).flip(1) > 0
@@ -140,5 +140,5 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _arguments(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by the names of the parameters of forward."""
+    """The arguments of a call, by their names in the signature of forward."""
     return {**dict(zip(_parameters(type(module).forward), args, strict=False)), **kwargs}

@@ -31,7 +31,7 @@ def agreed(
         The names, the same on every process.
 
     Raises:
-        RuntimeError: On every process, if `select` failed on one of several, or if layers, options,
+        RuntimeError: On every process, if `select` failed on one of them, or if layers, options,
             arguments or weights differ between the processes.
     """
     names: list[str] = []
@@ -58,7 +58,7 @@ def check_agreed(evidence: Callable[[], Mapping[str, Any]]) -> None:
             process. It is called only if there are several processes.
 
     Raises:
-        RuntimeError: On every process, if a value differs, or if `evidence` failed on one.
+        RuntimeError: On every process, if a value differs, or if `evidence` failed on one process.
     """
     if n_processes() == 1:
         return

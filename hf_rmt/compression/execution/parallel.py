@@ -1,8 +1,8 @@
 """Shares out the work on matrices over processes that each hold the whole model.
 
-The longest work is given out first. Every process does its own part. Plain values go to all
-processes at once. Then each tensor is sent by the process that owns it, one after the other. A
-process that fails reports this before any tensor is sent, so that all fail with its message.
+The longest work is given out first. Every process does its own part. Then plain values go to all
+processes at once. After that, tensors are sent one after the other, each by the process that made
+it. A process that fails reports this before any tensor is sent. Then all fail with its message.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ TensorLayout = dict[str, tuple[torch.Size, torch.dtype]]
 """Shapes and dtypes of tensors, by name."""
 
 EIGEN_COST = 8
-"""For a matrix N x p: the time of an eigendecomposition per p^3, divided by the time of the Gram
-matrix per N p^2."""
+"""To decompose an N x p matrix takes N p^2 steps for the Gram matrix and p^3 steps for its
+eigenvectors. A step for the eigenvectors takes this many times as long as one for the Gram
+matrix."""
 
 
 def assign(costs: Sequence[float], n_processes: int) -> list[int]:
-    """Give every piece of work to a process: longest first, each to the least busy one.
+    """Give every piece of work to a process: longest piece first, each to the least busy process.
 
     Args:
         costs: Expected time of each piece, in any unit.
@@ -90,18 +91,19 @@ def map_over_processes(
 ) -> Generator[WorkResult]:
     """Do the work for each item on one process, and give the outcome to all processes.
 
-    Every process must ask for the same items in the same order. On one process each item is worked
-    on when its outcome is asked for, unless `alone` does otherwise. On several processes, all items
-    are worked on before the first outcome is returned.
+    Every process must ask for the same items in the same order. If there is only one process,
+    `alone` decides when the work is done; by default, when an outcome is asked for. If there are
+    several processes, all work is done before the first outcome is returned.
 
     Args:
-        work: Called with an item on the process that owns it.
+        work: Called with an item, on the process to which the item was given.
         items: What to work on.
         costs: Expected time of each item, in any unit.
         device: The device for tensors of other processes; the process group must support it.
-        alone: With one process, called with the work and the items; gives the outcomes in order.
-        doing: What a process was doing if it fails, such as "ran evaluate", for the error message;
-            by default the message names the item.
+        alone: Called with the work and the items if there is only one process; gives the outcomes
+            in order.
+        doing: What a process does here, such as "ran evaluate", for the error message. By default
+            the message names the item.
 
     Yields:
         The outcome of each item, in order: equal on every process, bit for bit.
@@ -129,7 +131,7 @@ def sum_over_processes(
 
     Args:
         work: Gives tensors of the same names and shapes on every process.
-        doing: What a process was doing if it fails, for the error message, such as "ran evaluate".
+        doing: What a process does here, for the error message, such as "ran evaluate".
 
     Returns:
         The plain values of each process, and the sums; both are equal on every process, bit for
@@ -149,11 +151,11 @@ def sum_over_processes(
 
 
 def of_first(work: Callable[[], Value], *, doing: str) -> Value:
-    """Do the same work on every process; all use the result of process 0, all fail if one fails.
+    """Do the same work on every process, and give the result of process 0 to all of them.
 
     Args:
         work: Gives a value that can be pickled.
-        doing: What a process was doing if it fails, for the error message, such as "ran evaluate".
+        doing: What a process does here, for the error message, such as "ran evaluate".
 
     Raises:
         RuntimeError: On every process, if the work failed on one of several.
@@ -166,7 +168,7 @@ def of_first(work: Callable[[], Value], *, doing: str) -> Value:
 
 
 def is_silent() -> bool | None:
-    """Whether to hide the progress bar: True on all processes but the first, None to ask tqdm."""
+    """Whether to hide the progress bar: True except on process 0, where None lets tqdm decide."""
     return True if n_processes() > 1 and distributed.get_rank() > 0 else None
 
 
@@ -190,7 +192,7 @@ def _transfers(
     owners: Sequence[int],
     device: torch.device | str,
 ) -> Iterator[WorkResult]:
-    """The outcomes of all items in order; each tensor is sent by the process that owns it."""
+    """The outcomes of all items in order; each tensor is sent by the process that made it."""
     rank = distributed.get_rank()
     announced = [iter(outcomes) for outcomes in headers]
     held = iter(own)
@@ -212,7 +214,7 @@ def _room(layout: TensorLayout, device: torch.device | str) -> dict[str, Tensor]
 
 
 def _broadcast(tensors: dict[str, Tensor], owner: int) -> dict[str, Tensor]:
-    """Send or receive tensors as bytes: backends do not know every dtype."""
+    """Send or receive tensors as bytes, because backends do not support every dtype."""
     for tensor in tensors.values():
         if tensor.numel():
             distributed.broadcast(tensor.view(-1).view(torch.uint8), src=owner)

@@ -1,8 +1,7 @@
 """Points at which all processes meet, exchange plain values and learn of each other's errors.
 
-Each collective operation of this package begins with such a meeting. A process that fails between
-two meetings goes to the next meeting and reports its error there. So no process waits for another
-in vain.
+Each operation that all processes do together begins with such a meeting. If a process fails between
+two meetings, it goes to the next meeting and reports its error there. So no process waits for ever.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from torch import distributed
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TOLD = "_hf_rmt_told"
-"""Attribute of an error that all processes know already, so that it is not reported again."""
+"""Name of an attribute. It marks an error that all processes know, so it is not reported again."""
 _transfers: list[Iterator[Any]] = []
-"""The last series of broadcasts. A process that fails must finish it for the others."""
+"""The last series of broadcasts. If a process fails, it must finish this series for the others."""
 
 
 class Failure(NamedTuple):
@@ -28,7 +27,7 @@ class Failure(NamedTuple):
 
 
 def n_processes() -> int:
-    """Processes of the default group of torch.distributed; 1 without one."""
+    """Number of processes in the default group of torch.distributed; 1 if there is no group."""
     ready = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if ready else 1
 
@@ -44,8 +43,8 @@ def exchange(value: Any, failure: Failure | None = None) -> list[Any]:
         The value of each process.
 
     Raises:
-        RuntimeError: On every process, if one failed. If all failed with the same error, each
-            raises its own.
+        RuntimeError: On every process, if one process failed. If all processes failed with the same
+            error, each raises its own error.
     """
     said: list[Any] = [None] * n_processes()
     distributed.all_gather_object(said, (_said(failure), value))
@@ -70,10 +69,10 @@ def collective(function: F) -> F:
     """A decorator for a function that all processes call: an error on one is raised on all.
 
     Args:
-        function: Any function that does its collective operations with this package.
+        function: Any function that exchanges data between processes only by this package.
 
     Returns:
-        The wrapped function. With one process it is the function itself.
+        The wrapped function. If there is only one process, it just calls the function.
     """
 
     @wraps(function)
@@ -106,7 +105,7 @@ def _finish_transfers() -> None:
 
 
 def _said(failure: Failure | None) -> tuple[str, str] | None:
-    """The text that other processes get about an error: what the process did, and the message."""
+    """What other processes are told about an error: what the process did, and the message."""
     if failure is None:
         return None
     error, doing = failure

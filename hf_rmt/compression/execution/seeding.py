@@ -8,7 +8,7 @@ import numpy as np
 
 
 def layer_generator(seed: int, name: str) -> np.random.Generator:
-    """The random generator of a layer.
+    """The random generator of a layer, which depends only on the seed and the layer's name.
 
     Args:
         seed: The option `seed`, as in `CompressionSettings`.

@@ -1,4 +1,4 @@
-"""Shields work from the torch modes that the user's program has set, such as autocast."""
+"""Runs work outside of torch modes that the user's program may have set, such as autocast."""
 
 from __future__ import annotations
 

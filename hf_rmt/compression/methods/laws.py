@@ -1,7 +1,7 @@
 """The methods that fit a law of the noise: `pdb`, `power-law`, `bema`, `kernel`.
 
-A law is a distribution of the eigenvalues of pure noise. Its bulk is the range that they fill.
-Eigenvalues outside the bulk are signal.
+A law is a distribution of the eigenvalues of pure noise. The bulk of a law is the range that these
+eigenvalues fill. Eigenvalues of a weight outside the bulk are signal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PopulationDoubleBulk(SpectralMethod):
-    """Noise of two variances; eigenvalues outside its bulk are signal."""
+    """Fits noise whose directions have one of two variances."""
 
     name = "pdb"
     help = "The population double bulk: noise of two variances (Wu, Zhu & Li 2025)."
@@ -34,7 +34,7 @@ class PopulationDoubleBulk(SpectralMethod):
 
 
 class PowerLawBulk(SpectralMethod):
-    """Noise whose variances follow a power law between a least and a largest variance."""
+    """Fits noise whose variances follow a power law between a least and a largest variance."""
 
     name = "power-law"
     help = (
@@ -53,7 +53,7 @@ class PowerLawBulk(SpectralMethod):
 
 
 class Bema(SpectralMethod):
-    """Noise of one variance, fitted to the quantiles in the middle of the spectrum."""
+    """Fits noise of one variance to the quantiles in the middle of the spectrum."""
 
     name = "bema"
     help = "Noise of one variance, fitted to quantiles of the spectrum (Ke, Ma & Lin 2023)."
@@ -69,7 +69,7 @@ class Bema(SpectralMethod):
 
 
 class Kernel(SpectralMethod):
-    """Noise of one variance, fitted to a smoothed density of the singular values."""
+    """Fits noise of one variance to a smoothed density of the singular values."""
 
     name = "kernel"
     help = (

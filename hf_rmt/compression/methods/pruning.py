@@ -1,4 +1,4 @@
-"""The methods that zero entries of a weight: `magnitude` and `uniform`."""
+"""The methods that set entries of a weight to zero: `magnitude` and `uniform`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Pruning(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Report a spectrum without signal, as `hf_rmt.spectra.truncation.unsplit` gives it."""
+        """Report the spectrum, without a signal; see `hf_rmt.spectra.truncation.unsplit`."""
         from hf_rmt.spectra.truncation import unsplit
 
         return unsplit(eigenvalues, shape)
@@ -52,7 +52,7 @@ class Pruning(SpectralMethod):
         settings: CompressionSettings,
         kept: Tensor | None = None,
     ) -> Decision:
-        """Set entries to zero; every process draws the same random numbers for one layer."""
+        """Set entries to zero. For one layer, all processes draw the same random numbers."""
         from hf_rmt.compression.decision import Decision, dense_plan
         from hf_rmt.compression.execution.seeding import layer_generator
         from hf_rmt.compression.weight import relative_energies

@@ -1,4 +1,4 @@
-"""Options and decisions that all methods which look at a spectrum share."""
+"""The options and decisions of all methods that look at a spectrum."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _stored_spikes(name: str, value: Any) -> str | None:
 
 def _flag(name: str, value: Any) -> bool | None:
     if not isinstance(value, bool | None):
-        raise TypeError(f"{name} must be a bool or None, got {value!r}")
+        raise TypeError(f"{name} must be True, False or None, got {value!r}")
     return value
 
 
@@ -63,8 +63,8 @@ NOISE = Option(
     "int8",
     _noise,
     "How the noise is stored: int8 (the default; outputs stay as they are), int4, ternary, keep "
-    "(exact, saves nothing) or drop (the noise filter: for tuned models with a calibrated size, or "
-    "if training follows).",
+    "(exact, saves nothing) or drop (the noise is removed: for tuned models with calibration and "
+    "size, or if training follows).",
     choices=NOISE_KINDS,
 )
 NOISE_REMOVAL = Option(
@@ -80,35 +80,36 @@ RECOVER_SPIKES = Option(
     "recover_spikes",
     None,
     _flag,
-    "Noise makes the eigenvalues of the signal larger. Replace each by its size without noise, the "
-    "population spike. None: only if the noise is dropped and calibration does not choose the "
-    "directions.",
+    "Whether to shrink the eigenvalues of the signal to their sizes without noise (the population "
+    "spikes), because noise makes them larger. None: only if the noise is dropped and calibration "
+    "does not choose the directions.",
     parse=bool,
 )
 STORED_SPIKES_OPTION = Option(
     "stored_spikes",
     None,
     _stored_spikes,
-    "Which spikes (directions of signal) become factors; the others are stored with the noise. "
-    "`all`: every spike. `paying`: the largest, at most a ninth of all directions; with int4 and "
-    "ternary only those that save at least a quarter of the bits they cost. None: `paying` if the "
-    "noise is int8, int4 or ternary and a law found the spikes, else `all`.",
+    "Which spikes (directions of signal) become factors; other spikes are stored with the noise. "
+    "`all`: every spike. `paying`: the largest spikes, at most a ninth of all directions; with "
+    "int4 and ternary only spikes that save at least a quarter of the bits that they cost. None: "
+    "`paying` if the noise is int8, int4 or ternary and the method fits a law, else `all`.",
     choices=STORED_SPIKES,
 )
 MAX_RANK = Option(
     "max_rank",
     None,
     lambda name, value: None if value is None else check_integer(name, value, 0),
-    "Upper bound on the number of signal directions of a layer; the largest stay. 0: all is noise. "
-    "None: no bound.",
+    "Upper bound on the number of signal directions of a layer; the largest directions stay. 0: "
+    "everything counts as noise. None: no bound.",
     parse=int,
 )
 MIN_SIZE = Option(
     "min_size",
     32,
     lambda name, value: check_integer(name, value, 1),
-    "Layers whose smaller side is below this stay dense. The sides of a convolution are its output "
-    "channels, and its input channels times the height and width of the kernel.",
+    "A layer stays dense if the smaller side of its weight is below this number. The sides of a "
+    "convolution are its output channels, and its input channels times the height and width of the "
+    "kernel.",
     parse=int,
 )
 SPECTRAL_OPTIONS = (NOISE, NOISE_REMOVAL, RECOVER_SPIKES, STORED_SPIKES_OPTION, MAX_RANK, MIN_SIZE)
@@ -134,8 +135,8 @@ class SpectralMethod(Method):
 
     Attributes:
         finds_law: Whether the method fits a law of the noise. Only such a method can recover spikes
-            and decides by itself how much is signal.
-        stores_noise: Whether noise can be stored beside the signal; otherwise the noise is lost.
+            and decides by itself how much of a weight is signal.
+        stores_noise: Whether noise can be stored beside the signal. If not, the noise is lost.
         chooses_directions: Whether the method keeps directions of a weight, not single entries.
     """
 
@@ -174,7 +175,7 @@ class SpectralMethod(Method):
         if not self.finds_law and settings.recover_spikes:
             raise ValueError(
                 f"recover_spikes=True needs a law of the noise, and method={self.name!r} fits "
-                "none; leave it at None"
+                "none; leave recover_spikes at None"
             )
         if settings.stored_spikes == "paying" and noise not in PACKED_KINDS:
             raise ValueError(
@@ -207,10 +208,10 @@ class SpectralMethod(Method):
         return of_blocks(layers, model)
 
     def why_no_default(self) -> str:
-        """Why the default selects no layer."""
+        """The reason, for an error message, why the default selects no layer."""
         return (
-            "by default it stays dense, because its last layer counts as the head, and a first "
-            "convolution as the layer that reads the input"
+            "by default all its layers stay dense, because its last layer counts as the head, and "
+            "a first convolution as the layer that reads the input"
         )
 
     def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
@@ -236,8 +237,8 @@ class SpectralMethod(Method):
             weight: Shape (out, in).
             found: The decomposition of the weight.
             settings: The method and its options.
-            kept: Positions of the directions to keep, shape (rank,); None for those that the
-                spectrum calls signal.
+            kept: Positions of the directions to keep, shape (rank,); None for the directions that
+                the spectrum calls signal.
         """
         from hf_rmt.compression.decision import Decision
         from hf_rmt.compression.weight import choose_directions, keep_directions
@@ -257,7 +258,7 @@ class SpectralMethod(Method):
         size: float | None = None,
         dry_run: bool = False,
     ) -> CompressionReport:
-        """Compress each weight by itself, or with calibration."""
+        """Compress each weight by itself, or fit the weights to calibration data if given."""
         if calibration is not None:
             from hf_rmt.compression.calibration.calibrated import compress_calibrated
 
@@ -266,7 +267,7 @@ class SpectralMethod(Method):
             )
         if size is not None:
             raise ValueError(
-                f"size={size} needs calibration, which decides how much each layer gets; pass "
+                f"size={size} needs calibration, which decides the size of each layer; pass "
                 "calibration=batches"
             )
         from hf_rmt.compression.apply import compress_shared

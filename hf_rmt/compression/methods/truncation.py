@@ -26,7 +26,7 @@ RANK = Option(
     "rank",
     None,
     lambda name, value: None if value is None else check_integer(name, value, 1),
-    "For svd and slr: how many directions are kept. A layer that has fewer keeps all of them. "
+    "For svd and slr: how many directions are kept. A layer with fewer directions keeps all. "
     "svd needs one of rank, energy and fraction; slr needs one of rank and fraction.",
     parse=int,
 )
@@ -34,8 +34,8 @@ ENERGY = Option(
     "energy",
     None,
     _share,
-    "For svd: the share of the squared Frobenius norm to keep, in (0, 1], with as few directions "
-    "as possible.",
+    "For svd: the share of the squared Frobenius norm of a weight to keep, in (0, 1], with as few "
+    "directions as possible.",
     parse=float,
 )
 FRACTION = Option(
@@ -69,7 +69,7 @@ class TruncatedSVD(SpectralMethod):
 
 
 class SparseLowRank(TruncatedSVD):
-    """Keeps the largest directions, with zeros in the factors for weak rows and columns."""
+    """Keeps the largest directions; rows and columns with small entries keep only some of them."""
 
     name = "slr"
     help = "svd with zeros in the factors for weak rows and columns (Swaminathan et al. 2020)."
@@ -85,7 +85,7 @@ class SparseLowRank(TruncatedSVD):
         settings: CompressionSettings,
         kept: Tensor | None = None,
     ) -> Decision:
-        """Factor the largest directions, set some entries to zero and count the other entries."""
+        """Factor the largest directions, set some entries to zero and count the rest."""
         from hf_rmt.compression.decision import Decision, SpikedBuild
         from hf_rmt.compression.pruning import sparse_factors
         from hf_rmt.compression.weight import (
@@ -115,7 +115,7 @@ class SparseLowRank(TruncatedSVD):
 
 
 def of_rank(settings: CompressionSettings, rank: int) -> CompressionSettings:
-    """Settings that keep `rank` directions of a weight and store the rest as the given settings do.
+    """Settings that keep `rank` directions of a weight; the other options are as in `settings`.
 
     Args:
         settings: Settings of a method that looks at a spectrum.

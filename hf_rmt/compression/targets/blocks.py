@@ -1,4 +1,4 @@
-"""The repeated blocks of a model: which layers are in them, and which come after them."""
+"""Finds the layers in the repeated blocks of a model, and the layers that come after them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_rmt.nn.dense_matrix import is_convolution
 
 
 def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
-    """The linear layers of the repeated blocks; the help of `TARGET_MODULES` has the whole rule."""
+    """The linear layers of the repeated blocks; the help of `TARGET_MODULES` has the full rule."""
     repeated = {name: part for name, part in layers.items() if in_repeated_block(name, model)}
     if repeated:
         return linears(repeated) or list(repeated)
@@ -21,7 +21,7 @@ def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
 
 
 def after_blocks(names: list[str], model: nn.Module) -> list[str]:
-    """The head: the layers after the repeated blocks, or all layers if no block is repeated.
+    """The names of the head: the layers after the repeated blocks, or all if no block is repeated.
 
     A transformers model may register its head before its body (the model without a head). So all
     layers outside the body also belong to the head, unless they lie in repeated blocks.

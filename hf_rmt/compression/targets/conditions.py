@@ -1,4 +1,4 @@
-"""Finds the values of conditions in a module's code that the module's settings decide."""
+"""Evaluates conditions in a module's code, as far as the module's attributes decide them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 CHANGING = {"training"}
-"""Attributes that change between calls, so their value now does not decide a condition."""
+"""Attributes that change between calls. A condition on such an attribute stays unknown."""
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: lambda a, b: a == b,
     ast.NotEq: lambda a, b: a != b,
@@ -22,7 +22,7 @@ UNKNOWN = object()
 
 
 def value_of(node: ast.expr, module: object) -> Any:
-    """Value of a condition if the module's attributes or config decide it, otherwise `UNKNOWN`."""
+    """The value of a condition; `UNKNOWN` if the module's attributes or config do not decide it."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name) and node.id == "self":
@@ -47,7 +47,7 @@ def value_of(node: ast.expr, module: object) -> Any:
 
 
 def _joined(node: ast.BoolOp, module: object) -> Any:
-    """Value of conditions joined by `and` or `or`; one condition may be enough to decide it."""
+    """Value of conditions joined by `and` or `or`; one known condition may decide the whole."""
     values = [value_of(part, module) for part in node.values]
     settles = isinstance(node.op, ast.Or)
     if any(value is not UNKNOWN and bool(value) is settles for value in values):

@@ -1,4 +1,4 @@
-"""Adds the layers that a compression leaves dense on purpose to its report."""
+"""Adds to a report the layers that the compression leaves dense on purpose."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def kept_plans(model: nn.Module, settings: CompressionSettings) -> list[LayerPla
 def with_kept(
     report: CompressionReport, kept: Iterable[LayerPlan], model: nn.Module
 ) -> CompressionReport:
-    """The report with the layers that stay dense on purpose added, in the model's order.
+    """The report, with plans for layers that stay dense on purpose, in the model's order.
 
     Args:
         report: The report on the other layers.
         kept: Plans of the layers that stay dense, as `kept_plans` gives them.
-        model: The model.
+        model: The model that the report is about.
     """
     plans = {plan.name: plan for plan in (*kept, *report.plan)}
     places = {name: place for place, (name, _) in enumerate(model.named_modules())}

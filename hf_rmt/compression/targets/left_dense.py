@@ -25,7 +25,7 @@ class LeftDense:
     """Why a layer stays dense.
 
     Attributes:
-        cause: The kind of reason.
+        cause: The kind of reason, for use in code.
         reason: The reason in words.
         if_named: Whether the layer stays dense even if the user names it.
     """
@@ -36,7 +36,7 @@ class LeftDense:
 
 
 Rule = Callable[[nn.Module], Mapping[str, LeftDense]]
-"""Finds layers of a model that stay dense, by their names in `model.named_modules()`."""
+"""Takes a model and gives the reasons why layers stay dense, by name in `model.named_modules()`."""
 RULES: list[Rule] = []
 """All rules. If several rules find one layer, the first of them gives the reason."""
 
@@ -68,7 +68,7 @@ def register_rule(rule: Rule) -> Rule:
 
 @register_rule
 def read_by_parent(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers whose weight another module reads, as `weights_read` finds them in its code."""
+    """The layers whose weight is read by the code of another module; see `weights_read`."""
     found = {}
     for prefix, parent in model.named_modules():
         for path, method in weights_read(parent).items():
@@ -76,24 +76,25 @@ def read_by_parent(model: nn.Module) -> dict[str, LeftDense]:
             layer: Any = model.get_submodule(name)
             if has_matrix(layer) or is_compressed(layer):
                 found[name] = LeftDense(
-                    Cause.READ_BY_PARENT, f"{kind}.{method} reads its weight and does not call it"
+                    Cause.READ_BY_PARENT,
+                    f"{kind}.{method} reads its weight and does not call the layer",
                 )
     return found
 
 
 @register_rule
 def referred_to(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers that a plain attribute also holds, such as a list.
+    """The layers that are also held by a plain attribute of a module, such as a list.
 
-    Replacing such a layer would not change this attribute, so the model would still use the old
-    layer.
+    If such a layer is replaced, the attribute still holds the old layer, and the model would still
+    use it.
     """
     held = unregistered_references(model)
     return {
         name: LeftDense(
             Cause.REFERRED_TO,
             f"{held[id(part)]} refers to it too, and would refer to the dense layer afterwards; "
-            "keep it in an nn.ModuleList or nn.ModuleDict, or look it up by its name in forward",
+            "keep the layer in an nn.ModuleList or nn.ModuleDict, or get it by its name in forward",
         )
         for name, part in model.named_modules()
         if id(part) in held and has_matrix(part)
@@ -102,10 +103,10 @@ def referred_to(model: nn.Module) -> dict[str, LeftDense]:
 
 @register_rule
 def routers(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers that choose among experts, found by their names and the experts beside them."""
+    """The layers that choose among experts (parallel parts of a model), found by their names."""
     why = LeftDense(
         Cause.ROUTER,
-        "it chooses among experts, and a small error can choose another expert",
+        "it chooses among experts, and a small error can make it choose another expert",
         if_named=False,
     )
     linears = [name for name, part in model.named_modules() if has_matrix(part)]
@@ -113,7 +114,7 @@ def routers(model: nn.Module) -> dict[str, LeftDense]:
 
 
 def _chooses(name: str, model: nn.Module) -> bool:
-    """Whether a layer is, or lies in, a router, or is a gate beside experts."""
+    """Whether a layer is a router, lies inside a router, or is a gate beside experts."""
     *above, last = name.split(".")
     if "router" in (*above, last):
         return True
@@ -123,7 +124,7 @@ def _chooses(name: str, model: nn.Module) -> bool:
 
 @register_rule
 def made_anew(model: nn.Module) -> dict[str, LeftDense]:
-    """Layers whose weight or bias an older torch function, such as `weight_norm`, computes anew."""
+    """Layers whose weight or bias is computed before each call, as by torch's `weight_norm`."""
     why = LeftDense(Cause.MADE_ANEW, MADE_ANEW)
     return {name: why for name, part in model.named_modules() if is_made_anew(part)}
 

@@ -1,4 +1,4 @@
-"""Names of layers: which layers a name or an expression selects, and which names are similar."""
+"""Finds the layers that a name or a regular expression selects, and suggests similar names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_selected(name: str, targets: Collection[str] | str) -> bool:
     Args:
         name: Name of the module in `model.named_modules()`.
         targets: A regular expression for the whole name, or a list. An entry of a list must equal
-            the name, or its ending after a dot.
+            the whole name, or the end of the name that follows a dot.
     """
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
@@ -52,7 +52,7 @@ def check_found(option: str, wanted: Iterable[str], known: Collection[str]) -> N
 
     Args:
         option: The option with which the user gave the names; the error shows it.
-        wanted: Names or name endings.
+        wanted: The names or name endings that the user gave.
         known: The names of all modules.
 
     Raises:
@@ -66,7 +66,7 @@ def check_found(option: str, wanted: Iterable[str], known: Collection[str]) -> N
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """A hint for a wrong name: the known names that are most similar, or else some known names."""
+    """A hint for a wrong name: similar known names, or some known names if none is similar."""
     known = [module for module in known if module]
     length = name.count(".") + 1
     endings = {".".join(module.split(".")[-length:]): module for module in known}

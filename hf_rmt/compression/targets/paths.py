@@ -14,12 +14,12 @@ ALL_WEIGHTS = {"parameters", "named_parameters", "state_dict"}
 BY_NAME = {"getattr", "get_submodule", "get_parameter"}
 """Functions and methods that give a part of a module by its name."""
 NUMBERED = {"enumerate", "items", "named_parameters", "named_children", "named_modules"}
-"""Functions and methods that give pairs whose second entry is a part of a module."""
+"""Functions and methods that give pairs. The second entry of each pair is a part of a module."""
 WEIGHT = ".weight"
 BELOW = ".**"
 """End of a path that stands for all layers below a module, at any depth."""
 LIST = "[]"
-"""Ending of a key in `Known`: for a list in a variable x, the key "x[]" has the items' paths."""
+"""End of a key in `Known`: if a variable x is a list, the key "x[]" has the paths of its items."""
 Known = dict[str, tuple[str, ...]]
 """The paths that each variable stands for, by the name of the variable."""
 
@@ -43,7 +43,7 @@ class Paths:
             self.known |= self.given(target.id, value)
 
     def given(self, name: str, value: ast.expr) -> Known:
-        """The entries of `known` for a variable; empty if its value holds no layer."""
+        """What a variable with this value adds to `known`; empty if the value holds no layer."""
         listed = () if isinstance(value, ast.Name | ast.Attribute) else self.members(value)
         if isinstance(value, ast.Name):
             listed = self.known.get(value.id + LIST, ())
@@ -97,7 +97,7 @@ class Paths:
         return self._by_name(node) if isinstance(node, ast.Call) else ()
 
     def _by_name(self, node: ast.Call) -> tuple[str, ...]:
-        """Paths of the layers that `getattr(self, name)` may give; all if `name` is unknown."""
+        """Paths that a call such as `getattr(self, name)` may give; `*` for an unknown name."""
         owner = [node.func.value] if isinstance(node.func, ast.Attribute) else []
         if called_name(node) not in BY_NAME or len(arguments := [*owner, *node.args]) < 2:
             return ()

@@ -34,9 +34,9 @@ class Read:
     """One place in a module's code that reads a weight.
 
     Attributes:
-        path: Name of the layer below the module; `*` stands for any name, and `**` at the end for
+        path: Name of the layer inside the module. `*` stands for any name, and `**` at the end for
             all layers below.
-        method: Name of the method that reads it.
+        method: Name of the method that reads the weight.
         guards: The conditions of the `if` statements around this place, each with the value that it
             must have.
     """
@@ -46,14 +46,14 @@ class Read:
     guards: tuple[tuple[ast.expr, bool], ...]
 
     def happens(self, module: nn.Module) -> bool:
-        """Whether the settings of a module allow this place to run; true if that is unknown."""
+        """Whether this place can run with the module's settings; true if that is unknown."""
         found = ((value_of(test, module), wanted) for test, wanted in self.guards)
         return all(value is UNKNOWN or bool(value) is wanted for value, wanted in found)
 
 
 @cache
 def parsed(function: Callable[..., Any]) -> ast.FunctionDef | None:
-    """The parsed code of a function; None if it is not available."""
+    """The parsed code of a function; None if the source is not available."""
     try:
         source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
         node = ast.parse(source).body[0]
@@ -80,19 +80,19 @@ class Reader(ast.NodeVisitor):
         self.looped: set[ast.Call] = set()
 
     def read_by(self, node: ast.FunctionDef | ast.Lambda) -> list[Read]:
-        """The reads in a function."""
+        """Find all places in a function that read a weight."""
         for statement in node.body if isinstance(node.body, list) else [node.body]:
             self.visit(statement)
         return self.reads
 
     def visit(self, node: ast.AST) -> None:
-        """Record the variables of a comprehension before its result is visited."""
+        """Visit a node. In a comprehension, record the variables before the result is visited."""
         for part in getattr(node, "generators", ()):
             self._bind_each(part.target, part.iter)
         super().visit(node)
 
     def visit_If(self, node: ast.If) -> None:
-        """Note the condition while its branches are visited."""
+        """Visit both branches of an `if`, and note its condition meanwhile."""
         self.visit(node.test)
         for branch, wanted in ((node.body, True), (node.orelse, False)):
             self.guards.append((node.test, wanted))
@@ -101,20 +101,20 @@ class Reader(ast.NodeVisitor):
             self.guards.pop()
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        """Record the variables that stand for layers."""
+        """Record the variables of an assignment that stand for layers."""
         self.generic_visit(node)
         self.paths.bind(node.targets[0], node.value)
         if isinstance(node.value, ast.Lambda) and isinstance(node.targets[0], ast.Name):
             self.local[node.targets[0].id] = node.value
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        """Record a variable that is assigned with its type."""
+        """Record a variable that is assigned with a type annotation."""
         self.generic_visit(node)
         if node.value is not None:
             self.paths.bind(node.target, node.value)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        """Record a function that is defined inside the function."""
+        """Record an inner function, so that its code can be read when it is called."""
         self.local[node.name] = node
         self.generic_visit(node)
 
@@ -163,7 +163,7 @@ class Reader(ast.NodeVisitor):
             self.generic_visit(node)
 
     def _note(self, paths: tuple[str, ...]) -> None:
-        """Note that the weights among the paths are read."""
+        """Record a read for each path that is the path of a weight."""
         layers = [path.removesuffix(WEIGHT) for path in paths if path.endswith(WEIGHT)]
         if "forward" not in self.method.split(" in "):
             # other methods, such as those that save a model, may go through all of its weights

@@ -1,7 +1,8 @@
 """Finds references to layers that torch does not know, such as a module's plain list of layers.
 
-Replacing a layer changes only the child that torch has registered. A list, a partial or a bound
-method in another attribute still refers to the old layer, so the model would use the old layer.
+If a layer is replaced, only the child that torch has registered changes. A list, a partial or a
+bound method in another attribute still refers to the old layer. The model would then use the old
+layer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ REGISTERED = {"_modules", "_parameters", "_buffers", *HOOKS}
 
 
 def unregistered_references(model: nn.Module) -> dict[int, str]:
-    """The attributes that refer to a module without registering it.
+    """The attributes that refer to a module, although torch has not registered it there.
 
     Args:
         model: Any module.
@@ -40,7 +41,7 @@ def unregistered_references(model: nn.Module) -> dict[int, str]:
 
 
 def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
-    """The modules that a value holds; not those inside a module."""
+    """The modules that a value holds, but not the modules inside these modules."""
     if isinstance(value, nn.Module):
         yield value
     elif id(value) not in seen:

@@ -1,4 +1,4 @@
-"""Which layers of a model are compressed."""
+"""Chooses the layers of a model that are compressed."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ TIED = "is tied to another layer"
 def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list[str]:
     """Names of the layers that settings select, in the model's order.
 
-    Tied embeddings of a transformers model, which share a weight, always stay dense. Its heads stay
-    dense unless they are named. A transformers model may lie anywhere inside the model.
+    Tied embeddings of a transformers model (they share a weight) always stay dense. Heads of such a
+    model stay dense unless they are named. The same holds for transformers models inside `model`.
 
     Args:
         model: Any module; its tensors may be on the meta device.
@@ -69,7 +69,7 @@ def select_layers(
         model: Any module; its tensors may be on the meta device.
         settings: Only `method`, `target_modules`, `modules_to_not_convert` and the layers that
             `noise_removal` names are used.
-        protected: Names that stay dense, such as tied or output embeddings.
+        protected: Names of layers that stay dense, such as tied or output embeddings.
 
     Returns:
         Names for `model.get_submodule`. Layers that share their weight are left out.
@@ -132,7 +132,7 @@ def _tied(
     heads: Collection[str],
     settings: CompressionSettings,
 ) -> dict[str, LeftDense]:
-    """Layers whose weight another layer uses too; heads are listed only if layers were named."""
+    """Layers that share their weight; heads are listed only if target_modules names layers."""
     shared = _shared_weights(model)
     named = settings.target_modules not in (None, ALL_LINEAR)
     why = LeftDense(Cause.TIED, f"its weight {TIED}")
@@ -145,7 +145,7 @@ def _tied(
 
 
 def _held(found: Mapping[str, LeftDense], settings: CompressionSettings) -> dict[str, LeftDense]:
-    """Those of the found layers that stay dense with these settings."""
+    """The found layers without those that may be compressed because the user names them."""
     by_name = settings.target_modules not in (None, ALL_LINEAR)
     return {name: why for name, why in found.items() if why.if_named or not by_name}
 
@@ -175,7 +175,7 @@ def _kept_dense(
         if is_covered(name, settings.modules_to_not_convert or []):
             reasons[name] = "is named in modules_to_not_convert; take it out"
         elif id(layers[name].weight) in shared or (name in protected and by_name):
-            reasons[name] = f"{TIED}; choose others"
+            reasons[name] = f"{TIED}; choose other layers"
         elif name in protected:
             reasons[name] = (
                 "is a head or an output embedding; name it in target_modules, if it is not tied"
@@ -201,7 +201,7 @@ def _why_none(
     if not layers:
         return f"it has no {method_of(settings).accepted}; choose another model or method"
     if dense:
-        return f"target_modules={settings.target_modules!r} means {some(dense)}. {_grouped(dense)}"
+        return f"target_modules={settings.target_modules!r} picks {some(dense)}. {_grouped(dense)}"
     if settings.target_modules == ALL_LINEAR:
         rule = "it has no linear layer"
     else:
@@ -216,7 +216,7 @@ def _grouped(reasons: Mapping[str, str]) -> str:
 
 
 def _shared_weights(model: nn.Module) -> set[int]:
-    """The ids of parameters that occur several times in a model, alone or with their module."""
+    """The ids of parameters that occur several times in a model, or whose module does."""
     counts = Counter(
         id(parameter)
         for _, module in model.named_modules(remove_duplicate=False)
@@ -229,7 +229,7 @@ def _shared_weights(model: nn.Module) -> set[int]:
 def _check_targets(
     settings: CompressionSettings, layers: Collection[str], model: nn.Module
 ) -> None:
-    """Raise for a target that matches nothing; each target is checked by itself."""
+    """Raise an error for the first target that matches no layer."""
     targets = settings.target_modules
     if targets is None or targets == ALL_LINEAR:
         return
@@ -256,7 +256,7 @@ def _check_targets(
 
 
 def _why_refused(target: list[str] | str, model: nn.Module) -> Iterator[str]:
-    """Modules that a target selects and the method does not accept, each with the reason."""
+    """Modules that a target selects but that cannot be compressed, each with the reason."""
     held = left_dense(model)
     for name, module in model.named_modules():
         if not name or not is_selected(name, target):
@@ -277,7 +277,7 @@ def _protected_everywhere(model: nn.Module, settings: CompressionSettings) -> se
 
 
 def _protected(model: Any, settings: CompressionSettings) -> set[str]:
-    """Names of a transformers model's tied layers and, unless they are asked for, of its heads."""
+    """Names of a transformers model's tied layers, and of its heads unless they are asked for."""
     tied = model.all_tied_weights_keys
     names = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
     of_head = settings.target_modules is None and method_of(settings).takes_heads
@@ -291,7 +291,7 @@ def _protected(model: Any, settings: CompressionSettings) -> set[str]:
 
 
 def _heads(model: nn.Module, prefix: str) -> Iterator[str]:
-    """Names outside a model's body. Other repeated blocks, such as a decoder's, count as body."""
+    """Names of layers outside the body (the model without its head) and outside repeated blocks."""
     for name, _ in model.named_modules():
         outside = name.split(".")[0] not in (prefix, "")
         if outside and not in_repeated_block(name, model):

@@ -1,9 +1,9 @@
 """Finds the layers whose weight a module's code reads instead of calling the layer.
 
-`Mamba` multiplies with `self.dt_proj.weight` and never calls `self.dt_proj`. A compressed layer has
-another weight, so such a layer cannot be replaced. This file looks for `self.<layer>.weight` in the
-methods of a module's class. It also finds reads through a variable, a loop or an argument of a
-function that stands for the layer.
+For example, `Mamba` multiplies with `self.dt_proj.weight` and never calls `self.dt_proj`. Such a
+layer cannot be replaced, because the weight of a compressed layer is another tensor. This file
+looks for `self.<layer>.weight` in the methods of a module's class. It also finds reads through a
+variable, a loop or a function argument that stands for the layer.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SETTING_UP = (
 
 
 def weights_read(module: nn.Module) -> dict[str, str]:
-    """The layers below a module whose weight the module's code reads.
+    """The layers inside a module whose weights are read by the module's code.
 
     Args:
-        module: Any module. Only its own methods are looked at, not those of its children.
+        module: Any module. Only its own methods are searched, not the methods of its children.
 
     Returns:
-        The method that reads the weight, by the name of the layer below the module. Empty if the
-        source code is not available.
+        For each such layer, the method that reads its weight. The keys are the layers' names in
+        `module.named_modules()`. Empty if the source code is not available.
     """
     kind: type = type(module)
     reads = [read for read in class_reads(kind) if read.happens(module)]
@@ -52,9 +52,9 @@ def weights_read(module: nn.Module) -> dict[str, str]:
 
 @cache
 def handed_on(kind: type) -> frozenset[str]:
-    """Names of the children that a class passes to functions, or whose attributes it reads.
+    """Names of child modules that a class passes to functions, or whose attributes it reads.
 
-    Such code may use any attribute of a child, such as the `stride` of a convolution.
+    The class may then use any attribute of the child, such as the `stride` of a convolution.
     """
     found: set[ast.expr] = set()
     for _, method, _ in _methods(kind):
@@ -69,7 +69,7 @@ def handed_on(kind: type) -> frozenset[str]:
 
 @cache
 def class_reads(kind: type) -> tuple[Read, ...]:
-    """The places in the methods of a class, inherited or not, that read a layer's weight."""
+    """The places that read a layer's weight, in a class's own methods and in inherited methods."""
     found: list[Read] = []
     for name, node, names in _methods(kind):
         found += Reader(kind, name, names, {node.args.args[0].arg: ("",)}).read_by(node)

@@ -1,1 +1,1 @@
-"""Makes a LoRA adapter of the change by fine-tuning, and puts LoRA around compressed layers."""
+"""Makes a LoRA adapter from what fine-tuning changed, and puts LoRA around compressed layers."""

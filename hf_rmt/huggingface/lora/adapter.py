@@ -27,15 +27,15 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class ExtractedAdapter:
-    """A LoRA adapter in memory: the updates as factors, and the other trained tensors.
+    """A LoRA adapter in memory: low-rank updates, and the other trained tensors.
 
     Attributes:
-        updates: The factors, layer by layer.
+        updates: For each layer its update, what fine-tuning added to the weight, as two factors.
         carried: Other tensors of the tuned model, such as biases and heads, by their names in the
             adapter's file.
-        modules_to_save: Modules that are copied whole: new heads, norms, other parameters.
+        modules_to_save: Names of modules that are copied whole, such as new heads and norms.
         base_model: Folder or Hub id of the base model, if known.
-        task_type: PEFT's name of the task, if it has one.
+        task_type: PEFT's name of the task, or None.
     """
 
     updates: tuple[LowRankUpdate, ...]
@@ -46,7 +46,7 @@ class ExtractedAdapter:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Rank by layer; 0 if the update of a layer is not worth its parameters."""
+        """The rank of each layer; 0 if no part of its update is worth the parameters it takes."""
         return {update.name: update.rank for update in self.updates}
 
     @property
@@ -73,7 +73,7 @@ class ExtractedAdapter:
         ]
 
     def summary(self) -> str:
-        """One sentence: ranks, size, and how much is copied as it is."""
+        """One sentence: the ranks, the size, and how many other parameters are copied."""
         ranks = [update.rank for update in self.updates]
         carried = sum(tensor.numel() for tensor in self.carried.values())
         return (
@@ -149,7 +149,7 @@ class ExtractedAdapter:
             self._card(hub_id(base_model), repo_id).save(aside / "README.md")
 
     def _peft_config(self, base_model: str | None) -> Any:
-        """PEFT's config: one `rank_pattern` entry per layer; alpha = rank, so the scale is 1."""
+        """PEFT's config, with a rank for each layer. Alpha is this rank, so PEFT's scale is 1."""
         try:
             from peft import LoraConfig
         except ImportError as error:
@@ -191,8 +191,8 @@ class ExtractedAdapter:
         )
         title = f"# {repo_id.split('/')[-1] if repo_id else 'LoRA adapter'}"
         text = (
-            "Fine-tuned minus pretrained weights, extracted by hf_rmt: each layer has the rank "
-            f"that its update is worth. {self.summary()}."
+            "Fine-tuned minus pretrained weights, extracted by hf_rmt; each layer has its own "
+            f"rank. {self.summary()}."
         )
         parts = [f"---\n{data.to_yaml()}\n---", title, text, load, markdown_table(self.rows())]
         return ModelCard("\n\n".join(parts) + "\n")

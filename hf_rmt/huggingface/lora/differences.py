@@ -18,9 +18,9 @@ class Differences:
     """Where a tuned model differs from its base.
 
     Attributes:
-        matrices: Linears and embeddings whose weight changed and that get factors.
+        matrices: Linear layers and embeddings whose weight changed and gets low-rank factors.
         modules: Modules that the adapter copies whole.
-        parameters: Other parameters that it copies, most of them biases of linears.
+        parameters: Other parameters that the adapter copies, most of them biases of linears.
     """
 
     matrices: tuple[str, ...]
@@ -40,12 +40,12 @@ def differences(
     Args:
         base: The pretrained model; it may lack the tuned model's head.
         tuned: The fine-tuned model.
-        heads: Modules of the tuned model that are copied whole in any case.
+        heads: Modules of the tuned model that are copied whole, even if nothing in them changed.
         targets: Which linears and embeddings get factors: names or their endings, or a regular
             expression for the whole name; None for all.
 
     Returns:
-        The modules that differ.
+        The modules and parameters that differ.
 
     Raises:
         ValueError: If a layer exists in one model only, shapes differ, a weight is not finite, or
@@ -73,18 +73,20 @@ def differences(
     if not matrices:
         raise ValueError(
             f"no matrix that could take factors differs between base and tuned "
-            f"(target_modules={targets!r}); pass the pretrained and the fine-tuned model, or other "
-            "target_modules"
+            f"(target_modules={targets!r}): pass the pretrained model as base and the fine-tuned "
+            "model as tuned, or other target_modules"
         )
     loose = [key for key in loose if not _inside(key, modules)]
     return Differences(tuple(matrices), tuple(modules), tuple(loose))
 
 
 def paired(base: nn.Module, tuned: nn.Module) -> dict[str, nn.Module]:
-    """The base's modules by the tuned model's names, which may have one prefix more or one less.
+    """The modules of the base, by their names in the tuned model.
+
+    The names of a module in the two models may differ by a prefix.
 
     Raises:
-        ValueError: If a numbered block exists in one of the models only.
+        ValueError: If a numbered block, such as `layer.3`, exists in only one of the models.
     """
     prefix = getattr(tuned, "base_model_prefix", "")
     modules, known = dict(base.named_modules()), {name for name, _ in tuned.named_modules()}
@@ -114,7 +116,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _changed(name: str, original: nn.Module, module: nn.Module) -> list[str]:
-    """Names of a module's own tensors that differ."""
+    """Names of a module's own tensors that differ from the same tensors of `original`."""
     before, changed = _tensors(original), []
     for key, after in _tensors(module).items():
         if key not in before or before[key].shape != after.shape:
@@ -137,7 +139,7 @@ def _inside(name: str, modules: Collection[str]) -> bool:
 
 
 def _takes_factors(name: str, module: Any, targets: list[str] | str | None) -> bool:
-    """Whether a module is a selected matrix that is larger than factors of rank two."""
+    """Whether a module is a selected matrix and has more entries than factors of rank two."""
     if type(module) not in (nn.Linear, nn.Embedding):
         return False
     rows, columns = module.weight.shape

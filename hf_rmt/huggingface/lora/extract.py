@@ -1,4 +1,4 @@
-"""`extract_adapter`: fine-tuned minus pretrained weights as a LoRA adapter that PEFT loads."""
+"""`extract_adapter` makes a LoRA adapter from fine-tuned minus pretrained weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hf_rmt.huggingface.source import check_source
 from hf_rmt.nn.counterparts import compressed_layers
 
 DEFAULT_SIZE = 0.03
-"""Default share of the matrices' parameters; a BERT tuned on SST-2 keeps its accuracy with it."""
+"""Default `size` of an adapter. With this size, a BERT tuned on SST-2 keeps its accuracy."""
 TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
@@ -35,13 +35,13 @@ TASKS = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
 }
-"""PEFT's task, by the ending of the model's class name; other classes need no task."""
+"""PEFT's name of the task, by the ending of the model's class name. Other classes need none."""
 HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-"""Endings of the modules that PEFT saves whole for a task, whatever the config says."""
+"""Endings of the names of modules that PEFT always saves whole, by the task."""
 
 
 @undisturbed
@@ -58,23 +58,23 @@ def extract_adapter(
 ) -> ExtractedAdapter:
     """Extract fine-tuned minus pretrained weights as a LoRA adapter; each layer gets its own rank.
 
-    The update of a layer is its fine-tuned minus its pretrained weight, a sum of directions of rank
-    one. Of all directions of all layers, those that are worth most are kept.
+    The update of a layer is its fine-tuned minus its pretrained weight. It is a sum of directions,
+    matrices of rank one. Of all directions of all layers, the ones that are worth most are kept.
     `hf_rmt.compression.calibration.low_rank` defines the worth of a direction. Tensors that are not
     matrices (biases, norms) and new heads are copied as they are. So the base with the adapter acts
     like the tuned model with low-rank updates.
 
     Args:
-        base: The pretrained model, a folder or a Hub id. If it is a folder or a Hub id, layers of
-            the head whose weights are missing from its files count as new and are copied whole.
+        base: The pretrained model, or the folder or Hub id where it is saved. If its files lack the
+            weights of layers of the head, these layers count as new and are copied whole.
         tuned: The fine-tuned model, or the folder or Hub id where it is saved. Neither model is
             changed.
         size: Largest number of parameters of the factors, as a fraction of the parameters of the
             matrices that they update; 0.03 if neither threshold nor rank is given.
         threshold: Fraction of the worth of all directions to keep, 1 for everything. Without
-            calibration the worth is the fourth power of a singular value, so useful fractions lie
-            beyond 0.99.
-        rank: One rank for all layers, as a baseline; it replaces size and threshold.
+            calibration, the worth of a direction is the fourth power of its singular value. Useful
+            fractions then lie above 0.99.
+        rank: One rank for all layers, for comparison; it is used instead of size or threshold.
         calibration: Batches of tokenized inputs like those of the task, a hundred sentences or
             more; they make the adapter better at the same size. The second moments of each
             layer's inputs and gradients are held in memory.
@@ -120,14 +120,14 @@ class _Extraction:
         self.tuned, self.excited = tuned, excited
 
     def update(self, name: str) -> Tensor:
-        """Tuned minus base weight in float32."""
+        """The tuned weight of a layer minus its base weight, in float32."""
         after = self.tuned.get_submodule(name).weight.detach().float()
         return after - self.originals[name].weight.detach().to(after)
 
     def ranks(
         self, names: Iterable[str], *, size: float | None, threshold: float | None, rank: int | None
     ) -> dict[str, int]:
-        """The rank of each layer, from eigenvalues only."""
+        """The rank of each layer. No factors are computed for it, only eigenvalues."""
         shapes = {name: tuple(self.tuned.get_submodule(name).weight.shape) for name in names}
         if rank is not None:
             return {name: min(rank, *shape) for name, shape in shapes.items()}
@@ -150,7 +150,7 @@ class _Extraction:
     def factors(
         self, ranks: Mapping[str, int], dtype: torch.dtype | None
     ) -> tuple[tuple[LowRankUpdate, ...], dict[str, Tensor]]:
-        """The factors, and shifts of the biases that replace the mean output of the lost part."""
+        """The factors of each update, and the mean output of what they lose, to add to the bias."""
         updates, shifts = [], {}
         for name in tqdm(ranks, desc="Extracting", disable=None):
             module, update = self.tuned.get_submodule(name), self.update(name)
@@ -169,12 +169,13 @@ class _Extraction:
         return tuple(updates), shifts
 
     def _importance(self, name: str) -> Tensor:
-        """The worth of a layer's directions; the update of an embedding is scaled for comparison.
+        """The worth of each direction of a layer's update.
 
-        The inputs of an embedding are one-hot, but the inputs of a linear have entries of order 1.
-        Each of the n trained tokens occurs 1/n of the time, where n is the effective number of
-        trained rows, (sum a)^2 / sum a^2 for squared row norms a of the update. The layers after an
-        embedding work in units of its entries.
+        Without calibration, the update of an embedding is first divided by two numbers, so that it
+        can be compared with the update of a linear layer. The first is sqrt(n), because each of n
+        trained tokens occurs 1/n of the time. Here n = (sum a)^2 / sum a^2 for the squared row
+        norms a of the update. The second is the root mean square of the embedding's entries,
+        because the layers after an embedding work in units of its entries.
         """
         module, update = self.tuned.get_submodule(name), self.update(name)
         excitation = self.excited.get(name)
@@ -190,7 +191,7 @@ class _Extraction:
 def _carried(
     tuned: nn.Module, found: Differences, ranks: Mapping[str, int], shifts: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors besides the factors, by their names in the adapter's file."""
+    """The tensors of the adapter that are not factors, by their names in the adapter's file."""
     state = tuned.state_dict()
     carried = {
         f"{PREFIX}{name}": tensor.clone()
@@ -207,7 +208,7 @@ def _carried(
 
 
 def _load_base(base: ModelOrPath, tuned: Any) -> tuple[Any, list[str]]:
-    """The base as a model of the class of `tuned`, and the modules that the base's files lack."""
+    """The base, loaded with the class of `tuned`, and the modules that the base's files lack."""
     if isinstance(base, nn.Module):
         return unwrapped(base), []
     check_source(base)
@@ -251,7 +252,7 @@ def _check_dense(role: str, model: nn.Module) -> None:
 def _check_options(size: float | None, threshold: float | None, rank: int | None) -> None:
     if sum(option is not None for option in (size, threshold, rank)) > 1:
         raise ValueError(
-            f"size={size}, threshold={threshold} and rank={rank} exclude each other; pass one"
+            f"size={size}, threshold={threshold} and rank={rank} exclude each other; pass only one"
         )
     for name, value in (("size", size), ("threshold", threshold)):
         if value is not None:

@@ -22,22 +22,23 @@ from hf_rmt.nn.spiked_conv import SpikedConv2d
 
 
 class CompressedLoraLinear(Linear):
-    """x W' + bias + s (x A') B', with a compressed W.
+    """A compressed layer with an adapter: x W' + bias + s (x A') B'.
 
-    A and B are the factors of the adapter, s is its scale, and ' is the transpose. Merging appends
-    A and s B to the signal of the layer, so its rank grows by that of the adapter. If the
-    directions then depend on each other, as they do above min(in, out), the same signal is written
-    with fewer directions, and their entries are rounded to the dtype of the layer. A ternary layer
-    has no signal, so its adapter cannot be merged.
+    x is the input, W the compressed weight, A and B are the factors of the adapter, s is its scale,
+    and ' is the transpose. Merging appends A and s B to the signal of the layer (its factors), so
+    the rank of the signal grows by the rank of the adapter. If the directions of the signal then
+    depend on each other, as always above rank min(in, out), the same signal is written with fewer
+    directions. Their entries are rounded to the dtype of the layer. A ternary layer has no signal,
+    so its adapter cannot be merged.
 
     Args:
         base_layer: The compressed layer, or an adapter around it.
         adapter_name: Name of the adapter.
         config: PEFT's config of the adapter.
-        **kwargs: As PEFT passes them.
+        **kwargs: Other arguments that PEFT passes.
 
     Raises:
-        ValueError: If the config asks for a start or a variant that needs the dense weight.
+        ValueError: If `init_lora_weights` or `use_dora` in the config needs the dense weight.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any, **kwargs: Any):
@@ -63,7 +64,7 @@ class CompressedLoraLinear(Linear):
 
     @property
     def lora_variants(self) -> dict[Any, Any]:
-        """Plain LoRA alone: DoRA and its like need the dense weight."""
+        """Only plain LoRA, because variants such as DoRA need the dense weight."""
         return {(): None}
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -74,7 +75,8 @@ class CompressedLoraLinear(Linear):
             adapter_names: The adapters; None for the active ones.
 
         Raises:
-            ValueError: If the layer has no signal, or an adapter is broken.
+            ValueError: If the layer has no signal, or an adapter has values that are not finite, or
+                a bias that the layer lacks.
         """
         for name in check_adapters_to_merge(self, adapter_names) or []:
             if name not in self.lora_A:
@@ -88,10 +90,10 @@ class CompressedLoraLinear(Linear):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Take merged adapters off the signal again, the last one first.
+        """Remove merged adapters from the signal again, the last adapter first.
 
-        A signal that had to be rewritten is restored as it was. If it was changed since, the
-        adapter is subtracted instead, which is exact up to rounding.
+        If merging wrote the signal with fewer directions, the earlier signal is restored. If the
+        merged signal was changed since, the adapter is subtracted, which is exact up to rounding.
         """
         while self.merged_adapters:
             name, layer = self.merged_adapters.pop(), self._spiked()
@@ -107,7 +109,7 @@ class CompressedLoraLinear(Linear):
             self._shift_bias(name, -1.0)
 
     def _append(self, name: str, layer: SpikedLinear, rows: Tensor) -> None:
-        """Add rows to the signal; if they then depend on each other, write it with fewer rows."""
+        """Add rows to the signal. If its rows then depend on each other, write fewer rows."""
         before = layer.weight.detach()
         factors = torch.cat([before, rows.to(before)])
         left, right = split_factors(factors, layer.in_features)
@@ -131,7 +133,7 @@ class CompressedLoraLinear(Linear):
         if not isinstance(layer, SpikedLinear):
             raise ValueError(
                 f"a {type(layer).__name__} has no signal that an adapter could be merged into; "
-                "keep the adapter beside it, or merge on hf_rmt.export_dense(model)"
+                "keep the adapter unmerged, or merge it into hf_rmt.export_dense(model)"
             )
         return layer
 
@@ -148,13 +150,13 @@ class CompressedLoraLinear(Linear):
 
 
 def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> Any:
-    """The LoRA layer of a compressed layer; None for any other, which PEFT knows how to adapt.
+    """The LoRA layer for a compressed layer; None for other layers, which PEFT itself adapts.
 
     Args:
         target: The layer, or an adapter around it.
         adapter_name: Name of the adapter.
         config: PEFT's config of the adapter.
-        **kwargs: As PEFT passes them.
+        **kwargs: Other arguments that PEFT passes.
 
     Raises:
         ValueError: If the layer is a compressed convolution, or ends with a step activation.
@@ -177,7 +179,7 @@ def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs:
 
 
 def _digest(factors: Tensor) -> str:
-    """A digest of the factors' bytes, to find out later whether they were changed."""
+    """A digest of the factors, to find out later whether they were changed."""
     content = factors.detach().contiguous().cpu().view(torch.uint8)
     return hashlib.sha256(content.numpy().tobytes()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Training adapters on a compressed model with PEFT."""
+"""Finds the layers of a compressed model on which PEFT can train adapters."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.plan import Cause
 
 UNFIT = (Cause.READ_BY_PARENT, Cause.REFERRED_TO, Cause.ROUTER, Cause.SUBCLASS)
-"""Causes for which a layer that stayed dense gets no adapter."""
+"""A layer that stayed dense for one of these causes gets no adapter."""
 
 
 def lora_targets(model: nn.Module) -> dict[str, list[str]]:
     """The targets of LoRA in a compressed model: `LoraConfig(r=8, **lora_targets(model))`.
 
-    PEFT adapts the factors of a compressed layer as one parameter, of shape (rank, in + out); a
-    LoRA rank above the rank of the layer adds nothing. Layers that stayed dense are adapted as
-    usual, except routers, layers whose weight another module reads, subclasses of nn.Linear, and
-    layers that PEFT refuses. A convolution gets no adapter if code may read its stride, which the
-    adapter would not have. `lora_dropout` must stay 0, because PEFT has no dropout for parameters.
+    The factors of a compressed layer are one parameter of shape (rank, in + out), and PEFT adapts
+    this parameter. A LoRA rank above the rank of the layer adds nothing. Layers that stayed dense
+    are adapted as usual, except routers (which choose experts), layers whose weight another module
+    reads, subclasses of nn.Linear, and layers that PEFT refuses. A convolution gets no adapter if
+    other code may read its stride, because an adapter has no stride. `lora_dropout` must stay 0,
+    because PEFT has no dropout for parameters.
 
     `LoraConfig(target_modules=["query", "value"])` works on a compressed model as well. It adapts
-    the whole matrix, so a LoRA that was trained on the dense base can be loaded in this way.
+    the whole matrix. So a LoRA that was trained on the dense base can be loaded in this way.
 
     Args:
         model: A compressed model. It may have adapters already.
 
     Returns:
-        `target_modules` and `target_parameters`.
+        A dict with `target_modules` and `target_parameters`, two lists of names.
 
     Raises:
         TypeError: If the model is not a torch module.
@@ -56,7 +57,7 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
     if not factors:
         raise ValueError(
             f"{type(model).__name__} has no compressed layer with a signal around which PEFT can "
-            "put an adapter; load it with quantization_config=RMTConfig(), or use "
+            "put an adapter; load the model with quantization_config=RMTConfig(), or use "
             "target_modules='all-linear'"
         )
     quantizer = getattr(model, "hf_quantizer", None)

@@ -1,4 +1,4 @@
-"""`search`: the most noise that each layer can lose while a metric stays within a tolerance."""
+"""`search` finds the most noise that each layer can lose while a metric falls only a little."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ from hf_rmt.plan import CompressionPlan
 from hf_rmt.report.search import SearchReport, within
 
 FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Fractions of the noise that are tried; the range is that of the published experiment."""
+"""Fractions of the noise that are tried by default, with the range of a published experiment."""
 MAX_EVALUATIONS = 100
-"""Enough for three evaluations of each of 30 layers, and for the curve over `FRACTIONS`."""
+"""The default limit: three evaluations of each of 30 layers, and the curve over `FRACTIONS`."""
 DECIDED = ("noise_removal", "layers", "base_model")
-"""Fields of a config that the search finds, so that no user chooses them."""
+"""Fields of a config that the search or the library sets; they are no choice of the user."""
 
 
 class SearchResult(SearchReport):
-    """What a search found: a table when printed, a curve, JSON, and a config to compress with."""
+    """The result of a search: a table when printed, a curve, JSON, and a config for `compress`."""
 
     @property
     def config(self) -> RMTConfig:
-        """The config with which `hf_rmt.compress` makes the state that was found.
+        """The config with which `hf_rmt.compress` removes the noise that the search removed.
 
         Raises:
             ValueError: If nothing could be removed.
         """
         if not self.removal:
             raise ValueError(
-                f"no noise can be removed within tolerance={self.tolerance:g}, so there is nothing "
-                "to compress with; raise the tolerance, or store the noise: RMTConfig()"
+                f"no noise can be removed within tolerance={self.tolerance:g}, so there is no "
+                "config to compress with; raise the tolerance, or compress with RMTConfig(), which "
+                "stores the noise"
             )
         return RMTConfig(**self.settings, noise_removal=dict(self.removal))
 
@@ -61,15 +62,15 @@ def search(
     max_evaluations: int = MAX_EVALUATIONS,
     resume_from: str | os.PathLike[str] | None = None,
 ) -> SearchResult:
-    """Find the most noise that can be removed, per layer, with metric >= baseline - tolerance.
+    """Find the most noise that each layer can lose while metric >= baseline - tolerance.
 
-    The baseline is the metric of the model as it is. First, the search removes the same fraction
-    from all layers, for each fraction in turn; this gives a curve. It starts from the largest
-    fraction with which the metric holds, that is, stays within the tolerance. Then it raises the
+    The baseline is the metric of the model as it is. First, the search removes the same fraction of
+    the noise from all layers. It does this for each fraction, which gives a curve. The search goes
+    on from the largest fraction with which the metric stays within the tolerance. It raises the
     fraction of one layer at a time by bisection, while the fractions of the other layers stay the
-    same. Layers with the least noise energy come first, because this lowers the metric least. The
-    result is evaluated once more at the end. The model is left exactly as it was, also after an
-    error.
+    same. Layers whose noise has the least energy (squared norm) come first, because losing this
+    noise lowers the metric least. The result is evaluated once more at the end. The model is left
+    exactly as it was, also after an error.
 
     In addition to the evaluations, the search takes the time of one `compress`. It holds in memory
     one filtered copy of the layers, and the singular vectors of their shorter sides. In float32
@@ -79,18 +80,18 @@ def search(
     Args:
         model: A model with its weights in memory.
         evaluate: The metric of a model; higher is better. It must be deterministic and must not
-            change the weights. It is called with the model in the state in which `compress` would
-            leave it.
-        tolerance: How far the metric may fall, in its own unit, at least 0.
-        config: Method and layers; `noise` must be "drop". None: `RMTConfig(noise="drop")`.
-        fractions: Grid of noise fractions to remove, in (0, 1].
+            change the weights. It gets the model as `compress` would leave it.
+        tolerance: How far the metric may fall below the baseline, in the unit of the metric, at
+            least 0.
+        config: The method and the layers; `noise` must be "drop". None: `RMTConfig(noise="drop")`.
+        fractions: The fractions of the noise that are tried, each in (0, 1].
         max_evaluations: Largest number of calls of `evaluate`, including the calls in a resumed
-            file. Layers that are not reached keep the fraction that held for all layers alike.
+            file. Layers that are not reached keep the fraction that was found for all layers.
         resume_from: JSON file to which each evaluation is written immediately. If the same search
             is run again, it continues from this file, also with another `max_evaluations`.
 
     Returns:
-        The result. With its `config`, `hf_rmt.compress` makes the same state.
+        The result. `hf_rmt.compress(model, result.config)` removes the same noise.
 
     Raises:
         TypeError: If the model is not a module, or the metric is not a number.
@@ -116,7 +117,7 @@ def search(
 
 
 class _Search:
-    """The order in which states, models with a part of the noise removed, are tried."""
+    """Tries one state after the other. A state says which fraction of its noise a layer loses."""
 
     def __init__(self, states: NoiseStates, log: Log, tolerance: float, grid: list[float]) -> None:
         self.states, self.log, self.tolerance, self.grid = states, log, tolerance, grid
@@ -151,11 +152,11 @@ class _Search:
         )
 
     def _alike(self, fraction: float) -> Removal:
-        """The state in which each layer that can lose this fraction of its noise loses it."""
+        """The state in which every layer loses this fraction of its noise, if it can lose it."""
         return {name: fraction for name, grid in self.grids.items() if fraction in grid}
 
     def _mean(self, state: Removal) -> float:
-        """The mean over all layers of the fraction that a state removes."""
+        """The mean, over all layers, of the fractions of noise that a state removes."""
         return fmean(state.get(name, 0.0) for name in self.states.shapes)
 
     def _refined(self, accepted: list[Removal]) -> list[Removal]:
@@ -165,7 +166,7 @@ class _Search:
             accepted: A list with the state to begin with, or an empty list.
 
         Returns:
-            All states that held, each with more removed than the one before.
+            All states within the tolerance; each removes more noise than the state before it.
         """
         for name, grid in self.grids.items():
             state = accepted[-1] if accepted else {}
@@ -184,9 +185,10 @@ class _Search:
         return accepted
 
     def _checked(self, accepted: list[Removal]) -> tuple[Removal, float]:
-        """The last accepted state, or an earlier one, whose metric holds in a second measurement.
+        """An accepted state whose metric holds in a second measurement, and this metric.
 
-        A metric that gives the same number each time confirms the last state at once.
+        The last state is measured first. If its metric fails, the later half of the states is left
+        out, and so on. A metric that gives the same number each time confirms the last state.
         """
         while accepted:
             metric = self.log.metric(accepted[-1], again=True)
@@ -199,7 +201,7 @@ class _Search:
         return within(metric, self.baseline, self.tolerance)
 
     def _first_metric(self, removal: Removal) -> float:
-        """Metric of a state; `_check` has made sure that enough evaluations are left for it."""
+        """The metric of the baseline or the curve; `_check` made sure that the limit allows it."""
         metric = self.log.metric(removal)
         return math.nan if metric is None else metric
 
@@ -225,11 +227,11 @@ def _check(config: RMTConfig, tolerance: float, grid: list[float], most: int) ->
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance must be at least 0 and finite, got {tolerance}")
     if not grid or not (grid[0] > 0 and grid[-1] <= 1):
-        raise ValueError(f"fractions must lie in (0, 1], at least one, got {grid}")
+        raise ValueError(f"fractions must lie in (0, 1]; pass at least one, got {grid}")
     if most < len(grid) + 2:
         raise ValueError(
             f"max_evaluations must be at least {len(grid) + 2}, got {most}: the unfiltered model, "
-            f"{len(grid)} fractions and the check; raise it or pass fewer fractions"
+            f"{len(grid)} fractions and the result are evaluated; raise it or pass fewer fractions"
         )
     if config.noise != "drop" or not spectral_method_of(config).stores_noise:
         raise ValueError(
@@ -251,7 +253,7 @@ def _settings(config: RMTConfig) -> dict[str, Any]:
 def _identity(
     model: nn.Module, config: RMTConfig, tolerance: float, grid: list[float]
 ) -> dict[str, Any]:
-    """Values that tell this search from others; the number of evaluations is not among them."""
+    """Values by which a resumed file is recognised as this search; `max_evaluations` may differ."""
     tensors = {
         name: value.cpu() for name, value in model.state_dict().items() if isinstance(value, Tensor)
     }

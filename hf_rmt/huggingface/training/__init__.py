@@ -1,1 +1,1 @@
-"""Callbacks for the Trainer, and `filter_update`, which filters what a training added."""
+"""Callbacks for the Trainer, and `filter_update`, which filters what training added to weights."""

@@ -13,7 +13,7 @@ UNITS = ("run", "steps", "epochs")
 
 @dataclass(frozen=True)
 class Anneal:
-    """When the noise is scaled down, and in which unit the two ends are given.
+    """When the noise begins to shrink and when it is gone, with the unit of these two times.
 
     Args:
         start: The time at which the directions are chosen and the noise begins to shrink.
@@ -23,7 +23,7 @@ class Anneal:
 
     Raises:
         TypeError: If start or stop is not a number.
-        ValueError: If the unit is unknown or the ends are out of order or out of range.
+        ValueError: If the unit is unknown, or the two times are out of order or out of range.
 
     Examples:
         >>> anneal = Anneal(0.2, 0.8)
@@ -78,7 +78,7 @@ class Anneal:
         return cls(start, stop, unit[0] if unit else natural)
 
     def steps(self, *, max_steps: int, epochs: float) -> tuple[int, int]:
-        """The two ends in update steps.
+        """The start and the stop as numbers of update steps.
 
         Args:
             max_steps: Update steps of the whole training.
@@ -86,7 +86,7 @@ class Anneal:
 
         Returns:
             (first, last): directions are chosen after step `first`, and the noise is gone after
-            step `last`. `first` is at least 1, because a batch must be measured first.
+            step `last`. `first` is at least 1, because at least one batch must be measured before.
         """
         unit = {"run": max_steps, "steps": 1, "epochs": max_steps / max(epochs, 1e-9)}[self.unit]
         first, last = (min(round(end * unit), max_steps) for end in (self.start, self.stop))
@@ -115,7 +115,7 @@ def amount(step: int, first: int, last: int) -> float:
 
 
 def choice_steps(first: int, last: int) -> list[int]:
-    """Update steps after which directions are chosen: first, half-way to last, and last.
+    """The update steps after which directions are chosen: first, half-way to last, and last.
 
     Examples:
         >>> choice_steps(113, 179), choice_steps(5, 5)

@@ -1,4 +1,4 @@
-"""Scales the noise down to zero while a model trains, and keeps directions chosen by its inputs."""
+"""Scales the noise down to zero while a model trains. Training batches decide what is kept."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ EVERY, CUTS = 8, 16
 """A cut shrinks the noise in the weights. At most `EVERY` update steps lie between two cuts, and at
 least `CUTS` cuts are made while the noise falls. Evaluation and saving are preceded by a cut."""
 RETURNED = 0.05
-"""If noise has more than this share of the energy some steps after all noise was removed, then
-something puts the old weights back, and the user is warned."""
+"""If noise again has more than this share of the weights' energy after it was all removed, then
+something else writes old weights back, and a warning is logged."""
 MOSTLY_DENSE = 0.9
-"""If more than this share of the parameters is kept, little is saved, and the user is warned."""
+"""If more than this share of the parameters is kept, little is saved, and a warning is logged."""
 PROBES_FILE = "_rmt_probes-{step}.safetensors"
 
 
 class AnnealedFilter:
-    """Chooses ranks and directions, then shrinks the rest of the weights step by step.
+    """Chooses ranks and directions, then shrinks the rest of the weights, the noise, step by step.
 
     While the noise falls, the model goes on learning. So the directions are chosen two more times,
     with the same ranks: half-way and at the end.
 
     Args:
         settings: The layers, and the rule that finds their ranks if no size is given.
-        anneal: The steps at which the noise begins to shrink and is gone.
+        anneal: When the noise begins to shrink, and when it is gone.
         size: Share of the layers' parameters to keep; `"auto"` to find it from the batches; None
             for the rule of the settings.
     """
@@ -68,7 +68,7 @@ class AnnealedFilter:
 
     @property
     def chosen(self) -> dict[str, dict[str, Any]]:
-        """What was decided for each layer; empty before the choice."""
+        """What was decided for each layer; empty before the directions are chosen."""
         return self.memory.get("layers", {})
 
     def begin(
@@ -106,19 +106,19 @@ class AnnealedFilter:
             self._windows.load(args, began, state.global_step)
 
     def _check_size(self, model: nn.Module, names: Sequence[str]) -> None:
-        """Before any step, refuse a size without room for one direction in each layer."""
+        """Before the first step, refuse a size that is too small for a direction in each layer."""
         if self.size is not None:
             shapes = {name: matrix_shape(model.get_submodule(name)) for name in names}
             least = 1.0 if self.size == "auto" else self.size
             shared_ranks({name: torch.ones(1) for name in names}, shapes, least)
 
     def step_begins(self, state: Any) -> None:
-        """Measure the batches of a step if a choice is near."""
+        """Measure the batches of a step if directions will be chosen soon."""
         if self._windows is not None:
             self._windows.step_begins(state.global_step)
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """Choose directions or cut weights if it is time; return the numbers to log."""
+        """Choose directions or shrink the noise if it is time; return the numbers to log."""
         assert self._windows is not None
         step = state.global_step
         if self._windows.due(step):
@@ -135,17 +135,17 @@ class AnnealedFilter:
         return self._numbers() if logs and step >= self.first else {}
 
     def epoch_ends(self, state: Any, control: Any, model: nn.Module) -> None:
-        """Cut the weights before they are evaluated or saved at the end of an epoch."""
+        """Shrink the noise before weights are evaluated or saved at the end of an epoch."""
         if control.should_save or control.should_evaluate or control.should_training_stop:
             self._cut(model, state.global_step)
 
     def saved(self, args: Any, state: Any) -> None:
-        """Save what was measured so far with a checkpoint that falls shortly before a choice."""
+        """If directions will be chosen soon, save with the checkpoint what was measured so far."""
         if self._windows is not None:
             self._windows.save(args, state.global_step)
 
     def stop(self) -> None:
-        """Stop measuring. This removes hooks that a training left when an error ended it."""
+        """Stop measuring, and remove the hooks, also those of a training that an error ended."""
         if self._windows is not None:
             self._windows.stop()
 
@@ -166,7 +166,7 @@ class AnnealedFilter:
         return compress_shared(model, self._names, self.settings, decide=self._decide)
 
     def _finish_cut(self, state: Any, model: nn.Module, *, loaded_best: bool) -> None:
-        """Remove the noise that is left, with a warning if there is any."""
+        """Remove the noise that is left after training; log a warning if there is any."""
         step, left = state.global_step, self.memory["left"]
         if loaded_best:
             step = state.best_global_step or 0
@@ -185,7 +185,7 @@ class AnnealedFilter:
             self.memory |= {"left": 0.0, "cut_at": step}
 
     def _cut(self, model: nn.Module, step: int) -> None:
-        """Shrink the rest to the amount that the schedule gives for this step."""
+        """Shrink the noise to the share that the schedule gives for this step."""
         if not self.chosen or self.memory["cut_at"] == step:
             return
         left = amount(step, self.first, self.last)
@@ -219,7 +219,7 @@ class AnnealedFilter:
     def _choose(
         self, args: Any, model: nn.Module, step: int, excited: Mapping[str, LayerMoments]
     ) -> None:
-        """Choose ranks and directions by the moments of recent batches; later, only directions."""
+        """Choose ranks and directions from recent batches. Later choices keep the ranks."""
         assert self._windows is not None
         if not_finite := self._windows.not_finite:
             _warn_not_finite(not_finite, step)
@@ -239,7 +239,7 @@ class AnnealedFilter:
         keep_start(kept, args, name=PROBES_FILE.format(step=step))
 
     def _numbers(self) -> dict[str, float]:
-        """The four curves of an annealed training."""
+        """The four numbers that an annealed training logs."""
         kept = [entry for entry in self.chosen.values() if entry["rank"] is not None]
         # A checkpoint sorts the layers by name, and fsum does not depend on their order.
         whole = math.fsum(entry["energy"] for entry in kept)
@@ -253,7 +253,7 @@ class AnnealedFilter:
         }
 
     def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """The factors of a layer. They are exact, because its weight already has this rank."""
+        """The factors of a layer. They are exact, because its weight now has the chosen rank."""
         entry = self.chosen[name]
         if entry["rank"] is None:
             cause, phase = Cause(entry["cause"]), entry.get("phase", "")
@@ -272,8 +272,8 @@ def forget_best(state: Any) -> None:
 
 def _warn_not_finite(names: Sequence[str], step: int) -> None:
     logger.warning(
-        "the batches before step %d gave nan or inf to %d layers, such as %r: these stay dense, "
-        "or keep their old directions; check the loss, lower the learning rate, or train in "
+        "the batches before step %d gave nan or inf to %d layers, such as %r: these layers stay "
+        "dense, or keep their old directions; check the loss, lower the learning rate, or train in "
         "bfloat16 or float32",
         step,
         len(names),
@@ -285,8 +285,8 @@ def _warn_returned(share: float) -> None:
     logger.warning(
         "the noise came back after it was removed: it has %.0f %% of the weights' energy. Does the "
         "optimizer keep a copy of the weights, as for mixed precision, Lookahead or an average? "
-        "The last cut removes the noise at once, so train without such a copy, or compress after "
-        "the training with hf_rmt.compress",
+        "All this noise is removed at once when training ends, so train without such a copy, or "
+        "without RMTCallback and then call hf_rmt.compress",
         100 * share,
     )
 

@@ -22,17 +22,19 @@ from hf_rmt.nn.spiked_conv import padded
 TOKENS = 512
 """Largest number of tokens of a batch that are measured, unless another number is passed."""
 BLOCK = 512
-"""Wider matrices of sums are computed in blocks. They are symmetric: lower blocks are left out."""
+"""A wider matrix of sums is computed in blocks. The blocks below the diagonal are left out, because
+the matrix is symmetric."""
 WIDEST = 4096
-"""Widest side whose second moment is a matrix; for a wider side only its diagonal is summed."""
+"""Up to this width, a side of a weight has a matrix as second moment. A wider side has only the
+diagonal of that matrix."""
 
 
 class BatchMoments:
     """Sums over the tokens of the training batches, gathered by hooks without extra passes.
 
     For each layer, the products of its inputs and the products of its outputs' gradients are added
-    up in float32. No batch is stored, and the training is not changed. The sums hold two to four
-    times as many numbers as the layers, until the directions are chosen. Layers that share an
+    up in float32. No batch is stored, and the training is not changed. Until the directions are
+    chosen, the sums hold two to four times as many numbers as the layers. Layers that share an
     input in one batch may have different inputs in the next, so each layer has sums of its own.
 
     Args:
@@ -44,7 +46,8 @@ class BatchMoments:
             later, so the model runs without the graph while batches are measured.
 
     Attributes:
-        sums: The sums, by the name of a layer and the kind of sum.
+        sums: The sums of each layer, by "NAME KIND". The kinds are `products` (of the inputs),
+            `slopes` (products of the gradients), `tokens` and `batches` (counts).
         not_finite: Layers that were called, but whose inputs or gradients held nan or inf.
     """
 
@@ -87,7 +90,7 @@ class BatchMoments:
         self._masks.stop()
 
     def hear(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
-        """Measure one call of a layer. Calls without gradients are evaluations and left out."""
+        """Measure one call of a layer. Calls without gradients (evaluations) are left out."""
         mask = self._masks.of(name, entry)
         if torch.is_grad_enabled():
             with torch.no_grad():
@@ -107,9 +110,9 @@ class BatchMoments:
 
         Returns:
             The moments of each layer that a batch reached, by name. Inputs are averaged over the
-            tokens. Gradients are summed over the tokens of a batch and averaged over batches; they
-            are None if no gradient arrived. Layers without finite sums are left out; `not_finite`
-            names them.
+            tokens. Gradients are summed over the tokens of a batch and averaged over batches. They
+            are None if no gradient arrived. Layers with nan or inf in a sum are left out, and
+            `not_finite` names them.
         """
         if n_processes() > 1:
             for tensor in self.sums.values():
@@ -175,7 +178,7 @@ def _is_finite(moments: LayerMoments) -> bool:
 
 
 def _room(width: int, device: Any) -> Tensor:
-    """Zeros for a second moment; only for its diagonal if the side is wider than `WIDEST`."""
+    """Zeros for a second moment. If it is wider than `WIDEST`, only its diagonal is stored."""
     return torch.zeros((width, width) if width <= WIDEST else (width,), device=device)
 
 
@@ -195,12 +198,12 @@ def _add_products(total: Tensor, rows: Tensor) -> None:
 
 
 def _symmetric(total: Tensor) -> Tensor:
-    """The whole matrix, made from sums whose part below the diagonal may be missing."""
+    """The whole symmetric matrix, made from sums that may lack the part below the diagonal."""
     return total if total.ndim == 1 else total.triu() + total.triu(1).T
 
 
 def _patches(layer: Any, images: Tensor) -> Tensor:
-    """The patches that a convolution multiplies, shape (images, kernel positions, in k_h k_w)."""
+    """The image patches under the kernel, shape (images, positions of the kernel, in k_h k_w)."""
     unfolded = functional.unfold(
         padded(layer, images), layer.kernel_size, dilation=layer.dilation, stride=layer.stride
     )
@@ -208,7 +211,7 @@ def _patches(layer: Any, images: Tensor) -> Tensor:
 
 
 def measurable(model: nn.Module, names: Iterable[str], smallest: int) -> list[str]:
-    """The layers that are trained and whose smaller side is at least `smallest`."""
+    """The layers that are trained and whose weight has at least `smallest` rows and columns."""
     layers = {name: model.get_submodule(name) for name in names}
     trained = {name: layer for name, layer in layers.items() if is_trained(layer)}
     return [name for name, layer in trained.items() if min(matrix_shape(layer)) >= smallest]

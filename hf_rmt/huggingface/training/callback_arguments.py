@@ -14,7 +14,7 @@ from hf_rmt.settings import method_of
 
 TARGETS = ("weights", "update")
 FREE = ("schedule", "log")
-"""Arguments that may change when a run is resumed."""
+"""Arguments of the callback that may change when a run is resumed."""
 
 
 def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
@@ -45,11 +45,11 @@ def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
 def resolved_schedule(
     config: RMTConfig, target: str, schedule: Any, size: Size, anneal: Any
 ) -> Any:
-    """The schedule if noise is removed at once; None if it is to be scaled down slowly.
+    """The schedule on which noise is removed at once; None if noise is scaled down slowly.
 
     Raises:
         ValueError: If `size` or `anneal` is given with a schedule, with `target="update"`, or with
-            a config that cannot be annealed.
+            a config whose noise cannot be scaled down slowly.
     """
     method = method_of(config)
     directional = isinstance(method, SpectralMethod) and method.stores_noise
@@ -67,13 +67,14 @@ def resolved_schedule(
         reason = next(key for key, holds in reasons.items() if holds)
         raise ValueError(
             f"{' and '.join(given)} cannot be used with {reason}: size and anneal are only for "
-            "noise that is scaled down slowly; leave them out, or leave out the other argument"
+            "noise that is scaled down slowly; leave them out, or pass RMTConfig(noise='drop') "
+            "without target and schedule"
         )
     return "epoch" if schedule is None else schedule
 
 
 def dosed_schedule(target: str, schedule: Any, dose: Any) -> Any:
-    """The schedule; with a dose, it is always `"end"`.
+    """The schedule of the callback, which is always `"end"` if there is a dose.
 
     Raises:
         ValueError: If a dose is given with another schedule or with whole weights.
@@ -90,7 +91,7 @@ def dosed_schedule(target: str, schedule: Any, dose: Any) -> Any:
 
 
 def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:
-    """The config of a filter; a mapping is a config from the state of a checkpoint.
+    """The config to filter with. A mapping comes from the state of a checkpoint.
 
     Raises:
         ValueError: If `RMTCallback` cannot filter with its method.
@@ -104,25 +105,25 @@ def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:
 
 
 def check_same(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Refuse to go on with other settings than those under which the checkpoint was made.
+    """Refuse to resume a run with other settings than those of its checkpoint.
 
     Args:
-        own: Arguments of the callback, as its state holds them.
-        saved: The arguments that the checkpoint holds.
+        own: The arguments of the callback, in the form in which a checkpoint stores them.
+        saved: The arguments that the checkpoint stores.
 
     Raises:
-        ValueError: If an argument differs that must stay the same.
+        ValueError: If an argument that must stay the same differs.
     """
     ours, theirs = _flat(own), _flat(saved)
     for key in (key for key in ours if ours[key] != theirs.get(key)):
         raise ValueError(
-            f"{key} must stay {theirs.get(key)!r}, which the run that is resumed began with, got "
-            f"{ours[key]!r}; pass that, or start a new run"
+            f"{key} must stay {theirs.get(key)!r}, the value of the run that is resumed, got "
+            f"{ours[key]!r}; pass that value, or start a new run"
         )
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that must stay the same, those of the config included."""
+    """The arguments and config fields that must stay the same when a run is resumed."""
     others = {key: arguments[key] for key in arguments if key not in ("config", *FREE)}
     kind = {"kind": "annealed" if arguments["schedule"] is None else "at once"}
     return {**filter_config(arguments["config"]).to_dict(), **kind, **others}

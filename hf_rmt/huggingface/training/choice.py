@@ -39,13 +39,13 @@ CAUSES = {
     NO_GRADIENT: Cause.NO_GRADIENT,
     TOO_SMALL: Cause.TOO_SMALL,
 }
-"""Reasons for which a layer without a rank stays dense, each with the cause in its plan."""
+"""The cause that the plan of a dense layer gets, by the reason for which the layer stays dense."""
 LOST = 5e-4
-"""Share of the worth of all directions to the loss that `size="auto"` may lose.
+"""Share of what all directions are worth to the loss that `size="auto"` may lose.
 
-This leaves 47 % of the parameters of a BERT on SST-2. The accuracy falls by 0.3 points, and its
-95 % interval contains 0. With 1e-3, 36 % are left. The accuracy then falls by 0.5 points, and the
-interval does not contain 0. See docs/results.md."""
+With 5e-4, 47 % of the parameters of a BERT on SST-2 are left. The accuracy falls by 0.3 points, and
+the 95 % interval of this fall contains 0. With 1e-3, 36 % are left. The accuracy then falls by 0.5
+points, and the interval does not contain 0. See docs/results.md."""
 
 Size = float | Literal["auto"] | None
 
@@ -54,13 +54,13 @@ class Choice(NamedTuple):
     """The ranks and directions that a training keeps.
 
     Attributes:
-        layers: By the name of the layer, plain JSON values. `rank` is None for a layer that stays
+        layers: For each layer, by name, a dict of JSON values. `rank` is None if the layer stays
             dense; `cause` and `reason` then say why. A layer with a rank has `energy`, the squared
             Frobenius norm of its weight, and `rest`, the part of this energy that will be removed.
-            If the spectrum was fitted, its `phase`, `n_spikes` and `upper_edge` are there too.
+            If a spectrum was fitted, the dict also has its `phase`, `n_spikes` and `upper_edge`.
         probes: Two thin matrices for each layer with a rank, `<name> left` and `<name> right`. They
             hold its directions; see `hf_rmt.compression.calibration.excited`.
-        share: Parameters that will remain, divided by the parameters of all the layers.
+        share: The number of parameters that will be left, divided by their present number.
     """
 
     layers: dict[str, dict[str, Any]]
@@ -77,17 +77,17 @@ def choose(
     *,
     not_finite: Collection[str] = (),
 ) -> Choice:
-    """Choose ranks and directions; the layers are shared out over the processes.
+    """Choose ranks and directions. The processes share the layers among them.
 
     Args:
         model: The model; it is not changed.
         names: Names of the layers; each has a weight with the form of a matrix.
-        excited: Second moments of their inputs and gradients, as `BatchMoments` gives them. A layer
-            without gradients stays dense, because its directions cannot be compared with those of
-            the other layers.
+        excited: Second moments of the layers' inputs and output gradients, as `BatchMoments` gives
+            them. A layer without gradients stays dense, because its directions cannot be compared
+            with the directions of other layers.
         settings: The rule that finds the rank of a layer if no size is given.
-        size: Share of the parameters to keep, of the layers that have gradients; `"auto"` for the
-            smallest share that loses at most `LOST` of what the directions are worth; or None.
+        size: Share to keep of the parameters of all layers with gradients. `"auto"`: the smallest
+            share that loses at most `LOST` of what the directions are worth. None: use `settings`.
         not_finite: Layers that have no moments because batches gave them nan or inf.
 
     Returns:
@@ -143,10 +143,10 @@ def probes_again(
     Args:
         model: The model; it is not changed.
         layers: As in `Choice`.
-        excited: As in `choose`; a layer that is missing here keeps its directions.
+        excited: As in `choose`. A layer that is missing here keeps its earlier directions.
 
     Returns:
-        Probes as in `Choice`, for the layers that have a rank and moments.
+        `probes` as in `Choice`, for the layers that have a rank and moments.
     """
 
     def work(name: str) -> WorkResult:
@@ -159,7 +159,7 @@ def probes_again(
 
 
 def shared(model: nn.Module, names: Sequence[str], work: Callable[[str], WorkResult]) -> Any:
-    """The outcomes of `work` on each layer; the processes share the layers among them."""
+    """The result of `work` for each layer, in order. Each process works on a part of the layers."""
     costs = [matrix_cost(matrix_shape(model.get_submodule(name))) for name in names]
     return map_over_processes(work, names, costs, device=next(model.parameters()).device)
 
@@ -185,7 +185,7 @@ def _unmeasured(
 def _by_rule(
     name: str, weight: Tensor, settings: CompressionSettings
 ) -> tuple[int | None, dict[str, Any]]:
-    """The rank that the method finds in a weight, and the results of its spectrum."""
+    """The rank that the method finds, or None to keep a weight dense; facts on its spectrum."""
     fit = spectrum(weight, settings)
     about: dict[str, Any] = {"phase": str(fit.phase)}
     if fit.phase == Phase.DEGENERATE:
@@ -203,12 +203,12 @@ def _by_rule(
 
 
 def _thin(directions: Tensor, rank: int) -> Tensor:
-    """The first `rank` directions, in the form in which a training keeps them."""
+    """The first `rank` directions (columns) in float32, as a training keeps them in memory."""
     return directions[:, :rank].float().contiguous()
 
 
 def _most(weight: Tensor) -> int:
-    """The largest rank whose factors are smaller than the weight."""
+    """The largest rank whose factors have no more entries than the weight."""
     return weight.numel() // sum(weight.shape)
 
 

@@ -1,11 +1,11 @@
-"""How much of an update is kept, chosen on rows that were not trained on.
+"""Chooses how much of an update is kept, on rows (samples) that were not trained on.
 
-An update is what training added to the weights. Under wrong labels a part of it is memorised noise.
-Two remedies are tried. The first scales down the whole update, that is, it interpolates between the
-weights before and after training (Wortsman et al., CVPR 2022). The second keeps only the spikes of
-each block's update, which are its few large singular values, and makes them smaller. The rows may
-have wrong labels too: label noise that is equal for all classes changes the level of the scores,
-but not their order.
+An update is what training added to the weights. If labels are wrong, a part of the update is
+memorised noise. Two remedies are tried. The first scales down the whole update, that is, it
+interpolates between the weights before and after training (Wortsman et al., CVPR 2022). The second
+keeps only the spikes of the update of each layer in the blocks. Spikes are its few large singular
+values, which are also made smaller. The rows may have wrong labels too. If labels are wrong equally
+often in all classes, this changes the level of the scores, but not their order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from hf_rmt.plan import CompressionPlan
 SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.2)
 """The factors by which the update is scaled, one after the other."""
 EARLY = 0.25
-"""Part of the training after which `dose="auto"` takes an update's leading directions as signal."""
+"""Part of the training after which the leading directions of updates are taken as signal."""
 
 UNCHANGED = "unchanged at the early checkpoint, so all of its update stays"
 
@@ -46,8 +46,8 @@ class Dose:
     Attributes:
         scale: The factor by which the whole update was multiplied.
         spikes: Whether the layers in the blocks kept only the shrunk spikes of their updates.
-        scores: The score of each trial, under a name such as "0.5", or "0.5 spikes" for shrunk
-            spikes only; empty if none was tried.
+        scores: The score of each scale that was tried, by a name: "0.5" for the whole update,
+            "0.5 spikes" for its shrunk spikes only. Empty if nothing was tried.
     """
 
     scale: float
@@ -74,7 +74,7 @@ def worse(before: float, after: float) -> bool:
 
     Args:
         before: The score of the model as it was trained; higher is better.
-        after: The score with its updates cut to their early directions.
+        after: The score after each layer's update was cut to its early directions.
     """
     verdict = [not after >= before]  # a score of nan is worse than any
     if n_processes() > 1:
@@ -82,8 +82,8 @@ def worse(before: float, after: float) -> bool:
     if verdict[0]:
         logger.warning(
             "dose='auto' lowers the score on the evaluation rows (accuracy, else minus the loss) "
-            "from %.4g to %.4g, so the model stays as it was trained: after a quarter of the "
-            "training it had not learnt its task, or few labels are wrong",
+            "from %.4g to %.4g, so the model stays as it was trained. Either few labels are wrong, "
+            "or a quarter of the training was too short to learn the task",
             before,
             after,
         )
@@ -91,7 +91,7 @@ def worse(before: float, after: float) -> bool:
 
 
 def warn_unchanged(names: Sequence[str]) -> None:
-    """Warn of layers that had no early directions, because they were frozen or diverged."""
+    """Warn of layers that had no update after a quarter of the training, or nan or inf in it."""
     if names:
         logger.warning(
             "%s: no early directions, because these layers had not changed after a quarter of the "
@@ -105,7 +105,8 @@ class DosedUpdate:
 
     Args:
         model: The trained model.
-        starts: Its parameters before training, by name; others stay as they were trained.
+        starts: Parameters of the model before training, by name. Parameters that are not given
+            stay as they were trained.
         names: The layers whose updates may be cut to their spikes.
     """
 
@@ -123,11 +124,11 @@ class DosedUpdate:
 
         Args:
             dose: The number, or `"auto"`.
-            evaluate: The score of the model as it stands; higher is better.
+            evaluate: A function that returns the score of the present model; higher is better.
 
         Returns:
-            What was chosen; the model now has these weights. After an error the model has the
-            weights that it was trained to.
+            What was chosen; the model now has these weights. After an error, it has the weights
+            that training gave it.
 
         Raises:
             TypeError: If a score is not a number.
@@ -148,7 +149,7 @@ class DosedUpdate:
         return Dose(scale, cut, told)
 
     def _scores(self, evaluate: Callable[[], float]) -> dict[tuple[float, bool], float]:
-        """The score of each scale, with the whole update and with its spikes."""
+        """The score of each scale, by (scale, whether only the spikes of the update are kept)."""
         scores = {}
         for spikes in (False, True):
             for scale in SCALES:
@@ -165,7 +166,7 @@ class DosedUpdate:
 
     @torch.no_grad()
     def place(self, scale: float, *, spikes: bool = False) -> None:
-        """Set the weights to start + scale * update; `spikes` cuts the layers' updates first."""
+        """Set the weights to start + scale * update; `spikes` keeps only its shrunk spikes."""
         cut = self._spikes() if spikes else {}
         for name, start in self.starts.items():
             end = self.ends[name]

@@ -1,4 +1,4 @@
-"""The windows: a few steps before each choice of directions, in which batches are measured."""
+"""Windows: the few steps before each choice of directions, in which batches are measured."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from hf_rmt.huggingface.training.start_weights import load_start, save_start
 logger = logging.getLogger(__name__)
 
 GATHERED = 24
-"""The largest number of update steps that are measured before a choice."""
+"""The largest number of update steps that are measured before a choice of directions."""
 TOKENS_AGAIN = 128
 """Largest number of tokens of a batch that are measured before the second and third choice.
 
-The first choice uses more, because it also finds the ranks. On SST-2, from one state and with the
-same batches, the KL divergence to plain training is 0.0221 with 128 tokens for the later choices,
-0.0217 with 256 and 0.0210 with 512. With the first choice alone it is 0.0286."""
+The first choice uses more tokens, because it also finds the ranks. On SST-2, from the same state
+and with the same batches, the KL divergence to plain training is 0.0221 with 128 tokens for the
+later choices, 0.0217 with 256 and 0.0210 with 512. Without later choices it is 0.0286."""
 MOMENTS_FILE = "_rmt_moments-{process}.safetensors"
 
 
 class MomentWindows:
-    """Moments of the batches before each choice, and the choices that are still to come.
+    """Moments of the batches before each choice of directions, and the choices still to come.
 
     Args:
         model: The model that trains, without a wrapper.
-        names: Its layers with a matrix.
+        names: Names of the layers to measure.
         choices: Update steps after which directions are chosen, ascending.
-        chosen_at: Step of the last choice that was made, None before the first.
+        chosen_at: Step of the last choice that was made; None before the first choice.
         compiled: Whether the model is compiled.
 
     Attributes:
-        choices: The steps of the choices that are still to come.
+        choices: The update steps of the choices that are still to come.
         not_finite: Layers whose moments held nan or inf in the last window.
     """
 
@@ -57,7 +57,7 @@ class MomentWindows:
         self._moments: BatchMoments | None = None
 
     def gathers(self, step: int) -> bool:
-        """Whether the batches of the next update are measured; `step` updates have been done."""
+        """Whether the batches of the next update step are measured, after `step` update steps."""
         if not self.choices:
             return False
         return max(self._start, self.choices[0] - GATHERED) <= step < self.choices[0]
@@ -87,7 +87,7 @@ class MomentWindows:
         self._moments = None
 
     def save(self, args: Any, step: int) -> None:
-        """Save the sums of this process next to a checkpoint that is made within a window."""
+        """Save the sums of this process next to a checkpoint, if it is made within a window."""
         if self._moments is not None:
             save_start(
                 {key: value.cpu() for key, value in self._moments.sums.items()},
@@ -99,7 +99,7 @@ class MomentWindows:
         """Load the sums of a run that was interrupted within a window.
 
         Args:
-            args: `TrainingArguments` of the run that goes on.
+            args: `TrainingArguments` of the resumed run.
             began: Output folder in which the run began.
             step: Update step of the checkpoint.
         """
@@ -113,7 +113,7 @@ class MomentWindows:
                 return
         logger.warning(
             "no file %s of this version is in %s, so the directions are chosen by the batches "
-            "after the checkpoint only; to continue exactly, put the file into this folder",
+            "after the checkpoint only; to continue exactly, put the file back into the folder",
             name,
             " or ".join(map(str, dict.fromkeys(places))),
         )

@@ -1,4 +1,4 @@
-"""Filters a model's weights, or what training added to them, at the times of a schedule."""
+"""Filters a model's weights, or what training added to them, at times that a schedule gives."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 EARLY_FILE = "_rmt_early.safetensors"
 OTHER = "parameter:"
-"""Prefix of the names of those weights at the start that belong to no filtered layer."""
+"""Prefix of the names of parameters at the start of training that no filtered layer has."""
 HARMFUL = 0.1
 """A warning is logged if one filter removes more than this share of the energy of the weights."""
 
 
 class ScheduledFilter:
-    """Filters weights or updates, which keep their shape; the first filter decides the ranks.
+    """Filters weights or updates without a change of shape. The first filter decides the ranks.
 
     Args:
         settings: What is filtered, and how the noise is stored.
@@ -89,7 +89,7 @@ class ScheduledFilter:
         """Do nothing, because a checkpoint holds everything that is needed."""
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """Filter after an update that the schedule names, before anything is saved."""
+        """Filter after this step if the schedule says so, before anything is saved."""
         if self.dose == "auto" and state.global_step == max(1, round(EARLY * state.max_steps)):
             self._keep_early(args, model)
         every = self.schedule if isinstance(self.schedule, int) else None
@@ -138,7 +138,7 @@ class ScheduledFilter:
         return spectral_logs(fits)
 
     def filter(self, state: Any, model: nn.Module) -> dict[str, float]:
-        """Filter all layers in place, shared out over the processes; returns what to log."""
+        """Filter all layers in place and return what to log. The processes share the work."""
 
         def work(name: str) -> WorkResult:
             matrix = self._matrix(model, name)
@@ -186,7 +186,7 @@ class ScheduledFilter:
         keep_start(self._start, args)
 
     def _keep_early(self, args: Any, model: nn.Module) -> None:
-        """Store the early leading directions of each layer's update."""
+        """Store the leading directions that each layer's update has at this early step."""
 
         def work(name: str) -> WorkResult:
             left, right = leading_directions(self._matrix(model, name))
@@ -239,7 +239,7 @@ class ScheduledFilter:
                 set_matrix(model.get_submodule(name), trained[name])
 
     def _parameters(self, model: nn.Module) -> dict[str, Tensor]:
-        """All parameters at the start, by their names."""
+        """The parameters at the start of training, by their names in the model."""
         found = {}
         for name, start in self._start.items():
             if name.startswith(OTHER):

@@ -22,10 +22,10 @@ def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
         fits: Fitted spectra by layer; None for a layer that is too small.
 
     Returns:
-        spikes, signal_energy and stable_rank; for single layers also upper_edge, whose mean over
-        layers of different scales would mean nothing. `SpectrumFit` defines these numbers. Values
-        that are not finite are left out, and also values that a method without a law does not have.
-        `rmt/phases/` has the number of layers with each verdict on the spectrum.
+        spikes, signal_energy and stable_rank, as means over the layers and for each layer. Each
+        layer also has upper_edge, whose mean over layers of different scales would mean nothing.
+        `SpectrumFit` defines these numbers. Values that are not finite are left out, such as the
+        edge if no law was fitted. `rmt/phases/` counts the layers with each verdict on a spectrum.
     """
     seen = {name: fit for name, fit in fits.items() if fit is not None}
     layers = {name: _numbers(fit) for name, fit in seen.items()}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 START_FILE = "_rmt_start.safetensors"
-"""A file in the output folder; Trainer pushes no file whose name begins with an underscore."""
+"""Name of a file in the output folder. Trainer pushes no file whose name begins with "_"."""
 
 
 def save_start(
@@ -57,14 +57,14 @@ def load_start(
     if expected is not None and digest(weights) != expected:
         raise ValueError(
             f"{path} must hold the tensors with which this training continues, but holds other "
-            "tensors; another training has used the folder: put the file back, or start the "
-            "training again"
+            "tensors, because another training has used the folder; put the right file back, or "
+            "start the training again"
         )
     return weights
 
 
 def keep_start(weights: Mapping[str, Tensor], args: Any, *, name: str = START_FILE) -> None:
-    """Write tensors beside the checkpoints of a training, if it writes any.
+    """Write tensors beside the checkpoints of a training, if the training writes checkpoints.
 
     Args:
         weights: The tensors by name, on the CPU.
@@ -81,7 +81,7 @@ def carry_start(
     """Read tensors that a training keeps beside its checkpoints; copy them to a new output folder.
 
     Args:
-        args: `TrainingArguments` of the run that is continued.
+        args: `TrainingArguments` of the resumed run, with its output folder.
         began: Output folder in which the run began.
         expected: Digest of the tensors, as a checkpoint records it; None for no check.
         name: Name of the file.
@@ -101,14 +101,14 @@ def carry_start(
 
 
 def home(args: Any, saved: Mapping[str, Any] | None) -> tuple[str, str]:
-    """The output folder of a run, and the folder in which the run began.
+    """The output folder of a run, and the output folder in which the run began.
 
     Args:
         args: `TrainingArguments`.
-        saved: The state of the callback in a checkpoint, or None.
+        saved: The state of the callback in a checkpoint; None for a new run.
 
     Returns:
-        Two absolute paths, equal for a run that was not moved.
+        Two absolute paths. They are equal if the run goes on in the same folder.
     """
     here = str(Path(args.output_dir).absolute())
     return here, (saved or {}).get("folder", here)

@@ -1,4 +1,4 @@
-"""`TernaryCallback`: train the ternary layers of a model, so that it regains accuracy."""
+"""`TernaryCallback` trains the ternary layers of a model, so that the model regains accuracy."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ class TernaryCallback(TrainerCallback):
     """Trains the weights of ternary layers with `Trainer`. Without it they do not change.
 
     The entries of a ternary weight are -1, 0 or 1 times a scale. When the Trainer is made, each
-    `TernaryLinear` becomes a `LatentTernaryLinear` that computes the same. It trains a dense latent
-    weight that is rounded in each call; the gradient ignores the rounding. When training ends,
-    after the best model was loaded, the layers are packed again: `trainer.save_model()` writes the
-    compact model. Checkpoints hold the latent weights. They can resume the training and cannot be
-    loaded otherwise. A training that an error ends leaves the layers trainable: make a new Trainer
-    to go on, or call `TernaryCallback.pack(model)`.
+    `TernaryLinear` becomes a `LatentTernaryLinear` that computes the same. This layer trains a
+    dense latent weight, which is rounded in each call. The gradient ignores the rounding. When
+    training ends, after the best model was loaded, the layers are packed again, so that
+    `trainer.save_model()` writes the compact model. Checkpoints hold the latent weights: they can
+    resume the training, but `from_pretrained` cannot load them. If an error ends the training, the
+    layers stay trainable. Then make a new Trainer, or call `TernaryCallback.pack(model)`.
 
-    To train only a ternary head, freeze the rest by `model.requires_grad_(False)` before the
-    Trainer is made; the ternary weights train all the same. Take a larger learning rate than for
-    the other layers, such as 1e-3. With 5e-5 few entries change. If only the other layers should
-    adapt to a ternary head, no callback is needed.
+    To train only a ternary head, call `model.requires_grad_(False)` before the Trainer is made. The
+    ternary weights train all the same. Take a larger learning rate than for dense layers, such as
+    1e-3. With 5e-5 few entries change. If only the other layers should adapt to a ternary head, no
+    callback is needed.
 
     Attributes:
-        flipped: By the name of each layer, the share of its entries that training changed from one
-            of -1, 0 and 1 to another; empty until training has ended.
+        flipped: For each layer, by name, the share of entries that training changed from one of the
+            values -1, 0 and 1 to another. It is empty until training has ended.
 
     Raises:
         ValueError: When the Trainer is made, if the model has no ternary layer or is to be sharded
             (FSDP, DeepSpeed), or if the Trainer has two of these callbacks.
-        RuntimeError: When training begins, if the callback came too late for the optimizer.
+        RuntimeError: When training begins, if the optimizer does not have the latent weights.
 
     Examples:
         >>> TernaryCallback().flipped
@@ -49,7 +49,7 @@ class TernaryCallback(TrainerCallback):
     def on_init_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Make the layers trainable before there is an optimizer."""
+        """Make the layers trainable before the optimizer is made."""
         check_alone(self, state)
         check_whole_weights(self, args, state, model)
         packed, latent = (_layers(model, kind) for kind in (TernaryLinear, LatentTernaryLinear))
@@ -79,7 +79,7 @@ class TernaryCallback(TrainerCallback):
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Pack the layers again, and note which share of their entries has changed."""
+        """Pack the layers again, and store in `flipped` the share of entries that changed."""
         for name, before in self._before.items():
             layer = _packed(model, name, layout=before.layout)
             layer.scale = layer.scale.to(before.scale)

@@ -19,7 +19,7 @@ def is_trained(layer: Any) -> bool:
 
 
 def trained_layers(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """The layers that are trained. The others stay as they are, and a warning says so.
+    """The layers that are trained. A warning names the frozen layers, which are left unchanged.
 
     Raises:
         ValueError: If all layers are frozen.
@@ -50,7 +50,7 @@ def refuse_adapter(model: nn.Module) -> None:
     if hasattr(model, "peft_config"):
         raise ValueError(
             "RMTCallback filters weights that are trained, but the weights of this "
-            f"{type(model).__name__} are frozen below an adapter; take model = "
-            "model.merge_and_unload().requires_grad_(True), "
-            "or compress the base model and train an adapter on it: see lora_targets"
+            f"{type(model).__name__} are frozen below an adapter; train the model that "
+            "model.merge_and_unload().requires_grad_(True) returns, "
+            "or compress the base model and train an adapter on it: see hf_rmt.lora_targets"
         )

@@ -1,4 +1,4 @@
-"""Checks and scores for a callback, which finds its Trainer by the Trainer's state."""
+"""Checks and scores for callbacks. A callback finds its Trainer by the state of the Trainer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_alone(callback: TrainerCallback, state: Any) -> None:
-    """Refuse a second callback of the same class: both would compress the same layers.
+    """Refuse a second callback of the same class, because both would compress the same layers.
 
     Raises:
         ValueError: If the Trainer has a second callback of the class.
@@ -26,7 +26,7 @@ def check_alone(callback: TrainerCallback, state: Any) -> None:
     if sum(isinstance(other, kind) for other in others) > 1:
         raise ValueError(
             f"a Trainer takes one {kind.__name__}, got several, which would undo each other's "
-            "work; keep one, or train twice"
+            "work; keep one, or train once with each"
         )
 
 
@@ -34,7 +34,7 @@ def check_whole_weights(callback: TrainerCallback, args: Any, state: Any, model:
     """Refuse a training that shards the weights or keeps its own copy of them.
 
     Raises:
-        ValueError: For FSDP, DeepSpeed and tensor parallelism.
+        ValueError: If the training uses FSDP, DeepSpeed or tensor parallelism.
     """
     trainer = trainer_holding(state)
     kinds = {
@@ -65,8 +65,8 @@ def is_compiled(args: Any, model: nn.Module) -> bool:
 def held_out_score(args: Any, state: Any) -> Callable[[], float] | None:
     """A function that scores the model on the Trainer's evaluation rows; higher is better.
 
-    The score of a classifier is its accuracy: wrong labels lower it, but do not reverse the order
-    of two models. The score of other models is minus the loss.
+    The score of a classifier is its accuracy. If wrong labels are equally frequent in all classes,
+    they lower it, but do not reverse the order of two models. Other models get minus the loss.
 
     Args:
         args: `TrainingArguments`.
@@ -109,13 +109,13 @@ def _count(rows: Any) -> int:
 
 
 def warn_unjudged(why: str) -> None:
-    """Warn that nothing shows whether a filter harms.
+    """Warn that nothing checks whether a filter made the model worse.
 
     Args:
-        why: The reason, as the end of a sentence.
+        why: The reason, in words that end the sentence "... is not compared, because".
     """
     logger.warning(
-        "the filtered model is not compared with the trained one, because %s; if the filter harms, "
-        "nothing undoes it: pass one eval_dataset, and evaluate in the dtype of the training",
+        "the filtered model is not compared with the trained one, because %s. So the filter stays "
+        "even if it harms: pass one eval_dataset, and evaluate in the dtype of the training",
         why,
     )

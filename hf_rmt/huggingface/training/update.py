@@ -47,36 +47,36 @@ def filter_update(
     """Filter what fine-tuning added, in place: W = W_base + filtered(W_tuned - W_base).
 
     The difference of the two weights is the update of a layer. `RMTCallback(config,
-    target="update", schedule="end")` does the same at the end of training; this function is for a
-    model that was trained without it. Embeddings, norms, biases and heads stay as tuned, and the
-    model stays dense. If torch.distributed runs, every process calls this on its replica: the
-    processes share the work and end with the same weights.
+    target="update", schedule="end")` does the same at the end of training. This function is for a
+    model that was trained without that callback. Embeddings, norms, biases and heads stay as tuned,
+    and the model stays dense. If torch.distributed runs, every process calls `filter_update` on its
+    replica. The processes share the work and end with the same weights.
 
     Args:
         base: The model that training began with, a folder or a Hub id; it is not changed.
         tuned: The fine-tuned model, changed in place.
         config: The layers, and what happens to the noise of their updates. None:
             `RMTConfig(noise="drop")`.
-        dose: A remedy for wrong labels that is used instead of the filter. The config then only
-            names the layers. A number in (0, 1] scales what training added to every parameter that
-            the base has. `"auto"` needs either `early` or `evaluate`.
+        dose: A remedy for wrong labels, used instead of the filter. The config then only names the
+            layers. A number in (0, 1] scales what training added to every parameter that the base
+            has. `"auto"` needs either `early` or `evaluate`.
         early: With `dose="auto"`: the model after about a quarter of the training, such as a
-            checkpoint. The part of each layer's update that lies in the leading singular directions
-            of its early update is kept. The number of directions is (sum s^2)^2 / sum s^4 for the
-            singular values s of the early update.
+            checkpoint. Each layer keeps the part of its update that lies in the leading singular
+            directions of its early update, early - base. The number of these directions is
+            (sum s^2)^2 / sum s^4 for the singular values s of the early update.
         evaluate: With `dose="auto"`: a function that returns the score of a model, higher is
-            better, on rows that it was not trained on. Several scales of the update are tried, each
-            with the whole update and with only its spikes, which are its few large singular values,
-            made smaller. The best is kept. If the rows are few and their labels are wrong, the
-            choice is bad.
+            better, on rows that it was not trained on. Several scales are tried, for the whole
+            update and for its spikes alone. The spikes are the few large singular values of an
+            update; here they are made smaller. The best is kept. If the rows are few and their
+            labels are wrong, the choice is bad.
 
     Returns:
         What became of the updates. Ranks, energies and bits are those of the updates, not of the
-        weights; an update without signal is dropped as a whole. With a dose, the report has for
-        every layer the share of its update's energy that was removed, and the dose as the reason.
+        weights. An update without signal is dropped as a whole. With a dose, the report says for
+        every layer which share of its update's energy was removed, and gives the dose as reason.
 
     Raises:
-        TypeError: If `tuned` is not a module or the config no `RMTConfig`.
+        TypeError: If `tuned` is not a module, or `config` is not an `RMTConfig`.
         ValueError: If the models differ in architecture or sizes, a model is quantized already, no
             selected layer was changed by training, or `early` and `evaluate` do not fit `dose`.
         OSError: If a path or id cannot be loaded.
@@ -135,14 +135,14 @@ def _filtered(
 
 
 def _check_told(dose: object, early: object, evaluate: object) -> None:
-    """Refuse `"auto"` without `early` or `evaluate`, and either of these without `"auto"`."""
+    """Refuse `"auto"` without exactly one of `early` and `evaluate`, and these without `"auto"`."""
     given = [key for key, value in (("early", early), ("evaluate", evaluate)) if value is not None]
     if len(given) != (dose == "auto"):
         raise ValueError(
             "dose='auto' needs exactly one of early and evaluate, and no other dose takes them; "
             f"got dose={dose!r} with {' and '.join(given) or 'neither'}; pass the model after a "
-            "quarter of training as early, or a function of the model that returns its score on "
-            "rows kept back"
+            "quarter of training as early, or as evaluate a function of the model that returns its "
+            "score on rows it was not trained on"
         )
 
 
@@ -189,14 +189,14 @@ def _dosed(
     dose: float | Literal["auto"],
     evaluate: Callable[[nn.Module], float] | None,
 ) -> CompressionReport:
-    """Scale all that training added; keep only spikes of it if the score is better then."""
+    """Scale all that training added; keep only its spikes if that gives a better score."""
     update = DosedUpdate(tuned, parameters_of(base, tuned), names)
     chosen = update.apply(dose, lambda: evaluate(tuned) if evaluate is not None else 0.0)
     return CompressionReport(update.plan(chosen), of_update=True)
 
 
 def parameters_of(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
-    """The base's parameters, by the tuned model's names; only those of the same shape in both."""
+    """The parameters of the base that have the same shape in `tuned`, by their names in `tuned`."""
     found = {}
     for name, original in paired(base, tuned).items():
         ours = dict(tuned.get_submodule(name).named_parameters(recurse=False))
@@ -207,7 +207,7 @@ def parameters_of(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
 
 
 def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """The weights that these layers of the tuned model have in the base."""
+    """The weights that the base has in these layers of the tuned model."""
     originals, starts = paired(base, tuned), []
     for name in names:
         after, original = weight_matrix(tuned.get_submodule(name)), originals.get(name)
@@ -224,7 +224,7 @@ def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Ten
 
 
 def _check_changed(starts: Sequence[Tensor], tuned: nn.Module, names: Sequence[str]) -> None:
-    """Refuse two models that do not differ in any layer."""
+    """Refuse two models that are equal in all selected layers."""
     if _all_equal(starts, [weight_matrix(tuned.get_submodule(name)) for name in names]):
         raise ValueError(
             f"base and tuned are equal in all {len(names)} selected layers; pass the pretrained "
@@ -239,7 +239,7 @@ def _all_equal(starts: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
 
 
 def _check_finite(tuned: nn.Module, names: Sequence[str]) -> None:
-    """Refuse a model whose training diverged."""
+    """Refuse a model with nan or inf in a selected layer, as after a training that diverged."""
     for name in names:
         if not torch.isfinite(weight_matrix(tuned.get_submodule(name))).all():
             raise ValueError(

@@ -1,8 +1,7 @@
-"""What a layout is: how the weight of a compressed layer lies in memory while it runs.
+"""A layout is the form in which the weight of a compressed layer lies in memory while it runs.
 
-The format on disk and the layout in memory are different things. A layout is made from the packed
-store and is never saved. All layouts of a layer compute the same function, each up to its own
-rounding.
+A file holds the weight in the same form for every layout. A layout is made from this stored weight,
+and is never saved. All layouts of a layer compute the same function, each up to its own rounding.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from hf_rmt.nn.noise_product import NoiseProduct, noise_gradient
 from hf_rmt.nn.spiked import SpikedLinear
 
 ACTIVATIONS = ("int8", "int16")
-"""How an integer layout rounds its inputs: `int8` to one digit of 8 bits, `int16` to two."""
+"""How an integer layout rounds its inputs: `int8` to one digit of 8 bits, `int16` to two digits."""
 
 LAYOUTS: dict[str, type[Layout]] = {}
-"""The layouts by name. A module of this package adds its own with `register`."""
+"""The layouts by name. The module of each layout adds its layout with `register`."""
 
 _STEPS = 0
 """Number of steps that all optimizers of this process have made."""
@@ -49,7 +48,7 @@ class Layout(ABC):
 
     Args:
         layer: The layer; it is not changed before the first use.
-        activations: How a layout that rounds its inputs does so; one of `ACTIVATIONS`.
+        activations: How the layout rounds its inputs, if it does; one of `ACTIVATIONS`.
 
     Attributes:
         name: The name by which a user asks for the layout.
@@ -75,34 +74,34 @@ class Layout(ABC):
     ) -> Tensor:
         """The output of the layer for the input x.
 
-        x has the dtype of autocast already. `weight` holds the factors of the signal. `weight` and
-        `bias` may be given for this call only, as by `torch.func.functional_call`.
+        Under autocast, x already has its dtype. `weight` holds the factors of the signal.
+        `weight` and `bias` may be valid for this call only, as with `torch.func.functional_call`.
         """
 
     @abstractmethod
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise applied to x, without a gradient."""
+        """The product of x and the transposed noise, without a gradient."""
 
     @staticmethod
     @abstractmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of memory that the layer would take, its bias included."""
+        """Bytes of memory that the layer would take in this layout, its bias included."""
 
     @abstractmethod
     def prepare(self, layer: SpikedLinear) -> None:
-        """Make now what the first use would make; the layer's tensors must be in memory."""
+        """Make the tensors of the layout before the first use; the layer must be in memory."""
 
     def bind(self, layer: SpikedLinear) -> None:
-        """Make this the layout of a layer, which may be a copied or unpickled one."""
+        """Connect this layout to a layer; a copied or unpickled layer needs a new connection."""
         self.handle = next(_HANDLES)
         _LAYERS[self.handle] = layer
 
     def reset(self) -> None:
-        """Forget what was made, because the layer's tensors moved or changed."""
+        """Forget the tensors of the layout, because the layer's tensors moved or changed."""
         self._kept.reset()
 
     def remove(self, layer: SpikedLinear) -> None:
-        """Bring back to memory what the layout had moved to disk."""
+        """Forget the tensors of the layout, and bring the stored noise from disk back to memory."""
         self.reset()
         name = stored_name(layer)
         setattr(layer.noise, name, unpark(getattr(layer.noise, name)))
@@ -114,7 +113,7 @@ class Layout(ABC):
         make: Callable[[], Any],
         *signal: Tensor,
     ) -> Any:
-        """What `make` returns, kept until the key or the layer's noise changes.
+        """The value that `make` returns; it is kept until the key or the layer's noise changes.
 
         Args:
             layer: The layer.
@@ -142,11 +141,11 @@ class Layout(ABC):
 
 
 class LayoutProduct(torch.autograd.Function):
-    """The noise applied to x by a layout. The derivatives use the noise as it is stored."""
+    """The noise matrix applied to x by a layout; its derivatives use the stored noise instead."""
 
     @staticmethod
     def forward(x: Tensor, layer: SpikedLinear, layout: Layout) -> Tensor:
-        """What `Layout.noise_product` gives."""
+        """The result of `Layout.noise_product`."""
         return layout.noise_product(layer, x)
 
     @staticmethod
@@ -168,7 +167,10 @@ class LayoutProduct(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, layer: SpikedLinear, layout: Layout
     ) -> tuple[Tensor, int]:
-        """The mapped dimension becomes the first one, because all rows of x are treated alike."""
+        """One product for all mapped inputs, because the layout treats all rows of x alike.
+
+        The mapped dimension becomes the first dimension of x and of the result.
+        """
         assert in_dims[0] is not None
         return LayoutProduct.apply(x.movedim(in_dims[0], 0), layer, layout), 0
 
@@ -179,7 +181,7 @@ def stored_name(layer: SpikedLinear) -> str:
 
 
 def has_rows(layer: SpikedLinear, x: Tensor) -> bool:
-    """Whether the last side of x is the layer's width, and x is not a nested tensor."""
+    """Whether x is no nested tensor, and its last dimension has `in_features` entries."""
     return x.shape[-1:] == (layer.in_features,) and not x.is_nested
 
 
@@ -187,8 +189,9 @@ def signal_identity(layer: SpikedLinear, tensor: Tensor) -> tuple[Any, ...]:
     """A value that changes if a tensor of the signal is replaced or may have been written to.
 
     Fused optimizers and writes through `.data` do not change the version of a tensor. So each step
-    of any optimizer changes this value, and so does each call of `train` or `eval`. It contains
-    `requires_grad`, because PEFT freezes a weight before it adds an adapter to its data.
+    of any optimizer changes this value, and so does each call of `train` or `eval`. The value
+    contains `requires_grad`, because PEFT freezes a weight before it adds an adapter to the data of
+    the weight.
     """
     return *identity(tensor), tensor.requires_grad, _STEPS, layer.mode_changes
 
@@ -207,7 +210,7 @@ def exact(device: torch.device) -> torch.autocast:
 
 
 def layer_of(handle: int) -> SpikedLinear:
-    """The layer that a compiled program finds by its number."""
+    """The layer with this number (handle), by which a compiled program finds it."""
     return _LAYERS[handle]
 
 
@@ -217,6 +220,6 @@ def signal_bytes(layer: SpikedLinear) -> int:
 
 
 def store_bytes(layer: SpikedLinear, *, without_codes: bool = False) -> int:
-    """Bytes of the stored noise; without the codes, if these lie on disk and not in memory."""
+    """Bytes of the stored noise; with `without_codes`, the codes do not count: they are on disk."""
     names = {stored_name(layer)} if without_codes else set()
     return sum(part.nbytes for name, part in layer.noise.named_buffers() if name not in names)

@@ -1,4 +1,4 @@
-"""`fastest` and `smallest` choose a layout; `fastest` measures each shape once on a machine."""
+"""Chooses a layout for `fastest` or `smallest`; `fastest` measures a shape once on a machine."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ CHOICES = ("fastest", "smallest")
 TOKENS = (16, 128, 512)
 """Numbers of rows of the inputs for which layouts are compared by default."""
 REPEATS, BUDGET = 15, 0.4
-"""Number of rounds, each with calls of every layout, and seconds after which no round begins."""
+"""Largest number of rounds of a measurement, and the seconds after which no further round begins.
+Each round calls every layout."""
 COLD, MOST_COPIES = 2**24, 32
-"""A measurement calls copies of the layer in turn. Their dense weights would take about COLD bytes,
-but there are at most MOST_COPIES copies. A model has more weights than a cache holds, so each layer
-finds its weights outside of the cache. In a loop over one layer, they would stay in it."""
+"""A measurement calls several copies of the layer in turn, because a loop over one layer would keep
+its weights in the cache. In a model they do not stay there, because a model has more weights than
+a cache holds. The copies have dense weights of about COLD bytes together, but there are at most
+MOST_COPIES copies."""
 MARGIN = 0.97
-"""The choice is dense unless another layout needs at most this fraction of the
-time that dense needs."""
+"""`fastest` takes another layout than `dense` only if this other layout needs at most this fraction
+of the time of `dense`."""
 FILE = "layouts.json"
 
 _CHOSEN: dict[tuple[Path, str], str] = {}
@@ -104,7 +106,7 @@ def measure(
     activations: str,
     tokens: tuple[int, ...],
 ) -> dict[str, float]:
-    """Seconds per call for each layout: the geometric mean, over `tokens`, of the medians."""
+    """Seconds per call of each layout: medians, and their geometric mean over several `tokens`."""
     from hf_rmt.nn.layouts.placing import place
 
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
@@ -147,7 +149,7 @@ def _interleaved(layers: Mapping[str, list[Any]], x: Tensor) -> dict[str, float]
 
 
 def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[int, ...]) -> str:
-    """Everything that the choice depends on, in one line."""
+    """One line with everything that the choice of a layout depends on."""
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
     kind = "ternary layer" if isinstance(layer, TernaryLinear) else layer.noise.kind
     rank = 0 if isinstance(layer, TernaryLinear) else layer.rank
@@ -169,7 +171,7 @@ def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[in
 
 @cache
 def device_name(device: torch.device) -> str:
-    """The model of a processor or accelerator; for a CPU also the instruction set torch uses."""
+    """The model of a processor or accelerator; for a CPU also the instruction set of torch."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":

@@ -1,7 +1,7 @@
 """Layouts in compiled programs: operators that torch.compile calls without tracing into them.
 
 A layout checks the versions of tensors and keeps its own tensors outside of the compiled graph. So
-the operators get the number (`handle`) of the layer and run its eager code.
+the operators get the number (`handle`) of the layer, and run its code without compilation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hf_rmt.nn.layouts.base import LAYOUTS, Layout, layer_of
 
 
 def _layout(layer: Any) -> Layout:
-    """The layout of a layer; the packed one if another thread has just removed the layout."""
+    """The layout of a layer, or `packed` if another thread has just removed the layout."""
     layout: Layout | None = layer.layout_object
     return LAYOUTS["packed"](layer) if layout is None else layout
 
@@ -37,7 +37,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int)
 
 @library.custom_op("hf_rmt::layout_noise", mutates_args=())
 def layout_noise(x: Tensor, handle: int, outputs: int) -> Tensor:
-    """The noise applied to x of shape (..., in); the result has shape (..., outputs)."""
+    """The noise matrix applied to x of shape (..., in); the result has shape (..., outputs)."""
     layer: Any = layer_of(handle)
     with torch.no_grad():
         return _layout(layer).noise_product(layer, x).clone()

@@ -1,4 +1,4 @@
-"""Signal and noise merged into one matrix of the model's dtype: as fast as the dense layer."""
+"""The layout `dense`: signal and noise are one matrix of the model's dtype, as in a dense layer."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from hf_rmt.nn.transforms import is_transformed
 
 @register
 class DenseLayout(Layout):
-    """One matrix, signal plus noise, in memory; the codes of the noise lie on disk.
+    """One matrix, signal plus noise, lies in memory; the codes of the noise lie on disk.
 
-    If the signal needs a gradient, or its factors are given for one call only, the matrix holds the
-    noise alone, and the signal is computed separately. Otherwise the matrix holds both, and it is
-    made again after each change of the signal.
+    The matrix is made again after each change of the signal. If the signal needs a gradient, or if
+    its factors are given for one call only, the matrix holds the noise alone, and the signal is
+    computed separately.
     """
 
     name = "dense"
     _parametrized = False
-    """Whether a parametrization, such as an adapter of PEFT, has computed the weight before. PEFT
-    merges such an adapter by writes that do not change the version of the weight."""
+    """Whether a parametrization, such as an adapter of PEFT, has computed the weight before. Then
+    the matrix holds the noise alone, because PEFT merges an adapter by writes that do not change
+    the version of the weight."""
 
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """One product with the merged matrix; in training, one for signal and one for noise."""
+        """The output, from one product; from two products if the matrix holds the noise alone."""
         if is_transformed():  # what is made of tensors of a transform must not outlive it
             return layer.unpacked_forward(x, weight, bias)
         if self._keeps_noise(layer, weight, torch.is_grad_enabled()):
@@ -50,15 +51,15 @@ class DenseLayout(Layout):
             self._merged(layer, weight.dtype, weight)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise applied to x; its unpacked matrix is kept."""
+        """The noise matrix applied to x; the unpacked matrix of the noise is kept."""
         return layer._act(x, self._noise(layer, x.dtype))
 
     def _keeps_noise(self, layer: SpikedLinear, weight: Tensor, training: bool) -> bool:
-        """Whether the noise alone is kept.
+        """Whether the kept matrix holds the noise alone.
 
-        It is kept alone if the signal trains, if the next call may have another weight, or if
-        writes to the weight may go unnoticed. A parametrization computes the weight for each call,
-        and `functional_call` replaces it for one call. Such a weight is no `Parameter`.
+        It does if the signal trains, if the next call may have another weight, or if writes to the
+        weight may go unnoticed. A weight that is no `Parameter` is for one call: a parametrization
+        has computed it, or `functional_call` has replaced the weight.
         """
         passing = type(weight) is Tensor
         if passing and "weight" not in layer._parameters:

@@ -1,4 +1,4 @@
-"""Packed codes that a Triton kernel decodes in registers while it multiplies: for CUDA."""
+"""The layout `fused`, for CUDA: a Triton kernel decodes the codes of the noise as it multiplies."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class FusedLayout(Layout):
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
         """Why a layer cannot have this layout; empty if it can.
 
-        It cannot if it is a convolution, if the kernel cannot decode its noise, if Triton is
-        missing, or if it is not on CUDA.
+        The layout is impossible for a convolution, for a layer that is not on CUDA, for noise that
+        the kernel cannot decode, and without Triton.
         """
         if isinstance(layer, SpikedConv2d):
             return "its kernel does not support convolutions"
@@ -58,7 +58,7 @@ class FusedLayout(Layout):
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """The signal plus the fused product of the noise, both in the dtype of x."""
+        """The product with the signal plus the kernel's product with the noise, in x's dtype."""
         if not has_rows(layer, x):
             return layer.unpacked_forward(x, weight, bias)
         signal = layer._signal(x, weight, bias)
@@ -67,7 +67,7 @@ class FusedLayout(Layout):
         return signal + LayoutProduct.apply(x, layer, self)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise applied to x, decoded from its codes by the kernel."""
+        """The noise matrix applied to x, decoded from its codes by the kernel."""
         from hf_rmt.nn.layouts.fused_kernel import fused_product
 
         rows = fused_product(x.detach().reshape(-1, layer.in_features), layer.noise)

@@ -21,10 +21,11 @@ from torch import Tensor
 from hf_rmt.nn.stores.codebooks import CODEBOOKS, CUBIC, RUN, SCALE_STEP, SPIRAL, table
 
 ROWS, OUTPUTS, INPUTS = 16, 64, 64
-"""Sides of the tiles: rows of x and outputs per program, and inputs per step of its loop."""
+"""Sizes of the tiles. Each program computes ROWS x OUTPUTS results (rows of x, outputs of the
+layer), and each step of its loop reads INPUTS inputs."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton's interpreter runs the kernel. It rounds to bfloat16 wrongly, so in this case the
-kernel itself does not round."""
+"""Whether Triton's interpreter runs the kernel. The interpreter rounds to bfloat16 wrongly. So the
+kernel does not round if the interpreter runs it."""
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The noise as integers with one scale per row, multiplied by the processor's integer units."""
+"""The layout `int8`: the noise is a matrix of integers, for integer products of the processor."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Int8Layout(Layout):
     """y = signal(x) + integers(x): the signal in floating point, the noise in integers.
 
     For the noise, the inputs are rounded, each row (token) with a scale of its own. With
-    `activations="int8"` a rotation first spreads outliers over the channels, and the result is
-    rounded to 8 bits. With `activations="int16"` the inputs are rounded to two digits of 8 bits,
-    which is nearly exact. For the signal, the inputs are not rounded.
+    `activations="int8"` a rotation first spreads outliers over the channels, and the rotated inputs
+    are rounded to 8 bits. With `activations="int16"` the inputs are rounded to two digits of 8
+    bits, which is nearly exact. For the signal, the inputs are not rounded.
     """
 
     name = "int8"
@@ -45,8 +45,8 @@ class Int8Layout(Layout):
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
         """Why a layer cannot have this layout; empty if it can.
 
-        It cannot if it is a convolution, if it has no noise, or if its device has no integer
-        product for its width.
+        The layout is impossible for a convolution, for a layer without noise, and on a device that
+        has no integer product for the layer's number of inputs.
         """
         if isinstance(layer, SpikedConv2d):
             return "torch has no integer convolution with a scale for each row"
@@ -64,7 +64,7 @@ class Int8Layout(Layout):
         return layer._signal(x, weight, bias) + LayoutProduct.apply(x, layer, self)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise applied to x, by an integer product."""
+        """The noise matrix applied to x, by an integer product."""
         return self._product(layer, x, (None, None))
 
     def _product(self, layer: SpikedLinear, x: Tensor, signal: tuple[Any, Any]) -> Tensor:
@@ -83,7 +83,8 @@ class Int8Layout(Layout):
     def _signal(self, layer: SpikedLinear, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any]:
         """The factors and the bias in float32; they are made again only after a change.
 
-        For a float32 layer they are views. To make them takes a tenth of the time of a small layer.
+        They are kept, because to make them takes a tenth of the time of a small layer. For a
+        float32 layer they are views.
         """
         parts = [part for part in (weight, bias) if part is not None]
         key = [signal_identity(layer, part) for part in parts]

@@ -22,12 +22,13 @@ from hf_rmt.nn.layouts.locks import usable_after_fork
 TOP = 127
 """Largest digit, and largest integer of a weight."""
 NARROW = 63
-"""Largest digit on processors (AVX2) that add two products of bytes in 16 bits, which overflow
-easily."""
+"""Largest digit on processors (AVX2) that add two products of bytes in 16 bits, where larger digits
+could overflow."""
 LARGEST_BLOCK = 32
 """Largest side of the Hadamard matrices that rotate the inputs."""
 CUDA_ROWS, CUDA_MULTIPLE = 17, 8
-"""Fewest rows, and a divisor of the number of columns, for the integer product of cuBLAS."""
+"""The integer product of cuBLAS needs at least CUDA_ROWS rows, and a number of columns that is a
+multiple of CUDA_MULTIPLE."""
 
 FBGEMM = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 """The product of fbgemm, an integer library in torch. It takes the inputs, their scale, their
@@ -66,9 +67,9 @@ class IntegerWeight:
     def product(
         self, rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
     ) -> Tensor:
-        """The product rows (first second + W') + bias, where W is this matrix.
+        """The product rows (first second + W') + bias, where W' is the transpose of this matrix.
 
-        It is computed for a few rows at a time.
+        The product is computed for a few rows at a time.
 
         Args:
             rows: Shape (tokens, in), of any floating dtype.
@@ -92,10 +93,11 @@ class IntegerWeight:
     def _product(
         self, rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
     ) -> Tensor:
-        """The product of rows in float32. Operations are few, as each takes 3 microseconds or more.
+        """As `product`, for rows in float32. It uses few operations: each takes 3 us or more.
 
-        A row of zeros is divided by its unit, which is 0, so its integers are arbitrary. The result
-        is 0 all the same: it is multiplied by the unit, and the integer product is finite.
+        Each row is divided by its unit, a multiple of its largest absolute entry. The unit of a row
+        of zeros is 0, and the division gives arbitrary integers. Their product is finite and is
+        multiplied by the unit, so the result is 0.
         """
         total = _signal(rows, factors, bias)
         rows = self._rotated(rows)
@@ -114,7 +116,7 @@ class IntegerWeight:
         return sums.mul_(unit) if total is None else torch.addcmul(total, sums, unit)
 
     def _sums(self, scaled: Tensor) -> Tensor:
-        """The integer product with `scaled`. Its entries are rounded to digits of at most `top`."""
+        """The integer product with `scaled`, whose entries are rounded to digits up to `top`."""
         if self.digits == 1:
             return self._integer_product(scaled)
         high = scaled.round()
@@ -177,7 +179,7 @@ def why_no_integers(device: torch.device, width: int) -> str:
     """Why a device has no integer product for rows of this width; empty if it has one."""
     if device.type == "cuda":
         fits = width % CUDA_MULTIPLE == 0
-        return "" if fits else f"cuBLAS needs a multiple of {CUDA_MULTIPLE} inputs for integers"
+        return "" if fits else f"its number of inputs is no multiple of {CUDA_MULTIPLE} (cuBLAS)"
     if device.type != "cpu":
         return f"torch has no integer product on {device.type}"
     if _engine(device) == "fbgemm" or not _wraps(device):
@@ -198,7 +200,7 @@ def _engine(device: torch.device) -> str:
 
 
 def _prepacked(integers: Tensor, scales: Tensor) -> Any:
-    """The weight in the format of fbgemm, which keeps no other copy."""
+    """The weight in the format of fbgemm; no other copy of the weight is kept."""
     with _ENGINE_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # quantized tensors are deprecated, their products are not
         before = torch.backends.quantized.engine

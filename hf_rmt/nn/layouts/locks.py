@@ -7,9 +7,9 @@ from typing import Any
 
 
 def usable_after_fork(lock: Any) -> Any:
-    """The lock itself, which becomes free in every process that is forked later.
+    """The lock itself, which is free at the start of every process that is forked later.
 
-    A fork copies only the thread that calls it. A lock that another thread holds at this moment
+    A fork copies only the thread that calls it. So a lock that another thread holds at the fork
     would stay locked in the new process for ever.
 
     Args:

@@ -1,4 +1,4 @@
-"""The layout `packed`: the codes are those on disk and are unpacked in every forward."""
+"""The layout `packed`: memory holds the codes of the file, and every forward unpacks them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PackedLayout(Layout):
         """Do nothing, because this layout keeps no tensors."""
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise applied to x; it is decoded anew in each call."""
+        """The noise matrix applied to x; each call decodes the noise again."""
         return layer._act_noise(x)
 
     @staticmethod

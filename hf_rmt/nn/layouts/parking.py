@@ -1,4 +1,4 @@
-"""Parks the codes of noise, if only saving needs them: moves them from memory to a file.
+"""Parks codes of noise that only saving needs: moves them from memory to a temporary file.
 
 The file is mapped into memory and read on use. So a parked tensor is still an ordinary tensor: it
 can be saved, copied and written to. Its pages belong to a temporary file without a name. So they
@@ -81,7 +81,7 @@ def _mapped(tensor: Tensor, folder: Path) -> Tensor:
 
 
 def _private_memory(handle: int, size: int) -> Any:
-    """The content of an open file as memory of this process; it is freed with the result.
+    """The content of an open file as memory of this process; the memory is freed with the result.
 
     Torch can map files as well, but it cannot pass such a tensor to another process. Python's
     `mmap` keeps a further file open for each tensor.
@@ -105,7 +105,7 @@ def _unmap(address: int, size: int) -> None:
 
 
 def let_go(tensor: Tensor) -> None:
-    """Give the pages of a tensor that lies in a file back to the system.
+    """Return to the system the memory pages of a tensor that lies in a file.
 
     The pages are read from the file again on the next use. No content can be lost, because pages
     that were changed only in memory stay in memory.

@@ -27,16 +27,16 @@ def set_layout(
     """Choose how the weights of compressed layers lie in memory. Saved files stay the same.
 
     A layout reads the factors of the signal again after they were written to, after each step of an
-    optimizer, and after a call of `train` or `eval`. After a write through `.data`, call `train` or
-    `eval`.
+    optimizer, and after a call of `train` or `eval`. The layout does not notice a write through
+    `.data`: call `train` or `eval` after such a write.
 
     Args:
         model: A model with compressed layers, or one such layer.
         layout: `packed` unpacks the noise in each forward, `int8` multiplies integers, and `dense`
-            keeps one dense matrix. `fastest` measures these three for each shape of layer and
-            remembers the fastest on this machine. `smallest` takes the one with the least memory.
-            `fused` decodes codes inside the product, by a Triton kernel that has not run on a GPU
-            yet; it is used only if it is named.
+            keeps one dense matrix. `fastest` measures these three for each shape of layer, and
+            remembers the fastest of them on this machine. `smallest` takes the one of the three
+            that needs the least memory. `fused` decodes codes inside the product, by a Triton
+            kernel that has not run on a GPU yet; it is used only if it is named.
         activations: How the layout `int8` rounds its inputs: to 8 bits (`int8`), or nearly exactly
             to 16 bits (`int16`).
         tokens: Numbers of rows in an input for which `fastest` measures the times.
@@ -47,8 +47,8 @@ def set_layout(
 
     Raises:
         TypeError: If the model is no module, or tokens are no whole numbers.
-        ValueError: If the name of a layout or rounding is unknown, a number of tokens is below 1,
-            or the layout needs the tensors of layers that are offloaded.
+        ValueError: If `layout` or `activations` is unknown, a number of tokens is below 1, or the
+            layout needs the tensors of layers that are offloaded.
 
     Examples:
         >>> from hf_rmt.nn import SpikedLinear
@@ -81,7 +81,7 @@ def _checked_tokens(tokens: Any) -> tuple[int, ...]:
 
 
 def refusals(model: nn.Module, layout: str, *, activations: str = "int8") -> str:
-    """Why some layers of a model cannot have a layout, to add to a line; empty if all can."""
+    """The end of a line of text: why some layers cannot have a layout. Empty if all can."""
     if layout in CHOICES:
         return ""
     layers = [layer for layer in compressed_layers(model) if isinstance(layer, SpikedLinear)]
@@ -119,7 +119,7 @@ def layout_line(model: nn.Module) -> str:
         model: A model with compressed layers.
 
     Returns:
-        The line; empty if there is no such layer.
+        The line; empty if no layer is compressed.
     """
     layers = compressed_layers(model)
     if not layers:

@@ -1,1 +1,1 @@
-"""Packed tensors: codes and scales of noise, signs of ternary weights, made dense again."""
+"""Packs weights into few bits and unpacks them: noise as codes with scales, and ternary signs."""

@@ -1,8 +1,9 @@
-"""Codebooks for Gaussian noise: a byte stands for a point in one, two or five dimensions.
+"""Codebooks for Gaussian noise: a byte stands for a point, which is one, two or five weights.
 
-A quantiser can treat noise as Gaussian if its singular values follow the law of a random matrix. So
-the points have the optimal density for a Gaussian. Their closed forms give the same points on every
-machine. Groups of neighbouring weights share a scale, and the points are in units of this scale.
+Noise can be rounded like Gaussian numbers if its singular values follow the law of a random matrix.
+So the points have the optimal density for a Gaussian. Formulas give the points, so they are the
+same on every machine. Groups of neighbouring weights share a scale, and the coordinates of the
+points are weights divided by this scale.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from torch import Tensor
 from hf_rmt.nn.constants import constant
 
 SCALE_STEP = 8
-"""Number of scale codes per factor of 2: scales are rounded to steps of 9 %. The codes of the
-weights are chosen after the scale is rounded, so that the coarse step causes almost no error."""
+"""Number of scale codes per factor of 2, so that a scale is rounded in steps of 9 %. This causes
+almost no error, because the codes of the weights are chosen after the scale is rounded."""
 RUN = 16
-"""Number of groups in a run; the groups of a run share a coarse scale code."""
+"""Number of groups in a run. A group is some neighbouring weights with one scale; the groups of a
+run share a coarse scale code, see `FINE_CODES`."""
 FINE_CODES = 16
 """Number of fine scale codes, so that a nibble (4 bits) holds one. The scale code of a group is
 the coarse code of its run plus its own fine code."""
@@ -48,16 +50,16 @@ class Codebook:
             number, or a tuple of `block` numbers.
         block: Number of weights per byte.
         group: Number of weights per scale, `8 * block`, so that the codes of a group are 8 bytes.
-        largest: Whether the search for the scale starts from the group's largest entry; otherwise
-            it starts from the root mean square.
-        unit: Scale at the start of the search, divided by that entry or root mean square.
-        offsets: Scale codes that are tried, relative to the start.
+        largest: True if the search for the scale starts from the group's largest absolute entry,
+            False if it starts from the group's root mean square.
+        unit: Scale at the start of the search, divided by this largest entry or root mean square.
+        offsets: Scale codes that are tried, relative to the code of the scale at the start.
         encode: Converts weights divided by their scale, shape (n, group), to bytes, shape (n, group
             / block).
         decode: Converts the bytes back to weights divided by their scale, flat float32.
-        joint: Number of weights that must be rounded together; 1 if each has values of its own.
-        cubic: If it is given, the points are c + cubic c^3 with c = byte - 128, in float32.
-            To compute them takes less time than to look them up. None if there is no such formula.
+        joint: Number of weights that must be rounded together; 1 if each can be rounded alone.
+        cubic: If given, the points are c + cubic c^3 with c = byte - 128, in float32. To compute
+            such points takes less time than to look them up. None if there is no such formula.
     """
 
     points: Sequence[Any] = field(repr=False)

@@ -1,8 +1,9 @@
 """Unpacks stored weights by plain operations, for ONNX, `torch.export` and `torch.jit.trace`.
 
 The usual, fast code reinterprets bytes, gathers complex numbers and branches on sizes. An exported
-graph cannot hold these operations. So the layers use this module while a graph is traced. It only
-looks numbers up in small tables and adds integers, in the same way for every batch size.
+graph cannot hold these operations. So the layers use this module while a graph is traced. This
+module only looks up numbers in small tables and adds integers, in the same way for every batch
+size.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ def is_exporting() -> bool:
 def plain_noise(
     kind: str, codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, shape: tuple[int, int]
 ) -> Tensor:
-    """The noise of a packed store as a float32 matrix.
+    """The noise of a packed `NoiseStore` as a float32 matrix.
 
     Args:
         kind: `int8`, `int4` or `ternary`.
-        codes: The buffer `codes` of the `NoiseStore`.
-        fine: The buffer `fine`.
-        coarse: The buffer `coarse`.
-        base: The buffer `base`.
+        codes: The buffer `codes` of the `NoiseStore`, which describes its buffers.
+        fine: The buffer `fine` of the `NoiseStore`.
+        coarse: The buffer `coarse` of the `NoiseStore`.
+        base: The buffer `base` of the `NoiseStore`.
         shape: Shape of the result, (out, in).
     """
     points = _table(CODEBOOKS[kind].points, codes).index_select(0, codes.to(torch.int32))
@@ -50,7 +51,8 @@ def plain_signs(codes: Tensor, shape: tuple[int, int]) -> Tensor:
     """The signs (-1, 0 or 1) of a ternary layer as a float32 matrix.
 
     Args:
-        codes: `TernaryLinear.weight`: five signs per byte if it has one dimension, four if two.
+        codes: `TernaryLinear.weight`, with five signs in a byte if this tensor has one dimension,
+            and four signs in a byte if it has two dimensions.
         shape: Shape of the result, (out, in).
     """
     bytes_ = codes.flatten().to(torch.int32) % 256

@@ -14,7 +14,7 @@ TWICE = 2**32 + 1
 
 
 def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
-    """Scale codes of the groups of some runs, flat, one byte each.
+    """Scale codes of the groups of some runs, flat, one byte each; a run is RUN groups.
 
     Args:
         fine: Fine codes of the groups, 4 bits each, so RUN / 2 bytes per run.
@@ -32,7 +32,7 @@ def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def repeated(grid: Tensor, codes: Tensor, group: int) -> Tensor:
-    """The scales for given codes, in a shape that multiplies rows of `group` weights.
+    """The scales for given codes, in a shape that can multiply rows of `group` weights.
 
     Args:
         grid: The scale for each code.

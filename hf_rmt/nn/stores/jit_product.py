@@ -1,8 +1,8 @@
 """Multiplies a few inputs by packed noise, by machine code that Numba compiles.
 
-To unpack a weight means to write it to memory and to read it again. That takes longer than the
-product when there are few inputs. Here the weights of two rows are unpacked into the first cache,
-and are multiplied there with all the inputs.
+To unpack a weight means to write it to memory and to read it again. If there are few inputs, this
+takes longer than the product. Here the weights of two rows are unpacked into the first cache, and
+are multiplied there with all the inputs.
 """
 
 # Numba's decorator has no types, and the functions that it compiles need none.
@@ -30,13 +30,14 @@ from hf_rmt.nn.stores.machine_code import (
 )
 
 FEW = {torch.float32: 64, torch.bfloat16: 16, torch.float16: 16}
-"""The most inputs (rows of x) of each dtype. With more inputs, it may be faster to unpack all the
-weights and to use the processor's own matrix product, above all in bfloat16. The numbers are fixed,
-not measured, so that a model gives the same bits in each process."""
+"""Largest number of inputs (rows of x) for which this product is used, by dtype. With more inputs,
+it may be faster to unpack all the weights and to use the processor's own matrix product, above all
+in bfloat16. The numbers are fixed, not measured, so that a model gives the same bits in each
+process."""
 TOGETHER = 4
-"""Number of inputs that are multiplied by two weights while these are in registers."""
+"""Number of inputs that are multiplied by two weights while the weights are in registers."""
 REORDERED = {"reassoc", "contract", "nsz"}
-"""What the compiler may do with sums (names of LLVM), so that they become vector instructions."""
+"""What the compiler may do with sums, to make vector instructions of them (names of LLVM)."""
 library.define(
     "hf_rmt::noise_product",
     "(Tensor x, Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, int rows)"
@@ -48,7 +49,7 @@ def can_multiply(codes: Tensor, x: Tensor, columns: int) -> bool:
     """Whether x is an ordinary tensor of few rows on the CPU, and the codes can be read there.
 
     Args:
-        codes: Codes of a packed store.
+        codes: Codes of a packed `NoiseStore`.
         x: The inputs.
         columns: Number of columns of the weight.
     """
@@ -69,8 +70,8 @@ def multiply(
     Args:
         x: Shape (..., in), float32 or narrower.
         codes: Codes of the whole weight, as `NoiseStore` packs them.
-        fine: Fine scale codes of its groups, 4 bits each.
-        coarse: Coarse scale codes, one byte per run of groups.
+        fine: Fine scale codes of the groups, 4 bits each.
+        coarse: Coarse scale codes, one byte per run; a run is RUN groups.
         base: The largest scale, as the bits of its float32.
         kind: `int8`, `int4` or `ternary`.
         rows: Number of rows of the weight.
@@ -148,7 +149,7 @@ def _product(book: Codebook) -> Callable[..., None]:
 
 
 def _computed(book: Codebook) -> Callable[..., None]:
-    """A loop that unpacks groups: it computes the value of each code, times its scale."""
+    """A loop that unpacks groups: it computes the value of each code, multiplied by its scale."""
     group, cubic, middle = book.group, np.float32(book.cubic), np.float32(128)
 
     def loop(codes, points, steps, weights):
@@ -164,7 +165,7 @@ def _computed(book: Codebook) -> Callable[..., None]:
 
 
 def _looked_up(book: Codebook) -> Callable[..., None]:
-    """A loop that unpacks groups: it looks up the value of each code, times its scale."""
+    """A loop that unpacks groups: it looks up the value of each code, multiplied by its scale."""
     block, bytes_ = book.block, book.group // book.block
 
     def loop(codes, points, steps, weights):

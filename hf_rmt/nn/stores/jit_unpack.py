@@ -22,7 +22,7 @@ from hf_rmt.nn.stores.machine_code import can_read, compiled, largest, points, s
 
 __all__ = ["can_read", "unpack"]
 RUNS_AT_ONCE = 8
-"""Number of runs that go through all steps together, so that they stay in the first cache."""
+"""Number of runs (of RUN groups) that are unpacked together, so that they fit the first cache."""
 library.define(
     "hf_rmt::unpack",
     "(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()",
@@ -32,11 +32,11 @@ library.define(
 def unpack(
     codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, kind: str, out: Tensor | None
 ) -> Tensor:
-    """The weights of some runs, as `NoiseStore` packs them.
+    """Unpack the weights of some runs that a `NoiseStore` has packed; a run is RUN groups.
 
     Args:
         codes: Codes of the runs, uint8, contiguous.
-        fine: Fine scale codes of their groups, 4 bits each, so RUN / 2 bytes per run.
+        fine: Fine scale codes of the groups, 4 bits each, so RUN / 2 bytes per run.
         coarse: Coarse scale codes, one byte per run.
         base: The largest scale, as the bits of its float32.
         kind: `int8`, `int4` or `ternary`.
@@ -103,7 +103,7 @@ def _lookup(book: Codebook) -> Callable[..., None]:
 
 
 def _polynomial(book: Codebook) -> Callable[..., None]:
-    """A loop that computes the points; its three steps become vector instructions.
+    """A loop that computes the points; its inner loops become vector instructions.
 
     It takes half of the time of `_lookup`, with AVX2 and with AVX-512.
     """

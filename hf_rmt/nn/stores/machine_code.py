@@ -28,15 +28,15 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES
 logger = logging.getLogger(__name__)
 
 PART = 2**17
-"""The least number of weights for a thread. To unpack so many takes 80 to 100 microseconds, and to
-pass two parts to threads takes 50."""
+"""The smallest number of weights for a thread. To unpack this many weights takes 80 to 100
+microseconds, and to pass two parts to threads takes 50 microseconds."""
 
 
 def can_read(codes: Tensor) -> bool:
-    """Whether loops can read codes: they lie on the CPU, and Numba works.
+    """Whether compiled loops can read codes: the codes lie on the CPU, and Numba works.
 
     Args:
-        codes: Codes of a packed store.
+        codes: Codes of a packed `NoiseStore`.
     """
     if codes.device.type != "cpu" or torch.compiler.is_compiling():
         return False
@@ -58,7 +58,7 @@ def numba() -> Any:
     except (ImportError, SystemError) as error:
         logger.warning(
             "numba cannot be imported, so torch unpacks the noise, which is slower; install a "
-            "numba that fits the other packages, or uninstall it: %s",
+            "version of numba that fits the other packages, or uninstall numba: %s",
             error,
         )
         return None
@@ -70,9 +70,9 @@ def compiled(
 ) -> Callable[..., None]:
     """Machine code of a loop, compiled now and, if possible, kept on disk.
 
-    Numba names its files after the loop, and numbers the loops of one name. Two processes that
-    start together can give one number to two loops, and a later process then runs the wrong one. So
-    each loop gets a name of its own.
+    Numba names a file after the loop, and gives a number to each loop of the same name. Two
+    processes that start together can give the same number to two loops, and a later process would
+    run the wrong loop. So each loop gets a name of its own.
 
     Args:
         loop: The loop; it is renamed.
@@ -136,7 +136,7 @@ def shared_out(work: Callable[[int, int], None], size: int, weights: int) -> Non
 def pool(process: int) -> ThreadPoolExecutor:
     """The thread pool of the process with this id.
 
-    Each process has its own pool, because a forked one has none of its parent's threads.
+    Each process has its own pool, because a forked process has none of its parent's threads.
     """
     return ThreadPoolExecutor(os.cpu_count(), "hf_rmt_noise")
 

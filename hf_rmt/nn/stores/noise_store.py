@@ -1,4 +1,4 @@
-"""Stores the noise of a weight, which is the weight minus its signal, in one of several kinds."""
+"""Stores the noise of a weight, which is the weight minus its signal, in one of several formats."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hf_rmt.nn.stores.packing import pack_runs, row_chunks, store_sizes
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
 
 PIECE = 640 * 2048
-"""Number of weights that are unpacked at once: a multiple of the run of every kind. It limits the
-memory of temporary tensors, and it is large because each piece costs a fixed time."""
+"""Number of weights that are unpacked at once: a multiple of `Codebook.run` of every kind. A larger
+number takes more memory for temporary tensors, and a smaller number takes more time."""
 unpacker: Any = None
 multiplier: Any = None
 """The modules `jit_unpack` and `jit_product`, which the package sets. Both are None in a code file
@@ -85,7 +85,7 @@ class NoiseStore(nn.Module):
         shape = (self.out_features, self.in_features)
         if tuple(weight.shape) != shape:
             raise ValueError(
-                f"the store was made for a weight of shape {shape}, got {tuple(weight.shape)}"
+                f"weight must have the shape of the store, {shape}, got {tuple(weight.shape)}"
             )
         if self.kind == "keep":
             for start, rows in row_chunks(weight, signal):
@@ -134,8 +134,8 @@ class NoiseStore(nn.Module):
                 overwrites. This saves the time to map new memory.
 
         Returns:
-            A new tensor; with `scratch`, memory that is used again; with `keep`, `residual` itself
-            if it has this dtype.
+            A new tensor; with `scratch`, a tensor in memory that is used again. With `keep`, it is
+            `residual` itself if `residual` has this dtype.
 
         Raises:
             ValueError: If the store drops the noise.
@@ -145,7 +145,7 @@ class NoiseStore(nn.Module):
     def rows(
         self, start: int, stop: int, dtype: torch.dtype | None = None, *, scratch: bool = False
     ) -> Tensor:
-        """Rows start to stop (exclusive) of `dense`; the other rows are not unpacked."""
+        """Rows `start` to `stop` (exclusive) of `dense`; the other rows are not unpacked."""
         return self(start, stop, dtype, scratch=scratch)
 
     def forward(
@@ -172,7 +172,7 @@ class NoiseStore(nn.Module):
         return result.view(stop - start, self.in_features)
 
     def _weights(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
-        """Weights first to last of the flattened matrix, in float32 or in the dtype of `out`."""
+        """Weights `first` to `last` of the flattened matrix, in float32 or the dtype of `out`."""
         book = CODEBOOKS[self.kind]
         low, high = first // book.run, -(-last // book.run)
         size = (high - low) * book.run
@@ -183,7 +183,7 @@ class NoiseStore(nn.Module):
         return out.copy_(values[first - low * book.run : last - low * book.run])
 
     def _unpacked(self, low: int, high: int, out: Tensor | None) -> Tensor:
-        """Weights of the runs low to high, flat float32; written to `out` if it is given."""
+        """Weights of the runs `low` to `high`, flat float32; written to `out` if it is given."""
         book = CODEBOOKS[self.kind]
         codes = self.codes[low * book.run_bytes : high * book.run_bytes]
         fine, coarse = self.fine[low * RUN // 2 : high * RUN // 2], self.coarse[low:high]

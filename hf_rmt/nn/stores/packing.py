@@ -12,8 +12,8 @@ from hf_rmt.nn.stores.group_scales import repeated
 
 CHUNK = 2**15
 CHUNKS = 24
-"""Weights are packed in pieces of CHUNK entries, or of 1 / CHUNKS of the matrix if that is more. So
-packing needs only a fraction of the memory of the matrix."""
+"""Weights are packed in pieces of CHUNK entries, or of 1 / CHUNKS of the matrix if this is more.
+So packing needs only a fraction of the memory of the matrix."""
 
 
 def rows_at_once(shape: Sequence[int]) -> int:
@@ -44,7 +44,7 @@ def row_chunks(
 
 
 def pack_runs(book: Codebook, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The codes and scale codes of weights with the least squared error.
+    """The codes and scale codes of some weights, chosen for the least squared error.
 
     Args:
         book: The codebook.

@@ -19,9 +19,9 @@ def ternarize(
 ) -> tuple[Tensor, Tensor]:
     """The ternary matrix s T nearest to a weight, with T in {-1, 0, 1} and scales s.
 
-    Let |w_1| >= |w_2| >= ... be the sorted entries. If the m largest are kept, the best scale is
-    their mean. This lowers the squared error by (|w_1| + ... + |w_m|)^2 / m, compared with T = 0.
-    Without `sparsity`, the m that lowers the error most is found exactly.
+    Let |w_1| >= |w_2| >= ... be the sorted absolute entries. If the m largest are kept, the best
+    scale is their mean. Compared with T = 0, this lowers the squared error by (|w_1| + ... +
+    |w_m|)^2 / m. Without `sparsity`, the m that lowers the error most is found exactly.
 
     Args:
         weight: Shape (out, in), finite.

@@ -123,7 +123,7 @@ def _spiked_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str
 
 
 def _recovery_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
-    """The sentence on singular values that were shrunk; empty if none was, as with calibration."""
+    """The sentence on the recovery of spikes; empty if no spike was recovered."""
     recovers = config.get("recover_spikes")
     if recovers is None:
         recovers = any(layer.noise == "drop" for layer in layers)
@@ -144,7 +144,8 @@ def _ternary_words(layers: Sequence[LayerPlan]) -> str:
         text += (
             f" The activations after {steps} of them are steps with the Gaussian moments of the "
             "activations that they replace: the same means over normally distributed inputs. With "
-            "these, a wide network keeps its kernel, which says how similar it finds two inputs."
+            "these, a wide network keeps its kernel: a matrix that says how similar the network "
+            "finds two inputs."
         )
     placed = [layer.step for layer in layers if layer.step is not None]
     called = {str(step["function"]) for step in placed if "function" in step}
@@ -152,7 +153,8 @@ def _ternary_words(layers: Sequence[LayerPlan]) -> str:
         names = ", ".join(sorted(called))
         text += (
             f" Where the model calls its activation as a function ({names}), the step is in the "
-            "layer. It gives the function only the inputs for which it returns the step's values."
+            "layer. The step passes on only inputs for which the function returns the step's "
+            "values."
         )
     return text
 
@@ -177,7 +179,7 @@ def _what_was_lost(plan: CompressionPlan) -> str:
 
 
 def _rounding_words(plan: CompressionPlan) -> str:
-    """How much rounding changed the weights: the relative error, and the cosine from it."""
+    """How much rounding changed the weights: the relative error, and the cosine that follows."""
     rounded = [layer for layer in plan if layer.rounds]
     if not rounded:
         return ""

@@ -1,4 +1,4 @@
-"""How the directions of a compressed model were chosen, in words for its card."""
+"""How the directions of a compressed model were chosen, in words for its model card."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def choice_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
 
     Args:
         layers: The layers that are stored as low-rank factors and noise.
-        config: The settings that the method reads, and whether a size and batches were given.
+        config: The settings that the method reads, and whether a size and calibration batches were
+            given.
 
     Returns:
         One or two sentences.
@@ -41,12 +42,12 @@ def choice_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
 
 
 def by_law(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> bool:
-    """Whether a law of the noise chose the number of directions in at least one layer."""
+    """Whether a law of the noise decided how many directions at least one layer keeps."""
     return not _how_many(config) and any(layer.phase != Phase.LAWLESS for layer in layers)
 
 
 def _how_many(config: Mapping[str, Any]) -> str:
-    """The sentence on the number of directions that the settings ask for; empty if none does."""
+    """The sentence on how many directions the settings ask for; empty if no setting does."""
     if (size := config.get("size")) is not None:
         return (
             f"Together, the layers keep {tables.percent(size)} of their parameters. A layer that "

@@ -47,7 +47,7 @@ class CardMetadata:
 
 
 def front_matter(metadata: CardMetadata, *, base_model: str | None, license: str | None) -> str:
-    """Metadata for the Hub as YAML. The values are JSON, whose quotes prevent misreading.
+    """Metadata for the Hub as YAML. Each value is written as JSON, so YAML cannot misread it.
 
     Args:
         metadata: Data by which the Hub lists the model.

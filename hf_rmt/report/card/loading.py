@@ -18,7 +18,7 @@ def snippet(repo: str, auto_class: str, processor: str | None, argument: str = "
 
 
 def loading_section(repo: str, auto_class: str, processor: str | None, *, exports: bool) -> str:
-    """The ways of loading the model, and why loading without them fails.
+    """The section on the ways to load the model, and on why plain loading fails.
 
     Args:
         repo: Hub id or folder.

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from hf_rmt.spectra import SpectrumFit
 
 REASON_WIDTH = 26
-"""The most characters of a reason that fit into a small panel."""
+"""Characters in a line of the reason why no law was fitted, so that it fits into a small panel."""
 DENSE_DECADES = 1.5
 """Logarithmic axes over more decades than this have ticks at powers of ten only."""
 TICK_HEIGHT = 0.035
-"""Height of the middle of a spike's tick, as a part of the height of the axes."""
+"""Height of the middle of the mark of a spike, as a fraction of the height of the axes."""
 
 
 def abscissa(*, square_root: bool, short: bool = False) -> str:
@@ -52,7 +52,7 @@ def spectrum_panels(figure: Figure, count: int, columns: int, *, square_root: bo
         figure: The figure to draw into.
         count: Number of panels, at least one.
         columns: Number of panels in a row.
-        square_root: Label the axes for singular values, not eigenvalues.
+        square_root: Label the axes for singular values, the square roots of the eigenvalues.
 
     Returns:
         The panels, row by row.
@@ -69,14 +69,16 @@ def spectrum_panels(figure: Figure, count: int, columns: int, *, square_root: bo
 
 
 def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> None:
-    """Draw one spectrum: a histogram of area 1, the law with the area of the noise, the spikes.
+    """Draw one spectrum: its histogram, the law of the noise, the edges and the spikes.
+
+    The histogram has the area 1, and the law has the area of the noise in it.
 
     Args:
         axes: Where to draw.
         fit: The fitted spectrum. Without a law only its histogram and the reason are drawn, with
             the signal in another colour.
         colours: The palette.
-        square_root: Draw over singular values, not eigenvalues.
+        square_root: Draw over singular values, the square roots of the eigenvalues.
     """
     ticker = matplotlib_part("ticker")
     finish(axes, colours)
@@ -113,13 +115,13 @@ def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bo
 
 
 def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> None:
-    """Draw how many values lie at or above each one, on logarithmic axes.
+    """Draw for each value how many values are at least as large, on logarithmic axes.
 
     Args:
         axes: Where to draw.
         fit: A fitted spectrum with a law.
         colours: The palette.
-        square_root: Draw over singular values, not eigenvalues.
+        square_root: Draw over singular values, the square roots of the eigenvalues.
     """
     ticker = matplotlib_part("ticker")
     values = positions(fit.eigenvalues, square_root=square_root)
@@ -142,13 +144,14 @@ def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bo
 def draw_ticks(
     axes: Axes, spikes: NDArray[np.float64], colours: Palette, *, below: bool = False
 ) -> None:
-    """Mark every spike at the foot of the axes.
+    """Mark every spike by a tick at the bottom of the axes.
 
     Args:
         axes: The axes to draw into.
         spikes: Positions of the spikes; if there are none, nothing is drawn.
         colours: The palette.
-        below: Mark them as signal below the edge, by hollow triangles in place of ticks.
+        below: Whether the spikes are signal below the edge, which hollow triangles mark in place of
+            ticks.
     """
     if len(spikes):
         look: dict[str, Any] = {"marker": "v", "markersize": 4, "markerfacecolor": "none"}
@@ -173,7 +176,7 @@ def _draw_histogram(
     spectrum: BinnedSpectrum,
     colours: Palette,
 ) -> float:
-    """Stack noise and spikes in bins that meet at the edge; returns the highest bar."""
+    """Stack noise and spikes in bins, one of which ends at the edge; returns the top height."""
     weight = 1 / (spectrum.total * (spectrum.bins[1] - spectrum.bins[0]))
     groups = [values[~is_signal], values[is_signal]]
     heights, _, _ = axes.hist(

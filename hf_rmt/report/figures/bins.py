@@ -1,4 +1,4 @@
-"""A spectrum in bins, as every figure shows it, and the misfit of its law to these bins."""
+"""A spectrum in bins, as every figure shows it, and how badly its law fits these bins."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hf_rmt.spectra.laws.law import BulkLaw
 Array = NDArray[np.float64]
 
 LONG_TAIL = 2.5
-"""If a spectrum reaches further than this many times the edge, the end of the noise, only a part of
-it is drawn."""
+"""The edge is the end of the noise. If the largest value exceeds this many times the edge, only a
+part of the spectrum is drawn."""
 BULK_VIEW = 1.5
-"""A spectrum with such a long tail is drawn up to this many times the edge."""
+"""A spectrum with a long tail, see `LONG_TAIL`, is drawn up to this many times the edge."""
 BINS = (20, 60)
 """Smallest and largest number of bins between 0 and the edge."""
 CURVE_POINTS = 200
 MISFIT = 0.1
-"""If the law misses a larger share of the noise than this, as in `law_misfit`, a note says so."""
+"""If the share of the noise that `law_misfit` returns is larger than this, a note says so."""
 MISFIT_COUNT = 10
-"""The law may always miss this number of eigenvalues. True laws missed up to 9 eigenvalues in
-simulations of 50 to 768 eigenvalues."""
+"""No note is made if the law misses at most this number of eigenvalues. In simulations of 50 to 768
+eigenvalues, the true law missed up to 9."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class BinnedSpectrum:
         noise: Number of noise values in each bin, shape (m,).
         signal: Number of signal values in each bin, shape (m,).
         edge: Largest value that counts as noise.
-        limit: Where the drawing ends, inside the last bin. Values beyond the last bin lie in no
-            bin.
+        limit: Where the drawing ends, inside the last bin. Values beyond the last bin are not
+            counted.
         total: Number of all values.
     """
 
@@ -61,7 +61,7 @@ def positions(eigenvalues: Array, *, square_root: bool) -> Array:
 
 
 def has_long_tail(fit: SpectrumFit, *, square_root: bool) -> bool:
-    """Whether the largest value lies so far out that the noise would shrink to a line."""
+    """Whether the largest value is so large that in a figure the noise would shrink to a line."""
     if fit.noise_law is None:
         return False
     reach = fit.eigenvalues[0] / fit.upper_edge
@@ -118,9 +118,9 @@ def law_curve(
 def law_misfit(fit: SpectrumFit) -> float:
     """Share of the noise that would have to move to other bins for the law to hold.
 
-    It is half the sum over the bins of |measured share - share under the law|. Unlike the
-    Kolmogorov distance, it shows when the law has a gap, an interval without eigenvalues, and the
-    data have none.
+    It is half the sum over the bins of |measured share - share under the law|. It is large if the
+    law has a gap (an interval without eigenvalues) and the data have no gap. The Kolmogorov
+    distance does not show this.
 
     Args:
         fit: A fitted spectrum.
@@ -138,7 +138,7 @@ def law_misfit(fit: SpectrumFit) -> float:
 
 
 def misfit_note(fit: SpectrumFit) -> str:
-    """A note on how much of the noise the law misses; empty if it is no more than chance allows."""
+    """A note on how much of the noise the law misses; empty if chance can explain that much."""
     misfit = law_misfit(fit)
     if not misfit > max(MISFIT, MISFIT_COUNT / max(len(fit.noise), 1)):
         return ""

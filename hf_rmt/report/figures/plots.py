@@ -1,4 +1,4 @@
-"""Makes figures of spectra, and of quantities over the depth of a model. It never shows them."""
+"""Makes figures of spectra, and of quantities over the depth of a model, without showing them."""
 
 from __future__ import annotations
 
@@ -42,13 +42,15 @@ def spectrum_figure(
 ) -> Figure:
     """The spectrum of one weight: histogram, fitted law of the noise, edges and spikes.
 
-    The histogram has area 1 over the whole spectrum. So with K spikes among p eigenvalues the law
-    has the area 1 - K / p. If spikes lie far out, a second panel counts them on logarithmic axes.
+    The histogram of the whole spectrum has the area 1. If K of p eigenvalues are spikes, the law
+    has the area 1 - K / p, which is that of the noise. If spikes lie far out, a second panel counts
+    them on logarithmic axes.
 
     Args:
         fit: The fitted spectrum.
         title: Text above the figure.
-        square_root: Draw over singular values, which show the noise better than eigenvalues.
+        square_root: Draw over singular values, the square roots of the eigenvalues. They show the
+            noise better.
         dark: Draw on a dark background.
 
     Returns:
@@ -86,7 +88,7 @@ def grid_figure(
     Args:
         fits: Titles of the panels and the fitted spectra.
         title: Text above the figure.
-        square_root: Draw over singular values, not eigenvalues.
+        square_root: Draw over singular values, the square roots of the eigenvalues.
         dark: Draw on a dark background.
         columns: The most panels in a row.
 
@@ -126,15 +128,15 @@ def depth_figure(
 
     Args:
         names: Names of the layers.
-        panels: One panel for each key, which is the label of the vertical axis, with one value for
-            each layer. A value of nan is not drawn.
+        panels: The panels, one for each entry. The key is the label of the vertical axis, and the
+            values belong to the layers. A value of nan is not drawn.
         hollow: Which layers have a hollow marker.
         hollow_label: What a hollow marker means.
         title: Text above the figure.
         dark: Draw on a dark background.
 
     Returns:
-        A `matplotlib.figure.Figure`, one panel below the other.
+        A `matplotlib.figure.Figure` with one panel below the other.
 
     Raises:
         ImportError: If matplotlib is not installed.

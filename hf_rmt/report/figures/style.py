@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 FONT, SMALL_FONT = 9, 8
 """Sizes in points; they are legible if a figure of 7 inches fills the width of a page."""
 LEGEND_TEXT, LEGEND_KEY = 13, 7
-"""Characters of a legend per inch, and the width of a legend's sign with margins, in characters."""
+"""Estimated sizes in a legend: characters per inch, and the width of one coloured sign with its
+margins, in characters."""
 DATES = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 """Metadata that keep the time of writing out of a file."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
@@ -37,7 +38,7 @@ class Palette:
     series: tuple[str, ...]
 
     def of(self, place: int) -> str:
-        """The colour of a series by its number; after the last colour comes the first one again."""
+        """The colour of a series by its number; after the last colour, the first is used again."""
         return self.series[place % len(self.series)]
 
 
@@ -91,7 +92,7 @@ def new_figure(width: float, height: float, *, dark: bool) -> Figure:
 
 @contextmanager
 def styled(*, dark: bool) -> Iterator[Palette]:
-    """Use this package's style inside the block; after it, the user's settings are restored."""
+    """Use this package's style inside a `with` block. After the block, the user's style is back."""
     colours = palette(dark=dark)
     rules = {
         "font.size": FONT,
@@ -113,7 +114,7 @@ def styled(*, dark: bool) -> Iterator[Palette]:
 
 
 def finish(axes: Axes, colours: Palette) -> None:
-    """Set the style of the ticks, because they are made at drawing time, outside of `styled`."""
+    """Set the style of the ticks, which are drawn only later, when `styled` has ended."""
     axes.tick_params(which="both", colors=colours.ink, labelsize=SMALL_FONT, width=0.8)
     for axis in (axes.xaxis, axes.yaxis):
         axis.get_offset_text().set_color(colours.ink)

@@ -22,7 +22,12 @@ PLACE: list[Column] = [
     {"key": "name", "label": "layer", "type": "name", "help": "Name of the module."},
     {"key": "kind", "label": "type", "type": "choice", "help": "Role of the layer in its block."},
     {"key": "block", "label": "depth", "type": "count", "help": "Index of the block."},
-    {"key": "shape", "label": "shape", "type": "text", "help": "Number of outputs x of inputs."},
+    {
+        "key": "shape",
+        "label": "shape",
+        "type": "text",
+        "help": "Number of outputs x number of inputs.",
+    },
 ]
 VERDICT: Column = {
     "key": "verdict",
@@ -68,7 +73,12 @@ ANALYSIS: list[Column] = [
 COMPRESSION: list[Column] = [
     {"key": "state", "label": "state", "type": "choice", "help": "Compressed, filtered, or dense."},
     {"key": "noise", "label": "noise", "type": "choice", "help": "How the noise is stored."},
-    {"key": "before", "label": "bits before", "type": "number", "help": "Bits per dense weight."},
+    {
+        "key": "before",
+        "label": "bits before",
+        "type": "number",
+        "help": "Bits per weight before the compression.",
+    },
     {"key": "bits", "label": "bits after", "type": "number", "help": "Stored bits per weight."},
     {"key": "rank", "label": "rank", "type": "count", "help": "Directions stored as factors."},
     {
@@ -87,7 +97,7 @@ COMPRESSION: list[Column] = [
         "key": "rounding",
         "label": "rounding error",
         "type": "share",
-        "help": "Share of the squared norm that packing the noise changes.",
+        "help": "Squared norm of the error from rounding the noise, divided by that of the weight.",
     },
     {
         "key": "time",
@@ -103,11 +113,11 @@ def spectral_content(layers: Sequence[LayerSpectrum], summary: str) -> dict[str,
     """What the page of an analysis shows.
 
     Args:
-        layers: The layers.
-        summary: One line about all of them.
+        layers: The spectra of the layers.
+        summary: One line about all layers.
 
     Returns:
-        Plain values.
+        Plain JSON values, which `page_text` takes.
     """
     columns = [*PLACE, VERDICT, *SPECTRUM, *ANALYSIS, NOTES]
     spots = places([layer.name for layer in layers])
@@ -145,7 +155,7 @@ def compression_content(
         facts: Sizes before and after: a label, the numbers, and a remark for each.
 
     Returns:
-        Plain values.
+        Plain JSON values, which `page_text` takes.
     """
     known = {layer.name: layer.fit for layer in spectra}
     columns = [*PLACE, VERDICT, *COMPRESSION, *SPECTRUM, NOTES]
@@ -210,7 +220,7 @@ def _spectral_values(fit: SpectrumFit | None) -> dict[str, Any]:
 
 
 def _plan_values(layer: LayerPlan) -> dict[str, Any]:
-    """The plan's values of a layer; a dense layer has None for those of compressed layers only."""
+    """What the plan says of a layer; values that only compressed layers have may be None."""
     kept, lost = layer.compressed, layer.lost_energy
     return {
         "state": layer.state,

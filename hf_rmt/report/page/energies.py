@@ -8,22 +8,23 @@ from hf_rmt.plan import SPIKED, LayerPlan
 from hf_rmt.report.tables import percent
 
 WHOLE = 1e-6
-"""Shares count as the whole if their sum differs from 1 by less than this."""
+"""The stored and the lost share count as complete if their sum differs from 1 by less than this."""
 
 
 def energy_words(layer: LayerPlan) -> dict[str, Any]:
-    """Sentences on the squared norm, and the parts of a bar.
+    """Sentences on what became of the squared norm, and the parts of a bar that shows it.
 
     The stored and the lost share sum to 1 only if the stored directions are those of the weight
-    itself. Calibration and the recovery of spikes change them. Then there is no bar, and the
-    sentences give the error alone.
+    itself. Calibration and the recovery of spikes change the stored directions. Then there is no
+    bar, and the sentences give only the error.
 
     Args:
         layer: What happens to a layer.
 
     Returns:
-        Under `energies` the sentences, empty for a layer without a loss. Under `shares` the names
-        and sizes of the parts of the bar, which sum to 1, or None without a bar.
+        A mapping with two keys. `energies` holds the sentences; it is empty if there is nothing to
+        say. `shares` holds the names and sizes of the parts of the bar, which sum to 1; it is None
+        if there is no bar.
     """
     stored, lost = layer.signal_energy, layer.lost_energy or 0.0
     spiked = layer.compressed and layer.kind == SPIKED

@@ -21,7 +21,7 @@ SCRIPTS = ("svg.js", "spectrum.js", "depth.js", "filters.js", "table.js", "detai
 
 
 PAGES = (".html", ".htm")
-"""Endings of the files that hold a page."""
+"""The allowed endings of an HTML file."""
 
 
 def page_text(content: Mapping[str, Any], *, title: str) -> str:
@@ -29,7 +29,7 @@ def page_text(content: Mapping[str, Any], *, title: str) -> str:
 
     Names of layers and notes may contain any characters. The page holds them as JSON without any
     `<`, and the scripts show them as text. The security policy of the page forbids loading
-    anything, and it forbids all scripts except those of the page.
+    anything. It also forbids all scripts except those of the page.
 
     Args:
         content: Plain values, as `spectral_content` and `compression_content` make them.

@@ -1,4 +1,4 @@
-"""One spectrum as a few numbers, from which the scripts of a page draw it."""
+"""Turns a spectrum into a few numbers, from which the scripts of a page draw a figure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DIGITS = 4
 CURVE_POINTS = 90
 """Number of points of the law's curve in each interval in which the law has eigenvalues."""
 MOST_TICKS = 400
-"""Largest number of spikes, and of values below the edge, that are drawn."""
+"""The most spikes that are drawn, and the most signal values below the edge."""
 TAIL_POINTS = 60
-"""Number of points of the curve that counts how many singular values lie at or above each one."""
+"""Number of points of the curve of counts; see `spectrum_record`."""
 
 
 def rounded(value: float) -> float | None:
@@ -34,13 +34,13 @@ def rounded(value: float) -> float | None:
 def spectrum_record(fit: SpectrumFit) -> dict[str, Any] | None:
     """A spectrum over its singular values: bins, law, edges, spikes and the curve of counts.
 
-    The curve of counts says how many singular values lie at or above each one.
+    The curve of counts says, for a singular value, how many singular values are at least as large.
 
     Args:
         fit: The spectrum. Without a law there are only the bins and the curve of counts.
 
     Returns:
-        Plain values; None where there is nothing to draw.
+        Plain values; None if all eigenvalues are 0 or one of them is not finite.
     """
     values = positions(fit.eigenvalues, square_root=True)
     if len(values) < len(fit.eigenvalues) or not values.any():
@@ -86,7 +86,7 @@ def _lawless(fit: SpectrumFit, values: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _tail(values: NDArray[np.float64], is_signal: NDArray[np.bool_]) -> list[Any]:
-    """Some values, how many lie at or above each, and whether each is signal."""
+    """Points of the curve of counts: values, the count at each, and whether each is signal."""
     live = int(np.sum(values > 0))
     ranks = np.unique(np.geomspace(1, live, TAIL_POINTS).round().astype(int))
     return [_list(values[ranks - 1]), ranks.tolist(), is_signal[ranks - 1].astype(int).tolist()]

@@ -20,9 +20,10 @@ from hf_rmt.spectra.laws.spike_map import Array
 from hf_rmt.spectra.split import Phase, SpectrumFit, verdict, without_law
 
 SAFE = (1e-60, 1e60)
-"""Range of the largest eigenvalue in which powers in the published estimator stay finite."""
+"""If the largest eigenvalue lies in this range, powers of it in the published estimator stay
+finite."""
 Estimator = Callable[[int, Array], SpectrumFit]
-"""A method: maps N and the eigenvalues, descending and not negative, to their fit."""
+"""A function that makes a fit from N and the eigenvalues, which are descending and not negative."""
 
 
 def fit_double_bulk(
@@ -33,9 +34,9 @@ def fit_double_bulk(
     The double bulk is noise of two variances. The fit goes in rounds. A round removes the spikes
     and fits a law to the rest. Eigenvalues that lie further outside of the edges of this law than
     chance explains (the Tracy-Widom fluctuation) are the spikes of the next round. The rounds end
-    when the spikes stay the same. They start from the certain spikes alone, so that no more spikes
-    are found than needed. If the count keeps growing, as with heavy tails, the result of the first
-    round is taken and the phase is `heavy-tailed`.
+    when the spikes stay the same. The first round removes only eigenvalues that are certainly
+    spikes, so that no more spikes are found than needed. If the count keeps growing, as with heavy
+    tails, the result of the first round is taken and the phase is `heavy-tailed`.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
@@ -73,15 +74,16 @@ def fitted(
     *,
     normalise: bool = True,
 ) -> SpectrumFit:
-    """Check and scale the eigenvalues, let a method fit a law to them, and scale the fit back.
+    """Check and scale the eigenvalues, fit a law to them, and scale the fit back.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
-        estimator: The method; the largest of the scaled eigenvalues that it gets lies in [1, 2).
-        normalise: Whether to scale the eigenvalues always. Otherwise they are scaled only if powers
-            of them would overflow. The published estimator needs this, because its result depends
-            on the scale.
+        estimator: The function that fits the law. If the eigenvalues are scaled, the largest one
+            that it gets lies in [1, 2).
+        normalise: If True, the eigenvalues are always scaled. If False, they are scaled only if
+            powers of them would overflow. The published estimator needs False, because its result
+            depends on the scale.
 
     Returns:
         The fit in the units of the eigenvalues. If no law can be fitted, its phase is `degenerate`
@@ -128,8 +130,8 @@ def self_consistent(
 ) -> SpectrumFit:
     """Separate spikes from noise, and return the fit with its verdict.
 
-    The law of the fit is that of the model, from which `SpectrumFit.noise_law` follows. Eigenvalues
-    of 0 are neither noise nor signal.
+    The separator gives the law of the noise alone. The fit holds this law without the correction
+    for spikes, as `SpectrumFit.law` describes. Eigenvalues of 0 are neither noise nor signal.
 
     Args:
         separator: Maps descending eigenvalues and N to a `Separation`, as `separate` does.

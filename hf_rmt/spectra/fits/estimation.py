@@ -1,13 +1,16 @@
-"""Fits the double bulk to noise eigenvalues by their companion Stieltjes transform s(z).
+"""Fits the double bulk (noise of two variances) to noise eigenvalues by their transform s(z).
 
-s(z) is a function of complex z that determines the spectrum. For population variances tau it solves
-the equation (SS), z = -1/s + c E[tau / (1 + tau s)]. The published estimator, PDBLS, solves (SS) by
-least squares at real points. Here the points z lie around the bulk, on a contour where s(z) depends
-more on the shape of the density. The s(z) of the law is compared with that of the eigenvalues. Each
-difference is divided by its standard deviation, which a central limit theorem gives. For a start,
-(SS) itself is solved. The mixing t is linear in it, so all pairs of variances on a grid are tried
-at once. If the solver ends in a law that misfits, it also starts from a unit bulk, and the result
-with the smaller residual is taken.
+s(z), the companion transform of `BulkLaw.stieltjes_transform`, is a function of complex z that
+determines the spectrum. It solves the equation (SS), z = -1/s + c E[tau / (1 + tau s)]. Here E is
+the mean over the population variances tau, and c = p / N for N rows and p columns. The published
+estimator, PDBLS, solves (SS) by least squares at real points.
+
+This module uses points z on a contour around the bulk, where s(z) depends more on the shape of the
+density. It compares the s(z) of the law with that of the eigenvalues. Each difference is divided by
+its standard deviation, which a central limit theorem gives. A first guess comes from (SS) itself:
+(SS) is linear in the mixing t, so all pairs of variances on a grid are tried at once. If the law
+that the solver finds does not fit, the solver also starts from a unit bulk, which is noise of one
+variance. The result with the smaller residual is taken.
 """
 
 from __future__ import annotations
@@ -25,31 +28,31 @@ from hf_rmt.spectra.laws.spike_map import Array, upper_root
 
 CONTOUR_POINTS = 24
 CONTOUR_HEIGHT = 0.2
-"""The contour of sqrt(z) is half an ellipse; its half axes are 1.06 and 0.2 times half the width of
-the bulk. On simulated double bulks, heights of 0.1 to 0.3 give equal results up to chance."""
+"""The values sqrt(z) on the contour form half an ellipse with half axes of 1.06 and 0.2 times half
+the width of the bulk. Heights of 0.1 to 0.3 gave equal results in simulations, up to chance."""
 STEEPEST = 0.1
 """Least ratio of real to imaginary part of sqrt(z), so that z avoids the negative real axis."""
 GRID = 20
 SMALLEST_SHARE = 0.05
-"""Each of the two bulks holds at least this fraction of the noise eigenvalues."""
+"""Each of the two parts of a double bulk holds at least this fraction of the noise eigenvalues."""
 SMALLEST_BULK = 8
-"""Each bulk holds at least this many eigenvalues; otherwise a few spikes could count as a bulk."""
+"""Each of the two parts holds at least this many eigenvalues, so that a few spikes are no part."""
 LARGEST_FLOOR = 0.35
-"""Largest value of `least_mixing`, so that fewer than 24 eigenvalues can have two bulks."""
+"""Largest value of `least_mixing`. So even fewer than 24 eigenvalues can have two parts."""
 SMALLEST_VARIANCE = 1e-3
 """Lower bound of a variance in units of the mean eigenvalue."""
 SAME_VARIANCE = 1e-6
-"""Relative difference below which the two variances count as one."""
+"""If the relative difference of the two variances is at most this, they count as one."""
 SMALLEST_DEVIATION = 1e-6
-"""Least standard deviation of s(z) times the imaginary part of z; prevents division by zero."""
+"""Least value of the standard deviation of s(z) times Im z. It prevents a division by zero."""
 MAX_EVALUATIONS = 100
 ADEQUATE = 1.8
-"""Largest `BulkEstimate.residual` of a law that holds. None of 180 simulated double bulks exceeded
-1.6. Laws that fitted spikes as a bulk had at least 2.5."""
+"""A law holds if its `BulkEstimate.residual` is at most this. None of 180 simulated double bulks
+exceeded 1.6. Laws that took spikes for a bulk had at least 2.5."""
 
 
 def least_mixing(count: int) -> float:
-    """The smallest fraction of `count` noise eigenvalues that may form a bulk of their own.
+    """The smallest fraction of `count` noise eigenvalues that may be one part of a double bulk.
 
     Args:
         count: Number of noise eigenvalues, at least 1.
@@ -80,13 +83,13 @@ class BulkEstimate:
 
 
 class Residuals(Protocol):
-    """What the least-squares solver needs of a problem; x holds the unknowns."""
+    """What a least-squares problem must provide to the solver; x holds the unknowns."""
 
     def residual(self, x: Array) -> Array:
         """The residuals, shape (equations,)."""
 
     def jacobian(self, x: Array) -> Array:
-        """The derivatives of the residuals by x, shape (equations, unknowns)."""
+        """The derivatives of the residuals with respect to x, shape (equations, unknowns)."""
 
 
 def least_squares(problem: Residuals, x: Array, precision: float) -> tuple[Array, Array, bool]:
@@ -120,12 +123,12 @@ def estimate_bulk(
 
     Args:
         noise: Eigenvalues without the spikes, descending, shape (n,), n >= 3, not all zero.
-        rows: N of the noise; if it is less than n, the matrix counts as square.
-        start: A double bulk near the result; without it the whole grid is searched.
+        rows: N, the number of rows of the noise. If N is less than n, the matrix counts as square.
+        start: A double bulk near the result. If it is None, the whole grid is searched.
         precision: Relative tolerance of the solver on parameters and residual.
 
     Returns:
-        The estimate. If the eigenvalues are scaled, only its variances change.
+        The estimate. If all eigenvalues are multiplied by a factor, only its variances change.
     """
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
@@ -139,7 +142,7 @@ def estimate_bulk(
 
 
 def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
-    """The best double bulk on a coarse grid of variances; arguments as for `estimate_bulk`."""
+    """The best double bulk on a coarse grid of variances, from the arguments of `estimate_bulk`."""
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
     return problem.law(problem.grid_search(), scale)
@@ -147,7 +150,7 @@ def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The equations s(z) = s_N(z) of the module: s of the law, s_N of the noise eigenvalues.
+    """The equations s(z) = s_N(z), where s belongs to the law and s_N to the noise eigenvalues.
 
     (t, log sigma_1^2, log sigma_2^2) lies in a box with the bounds `lower` and `upper`. The
     unknowns x are the logits of the position in this box.
@@ -164,7 +167,7 @@ class _Problem:
 
     @classmethod
     def of(cls, noise: Array, aspect_ratio: float) -> _Problem:
-        """The problem for noise eigenvalues: s_N on the contour, its slope and its deviation.
+        """Set up the problem: s_N on the contour, its slope and its standard deviation.
 
         The standard deviation follows from N^2 Var s_N(z) = |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2|
         up to a constant of order 1 (Bai & Silverstein 2004, eq. 1.20); * is the complex conjugate.
@@ -183,13 +186,13 @@ class _Problem:
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def solve(self, x: Array, precision: float) -> tuple[Array, float, bool]:
-        """The minimum from x, its root mean square residual / N, and whether it converged."""
+        """The minimum found from x, its root mean square residual / N, and whether it converged."""
         with np.errstate(over="ignore"):  # in the unused covariance, if t is at its bound
             position, residuals, converged = least_squares(self, x, precision)
         return position, float(np.sqrt(np.mean(residuals**2))), converged
 
     def unit_start(self) -> Array:
-        """A start near a unit bulk: two halves whose variances differ by less than its width."""
+        """A start near a unit bulk (one variance): two halves whose variances differ little."""
         apart = np.sqrt(self.aspect_ratio) / 2
         return self._inside(0.5, apart, -apart)
 
@@ -198,7 +201,7 @@ class _Problem:
         return split_parts((s - self.transform) / self.deviation)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of the residuals by x; those of s follow from (SS), ds = -dz / z'(s)."""
+        """Derivatives of the residuals. Those of s follow from (SS) by ds = -dz / z'(s)."""
         (mixing, first, second), s = self._model(x)
         high, low = first / (1 + first * s), second / (1 + second * s)
         rise_high, rise_low = mixing * high**2, (1 - mixing) * low**2
@@ -209,7 +212,7 @@ class _Problem:
         return split_parts(columns * weight[:, None]) * chain
 
     def grid_search(self) -> Array:
-        """The x of the two variances on a logarithmic grid that solve (SS) best, with their t."""
+        """The x of the best solution of (SS) among all pairs of variances on a logarithmic grid."""
         logs = np.linspace(self.lower[1], self.upper[1], GRID)
         variances = np.exp(logs)
         weight = np.abs(self.slope) / self.deviation
@@ -244,7 +247,7 @@ class _Problem:
         return DoubleBulk(float(mixing), variances, self.aspect_ratio)
 
     def _model(self, x: Array) -> tuple[tuple[float, float, float], np.ndarray]:
-        """(t, sigma_1^2, sigma_2^2) at x and s of this law on the contour; the last one is kept."""
+        """(t, sigma_1^2, sigma_2^2) at x, and s of this law on the contour; both are stored."""
         key = x.tobytes()
         if key not in self._last:
             self._last.clear()
@@ -266,7 +269,7 @@ class _Problem:
 def contour_problem(
     noise: Array, aspect_ratio: float
 ) -> tuple[np.ndarray, np.ndarray, Array, float]:
-    """What a law is fitted to: points z, s of the eigenvalues there, its deviations, and c.
+    """What a law is fitted to: points z, s(z) of the eigenvalues, its standard deviations, and c.
 
     Args:
         noise: Eigenvalues without the spikes, descending, of mean 1.

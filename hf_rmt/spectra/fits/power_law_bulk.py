@@ -27,30 +27,33 @@ from hf_rmt.spectra.split import SpectrumFit
 NODES = 64
 POSITIONS, QUADRATURE = np.polynomial.legendre.leggauss(NODES)
 RESOLUTION, MOST_PANELS = 8.0, 64
-"""A law has RESOLUTION h^2 / c nodes, where h is the half width of its range as a logarithm, in at
-most MOST_PANELS panels of 64 nodes. In the spectrum, each node widens to about pi c / (2 h). Nodes
-that are farther apart would have bumps of their own."""
+"""A law gets RESOLUTION h^2 / c quadrature nodes, rounded up to panels of 64, in at most
+MOST_PANELS panels. Here h is half the range of log tau. In the spectrum, a node makes a bump about
+pi c / (2 h) wide. If the nodes were farther apart than this, their bumps would be separate."""
 WIDEST = 4.0
-"""Largest half width of the range, as a logarithm: the ends differ by at most a factor e^8."""
+"""Largest half width h of the range of log tau: the ends differ by at most a factor e^8."""
 FARTHEST = 12.0
-"""The logarithm of middle variance / mean eigenvalue lies between minus this and this."""
+"""Largest absolute value of log(m / mean eigenvalue). The middle variance m is the geometric mean
+of the ends of the range of tau."""
 STEEPEST_TILT = 8.0
-"""Largest tilt, the exponent k times the half width: the density of log tau falls by at most
-e^16."""
+"""Largest tilt. The tilt is the exponent k times the half width h. So the density of log tau falls
+by at most a factor e^16."""
 STARTS = ((0.3, 0.0), (1.0, -1.5), (2.0, -4.0))
-"""Half widths and tilts (k times the half width) from which the solver starts; the best result
-counts."""
+"""Pairs of half width and tilt from which the solver starts; the best result counts."""
 NEWTON_STEPS = 12
 HEIGHTS = np.append(np.geomspace(10.0, 0.01, 10), 0.0)
-"""Imaginary parts added to a point while its root is followed down to it, in units of its size."""
+"""To find s(z), the root s of (SS) is followed from a point far above z down to z. These are the
+imaginary parts that are added to z, in units of |z| plus the largest tau."""
 UNSOLVED = 1e6
-"""The residual if (SS), see `estimation`, has no solution: finite, so that the solver turns
-back."""
+"""The residual if the equation (SS) of `estimation` has no solution. It is finite, so that the
+solver turns back."""
 NEWTON_PRECISION = 1e-8
-"""Newton's method stops at this relative step; the remaining error is its square."""
+"""Newton's method stops if its relative step is at most this. The remaining error is about the
+square of the step."""
 
 Model = tuple[float, Array, Array, np.ndarray]
-"""Half width, nodes tau, weights, and s of the law on the contour; see `estimation`."""
+"""A law as the solver needs it: half width, nodes tau, weights, and s on the contour of
+`estimation`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class PowerLawBulk(ContinuousBulk):
     Args:
         exponent: k, any finite number; a negative k gives many small variances.
         variances: The ends of the range of tau, (largest, smallest), largest > smallest > 0.
-        aspect_ratio: c = p / N in (0, 1].
+        aspect_ratio: c = p / N in (0, 1], the columns of the noise divided by its rows.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -99,13 +102,13 @@ class PowerLawBulk(ContinuousBulk):
 
     @cached_property
     def atoms(self) -> Array:
-        """Variances that stand for all of the range: quadrature nodes, ascending."""
+        """Variances that represent the whole range: quadrature nodes, ascending, shape (m,)."""
         middle = np.sqrt(self.variances[0]) * np.sqrt(self.variances[1])
         return np.asarray(middle * np.exp(self.half_width * self._quadrature[0]))
 
     @cached_property
     def weights(self) -> Array:
-        """The fractions of the dimensions that have the variances `atoms`."""
+        """The fractions of the dimensions (columns of X) that have the variances `atoms`."""
         return _tilted(self.exponent * self.half_width, *self._quadrature)
 
     @cached_property
@@ -118,7 +121,7 @@ class PowerLawBulk(ContinuousBulk):
         return nodes.ravel(), np.tile(QUADRATURE / panels, panels)
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
-        """The law with its range multiplied by a factor and, if given, another c."""
+        """The law with its range multiplied by a factor and, if given, a new ratio c = p / N."""
         first, second = self.variances
         ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
         return type(self)(self.exponent, (first * factor, second * factor), ratio)
@@ -132,8 +135,7 @@ def fit_power_law_bulk(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Spectr
         shape: Shape of the weight; its orientation does not matter.
 
     Returns:
-        The fit. As in `fit_double_bulk`, law and spikes are found in turn, starting from the
-        certain spikes, until they agree.
+        The fit. As in `fit_double_bulk`, law and spikes are found in turn until they agree.
 
     Raises:
         TypeError: If the shape is no pair of whole numbers.
@@ -159,8 +161,8 @@ def estimate_power_law(
 
     Args:
         noise: Eigenvalues without the spikes, descending, shape (n,), n >= 3, not all zero.
-        rows: N of the noise; if it is less than n, the matrix counts as square.
-        start: A power-law bulk near the result; without it several starts are tried.
+        rows: N, the number of rows of the noise. If N is less than n, the matrix counts as square.
+        start: A power-law bulk near the result. If it is None, several starts are tried.
         precision: Relative tolerance of the solver.
 
     Returns:
@@ -182,7 +184,8 @@ def estimate_power_law(
 class _Problem:
     """The equations s(z) = s_N(z) on the contour, as in `estimation`.
 
-    The unknowns x give the log of the middle variance, the half width and the tilt; see `_shape`.
+    The unknowns x give the logarithm of the middle variance, the half width and the tilt (the
+    exponent k times the half width); see `_shape`.
     """
 
     def __init__(
@@ -205,7 +208,7 @@ class _Problem:
         return found if _solves(s) else np.full_like(found, UNSOLVED)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of the residuals by x, from (SS): -1/s + c E[tau / (1 + tau s)] - z = 0."""
+        """Derivatives of the residuals, from (SS): -1/s + c E[tau / (1 + tau s)] - z = 0."""
         width, tau, weights, s = self._transform(x)
         share = 1 / (1 + np.outer(s, tau))
         rise = weights * tau * share**2
@@ -224,20 +227,20 @@ class _Problem:
         return result if _solves(s) else np.zeros_like(result)
 
     def start(self, width: float, tilt: float) -> Array:
-        """The unknowns of the law with this half width and tilt whose mean variance is 1."""
+        """The unknowns x of the law that has this half width, this tilt and the mean variance 1."""
         mean = float(_tilted(tilt) @ np.exp(width * POSITIONS))
         inside = np.clip(tilt / STEEPEST_TILT, -0.99, 0.99)
         share = np.clip(width / WIDEST, 0.01, 0.99)
         return np.array([-np.log(mean), logit(share), STEEPEST_TILT * np.arctanh(inside)])
 
     def position(self, law: PowerLawBulk, scale: float) -> Array:
-        """The unknowns that describe a law."""
+        """The unknowns x that describe a law."""
         x = self.start(law.half_width, law.exponent * law.half_width)
         x[0] = np.log(np.sqrt(law.variances[0] / scale) * np.sqrt(law.variances[1] / scale))
         return x
 
     def law(self, x: Array, scale: float) -> PowerLawBulk:
-        """The law with the unknowns x, in units of the eigenvalues."""
+        """The law that the unknowns x describe, in units of the eigenvalues."""
         middle, width, tilt = _shape(x)
         first, second = (float(scale * np.exp(middle + sign * width)) for sign in (1, -1))
         return PowerLawBulk(tilt / width, (first, second), self.aspect_ratio)
@@ -268,7 +271,7 @@ class _Problem:
         return np.full_like(s, np.nan)
 
     def _followed(self, tau: Array, weights: Array) -> np.ndarray:
-        """The roots s of (SS) at the points z, followed from far above, where s is near -1 / z."""
+        """The roots s of (SS), see `estimation`, at the points z, followed from far above them."""
         size = np.abs(self.points) + tau[-1]
         s = -1 / (self.points + 1j * HEIGHTS[0] * size)
         for height in HEIGHTS:

@@ -12,14 +12,14 @@ from hf_rmt.spectra.laws.spike_map import Array
 
 POINTS_PER_RANGE = 20
 SAME = 1e-6
-"""If the relative width of the noise is at most this, no law is fitted to it."""
+"""If (largest - smallest) / largest of the noise eigenvalues is at most this, no law is fitted."""
 
 
 def published_bulk(values: Array, rows: int) -> BulkEstimate:
     """Fit a double bulk by PDBLS: remove spikes, then use least squares at real points z.
 
-    Two information criteria count the spikes. As in the paper, they depend on the scale of the
-    weight. The least squares solve (SS) of `estimation`.
+    Two information criteria count the spikes. As in the paper, these criteria depend on the scale
+    of the weight. The least squares solve the equation (SS) of `estimation`.
 
     Args:
         values: Eigenvalues, descending, shape (p,).
@@ -56,8 +56,8 @@ def published_bulk(values: Array, rows: int) -> BulkEstimate:
 def initial_spikes(values: Array, rows: int) -> int:
     """The number of spikes K_0 that are removed before the fit.
 
-    The paper has two information criteria, EDA and EDB (see `criteria`). Each is smallest at some
-    number of spikes k. K_0 is the larger of these two.
+    The paper has two information criteria, EDA and EDB (see `criteria`). Each criterion is smallest
+    at some number of spikes k. K_0 is the larger of these two numbers.
 
     Args:
         values: Eigenvalues, descending, shape (p,).

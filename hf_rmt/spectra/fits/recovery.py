@@ -1,10 +1,10 @@
 """Recovers the sizes alpha that spikes had before noise was added (population spikes).
 
-The spike map g maps alpha to its eigenvalue; see `BulkLaw.spike_forward`. A weak spike is found
-only if chance lifts its eigenvalue over the edge, so the plain inverse of g overstates it. The
-eigenvalue of a found spike is a normal variable of mean g(alpha), truncated at the edge. The alpha
-taken here is the one for which the observed eigenvalue is the median of this variable. So it is too
-large as often as it is too small, for weak and for strong spikes.
+The spike map g maps alpha to the eigenvalue of the spike; see `BulkLaw.spike_forward`. A weak spike
+is found only if chance lifts its eigenvalue over the edge. So the plain inverse of g gives too
+large an alpha. The eigenvalue of a found spike is modelled as a normal variable of mean g(alpha),
+truncated at the edge. The result is the alpha for which the observed eigenvalue is the median of
+this variable. This alpha is too large as often as it is too small, for weak and for strong spikes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hf_rmt.spectra.laws.spike_map import Array
 
 BISECTIONS = 50
 TRACY_WIDOM_DEVIATION = 1.27
-"""Standard deviation of the Tracy-Widom law (beta = 1). No eigenvalue is taken to fluctuate by less
-than this times `BulkLaw.edge_fluctuation`."""
+"""Standard deviation of the Tracy-Widom law (beta = 1). The standard deviation of an eigenvalue is
+taken to be at least this times `BulkLaw.edge_fluctuation`."""
 
 
 def found_spikes(law: BulkLaw, eigenvalues: Array, edge: float, rows: int) -> Array:
@@ -27,13 +27,13 @@ def found_spikes(law: BulkLaw, eigenvalues: Array, edge: float, rows: int) -> Ar
     Args:
         law: The law of the noise.
         eigenvalues: The eigenvalues, shape (K,).
-        edge: The edge that they exceeded, at least the law's upper edge.
+        edge: The edge that the eigenvalues exceeded; at least `law.upper_edge`.
         rows: N, the number of rows of the noise.
 
     Returns:
-        Population spikes, shape (K,): at least the largest critical point of the law, at most
-        `law.spike_inverse`. Eigenvalues below the edge get `law.spike_inverse`, which is nan inside
-        the bulk.
+        Population spikes, shape (K,). Each lies between the largest of `law.critical_points` and
+        `law.spike_inverse`. For an eigenvalue below the edge it is `law.spike_inverse`, which is
+        nan inside the bulk.
 
     Source:
         Paul, Statist. Sinica 17 (2007), theorem 3: the variance of a spike's eigenvalue is

@@ -1,11 +1,12 @@
 """Separates spikes from a bulk: fits the law and counts the spikes in turn until both agree.
 
-The spikes are removed and a law is fitted to the rest. Its edges are moved outwards by their
-Tracy-Widom fluctuation, and the eigenvalues beyond them are the new spikes. The iteration starts
-from the certain spikes alone, so it finds no more spikes than needed. A few large eigenvalues can
-be read in two ways, as spikes or as a small bulk of large variance. The other reading is tried if
-the first one does not fit, if its small bulk has the least size allowed, or if its spikes are as
-close to each other as those of a bulk.
+The spikes are removed and a law is fitted to the rest. The edges of this law are moved outwards by
+their Tracy-Widom fluctuation (the distance that chance explains). The eigenvalues beyond the moved
+edges are the new spikes. The iteration starts from eigenvalues that are certainly spikes, so it
+finds no more spikes than needed. A few large eigenvalues can be read in two ways: as spikes, or as
+a small bulk of large variance. If the first reading is doubtful, the other reading is tried. The
+first reading is doubtful if it does not fit, if its small bulk has the least size allowed, or if
+its spikes are as close to each other as the eigenvalues of a bulk.
 """
 
 from __future__ import annotations
@@ -31,28 +32,35 @@ from hf_rmt.spectra.laws.spike_map import Array
 from hf_rmt.spectra.laws.tracy_widom import tracy_widom_quantile
 
 EDGE_CONFIDENCE = 0.999
-"""The largest noise eigenvalue lies below the edge of `finite_size_edges` with this probability."""
+"""With this probability, the largest noise eigenvalue lies below the edge of
+`finite_size_edges`."""
 MAX_SPIKE_FRACTION = 1 / 6
-"""With a larger share of spikes the iteration stops, and the phase is heavy-tailed."""
+"""If a larger share of the eigenvalues are spikes, the iteration stops, and the phase is
+heavy-tailed. `most_spikes` allows more in a small matrix."""
 MAX_GAP_FRACTION = 0.02
-"""If a gap of the law holds a larger share of the eigenvalues, the spectrum has no gap there."""
+"""If a gap of the law holds a larger share of the eigenvalues, it does not count as a gap."""
 EMPTY_BULK = 0.5
-"""The upper interval of a law is no bulk if it holds less than this share of its eigenvalues."""
+"""The upper interval of a law counts as a bulk only if it holds at least this share of the
+eigenvalues that the law puts there."""
 START_QUANTILE, START_FACTOR = 0.9, 1.5
-"""To start, a law is fitted to the lowest 90 %; values above 1.5 times its edge are spikes."""
+"""At the start, a law is fitted to the lowest 90 % of the eigenvalues. Eigenvalues above 1.5 times
+its edge are certainly spikes."""
 MAX_ROUNDS = 100
 ROUGH, FINE = 1e-2, 1e-9
-"""Relative tolerances: of the fits while the spikes still change, and of the last fit."""
+"""Relative tolerances of a fit: ROUGH while the spikes still change, FINE for the last fit."""
 SMALL_BULK = 2
 """A bulk of at most this many times the fraction `least_mixing` may really consist of spikes."""
 SMALL_SHARE = 0.2
-"""A bulk of at most this fraction of the noise may also consist of spikes."""
+"""A bulk that holds at most this fraction of the noise may also consist of spikes."""
 PINNED = 1.4
-"""A bulk of at most this times `least_mixing` would be smaller without the limit `least_mixing`."""
+"""If the fraction of a bulk is at most this times `least_mixing`, the bulk would be smaller without
+this limit on its size."""
 DISTINCT = 1.5
-"""Up to this ratio of its variances a law counts as a unit bulk, whose mixing has no meaning."""
+"""If the ratio of its two variances is at most this, a law counts as a unit bulk (one variance),
+and its mixing has no meaning."""
 BULK_SLACK = 1.15
-"""Spikes may form a bulk if the largest is at most this many times the edge of such a bulk."""
+"""Spikes may form a bulk if the largest one is at most this many times the edge that this bulk
+would have."""
 
 Mask = NDArray[np.bool_]
 
@@ -63,7 +71,7 @@ class Estimator(Protocol):
     def __call__(
         self, noise: Array, rows: int, *, start: BulkLaw | None, precision: float
     ) -> BulkEstimate:
-        """Fit the law; a start near the solution saves time."""
+        """Fit the law. A `start` near the solution saves time."""
         ...
 
 
@@ -72,11 +80,11 @@ class Separation:
     """A choice of signal, the law of the other eigenvalues, and the signal that this law finds.
 
     Attributes:
-        signal: The eigenvalues left out of the fit, shape (p,).
+        signal: Which eigenvalues were left out of the fit, shape (p,).
         estimate: The law of the remaining eigenvalues.
-        found: The eigenvalues outside the bulk of that law, shape (p,).
+        found: Which eigenvalues lie outside the bulk of this law, shape (p,).
         converged: Whether `signal` and `found` agree and the solver converged.
-        reason: Why they do not agree; empty if they agree.
+        reason: Why `signal` and `found` do not agree; empty if they agree.
     """
 
     signal: Mask
@@ -92,15 +100,15 @@ class Separation:
 
 
 def separate(values: Array, rows: int) -> Separation:
-    """Find the fewest spikes that a double bulk, fitted without them, finds again.
+    """Find the fewest spikes for which a double bulk, fitted to the rest, finds the same spikes.
 
     Args:
         values: Eigenvalues, descending, not negative, shape (p,).
         rows: N, the longer side of the weight.
 
     Returns:
-        The spikes and their law; if the number of spikes keeps growing, those of the first round,
-        with a reason.
+        The spikes and the law of the rest. If the number of spikes keeps growing, these are the
+        spikes of the first round, with a reason.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows))
     other = _other_reading(values, rows, result)
@@ -120,27 +128,28 @@ def separate(values: Array, rows: int) -> Separation:
 
 
 def most_spikes(count: int) -> float:
-    """The most of `count` eigenvalues that may be spikes; with more the iteration stops.
+    """How many of `count` eigenvalues may be spikes; if there are more, the iteration stops.
 
     Args:
         count: Number of eigenvalues.
 
     Returns:
-        A sixth of them or, in a small matrix, 8, which may form a bulk, but not more than a quarter
-        of them.
+        A sixth of them. With fewer than 48 eigenvalues it is 8, the least size of a bulk, but not
+        more than a quarter of them.
     """
     return max(MAX_SPIKE_FRACTION * count, min(float(SMALLEST_BULK), count / 4))
 
 
 def finite_size_edges(law: BulkLaw, rows: int) -> Array:
-    """Edges of the law, moved outwards by as much as chance explains, shape (intervals, 2).
+    """The edges of a law, moved outwards by the distance that chance explains.
 
     Args:
         law: The law of the noise.
-        rows: N of the noise, without the spikes.
+        rows: The number of rows of the noise: N minus the number of spikes.
 
     Returns:
-        The edges plus their Tracy-Widom fluctuation, ascending; the lowest may be negative.
+        The edges with their Tracy-Widom fluctuation, ascending, shape (intervals, 2). The lowest
+        one may be negative.
     """
     quantile = tracy_widom_quantile(EDGE_CONFIDENCE)
     shifts = [
@@ -155,7 +164,8 @@ def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
 
     A law with a wide range of variances has a long tail, which can hide spikes. If the first result
     did not converge or does not fit, the iteration also starts from the spikes of the double bulk.
-    A result that converged is preferred. If both or none converged, the smaller residual decides.
+    If only one of the two results converged, it is taken. If both or none converged, the one with
+    the smaller residual is taken.
 
     Args:
         estimator: Fits a law to noise eigenvalues, as `estimate_bulk` does.
@@ -163,8 +173,8 @@ def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
         rows: N, the longer side of the weight.
 
     Returns:
-        The spikes and their law; if the number of spikes keeps growing, those of the first round,
-        with a reason.
+        The spikes and the law of the rest. If the number of spikes keeps growing, these are the
+        spikes of the first round, with a reason.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows), estimator)
     if result.converged and result.adequate:
@@ -220,7 +230,7 @@ def _certain_spikes(values: Array, rows: int) -> Mask:
 
 
 def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
-    """The other reading: a small bulk counts as spikes, or spikes as a bulk; None if there is none.
+    """The signal if a small bulk is read as spikes, or spikes as a bulk; None if there is neither.
 
     The n eigenvalues of a bulk of one variance reach up to (1 + sqrt(n / N))^2 times their mean,
     whatever lies below them.
@@ -241,8 +251,8 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
 def _at_floor(result: Separation, count: int) -> bool:
     """Whether the upper bulk of a small matrix would be smaller without the limit on its size.
 
-    Such a bulk may really be spikes. If the law has a gap, the reading as spikes is taken if it has
-    fewer than 8 spikes. Otherwise the residuals of the two readings decide.
+    Such a bulk may really be spikes. If the law has a gap, it is read as spikes only if there are
+    then fewer than 8 spikes. If the law has no gap, the residuals of the two readings decide.
     """
     law, floor = result.estimate.law, least_mixing(count)
     small = floor > SMALLEST_SHARE and law.weights[-1] <= PINNED * floor

@@ -1,7 +1,7 @@
-"""The population unit bulk (PUB): one noise variance, estimated by BEMA or by a kernel density.
+"""The population unit bulk (PUB): noise of one variance, which BEMA or a kernel density estimates.
 
-Both methods are used as published, for comparison. The law is fitted to the whole matrix, without
-removing spikes, so c = p / N.
+BEMA is bulk eigenvalue matching analysis. Both methods are used as published, for comparison. The
+law is fitted to the whole matrix, without removing spikes, so c = p / N.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from hf_rmt.spectra.split import SpectrumFit, verdict
 
 ESTIMATORS = ("bema", "kernel")
 BEMA_BULK = (0.2, 0.8)
-"""BEMA uses the eigenvalues whose rank, divided by p, lies in this range."""
+"""BEMA uses the eigenvalues whose rank (1 for the largest), divided by p, lies in this range."""
 BEMA_BETA = 0.1
 """Probability that the largest noise eigenvalue lies above BEMA's edge."""
 BETAS = ("[0.000001", "0.999999]")
-"""Range of beta; beyond it `tracy_widom_quantile` is not precise."""
+"""Range of beta; outside of it `tracy_widom_quantile` is not precise."""
 KERNEL_WINDOW = 15
-"""Number k of places: the Gaussian of a singular value is as wide as half the distance between the
-value k places above it and the value k places below it."""
+"""The number k. The Gaussian of a singular value has a width of half the distance between the k-th
+value above it and the k-th value below it."""
 SCALES = (1 / 3, 3.0)
 """The kernel estimator searches sigma in this range, in units of the sigma that the median
-gives."""
+eigenvalue gives."""
 GRID_POINTS = 2000
 """Number of points, from 0 to the largest edge in the search, at which densities are compared."""
 COARSE_STEPS = 60
@@ -46,13 +46,13 @@ def fit_unit_bulk(
     *,
     beta: float = BEMA_BETA,
 ) -> SpectrumFit:
-    """Fit the Marchenko-Pastur law to a weight's eigenvalues and count what lies above its edge.
+    """Fit the Marchenko-Pastur law to a weight's eigenvalues and count the spikes above its edge.
 
     `bema` fits the eigenvalues lambda_k in the middle of the spectrum to the quantiles q_k of the
     law of variance 1: sigma^2 = sum q_k lambda_k / sum q_k^2 over 0.2 p <= k <= 0.8 p. Its edge is
     that of the law plus the distance that chance explains (the Tracy-Widom fluctuation). `kernel`
     smooths each singular value nu_i by a Gaussian of width (nu_{i+15} - nu_{i-15}) / 2. It fits the
-    density of the law to this by least squares and takes the edge of the law.
+    density of the law to the smoothed density by least squares. Its edge is that of the law.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
@@ -80,13 +80,15 @@ def fit_unit_bulk(
         (1, 4.0)
     """
     if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+        raise ValueError(
+            f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}; pass one of them"
+        )
     chance = check_number("beta", beta, *BETAS)
     return fitted(eigenvalues, shape, partial(_unit_bulk, estimator, chance))
 
 
 def _unit_bulk(estimator: str, beta: float, rows: int, values: Array) -> SpectrumFit:
-    """The law of the whole matrix and what lies above its edge."""
+    """Fit the law to the whole matrix, and count the eigenvalues above its edge as signal."""
     if estimator == "bema":
         law, residual = _bema(values, rows)
         fluctuation = law.edge_fluctuation(law.critical_points[-1], rows)
@@ -152,7 +154,7 @@ def _kernel(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
 
 
 def kernel_density(singular_values: Array, points: Array) -> Array:
-    """Density of singular values, each smoothed by a Gaussian as wide as its neighbourhood.
+    """Density of singular values, each smoothed by a Gaussian; see `KERNEL_WINDOW` for its width.
 
     Args:
         singular_values: Descending, shape (p,).

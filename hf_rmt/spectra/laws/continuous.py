@@ -2,10 +2,11 @@
 
 For one or two variances, `spike_map` has closed formulas. For many, the edges and the density come
 from the curve in the complex plane on which the spike map g, defined in `law`, is real (Silverstein
-& Choi 1995, section 4). Above every real point u between the two outer critical points, where g' is
-0, there is one y with Im g(u + iy) = 0, which means
+& Choi 1995, section 4). The critical points are the points where g' is 0. Above every real point u
+between the two outer critical points, there is one height y > 0 with Im g(u + iy) = 0. This y
+solves
 
-    c sum_k w_k tau_k^2 / ((u - tau_k)^2 + y^2) = 1,
+    c sum_k w_k tau_k^2 / ((u - tau_k)^2 + y^2) = 1.
 
 The eigenvalue lambda = Re g(u + iy) then has the density y / (pi c |u + iy|^2).
 """
@@ -25,13 +26,13 @@ from hf_rmt.spectra.laws.spike_map import Array, Complex
 CURVE_POINTS = 385
 HEIGHT_STEPS, ROOT_STEPS, SPIKE_STEPS = 60, 4, 60
 DESCENT = np.geomspace(1e3, 1e-3, 40)
-"""Imaginary parts added to the points while roots are followed down to them, in units of their
-size."""
+"""To solve g(a) = z, the root a is followed from a point far above z down to z. These are the
+imaginary parts that are added to z, in units of the larger of |z| and the largest tau."""
 CLOSE = 1e-12
 
 
 class ContinuousBulk(BulkLaw):
-    """Law of a bulk without gaps; its range of variances is represented by many quadrature nodes.
+    """Law of a bulk without gaps, whose range of variances is given by many quadrature nodes.
 
     A subclass is a frozen dataclass with `atoms`, `weights` and `rescaled`.
     """
@@ -40,7 +41,7 @@ class ContinuousBulk(BulkLaw):
     def critical_points(self) -> Array:
         """The two outer real roots of g'(a) = 0, shape (2,), where g is that of `spike_forward`.
 
-        Roots between them are left out: they come from the nodes of the quadrature only.
+        Roots between these two are left out, because they exist only due to the quadrature nodes.
         """
         top, bottom = self.atoms[-1], self.atoms[0]
         right = top * self._turn(top, 1 + CLOSE, (1 + np.sqrt(self.aspect_ratio)) * 1.001)
@@ -51,8 +52,9 @@ class ContinuousBulk(BulkLaw):
     def _turn(self, atom: float, near: float, far: float) -> float:
         """The root of g' between `near` and `far`; all three are multiples of an atom.
 
-        In this unit the absolute tolerance of the solver suits any atom. If the weight of the atom
-        is nearly 0, the root lies between the atom and `near`; then `near` is returned.
+        An atom is one of the variances `atoms`. In this unit the absolute tolerance of the solver
+        suits any atom. If the weight of the atom is nearly 0, the root lies between the atom and
+        `near`. Then `near` is returned.
         """
 
         def slope(multiple: float) -> float:
@@ -63,9 +65,9 @@ class ContinuousBulk(BulkLaw):
     def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
         """Population spike behind an eigenvalue: the root a of g(a) = eigenvalue.
 
-        It is nan for an eigenvalue that is not above the bulk. Newton's method runs on the branch
-        of g to the right of the bulk, which is convex. It starts from the eigenvalue, which lies to
-        the right of the root.
+        It is nan for an eigenvalue that is not above the bulk. Newton's method runs to the right of
+        the bulk, where g is convex. It starts from the eigenvalue, which lies to the right of the
+        root.
         """
         x = np.asarray(eigenvalue, dtype=float)
         above = x > self.upper_edge
@@ -129,8 +131,8 @@ class ContinuousBulk(BulkLaw):
     def _height(self, u: Array) -> Array:
         """Heights y of the curve above the points u, by Newton's method for y^2.
 
-        It solves 1 / F = 1, where F is the left side of the module's equation. 1 / F is concave and
-        increasing in y^2.
+        It solves 1 / F = 1, where F is the left side of the equation in the docstring of the
+        module. 1 / F is concave and increasing in y^2.
         """
         top = self.atoms[-1]
         distance = ((u[:, None] - self.atoms) / top) ** 2

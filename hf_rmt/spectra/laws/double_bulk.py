@@ -15,9 +15,9 @@ from hf_rmt.spectra.laws.spike_map import Array
 class DoubleBulk(BulkLaw):
     """Law of the eigenvalues of X'X when a fraction t of the dimensions has variance sigma_1^2.
 
-    The other dimensions have variance sigma_2^2. X is the tall matrix of noise with p columns, the
-    dimensions. The eigenvalues fill one interval or two intervals; an eigenvalue in the gap between
-    two intervals is no noise.
+    The other dimensions have variance sigma_2^2. X is the tall matrix of noise, with N rows and p
+    columns, which are the dimensions. The eigenvalues fill one interval or two intervals. An
+    eigenvalue in the gap between two intervals is not noise.
 
     Args:
         mixing: t, the fraction of the dimensions with variance sigma_1^2, in [0, 1].
@@ -43,7 +43,12 @@ class DoubleBulk(BulkLaw):
     aspect_ratio: float
 
     def __post_init__(self) -> None:
-        check_unit("mixing", self.mixing, zero=True, remedy="pass the fraction with sigma_1^2")
+        check_unit(
+            "mixing",
+            self.mixing,
+            zero=True,
+            remedy="pass the share of the noise that has variance sigma_1^2",
+        )
         for variance in self.variances:
             check_positive("variances", variance)
         if self.variances[0] < self.variances[1]:
@@ -55,16 +60,16 @@ class DoubleBulk(BulkLaw):
 
     @property
     def atoms(self) -> Array:
-        """Distinct variances, ascending; only one if the other has fraction 0 or is equal."""
+        """Distinct variances, ascending: only one if both are equal or one has the fraction 0."""
         return self._population[0]
 
     @property
     def weights(self) -> Array:
-        """The fractions of the dimensions that have the variances `atoms`."""
+        """The fractions of the dimensions (columns of X) that have the variances `atoms`."""
         return self._population[1]
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
-        """The law with both variances multiplied by a factor and, if given, another c."""
+        """The law with both variances multiplied by a factor and, if given, a new c = p / N."""
         first, second = self.variances
         ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
         return type(self)(self.mixing, (first * factor, second * factor), ratio)

@@ -19,17 +19,17 @@ BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Interval:
-    """Mass, the fraction of eigenvalues, up to x in [lower, upper], as a function of an angle.
+    """The mass (fraction of all eigenvalues) in [lower, x], as a function of an angle for x.
 
-    The angle of x is given by sqrt(x) = middle - half cos(angle). As a function of the angle, the
-    mass is smooth at the edges, where the density falls like a square root, and at 0, where the
-    density of a square matrix is infinite.
+    The angle of x is given by sqrt(x) = middle - half cos(angle). The mass is a smooth function of
+    this angle. It is smooth also at the edges, where the density falls like a square root, and at
+    0, where the density of a square matrix is infinite.
 
     Attributes:
         middle: Middle of the interval of sqrt(x).
         half: Half the width of this interval.
         angles: Nodes from 0 to pi, shape (NODES,).
-        density: Mass per angle at the nodes.
+        density: Derivative of the mass by the angle, at the nodes.
         mass: Mass up to the nodes.
     """
 
@@ -41,7 +41,7 @@ class Interval:
 
     @classmethod
     def of(cls, pdf: Callable[[Array], Array], lower: float, upper: float) -> Interval:
-        """The interval from lower to upper, with a density of eigenvalues integrated over it."""
+        """Integrate a density of eigenvalues over the interval from lower to upper."""
         ends = np.sqrt([lower, upper])
         middle, half = float(ends.mean()), float(np.diff(ends)[0] / 2)
         angles = np.linspace(0.0, np.pi, NODES)
@@ -52,12 +52,12 @@ class Interval:
         return cls(middle, half, angles, density, cumulative_simpson(density, x=angles, initial=0))
 
     def mass_up_to(self, x: Array) -> Array:
-        """Mass of the interval up to eigenvalues x, same shape."""
+        """The mass in [lower, x] for eigenvalues x, same shape as x."""
         cosine = (self.middle - np.sqrt(np.maximum(x, 0.0))) / max(self.half, np.finfo(float).tiny)
         return self._curve(np.arccos(np.clip(cosine, -1.0, 1.0)))
 
     def position_of(self, mass: Array) -> Array:
-        """Eigenvalues up to which the interval holds the given mass, same shape, by bisection."""
+        """The eigenvalues x for which [lower, x] holds the given mass, same shape, by bisection."""
         low, high = np.zeros(np.shape(mass)), np.full(np.shape(mass), np.pi)
         for _ in range(BISECTIONS):
             angle = (low + high) / 2

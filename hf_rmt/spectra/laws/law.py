@@ -1,16 +1,17 @@
-"""The distribution of the eigenvalues of a large noise matrix, and all that follows from it.
+"""The distribution of the eigenvalues of a large noise matrix, and what follows from it.
 
 It is the law of the eigenvalues of X'X for X = N^{-1/2} Z diag(tau)^{1/2}, N x p, where Z has
 independent entries of mean 0 and variance 1. The population variances tau take one value
-(Marchenko-Pastur), two (double bulk), or more. A fraction w_k of them is tau_k. Everything about
-such a law follows from one rational function, the spike map
+(Marchenko-Pastur), two values (double bulk), or more. A fraction w_k of them has the value tau_k.
+Everything about such a law follows from one rational function, the spike map
 
     g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)),                     c = p / N,
 
 because a = -1/s(z) solves g(a) = z, where s is the companion Stieltjes transform, defined in
 `BulkLaw.stieltjes_transform` (Silverstein & Choi 1995, eq. 1.3). The values of g where g' = 0 are
-the edges of the spectrum. Where g increases, it maps a population spike to the eigenvalue that this
-spike produces. The complex roots of g(a) = z give the density.
+the edges of the spectrum. A population spike is the size of a spike before noise is added. Where g
+increases, g maps a population spike to the eigenvalue that it produces. The complex roots of g(a) =
+z give the density.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from hf_rmt.spectra.laws.spike_map import (
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless a number is positive and finite."""
+    """Raise ValueError if a number is not both positive and finite."""
     if not 0 < value < np.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}; pass a number above 0")
 
 
 def check_unit(name: str, value: float, *, remedy: str, zero: bool = False) -> None:
-    """Raise ValueError unless a number lies in (0, 1], or [0, 1] with zero=True."""
+    """Raise ValueError if a number lies outside of (0, 1] or, with zero=True, of [0, 1]."""
     if not (0 <= value <= 1 if zero else 0 < value <= 1):
         raise ValueError(f"{name} must lie in {'[' if zero else '('}0, 1], got {value}; {remedy}")
 
@@ -48,7 +49,8 @@ def check_unit(name: str, value: float, *, remedy: str, zero: bool = False) -> N
 class BulkLaw(ABC):
     """Law of the eigenvalues of noise that has finitely many population variances.
 
-    A subclass is a frozen dataclass with a field `aspect_ratio` that defines `atoms` and `weights`.
+    A subclass is a frozen dataclass with a field `aspect_ratio`, which is c = p / N. It defines
+    `atoms`, `weights` and `rescaled`.
     """
 
     aspect_ratio: float
@@ -61,14 +63,16 @@ class BulkLaw(ABC):
     @property
     @abstractmethod
     def weights(self) -> Array:
-        """Fractions of the dimensions that have the variances `atoms`, shape (m,)."""
+        """Fractions of the columns of X that have the variances `atoms`, shape (m,)."""
 
     @abstractmethod
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
-        """The law with all variances multiplied by a factor and, if given, another c = p / N."""
+        """The law with all variances multiplied by a factor and, if given, a new c = p / N."""
 
     def spike_forward(self, alpha: ArrayLike) -> Array:
         """Eigenvalue that a population spike a produces: g(a) = a (1 + c E[tau / (a - tau)]).
+
+        A population spike is the size of a spike before noise is added.
 
         E is the mean over the population variances tau of the noise, and c = p / N.
 
@@ -85,7 +89,7 @@ class BulkLaw(ABC):
     def spike_slope(self, alpha: ArrayLike) -> Array:
         """Slope of `spike_forward`, g'(a) = 1 - c E[tau^2 / (a - tau)^2].
 
-        The eigenvalue of a spike a lies outside of the bulk where the slope is positive.
+        If the slope at a is positive, the eigenvalue of the spike a lies outside of the bulk.
         """
         a = np.asarray(alpha, dtype=float)[..., None]
         with np.errstate(divide="ignore"):
@@ -124,14 +128,17 @@ class BulkLaw(ABC):
 
     @cached_property
     def critical_points(self) -> Array:
-        """Real roots a of `spike_slope`, g'(a) = 0, ascending, shape (2 * intervals,)."""
+        """The points a where `spike_slope` is 0, ascending, shape (2 * intervals,).
+
+        Each of these points belongs to an edge of the bulk; see `bulk_edges`.
+        """
         return critical_points(self.atoms, self.weights, self.aspect_ratio)
 
     @cached_property
     def bulk_edges(self) -> Array:
-        """Intervals that noise eigenvalues fill, ascending, shape (intervals, 2).
+        """The ends of the intervals that noise eigenvalues fill, ascending, shape (intervals, 2).
 
-        Their ends are the values of `spike_forward` at the `critical_points`.
+        The ends are the values of `spike_forward` at the `critical_points`.
         """
         edges = self.spike_forward(self.critical_points)
         return np.maximum(edges, 0.0).reshape(-1, 2)  # the lowest of a square matrix rounds to -0
@@ -155,7 +162,7 @@ class BulkLaw(ABC):
         Marchenko-Pastur law this is the formula of the method BEMA.
 
         Args:
-            critical_point: The point a of `critical_points` that belongs to the edge.
+            critical_point: The one of `critical_points` that belongs to the edge.
             rows: N, the number of rows of the noise.
 
         Returns:
@@ -177,7 +184,8 @@ class BulkLaw(ABC):
 
         Args:
             z: Points with positive imaginary part, any shape.
-            companion: Return the transform of the N x N matrix X X' instead of X'X.
+            companion: Return the companion transform, which is that of the N x N matrix X X'
+                instead of X'X.
 
         Returns:
             Complex values, same shape.
@@ -195,10 +203,10 @@ class BulkLaw(ABC):
         return s if companion else (s + (1.0 - self.aspect_ratio) / points) / self.aspect_ratio
 
     def pdf(self, x: ArrayLike) -> Array:
-        """Density of the noise eigenvalues at x; 0 outside the bulk. Shape of x.
+        """Density of the noise eigenvalues at x, same shape as x; 0 outside the bulk.
 
-        It is Im s(x + i0) / (pi c), with s as in `stieltjes_transform`. If the bulk reaches down to
-        0 (c = 1), the density is infinite at 0.
+        It is Im s(x + i0) / (pi c), with the companion transform s of `stieltjes_transform`. If the
+        bulk reaches down to 0 (c = 1), the density is infinite at 0.
         """
         points = np.asarray(x, dtype=float)
         singular = (points == 0) & (self.bulk_edges[0, 0] == 0)
@@ -208,20 +216,20 @@ class BulkLaw(ABC):
         return np.where(singular, np.inf, np.where(self.contains(points), density, 0.0))
 
     def cdf(self, x: ArrayLike) -> Array:
-        """Fraction of the noise eigenvalues up to x. Shape of x."""
+        """Fraction of the noise eigenvalues that are at most x, same shape as x."""
         points = np.asarray(x, dtype=float)
         total = sum(interval.mass[-1] for interval in self._intervals)
         below = sum(interval.mass_up_to(points) for interval in self._intervals)
         return np.clip(below / total, 0.0, 1.0)
 
     def quantile(self, q: ArrayLike) -> Array:
-        """Inverse of `cdf`: the eigenvalue up to which a fraction q of the noise lies. Shape of q.
+        """Inverse of `cdf`: the value below which a fraction q of the noise eigenvalues lies.
 
         Args:
             q: Probabilities in [0, 1].
 
         Returns:
-            Eigenvalues; for a q at which the law has a gap, the lower end of the gap.
+            The values, same shape as q. If the law has a gap at q, it is the lower end of the gap.
 
         Raises:
             ValueError: If a probability lies outside [0, 1] or is nan.

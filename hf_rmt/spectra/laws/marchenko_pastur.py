@@ -49,10 +49,10 @@ class MarchenkoPastur(BulkLaw):
 
     @property
     def weights(self) -> Array:
-        """The fraction 1, shape (1,): all dimensions have the only variance."""
+        """The fraction 1, shape (1,): all dimensions have the same variance."""
         return np.ones(1)
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
-        """The law with its variance multiplied by a factor and, if given, another c."""
+        """The law with its variance multiplied by a factor and, if given, a new ratio c = p / N."""
         ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
         return type(self)(self.variance * factor, ratio)

@@ -17,26 +17,26 @@ Complex = NDArray[np.complex128]
 
 ROOTS_OF_UNITY = np.exp(2j * np.pi / 3 * np.arange(3))
 FAR = 1e20
-"""A point z beyond this many times the largest atom is computed in units of itself; see
+"""If |z| exceeds this many times the largest atom, the computation takes |z| as its unit; see
 `_scale`."""
 TOUCHING = 1e-9
-"""Relative imaginary part below which a root counts as real."""
+"""A root counts as real if its imaginary part is at most this times (1 + its absolute value)."""
 
 
 def population_moment(
     atoms: ArrayLike, weights: ArrayLike, aspect_ratio: float, order: int
 ) -> float:
-    """The k-th moment gamma_k of the eigenvalues of a large matrix, from its variances.
+    """The k-th moment gamma_k of the eigenvalues of a large matrix, from the population variances.
 
     It is the coefficient of u^k in (1 + c sum_j h_j u^j)^{k+1}, divided by c (k+1), where h_j is
     the j-th moment of the population variances. This formula is the Lagrange inversion of z =
-    g(1/u); it gives gamma_1 = h_1, gamma_2 = h_2 + c h_1^2 and so on.
+    g(1/u). It gives gamma_1 = h_1, gamma_2 = h_2 + c h_1^2 and so on.
 
     Args:
         atoms: Population variances, shape (m,).
         weights: The fractions of the dimensions that have these variances, shape (m,), summing to
             1.
-        aspect_ratio: c = p / N.
+        aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
         order: The order k >= 0 of the moment.
 
     Returns:
@@ -64,11 +64,13 @@ def population_moment(
 def spike_roots(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) -> Complex:
     """All roots a of g(a) = z: two for one variance, three for two variances.
 
+    g is the spike map of this module.
+
     Args:
         z: Points, any shape, real or complex.
         atoms: Population variances, shape (1,) or (2,).
         weights: Their fractions, same shape.
-        aspect_ratio: c = p / N.
+        aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
 
     Returns:
         The roots, shape z.shape + (m + 1,) for m variances.
@@ -81,13 +83,16 @@ def spike_roots(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float)
 
 
 def upper_root(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) -> Complex:
-    """The root a of g(a) = z in the upper half-plane: -1/s(z), s the companion transform.
+    """The root a of g(a) = z in the upper half-plane.
+
+    g is the spike map of this module. The root is -1/s(z), where s is the companion Stieltjes
+    transform of `BulkLaw.stieltjes_transform`.
 
     Args:
         z: Points of the upper half-plane, or real points, which count as limits from above.
         atoms: Population variances, shape (1,) or (2,).
         weights: Their fractions, same shape.
-        aspect_ratio: c = p / N.
+        aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
 
     Returns:
         The roots, shape of z.
@@ -101,12 +106,14 @@ def upper_root(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) 
 
 
 def critical_points(atoms: Array, weights: Array, aspect_ratio: float) -> Array:
-    """Real roots of g'(a) = 0, ascending: two for each interval of the spectrum.
+    """Real roots a of g'(a) = 0, ascending: two for each interval of the spectrum.
+
+    g is the spike map of this module.
 
     Args:
         atoms: Population variances, ascending, shape (m,).
         weights: Their fractions, shape (m,).
-        aspect_ratio: c = p / N.
+        aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
 
     Returns:
         The points, shape (2 * intervals,).
@@ -126,7 +133,7 @@ def critical_points(atoms: Array, weights: Array, aspect_ratio: float) -> Array:
 
 
 def _has_gap(atoms: Array, weights: Array, aspect_ratio: float) -> bool:
-    """Whether the spectrum of two atoms has two intervals: g'(a) > 0 somewhere between the atoms.
+    """Whether noise of two variances (atoms) fills two intervals: g'(a) > 0 somewhere between them.
 
     g'(a) = 1 - c sum_k w_k tau_k^2 / (a - tau_k)^2. The least value of the sum between the atoms
     has a closed form, by Hoelder's inequality.
@@ -136,7 +143,7 @@ def _has_gap(atoms: Array, weights: Array, aspect_ratio: float) -> bool:
 
 
 def _scale(points: NDArray[Any], atoms: Array) -> Array:
-    """The unit of each point: the largest atom, or the point itself if its powers could overflow.
+    """The unit of each point z: the largest atom, or |z| if powers of z could overflow.
 
     Both units give the same roots, but in the second one the roots near the atoms round to 0.
     """
@@ -152,7 +159,7 @@ def _over(atoms: Array, scale: Array) -> Array:
 def _coefficients(
     z: NDArray[Any], atoms: Array, weights: Array, aspect_ratio: float
 ) -> tuple[Complex, ...]:
-    """Coefficients of the polynomial prod (a - tau) (g(a) - z), by falling power, after the 1."""
+    """Coefficients of the polynomial prod (a - tau) (g(a) - z), by falling power, without the 1."""
     mean = aspect_ratio * np.tensordot(weights, atoms, 1)
     points = z.astype(complex)
     if len(atoms) == 1:
@@ -178,12 +185,12 @@ def _monic_roots(*coefficients: Complex) -> Complex:
 
 
 def _aligned(root: Complex, reference: Complex) -> Complex:
-    """The root or its negative: the one that does not cancel if it is added to the reference."""
+    """Of the square root and its negative, the one whose sum with the reference does not cancel."""
     return np.where((reference.conj() * root).real >= 0, root, -root)
 
 
 def _polished(roots: Complex, *coefficients: Complex) -> Complex:
-    """One Newton step: the shift by b / 3 in `_monic_roots` leaves small roots inexact."""
+    """Improve roots by a Newton step, because the shift by b / 3 makes small roots inexact."""
     value, slope = np.ones_like(roots), np.zeros_like(roots)
     for coefficient in coefficients:
         value, slope = value * roots + coefficient, slope * roots + value

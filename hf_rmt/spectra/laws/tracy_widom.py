@@ -1,6 +1,6 @@
 """The Tracy-Widom law for real matrices (beta = 1).
 
-It is the distribution of the largest noise eigenvalue around its edge.
+It describes how the largest noise eigenvalue of a random matrix scatters around its edge.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scipy.special import airy
 
 QUADRATURE_NODES = 40
 CUTOFF = 16.0
-"""Right end of the quadrature; the kernel is below 1e-12 beyond it."""
+"""Right end of the quadrature. Beyond it the kernel is below 1e-12."""
 
 
 def tracy_widom_cdf(x: float) -> float:
@@ -47,7 +47,7 @@ def tracy_widom_cdf(x: float) -> float:
 
 @cache
 def tracy_widom_quantile(probability: float) -> float:
-    """Inverse of `tracy_widom_cdf`: the x that has a given probability.
+    """The x for which `tracy_widom_cdf(x)` is the given probability.
 
     Args:
         probability: A number in [1e-6, 1 - 1e-6].

@@ -1,1 +1,1 @@
-"""Data for training and evaluation: rows, images and vectors, from files, the Hub or built in."""
+"""Data of the recipes: texts, images and vectors, from files, from the Hub or built in."""

@@ -19,8 +19,8 @@ KINDS = {
 def entailment() -> dict[str, datasets.Dataset]:
     """A small set of sentence pairs with columns text, text2, label, in splits train and dev.
 
-    A sentence about a thing entails the sentence about its kind, and about no other kind. The two
-    verbs of the dev pairs do not occur in the train pairs.
+    A sentence about a thing entails the same sentence about the kind of the thing, and about no
+    other kind. The two verbs of the dev pairs do not occur in the train pairs.
     """
     splits: dict[str, list[dict[str, str]]] = {"train": [], "dev": []}
     for number, (who, did, kind) in enumerate(product(WHO, DID, KINDS)):

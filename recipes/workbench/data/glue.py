@@ -30,7 +30,7 @@ PAIR = ("sentence1", "sentence2")
 
 
 def _published(base: float, pdb: float, pub: float, slr: float, svd: float) -> dict[str, float]:
-    """Accuracies by method in Wu, Zhu & Li (2025), which has one number for PUB."""
+    """Accuracies by method in Wu, Zhu & Li (2025). BEMA and kernel share its number for PUB."""
     return {"base": base, "pdb": pdb, "bema": pub, "kernel": pub, "slr": slr, "svd": svd}
 
 
@@ -50,18 +50,22 @@ TASKS = {
     ),
 }
 COLUMNS = {"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"}
-"""The file of MRPC has other column names, with the label first."""
+"""Column names in the files of MRPC, where the label comes first, and the names used here."""
 DEV = ("dev", "validation", "validation_matched")
 
 
 @dataclass
 class DataArguments:
-    """Which rows are read, and how they are used."""
+    """Options that say which rows are read and how they are used."""
 
     task: list[str] = field(default_factory=lambda: ["rte"], metadata={"help": ", ".join(TASKS)})
     data_dir: str | None = field(default=None, metadata={"help": "folder with local files"})
-    max_length: int | None = field(default=None, metadata={"help": "tokens; default by task"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
+    max_length: int | None = field(
+        default=None, metadata={"help": "most tokens of a row; default: by task"}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "most training rows; default: all"}
+    )
     selection_samples: int = field(
         default=1000, metadata={"help": "training rows kept back for choices, at most a tenth"}
     )
@@ -74,7 +78,7 @@ class DataArguments:
 def splits_of(
     arguments: DataArguments, task: str, seed: int
 ) -> tuple[dict[str, Dataset], list[str]]:
-    """Rows with texts and labels: train, selection, dev and further tests; names of the labels."""
+    """The splits of a task (train, selection, dev, further tests) and the names of its labels."""
     raw = entailment() if task == "embedded" else read_task(arguments, task)
     labels = sorted({str(label) for label in raw["train"]["label"]})
     splits = {name: numbered(rows, labels) for name, rows in raw.items()}
@@ -94,7 +98,7 @@ def splits_of(
 
 
 def read_task(arguments: DataArguments, task: str) -> dict[str, Dataset]:
-    """The task's own splits, from files or from the Hub."""
+    """The splits that a task itself has, from files or from the Hub."""
     if task not in TASKS:
         raise SystemExit(f"--task must be one of {', '.join(TASKS)}, got {task!r}")
     spec = TASKS[task]
@@ -151,13 +155,14 @@ def headless(file: Path, spec: Task) -> list[str] | None:
 
 
 def columns_of(rows: Dataset, spec: Task) -> Dataset:
-    """The columns text, text2 for pairs, and label."""
+    """The rows with the columns text, text2 (for pairs) and label, whatever their names were."""
     rows = rows.rename_columns({old: new for old, new in COLUMNS.items() if old in rows.features})
     names = dict(zip((*spec.texts, spec.label), ("text", "text2")[: len(spec.texts)], strict=False))
     names[spec.label] = "label"
     if missing := set(names) - set(rows.column_names):
         raise SystemExit(
-            f"the data lack the columns {sorted(missing)}; they have {rows.column_names}"
+            f"the data lack the columns {sorted(missing)}; they have {rows.column_names}. Rename "
+            "the columns, or pass another --task"
         )
     rows = rows.select_columns(list(names))
     return rows.rename_columns({old: new for old, new in names.items() if old != new})
@@ -177,7 +182,7 @@ def name_of(arguments: DataArguments, task: str) -> str:
 
 
 def numbered(rows: Dataset, labels: list[str]) -> Dataset:
-    """Labels as numbers."""
+    """The rows, with each label replaced by its position in `labels`."""
     numbers = [labels.index(str(label)) for label in rows["label"]]
     return rows.remove_columns("label").add_column("label", numbers)
 

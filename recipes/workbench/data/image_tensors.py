@@ -32,8 +32,8 @@ def read_mnist(data_dir: str | None, *, embedded: bool) -> Images:
     """MNIST with pixels of mean 0 and variance 1.
 
     Args:
-        data_dir: Folder with the four idx files, packed (.gz) or not; None asks the Hub.
-        embedded: Read scikit-learn's digits instead, 8 x 8 pixels, the last quarter to test on.
+        data_dir: Folder with the four idx files, packed (.gz) or not; None loads from the Hub.
+        embedded: Read scikit-learn's digits instead: 8 x 8 pixels, and the last quarter for tests.
 
     Returns:
         The images, with one channel.
@@ -62,8 +62,8 @@ def read_cifar10(data_dir: str | None, *, embedded: bool) -> Images:
     """CIFAR10 with pixels of mean 0 and variance 1 in each channel.
 
     Args:
-        data_dir: An .npz file with train_x, train_y, test_x and test_y; None asks the Hub.
-        embedded: Read scikit-learn's digits instead, each pixel repeated to 32 x 32.
+        data_dir: An .npz file with train_x, train_y, test_x and test_y; None loads from the Hub.
+        embedded: Read scikit-learn's digits instead, enlarged to 32 x 32 by repeated pixels.
 
     Returns:
         The images, of 32 x 32 pixels.
@@ -94,14 +94,14 @@ def read_cifar10(data_dir: str | None, *, embedded: bool) -> Images:
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:
-    """An array of bytes in the idx format: two zeros, type, dimensions, sizes, then the bytes."""
+    """Read an array of bytes in the idx format: two zeros, type, dimensions, sizes, then bytes."""
     packed = folder / f"{name}.gz"
     if packed.exists():
         content = gzip.decompress(packed.read_bytes())
     elif (folder / name).exists():
         content = (folder / name).read_bytes()
     else:
-        raise SystemExit(f"--data_dir {folder} holds neither {name}.gz nor {name}")
+        raise SystemExit(f"--data_dir {folder} holds neither {name}.gz nor {name}; add one of them")
     dimensions = content[3]
     shape = np.frombuffer(content, ">i4", dimensions, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)

@@ -22,12 +22,12 @@ HUB = {
     "cifar10": ("uoft-cs/cifar10", "img", "label"),
     "cifar100": ("uoft-cs/cifar100", "img", "fine_label"),
 }
-"""Hub dataset, image column, label column."""
+"""For each task its dataset on the Hub, and the names of its image and its label column."""
 
 
 @dataclass
 class DataArguments:
-    """Which images are read, and how they are used."""
+    """Options that say which images are read and how they are used."""
 
     task: str = field(default="dtd", metadata={"help": f"from the Hub: {', '.join(HUB)}"})
     data_dir: str | None = field(
@@ -41,16 +41,18 @@ class DataArguments:
         default=0.2,
         metadata={"help": "share of each class to test on, if the data have no test split"},
     )
-    image_size: int | None = field(default=None, metadata={"help": "default: the model's own"})
+    image_size: int | None = field(
+        default=None, metadata={"help": "side in pixels; default: the model's own"}
+    )
     embedded: bool = field(default=False, metadata={"help": "built-in digits, small ViT, no Hub"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "most training images"})
     selection_samples: int = field(
         default=1000, metadata={"help": "training images kept back for choices, at most a fifth"}
     )
 
 
 def splits_of(arguments: DataArguments) -> DatasetDict:
-    """Rows with image and label: train, selection and test."""
+    """The splits train, selection and test, whose rows have an image and a label."""
     splits = read_images(arguments)
     rows = splits["train"]
     rows = rows.select(np.random.default_rng(0).permutation(len(rows)))
@@ -63,7 +65,7 @@ def splits_of(arguments: DataArguments) -> DatasetDict:
 
 
 def read_images(arguments: DataArguments) -> DatasetDict:
-    """The data's own splits train and test, with columns image and label."""
+    """The splits train and test that the data have, with columns image and label."""
     if arguments.embedded:
         return from_arrays(*digits())
     if arguments.data_dir is None:
@@ -90,8 +92,8 @@ def from_folder(folder: Path, test_share: float) -> DatasetDict:
         each call.
 
     Raises:
-        SystemExit: If there is no such folder, it holds fewer than two classes, one of train and
-            test is missing, or a class is too small to be split.
+        SystemExit: If the folder does not exist or holds fewer than two classes, if only one of
+            train and test is there, or if a class is too small to be split.
     """
     if not folder.is_dir():
         raise SystemExit(f"--data_dir must be a folder or an .npz file, got {str(folder)!r}")
@@ -151,7 +153,9 @@ def split_classes(rows: Dataset, test_share: float, *, seed: int = 0) -> Dataset
     for number, name in enumerate(rows.features["label"].names):
         places = generator.permutation(np.flatnonzero(labels == number))
         if len(places) < 2:
-            raise SystemExit(f"class {name!r} has {len(places)} images and needs at least 2")
+            raise SystemExit(
+                f"class {name!r} has {len(places)} images and needs at least 2; add more images"
+            )
         count = min(max(1, round(test_share * len(places))), len(places) - 1)
         test += places[:count].tolist()
     train = np.setdiff1d(np.arange(len(labels)), test)
@@ -159,14 +163,14 @@ def split_classes(rows: Dataset, test_share: float, *, seed: int = 0) -> Dataset
 
 
 def columns_of(rows: Dataset, image: str, label: str) -> Dataset:
-    """The columns image and label, whatever they are called in the data."""
+    """The rows with columns named image and label, whatever their names in the data."""
     names = {image: "image", label: "label"}
     rows = rows.select_columns(list(names))
     return rows.rename_columns({old: new for old, new in names.items() if old != new})
 
 
 def digits() -> tuple[np.ndarray, ...]:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels, the last quarter to test on."""
+    """scikit-learn's 1,797 digits of 8 x 8 pixels; the last quarter is for tests."""
     images, labels = load_digits(return_X_y=True)
     pixels = (images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     begin = 3 * len(labels) // 4
@@ -188,7 +192,7 @@ def from_arrays(train_x: Any, train_y: Any, test_x: Any, test_y: Any) -> Dataset
 
 
 def pixels(rows: Dataset, processor: Any) -> Dataset:
-    """The same rows, with images that are read as pixels for the model."""
+    """The rows, with each image turned into pixels for the model when it is read."""
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
         images = [image.convert("RGB") for image in batch["image"]]
@@ -198,7 +202,10 @@ def pixels(rows: Dataset, processor: Any) -> Dataset:
 
 
 def collator_of(model: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """A function that makes batches, with interpolated position embeddings if the model can."""
+    """A function that makes batches, which ask the model to interpolate its position embeddings.
+
+    They ask only models that can do so.
+    """
     told = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def shuffled_labels(labels: Sequence[int], share: float, *, seed: int) -> list[int]:
-    """The labels after those of a random share of the rows were permuted among these rows."""
+    """The labels, after a random share of them was permuted among the rows of this share."""
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie in [0, 1], got {share}")
     generator = np.random.default_rng(seed)

@@ -40,14 +40,14 @@ def read_rows(path: str | Path, *, columns: Sequence[str] | None = None) -> data
 
 
 def first_lines(path: Path, count: int = 1000) -> list[list[str]]:
-    """The fields of the first lines of a .tsv or .csv file, at least one line.
+    """The fields of the first lines of a .tsv or .csv file.
 
     Args:
         path: The file.
-        count: Lines to read, at most.
+        count: The most lines to read.
 
     Returns:
-        The fields, line by line; one empty field if the file is empty.
+        The fields, line by line; a line with one empty field if the file is empty.
     """
     options: dict[str, Any] = {}
     if path.suffix == ".tsv":
@@ -57,7 +57,7 @@ def first_lines(path: Path, count: int = 1000) -> list[list[str]]:
 
 
 def find_file(folder: str | Path, *names: str) -> Path:
-    """The first file in a folder with one of these names and a known ending."""
+    """The first file in a folder with one of these names and an ending that `read_rows` knows."""
     for name in names:
         for ending in (".tsv", ".csv", ".json", ".jsonl"):
             if (found := Path(folder) / (name + ending)).exists():
@@ -70,7 +70,7 @@ def find_file(folder: str | Path, *names: str) -> Path:
 
 @contextmanager
 def needs_hub(name: str, local: str = LOCAL_OPTIONS) -> Iterator[None]:
-    """End the program with one message if the Hub cannot provide what is loaded inside."""
+    """End the program with one message if the `with` block cannot load its data from the Hub."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -82,6 +82,6 @@ def needs_hub(name: str, local: str = LOCAL_OPTIONS) -> Iterator[None]:
 
 
 def load_hub(name: str, config: str | None = None, *, split: str) -> datasets.Dataset:
-    """One split of a Hub dataset."""
+    """Load one split of a dataset from the Hub."""
     with needs_hub(name):
         return datasets.load_dataset(name, config, split=split)

@@ -1,4 +1,4 @@
-"""Classification as text to text: a prompt in, the word for the label out."""
+"""Classification as text to text: the model reads a prompt and writes the word for the label."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ WORDS = {
     "sst2": ("negative", "positive"),
     "mrpc": ("not_equivalent", "equivalent"),
 }
-"""What the model writes where a label is a number."""
+"""For tasks whose labels are numbers, the words that the model writes instead."""
 VOCABULARY = 4000
-"""The most pieces in the vocabulary of a tokenizer that is made here."""
+"""The most pieces (parts of words) in the vocabulary of a tokenizer that is made here."""
 SMALL = {
     "d_model": 128,
     "d_kv": 32,
@@ -34,7 +34,7 @@ SMALL = {
 
 
 def words_of(task: str, labels: Sequence[str]) -> list[str]:
-    """What the model writes for each label."""
+    """The word that the model writes for each label."""
     named = task in WORDS and all(label.isdecimal() for label in labels)
     return [WORDS[task][int(label)] if named else label for label in labels]
 
@@ -42,21 +42,21 @@ def words_of(task: str, labels: Sequence[str]) -> list[str]:
 def text_to_text(
     rows: Dataset, task: str, words: Sequence[str], tokenizer: Any, max_length: int
 ) -> Dataset:
-    """Tokens of the prompt, and of the word to write."""
+    """Rows with the tokens of each prompt, and those of the word to write."""
     encoded = tokenizer(prompts(rows, task), truncation=True, max_length=max_length)
     written = tokenizer(list(words))["input_ids"]
     return Dataset.from_dict({**encoded, "labels": [written[label] for label in rows["label"]]})
 
 
 def prompts(rows: Dataset, task: str) -> list[str]:
-    """The texts in the form on which T5 was trained: task, then each text with its name."""
+    """The texts in the form on which T5 was trained: the task, then each text after its name."""
     names = dict(zip(("text", "text2"), spec_of(task).texts, strict=False))
     columns = [[f"{name}: {text}" for text in rows[key]] for key, name in names.items()]
     return [" ".join((task, *texts)) for texts in zip(*columns, strict=True)]
 
 
 def classes(tokens: Any, tokenizer: Any, words: Sequence[str]) -> Any:
-    """Positions of the written words, -1 for whatever is none of them."""
+    """For each written text its position in `words`; -1 if it is not one of them."""
     texts = tokenizer.batch_decode(
         np.where(tokens < 0, tokenizer.pad_token_id, tokens), skip_special_tokens=True
     )
@@ -64,7 +64,10 @@ def classes(tokens: Any, tokenizer: Any, words: Sequence[str]) -> Any:
 
 
 def token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
-    """Cross entropy per token of the whole batch; T5's own is per token of one process's part."""
+    """Cross entropy divided by the number of tokens in the whole batch.
+
+    The loss of T5 itself divides by the number of tokens in the part of one process.
+    """
     logits = outputs.logits.flatten(0, 1)
     total = nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")
     return total / num_items_in_batch
@@ -82,5 +85,5 @@ def made_tokenizer(texts: Sequence[str]) -> T5Tokenizer:
 
 
 def small_t5(tokenizer: Any, **options: Any) -> T5Config:
-    """The settings of a small T5 that is trained from nothing on the pieces of a tokenizer."""
+    """The settings of a small T5 that is trained from nothing, with the pieces of a tokenizer."""
     return T5Config(vocab_size=len(tokenizer), **SMALL, **options)

@@ -31,7 +31,9 @@ class Split(NamedTuple):
 
 
 def read_splits(arguments: argparse.Namespace) -> Split:
-    """The data that the options name, with norm 1, or sqrt p if networks are trained on them.
+    """The images that the options name, as vectors.
+
+    Each vector has norm 1. With --trained, a vector of p entries has norm sqrt p.
 
     Args:
         arguments: The recipe's options.
@@ -65,7 +67,7 @@ def read_splits(arguments: argparse.Namespace) -> Split:
 
 
 def class_tokens(images: Images, arguments: argparse.Namespace) -> Images:
-    """The class tokens of a model for the same images; they are saved in the output folder."""
+    """The class tokens that a model gives for the images; they are saved in the output folder."""
     file = Path(arguments.output_dir) / "features.pt"
     if file.exists():
         return Images(*torch.load(file))

@@ -12,11 +12,11 @@ import hf_rmt
 from hf_rmt import RMTConfig
 
 UPDATE, RANKS, HEAD = "update", "ranks", "ntk"
-"""Methods that do more than apply a method of `RMTConfig` to whole weights."""
+"""Methods that are not simply a method of `RMTConfig` on the whole weights; see `filtered`."""
 LAYERS = "-layers"
-"""Suffix of rows whose share is found by `hf_rmt.search`, for each layer separately."""
+"""Ending of the names of rows for which `hf_rmt.search` finds a share for each layer."""
 BLOCKS = r".*\.\d+\..*"
-"""Pattern of the names in numbered blocks, which the other methods also filter."""
+"""Pattern of the names of the layers that are filtered: those in numbered blocks."""
 
 
 class Filtered(NamedTuple):
@@ -24,9 +24,9 @@ class Filtered(NamedTuple):
 
     Attributes:
         model: The copy.
-        kept: The share that is left of the filtered layers: of their parameters, or of the bits of
-            a ternary head.
-        whole: Names of the layers that the method should filter but left unchanged.
+        kept: The share of the filtered layers' parameters that is left; for a ternary head, the
+            share of its bits.
+        whole: Names of the layers that the method left unchanged although it was to filter them.
     """
 
     model: Any
@@ -45,16 +45,17 @@ def filtered(
     """A copy of the tuned model after one method has removed its noise.
 
     Args:
-        tuned: The model, not changed.
+        tuned: The fine-tuned model; it is not changed.
         base: The model that its training began with.
         method: Name of the method, one of `TITLES` in `method_rows`.
-        removed: Share of the noise directions to remove. For shared ranks it is the share of the
-            parameters; for a row that is filtered layer by layer, a share for each layer.
+        removed: Share of the noise directions to remove. For svd and slr it is a share of all
+            directions, and for shared ranks a share of the parameters. A method that filters layer
+            by layer takes a share for each layer.
         calibration: Batches of the model's arguments, for a ternary head.
         **options: Further options of `RMTConfig`, for methods that look at a spectrum.
 
     Returns:
-        The copy, and the share that is left.
+        The copy, the share that is left, and the names of unchanged layers.
     """
     model = copy.deepcopy(tuned)
     if isinstance(removed, Mapping):
@@ -90,7 +91,7 @@ def filtered(
 
 
 def search_config(method: str, **options: Any) -> RMTConfig:
-    """The config of a search; a method that needs a rank starts with one direction per layer."""
+    """The config of a search; a method that needs a rank starts at rank 1."""
     law = method.removesuffix(LAYERS)
     ranks = {"rank": 1} if law == "svd" else {}
     return RMTConfig(method=law, noise="drop", **ranks, **options)

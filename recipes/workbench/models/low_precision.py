@@ -43,6 +43,6 @@ class LowPrecisionFourier(RBFSampler):
 
 
 def rounded(values: Array, step: float, bits: int) -> Array:
-    """The nearest of the 2^bits numbers ..., -step / 2, step / 2, 3 step / 2, ..."""
+    """Round each value to the nearest of 2^bits odd multiples of step / 2, around 0."""
     half = 2 ** (bits - 1)
     return (np.clip(np.floor(values / step), -half, half - 1) + 0.5) * step

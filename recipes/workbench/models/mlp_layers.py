@@ -1,4 +1,4 @@
-"""Hidden layers with random weights: dense, ours and heuristic ones; bits of weights and values."""
+"""Hidden layers with random weights: dense, ternary or heuristic, and the bits that they take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEPTH = 3
 FLOAT = 32
 DENSE = "dense"
 BEYOND_ONE = 0.31731050786291415
-"""P(|xi| > 1), xi standard normal."""
+"""The probability that a standard normal number lies outside of [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Method:
     Args:
         weights: `gaussian`, `ternary`, `zeroed` (uniformly) or `pruned` (by magnitude).
         sparsity: Share of zero weights.
-        activation: `relu`, `exact`, `one level`, or `naive`, which is 1{|x| > 1}.
+        activation: `relu`; `exact` or `one level`, which are steps that match relu; or `naive`,
+            which is 1 if |x| > 1 and 0 if not.
     """
 
     weights: str
@@ -37,7 +38,7 @@ class Method:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the theorem covers the weights and the activation."""
+        """Whether the method is one of ours: ternary weights with a step activation."""
         return self.weights == "ternary" and self.activation != "relu"
 
 
@@ -55,7 +56,7 @@ METHODS = {
 
 
 class Hidden(nn.Module):
-    """A layer x -> s(W x) / divisor."""
+    """A layer x -> s(W x) / divisor with a weight W and an activation s."""
 
     def __init__(self, linear: nn.Module, activation: nn.Module, *, divisor: float) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class Hidden(nn.Module):
 
 
 class CentredRelu(nn.Module):
-    """max(x, 0) minus its mean."""
+    """The activation max(x, 0) minus a given mean."""
 
     def __init__(self, mean: float) -> None:
         super().__init__()
@@ -80,8 +81,8 @@ def hidden_layers(method: Method, sizes: Sequence[int], seed: int) -> nn.Sequent
     """The random layers of a method, for inputs of norm 1.
 
     Args:
-        method: Their weights and activations.
-        sizes: Widths, beginning with that of the input.
+        method: The weights and activations of the layers.
+        sizes: Width of the input, then the width of each layer.
         seed: Seed of the weights.
     """
     steps = match_network(["relu"] * (len(sizes) - 1), tau=1.0, levels=None)
@@ -93,9 +94,9 @@ def hidden_layers(method: Method, sizes: Sequence[int], seed: int) -> nn.Sequent
 
 
 def activation_of(method: Method, step: MatchedStep) -> nn.Module:
-    """The centred activation of a layer; `step` is the exact step for the layer.
+    """The centred activation of a layer; `step` is the step that matches relu in this layer.
 
-    The naive activation is scaled to variance 1, so that the arguments of the next layer also have
+    The naive activation is scaled to variance 1. Then the inputs of the next activation also have
     variance 1.
     """
     if method.activation == "relu":
@@ -127,18 +128,18 @@ def random_linear(method: Method, sizes: Sequence[int], seed: int) -> nn.Module:
 
 
 def zero(weight: Tensor, share: float, generator: torch.Generator) -> None:
-    """Set entries to 0, each with the same probability."""
+    """Set entries to 0, each with the probability `share`."""
     weight *= torch.rand(weight.shape, generator=generator) >= share
 
 
 def prune(weight: Tensor, share: float) -> None:
-    """Set the smallest entries to 0."""
+    """Set a share of the entries to 0, those that are smallest in size."""
     count = round(share * weight.numel())
     weight *= weight.abs() > weight.abs().flatten().kthvalue(count).values
 
 
 def weight_bits(linear: nn.Module) -> tuple[int, int]:
-    """Bits of a layer's weights, packed and coded."""
+    """Bits of a layer's weights, packed as in memory and coded as in a file."""
     ternary = isinstance(linear, TernaryLinear)
     mask = (linear.dense() if ternary else linear.weight).numpy() != 0
     kept, value = int(mask.sum()), 1 if ternary else FLOAT

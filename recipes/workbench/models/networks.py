@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
-"""Channels of the convolutions; 0 halves the image."""
+"""Channels of the convolutions; 0 stands for a pooling that halves the image."""
 RESNET18 = (64, 128, 256, 512)
 WIDTHS = (512, 512, 350)
-"""Of the hidden layers of the fully connected network."""
+"""Widths of the hidden layers of the fully connected network."""
 CLASSES = 10
 
 
@@ -70,4 +70,5 @@ def scaled(size: int, width: float) -> int:
 
 
 NETWORKS = {"vgg16": vgg16, "resnet18": resnet18}
-"""Functions that build networks, by name, from the scale of the channels and image channels."""
+"""Functions that build networks, by name; they take the factor on all channels and the number of
+channels of the image."""

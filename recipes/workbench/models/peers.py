@@ -28,7 +28,7 @@ def peers(
 
     Args:
         model: The dense model on its device; it is not changed.
-        compressed: The same model as this package stores it.
+        compressed: The same model, compressed by this package.
         batch: Arguments of the model, with at least two rows, for libraries that trace the model.
         variants: Models by label; the new models are added here.
     """
@@ -94,7 +94,7 @@ def _quanto(model: nn.Module, variants: Variants) -> Iterator[str]:
 def _onnxruntime(
     model: nn.Module, compressed: nn.Module, batch: Mapping[str, Tensor], variants: Variants
 ) -> Iterator[str]:
-    """Add the dense model, the same with dynamic int8 products, and ours, each as an ONNX file."""
+    """Add three ONNX files: the dense model, the dense model in dynamic int8, and our model."""
     if missing("onnxscript"):
         yield "onnxscript, which writes ONNX files, is not installed"
         return

@@ -12,7 +12,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 Array = NDArray[np.floating]
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""In units of the mean squared norm of the centred features."""
+"""Strengths of the ridge to try, in units of the mean squared norm of the centred features."""
 
 
 class Rows(NamedTuple):
@@ -23,7 +23,7 @@ class Rows(NamedTuple):
 
 
 class Readout(NamedTuple):
-    """The linear layer f -> f W + offset, and the strength that made it."""
+    """A linear layer, f -> f W + offset for features f, and the ridge strength of its fit."""
 
     weights: Array
     offset: Array
@@ -34,12 +34,12 @@ class Readout(NamedTuple):
 
 
 def fit_ridge(train: Rows, kept: Rows, error: Callable[[Array, Array], float]) -> Readout:
-    """The readout of least error on the rows kept back.
+    """Fit a readout for every strength, and return the one with the least error on rows kept back.
 
     Args:
         train: Rows to fit on.
         kept: Rows to choose the strength on.
-        error: Of predictions and targets.
+        error: A function that takes predictions and targets and returns the error.
 
     Returns:
         The readout; its weights have the dtype of the features.
@@ -49,10 +49,10 @@ def fit_ridge(train: Rows, kept: Rows, error: Callable[[Array, Array], float]) -
 
 
 def ridge_path(train: Rows) -> Iterator[Readout]:
-    """Minimisers of |T - F W|^2 + strength |W|^2, rows centred, for every strength.
+    """For every strength, the readout that minimises |T - F W|^2 + strength |W|^2.
 
-    The smaller of the two Gram matrices is solved, in float64. Strengths that are weaker than the
-    rounding of its products are left out.
+    F and T are the features and targets after centring. The smaller of the Gram matrices F'F and
+    FF' is solved in float64. A strength that is below the rounding of this matrix is left out.
 
     Args:
         train: Rows to fit on.

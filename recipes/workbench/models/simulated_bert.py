@@ -1,4 +1,4 @@
-"""A model of the shape of bert-base with weights of known spectra, for benchmarks."""
+"""A model in the shape of bert-base whose weights have known spectra, for benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPIKES = tuple(float(value) for value in range(60, 20, -2))
 
 
 def spiked_bert(layers: int, width: int) -> BertModel:
-    """A bert-base-shaped model whose weights are double bulks with twenty spikes.
+    """A model in the shape of bert-base; each weight is noise of two variances plus twenty spikes.
 
     Args:
         layers: Number of blocks.

@@ -1,4 +1,4 @@
-"""Accuracy and macro F1 without the network, and the difference of two models with its interval."""
+"""Accuracy and macro F1 without the Hub, and the difference of two models with its interval."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
 
 class Correctness(evaluate.Metric):
-    """Accuracy and macro F1. `evaluate.load` would fetch its code from the Hub, this needs none."""
+    """Accuracy and macro F1 without the Hub, from which `evaluate.load` would fetch its code."""
 
     def _info(self) -> evaluate.MetricInfo:
         kinds = {key: datasets.Value("int64") for key in ("predictions", "references")}
@@ -41,29 +41,32 @@ class Correctness(evaluate.Metric):
 
 
 def metric() -> Correctness:
-    """The metric for one process, which leaves no file behind."""
+    """The metric `Correctness` for one process; it leaves no file behind."""
     return Correctness(keep_in_memory=True)
 
 
 def paired_bootstrap(
     ours: ArrayLike, base: ArrayLike, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0
 ) -> Interval:
-    """Difference of two mean correctnesses, with its percentile interval.
+    """Difference of two accuracies, with its bootstrap interval.
 
     Args:
-        ours: Correctness of every example, shape (examples,) or (seeds, examples).
-        base: The same examples (and seeds) under the model to compare with.
-        draws: Resamples.
+        ours: Correctness (1 or 0) of every example, shape (examples,) or (seeds, examples).
+        base: Correctness of the same examples (and seeds) for the model to compare with.
+        draws: Number of resamples.
         level: Share of the resampled differences inside the interval.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
-        The difference and the interval. Examples are resampled, with all seeds of one together: the
-        seeds share the examples, so they do not count as more examples.
+        The difference and the interval. Examples are resampled, and all seeds of an example stay
+        together. So more seeds do not count as more examples.
     """
     ours, base = np.atleast_2d(np.asarray(ours, float)), np.atleast_2d(np.asarray(base, float))
     if ours.shape != base.shape or not ours.size:
-        raise ValueError(f"need the same examples twice, got shapes {ours.shape}, {base.shape}")
+        raise ValueError(
+            f"need the same examples twice, got shapes {ours.shape} and {base.shape}; pass arrays "
+            "of the same shape"
+        )
     # a resample is determined by how often it contains each value of the difference
     values, counts = np.unique((ours - base).mean(0).round(12), return_counts=True)
     examples = ours.shape[1]

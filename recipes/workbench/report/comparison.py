@@ -33,16 +33,16 @@ VIEW = 1.2
 TALLEST = 2.0
 """The vertical axis ends at this many times the highest bar, which leaves room for a note."""
 FLOOR = 0.5
-"""A logarithmic vertical axis begins at the height of half an eigenvalue in a bin."""
+"""A logarithmic vertical axis begins at this part of the height of a bin with one eigenvalue."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
-"""Lines differ in their dashes as well as in their colours."""
+"""Dashes of the lines, which differ in their dashes as well as in their colours."""
 EDGE: dict[str, Any] = {"ls": "", "marker": "|", "markersize": 9, "markeredgewidth": 1.6}
 RANGE = (0.1, 0.9)
-"""A range is drawn between these quantiles over the layers."""
+"""A range is drawn from the first to the second of these quantiles over the layers."""
 SPREAD = 0.6
-"""Width over which the marks of several methods are spread, in units of the distance of groups."""
+"""The marks of all methods in one group take this part of the distance between two groups."""
 REASON_WIDTH = 24
-"""Characters of a reason that fit into a panel."""
+"""Most characters in a line of the reason that stands in a panel if no law could be fitted."""
 Laws = Mapping[str, "SpectrumFit"]
 """The fits of one spectrum by method."""
 
@@ -57,14 +57,15 @@ def laws_figure(
 ) -> Figure:
     """The laws of several methods over the histogram of the same eigenvalues, layer by layer.
 
-    The histogram has area 1 over the whole spectrum; each law has the area of its own noise. Marks
-    at the bottom are the edges above which each method finds signal. Over eigenvalues the vertical
-    axis is logarithmic, because the density of a square weight has a pole at 0.
+    The histogram has area 1 over the whole spectrum. The area of each law is the share of values
+    that its method calls noise. Marks at the bottom are the edges above which each method finds
+    signal. Over eigenvalues the vertical axis is logarithmic, because the density of a square
+    weight grows without bound near 0.
 
     Args:
         layers: Titles of the panels, and for each the fits by method, the most important first.
         title: Text above the figure.
-        square_root: Draw over singular values, not eigenvalues.
+        square_root: Draw over singular values instead of eigenvalues.
         dark: Draw on a dark background.
         columns: Panels in a row.
 
@@ -98,7 +99,7 @@ def distribution_figure(
     title: str = "",
     dark: bool = False,
 ) -> Figure:
-    """The distribution of a quantity over the layers, as a cumulative share for each method.
+    """The distribution of a quantity over the layers, as one cumulative curve for each method.
 
     Args:
         values: By method, one value for each layer.
@@ -141,24 +142,24 @@ def ranges_figure(
     title: str = "",
     dark: bool = False,
 ) -> Figure:
-    """Median over the layers and the range from 10 to 90 %, by group and method, panel by panel.
+    """The median over the layers and the range from 10 to 90 % of them, by group and method.
 
     Args:
-        panels: By title and then by method, positive values of shape (layers, groups).
+        panels: By title of a panel and then by method, positive values, shape (layers, groups).
         groups: Names of the groups.
         label: Name of the quantity, with its unit.
         title: Text above the figure.
         dark: Draw on a dark background.
 
     Returns:
-        A `matplotlib.figure.Figure` with a logarithmic ordinate.
+        A `matplotlib.figure.Figure` with a logarithmic vertical axis.
 
     Raises:
         ImportError: If matplotlib is not installed.
         ValueError: If there is no panel.
     """
     if not panels:
-        raise ValueError("a figure needs at least one panel, got 0; name some populations")
+        raise ValueError("a figure needs at least one panel, got 0; pass the values of one panel")
     with styled(dark=dark) as colours:
         figure = new_figure(1.2 + 2.6 * len(panels), 3.4, dark=dark)
         stack = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -203,7 +204,10 @@ def _draw_laws(axes: Axes, fits: Laws, colours: Palette, *, square_root: bool) -
 def _draw_histogram(
     axes: Axes, values: NDArray[np.float64], limit: float, colours: Palette
 ) -> tuple[float, float]:
-    """Draw bars up to a limit, of area 1 over all values; return one value's and the top height."""
+    """Draw bars up to a limit, with area 1 over all values.
+
+    It returns the height that one value adds to a bar, and the height of the highest bar.
+    """
     shown = values[values <= limit]
     wanted = len(np.histogram_bin_edges(shown, "fd")) - 1
     bins = np.linspace(0.0, limit, int(np.clip(wanted, *BINS)) + 1).tolist()

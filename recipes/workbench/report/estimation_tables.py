@@ -1,5 +1,5 @@
-"""Further tables of `bench_spectra.py`: small matrices, noise with unusual entries, one weak spike
-compared with an oracle, and the laws by kind of layer."""
+"""Further tables of `bench_spectra.py`: small matrices, noise with unusual entries, one weak spike,
+and the laws by kind of layer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAWS: dict[str, Callable[[Array, tuple[int, int]], SpectrumFit]] = {
 
 
 def small_matrices(seeds: int) -> Iterator[str]:
-    """Exact counts of strong spikes in small matrices, in percent."""
+    """How often the number of strong spikes in small matrices is exact, in percent."""
     yield "exact K in percent; spikes in units of the critical value"
     yield f"{'bulk':18}{'N x p':>10}" + "".join(f"{_listed(each):>15}" for each in SMALL_SPIKES)
     for mixing, variances in BULKS:
@@ -58,7 +58,7 @@ def small_matrices(seeds: int) -> Iterator[str]:
 
 
 def odd_noise(seeds: int) -> Iterator[str]:
-    """The verdicts on noise with unusual entries, with and without the check of the entries."""
+    """The spikes found in noise with unusual entries, without and with a check of the entries."""
     yield f"spikes in matrices with the verdict bulk+spikes, per 100 of {seeds} noise matrices"
     yield f"{'entries':22}{'N x p':>11}{'spectrum alone':>16}{'and entries':>13}  verdicts"
     for shape in NOISE_SHAPES:
@@ -78,7 +78,7 @@ def odd_noise(seeds: int) -> Iterator[str]:
 
 
 def noise_kinds(shape: tuple[int, int]) -> dict[str, Callable[[np.random.Generator], Array]]:
-    """Seeded noise matrices whose entries are not all alike."""
+    """By name, functions that draw noise matrices with unusual entries."""
     rows = np.arange(shape[0])
 
     def gaussian(generator: np.random.Generator) -> Array:
@@ -105,7 +105,7 @@ def noise_kinds(shape: tuple[int, int]) -> dict[str, Callable[[np.random.Generat
 
 
 def weak_spike(seeds: int) -> Iterator[str]:
-    """One weak spike in noise of known law: how often it is found, and how it is recovered."""
+    """One weak spike in noise of known law: how often it is found, and the error of its size."""
     aspect = WEAK_SHAPE[1] / WEAK_SHAPE[0]
     critical = 1 + np.sqrt(aspect)
     null = [_draw(1.0, seed) for seed in range(int(4 / FALSE_ALARM))]
@@ -136,10 +136,10 @@ def weak_spike(seeds: int) -> Iterator[str]:
 def likelihood_ratio(values: Array, alpha: float, rows: int) -> float:
     """Logarithm, up to a constant, of the likelihood ratio of one spike alpha in a unit bulk.
 
-    The average over the spike's direction, an integral over the sphere of exp(theta x'Lx) with
-    theta = N (1 - 1/alpha) / 2, is the contour integral of exp(theta z) prod (z - lambda)^(-1/2),
-    taken on the vertical line through its saddle point (Onatski, Moreira & Hallin, Ann. Statist.
-    41 (2013), lemma 1).
+    The eigenvalues are lambda, and L is their diagonal matrix. The average over the direction x of
+    the spike is the integral of exp(theta x'Lx) over the sphere, with theta = N (1 - 1/alpha) / 2.
+    It equals the contour integral of exp(theta z) prod (z - lambda)^(-1/2), taken on the vertical
+    line through its saddle point (Onatski, Moreira & Hallin, Ann. Statist. 41 (2013), lemma 1).
     """
     theta = rows * (1 - 1 / alpha) / 2
     low, high = values[-1] * (1 + 1e-12), values[-1] + len(values) / theta
@@ -163,7 +163,7 @@ def _draw(alpha: float, seed: int) -> Array:
 
 
 def law_table(model: str, layers: dict[str, Array], balanced: bool) -> Iterator[str]:
-    """Kolmogorov distance, spikes and fitting time of each law, by kind of layer."""
+    """Kolmogorov distance, number of spikes and fitting time of each law, by kind of layer."""
     what = "rows and columns balanced first" if balanced else "weights as they are"
     yield f"{model}, {what}: median distance, median K, fit over eigenvalues"
     yield f"{'layers':18}" + "".join(f"{name:>26}" for name in LAWS)

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 MEGABIT = 1e6
 
 FENCE = 3.0
-"""Values more than this many interquartile ranges from the quartiles are left beyond the axis."""
+"""Values more than this many interquartile ranges from the quartiles are not on the axis."""
 MARGIN = 0.05
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
-"""Points (x, y) by method."""
+"""For each method the points (x, y) of its curve."""
 
 
 class Finished:
-    """The finished runs of a folder, which are not made again.
+    """The finished runs in a folder; a recipe reads them instead of making them again.
 
     Args:
         folder: The folder of the runs; it is made if it does not exist.
@@ -45,7 +45,7 @@ class Finished:
         self.rows: dict[str, dict[str, Any]] = content.get("rows", {})
 
     def add(self, key: str, row: Mapping[str, Any]) -> None:
-        """Keep a run."""
+        """Add a run, and write all runs to the file."""
         self.rows[key] = dict(row)
         content = {"setting": self._setting, "rows": self.rows}
         write_json(self._file, content, indent=1)
@@ -56,8 +56,8 @@ def draw_curves(
 ) -> Figure:
     """A metric against a size on a logarithmic axis, one line for each method.
 
-    A failed run would compress the curves of all others into a line. So values far from the rest
-    are left beyond the axis, and an arrow with the value is drawn at its edge.
+    One value far from the others would make their curves flat. So the axis does not reach such a
+    value, and an arrow with the value is drawn at the edge of the axis.
 
     Args:
         panels: The curves, by label of the horizontal axis; each panel has the same methods.
@@ -98,7 +98,7 @@ def draw_curves(
 
 
 def visible(values: Sequence[float]) -> tuple[float, float]:
-    """The range of an axis: all values, except those that lie far from the others.
+    """The range of an axis that holds all values except those far from the others.
 
     Args:
         values: The values that are drawn.
@@ -121,7 +121,7 @@ def visible(values: Sequence[float]) -> tuple[float, float]:
 def _draw_beyond(
     axes: Axes, points: Sequence[tuple[float, float]], limits: tuple[float, float], colour: str
 ) -> None:
-    """An arrow at the edge of the axis, with its value, for each point that lies beyond it."""
+    """For each point beyond the axis, draw an arrow at the edge of the axis, with its value."""
     low, high = limits
     for x, y in points:
         if low <= y <= high:

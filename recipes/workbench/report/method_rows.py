@@ -1,7 +1,7 @@
 """The rows of a results table: one tuned model, its noise removed by every method.
 
-How much is removed is chosen on the split `selection`, and only the choice is tried on the others.
-Finished rows are in a file and are not computed again.
+How much noise is removed is chosen on the split `selection`. Only the chosen model is then judged
+on the other splits. Finished rows are in a file and are not computed again.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ TITLES = {
 }
 METHODS = [name for name in TITLES if name not in (BASE, HEAD) and not name.endswith(LAYERS)]
 LAYERWISE = [name for name in TITLES if name.endswith(LAYERS)]
-"""Rows that filter like Wu, Zhu & Li (2025): layer after layer, while the accuracy holds."""
+"""Rows that filter like Wu, Zhu & Li (2025): layer after layer, as long as the accuracy holds."""
 FRACTIONS = [0.1, 0.4, 0.6, 0.8, 1.0]
 """Wu, Zhu & Li (2025) remove 40 to 100 % of the noise directions; 10 % is a cautious choice."""
 RANK_FRACTIONS = [0.8, 0.9, 0.95, 0.98, 0.99]
-"""Shares of the update's parameters to remove, large because most of an update is noise."""
+"""Shares of the update's parameters to remove. They are large, as most of an update is noise."""
 Evaluate = Callable[[Any, str], Any]
 """Maps a model and the name of a split to the correctness of every example."""
 
@@ -61,28 +61,27 @@ def method_rows(
     evaluations: int = 100,
     **options: Any,
 ) -> dict[str, Any]:
-    """All rows of one tuned model.
+    """Compute all rows of one tuned model.
 
     Args:
-        file: JSON of the rows; those that stand there are not done again.
-        tuned: The fine-tuned model, not changed.
+        file: JSON file of the rows; a row that is in the file is not computed again.
+        tuned: The fine-tuned model; it is not changed.
         base: The model that its training began with.
-        evaluate: Correctness of every example of a split.
-        splits: What the chosen filter is tried on; `selection` is looked at besides.
-        methods: Which rows, beside the base.
-        fractions: Shares of the noise to try; for svd and slr shares of all directions, of which at
-            least one stays. Shared ranks have their own, of parameters; a ternary head has none to
-            choose.
+        evaluate: Function that returns the correctness of every example of a split.
+        splits: Splits on which the chosen models are judged, besides `selection`.
+        methods: Names of the rows, in addition to the base.
+        fractions: Shares of the noise to try. For svd and slr they are shares of all directions, of
+            which at least one stays. Shared ranks use `RANK_FRACTIONS` instead. A ternary head has
+            no share.
         calibration: Batches of the model's arguments, for a ternary head.
-        evaluations: Most evaluations on the selection split for a row layer by layer.
+        evaluations: The most evaluations on `selection` for a row that filters layer by layer.
         **options: Further options of the methods that look at a spectrum, as in `RMTConfig`.
 
     Returns:
-        By row: `removed` (what was chosen), `kept` (share that is left), `curve` (removed and
-        selection accuracy), `whole` (removed and the number of layers that are whole again,
-        though a smaller share filtered them), `layers` (the share of each layer, in rows that
-        choose layer by layer), and for each split the correctness of the examples
-        as 0 and 1.
+        For each row: `removed` (the share that was chosen), `kept` (the share that is left),
+        `curve` (pairs of share removed and accuracy on `selection`), `splits` (correctness of the
+        examples as 0 and 1, by split); where they apply, `whole` (the second result of `sweep`)
+        and `layers` (the share removed in each layer).
     """
     rows = json.loads(file.read_text()) if file.exists() else {}
     for method in (BASE, *methods):
@@ -144,15 +143,16 @@ def sweep(
     calibration: Sequence[Any] = (),
     **options: Any,
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Accuracy on the selection split against the share removed, and layers that are whole again.
+    """For every share, the accuracy on the selection split and the number of unfiltered layers.
 
-    A layer without spikes has no signal that could be left once all of its noise is removed. The
-    package then leaves the whole layer as it is, though it filters it at smaller shares. The
+    A layer without spikes has no signal, so nothing would be left if all of its noise were removed.
+    The package then leaves the whole layer as it is, although smaller shares filter this layer. The
     accuracy may jump there, and figures mark these points.
 
     Returns:
-        Pairs of the share removed and the accuracy, and pairs of the share removed and the number
-        of layers that a smaller share filters and this one does not.
+        Two lists. The first has pairs of the share removed and the accuracy. The second has pairs
+        of the share removed and the number of layers that smaller shares filter but this share
+        leaves whole.
     """
     curve, untouched = [], {}
     for removed in fractions:
@@ -169,5 +169,5 @@ def sweep(
 
 
 def choice(curve: Sequence[Sequence[float]]) -> float:
-    """The removed share with the best selection accuracy; the largest of equal ones."""
+    """The removed share with the best accuracy on `selection`; of several, the largest share."""
     return max(curve, key=lambda point: (point[1], point[0]))[0]

@@ -18,7 +18,7 @@ import numpy as np
 from accelerate import PartialState
 
 TUNED, TRAINED = "base (fine-tuned)", "base (trained from nothing)"
-"""Names of the base in tables and figures."""
+"""Names of the base (the model before filtering) in tables and figures."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Column:
 def column_of(
     task: str, split: str, seeds: Sequence[Mapping[str, Any]], published: Mapping[str, float]
 ) -> Column:
-    """The column of a split; the published accuracies belong to dev alone."""
+    """The column of a split; only dev has published accuracies."""
     return Column(f"{task} {split}", split, seeds, published if split == "dev" else {})
 
 
@@ -118,7 +118,7 @@ def save_best(
     Args:
         folder: The folder to save to.
         seeds: The rows by seed.
-        models: Returns the tuned model and its base, given the position of the seed.
+        models: A function that takes the position of a seed and returns its tuned model and base.
 
     Returns:
         A description of the model.
@@ -143,7 +143,7 @@ def save_best(
 
 
 def write_card(folder: Path, table: ResultsTable, what: str, base_model: str) -> None:
-    """The README.md of the saved model: what it is, and the table of all methods."""
+    """Write the README.md of the saved model: what the model is, and the table of all methods."""
     known = "" if Path(base_model).exists() else f"base_model: {base_model}\n"
     front = f"---\nlibrary_name: transformers\n{known}tags: [hf_rmt, random-matrix-theory]\n---\n"
     text = (

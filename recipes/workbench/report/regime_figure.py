@@ -1,4 +1,4 @@
-"""The figure of `bench_regime.py`: what removing all noise costs, in each cell of the map."""
+"""The figure of `bench_regime.py`: what removing all noise costs, for each kind of training."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """All noise of one cell's networks removed by one law.
+    """The result of one kind of training, after one law has found the noise and all is removed.
 
     Args:
-        law: How the noise was found.
+        law: Name of the law that found the noise.
         decay: Weight decay of the training.
-        epochs: Of the training.
+        epochs: Epochs of the training.
         start_left: Share of the random start that the decay leaves in the weights.
         base: Accuracy of the networks as they were trained.
-        difference: To the base, of the accuracy with all noise removed.
+        difference: Accuracy with all noise removed, minus `base`.
         interval: Lowest and highest difference that the data allow.
-        kept: Share of the parameters that is left in what was filtered.
+        kept: Share of the parameters that is left in the filtered layers.
     """
 
     law: str
@@ -37,7 +37,7 @@ class Point:
     kept: float
 
     def to_row(self) -> dict[str, Any]:
-        """A line of the table, in words."""
+        """The line of the table, with the text of each column."""
         low, high = (100 * end for end in self.interval)
         return {
             "weight decay": f"{self.decay:g}",
@@ -54,7 +54,7 @@ def regime_figure(points: Sequence[Point], *, title: str = "", dark: bool = Fals
     """Difference of accuracy against the share of the start that is left, a line for each law.
 
     Args:
-        points: The cells that are done.
+        points: The results to draw.
         title: Text above the figure.
         dark: Draw on a dark background.
 

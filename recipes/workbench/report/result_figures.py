@@ -29,7 +29,7 @@ HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markersize": 5, "ls": ""}
 
 
 def difference_figure(table: ResultsTable, *, dark: bool = False) -> Figure:
-    """Difference of every method to the first row, with intervals, one panel for each column.
+    """The difference of each method from the first row, with its interval; a panel for each column.
 
     Args:
         table: The results.
@@ -71,7 +71,7 @@ def curve_figure(
     title: str = "",
     dark: bool = False,
 ) -> Figure:
-    """A metric against the fraction removed, one line for each method.
+    """A metric against the fraction that is removed, one line for each method.
 
     Args:
         curves: By method, points (fraction removed in [0, 1], metric).

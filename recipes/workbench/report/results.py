@@ -18,16 +18,16 @@ class Result:
     """What one method reached on one task.
 
     Args:
-        method: The row.
-        column: The task, and the split where there are several.
+        method: Name of the method; it is the row of the table.
+        column: Name of the task, and of the split if there are several.
         values: The metric, one value for each seed.
-        difference: To the first row, in the unit of the metric; None for the first row itself.
+        difference: Difference from the first row, in the unit of the metric; None for that row.
         interval: Lowest and highest difference that the data allow; None if it was not computed.
         published: What the publication reports for this method and task; None if nothing.
-        note: What the reader should know of this number.
+        note: What the reader should know about this number.
 
     Raises:
-        ValueError: If there is no value, or the interval is upside down.
+        ValueError: If there is no value, or if the interval begins with its higher end.
     """
 
     method: str
@@ -70,19 +70,19 @@ class Result:
 
 @dataclass(frozen=True)
 class ResultsTable:
-    """Results with methods in the rows and tasks in the columns, in the order of their arrival.
+    """Results with methods in the rows and tasks in the columns, both in the order of `results`.
 
     Args:
-        results: The results; the first one's method is what the others are compared with.
-        title: What was done.
+        results: The results. The method of the first result is the one that others are compared to.
+        title: Title of the table.
         metric: Name of the metric, with its unit if it has one.
-        level: Share of the interval, for its description.
+        level: Confidence level of the intervals, which the text below the table names.
         differences: How the setting differs from that of the published numbers: subset, epochs,
             size of the model.
         notes: What else the reader should know.
 
     Raises:
-        ValueError: If there is no result, or two for one method and column.
+        ValueError: If there is no result, or if two have the same method and column.
 
     Examples:
         >>> base = Result("base", "task", (0.8, 0.9), published=0.7)
@@ -105,7 +105,7 @@ class ResultsTable:
 
     def __post_init__(self) -> None:
         if not self.results:
-            raise ValueError("a table needs at least one result, got 0; add the base's")
+            raise ValueError("a table needs at least one result, got 0; add that of the base")
         if len({(cell.method, cell.column) for cell in self.results}) < len(self.results):
             raise ValueError("two results have the same method and column; pool their values")
 
@@ -128,7 +128,7 @@ class ResultsTable:
         return next(cells, None)
 
     def to_markdown(self, path: str | Path | None = None) -> str:
-        """The table in Markdown, then how to read it.
+        """The table in Markdown, followed by notes on how to read it.
 
         Args:
             path: File to write; None writes none.

@@ -22,10 +22,11 @@ POPULATIONS = {
 }
 BULKS = tuple(POPULATIONS)[:3]
 FINDERS = {"PDB's noise": "PDB", "BEMA's noise": "PUB, BEMA"}
-"""The method that found the noise, if it is not the method itself."""
+"""For these sets of eigenvalues, the method that finds the noise for all methods."""
 PUBLISHED_WAY = "as published"
 CLEAR = 0.75
-"""A quantity separates two methods if one is closer on at least this share of the layers."""
+"""A quantity separates two methods if one of them is closer to the measured value on at least this
+share of the layers."""
 PUBLISHED_MOMENTS = {
     "bert": {
         "PUB, BEMA": (0.59, 0.69, 1.02),
@@ -40,13 +41,13 @@ PUBLISHED_MOMENTS = {
         "measured": (0.72, 1.83, 5.35),
     },
 }
-"""gamma_1 to gamma_3 of table 5 in Wu, Zhu & Li, ICML 2025."""
+"""The moments gamma_1 to gamma_3 of table 5 in Wu, Zhu & Li, ICML 2025."""
 SETTINGS = {"bert": "BERT on SciTail", "t5": "T5-base on RTE"}
 Rows = Sequence[Mapping[str, Any]]
 
 
 def distances(rows: Rows, population: str) -> dict[str, np.ndarray]:
-    """By method, Kolmogorov distances, shape (layers,)."""
+    """The Kolmogorov distances of each method, shape (layers,), for one of `POPULATIONS`."""
     return {
         method: np.array([row["distance"] for row in part])
         for method, part in _by_method(rows, population)
@@ -54,7 +55,7 @@ def distances(rows: Rows, population: str) -> dict[str, np.ndarray]:
 
 
 def errors(rows: Rows, population: str) -> dict[str, np.ndarray]:
-    """By method, signed relative errors of the moments, shape (layers, 3)."""
+    """The relative errors of each method's moments, with their signs, shape (layers, 3)."""
     return {
         method: np.array(
             [[row[f"gamma{k}"] / row[f"gamma{k}_measured"] - 1 for k in ORDERS] for row in part]
@@ -72,7 +73,7 @@ def _by_method(rows: Rows, population: str) -> Iterator[tuple[str, Rows]]:
 
 
 def quantities(rows: Rows, population: str) -> dict[str, dict[str, np.ndarray]]:
-    """By name and then by method, quantities for which smaller is better, shape (layers,)."""
+    """Quantities for which smaller is better, by name and then by method, shape (layers,)."""
     wrong = {method: np.abs(each) for method, each in errors(rows, population).items()}
     found = {"distance": distances(rows, population)} if population in BULKS else {}
     for k in ORDERS:
@@ -81,7 +82,10 @@ def quantities(rows: Rows, population: str) -> dict[str, dict[str, np.ndarray]]:
 
 
 def summary(rows: Rows) -> list[dict[str, Any]]:
-    """Medians for every population and quantity, and the share of layers on which PDB is closer."""
+    """For each of `POPULATIONS` and each quantity, the median over the layers by method.
+
+    Each row also has the share of layers on which PDB is closer than the other methods.
+    """
     lines = []
     for population in POPULATIONS:
         for name, values in quantities(rows, population).items():
@@ -98,7 +102,7 @@ def summary(rows: Rows) -> list[dict[str, Any]]:
 
 
 def verdict(line: Mapping[str, Any]) -> str:
-    """Whether a quantity separates PDB from both forms of PUB."""
+    """Say whether a quantity shows that PDB is closer, that PUB is closer, or neither of them."""
     shares = [line[f"closer_than_{method}"] for method in PUB]
     if min(shares) >= CLEAR:
         return "PDB closer"

@@ -1,1 +1,1 @@
-"""Training: from nothing, from a pretrained model, on what another model says."""
+"""Training: from random weights, from a pretrained model, and on the outputs of another model."""

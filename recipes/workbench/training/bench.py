@@ -21,16 +21,16 @@ from transformers import TrainingArguments
 
 @dataclass
 class BenchArguments(DataArguments):
-    """Options of both recipes."""
+    """Options that the training benchmarks share."""
 
     task: list[str] = field(
         default_factory=lambda: ["sst2"], metadata={"help": "sst2, mrpc, rte, t5, cifar10, mnist"}
     )
     embedded: bool = field(default=False, metadata={"help": "built-in data, demo BERT, no Hub"})
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "one training each"})
-    output_dir: str = field(default="results/training", metadata={"help": "where results go"})
-    epochs: float = field(default=2.0, metadata={"help": "of training"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "of all weights"})
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "a training for each"})
+    output_dir: str = field(default="results/training", metadata={"help": "folder for the results"})
+    epochs: float = field(default=2.0, metadata={"help": "epochs of the training"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "largest learning rate"})
     batch_size: int = field(default=32, metadata={"help": "texts in a step"})
     max_steps: int = field(
         default=-1, metadata={"help": "update steps instead of epochs; -1 to count epochs"}
@@ -38,7 +38,7 @@ class BenchArguments(DataArguments):
 
 
 def begin(arguments: BenchArguments) -> None:
-    """Find the data, and suppress the warnings that the rows cause on purpose."""
+    """Find the data folder, and silence warnings about what the benchmark does on purpose."""
     logging.getLogger("hf_rmt").setLevel(logging.ERROR)
     if arguments.embedded:
         arguments.task = ["embedded"]
@@ -49,7 +49,7 @@ def begin(arguments: BenchArguments) -> None:
 def settings_of(
     arguments: BenchArguments, task: str, seed: int, *, sequences: bool = True
 ) -> TrainingArguments:
-    """Settings of the Trainer of one run, on texts or on images."""
+    """Settings of the Trainer for one run, on texts (`sequences`) or on images."""
     return TrainingArguments(
         str(Path(arguments.output_dir, name_of(arguments, task), "trainer")),
         num_train_epochs=arguments.epochs,
@@ -79,7 +79,7 @@ def on_file(file: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]
 
 
 def table(task: str, results: dict[str, list[dict[str, Any]]]) -> str:
-    """Accuracies, differences to the first row with intervals, shares and times."""
+    """The table: accuracies, differences from the first row with intervals, shares and times."""
     base = next(iter(results.values()))
     lines = [f"{task:18}accuracy  difference (95 %)          share   time"]
     for row, runs in results.items():

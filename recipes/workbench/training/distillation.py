@@ -10,7 +10,7 @@ from transformers import Trainer
 
 
 class DistillationTrainer(Trainer):
-    """Trains on the soft targets of a teacher, KL at a temperature, and on its hidden states."""
+    """Trains on a teacher's soft targets (KL divergence at a temperature) and hidden states."""
 
     def __init__(self, *, teacher: Any, temperature: float, hidden_weight: float, **kwargs: Any):
         super().__init__(**kwargs)

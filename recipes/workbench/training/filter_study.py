@@ -1,4 +1,7 @@
-"""Trains networks from nothing, filters them by every method, and writes both tables."""
+"""Trains networks from nothing, filters them by every method, and writes two tables.
+
+The first table has a chosen share of the noise removed, the second has all of it removed.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,13 @@ def study(
     published: Mapping[str, float],
     differences: tuple[str, ...],
 ) -> None:
-    """Train one network per seed, filter it by every method, and write both tables.
+    """Train one network per seed, filter it by every method, and write the two tables.
 
     Args:
         arguments: Options of the recipe.
         images: The data; the images to choose on are taken from the training images.
         build: Makes an untrained network.
-        name: Column of the tables.
+        name: Name of the data, for the column of the tables.
         title: Title of the tables.
         published: Accuracies by method in Wu, Zhu & Li (2025).
         differences: How the setting differs from that of the published accuracies.
@@ -99,7 +102,7 @@ def _is_normalised(net: nn.Module) -> bool:
 
 
 def _notes(arguments: Arguments, images: Images, *, normalised: bool) -> tuple[str, ...]:
-    """Notes on how the numbers were made; the third is on the choice of the removed share."""
+    """Notes on how the numbers were made; the third says how the removed share was chosen."""
     selection, train = counts(arguments, len(images.train_y))
     noise = f", {arguments.label_noise:.0%} of the labels shuffled" if arguments.label_noise else ""
     return (

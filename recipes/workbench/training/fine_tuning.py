@@ -29,7 +29,7 @@ from transformers import AutoProcessor, Trainer
 from hf_rmt import RMTCallback, RMTConfig
 
 CALIBRATION = 300
-"""Training rows that a ternary head is calibrated on."""
+"""Number of training rows that a ternary head is calibrated on."""
 
 
 class Tuned(NamedTuple):
@@ -46,11 +46,11 @@ def settings_of(
     """Settings of a training.
 
     Args:
-        kind: Their class.
-        arguments: What the recipe was told; its batch size is that of all processes together.
-        target: Where the model will be saved.
-        seed: Of the training.
-        epochs: How often each row is seen, unless `arguments.max_steps` says when to stop.
+        kind: The class of the settings.
+        arguments: The options of the recipe; the batch size is that of all processes together.
+        target: Folder for the model.
+        seed: Seed of the training.
+        epochs: How often each row is seen. If `arguments.max_steps` is above 0, it decides instead.
         **further: Other settings.
 
     Returns:
@@ -80,12 +80,12 @@ def settings_of(
 
 
 def spectra_log() -> RMTCallback:
-    """Puts the spectra of what training adds into the logs, and filters nothing."""
+    """A callback that logs the spectra of what training adds, and filters nothing."""
     return RMTCallback(RMTConfig(noise="keep"), target="update")
 
 
 def train_and_save(trainer: Trainer, reader: Any, target: Path) -> None:
-    """Train, judge, and save the model, its tokenizer or image processor, and the logs.
+    """Train and judge a model; save it, its tokenizer or image processor, and the logs.
 
     The logs are written last: if they exist, the training is finished.
     """
@@ -104,12 +104,12 @@ def train_and_save(trainer: Trainer, reader: Any, target: Path) -> None:
 
 
 def few(rows: Dataset, count: int = CALIBRATION) -> Dataset:
-    """The first rows, at most so many."""
+    """The first `count` rows, or all rows if there are fewer."""
     return rows.select(range(min(count, len(rows))))
 
 
 def batches(rows: Dataset, collator: Any, device: Any = "cpu") -> list[dict[str, Any]]:
-    """Batches of a model's arguments, labels left out."""
+    """Batches of a model's arguments, without the labels."""
     made = [dict(batch) for batch in DataLoader(rows, batch_size=32, collate_fn=collator)]
     for batch in made:
         del batch["labels"]
@@ -127,14 +127,14 @@ def report(
     untrained: bool = False,
     **about: Any,
 ) -> None:
-    """The table of all tasks; for each the best filtered model, with its card.
+    """Write the table of all tasks, and save the best filtered model of each with its card.
 
     Args:
-        arguments: What the recipe was told.
-        folder: Where the table goes.
-        columns: Of the table.
-        tasks: Whose best models are saved, in `best` beside the seeds.
-        base_model: What training began with, for the card.
+        arguments: The options of the recipe.
+        folder: Folder for the table.
+        columns: The columns of the table.
+        tasks: The tasks; the best model of each is saved in `best`, beside its seeds.
+        base_model: The model that training began with, for the card.
         differences: How the setting differs from that of the published numbers, if there are any.
         untrained: Whether training began with random weights.
         **about: Title and notes of the table.

@@ -24,10 +24,10 @@ from tqdm.auto import tqdm
 
 EVALUATION_BATCH = 500
 SHIFT = 4
-"""The most pixels by which an augmented image is moved."""
+"""The most pixels by which a training image is shifted."""
 NORM_IMAGES = 2000
 """The most training images on which the batch normalisation of a filtered network is measured
-again. They are shifted and mirrored if those of the training were."""
+again. If training shifted and mirrored its images, this is done here, too."""
 
 
 class Training(NamedTuple):
@@ -48,7 +48,7 @@ class Arguments:
         default="results", metadata={"help": "folder for models, tables and figures"}
     )
     seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "one training for each"}
+        default_factory=lambda: [0, 1, 2], metadata={"help": "seeds; one training for each"}
     )
     methods: list[str] = field(
         default_factory=lambda: ["pdb", "bema", "kernel", "slr", "svd"],
@@ -60,13 +60,13 @@ class Arguments:
     )
     label_noise: float = field(default=0.0, metadata={"help": "share of labels to shuffle"})
     epochs: int = field(default=20, metadata={"help": "epochs of the training"})
-    learning_rate: float = field(default=0.05, metadata={"help": "the largest in the schedule"})
-    weight_decay: float = field(default=5e-4, metadata={"help": "of all weights"})
-    batch_size: int = field(default=64, metadata={"help": "images of a step"})
+    learning_rate: float = field(default=0.05, metadata={"help": "largest learning rate"})
+    weight_decay: float = field(default=5e-4, metadata={"help": "weight decay of all weights"})
+    batch_size: int = field(default=64, metadata={"help": "images in a step"})
     augment: bool = field(
         default=False, metadata={"help": "whether training images are shifted and mirrored"}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "default: all"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "most training images"})
     min_size: int | None = field(
         default=None, metadata={"help": "smallest side of a layer that is filtered; default: 32"}
     )
@@ -120,10 +120,10 @@ def fit(net: nn.Module, images: Tensor, labels: Tensor, arguments: Arguments, se
     """Train by stochastic gradient descent with momentum and a one-cycle learning rate.
 
     Args:
-        net: Trained in place.
-        images: Shape (images, channels, height, width).
-        labels: Shape (images,).
-        arguments: Epochs, rates and batch size.
+        net: The network; it is trained in place.
+        images: The training images, shape (images, channels, height, width).
+        labels: Their labels, shape (images,).
+        arguments: Options of the recipe, with epochs, rates and batch size.
         seed: Seed of the order of the images and of their shifts.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -155,11 +155,11 @@ def _optimizer(net: nn.Module, arguments: Arguments, images: int) -> tuple[Any, 
 def start_left(arguments: Arguments, images: int) -> float:
     """Share of the random start that weight decay alone leaves in a trained weight.
 
-    A step of rate lr with momentum m shrinks a weight by lr decay / (1 - m), so the share that is
-    left is exp(-x), with x the sum of these terms over the run.
+    With learning rate lr and momentum m, a step shrinks a weight by the share lr decay / (1 - m).
+    Let x be the sum of these shares over the run. Then the share that is left is exp(-x).
 
     Args:
-        arguments: Epochs, rates, decay and batch size.
+        arguments: Options of the recipe, with epochs, rates, decay and batch size.
         images: Number of training images.
     """
     optimizer, schedule = _optimizer(nn.Linear(1, 1), arguments, images)
@@ -175,7 +175,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """The images, each moved by up to four pixels and mirrored or not.
 
     Args:
-        images: Shape (images, channels, height, width).
+        images: The images, shape (images, channels, height, width).
         generator: Generator of the shifts and of the choice of mirrored images.
 
     Returns:
@@ -193,7 +193,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def correct(net: nn.Module, images: Tensor, labels: Tensor) -> np.ndarray:
-    """Whether each image is classified as labelled, shape (images,)."""
+    """Whether the network gives each image its label, shape (images,)."""
     net.eval()
     device = next(net.parameters()).device
     batches = images.split(EVALUATION_BATCH)
@@ -202,7 +202,7 @@ def correct(net: nn.Module, images: Tensor, labels: Tensor) -> np.ndarray:
 
 
 def _splits(arguments: Arguments, images: Images, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """The splits train and selection, both with noisy labels, and test with its own labels."""
+    """The splits train and selection, both with noisy labels, and test with unchanged labels."""
     rows = torch.from_numpy(np.random.default_rng(0).permutation(len(images.train_y)))
     selection, train = counts(arguments, len(rows))
     rows = rows[: selection + train]

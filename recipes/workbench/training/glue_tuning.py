@@ -16,10 +16,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 @dataclass
 class Arguments(DataArguments):
-    """What the recipe is told."""
+    """Options of the recipe."""
 
     model: str = field(
-        default="google-bert/bert-base-uncased", metadata={"help": "folder or Hub id"}
+        default="google-bert/bert-base-uncased", metadata={"help": "model: folder or Hub id"}
     )
     embedded: bool = field(
         default=False, metadata={"help": "small built-in data and the demo BERT, no Hub"}
@@ -28,11 +28,11 @@ class Arguments(DataArguments):
         default="results/glue", metadata={"help": "folder for models, tables and figures"}
     )
     seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "one fine-tuning for each"}
+        default_factory=lambda: [0, 1, 2], metadata={"help": "seeds; one fine-tuning for each"}
     )
     methods: list[str] = field(
         default_factory=lambda: [*METHODS, HEAD],
-        metadata={"help": ", ".join((*METHODS, HEAD, *LAYERWISE))},
+        metadata={"help": "rows of the table: " + ", ".join((*METHODS, HEAD, *LAYERWISE))},
     )
     fractions: list[float] = field(
         default_factory=lambda: list(FRACTIONS),
@@ -41,19 +41,23 @@ class Arguments(DataArguments):
     search_evaluations: int = field(
         default=100, metadata={"help": "most evaluations of a row that filters layer by layer"}
     )
-    epochs: float | None = field(default=None, metadata={"help": "default: 2 for sst2, else 3"})
-    learning_rate: float = field(default=5e-5, metadata={"help": "the largest one"})
-    batch_size: int = field(default=32, metadata={"help": "over all processes"})
-    max_steps: int = field(default=-1, metadata={"help": "steps of training; -1: by epochs"})
-    dropout: float | None = field(default=None, metadata={"help": "default: the model's own"})
-    use_cpu: bool = field(
-        default=False, metadata={"help": "on the CPU; needless where there is nothing else"}
+    epochs: float | None = field(
+        default=None, metadata={"help": "epochs; default: 2 for sst2, else 3"}
     )
-    push_to_hub: str | None = field(default=None, metadata={"help": "repository of the best model"})
+    learning_rate: float = field(default=5e-5, metadata={"help": "largest learning rate"})
+    batch_size: int = field(default=32, metadata={"help": "rows per step, all processes"})
+    max_steps: int = field(default=-1, metadata={"help": "steps of training; -1 counts epochs"})
+    dropout: float | None = field(default=None, metadata={"help": "dropout; default: the model's"})
+    use_cpu: bool = field(
+        default=False, metadata={"help": "run on the CPU; not needed if there is no other device"}
+    )
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "Hub repository for the best model"}
+    )
 
 
 class OneOrderTrainer(Trainer):
-    """A Trainer with batches of similar length, the same for one process and for several."""
+    """A Trainer whose batches have texts of similar length, the same with one or more processes."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         rows = train_dataset if train_dataset is not None else self.train_dataset
@@ -64,12 +68,12 @@ class OneOrderTrainer(Trainer):
 
 
 def folder_of(arguments: Arguments, task: str) -> Path:
-    """The folder of a task."""
+    """The folder for the results of a task."""
     return Path(arguments.output_dir) / name_of(arguments, task)
 
 
 def notes(arguments: Arguments) -> tuple[str, ...]:
-    """How the numbers came about."""
+    """Notes for the table on how its numbers were made."""
     noise = arguments.label_noise
     return (
         f"seeds {', '.join(map(str, arguments.seeds))}; learning rate {arguments.learning_rate:g}, "

@@ -1,4 +1,4 @@
-"""The methods on trained networks: the hidden weights are compressed layer by layer."""
+"""Applies the methods to trained networks: the hidden weights are compressed layer by layer."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def trained_network(
 def trained_layers(method: Method, net: nn.Sequential, inputs: Tensor, seed: int) -> nn.Sequential:
     """The hidden layers of a trained network, compressed from the first to the last.
 
-    The arguments of a layer are scaled to the root mean square tau that they have in the dense
-    network, and the steps are matched at this tau. The mean of relu is added to their outputs,
-    because the next layer was trained with it.
+    Let tau be the root mean square of an activation's inputs in the dense network. These inputs are
+    scaled to the same tau, and the step is matched at this tau. The mean of relu is added to the
+    outputs of the step, because the next layer was trained with it.
 
     Args:
         method: The new weights and activations.
-        net: Linear layers without bias and relus, then the readout.
+        net: Linear layers without bias, a relu after each, then the readout.
         inputs: Rows to measure tau on, shape (rows, features).
         seed: Seed of the choice of zeroed weights.
     """
@@ -64,7 +64,7 @@ def trained_layers(method: Method, net: nn.Sequential, inputs: Tensor, seed: int
 
 
 def compressed(linear: nn.Linear, method: Method, generator: torch.Generator) -> nn.Module:
-    """A layer with the weights of another, made sparse or ternary."""
+    """A new layer with the weights of `linear`, made sparse or ternary."""
     if method.weights == "ternary":
         return TernaryLinear.from_linear(linear, sparsity=method.sparsity)
     copy = nn.utils.skip_init(nn.Linear, linear.in_features, linear.out_features, bias=False)
@@ -77,7 +77,7 @@ def compressed(linear: nn.Linear, method: Method, generator: torch.Generator) ->
 
 
 def activation_at(method: Method, tau: float) -> nn.Module:
-    """The activation that a method uses instead of relu, for arguments of scale tau."""
+    """The activation that a method uses in place of relu, for inputs of root mean square tau."""
     if method.activation == "relu":
         return nn.ReLU()
     if method.activation == "naive":

@@ -1,4 +1,4 @@
-"""Problems to train on: a model to start from, rows to learn, rows to judge."""
+"""Problems to train on: a model to start from, rows to train on and rows to judge it on."""
 
 from __future__ import annotations
 
@@ -41,13 +41,15 @@ IMAGES = ("cifar10", "mnist")
 
 @dataclass
 class ProblemArguments(DataArguments):
-    """Which models the problems start from."""
+    """Options that say which models the problems start from."""
 
-    model: str | None = field(default=None, metadata={"help": "folder or Hub id; default: demo"})
+    model: str | None = field(
+        default=None, metadata={"help": "folder or Hub id; default: the demo BERT"}
+    )
     image_model: str | None = field(
         default=None, metadata={"help": "for cifar10: folder or Hub id; default: DINOv2-small"}
     )
-    image_size: int = field(default=70, metadata={"help": "for cifar10: pixels a side"})
+    image_size: int = field(default=70, metadata={"help": "for cifar10: side in pixels"})
 
 
 class Problem(NamedTuple):
@@ -55,12 +57,12 @@ class Problem(NamedTuple):
 
     Attributes:
         start: The model before training.
-        train: Its rows.
+        train: Rows to train on.
         judged: Rows with clean labels, in the order in which they are judged, by split.
         collator: Makes batches of the rows.
-        processor: What makes inputs of texts or images; None where nothing does.
-        kept: Rows that are not trained on, with labels as wrong as those of the others; None where
-            there are none left.
+        processor: Tokenizer or image processor; None if the problem needs none.
+        kept: Rows that are kept back from the training, with labels as wrong as those of `train`;
+            None if there are none left.
     """
 
     start: Any
@@ -86,13 +88,13 @@ class Classifier(nn.Module):
 
 
 def problem_of(arguments: ProblemArguments, task: str, seed: int) -> Problem:
-    """The problem of a name.
+    """The problem that belongs to the name of a task.
 
     Args:
-        arguments: What the bench was told.
+        arguments: The options of the recipe.
         task: A GLUE task, `embedded`, `t5` (SST-2 and a small T5, from nothing), `cifar10` (a ViT)
             or `mnist` (a small network, from nothing).
-        seed: Of the head, or of the network, and of the labels that are shuffled.
+        seed: Seed of the new head or network, and of the choice of labels that are shuffled.
 
     Raises:
         SystemExit: If there is no such task, or its files are missing.
@@ -124,14 +126,14 @@ def trainer_of(
 
 
 def correct(trainer: Trainer, problem: Problem) -> list[int]:
-    """Whether the trained model is right, 0 or 1, for each row that is judged."""
+    """For each row that is judged, 1 if the trained model is right and 0 if it is wrong."""
     found = [trainer.predict(part) for part in problem.judged.values()]
     right = [part.predictions.argmax(-1) == part.label_ids for part in found]
     return np.concatenate(right).astype(int).tolist()
 
 
 def _logits(outputs: Any, labels: Tensor) -> Tensor:
-    """The logits, which in a T5 are followed by the states of its encoder."""
+    """The logits alone; in a T5, the states of its encoder follow them in the outputs."""
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
@@ -195,7 +197,7 @@ def _mnist(arguments: ProblemArguments, seed: int) -> Problem:
 
 
 def _image_model() -> str:
-    """The ViT among the data, else that of the Hub."""
+    """The folder of the ViT in HF_RMT_DATA if there is one, else its name on the Hub."""
     local = Path(os.environ.get("HF_RMT_DATA", ""), "models", "dinov2-small")
     return str(local) if local.is_dir() else "facebook/dinov2-small"
 
@@ -204,7 +206,9 @@ def _file(arguments: ProblemArguments, task: str, pattern: str) -> Path:
     folder = Path(arguments.data_dir or "", task)
     if found := sorted(folder.glob(pattern)):
         return found[0]
-    raise SystemExit(f"--task {task} reads a file {pattern} in {folder}, which has none")
+    raise SystemExit(
+        f"--task {task} reads a file {pattern} in {folder}, which has none; add one to this folder"
+    )
 
 
 def _chosen(arguments: ProblemArguments, count: int) -> np.ndarray:
@@ -214,12 +218,12 @@ def _chosen(arguments: ProblemArguments, count: int) -> np.ndarray:
 
 
 def _trained(arguments: ProblemArguments, count: int) -> int:
-    """How many of so many rows are trained on."""
+    """How many of `count` rows are trained on."""
     return min(count, arguments.max_train_samples or count)
 
 
 def _noisy(arguments: ProblemArguments, labels: list[int], seed: int) -> list[int]:
-    """Labels with a share of them shuffled, those of the rows kept back among themselves."""
+    """Labels of which a share is shuffled, first among training rows, then among rows kept back."""
     count = _trained(arguments, len(labels))
     parts = (labels[:count], labels[count:])
     noisy = (shuffled_labels(part, arguments.label_noise, seed=seed) for part in parts)
