@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_rmt import __version__
 from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES
 
 logger = logging.getLogger(__name__)
@@ -96,12 +95,11 @@ def _compiled(loop: Callable[..., None], example: Any, **options: Any) -> Callab
 
 @cache
 def _target() -> str:
-    """A name for this processor and for the versions of the packages that make machine code."""
+    """A name for this processor and this version of Numba."""
     from numba.core.registry import cpu_target
 
     processor = cpu_target.target_context.codegen().magic_tuple()
-    versions = __version__, numba().__version__
-    return sha256(repr((processor, versions)).encode()).hexdigest()[:16]
+    return sha256(repr((processor, numba().__version__)).encode()).hexdigest()[:16]
 
 
 def callable_in_loops(function: Callable[..., None], **options: Any) -> Callable[..., None]:
