@@ -72,6 +72,7 @@ class Codebook:
     decode: Callable[[Tensor], Tensor] = field(repr=False)
     joint: int = 1
     cubic: float | None = None
+    cells: Callable[[], Tensor] | None = field(default=None, repr=False)
 
     @property
     def run(self) -> int:
@@ -87,6 +88,8 @@ class Codebook:
 SCALES = tuple(2.0 ** (-code / SCALE_STEP) for code in range(256))
 """Scale divided by the largest scale, for each scale code."""
 LEVELS = tuple(c * (1 + CUBIC * (c / 128) ** 2) for c in range(-128, 128))
+LEVEL_FACTOR = LEVEL_CELLS / (LEVELS[-1] - LEVELS[0])
+"""Number of cells per unit of the levels."""
 TRITS = tuple(tuple(code // 3**k % 3 - 1.0 for k in range(5)) for code in range(243))
 """The five trits (-1, 0 or 1) of each of the 243 bytes, least significant first."""
 
@@ -109,6 +112,8 @@ def _spiral() -> tuple[tuple[float, float], ...]:
 
 SPIRAL = _spiral()
 HALF_WIDTH = 1.05 * max(abs(x) for point in SPIRAL for x in point)
+SPIRAL_FACTOR = CELLS / 2 / HALF_WIDTH
+"""Number of cells per unit of the spiral points."""
 
 _TABLES: dict[tuple[int, torch.device], Tensor] = {}
 
@@ -150,8 +155,7 @@ def _nearest_level() -> Tensor:
 
 def _encode_levels(values: Tensor) -> Tensor:
     # Looking the cell up is fifty times as fast as a binary search among the levels.
-    low, high = LEVELS[0], LEVELS[-1]
-    scaled = (values - low).mul_(LEVEL_CELLS / (high - low))
+    scaled = (values - LEVELS[0]).mul_(LEVEL_FACTOR)
     cell = scaled.clamp_(0, LEVEL_CELLS - 1).to(torch.int32)
     nearest = _nearest_level().to(values.device)
     return nearest.index_select(0, cell.flatten()).view(cell.shape)
@@ -191,7 +195,7 @@ def _nearest() -> Tensor:
 
 
 def _encode_spiral(values: Tensor) -> Tensor:
-    scaled = values * (CELLS / 2 / HALF_WIDTH) + CELLS / 2
+    scaled = values * SPIRAL_FACTOR + CELLS / 2
     cell = scaled.clamp_(0, CELLS - 1).to(torch.int32).view(len(values), -1, 2)
     index = cell[..., 0] * CELLS + cell[..., 1]
     nearest = _nearest().to(values.device)
@@ -223,6 +227,7 @@ CODEBOOKS = {
         encode=_encode_levels,
         decode=_decode_levels,
         cubic=CUBIC / 128**2,
+        cells=_nearest_level,
     ),
     "int4": Codebook(
         points=SPIRAL,
@@ -234,6 +239,7 @@ CODEBOOKS = {
         encode=_encode_spiral,
         decode=_decode_spiral,
         joint=2,
+        cells=_nearest,
     ),
     "ternary": Codebook(
         points=TRITS,

@@ -119,7 +119,7 @@ class NoiseStore(nn.Module):
             if not runs:
                 continue
             ready, held = held[: runs * book.run], held[runs * book.run :]
-            codes, fine, coarse = pack_runs(book, ready.view(runs, RUN, book.group))
+            codes, fine, coarse = pack_runs(self.kind, ready.view(runs, RUN, book.group))
             self.codes.view(-1, book.run_bytes)[done : done + runs] = codes
             self.fine.view(-1, RUN // 2)[done : done + runs] = fine
             self.coarse[done : done + runs] = coarse

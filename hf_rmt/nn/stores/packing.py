@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_rmt.nn.stores.codebooks import FINE_CODES, RUN, SCALE_STEP, SCALES, Codebook, table
+from hf_rmt.nn.stores.codebooks import (
+    CODEBOOKS,
+    FINE_CODES,
+    RUN,
+    SCALE_STEP,
+    SCALES,
+    Codebook,
+    table,
+)
 from hf_rmt.nn.stores.group_scales import repeated
 
 CHUNK = 2**15
 CHUNKS = 24
 """Weights are packed in pieces of CHUNK entries, or of 1 / CHUNKS of the matrix if this is more.
 So packing needs only a fraction of the memory of the matrix."""
+
+packer: Any = None
+"""The module `jit_packing`, which the package sets. It is None in a code file that is saved with a
+model."""
 
 
 def rows_at_once(shape: Sequence[int]) -> int:
@@ -43,22 +56,32 @@ def row_chunks(
         yield start, rows
 
 
-def pack_runs(book: Codebook, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pack_runs(kind: str, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The codes and scale codes of some weights, chosen for the least squared error.
 
     Args:
-        book: The codebook.
-        runs: Weights divided by their largest absolute value, shape (runs, RUN, group).
+        kind: `int8`, `int4` or `ternary`.
+        runs: Weights divided by their largest absolute value, float32, shape (runs, RUN, group).
 
     Returns:
         The codes, shape (runs, run_bytes); the fine scale codes, shape (runs, RUN / 2); and the
         coarse scale codes, shape (runs,). All are uint8.
     """
+    book = CODEBOOKS[kind]
     size = runs.abs().amax(2) if book.largest else runs.square().mean(2).sqrt()
     start = torch.round(-SCALE_STEP * torch.log2(size)).clamp_max(255)
     coarse = (start.amin(1, keepdim=True) + book.offsets[0]).clamp(0, 256 - FINE_CODES)
+    compiled = packer is not None and packer.can_read(runs)
+    codes, fine = (packer.best_codes if compiled else _best_codes)(kind, runs, start, coarse)
+    low, high = fine.view(-1, 2, RUN // 2).unbind(1)
+    return codes, low | high << 4, coarse.flatten().to(torch.uint8)
+
+
+def _best_codes(kind: str, runs: Tensor, start: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes of weights and the fine scale codes of their groups; see `jit_packing`."""
+    book = CODEBOOKS[kind]
     groups, grid = runs.view(-1, book.group), table(SCALES, runs.device) * book.unit
-    best = torch.full_like(size, torch.inf).flatten()
+    best = torch.full_like(start, torch.inf).flatten()
     codes = torch.zeros(len(groups), dtype=torch.int64, device=runs.device)
     fine = torch.zeros_like(best, dtype=torch.uint8)
     for offset in book.offsets:
@@ -66,11 +89,24 @@ def pack_runs(book: Codebook, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scales = repeated(grid, (coarse + tried).to(torch.uint8).flatten(), book.group)
         bytes_ = book.encode(groups / scales)
         values = book.decode(bytes_.flatten()).view_as(groups).mul_(scales)
-        error = values.sub_(groups).square_().sum(1)
+        error = summed(values.sub_(groups).square_())
         better = error < best
         best = torch.where(better, error, best)
         fine = torch.where(better, tried.flatten().to(torch.uint8), fine)
         codes = torch.where(better, bytes_.view(torch.int64).flatten(), codes)
-    low, high = fine.view(-1, 2, RUN // 2).unbind(1)
-    bytes_ = codes.view(torch.uint8).view(len(runs), -1)
-    return bytes_, low | high << 4, coarse.flatten().to(torch.uint8)
+    return codes.view(torch.uint8).view(len(runs), -1), fine.view(len(runs), RUN)
+
+
+def summed(rows: Tensor) -> Tensor:
+    """Sums of rows, in an order that is the same on every processor and in compiled loops.
+
+    The second half of each row is added to the first one as long as the length is even.
+    """
+    width = rows.shape[1]
+    while width % 2 == 0:
+        width //= 2
+        rows = rows[:, :width] + rows[:, width:]
+    total = rows[:, 0]
+    for column in range(1, width):
+        total = total + rows[:, column]
+    return total

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hf_rmt.nn import NoiseStore, SpikedLinear
-from hf_rmt.nn.stores import jit_product, jit_unpack, machine_code
+from hf_rmt.nn.stores import jit_packing, jit_product, jit_unpack, machine_code
 from hf_rmt.nn.stores.codebooks import CODEBOOKS, LEVELS, SCALES, SPIRAL, table
 from tests.nn.stores.filled import filled, gaussian
 
@@ -49,7 +49,7 @@ def test_gives_the_bits_that_torch_gives(kind, dtype, shape, threads):
     assert torch.equal(store.dense(dtype, scratch=True), store.dense(dtype))
 
 
-@pytest.mark.parametrize("module", [jit_unpack, jit_product])
+@pytest.mark.parametrize("module", [jit_packing, jit_product, jit_unpack])
 def test_processes_that_compile_together_do_not_mix_up_their_loops(module, monkeypatch, tmp_path):
     """One process keeps its index before another one, and its machine code after it."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
