@@ -30,7 +30,7 @@ def staged(
     If `folder` is new or empty, one rename puts the temporary folder in its place. If `folder`
     holds files, they stay, except stale files and files that are written again. Both folders are
     then exchanged in one step if the system can do so. If it cannot, the files are moved one by
-    one, those of `RECORDS` last.
+    one, configs (`RECORDS`) last.
 
     Args:
         folder: The target; missing parents are made.

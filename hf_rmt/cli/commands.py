@@ -34,7 +34,7 @@ def run_analyze(options: argparse.Namespace) -> None:
 
 
 def run_compress(options: argparse.Namespace) -> None:
-    """Compress a model and write it, or print the plan."""
+    """Compress a model and write it, or print the plan (what would be done to each layer)."""
     from hf_rmt.huggingface.api import compress, load_compressed, load_if_path
     from hf_rmt.huggingface.config import RMTConfig
 

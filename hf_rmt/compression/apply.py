@@ -1,4 +1,4 @@
-"""Carries out the decisions on the layers of a model; all processes share the work."""
+"""Decides what happens to each layer of a model and does it; all processes share the work."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Journal:
 
     Attributes:
         decisions: A pair (plan, None) for each plan that was carried out so far, in this order.
-            None stands for the fitted spectrum, which is not recorded.
+            None stands for the singular values of the weight, which are not recorded.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,8 @@ def decide_shared(
         decide: The function that decides what happens to one weight.
 
     Returns:
-        The plan of each layer, with its fitted spectrum or None.
+        The plan of each layer, with its fitted spectrum (the squared singular values of the weight,
+        split into signal and noise) or None.
 
     Raises:
         RuntimeError: On every process, if one process failed.
@@ -151,9 +152,9 @@ def apply_decision(model: Any, decision: Decision, weight: Tensor) -> LayerPlan:
 def with_rounding(decision: Decision, weight: Tensor, layer: CompressedLayer | None) -> LayerPlan:
     """The plan of a decision, with the signal energy and rounding error measured on the new layer.
 
-    The signal energy (its squared norm) is measured, because calibration may change the signal
-    after the noise is packed. Recovery of spikes shrinks the signal on purpose. This change is no
-    rounding error.
+    The signal energy is the squared norm of the signal. It is measured, because calibration may
+    change the signal after the noise is packed (rounded to few bits). The option `recover_spikes`
+    shrinks the signal to its size without noise. This change is no rounding error.
 
     Args:
         decision: What happens to the layer.
@@ -263,7 +264,7 @@ def _replace(
 
 @contextmanager
 def unnoted() -> Iterator[None]:
-    """A context in which no `Journal` records changes, because they may be undone later."""
+    """A context in which no `Journal` records changes to layers, because they may be undone."""
     token = _JOURNAL.set(None)
     try:
         yield

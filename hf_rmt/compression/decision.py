@@ -23,7 +23,8 @@ class Decision:
     Attributes:
         plan: The plan of the layer; `plan.outcome` says whether the layer is kept, rewritten or
             replaced.
-        fit: The fitted spectrum; None if no spectrum was fitted.
+        fit: The spectrum (the squared singular values), split into signal and noise; None if this
+            was not done.
         build: Makes the layer that replaces the dense one; None if the layer is not replaced.
         rewritten: The new dense weight, shape (out, in); None unless the weight is rewritten.
         mean_input: Mean input of a layer with a bias, shape (in,). From this, a shift of the bias
@@ -59,7 +60,7 @@ class Decision:
         return self.layer(weight).dense().detach() if self.build else self.rewritten
 
     def noted(self, note: str) -> Self:
-        """The same decision with a note added to its reason."""
+        """A copy of the decision, with a note added to the reason in its plan."""
         reason = "; ".join(filter(None, (self.plan.reason, note)))
         return replace(self, plan=replace(self.plan, reason=reason))
 
@@ -94,7 +95,10 @@ class SpikedBuild:
         return left @ self.right
 
     def recovered(self) -> Tensor | None:
-        """The part of the weight that recovery takes away, shape (out, in); None without it."""
+        """The part of the signal that `recovery` removes as it multiplies singular values.
+
+        Shape (out, in); None without `recovery`.
+        """
         return None if self.recovery is None else self.left * (1 - self.recovery) @ self.right
 
 
@@ -113,7 +117,8 @@ def keep(
         weight: The weight of the module, shape (out, in).
         cause: The kind of reason, for use in code.
         reason: The reason in words.
-        fit: The fitted spectrum, if there is one.
+        fit: The spectrum (the squared singular values) split into signal and noise, if there is
+            one.
     """
     phase = "" if fit is None else str(fit.phase)
     return Decision(dense_plan(name, weight, cause, reason, phase=phase), fit)

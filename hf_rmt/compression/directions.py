@@ -16,12 +16,12 @@ from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 from hf_rmt.spectra import SpectrumFit
 
 FAIR_RETURN, ALL_PAY = 1 / 4, ("int8",)
-"""A spike becomes factors if it saves at least this part of the bits that its factors cost. The
-largest spike always becomes factors. If only the error of the weight counted, the part would have
-to be 1. But inputs are larger in the strongest directions than in other directions. On the trained
-BERT and ViT, the similarities between embeddings stayed closer to the original with spikes that
-save a quarter of their bits. The kinds of noise in ALL_PAY have a small error. With them, all
-spikes helped (`recipes/bench_fidelity.py`)."""
+"""A spike (a direction of signal) becomes factors if it saves at least this part of the bits that
+its factors cost. The largest spike always becomes factors. If only the error of the weight counted,
+the part would have to be 1. But inputs are larger in the strongest directions than in other
+directions. On the trained BERT and ViT, the similarities between embeddings stayed closer to the
+original with spikes that save a quarter of their bits. The kinds of noise in ALL_PAY have a small
+error. With them, all spikes helped (`recipes/bench_fidelity.py`)."""
 MOST_STORED = 1 / 9
 """At most this share of a weight's directions is stored as factors beside packed noise. If more
 directions stand out, the spectrum has a heavy tail, and more factors would cost more bits than they
@@ -31,10 +31,12 @@ FACTOR_BITS = 16
 
 
 def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) -> Tensor:
-    """Positions of the directions that become factors.
+    """Positions of the directions of a weight that become factors.
+
+    A direction is a singular value with its two singular vectors.
 
     Args:
-        fit: The spectrum of the weight.
+        fit: The squared singular values (eigenvalues) of the weight, split into signal and noise.
         settings: The method and its options.
         name: Name of the layer, for which `noise_removal` may hold a value of its own.
 
@@ -56,22 +58,23 @@ def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) 
 
 
 def removal(settings: CompressionSettings, name: str) -> float | None:
-    """Fraction of a layer's noise to remove; None if the layer must stay as it is."""
+    """Fraction of the singular values that are noise to remove; None if a layer stays as it is."""
     removed = settings.noise_removal
     return removed.get(name) if isinstance(removed, Mapping) else removed
 
 
 def layers_named(settings: CompressionSettings) -> set[str]:
-    """The layers that `noise_removal` names; none if it is one number for all layers."""
+    """The layers that the option `noise_removal` names; none if it is one number for all layers."""
     removed = settings.noise_removal
     return set(removed) if isinstance(removed, Mapping) else set()
 
 
 def stores_all_spikes(settings: CompressionSettings) -> bool:
-    """Whether every spike becomes a factor, as for the option stored_spikes="all".
+    """Whether every spike (a direction of signal) is stored as factors.
 
-    If the options say how many directions to keep (as for `svd`), all of them become factors,
-    except with stored_spikes="paying".
+    This is so with the option stored_spikes="all", and with None if the noise is not packed in few
+    bits. If the options say how many singular values to keep (as for `svd`), all of them become
+    factors, except with stored_spikes="paying".
     """
     if settings.stored_spikes is None:
         return settings.noise not in PACKED_KINDS or not spectral_method_of(settings).finds_law
@@ -79,7 +82,7 @@ def stores_all_spikes(settings: CompressionSettings) -> bool:
 
 
 def recovers_spikes(settings: CompressionSettings) -> bool:
-    """Whether eigenvalues of the signal are replaced by their sizes without noise."""
+    """Whether singular values of the signal are reduced to their sizes without noise."""
     if not spectral_method_of(settings).finds_law:
         return False
     return bool(
@@ -90,9 +93,9 @@ def recovers_spikes(settings: CompressionSettings) -> bool:
 def _paying_rank(fit: SpectrumFit, fair_return: float) -> int:
     """How many leading directions save at least `fair_return` of the bits that their factors cost.
 
-    If a direction with a fraction f of the energy is taken out of the noise, the entries of the
-    noise become (1 - f)^{1/2} times as large. At equal error this saves -log2(1 - f) / 2 bits for
-    every weight.
+    A direction is a singular value with its two singular vectors. If a direction with a fraction f
+    of the noise's energy (squared norm) is taken out of the noise, the entries of the noise become
+    (1 - f)^{1/2} times as large. At equal error this saves -log2(1 - f) / 2 bits for every weight.
     """
     tiny, (rows, columns) = np.finfo(float).tiny, fit.shape
     rest = np.maximum(np.cumsum(fit.eigenvalues[::-1])[::-1], tiny)

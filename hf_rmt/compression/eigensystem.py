@@ -1,11 +1,12 @@
 """Eigenvalues of a symmetric matrix, and those of its eigenvectors that are needed.
 
-On a CPU, a symmetric matrix A is first written as Q T Q'. Here Q is orthogonal, and T is
-tridiagonal: it has entries only on its diagonal and directly beside it. So the eigenvalues of T
-take little time, and a few of its eigenvectors too. An eigenvector of A is Q times one of T. All
-eigenvalues and a few eigenvectors take 0.5 of the time of `torch.linalg.eigh` at 768 x 768, and 0.4
-at 2048 x 2048. They are also more precise: in float32 the largest error of an eigenvalue is 0.7
-epsilons of the largest eigenvalue, instead of 30 to 200.
+On a CPU, a symmetric matrix A is first written as Q T Q'. Here Q is orthogonal with the transpose
+Q', and T is tridiagonal: it has entries only on its diagonal and directly beside it. So the
+eigenvalues of T take little time, and a few of its eigenvectors too. The eigenvalues of A are equal
+to those of T, and an eigenvector of A is Q times an eigenvector of T. All eigenvalues and a few
+eigenvectors take 0.5 of the time of `torch.linalg.eigh` at 768 x 768, and 0.4 at 2048 x 2048. They
+are also more precise: in float32 the largest error of an eigenvalue is 0.7 epsilons of the largest
+eigenvalue, instead of 30 to 200.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Eigenvectors:
     Args:
         columns: Unit eigenvectors in columns, by descending eigenvalue, shape (p, p), if they are
             known.
-        matrix: The matrix, shape (p, p), if they are not known.
+        matrix: The matrix, shape (p, p), if its eigenvectors are not known.
     """
 
     def __init__(self, columns: Tensor | None = None, *, matrix: Tensor | None = None) -> None:
@@ -48,7 +49,7 @@ class Eigenvectors:
         return torch.linalg.eigh(self._matrix).eigenvectors.flip(1)
 
     def chosen(self, positions: Tensor) -> Tensor:
-        """Some eigenvectors.
+        """Some eigenvectors of the symmetric matrix.
 
         Args:
             positions: Positions in the descending eigenvalues, ascending, shape (r,).
@@ -66,6 +67,8 @@ class Eigenvectors:
 @dataclass(frozen=True)
 class TridiagonalForm:
     """A symmetric matrix A = Q T Q' with a tridiagonal T, as LAPACK's `sytrd` reduces it.
+
+    Q is orthogonal, with the transpose Q'. T has entries only on and directly beside its diagonal.
 
     Attributes:
         reflections: Below the diagonal, the vectors of the reflections whose product is Q; shape
@@ -85,7 +88,7 @@ class TridiagonalForm:
 
     @classmethod
     def of(cls, matrix: Tensor) -> TridiagonalForm:
-        """Reduce a matrix on the CPU, which is overwritten."""
+        """Write a symmetric matrix on the CPU in this form; the matrix is overwritten."""
         entries = np.ascontiguousarray(matrix.detach().numpy())
         side, letter = len(entries), "s" if matrix.dtype == torch.float32 else "d"
         diagonal, work = np.empty(side, entries.dtype), np.empty(BLOCK * side, entries.dtype)
@@ -97,13 +100,16 @@ class TridiagonalForm:
         return cls(*map(torch.from_numpy, parts))
 
     def values(self) -> Tensor:
-        """The descending eigenvalues, float64, shape (p,)."""
+        """The descending eigenvalues of the symmetric matrix, float64, shape (p,)."""
         values, beside = self.diagonal.numpy().copy(), self.beside.numpy().copy()
         lapack("dsterf", len(values), values, beside)
         return torch.from_numpy(values).flip(0)
 
     def chosen(self, positions: Tensor) -> Tensor:
-        """Some eigenvectors of A; see `Eigenvectors.chosen`. The last result is remembered."""
+        """Some eigenvectors of the symmetric matrix; `Eigenvectors.chosen` explains the argument.
+
+        The last result is remembered.
+        """
         key = tuple(positions.tolist())
         if key not in self._last:
             product = self._inner(np.asarray(key, dtype=np.intp))
@@ -115,7 +121,10 @@ class TridiagonalForm:
         return self._last[key]
 
     def _inner(self, positions: NDArray[np.intp]) -> Tensor:
-        """Eigenvectors of T, in the dtype of A."""
+        """Eigenvectors of the tridiagonal matrix at positions in its descending eigenvalues.
+
+        They have the dtype of the symmetric matrix that was brought to tridiagonal form.
+        """
         if len(positions) > FEW * len(self.diagonal):
             vectors = self._all()[:, positions]
         else:
@@ -124,7 +133,7 @@ class TridiagonalForm:
         return torch.from_numpy(vectors).to(self.reflections.dtype)
 
     def _run(self, run: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Eigenvectors of T at successive positions."""
+        """Eigenvectors of the tridiagonal matrix for successive descending eigenvalues."""
         last = len(self.diagonal) - 1
         if not len(run):
             return np.empty((last + 1, 0))
@@ -137,7 +146,7 @@ class TridiagonalForm:
         return np.asarray(found[1][:, ::-1])
 
     def _all(self) -> NDArray[np.float64]:
-        """All the eigenvectors of T."""
+        """All eigenvectors of the tridiagonal matrix in columns, by descending eigenvalue."""
         side = len(self.diagonal)
         diagonal, beside = self.diagonal.numpy().copy(), self.beside.numpy().copy()
         rows, work = np.empty((side, side)), np.empty(1 + 4 * side + side**2)
@@ -184,5 +193,5 @@ def eigensystem(matrix: Tensor, *, vectors: bool = True) -> tuple[Tensor, Basis]
 
 
 def eigenvectors_of(tensors: Mapping[str, Tensor]) -> Basis:
-    """The object that consists of these tensors; the inverse of its `tensors()`."""
+    """Make an object that gives eigenvectors, from the tensors that its `tensors()` returned."""
     return Eigenvectors(**tensors) if "columns" in tensors else TridiagonalForm(**tensors)

@@ -1,4 +1,4 @@
-"""Gram matrices, and factors from their eigenvectors.
+"""Gram matrices of weights, and low-rank factors of a weight from their eigenvectors.
 
 X is a matrix or its transpose, whichever has at least as many rows as columns: N x p with N >= p.
 X' is the transpose of X, and X'X is the Gram matrix. A symmetric eigendecomposition of X'X takes a
@@ -20,10 +20,11 @@ def tall(matrix: Tensor) -> Tensor:
 
 
 def gram(matrix: Tensor) -> Tensor:
-    """The Gram matrix X'X of a matrix, where X is `tall(matrix)`; shape (p, p).
+    """The Gram matrix X'X, where X is the given matrix or its transpose, whichever is taller.
 
-    A CPU computes the blocks on and below the diagonal only. The others are their transposes. With
-    four blocks this takes five eighths of the multiplications.
+    X' is the transpose of X. The Gram matrix has shape (p, p), where p is the shorter side. A CPU
+    computes the blocks on and below the diagonal only. The others are their transposes. With four
+    columns of blocks this takes five eighths of the multiplications.
     """
     oriented = tall(matrix)
     side = oriented.shape[1]
@@ -40,11 +41,12 @@ def gram(matrix: Tensor) -> Tensor:
 def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Balanced factors of some singular directions: left @ right = sum of s u v'.
 
-    Here s is the singular value of a direction, and u and v are its singular vectors.
+    Here s is the singular value of a direction, u and v are its singular vectors, and v' is a row.
 
     Args:
         matrix: Shape (out, in).
-        vectors: Eigenvectors of X'X in columns, shape (p, r).
+        vectors: Eigenvectors of the Gram matrix X'X in columns, shape (p, r). X is the matrix or
+            its transpose, whichever has at least as many rows as columns, and p is its width.
 
     Returns:
         left of shape (out, r) and right of shape (r, in), both in the dtype of the vectors. In each
@@ -63,7 +65,8 @@ def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Factors with the same product and, in each direction, equal norms of left and right.
 
-    One learning rate cannot train a pair of factors whose norms differ by a factor of hundreds.
+    A direction is a column of left with the same row of right. One learning rate cannot train two
+    factors whose norms differ by a factor of hundreds.
 
     Args:
         left: The left factor, shape (out, r).
@@ -92,9 +95,11 @@ def _lengths(rows: Tensor) -> Tensor:
 
 
 def fewest_directions(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Balanced factors of the same product with the fewest directions, at most min(out, in).
+    """Factors of the same product with the fewest directions, at most min(out, in).
 
-    The computation is in float64. A direction that is zero up to rounding errors is left out.
+    A direction is a column of left with the same row of right. In the new factors both have equal
+    norms. The computation is in float64. A direction that is zero up to rounding errors is left
+    out.
 
     Args:
         left: The left factor, shape (out, r), finite; r may be larger than out and in.

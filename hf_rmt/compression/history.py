@@ -15,8 +15,9 @@ from hf_rmt.report import CompressionReport, LayerSpectrum
 def with_earlier(model: Any, report: CompressionReport) -> CompressionReport:
     """A report joined with the reports of earlier compressions, in the order of the model's layers.
 
-    An earlier entry is left out if its layer no longer exists. It is also left out if it calls
-    the layer compressed and the layer is dense now, or the reverse.
+    An earlier entry, the plan of one layer, is left out if the layer no longer exists. It is also
+    left out if the plan says that the layer is compressed and the layer is dense now, or the
+    reverse.
 
     Args:
         model: The model, whose parts may have reports of their own.
@@ -51,7 +52,10 @@ def report_below(report: CompressionReport, prefix: str, part: Any) -> Compressi
 def _renamed(
     report: CompressionReport, old: str, new: str
 ) -> tuple[CompressionPlan, list[LayerSpectrum]]:
-    """Plans and spectra of the layers whose names begin with `old`, which becomes `new`."""
+    """Plans and squared singular values of the layers whose names begin with `old`.
+
+    In the names of these layers, `new` replaces `old`.
+    """
     plans = tuple(
         replace(plan, name=new + plan.name.removeprefix(old))
         for plan in report.plan

@@ -27,12 +27,12 @@ _CONTEXTS: list[Any] = []
 
 
 def lapack(name: str, *arguments: bytes | int | NDArray[Any]) -> None:
-    """Call a routine, with as many threads as torch uses.
+    """Call a routine of LAPACK, with as many threads as torch uses.
 
     Args:
         name: Name of the routine with the letter of its dtype, such as `dsterf`.
-        *arguments: Its arguments in LAPACK's order, without the last one, `info`. Arrays are
-            contiguous, with the dtypes of the routine, and are overwritten as LAPACK says.
+        *arguments: The routine's arguments in LAPACK's order, without the last one, `info`. Arrays
+            are contiguous, with the dtypes of the routine, and are overwritten as LAPACK says.
 
     Raises:
         torch.linalg.LinAlgError: If the routine reports an error.

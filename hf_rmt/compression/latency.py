@@ -55,8 +55,8 @@ def latency_ratio(
     Args:
         shape: Shape of the weight: (out_features, in_features), or (out, in k_h k_w) for a
             convolution with kernels of height k_h and width k_w.
-        rank: Number of directions in the signal.
-        noise: How the noise is stored; one of `NOISE_KINDS`.
+        rank: Number of directions (singular values with their vectors) in the signal.
+        noise: How the noise is stored; one of `hf_rmt.settings.NOISE_KINDS`.
         geometry: Arguments of the convolution, such as its stride, as `geometry_of` gives them;
             None for a linear layer.
         tokens: Number of rows of the input. For a convolution, the number of pixels of the output,
@@ -111,7 +111,11 @@ def _settled(times: Sequence[tuple[float, float]]) -> bool:
 
 
 def _disagreement(times: Sequence[tuple[float, float]]) -> float:
-    """The factor, at least 1, by which the ratios of the even and of the odd pairs differ."""
+    """The factor, at least 1, by which two measured time ratios differ.
+
+    A pair is one timed call of the compressed layer and one of the dense layer. The even pairs give
+    one ratio of the two layers' times, and the odd pairs give the other.
+    """
     even, odd = _ratio(times[::2]), _ratio(times[1::2])
     return max(even / odd, odd / even)
 
@@ -124,7 +128,7 @@ def _ratio(times: Sequence[tuple[float, float]]) -> float:
 def _measured(
     shape: tuple[int, int], geometry: Mapping[str, Any] | None, tokens: int
 ) -> tuple[nn.Module, Tensor]:
-    """The dense layer that is measured, and its input."""
+    """A dense layer with random weights whose time is measured, and a random input for it."""
     if not geometry:
         out_features, in_features = (min(side, LARGEST_SIDE) for side in shape)
         return nn.Linear(in_features, out_features), torch.randn(tokens, in_features)

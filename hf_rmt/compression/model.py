@@ -139,7 +139,7 @@ def export_dense(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: If the model is not a module.
         ValueError: If the model has no compressed layer, or has activations that were replaced by
-            steps (piecewise constant functions). Steps need this package.
+            step activations (piecewise constant functions), which need this package.
     """
     check_module(model)
     check_has_compressed(model)
@@ -160,7 +160,7 @@ def compress_layers(
     """Compress chosen layers of a model by the method that the config names.
 
     Args:
-        model: Any module with its weights in memory.
+        model: Any module with its weights in memory; it is changed in place.
         names: Names of the layers in `model.named_modules()`.
         config: The method and its options.
         conclude: Stores the report on the model. After an error, `conclude` gets the report on the

@@ -17,7 +17,7 @@ entries of the factors is 0."""
 
 
 def largest_entries(weight: Tensor, *, fraction: float) -> Tensor:
-    """Magnitude pruning: the entries with the largest |w_ij| stay, and all others become zero.
+    """Magnitude pruning: the entries of largest absolute value stay, and others become zero.
 
     Args:
         weight: A tensor of any shape; it is not changed.
@@ -69,8 +69,8 @@ def sparse_factors(left: Tensor, right: Tensor, weight: Tensor) -> tuple[Tensor,
     `REDUCTION_RATE` the share of entries that they keep.
 
     Args:
-        left: The left factor, shape (out, k), by descending singular value.
-        right: The right factor, shape (k, in).
+        left: The left factor, shape (out, rank), by descending singular value.
+        right: The right factor, shape (rank, in).
         weight: The weight that the factors approximate, shape (out, in).
 
     Returns:

@@ -1,11 +1,13 @@
 """Filters one weight repeatedly while it is trained.
 
-The first filter of a weight fits its spectrum, recovers the spikes and decides the rank. After that
-the noise is gone, except for the little that training has added. No law fits this rest, so later
-filters keep the same rank. They recover no spikes, because recovering a spike twice would shrink it
-twice. A method that zeroes entries instead of directions chooses the entries anew each time. The
-plan of a later filter reports the energy that the first filter removed, if that was more, because
-the training had to make up for it.
+To filter a weight is to remove its noise. A spike is a singular value that stands out from the
+noise. To recover a spike is to shrink it to its size without noise. The first filter finds the
+spikes, recovers them and decides the rank. After that the noise is gone, except for the little that
+training has added. This rest does not look like noise, so later filters keep the same rank. They
+recover no spikes, because that would shrink a spike twice. A method that zeroes entries instead of
+directions (singular values with their vectors) chooses the entries anew each time. The plan of a
+later filter reports the energy (squared norm) that the first filter removed, if that was more,
+because the training had to make up for this loss.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def filter_weight(
     *,
     of_update: bool = False,
 ) -> Decision:
-    """Filter a weight, or its update. This can be its first filter or a later one.
+    """Filter a weight, or its update: remove the noise, for the first time or again.
+
+    A spike is a singular value (with its vectors, a direction) that stands out from the noise.
 
     Args:
         name: Name of the module in `model.named_modules()`.
@@ -67,14 +71,21 @@ def filter_weight(
 
 
 def first_plan(result: Decision, settings: CompressionSettings) -> LayerPlan | None:
-    """The plan of the first filter, with its rank, for later filters; None if nothing changed."""
+    """The plan of a weight's first filter (the removal of its noise), for later filters.
+
+    The rank in it is the number of directions (singular values with their vectors) that the first
+    filter kept. None if this filter changed nothing.
+    """
     if result.fit is None or result.plan.outcome is Outcome.KEPT:
         return None
     return replace(result.plan, rank=len(kept_directions(result.fit, settings, result.plan.name)))
 
 
 def _zeroed(result: Decision, update: Tensor) -> Decision:
-    """The decision on an update: one without signal becomes zero, any other stays as decided."""
+    """The decision on an update, which is what training added to a weight.
+
+    An update without signal becomes zero. For any other update the decision stays the same.
+    """
     if result.plan.cause is not Cause.NO_SIGNAL:
         return result
     plan = replace(
@@ -86,7 +97,10 @@ def _zeroed(result: Decision, update: Tensor) -> Decision:
 def _again(
     name: str, weight: Tensor, settings: CompressionSettings, first: LayerPlan, of_update: bool
 ) -> Decision:
-    """Filter a weight once more."""
+    """Remove the noise of a weight, or of its update, again.
+
+    `filter_weight` explains the arguments.
+    """
     method = method_of(settings)
     if not (isinstance(method, SpectralMethod) and method.chooses_directions):
         return compress_weight(name, weight, settings)
@@ -99,9 +113,11 @@ def _again(
 def _project(
     name: str, weight: Tensor, settings: CompressionSettings, first: LayerPlan, of_update: bool
 ) -> Decision:
-    """Keep the largest directions, as many as the first filter kept.
+    """Keep the largest directions (singular values with their vectors) of a filtered weight.
 
-    A filtered weight has nearly low rank, so float32 Gram matrices are not precise enough.
+    They are as many as the first filter kept; for an update, which training added to a weight, they
+    may be more. A filtered weight has nearly low rank, so float32 Gram matrices are not precise
+    enough.
     """
     values, basis = eigensystem(gram(weight.to(torch.float64)))
     values = without_rounding(values, RELATIVE_NULL[torch.float64])

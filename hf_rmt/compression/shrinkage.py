@@ -7,8 +7,9 @@ with `published=True`). Noise changes both the singular value and the vectors of
 singular value is shrunk to correct for both, so that the squared error is least.
 
 A training first learns from the right labels, and memorises the wrong labels later (Arpit et al.,
-ICML 2017). So the leading directions of an early update can show what is signal, even where the
-spectrum of the final update cannot. `along` keeps the part of an update in these directions.
+ICML 2017). So the leading singular vectors of an early update can show what is signal, even where
+the singular values of the final update cannot. `along` keeps the part of an update in these
+directions.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float
 
     Returns:
         The shrunk values: n sqrt((t^2 - b - 1)^2 - 4 b) / t with n = noise sqrt(N), t = y / n and
-        b = p / N. They are 0 up to the edge of the noise, t <= 1 + sqrt(b).
+        b = p / N. They are 0 for t <= 1 + sqrt(b), about the largest t of pure noise.
 
     Source:
         Gavish & Donoho, IEEE Trans. Inf. Theory 63 (2017), equation 7.
@@ -54,19 +55,20 @@ def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float
 
 
 def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
-    """The signal of an update: its spikes, with shrunk singular values.
+    """The signal of an update: the directions that stand out, with shrunk singular values.
 
-    The published criteria (see the top of this file) count the spikes. Their count depends on the
-    scale of the eigenvalues. So the singular values are first divided by the scale of the noise.
-    Then the scale of the update has no effect on the directions that are kept.
+    A direction is a singular value with its two vectors. The criteria of `fit_double_bulk` with
+    `published=True` count those that stand out from the noise. The count depends on the scale of
+    the singular values. So they are first divided by the scale of the noise. Then the scale of the
+    update has no effect on the directions that are kept.
 
     Args:
-        update: Shape (out, in); it is not changed.
+        update: What fine-tuning added to a weight, shape (out, in); it is not changed.
 
     Returns:
         The new update, in the dtype of the old one, and the number of its directions. An update
-        is kept as it is, with all its directions, if it holds nan or inf, or if its spectrum is
-        degenerate (as for a matrix of low rank).
+        is kept as it is, with all its directions, if it holds nan or inf, or if its singular values
+        cannot be split into signal and noise (as for a matrix of low rank).
     """
     shape = (update.shape[0], update.shape[1])
     if not torch.isfinite(update).all():
@@ -84,8 +86,9 @@ def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
 
 
 def _bulk_unit(values: Tensor, shape: tuple[int, int]) -> float:
-    """The scale of the noise: white noise of this scale has the same median singular value.
+    """The scale of the noise in a matrix with given singular values.
 
+    White noise (independent entries of equal variance) of this scale has the same median value.
     If most singular values are 0, the scale is the largest one. For a matrix of zeros it is 1.
     """
     if not values.any():
@@ -96,7 +99,7 @@ def _bulk_unit(values: Tensor, shape: tuple[int, int]) -> float:
 
 
 def participation_ratio(values: Tensor) -> float:
-    """The number of directions over which the energy is spread: (sum s^2)^2 / sum s^4.
+    """Over how many singular values s the energy (sum of s^2) spreads: (sum s^2)^2 / sum s^4.
 
     Args:
         values: Singular values s of a matrix, shape (any,).
@@ -119,7 +122,7 @@ def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
     """The leading singular vectors of an update; `participation_ratio` gives their number.
 
     Args:
-        update: Shape (out, in).
+        update: What fine-tuning added to a weight, shape (out, in).
 
     Returns:
         The left and the right vectors, as orthonormal columns in float32, of shapes (out, count)
@@ -134,12 +137,14 @@ def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def along(update: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """The part of an update D that lies in given left and right directions: U U' D V V'.
+    """The part of an update D that lies in given left and right singular vectors: U U' D V V'.
+
+    An update is what fine-tuning added to a weight; U' is the transpose of U.
 
     Args:
         update: D, shape (out, in).
-        left: U, the left directions in orthonormal columns, shape (out, count).
-        right: V, the right directions in orthonormal columns, shape (in, count).
+        left: U, the left vectors in orthonormal columns, shape (out, count).
+        right: V, the right vectors in orthonormal columns, shape (in, count).
 
     Returns:
         The part, in the dtype of the update.

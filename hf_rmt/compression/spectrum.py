@@ -1,4 +1,7 @@
-"""Spectra of weights: eigenvalues of the Gram matrix X'X, as in `gram`, and its eigenvectors.
+"""Spectra of weights: the eigenvalues and eigenvectors of the Gram matrix X'X.
+
+X is the weight or its transpose, whichever has at least as many rows as columns, and X' is the
+transpose of X. The eigenvalues of X'X are the squared singular values of the weight.
 
 The Gram matrix loses half of the digits of the smallest singular values. These digits matter only
 if the noise is very small compared with the largest eigenvalue. In this case the Gram matrix is
@@ -24,8 +27,8 @@ from hf_rmt.spectra.split import without_law
 
 FLOAT32_RANGE = 1e4
 """Ratio of the largest to the median eigenvalue up to which a float32 Gram matrix is precise
-enough. The upper edge of the noise is then right to about 1e-3 of the median. The ratio of a
-trained transformer's weight is about 1e2."""
+enough. The upper edge, the largest eigenvalue that counts as noise, is then right to about 1e-3 of
+the median. The ratio of a trained transformer's weight is about 1e2."""
 FLOAT32_FOOT = 1 / 20
 """Share of the eigenvalues that a float32 Gram matrix may lose to rounding. If a weight of full
 rank loses more, such as two weights of a trained ViT, the shape of its noise spectrum is lost
@@ -41,8 +44,8 @@ largest entry."""
 RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Eigenvalues below this fraction of the largest may be rounding errors of the Gram matrix."""
 ITERATIONS, CLEARLY = 3, 10.0
-"""Steps of inverse iteration for the smallest eigenvalue. The eigenvalue is clearly not zero if it
-exceeds CLEARLY times the limit up to which eigenvalues count as zero."""
+"""The number of inverse iterations for the smallest eigenvalue. The eigenvalue is clearly not zero
+if it exceeds CLEARLY times the limit up to which eigenvalues count as zero."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,31 @@ class Decomposition:
     """A weight's fitted spectrum, with the eigenvectors that are needed to extract its signal.
 
     Attributes:
-        fit: The spectrum split into signal and noise.
-        basis: Gives chosen eigenvectors of X'X; see `eigensystem`. None if the spectrum is
-            degenerate, so that no law can be fitted.
+        fit: The spectrum (the squared singular values), split into signal and noise.
+        basis: Gives chosen eigenvectors of the Gram matrix X'X, where X is the weight or its
+            transpose, whichever is taller; see `eigensystem`. None if the spectrum is degenerate:
+            it cannot be split into signal and noise.
     """
 
     fit: SpectrumFit
     basis: Basis | None = field(repr=False)
 
     def factors(self, weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Balanced factors of the chosen directions, as in `factors_of`: left @ right = sum s u v'.
+        """Factors of the chosen directions of the weight: left @ right = sum of s u v'.
+
+        A direction is a singular value s with its singular vectors u and v. In each direction, left
+        holds s^{1/2} u and right holds s^{1/2} v'.
 
         Args:
             weight: The decomposed weight, shape (out, in).
-            indices: Positions of the directions in the descending eigenvalues, ascending, shape
+            indices: Positions of the directions in the descending singular values, ascending, shape
                 (r,).
 
         Returns:
             left of shape (out, r) and right of shape (r, in), in the weight's dtype.
 
         Raises:
-            ValueError: If the spectrum is degenerate.
+            ValueError: If the singular values could not be split into signal and noise.
         """
         if self.basis is None:
             raise ValueError(f"a degenerate weight has no signal: {self.fit.reason}")
@@ -80,15 +87,16 @@ class Decomposition:
         return left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous()
 
     def recovery(self, indices: Tensor) -> Tensor:
-        """Factors that recover the spikes: sqrt(alpha / lambda) for signal directions, else 1.
+        """Numbers that turn singular values of the signal into their sizes without noise.
 
-        Here lambda is an eigenvalue, and alpha is its size without noise, the population spike.
+        The number is sqrt(alpha / lambda) for a direction of signal, else 1. Here lambda is the
+        squared singular value of the direction, and alpha is what it would be without noise.
 
         Args:
-            indices: Positions of the directions in the descending eigenvalues, shape (r,).
+            indices: Positions of the directions in the descending singular values, shape (r,).
 
         Returns:
-            Factors of the singular values, float64 on the CPU, shape (r,).
+            The numbers by which to multiply the singular values, float64 on the CPU, shape (r,).
         """
         ratio = torch.ones(len(self.fit.eigenvalues), dtype=torch.float64)
         signal = torch.from_numpy(self.fit.is_signal)
@@ -98,14 +106,15 @@ class Decomposition:
 
 
 def spectrum(weight: Tensor, settings: CompressionSettings) -> SpectrumFit:
-    """Split the spectrum of a weight into signal and noise, from its eigenvalues alone.
+    """Split the spectrum (the squared singular values) of a weight into signal and noise.
 
     Args:
         weight: Shape (out, in), floating point, any device.
         settings: The method and its options.
 
     Returns:
-        The fit; a weight that cannot be fitted is `degenerate`, with a reason.
+        The fit, which is the spectrum split in two. If a weight cannot be fitted, the verdict
+        `phase` is `degenerate`, and `reason` says why.
     """
     return _fit(weight, settings, vectors=False).fit
 
@@ -113,12 +122,15 @@ def spectrum(weight: Tensor, settings: CompressionSettings) -> SpectrumFit:
 def decompose(weight: Tensor, settings: CompressionSettings) -> Decomposition:
     """Split the spectrum of a weight into signal and noise and keep the eigenvectors.
 
+    The spectrum is the list of the squared singular values. They are the eigenvalues of a Gram
+    matrix, whose eigenvectors are the shorter singular vectors.
+
     Args:
         weight: Shape (out, in), floating point, any device.
         settings: The method and its options.
 
     Returns:
-        The decomposition.
+        The split spectrum, with the eigenvectors.
     """
     return _fit(weight, settings, vectors=True)
 
@@ -129,12 +141,14 @@ def fit_spectrum(
     """Split eigenvalues into signal and noise by the method of the settings.
 
     Args:
-        values: Eigenvalues of X'X, shape (min(shape),).
+        values: Eigenvalues, which are the squared singular values of a weight, descending, shape
+            (min(shape),).
         shape: Shape of the weight.
         settings: The method and its options.
 
     Returns:
-        The fit.
+        The fit: which eigenvalues are signal, and the law of the noise (the distribution of the
+        eigenvalues of pure noise) if the method fits one.
     """
     return spectral_method_of(settings).fit(values.cpu().numpy(), shape, settings)
 
@@ -159,9 +173,10 @@ def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Dec
 def _eigen_of_entries(
     weight: Tensor, peak: float, vectors: bool
 ) -> tuple[Tensor, Basis, torch.dtype]:
-    """Descending eigenvalues of X'X in float64, its eigenvectors, and the dtype of X'X.
+    """Descending eigenvalues of a Gram matrix in float64, its eigenvectors, and its dtype.
 
-    X'X is computed in float32 if that is precise enough for a weight of largest entry `peak`.
+    The Gram matrix is X'X, where X is the weight or its transpose, whichever is taller. It is
+    computed in float32 if that is precise enough for a weight of largest entry `peak`.
     """
     low, high = FLOAT32_SQUARES
     if weight.dtype != torch.float64 and low < peak < high:
@@ -174,7 +189,7 @@ def _eigen_of_entries(
 
 
 def _unit(weight: Tensor) -> float:
-    """A power of two near the largest entry if squares could overflow or vanish, otherwise 1."""
+    """A power of two near a weight's largest entry if squares could overflow or vanish, else 1."""
     if weight.dtype != torch.float64:
         return 1.0
     peak, (low, high) = _largest_entry(weight), FLOAT64_SQUARES
@@ -187,7 +202,11 @@ def _in_units(weight: Tensor, unit: float) -> Tensor:
 
 
 def _reviewed(fit: SpectrumFit, weight: Tensor, basis: Basis, exact: torch.dtype) -> SpectrumFit:
-    """The fit, after `review` has checked it against the weight's entries."""
+    """The fitted spectrum, after `review` has checked whether entries explain its spikes.
+
+    A spike is a squared singular value that stands out from the noise. If large or uneven entries
+    of the weight explain the spikes, the verdict changes.
+    """
     if fit.phase != Phase.SPIKED:
         return fit
 
@@ -214,12 +233,13 @@ def _float32_serves(weight: Tensor, values: Tensor) -> bool:
 
 
 def _full_rank(weight: Tensor, largest: float) -> bool:
-    """Whether no float64 eigenvalue counts as zero for `live_count`; they are not computed.
+    """Whether no squared singular value of a weight counts as zero for `live_count`.
 
-    A square weight is clear if its smallest eigenvalue lies far above the limit. It is computed in
-    float32 first, and counts only if float32 could not round it up that far. If it is not clear, a
-    Cholesky factor of the shifted Gram matrix decides: it exists only if all eigenvalues exceed the
-    shift.
+    A square weight has full rank if its smallest squared singular value lies far above the limit up
+    to which values count as zero. This value is computed in float32 first, and counts only if
+    float32 could not round it up that far. In all other cases the limit is subtracted from the
+    diagonal of the Gram matrix. The result has a Cholesky factor only if all squared singular
+    values exceed the limit.
     """
     wide, side = weight.to(torch.float64), min(weight.shape)
     limit = RELATIVE_ZERO * side * largest
@@ -235,10 +255,11 @@ def _full_rank(weight: Tensor, largest: float) -> bool:
 
 
 def _least_eigenvalue(square: Tensor) -> float:
-    """The smallest eigenvalue of X'X by inverse iteration; 0 or tiny if X is singular.
+    """The smallest eigenvalue of X'X for a square matrix X, by inverse iteration.
 
-    The result is never too small except for rounding, and converges within a few iterations. To
-    factorize X takes less time than to compute X'X, and no digits are lost by squaring.
+    X' is the transpose of X. The result is 0 or tiny if X is singular. It is never too small except
+    for rounding, and converges within a few iterations. To factorize X takes less time than to
+    compute X'X, and no digits are lost by squaring.
     """
     factor, pivots, _ = torch.linalg.lu_factor_ex(square)
     vectors = torch.arange(2.0 * len(square), device=square.device).view(-1, 2).to(square).cos()
@@ -260,7 +281,7 @@ def _largest_entry(weight: Tensor) -> float:
 
 
 def without_rounding(values: Tensor, null: float) -> Tensor:
-    """Eigenvalues in float64, with those that are rounding errors set to zero.
+    """Eigenvalues of a Gram matrix in float64, with those that are rounding errors set to zero.
 
     Args:
         values: The descending eigenvalues, shape (p,).

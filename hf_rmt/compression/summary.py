@@ -1,4 +1,7 @@
-"""Reports what was found and done for all layers: spectra, plans, times and losses."""
+"""Reports what was found and done for all layers: spectra, plans, times and losses.
+
+The spectrum of a weight is the list of its squared singular values.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,11 @@ logger = logging.getLogger(__name__)
 def analyze_layers(
     model: Any, names: list[str], settings: CompressionSettings | None = None
 ) -> SpectralReport:
-    """Report the spectra; a compressed layer counts as the dense weight with the same outputs."""
+    """Report how the spectrum of each layer's weight splits into signal and noise.
+
+    The spectrum of a weight is the list of its squared singular values. For a compressed layer, the
+    weight is the dense weight that gives the same outputs.
+    """
     settings = settings or CompressionSettings()
 
     def work(name: str) -> LayerSpectrum:
@@ -48,7 +55,8 @@ def compression_report(
     """The report on the decisions on a model's layers.
 
     Args:
-        decisions: The plan of each layer, with its spectrum or None.
+        decisions: The plan of each layer, with the fitted spectrum of its weight (the squared
+            singular values, split into signal and noise) or None.
         model: The model, before or after the plans are carried out.
     """
     decisions = list(decisions)
@@ -67,7 +75,8 @@ def report_on(
     Args:
         model: The model, before or after the plan is carried out.
         plan: The plan, in which layers have the same names as in this model.
-        spectra: The fitted spectra of the weights that have one.
+        spectra: The squared singular values of each weight, if they were split into signal and
+            noise.
     """
     like = next(model.parameters(), torch.empty(0))
     geometries = {layer.name: geometry_of(model.get_submodule(layer.name)) for layer in plan}
@@ -80,7 +89,7 @@ def report_on(
 
 
 def _sizes(plan: CompressionPlan, model: Any) -> Sizes:
-    """Bytes of the file before and after compression, and parameters of the dense model."""
+    """Bytes of the model's file before and after compression, and parameters of the dense model."""
     state = model.state_dict(keep_vars=True)  # a second one may pack its codes anew
     tensors = {id(tensor): tensor for tensor in state.values()}
     for layer in plan.compressed:
@@ -114,8 +123,8 @@ def with_latencies(
 ) -> CompressionPlan:
     """The plan, with the time of each compressed layer divided by the time of the dense layer.
 
-    The times are measured now. Layers with the same shape, kind of noise and geometry (stride,
-    padding and so on) are measured once, at their largest rank.
+    The times are measured now. Layers with the same shape, way to store noise and geometry (stride,
+    padding and so on) are measured once, at their largest rank (number of signal directions).
 
     Args:
         plan: The plan without times.

@@ -1,7 +1,8 @@
 """Decides what happens to one weight.
 
-The steps are: decompose the weight, choose the directions to keep, plan the layer, and compute the
-factors of these directions. The new layer is built from the factors later.
+The singular values of the weight are split into signal and noise. Then the directions (singular
+values with their vectors) to keep are chosen, the layer is planned, and the factors of these
+directions are computed. The new layer is built from the factors later.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NOTHING_LEFT = "no signal stands out from the noise, so nothing would be left"
 
 
 def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-    """Decide what happens to one weight, without data.
+    """Decide what happens to one weight, without calibration data.
 
     Args:
         name: Name of the module in `model.named_modules()`.
@@ -50,7 +51,9 @@ def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) ->
 def split_weight(
     name: str, weight: Tensor, settings: CompressionSettings
 ) -> Decomposition | Decision:
-    """The decomposition of a weight; for a weight that cannot be split, the decision to keep it.
+    """The squared singular values of a weight, split into signal and noise, with their vectors.
+
+    For a weight that cannot be split, the result is the decision to keep the weight.
 
     Args:
         name: Name of the module in `model.named_modules()`.
@@ -74,9 +77,10 @@ def split_weight(
 def choose_directions(
     name: str, weight: Tensor, found: Decomposition, settings: CompressionSettings
 ) -> Tensor | Decision:
-    """Positions of the directions that are kept, or the decision to keep the layer.
+    """Positions of the directions of a weight that become factors, or the decision to keep it.
 
-    If all noise is dropped, a layer without any signal is kept, because nothing of it would remain.
+    A direction is a singular value with its two singular vectors; `found` says which are signal. If
+    all noise is dropped, a layer without any signal is kept, because nothing of it would remain.
     """
     kept = kept_directions(found.fit, settings, name)
     if settings.noise == "drop" and len(kept) == 0:
@@ -87,12 +91,12 @@ def choose_directions(
 def keep_directions(
     name: str, weight: Tensor, found: Decomposition, kept: Tensor, settings: CompressionSettings
 ) -> Decision:
-    """Factor the chosen directions of a weight.
+    """Factor the chosen directions (singular values with their vectors) of a weight.
 
     Args:
         name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in).
-        found: The decomposition of this weight.
+        found: The singular values of this weight, split into signal and noise, with the vectors.
         kept: Positions of the directions, ascending, shape (rank,).
         settings: The method and its options.
 
@@ -112,7 +116,14 @@ def keep_directions(
 
 
 def factored(plan: LayerPlan, fit: SpectrumFit | None, build: SpikedBuild) -> Decision:
-    """The decision with this plan and these factors."""
+    """The decision to carry out a plan with the factors of a layer's signal.
+
+    Args:
+        plan: The plan. If it does not replace the layer, the product of the factors becomes the new
+            weight.
+        fit: The squared singular values of the old weight, split into signal and noise.
+        build: The factors.
+    """
     if plan.outcome is Outcome.REPLACED:
         return Decision(plan, fit, build=build)
     return Decision(plan, fit, rewritten=build.product())
@@ -127,13 +138,15 @@ def plan_layer(
     *,
     recovery: Tensor | None = None,
 ) -> LayerPlan:
-    """The plan of a layer when some of its directions become factors.
+    """The plan of a layer when some directions of its weight become factors.
+
+    A direction is a singular value with its two singular vectors.
 
     Args:
         name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in).
-        fit: The fitted spectrum of the weight.
-        kept: Positions of the directions, shape (rank,).
+        fit: The squared singular values of the weight, split into signal and noise.
+        kept: Positions of these directions, shape (rank,).
         settings: The method and its options.
         recovery: Numbers by which the singular values are multiplied, shape (rank,); None to leave
             them unchanged.
@@ -181,7 +194,7 @@ def plan_layer(
 def _energies(
     fit: SpectrumFit, kept: Tensor, factors: NDArray[Any] | float, noise: str
 ) -> tuple[float, float]:
-    """Squared norms of the signal and of the dropped part, divided by that of the weight."""
+    """Squared norms of a weight's signal and of its dropped part, divided by that of the weight."""
     stored, whole = fit.eigenvalues[kept.numpy()], fit.eigenvalues.sum()
     lost = float((stored * (1 - factors) ** 2).sum())
     if noise == "drop":
@@ -190,7 +203,7 @@ def _energies(
 
 
 def why_not_storable(rest: Tensor, noise: str) -> str:
-    """Why entries are too small or too large to be stored as packed noise; empty if they are not.
+    """Why entries are too small or too large to be stored in few bits; empty if they are not.
 
     Args:
         rest: The matrix to be stored, or a matrix with entries of about the same size, shape (out,
@@ -213,7 +226,10 @@ def why_not_storable(rest: Tensor, noise: str) -> str:
 
 
 def _is_faint(weight: Tensor) -> bool:
-    """Whether a weight has such small entries that its noise could be too small to be packed."""
+    """Whether a weight has so small entries that its noise may be too small for packed formats.
+
+    Packed formats store noise as codes of few bits with scales.
+    """
     return 0 < float(weight.detach().abs().amax()) < FAINT
 
 
@@ -234,7 +250,10 @@ def relative_energies(weight: Tensor, new: Tensor) -> tuple[float, float]:
 
 
 def energies(weight: Tensor, new: Tensor) -> tuple[float, float, float]:
-    """Energies of a weight, of a new weight, and of their difference, summed in float64."""
+    """Energies (squared Frobenius norms) of a weight, of a new weight, and of their difference.
+
+    The sums are in float64.
+    """
     sums = torch.zeros(3, dtype=torch.float64, device=weight.device)
     step = rows_at_once(weight.shape)
     for start in range(0, len(weight), step):  # float64 copies of all rows would be large
@@ -245,7 +264,7 @@ def energies(weight: Tensor, new: Tensor) -> tuple[float, float, float]:
 
 
 def energy_of_product(left: Tensor, right: Tensor) -> float:
-    """The energy of left @ right, in float64, without the product itself.
+    """The energy (squared Frobenius norm) of left @ right in float64, without the product itself.
 
     Args:
         left: Shape (out, r).

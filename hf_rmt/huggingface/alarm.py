@@ -21,14 +21,21 @@ ALARMS = (ALARM, "import hf_rmt")
 
 
 def without_alarm(value: Any) -> Any:
-    """Return an attention implementation, or a dict of them by part, with None for an alarm."""
+    """Return an attention implementation, or a dict of them by model part, with None for an alarm.
+
+    An alarm is a text in a saved config that stops loading where this package is missing.
+    """
     if isinstance(value, dict):
         return {key: without_alarm(entry) for key, entry in value.items()}
     return None if isinstance(value, str) and value in ALARMS else value
 
 
 def silence_alarm() -> None:
-    """Make every config of transformers treat the alarm as if no implementation was chosen."""
+    """Make every config of transformers treat the alarm as if no implementation was chosen.
+
+    The alarm is a text that a saved config names as the attention implementation. It stops loading
+    where this package is missing.
+    """
     attention: Any = PreTrainedConfig.__dict__["_attn_implementation"]
     if getattr(attention.fset, "reads_alarm", False):
         return

@@ -89,15 +89,16 @@ def compress(
     Args:
         model: A model with its weights in memory.
         config: The method and its options; by default the noise is stored in 8 bits.
-        dry_run: Whether to return only the plan (ranks, energies, bits, latencies) and leave the
-            model unchanged.
+        dry_run: Whether to return only the plan (ranks, kept shares of the squared norm, bits,
+            latencies) and leave the model unchanged.
         calibration: Batches of the model's arguments, such as a few hundred tokenized sentences.
             They are read several times, so an iterator is first read into memory. With them, signal
             and noise are split so that the error of the layers' outputs on these batches is small,
             and biases are shifted to keep the mean outputs. Labels are not needed. Padding is left
             out.
-            `method="ntk"` refits the last layer to its old outputs on these batches. It also uses
-            these outputs to decide whether activations become step functions.
+            `method="ntk"` (for the neural tangent kernel) refits the last layer to its old outputs
+            on these batches. The method also uses these outputs to decide whether activations
+            become step functions.
         size: Only with calibration and `noise="drop"`: the share of the layers' parameters to
             keep, in (0, 1]. Each layer then gets its rank by what its directions (parts of rank
             one) are worth to the model's outputs, and not by the rule of the method.

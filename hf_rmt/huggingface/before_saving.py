@@ -1,8 +1,9 @@
 """Checks and updates before a compressed model is saved, so that its files can be loaded.
 
 After the compression, layers may have been merged with adapters, made dense, moved, removed, or
-changed by another library. The record is updated to the layers that are there now. A layer that no
-record can describe is refused before anything is written.
+changed by another library. The record, the part of config.json that says how each layer was
+compressed, is updated to the layers that are there now. A layer that no record can describe is
+refused before anything is written.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 def make_savable(model: Any, state_dict: Mapping[str, Any] | None = None) -> None:
     """Check a compressed model and update its record, so that its files can be loaded.
 
+    The record, the `quantization_config` of the model, says how each layer was compressed.
+
     Args:
         model: A transformers model with a quantizer of this package, or with parts that have one.
         state_dict: The tensors that will be written; None for those of the model.
@@ -67,7 +70,7 @@ def make_savable(model: Any, state_dict: Mapping[str, Any] | None = None) -> Non
 
 
 def warn_of_latent(model: Any) -> None:
-    """Warn if a model is saved while its ternary layers are still being trained."""
+    """Warn if a model is saved while ternary layers (entries -1, 0, 1) are still being trained."""
     latent = [name for name, part in model.named_modules() if isinstance(part, LatentTernaryLinear)]
     if latent:
         logger.warning(
@@ -78,7 +81,7 @@ def warn_of_latent(model: Any) -> None:
 
 
 def record_now(model: Any) -> None:
-    """Update the record of a model to the layers that the model has now.
+    """Update the record of a model (how each layer was compressed) to the layers it has now.
 
     Args:
         model: A transformers model with a quantizer of this package.
@@ -129,14 +132,20 @@ def _part(model: nn.Module, name: str) -> Any:
 
 
 def _is_layer(module: Any, plan: LayerPlan) -> bool:
-    """Whether the module that now has a recorded name can be recorded under this name."""
+    """Whether the module that now has a layer's name can be saved as this layer.
+
+    `plan` is what a saved model records about the layer; `module` is None if it is gone.
+    """
     if module is None or not plan.compressed:
         return module is not None
     return isinstance(module, CompressedLayer | LatentTernaryLinear) or has_matrix(module)
 
 
 def _of_now(model: nn.Module, name: str, layer: Any, plan: LayerPlan | None) -> LayerPlan:
-    """The plan to record for a layer, made from its earlier plan (if any) and the present layer."""
+    """The plan of a layer, made from the earlier plan (if any) and from the layer as it is now.
+
+    A plan is what a saved model records about a layer: whether and how it was compressed.
+    """
     if plan is None:
         plan = LayerPlan(name, matrix_shape(layer), Outcome.KEPT)
     plan = _with_step_of_now(model, layer, plan)
@@ -181,7 +190,11 @@ def _dense_now(layer: Any, plan: LayerPlan) -> LayerPlan:
 
 
 def _with_step_of_now(model: nn.Module, layer: Any, plan: LayerPlan) -> LayerPlan:
-    """The plan, without its step activation if this activation is no longer in the model."""
+    """The plan of a layer, without a step activation that is no longer in the model.
+
+    A plan is what a saved model records about a layer. A step activation outputs the values of a
+    step function.
+    """
     if plan.step is None:
         return plan
     if "function" in plan.step:

@@ -1,4 +1,4 @@
-"""The model card of a compressed model, with its picture."""
+"""The model card (README.md) of a compressed model, with the picture on the card."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ def hub_id(name: str | None) -> str | None:
 def picture_of(model: Any) -> bytes:
     """The picture on a model's card as the bytes of a PNG file; empty if there is no picture.
 
-    If the report has spectra, the picture shows them. If not, it shows the plan from the first
-    layer to the last. It is drawn once for each report, with matplotlib. If all compressed layers
-    are ternary, there is nothing to draw.
+    If the report of the compression has spectra (the eigenvalues of each weight), the picture shows
+    them. If not, it shows what was done to each layer, from the first layer to the last. It is
+    drawn once for each report, with matplotlib. If all compressed layers are ternary (entries -1, 0
+    and 1), there is nothing to draw.
     """
     report = getattr(model, "compression_report", None)
     known, content = model.__dict__.get(DRAWN, (None, b""))
@@ -87,7 +88,7 @@ def _plan(model: Any) -> CompressionPlan:
 def card_of(
     model: Any, folder: Path, *, repo_id: str | None = None, token: str | None = None
 ) -> ModelCard:
-    """The generated card for a folder with saved weights. Only a push uses the network for it."""
+    """The generated model card for a folder with saved weights. Only a push uses the network."""
     config = model.hf_quantizer.quantization_config
     auto, about = auto_class(model), _source_card(source_of(model), token, online=bool(repo_id))
     report = getattr(model, "compression_report", None)
@@ -131,7 +132,7 @@ def _several(value: Any) -> list[str]:
 
 
 def auto_class(model: Any) -> str:
-    """The Auto class that loads a model with its head; `AutoModel` if there is none."""
+    """The Auto class that loads a model with the layers for its task; `AutoModel` if none does."""
     found = [
         name
         for name in modeling_auto.__all__
@@ -148,7 +149,10 @@ def _loads(auto: Any, model: Any) -> bool:
 
 
 def _plan_as_saved(model: Any) -> CompressionPlan:
-    """The plan, with bits for the dtype in which the model is saved, which may be a new dtype."""
+    """The plan (what was done to each layer), with bits for the dtype in which the model is saved.
+
+    The model may have got this dtype after the compression.
+    """
     return CompressionPlan(tuple(_as_saved(model, layer) for layer in _plan(model)))
 
 

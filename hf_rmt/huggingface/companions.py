@@ -42,6 +42,8 @@ def has_config(folder: Path) -> bool:
 def write_companions(model: Any, folder: Path, target: Path) -> None:
     """Add the code file, the card and more entries of config.json to a saved model.
 
+    With the code file, the model loads without this package.
+
     Args:
         model: The compressed model.
         folder: The folder into which its config and weights have been written.
@@ -58,7 +60,10 @@ def write_companions(model: Any, folder: Path, target: Path) -> None:
 
 
 def _complete_config(model: Any, folder: Path, target: Path) -> None:
-    """Write the alarm, the digests and the name of the remote code into config.json."""
+    """Write the alarm, the digests of files and the name of the code file into config.json.
+
+    The alarm is a text that stops loading where neither this package nor the code file is used.
+    """
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     config["auto_map"] = _with_ours(config.get("auto_map") or {})
@@ -95,7 +100,10 @@ def _other_variants(record: dict[str, Any], target: Path) -> dict[str, str]:
 
 
 def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) -> None:
-    """For each part that can be loaded alone, write the record of its layers into its config."""
+    """For each part of a model that can be loaded alone, write a record into the part's config.
+
+    The record says how each layer of the part was compressed.
+    """
     plan = CompressionPlan.from_dict(record["layers"])
     for key, part in sub_configs(model.config).items():
         inner = config.get(key)
@@ -109,7 +117,10 @@ def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) 
 
 
 def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]:
-    """The planned layers in the modules that have this config, by their names in these modules."""
+    """The layers of a plan in the modules that have this config, by their names in these modules.
+
+    The plan says how each layer of the model was compressed.
+    """
     found: dict[str, Any] = {}
     outer: list[str] = []
     for name, module in model.named_modules():

@@ -35,7 +35,9 @@ def is_pretrained(model: object) -> bool:
 
 
 def pass_on_loading_attributes(registry: Any, config: type) -> None:
-    """Make transformers read the loading attributes of a config, such as the layout.
+    """Make transformers read the loading attributes of a config, such as `layout`.
+
+    These are options for loading: `layout` is the form of the weights in memory.
 
     Without this call, transformers ignores the config that a user passes for a model that is
     quantized already.
@@ -99,7 +101,10 @@ def converted_parameters(model: Any) -> dict[str, str]:
 
 @register_rule
 def converted(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers whose weight is not one tensor of the checkpoint, so factors cannot replace it."""
+    """The layers whose weight is not one tensor of the checkpoint.
+
+    In the checkpoint, low-rank factors cannot replace such a weight.
+    """
     found = {}
     for prefix, part in transformers_models(model).items():
         for key, operations in converted_parameters(part).items():
@@ -116,7 +121,7 @@ def teach_peft(lora_model: Any) -> None:
     """Let PEFT put our LoRA layer around compressed layers.
 
     PEFT asks several functions in turn for the LoRA layer of a module. It looks up the last one,
-    `dispatch_default`, by name each time. So this name gets a function that asks ours first.
+    `dispatch_default`, by name each time. So this name gets a function that tries our layer first.
 
     Args:
         lora_model: The module `peft.tuners.lora.model`.

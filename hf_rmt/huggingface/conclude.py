@@ -1,4 +1,4 @@
-"""The last step of every compression: it records the result, reports it, and prepares saving."""
+"""What every compression does at the end: it records and reports the result, prepares saving."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def conclude(
         model: The model, compressed in place.
         config: The config of the compression; it is copied.
         report: The report of this compression.
-        learnt: Whether the model was trained while it lost its noise, so that it needs no further
-            training.
+        learnt: Whether the model was trained while the noise in its weights was removed, so that
+            it needs no further training.
 
     Returns:
         The report of this compression and of all earlier ones.
@@ -73,7 +73,8 @@ def lay_out(model: Any, config: RMTConfig) -> None:
 def adopt(model: Any) -> None:
     """Add to the record of a transformers model what was done to its parts, if this is missing.
 
-    A part may have been compressed by itself, before or after it became a part of this model.
+    The record says how each layer was compressed. A part may have been compressed by itself, before
+    or after it became a part of this model.
 
     Args:
         model: A transformers model that is to be saved or made dense as a whole.
@@ -142,7 +143,10 @@ def attach(model: Any, config: RMTConfig, report: CompressionReport, *, name: st
 
 
 def _release(part: Any) -> None:
-    """Remove a quantizer that only a part has, because the whole model has a quantizer now."""
+    """Remove the quantizer of a part of a model, because the whole model has a quantizer now.
+
+    A quantizer is the object with which transformers saves and loads a compressed model.
+    """
     own = getattr(part, "hf_quantizer", None)
     if isinstance(own, RMTLoader):
         own.remove_quantization_config(part)
@@ -150,7 +154,10 @@ def _release(part: Any) -> None:
 
 
 def keep_record(part: Any, config: RMTConfig, plan: CompressionPlan) -> None:
-    """Keep on a part the record that is written if this part is saved without the whole model."""
+    """Keep on a part of a model the record for saving this part without the whole model.
+
+    The record says how each layer of the part was compressed.
+    """
     part.__dict__.pop(PART, None)
     if any(layer.compressed or layer.step for layer in plan):
         own = copy.copy(config)
@@ -159,7 +166,7 @@ def keep_record(part: Any, config: RMTConfig, plan: CompressionPlan) -> None:
 
 
 def stays_plain(plan: CompressionPlan, name: str) -> bool:
-    """Whether nothing was replaced; if so, log the reasons. Such a model loads without hf_rmt."""
+    """Whether no layer was replaced; if so, log the reasons. Such a model loads without hf_rmt."""
     if any(layer.compressed or layer.step for layer in plan):
         return False
     if not len(plan):  # only a head of the saved model was compressed

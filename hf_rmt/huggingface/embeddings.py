@@ -13,7 +13,7 @@ from hf_rmt.nn.counterparts import compressed_layers
 
 
 def guard_embeddings(model: Any) -> None:
-    """Make one model refuse, before any change, to resize or tie compressed embeddings."""
+    """Make one model refuse, before any change, to resize or tie (share) compressed embeddings."""
     model.resize_token_embeddings = partial(_resize_token_embeddings, model)
     model.tie_weights = partial(_tie_weights, model)
 
@@ -25,7 +25,7 @@ def _resize_token_embeddings(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Resize as transformers does, but refuse if the output embedding is compressed."""
+    """Resize as transformers does, but refuse if the layer that scores tokens is compressed."""
     if is_compressed(head := model.get_output_embeddings()):
         embeddings = model.get_input_embeddings()
         if pad_to_multiple_of is None and new_num_tokens in (None, len(embeddings.weight)):
@@ -37,7 +37,7 @@ def _resize_token_embeddings(
 
 
 def _tie_weights(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Tie weights as transformers does, but refuse if a layer to be tied is compressed."""
+    """Tie (share) weights as transformers does; refuse if a layer to be tied is compressed."""
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     layers = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
     for name in sorted(layers.intersection(compressed_layers(model))):

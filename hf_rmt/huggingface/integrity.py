@@ -27,7 +27,7 @@ STORED = {"codes": "U8", "fine": "U8", "coarse": "U8", "base": "I32"}
 
 
 def digest_of(layers: Mapping[str, Any]) -> str:
-    """A short SHA-256 digest of the entries that a record has for its layers."""
+    """A short SHA-256 digest of `layers`, which says how each layer of a model was compressed."""
     text = json.dumps(layers, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -39,10 +39,10 @@ def digest_of_file(path: str | Path) -> str:
 
 
 def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
-    """Refuse a record that was changed, or weights that come from another save.
+    """Refuse a record of a compression that was changed, or weights that come from another save.
 
     Args:
-        record: The record that was read from config.json.
+        record: The `quantization_config` that was read from config.json.
         files: The files with the weights.
 
     Raises:
@@ -74,7 +74,7 @@ def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
 
 
 def check_types(files: Iterable[str | Path]) -> None:
-    """Refuse files in which integer codes have a wrong dtype.
+    """Refuse files in which the integer codes of stored noise have a wrong dtype.
 
     transformers would convert these codes without an error.
 
@@ -102,7 +102,7 @@ def names_of_tensors(files: Iterable[str | Path]) -> set[str]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The header entry of each tensor in a safetensors file; empty if it cannot be read."""
+    """The header entry of each tensor in a safetensors file; empty if the file is not readable."""
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -202,7 +202,8 @@ def check_values(
         where: The name of the file, for the error message.
 
     Raises:
-        ValueError: If a tensor has another dtype or shape, is not finite, or holds invalid codes.
+        ValueError: If a tensor has another dtype or shape, is not finite, or holds invalid
+            integers as codes.
     """
     for name, layer in compressed_layers(model).items():
         state = layer.state_dict(keep_vars=True)
@@ -235,7 +236,10 @@ def _fault(tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> str:
 
 
 def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
-    """Yield (name, fault) for each integer tensor with values that packing never writes."""
+    """Yield (name, fault) for each tensor of a layer with codes or scales that are never saved.
+
+    The codes are small integers that stand for the entries of the noise or of a ternary weight.
+    """
     packed = layer.weight if isinstance(layer, TernaryLinear) else None
     if packed is not None and packed.dim() == 1 and _most(packed) >= len(TRITS):
         yield "weight", "holds invalid codes"
@@ -253,7 +257,7 @@ def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
 
 
 def _most(codes: torch.Tensor) -> int:
-    """The largest byte of a tensor of codes; 0 if it is empty or not loaded yet."""
+    """The largest byte of a tensor of integer codes; 0 if the tensor is empty or not loaded yet."""
     if codes.device.type == "meta" or not codes.numel():
         return 0
     return int(codes.view(torch.uint8).amax())

@@ -58,12 +58,12 @@ class RMTLoader(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """True, because the signal and all dense layers can be trained."""
+        """True, because the signal (low-rank factors) and all dense layers can be trained."""
         return True
 
     @property
     def is_qat_trainable(self) -> bool:
-        """True, because full training is allowed; only the noise is frozen."""
+        """True, because full training is allowed; only the stored noise of weights is frozen."""
         return True
 
     def is_serializable(self) -> bool:
@@ -103,7 +103,7 @@ class RMTLoader(HfQuantizer):
     def get_state_dict_and_metadata(
         self, model: nn.Module
     ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """The state dict to save, with factors in bfloat16 if bfloat16 holds them exactly.
+        """The state dict to save, with low-rank factors in bfloat16 if that is exact.
 
         If `given_state` is set, it is used instead of the model's own state dict.
         """
@@ -126,7 +126,10 @@ class RMTLoader(HfQuantizer):
 
 
 def uninstall_saving(model: Any) -> None:
-    """Undo `install_saving`: the model saves as its class does, and its config has no record."""
+    """Undo `install_saving`: the model saves as its class does, and its config has no record.
+
+    A record says how each layer was compressed.
+    """
     for name in REPLACED:
         model.__dict__.pop(name, None)
     drop_records(model.config)
@@ -135,7 +138,7 @@ def uninstall_saving(model: Any) -> None:
 
 
 def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
-    """Replace a dense layer by the recorded layer, which has no values yet.
+    """Replace a dense layer by the compressed layer in a record, which has no values yet.
 
     Raises:
         ValueError: If the record does not fit the layer. The error names the layer and the rule.
@@ -153,7 +156,10 @@ def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
 
 
 def _watch_missing(model: Any, where: str) -> None:
-    """Make transformers call `_found_all` before it fills missing tensors with random numbers."""
+    """Make transformers check for missing tensors before it fills them with random numbers.
+
+    The check is `_found_all`.
+    """
     model.mark_tied_weights_as_initialized = partial(_found_all, model, where)
 
 
@@ -174,6 +180,8 @@ def runtime_names(
     model: nn.Module, plan: CompressionPlan, files: Iterable[str] = ()
 ) -> CompressionPlan:
     """Find the recorded layers in this model, which may have another head, or none.
+
+    The recorded layers are those of a saved model. A head is made of the layers for a task.
 
     Args:
         model: A transformers model.

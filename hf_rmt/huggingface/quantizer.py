@@ -28,7 +28,7 @@ from hf_rmt.spectra import SpectrumFit
 
 
 class RMTQuantizer(RMTLoader):
-    """Compresses while loading, reloads compressed models, and makes both savable.
+    """Compresses a model while it loads, or reloads a compressed one, and makes the model savable.
 
     `model.compression_report` says what was decided. A model in which nothing was replaced stays a
     plain model, without a quantizer.
@@ -84,7 +84,7 @@ class RMTQuantizer(RMTLoader):
 
 
 def _check_on_the_fly(config: CompressionSettings) -> None:
-    """Refuse methods that need activations, because there are none while weights load."""
+    """Refuse methods that need calibration batches, because there are none while weights load."""
     if why := method_of(config).why_data(config):
         raise ValueError(f"the weights are compressed while the model loads, but {why}")
 

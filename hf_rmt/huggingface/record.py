@@ -96,7 +96,8 @@ def sub_configs(config: Any) -> dict[str, Any]:
 def drop_records(config: Any, *, parts_only: bool = False) -> None:
     """Remove the record and the name of our code file from a config and the configs in it.
 
-    With `parts_only`, the outer config itself is not changed.
+    The record, `quantization_config`, says how each layer of the model was compressed. With
+    `parts_only`, the outer config itself is not changed.
     """
     if not parts_only and is_record(config.__dict__.get("quantization_config")):
         del config.quantization_config

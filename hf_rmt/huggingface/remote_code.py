@@ -164,7 +164,7 @@ def remote_code() -> str:
 
 @cache
 def version_of_code() -> str:
-    """A digest of the code file; the record of a saved model names this digest."""
+    """A digest of the code file; `quantization_config` of a saved model holds this digest."""
     return hashlib.sha256(_body().encode()).hexdigest()[:16]
 
 

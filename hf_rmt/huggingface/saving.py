@@ -167,7 +167,7 @@ def keep_records_true(model_class: Any) -> None:
 
 
 def _is_recorded(config: Any) -> bool:
-    """Whether a config, or the config of a part, holds a record."""
+    """Whether a config, or the config of a part, holds a record of how layers were compressed."""
     if is_record(getattr(config, "__dict__", {}).get("quantization_config")):
         return True
     return any(_is_recorded(part) for part in sub_configs(config).values())

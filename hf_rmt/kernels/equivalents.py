@@ -1,4 +1,7 @@
-"""Formulas that approximate the kernels of wide networks, to the leading or to the next order."""
+"""Formulas that approximate the kernels of wide networks, the matrices that compare inputs.
+
+For inputs with p features, the error of a formula is of order sqrt(log p / p), or of order 1 / p.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,16 @@ from hf_rmt.kernels.statistics import MixtureStatistics, check_data, mixture_sta
 
 @dataclass(frozen=True)
 class KernelCoefficients:
-    """The coefficients of one layer's kernels, computed from the activations up to this layer.
+    """The coefficients in the formulas for one layer's kernels, the matrices that compare inputs.
+
+    They are computed from the activations up to this layer.
 
     Args:
-        tau: tau_l, the scale of the layer's outputs, as in `hf_rmt.kernels`.
+        tau: tau_l, the root mean square norm of the outputs of layer l.
         alpha: alpha_1 .. alpha_4 of the conjugate kernel, as in `kernel_coefficients`.
         beta: beta_1 .. beta_3 of the neural tangent kernel, as in `kernel_coefficients`.
-        kappa: kappa_l, the square root of the NTK's diagonal; infinite after an activation with a
-            jump.
+        kappa: kappa_l, the square root of the neural tangent kernel's diagonal; infinite after an
+            activation with a jump.
     """
 
     tau: float
@@ -37,8 +42,11 @@ def kernel_coefficients(
 ) -> tuple[KernelCoefficients, ...]:
     """Coefficients of the conjugate kernel (CK) and the neural tangent kernel for all layers.
 
-    In these formulas, a stands for alpha and b for beta. A prime marks the next layer. Its
-    activation s has the moments m1, m2 and m3 of `GaussianMoments`, and s' is the slope of s:
+    The kernels are matrices that compare inputs; `conjugate_kernel_equivalent` and `ntk_equivalent`
+    approximate them by sums with these coefficients. Below, a stands for alpha and b for beta. The
+    first values, for the inputs, are a = (1, 0, 0, 1), b = (1, 0, 0) and kappa = tau. A prime marks
+    the next layer. Its activation s has the moments m1, m2 and m3 of `GaussianMoments`, tau' is
+    their `tau_out`, and E s'^2 is the mean square of the slope of s:
 
     a1' = m1^2 a1, a2' = m1^2 a2 + m2^2 a4^2 / 4, a3' = m1^2 a3 + m2^2 a1^2 / 2, a4' = m3 a4;
     b1' = a1' + m1^2 b1, b2' = a2' + m1^2 b2, b3' = a3' + m1^2 b3 + m2^2 a1 b1;
@@ -65,7 +73,10 @@ def kernel_coefficients(
 
 
 def layer_moments(activations: Sequence[Activation], *, tau: float) -> tuple[GaussianMoments, ...]:
-    """Gaussian moments of each activation, at the scale tau_{l-1} of the layer before it.
+    """Gaussian moments of each activation: means over normal arguments; see `GaussianMoments`.
+
+    The standard deviation of the arguments is tau for the first activation, and the `tau_out` of
+    the activation before for each other one.
 
     Args:
         activations: One activation for each hidden layer, at least one.
@@ -109,13 +120,15 @@ def conjugate_kernel_equivalent(
 ) -> Array:
     """The conjugate kernel (CK) of L wide layers, approximated by a formula.
 
+    This kernel is the expected Gram matrix of the outputs of the last hidden layer:
+
     K~_CK = a1 X'X + V A V' + (tau_L^2 - tau_0^2 a1) I, with V A V' = a2 v v' + a3 J T J' / p. The
     vector v = J t / sqrt p + psi holds the numbers |x_i|^2 - tau_0^2. The a are the `alpha` of
-    `kernel_coefficients`; J, t, T and psi are in `MixtureStatistics`, and the other
-    symbols in `hf_rmt.kernels`. The published formula also subtracts tau_0^4 a3 from the multiple
-    of I. Then the distance to the kernel tends to a3 tau_0^4, not to 0. The subtraction would be
-    right if a3 multiplied X'X o X'X, the entrywise square of X'X. But a3 multiplies J T J' / p,
-    which has a smaller diagonal.
+    `kernel_coefficients`; J, t, T and psi are in `MixtureStatistics`, and X, p, tau_0 and tau_L in
+    `hf_rmt.kernels`. I is the identity. The published formula also subtracts tau_0^4 a3 from the
+    multiple of I. Then the distance to the kernel tends to a3 tau_0^4, not to 0. The subtraction
+    would be right if a3 multiplied X'X o X'X, the entrywise square of X'X. But a3 multiplies
+    J T J' / p, which has a smaller diagonal.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features): the rows are the x_i.
@@ -150,9 +163,12 @@ def ntk_equivalent(
 ) -> Array:
     """The neural tangent kernel (NTK) of L wide layers, approximated by a formula.
 
+    This kernel is the expected Gram matrix of the network's gradients:
+
     K~_NTK = b1 X'X + V B V' + (kappa_L^2 - tau_0^2 b1) I. Here b1, b2 and b3 are the `beta` of
-    `kernel_coefficients` for the last layer, and kappa_L is its `kappa`. V B V' has the formula of
-    V A V' in `conjugate_kernel_equivalent`, with b2 in place of a2 and b3 in place of a3.
+    `kernel_coefficients` for the last layer, and kappa_L is the `kappa` of this layer. V B V' has
+    the formula of V A V' in `conjugate_kernel_equivalent`, with b2 in place of a2 and b3 in place
+    of a3. X and tau_0 are those of `hf_rmt.kernels`, and I is the identity.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features): the rows are the x_i.
@@ -167,7 +183,8 @@ def ntk_equivalent(
         The kernel, shape (samples, samples).
 
     Raises:
-        ValueError: If an activation jumps (E s'^2 is infinite), or an argument is out of range.
+        ValueError: If an activation jumps (the mean square of its slope is infinite), or an
+            argument is out of range.
 
     Source:
         Gu et al., NeurIPS 2022, theorem 2; order 2 was derived for this package.
@@ -206,7 +223,10 @@ def _equivalent(
 
 
 def _low_rank(known: MixtureStatistics, second: float, third: float, features: int) -> Array:
-    """V A V' of `conjugate_kernel_equivalent`, with `second` for a2 and `third` for a3."""
+    """The matrix V A V' in the formula of `conjugate_kernel_equivalent`.
+
+    `second` stands for a2 in this formula, and `third` for a3.
+    """
     deviations = known.classes @ known.traces / np.sqrt(features) + known.psi
     classes = known.classes @ known.products @ known.classes.T / features
     return second * np.outer(deviations, deviations) + third * classes

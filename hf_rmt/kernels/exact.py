@@ -1,4 +1,7 @@
-"""Exact kernels of infinitely wide networks with Gaussian weights, for any data."""
+"""Exact kernels of infinitely wide networks with Gaussian weights, for any data.
+
+A kernel is a matrix that compares the inputs of a network.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,19 @@ from hf_rmt.kernels.statistics import check_data, root_mean_square
 MAX_DEGREE = 80
 REMAINDER = 1e-11
 EXCESS = 1e-6
-"""A correlation |K_ij| / sqrt(K_ii K_jj) may exceed 1 by at most this, because of rounding."""
+"""In a kernel K (a matrix that compares inputs), a correlation |K_ij| / sqrt(K_ii K_jj) may exceed
+1 by at most this, because of rounding."""
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Kernels of one network on n inputs.
+    """Kernels of one network: matrices that compare n inputs.
 
     Args:
-        conjugate: Conjugate kernel of the last hidden layer, shape (n, n).
-        tangent: Neural tangent kernel, shape (n, n); None if an activation jumps, or if the caller
-            did not ask for this kernel.
+        conjugate: Conjugate kernel, the Gram matrix of the last hidden layer's outputs, shape
+            (n, n).
+        tangent: Neural tangent kernel, the Gram matrix of the gradients, shape (n, n); None if an
+            activation jumps, or if the caller did not ask for this kernel.
     """
 
     conjugate: Array
@@ -38,12 +43,13 @@ def exact_kernels(
 ) -> Kernels:
     """Conjugate kernel (CK) and neural tangent kernel (NTK) of an infinitely wide network.
 
-    The symbols are those of `hf_rmt.kernels`. The inputs have K_0 = NTK_0 = X'X. Layer l has
-    K_l = E[s(u) s(v)] and NTK_l = K_l + NTK_{l-1} o E[s'(u) s'(v)], where o is the entrywise
-    product. For two inputs, u and v are Gaussian: K_{l-1} holds their covariance, and rho is their
-    correlation. Let c_k(u) be the Hermite coefficients of s(tau xi), where tau^2 is the variance of
-    u. Then E[s(u) s(v)] = sum_k rho^k c_k(u) c_k(v). The sum stops at a k beyond which the terms
-    are negligible for the largest correlation. This k does not depend on the norms of the inputs,
+    The symbols are those of `hf_rmt.kernels`, where the kernels are defined. The inputs have the
+    kernels K_0 = NTK_0 = X'X. Layer l has the CK K_l = E[s(u) s(v)] and the NTK
+    NTK_l = K_l + NTK_{l-1} o E[s'(u) s'(v)], where o is the entrywise product. For two inputs, u
+    and v are Gaussian: K_{l-1} holds their covariance, and rho is their correlation. Let c_k(u) be
+    the Hermite coefficients of s(tau xi) (see `HermiteSeries`), where tau^2 is the variance of u.
+    Then E[s(u) s(v)] = sum_k rho^k c_k(u) c_k(v). The sum stops at a k beyond which the terms are
+    negligible for the largest correlation. This k does not depend on the norms of the inputs,
     because sum_k c_k^2 = E s^2. For relu, closed formulas replace the sum: the arc-cosine kernels.
 
     Args:
@@ -117,7 +123,10 @@ def _degree(correlation: Array) -> int:
 
 
 def _check_correlations(kernel: Array | None, activation: Activation) -> None:
-    """Raise if a kernel has a correlation above 1: then the sum of the series was inexact."""
+    """Raise if a kernel gives two inputs a correlation above 1.
+
+    Then the sum of the Hermite series in `exact_kernels` was inexact.
+    """
     if kernel is None:
         return
     norms = np.sqrt(np.maximum(np.diag(kernel), 0.0))

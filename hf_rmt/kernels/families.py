@@ -1,4 +1,8 @@
-"""Families of step activations, and the starting points of the search for the best step."""
+"""Families of step activations, and starting points for a search in these families.
+
+A step activation is a function with a few values. The search is for one that has the Gaussian
+moments (means over normal arguments) of another activation.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +20,31 @@ from hf_rmt.kernels.solver import LEAST_GAP, Pattern
 from hf_rmt.kernels.steps import matched_quantities, normal_density
 
 REACH = 4.5
-"""Starting points of a search have no thresholds beyond this number: the normal probability there,
-7e-6, is too small for the solver."""
+"""A search for a step activation starts with no threshold beyond this number: the normal
+probability there, 7e-6, is too small for the solver."""
 PLACES = (1e-6, 8.0)
-"""The interval in which the threshold s2 of a symmetric step is searched."""
+"""The interval in which s2 is searched, for a step activation with the thresholds -s2 and s2."""
 OUTER = np.array([[1.0], [0.0], [1.0]])
 
 
 def sign_pattern(problem: MatchingProblem) -> Pattern:
-    """The step b 1{x > 0} with the wanted m1; 1{x > 0} is 1 if x > 0, and otherwise 0."""
+    """The step activation b 1{x > 0} whose m1, the mean slope, is the wanted one.
+
+    The height is b, and 1{x > 0} is 1 if x > 0, and otherwise 0.
+    """
     points = np.zeros(1)
     height = problem.goal[0] / normal_density(points)
     return Pattern(points, np.eye(2), np.concatenate([-height / 2, height / 2]))
 
 
 def one_level_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Starting points for steps b 1{x < s1 or x > s2}; 1{...} is 1 if this holds, otherwise 0.
+    """Starting points of the search for a step activation b 1{x < s1 or x > s2}.
 
-    There are three kinds. For an activation such as relu, both thresholds lie on the same side of
-    0; the side with the sign of m1 m2 is tried first. For a nearly odd activation, the two
-    thresholds lie close together. If m1 is small, as for |x|, one threshold lies on each side of 0.
+    The height is b, s1 and s2 are thresholds, and 1{...} is 1 if the condition holds, otherwise 0.
+    There are three kinds of starting points. For an activation such as relu, both thresholds lie on
+    the same side of 0; the side with the sign of m1 m2 is tried first (m1 and m2 are the moments of
+    `GaussianMoments`). For a nearly odd activation, the two thresholds lie close together. If m1 is
+    small, as for |x|, one threshold lies on each side of 0.
     """
     side = np.sign(problem.goal[0] * problem.goal[1]) or 1.0
     for end in (side, -side):
@@ -47,11 +56,12 @@ def one_level_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def _narrow_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """A starting point with a large height b: both thresholds lie near s, at a small distance w.
+    """A starting point of `one_level_patterns` with a large height b.
 
-    This step has m1 = -b w s phi(s), m2 = b w (1 - s^2) phi(s) and m3 near -b m2 / 2, where phi is
-    the normal density. So s solves s^2 - s m2 / m1 = 1. Of the two solutions, the one with the sign
-    of -b m1 is taken.
+    Both thresholds lie near a number s, at a small distance w from each other. The moments of this
+    step activation (see `GaussianMoments`) are m1 = -b w s phi(s), m2 = b w (1 - s^2) phi(s) and m3
+    near -b m2 / 2, where phi is the normal density. So s solves s^2 - s m2 / m1 = 1. Of the two
+    solutions, the one with the sign of -b m1 is taken.
     """
     first, second, third = problem.goal[:3]
     if first and second and third:
@@ -64,11 +74,12 @@ def _narrow_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def _straddling_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Three starting points with s1 < 0 < s2: one has s2 = -s1, and two are not symmetric.
+    """Three starting points of `one_level_patterns` with the thresholds s1 < 0 < s2.
 
-    If possible, the symmetric step has the wanted m2 and m3. Its moments are m2 = 2 b s2 phi(s2)
-    and m3 = b m2 (P - 1/2). Here phi is the normal density, and P is the normal probability of the
-    interval from s1 to s2.
+    One has s2 = -s1, and two are not symmetric. If possible, the symmetric step activation has the
+    wanted moments m2 and m3 (see `GaussianMoments`). For the height b, these are
+    m2 = 2 b s2 phi(s2) and m3 = b m2 (P - 1/2). Here phi is the normal density, and P is the normal
+    probability of the interval from s1 to s2.
     """
     _, second, third = problem.goal[:3]
     if not second:
@@ -87,9 +98,10 @@ def _straddling_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def published_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Starting points for steps b 1{x < r1 or r2 < x <= r3 or x > r4} with r4 - r3 = r2 - r1.
+    """Starting points for step activations b 1{x < r1 or r2 < x <= r3 or x > r4}.
 
-    1{...} is 1 if the condition holds, otherwise 0.
+    The height is b, and the thresholds have r4 - r3 = r2 - r1. 1{...} is 1 if the condition holds,
+    otherwise 0. A search for wanted moments starts from these points.
     """
     ratio = 0.0 if problem.is_odd else problem.goal[2] / problem.goal[1]
     height = 2 * np.sqrt(ratio**2 + 1)
@@ -102,7 +114,11 @@ def published_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """Starting points for steps b (1{x > s2} - 1{x <= s1}); 1{...} is 1 if this holds, else 0."""
+    """Starting points for step activations b (1{x > s2} - 1{x <= s1}) of height b.
+
+    The thresholds are s1 and s2, and 1{...} is 1 if the condition holds, else 0. A search for
+    wanted moments starts from these points.
+    """
     height = np.sign(problem.goal[0])
     for first in (-2.0, -1.0, -0.5, 0.0):
         for width in (0.5, 1.0, 2.0):
@@ -111,9 +127,10 @@ def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def quantized_patterns(problem: MatchingProblem, levels: int) -> Iterator[Pattern]:
-    """Two starting points of a search: the best quantisers (see `quantized`) of two functions.
+    """Two starting points of the search for a step activation with levels + 1 values.
 
-    The first function is the average of two: the activation, with mean 0 and variance 1, and
+    They are the best approximations by so many values (see `quantized`) of two functions. The first
+    function is the average of two: the activation, with mean 0 and variance 1, and
     `MatchingProblem.quadratic`. The second function is `quadratic` alone.
     """
     function = resolve_activation(problem.activation)

@@ -1,4 +1,8 @@
-"""Gaussian moments: the only numbers of an activation that affect the kernels of wide networks."""
+"""Gaussian moments: means of an activation, its square and its derivatives over normal arguments.
+
+Only these numbers of an activation affect the kernels of wide networks (matrices that compare
+inputs).
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,19 @@ from hf_rmt.kernels.activations import Activation, Array, resolve_activation
 from hf_rmt.kernels.quadrature import piecewise_quadrature
 
 DEGREE = 6
-"""The largest k for which the mean k-th derivative E s^(k) is kept, as `next_order` needs it."""
+"""The largest k for which the mean k-th derivative E s^(k) of an activation s is kept, as the
+module `next_order` needs it."""
 LARGEST = 1e200
-"""The powers of tau and of 1 / tau must stay below this, so that the moments fit into float64."""
+"""The powers of tau (the standard deviation of an activation's argument) and of 1 / tau must stay
+below this, so that the moments fit into float64."""
 
 
 @dataclass(frozen=True)
 class GaussianMoments:
     """Means E of an activation s(tau xi), its square and its derivatives; xi is standard normal.
 
-    By Stein's identity, each moment is the mean of s, s^2 or s'^2 times a Hermite polynomial of xi.
-    So a function with kinks or jumps has these moments too.
+    The slope of s is s'. By Stein's identity, each moment is the mean of s, s^2 or s'^2 times a
+    Hermite polynomial of xi. So a function with kinks or jumps has these moments too.
 
     Args:
         tau: Standard deviation of the argument tau xi, > 0.
@@ -45,63 +51,84 @@ class GaussianMoments:
 
     @property
     def m0(self) -> float:
-        """The mean E s(tau xi), which the theory subtracts from s."""
+        """The mean E s(tau xi), which the theory subtracts from s; see `GaussianMoments`."""
         return self.derivative_means[0]
 
     @property
     def m1(self) -> float:
-        """The mean slope E s'(tau xi) = E[xi s(tau xi)] / tau."""
+        """The mean slope E s'(tau xi) = E[xi s(tau xi)] / tau; symbols as in `GaussianMoments`."""
         return self.derivative_means[1]
 
     @property
     def m2(self) -> float:
-        """The mean second derivative E s''(tau xi) = E[(xi^2 - 1) s(tau xi)] / tau^2."""
+        """The mean second derivative E s''(tau xi) = E[(xi^2 - 1) s(tau xi)] / tau^2.
+
+        The symbols are those of `GaussianMoments`.
+        """
         return self.derivative_means[2]
 
     @property
     def m3(self) -> float:
-        """Half the mean second derivative of (s - m0)^2, which is E[s'^2 + (s - m0) s'']."""
+        """Half the mean second derivative of (s - m0)^2, which is E[s'^2 + (s - m0) s''].
+
+        Here m0 is the mean of s; the other symbols are those of `GaussianMoments`.
+        """
         return self.variance_slopes[1]
 
     @property
     def second_moment(self) -> float:
-        """The mean square E s(tau xi)^2, from which no mean is subtracted."""
+        """The mean square E s(tau xi)^2, without a subtracted mean; see `GaussianMoments`."""
         return self.variance_slopes[0] + self.m0**2
 
     @property
     def slope_second_moment(self) -> float:
-        """The mean squared slope E s'(tau xi)^2; infinite if s jumps."""
+        """The mean squared slope E s'(tau xi)^2; infinite if s jumps; see `GaussianMoments`."""
         return self.slope_slopes[0]
 
     @property
     def tau_out(self) -> float:
-        """The standard deviation sqrt(E[s^2] - m0^2): the scale of the next layer's arguments."""
+        """The standard deviation sqrt(E[s^2] - m0^2) of the activation s, which has the mean m0.
+
+        It is the scale (the standard deviation) of the next layer's arguments.
+        """
         return float(np.sqrt(self.variance_slopes[0]))
 
     @property
     def d0(self) -> float:
-        """The multiple of the identity in one layer's kernel, E[s^2] - E[s]^2 - tau^2 E[s']^2."""
+        """The multiple of the identity in one layer's kernel, E[s^2] - E[s]^2 - tau^2 E[s']^2.
+
+        This kernel is the Gram matrix of the outputs. For s, tau and E, see `GaussianMoments`.
+        """
         return self.variance_slopes[0] - self.tau**2 * self.d1
 
     @property
     def d1(self) -> float:
-        """The weight of the linear kernel X'X in one layer's kernel, E[s']^2."""
+        """The weight of the linear kernel X'X in one layer's kernel, E[s']^2.
+
+        This kernel is the Gram matrix of the outputs. The columns of X are the inputs, and E[s'] is
+        the mean slope of the activation.
+        """
         return self.m1**2
 
     @property
     def d2(self) -> float:
-        """The weight of the low-rank part in one layer's kernel, E[s'']^2 / 4."""
+        """The weight of the low-rank part in one layer's kernel, the Gram matrix of the outputs.
+
+        It is E[s'']^2 / 4, where E[s''] is the mean second derivative of the activation. The
+        low-rank part depends only on the norms and the classes of the inputs.
+        """
         return self.m2**2 / 4
 
 
 def gaussian_moments(
     activation: Activation, *, tau: float, degree: int = DEGREE
 ) -> GaussianMoments:
-    """The moments of an activation s at the scale tau; see `GaussianMoments`.
+    """The Gaussian moments of an activation s: means over normal arguments tau xi.
 
-    The means are integrals, computed over short intervals. Each interval is halved until a
-    polynomial fits s in it. At a kink or a jump, the last interval is as narrow as the rounding of
-    xi. The relative error is about 1e-12 for any piecewise smooth function.
+    `GaussianMoments` defines them. The means are integrals over a standard normal xi, computed over
+    short intervals. Each interval is halved until a polynomial fits s in it. At a kink or a jump,
+    the last interval is as narrow as the rounding of xi. The relative error is about 1e-12 for any
+    piecewise smooth function.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
@@ -148,7 +175,8 @@ def gaussian_moments(
 def _even_slopes(hermite: Array, weighted: Array, tau: float, count: int) -> Array:
     """The derivatives of E f(tau xi) with respect to tau^2, of the orders r = 0 .. count - 1.
 
-    The r-th derivative is E f^(2r)(tau xi) / 2^r.
+    The r-th derivative is E f^(2r)(tau xi) / 2^r. E is the mean over a standard normal xi.
+    `weighted` holds the values of the function f at the nodes, times the weights of the nodes.
     """
     return hermite[: 2 * count : 2] @ weighted / (2.0 * tau**2) ** np.arange(count)
 
@@ -162,7 +190,10 @@ def hermite_polynomials(x: Array, degree: int) -> Array:
 
 
 def check_scale(tau: object, degree: int = DEGREE) -> None:
-    """Raise if tau is no positive number, or if a power up to the degree does not fit float64."""
+    """Raise if tau, the standard deviation of an activation's argument, is no positive number.
+
+    Raise also if a power of tau or of 1 / tau, up to the degree, does not fit into float64.
+    """
     plain = plain_number(tau)
     if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Hermite series of an activation at many scales of its argument."""
+"""Hermite series (sums of Hermite polynomials) of an activation, for arguments of many scales."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hf_rmt.kernels.steps import StepActivation
 SCALES = 24
 """Number of Chebyshev nodes of the first table that `hermite_series` tries; the next has more."""
 ACCURACY = 1e-12
-"""The number of nodes is doubled until the last Chebyshev coefficients are at most this fraction
-of the largest one (or of 1, if that is larger)."""
+"""The number of nodes in `hermite_series` is doubled until the last Chebyshev coefficients are at
+most this fraction of the largest one (or of 1, if that is larger)."""
 TINY = float(np.finfo(float).tiny)
 
 
@@ -25,7 +25,8 @@ TINY = float(np.finfo(float).tiny)
 class HermiteSeries:
     """Hermite series of s(tau xi) - mean at n scales tau, where xi is standard normal.
 
-    The series is sum_k c_k He_k(xi) / sqrt(k!), with the Hermite polynomials He_k.
+    The series is sum_k c_k He_k(xi) / sqrt(k!), with the Hermite polynomials He_k. The activation
+    is s, its slope is s', and E is the mean over xi.
 
     Args:
         scales: The n scales tau, shape (n,).
@@ -41,7 +42,10 @@ class HermiteSeries:
 
     @property
     def slope_coefficients(self) -> Array:
-        """Hermite coefficients of s'(tau xi), sqrt(k + 1) c_{k+1} / tau, shape (degree, n)."""
+        """Hermite coefficients of the slope s'(tau xi), shape (degree, n).
+
+        They are sqrt(k + 1) c_{k+1} / tau, with the symbols of `HermiteSeries`.
+        """
         orders = np.arange(1.0, len(self.coefficients))
         return np.sqrt(orders)[:, None] * self.coefficients[1:] / self.scales
 
@@ -49,16 +53,16 @@ class HermiteSeries:
 def hermite_series(
     activation: Activation, variances: Array, *, mean: float = 0.0, degree: int
 ) -> HermiteSeries:
-    """The Hermite series of an activation at many variances, interpolated from a table.
+    """The Hermite series of an activation s for many variances of the argument, from a table.
 
-    The table is computed at Chebyshev nodes in the logarithm of the variance. It holds the
-    coefficients c_k of `HermiteSeries`, divided by the root mean square of s - mean. It does not
-    hold the mean derivatives c_k sqrt(k!) / tau^k. They change by many orders of magnitude over the
-    range of variances, so no polynomial fits them.
+    The table is computed at Chebyshev nodes in the logarithm of the variance, and interpolated. It
+    holds the coefficients c_k of `HermiteSeries`, divided by the root mean square of s - mean. It
+    does not hold the mean derivatives c_k sqrt(k!) / tau^k. They change by many orders of magnitude
+    over the range of variances, so no polynomial fits them.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
-        variances: tau^2, shape (n,), > 0.
+        variances: tau^2, the variances of the argument, shape (n,), > 0.
         mean: The number that is subtracted from s, the same at every scale.
         degree: The largest k of the coefficients c_k.
 
@@ -76,7 +80,7 @@ def hermite_series(
 def _row(activation: Activation, tau: float, mean: float, degree: int) -> Array:
     """A row of the table of `hermite_series`: c_k / sqrt(M), log M and tau^2 E s'^2 / M.
 
-    M is the mean square E (s - mean)^2 at the scale tau.
+    M is the mean square E (s - mean)^2 at the scale tau. The symbols are those of `HermiteSeries`.
     """
     moments = gaussian_moments(_stretched(activation, tau), tau=1.0, degree=degree)
     factorials = np.exp(gammaln(np.arange(degree + 1) + 1.0) / 2)
@@ -88,7 +92,11 @@ def _row(activation: Activation, tau: float, mean: float, degree: int) -> Array:
 
 
 def _stretched(activation: Activation, tau: float) -> Activation:
-    """The function x -> s(tau x). At the scale 1, its mean k-th derivative is c_k sqrt(k!)."""
+    """The function x -> s(tau x), where s is the given activation.
+
+    For k > 0, the mean k-th derivative of this function over a standard normal x is c_k sqrt(k!),
+    with the c_k of `HermiteSeries`.
+    """
     if isinstance(activation, StepActivation):
         points = (np.array(activation.thresholds) / tau).tolist()
         return StepActivation(tuple(points), activation.heights)
@@ -99,8 +107,8 @@ def _stretched(activation: Activation, tau: float) -> Activation:
 def _interpolated(logs: Array, row: Callable[[float], Array]) -> Array:
     """Interpolated values of `row` at n logarithms of variances, shape (values of a row, n).
 
-    If the interpolation would need as many nodes as there are logarithms, `row` is computed at
-    each logarithm instead.
+    `row` is a function of the scale, the square root of the variance. If the interpolation would
+    need as many nodes as there are logarithms, `row` is computed at each logarithm instead.
     """
     middle, half = (logs.max() + logs.min()) / 2, max(np.ptp(logs) / 2, 1e-6)
     nodes = SCALES

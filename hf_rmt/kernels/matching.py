@@ -1,4 +1,8 @@
-"""Finds step activations with the Gaussian moments of another activation, so that kernels agree."""
+"""Finds step activations with the Gaussian moments of another activation, so that kernels agree.
+
+A step activation is a function with a few values. Gaussian moments are means over normal arguments.
+A kernel is a matrix that compares the inputs of a network.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +34,11 @@ from hf_rmt.kernels.problem import (
 from hf_rmt.kernels.quantizer import quantized
 
 COARSE = 16
-"""Below this number of levels, the search tries every number; above it, it skips some."""
+"""Levels are the number of values of a step activation, minus one. Below this number of levels, the
+search for the fewest levels tries every number; above it, the search skips some."""
 NEAR = 1e-3
-"""Weight of tau_out in a search that has to match tau_out only roughly; m1 and m2 have weight 1."""
+"""Weight of tau_out in a search that has to match tau_out only roughly; m1 and m2 have weight 1.
+For these moments, see `GaussianMoments`."""
 FREE_TAU = "levels=1, for which tau_out does not have to match"
 FEWEST = f"pass levels=None for the smallest number of levels that matches, up to {MAX_LEVELS}"
 
@@ -48,15 +54,16 @@ def match_step_activation(
     """Find a step activation with the moments m1, m2 and m3 of another activation.
 
     A step is a function that is constant between its thresholds. The moments are those of
-    `GaussianMoments`. A step with levels=1 is b 1{x < s1 or x > s2} - mean, where 1{...} is 1 if
-    the condition holds, and otherwise 0. If the activation has m2 = 0, as tanh has, the step is
-    b 1{x > 0} - mean, because then the kernel of the layer does not depend on m3. Steps with more
-    levels also have the tau_out of the activation, and then the kernels agree. With levels=1 the
-    kernels differ by a multiple of the identity, which acts like a ridge penalty.
+    `GaussianMoments`. A step with levels=1 is b 1{x < s1 or x > s2} - mean, where b is the height,
+    and 1{...} is 1 if the condition holds, and otherwise 0. If the activation has m2 = 0, as tanh
+    has, the step is b 1{x > 0} - mean, because then the kernel of the layer (the Gram matrix of the
+    outputs) does not depend on m3. Steps with more levels also have the tau_out of the activation,
+    and then the kernels agree. With levels=1 the kernels differ by a multiple of the identity,
+    which acts like a ridge penalty.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
-        tau: Scale of the activation's argument in its network, > 0.
+        tau: Scale (standard deviation) of the activation's argument in the network, > 0.
         levels: Number of distinct values of the step, minus one; None takes the smallest number
             that meets tau_out exactly.
         step_tau: Scale of the step's argument in the network that has the step; None for `tau`.
@@ -107,15 +114,17 @@ def match_step_activation(
 def match_network(
     activations: Sequence[Activation], *, tau: float, levels: int | None = 1
 ) -> tuple[MatchedStep, ...]:
-    """Find a step activation for each layer, at the scale that the steps before it give.
+    """Find a step activation for each layer, at the scale that the steps before this layer give.
 
-    With levels=1 the kernels agree up to a multiple of the identity. With levels=None they agree
-    without this multiple. Then every layer needs more levels: after a step with levels=1 for relu,
-    gelu, silu or tanh, no step has the tau_out of the next activation.
+    A step activation is a function with a few values. The scale is the standard deviation of the
+    arguments. With levels=1 the kernels of both networks (matrices that compare inputs) agree up to
+    a multiple of the identity. With levels=None they agree without this multiple. Then every layer
+    needs more levels: after a step with levels=1 for relu, gelu, silu or tanh, no step has the
+    tau_out (standard deviation of the outputs) of the next activation.
 
-    A step for an activation with m2 = 0 does not match m3. If a later activation has m2 != 0, one
-    part of the kernel then differs: the part that depends on the norms of the inputs (a2 in
-    `kernel_coefficients`).
+    A step for an activation with m2 = 0 does not match m3 (see `GaussianMoments`). If a later
+    activation has m2 != 0, one part of the kernel then differs: the part that depends on the norms
+    of the inputs (a2 in `kernel_coefficients`).
 
     Args:
         activations: One activation for each hidden layer.
@@ -138,17 +147,18 @@ def match_network(
 
 
 def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedStep:
-    """Find a step of three values with the moments d1, d2 and, if possible, d0 of an activation.
+    """Find a step activation of three values with the d1, d2 and, if possible, d0 of an activation.
 
-    The step is b (1{x > s2} - 1{x <= s1}) - mean, where 1{...} is 1 if the condition holds, else 0.
-    The moments are those of `GaussianMoments`; d0 is the multiple of the identity in the kernel.
-    The linear and quadratic parts of a step with three values hold at most 0.83 of its variance. If
-    these parts of the activation hold more, as for relu, the d0 of the step is too large by
-    `identity_shift`. No other such step with this d1 and d2 has a smaller excess.
+    The step is b (1{x > s2} - 1{x <= s1}) - mean, where b is the height, and 1{...} is 1 if the
+    condition holds, else 0. The moments d0, d1 and d2 are those of `GaussianMoments`; d0 is the
+    multiple of the identity in the layer's kernel (the Gram matrix of the outputs). The linear and
+    quadratic parts of a step with three values hold at most 0.83 of its variance. If these parts of
+    the activation hold more, as for relu, the d0 of the step is too large by `identity_shift`. No
+    other such step with this d1 and d2 has a smaller excess.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
-        tau: Scale of the activation's argument in its network, > 0.
+        tau: Scale (standard deviation) of the activation's argument in the network, > 0.
 
     Returns:
         The step. Its `residual` covers d1 and d2, and also d0 if d0 matches.
@@ -205,9 +215,10 @@ def _check_takes_arrays(activation: Activation) -> None:
 
 
 def _fewest(problem: MatchingProblem) -> MatchedStep:
-    """The matching step with the fewest levels; the search starts at a lower bound of their number.
+    """The step activation with the fewest values that has the moments of an activation.
 
-    The bound follows from `MatchingProblem.needed_share`.
+    The levels are the number of values, minus one. The search starts at a lower bound of this
+    number. The bound follows from `MatchingProblem.needed_share`.
     """
     candidates = range(2, MAX_LEVELS + 1)
 

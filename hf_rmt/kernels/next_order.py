@@ -1,11 +1,12 @@
 """Kernels with the terms of the next order: polynomials of degree 3 in three small quantities.
 
-Off the diagonal, the kernel K(i, j) is a function of g = x_i'x_j, psi_i = |x_i|^2 - tau_0^2 and
-psi_j. All three are of order p^{-1/2}. The polynomials here leave out terms of degree 4 and more.
-So the error of the kernel in operator norm (its largest singular value) is of order 1/p. The
-published formula, order=1 in `equivalents`, keeps fewer terms: the mean of the diagonal, and those
-terms of degree 2 or less that do not vanish in operator norm. Its error is of order
-sqrt(log p / p).
+A kernel is a matrix K(i, j) that compares the inputs x_i and x_j, which have p features. Off the
+diagonal, K(i, j) is a function of g = x_i'x_j, psi_i = |x_i|^2 - tau_0^2 and psi_j, where tau_0^2
+is the mean of |x|^2. All three are of order p^{-1/2}. The polynomials here leave out terms of
+degree 4 and more. So the error of the kernel in operator norm (its largest singular value) is of
+order 1/p. The published formula, order=1 in `equivalents`, keeps fewer terms: the mean of the
+diagonal, and those terms of degree 2 or less that do not vanish in operator norm. Its error is of
+order sqrt(log p / p).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from hf_rmt.kernels.gaussian_moments import GaussianMoments
 
 DEGREE = 3
 Polynomial = dict[tuple[int, int, int], float]
-"""A polynomial in (g, psi_i, psi_j): maps the three exponents of each term to its coefficient. The
-sum of the exponents is at most 3."""
+"""A polynomial in (g, psi_i, psi_j), the three quantities of the module's docstring: maps the three
+exponents of each term to the coefficient. The sum of the exponents is at most 3."""
 
 
 def kernel_polynomials(
@@ -28,13 +29,15 @@ def kernel_polynomials(
 ) -> tuple[Polynomial, Polynomial]:
     """Two polynomials of a kernel after the given layers: one off the diagonal, one on it.
 
-    The quantities g, psi_i and psi_j are those of `next_order`. A layer maps g to
-    sum_k g^k / k! E s^(k)(u) E s^(k)(v). Here u and v are Gaussian, and their variances are tau^2
-    plus small deviations.
+    A kernel is a matrix that compares inputs. The quantities g, psi_i and psi_j are those of the
+    module `next_order`. A layer with the activation s maps g to
+    sum_k g^k / k! E s^(k)(u) E s^(k)(v), where E is the mean and s^(k) the k-th derivative. Here u
+    and v are Gaussian, and their variances are tau^2 plus small deviations.
 
     Args:
-        layers: Moments of each activation at its own scale.
-        tangent: Whether to give the NTK instead of the CK.
+        layers: Moments of each activation at its own scale `tau`.
+        tangent: Whether to give the neural tangent kernel (NTK) instead of the conjugate kernel
+            (CK); both are defined in `hf_rmt.kernels`.
 
     Returns:
         The polynomial off the diagonal, and the one on the diagonal. The one on the diagonal
@@ -67,7 +70,11 @@ def kernel_polynomials(
 
 
 def evaluate(cross: Polynomial, diagonal: Polynomial, gram: Array, psi: Array) -> Array:
-    """The n x n kernel: the two polynomials evaluated at g = gram, (n, n), and at psi, (n,)."""
+    """The kernel of n inputs, from the two polynomials that `kernel_polynomials` returns.
+
+    They are evaluated at g = gram, the inner products of the inputs, shape (n, n), and at psi, the
+    squared norms minus tau_0^2 (the mean squared norm), shape (n,).
+    """
     kernel = np.zeros_like(gram)
     for power in range(DEGREE, -1, -1):
         kernel *= gram
@@ -82,10 +89,11 @@ def evaluate(cross: Polynomial, diagonal: Polynomial, gram: Array, psi: Array) -
 def _lifted(
     cross: Polynomial, deviation: Polynomial, moments: GaussianMoments, *, order: int
 ) -> Polynomial:
-    """The polynomial off the diagonal after one more layer: of s with order=0, of s' with order=1.
+    """The polynomial of a kernel, off the diagonal, after one more layer.
 
-    It is sum_k cross^k / k! M_{k+order}(i) M_{k+order}(j). Here M_k(i) is the mean of s^(k) for the
-    input i, and `cross` is the polynomial before the layer.
+    With order=0 the layer has the activation s, and with order=1 the slope s' in place of s. The
+    polynomial is sum_k cross^k / k! M_{k+order}(i) M_{k+order}(j). Here M_k(i) is the mean of the
+    k-th derivative of s for the input i, and `cross` is the polynomial before the layer.
     """
     means = (0.0, *moments.derivative_means[1:])
     total: Polynomial = {}
@@ -102,7 +110,10 @@ def _lifted(
 
 
 def _composed(slopes: tuple[float, ...], deviation: Polynomial) -> Polynomial:
-    """The Taylor series sum_r slopes[r] deviation^r / r!, as a polynomial."""
+    """The Taylor series sum_r slopes[r] deviation^r / r!, up to degree 3.
+
+    `slopes[r]` is the r-th derivative of a function, and `deviation` is a polynomial.
+    """
     total: Polynomial = {}
     power: Polynomial = {(0, 0, 0): 1.0}
     for r, slope in enumerate(slopes):

@@ -1,4 +1,7 @@
-"""The matching problem, to find a step with the moments of an activation, and its errors."""
+"""The matching problem: to find a step activation with the Gaussian moments of another activation.
+
+A step activation is a function with a few values. Gaussian moments are means over normal arguments.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from hf_rmt.kernels.steps import StepActivation, cell_masses
 TOLERANCE = 1e-10
 MAX_LEVELS = 63
 ALL = np.array([1.0, 1.0, 1.0, 1.0])
-"""Weights of m1, m2, m3 and tau_out^2 in a search; a moment of weight 0 need not match."""
+"""Weights of m1, m2, m3 and tau_out^2 (see `GaussianMoments`) in a search for a step activation; a
+moment of weight 0 need not match."""
 WITHOUT_TAU = np.array([1.0, 1.0, 1.0, 0.0])
 WITHOUT_M3 = np.array([1.0, 1.0, 0.0, 1.0])
 LINEAR = np.array([1.0, 1.0, 0.0, 0.0])
@@ -28,13 +32,16 @@ NO_NUMBER = (
     "levels=1, for which tau_out does not have to match"
 )
 FLAT = 1e-12
-"""An activation counts as constant if its standard deviation is less than this fraction of its
-root mean square."""
+"""An activation counts as constant if the standard deviation of its outputs is less than this
+fraction of their root mean square."""
 LEAST = 1e-100
 
 
 class NoMatchError(ValueError):
-    """No step with the wanted moments was found; `residual` is the distance of the nearest step."""
+    """No step activation with the wanted Gaussian moments was found.
+
+    `residual` is the distance between the wanted moments and those of the nearest step activation.
+    """
 
     def __init__(self, message: str, residual: float) -> None:
         super().__init__(message)
@@ -43,12 +50,15 @@ class NoMatchError(ValueError):
 
 @dataclass(frozen=True)
 class MatchedStep(StepActivation):
-    """A step activation that replaces another activation; at its scale, its mean is 0.
+    """A step activation (a function with a few values) that replaces another activation.
+
+    The scale of an activation is the standard deviation of the argument. At the scale of the step,
+    the mean of the step is 0.
 
     Args:
         thresholds: Points where the value changes, ascending.
         heights: Values below, between and above the thresholds; the mean is subtracted already.
-        moments: Moments of the step, at its scale in the network that has the step.
+        moments: `GaussianMoments` of the step, at its scale in the network that has the step.
         target: Moments of the replaced activation, at its scale in the original network.
         residual: Distance between the moments of the step and of the target. It is the Euclidean
             norm of the differences in m1 tau / T, m2 tau^2 / T, m3 tau^2 / T^2 and tau_out^2 / T^2,
@@ -62,16 +72,19 @@ class MatchedStep(StepActivation):
 
     @property
     def identity_shift(self) -> float:
-        """The multiple of I that the kernel gains: tau_out^2 of the step minus that of the target.
+        """The multiple of the identity that the step adds to the Gram matrix of a layer's outputs.
 
-        This multiple acts like the penalty of ridge regression.
+        It is tau_out^2, the variance of the outputs, of the step minus that of the replaced
+        activation. This multiple acts like the penalty of ridge regression.
         """
         return self.moments.variance_slopes[0] - self.target.variance_slopes[0]
 
 
 @dataclass(frozen=True)
 class MatchingProblem:
-    """The moments of an activation that a step has to match.
+    """The Gaussian moments of an activation that a step activation has to match.
+
+    They are means over normal arguments; `GaussianMoments` defines m1, m2 and m3.
 
     Args:
         activation: The activation.
@@ -88,23 +101,35 @@ class MatchingProblem:
 
     @property
     def is_odd(self) -> bool:
-        """Whether m2 = 0; then the kernel of this layer does not depend on m3."""
+        """Whether m2, the mean second derivative of the activation, is 0 up to rounding.
+
+        Then the kernel of this layer, the Gram matrix of the outputs, does not depend on the moment
+        m3 of `GaussianMoments`.
+        """
         return abs(self.goal[1]) < 1e-9
 
     @property
     def needed_share(self) -> float:
-        """The fraction of the step's variance that its linear and quadratic parts must hold.
+        """The fraction of a step activation's variance that its `quadratic` part must hold.
 
-        It is needed only if tau_out has to match.
+        The fraction is needed only if the variance of the outputs has to match that of the
+        replaced activation.
         """
         return float(self.goal[0] ** 2 + self.goal[1] ** 2 / 2)
 
     def quadratic(self, xi: Array) -> Array:
-        """The linear plus quadratic part that the step must have, at arguments xi of variance 1."""
+        """The polynomial of degree 2 that is nearest to a step activation that meets the goal.
+
+        It is the linear plus the quadratic part of the step activation, at arguments xi of
+        variance 1.
+        """
         return self.goal[0] * xi + self.goal[1] * (xi**2 - 1) / 2
 
     def search(self, starts: Iterable[Pattern], chosen: Array) -> tuple[Pattern, float]:
-        """The first step that meets the goal, and its residual; the nearest step if none does."""
+        """The first step activation whose moments meet the goal; the nearest one if none does.
+
+        The second result is the residual, the distance between the moments and the goal.
+        """
         found = []
         for start in starts:
             found.append(solve(start, self.goal, chosen))
@@ -115,16 +140,16 @@ class MatchingProblem:
     def accept(
         self, found: tuple[Pattern, float], chosen: Array, *, levels: int, remedy: str
     ) -> MatchedStep:
-        """The step that a search found, if it matches the moments.
+        """The step activation that a search found, if it matches the moments of the activation.
 
         Args:
-            found: A step and its residual, from `search`.
-            chosen: The weights of m1, m2, m3 and tau_out^2 in the search.
+            found: A step activation and its residual, from `search`.
+            chosen: The weights that the search gave to the four moments of `goal`.
             levels: Number of distinct values minus one.
             remedy: The advice in the message of the error.
 
         Raises:
-            NoMatchError: If the step does not match the moments.
+            NoMatchError: If the step activation does not match the moments.
         """
         pattern, residual = found
         if residual > TOLERANCE:
@@ -156,11 +181,14 @@ class MatchingProblem:
 
 
 def matching_problem(activation: Activation, tau: float, step_tau: float) -> MatchingProblem:
-    """The problem for one activation, after a check that it has moments to match.
+    """The `MatchingProblem` of an activation: the moments that a step activation has to match.
+
+    tau and step_tau are the scales: the standard deviations of the arguments of the activation and
+    of the step.
 
     Raises:
-        ValueError: If a scale is not positive, the activation is constant, or m1 and m2 both
-            vanish.
+        ValueError: If a scale is not positive, the activation is constant, or m1 and m2 (see
+            `GaussianMoments`) both vanish.
     """
     check_scale(step_tau)
     target = gaussian_moments(activation, tau=tau)

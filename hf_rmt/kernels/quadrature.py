@@ -1,4 +1,4 @@
-"""Gaussian integrals of piecewise smooth functions whose kinks and jumps are not known."""
+"""Means over a normal variable of piecewise smooth functions with unknown kinks and jumps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.polynomial import legendre
 from hf_rmt.kernels.activations import Array, Function
 
 REACH = 11.0
-"""Integrals end at this |xi|. The normal density there is only 1e-27."""
+"""Integrals over a standard normal xi end at this |xi|. The normal density there is only 1e-27."""
 NODES = 20
 TOLERANCE = 1e-13
 LEBESGUE = 20.0
@@ -45,9 +45,9 @@ class Rule:
 def piecewise_quadrature(function: Function) -> Rule:
     """Nodes and weights for means E g(xi, f(xi), f'(xi)) over a standard normal xi.
 
-    The mean is the sum of weights times g. The nodes are Gauss-Legendre nodes on short intervals,
-    called panels. A panel is halved until the last terms of the Legendre series of f on it are
-    negligible. At a kink or jump the last panel is as narrow as the rounding of xi.
+    The mean E of any function g is the sum of weights times g. The nodes are Gauss-Legendre nodes
+    on short intervals, called panels. A panel is halved until the last terms of the Legendre series
+    of f on it are negligible. At a kink or jump the last panel is as narrow as the rounding of xi.
 
     Args:
         function: The function f, which must be piecewise smooth and take arrays.

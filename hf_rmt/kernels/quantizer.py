@@ -1,4 +1,7 @@
-"""The best approximation of a function by a few values; the search for steps starts from it."""
+"""The best approximation of a function by a few values.
+
+The search for step activations, which are functions with a few values, starts from it.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ class Quantizer:
     Args:
         points: Values of xi at which the quantised value changes, ascending.
         cells: For each interval (cell) between the points, the index of its value in `values`.
-        values: The levels + 1 values, ascending.
-        share: Variance of the quantised variable, divided by the variance of f(xi).
+        values: The few values, ascending.
+        share: Variance of the quantised value, divided by the variance of f(xi).
     """
 
     points: Array
@@ -35,8 +38,9 @@ def quantized(function: Function, levels: int) -> Quantizer:
     """The function of few values that is nearest to f(xi) in mean square; xi is standard normal.
 
     Lloyd's algorithm finds it. Each of its rounds replaces each value by the mean of f over the xi
-    where f is nearest to this value. No step with this number of levels has a larger correlation
-    with f. So no such step can match a larger fraction of the variance of f than `share`.
+    where f is nearest to this value. No step function with this number of values has a larger
+    correlation with f. So no such function can match a larger fraction of the variance of f than
+    the `share` of the result.
 
     Args:
         function: The function f, which takes arrays.

@@ -1,7 +1,8 @@
 """Random features with ternary weights and step activations, as a scikit-learn transformer.
 
-Only this module of `hf_rmt.kernels` needs scikit-learn: pip install 'hf_rmt[sklearn]'. The package
-does not import this module.
+Ternary weights have three values, and a step activation is a function with a few values. Only this
+module of `hf_rmt.kernels` needs scikit-learn: pip install 'hf_rmt[sklearn]'. The package does not
+import this module.
 """
 
 from __future__ import annotations
@@ -33,20 +34,21 @@ TERNARY = 2
 DTYPES = ("float64", "float32")
 BLOCK = 2048
 EXPONENTS = (1e-12, 30.0)
-"""Allowed range of gamma times the mean of |x - y|^2. Outside of this range, the kernel of two
-samples is 0 or 1 up to rounding."""
+"""Allowed range of gamma times the mean of |x - y|^2 over samples x and y. Outside of this range,
+the kernel exp(-gamma |x - y|^2) is 0 or 1 up to rounding."""
 
 
 class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Random features s(W x / sqrt p) / sqrt N with sparse ternary weights W and a step s.
+    """Random features s(W x / sqrt p) / sqrt N: sparse ternary weights W, a step activation s.
 
     The kernel of the features is the inner product of the features of two samples. A sample x has p
     columns. W has independent entries of mean 0 and variance 1, which are 0 with probability
-    `sparsity` and otherwise +a or -a. The step s replaces an activation. In high dimension the
-    kernel depends on the activation only through d0, d1 and d2 (see `GaussianMoments`), and it does
-    not depend on W. So a ternary s with the same three moments has the same kernel. The scale tau
-    of the argument of s is estimated from the data. Each row of W should have several entries that
-    are not zero: make (1 - sparsity) p well above 1.
+    `sparsity` and otherwise +a or -a with a = 1 / sqrt(1 - sparsity). The step activation s has a
+    few values and replaces an activation. In high dimension the kernel depends on the activation
+    only through d0, d1 and d2 (see `GaussianMoments`), and it does not depend on W. So a ternary s
+    with the same three moments has the same kernel. The scale tau of the argument of s is estimated
+    from the data. Each row of W should have several entries that are not zero: make (1 - sparsity)
+    p well above 1.
 
     Args:
         n_components: N, the number of features.
@@ -54,10 +56,10 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         activation: The activation that s replaces: `rbf`, for the Gaussian kernel of gamma; a name
             in `ACTIVATIONS`; or a function on arrays, of the argument W x / sqrt p.
         levels: Number of distinct values of s, minus one. 2 is the ternary b (1{x > s2} - 1{x <=
-            s1}), where 1{...} is 1 if the condition holds, else 0. If the activation has large d1
-            and d2, the d0 of s is too large; this acts like a ridge penalty. Other numbers have the
-            meaning that they have in `match_step_activation`. None takes the fewest that match
-            all three moments, and is the most accurate choice.
+            s1}) of height b, where 1{...} is 1 if the condition holds, else 0. If the activation
+            has large d1 and d2, the d0 of s is too large; this acts like a ridge penalty. Other
+            numbers have the meaning that they have in `match_step_activation`. None takes the
+            fewest that match all three moments, and is the most accurate choice.
         gamma: The gamma of the Gaussian kernel exp(-gamma |x - y|^2), > 0. `scale` means 1 /
             (number of columns * their mean variance). Used only with the activation `rbf`.
         random_state: Seed of the weights: a number, a RandomState or None.
@@ -67,7 +69,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             negative; shape (2, n_components, ceil(n_features / 8)).
         mean_: Means of the columns, subtracted from x, shape (n_features,).
         tau_: Square root of the mean of |x - mean_|^2 / p.
-        activation_: The step, a `MatchedStep`.
+        activation_: The step activation s, a `MatchedStep`.
         memory_bits_: Bits that the fitted arrays take.
         feature_bits_: Bits that are needed to store the features of one sample.
         n_features_in_: p, the number of columns of the data.
@@ -100,7 +102,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Estimate the mean and the scale of the data, find the step and draw the weights.
+        """Estimate mean and scale of the data, find the step activation and draw the weights.
 
         Args:
             X: Training data, shape (n_samples, n_features), at least two rows that differ.
@@ -111,7 +113,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
         Raises:
             ValueError: If a parameter is out of range or the rows do not differ.
-            NoMatchError: If no step of so many levels matches the activation.
+            NoMatchError: If no step activation of so many levels matches the activation.
         """
         self._check_parameters()
         data = validate_data(self, X, dtype=DTYPES, ensure_min_samples=2)
@@ -128,7 +130,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[Any]:
-        """The features of new data.
+        """The random features of new data, by the formula of `TernaryRandomFeatures`.
 
         Args:
             X: Data with the columns of the training data, shape (n_samples, n_features).
@@ -149,14 +151,20 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     @property
     def memory_bits_(self) -> int:
-        """Bits of the packed weights, the means, and the step's thresholds and heights."""
+        """Bits of the packed weights, the means, and the step activation's arrays.
+
+        These arrays are its thresholds and heights.
+        """
         check_is_fitted(self)
         step = 64 * (len(self.activation_.thresholds) + len(self.activation_.heights))
         return 8 * int(self.packed_weights_.nbytes + self.mean_.nbytes) + step
 
     @property
     def feature_bits_(self) -> int:
-        """Bits of one sample's features; a feature takes log2(levels + 1) bits, rounded up."""
+        """Bits of one sample's features; a feature takes log2(levels + 1) bits, rounded up.
+
+        A feature has levels + 1 distinct values.
+        """
         check_is_fitted(self)
         return self._n_features_out * self.activation_.levels.bit_length()
 
@@ -175,7 +183,10 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return match_step_activation(activation, tau=self.tau_, levels=self.levels)
 
     def _gamma(self, width: int) -> float:
-        """The gamma of the kernel; an error if it is 0 or 1 up to rounding."""
+        """The gamma of the kernel exp(-gamma |x - y|^2) of samples x and y.
+
+        Raise if this kernel would be 0 or 1 up to rounding.
+        """
         distance = 2 * width * self.tau_**2  # the mean of |x - y|^2
         if isinstance(self.gamma, str):
             return 2 / distance
@@ -200,7 +211,10 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return np.concatenate(planes, axis=1)
 
     def _signs(self, rows: slice) -> NDArray[np.int8]:
-        """The matrix sqrt(1 - sparsity) W, whose entries are -1, 0 and 1."""
+        """Rows of the matrix sqrt(1 - sparsity) W, where W holds the weights.
+
+        The entries are -1, 0 and 1.
+        """
         bits = np.unpackbits(self.packed_weights_[:, rows], axis=2, count=self.n_features_in_)
         nonzero, negative = bits.view(np.int8)
         return nonzero - 2 * negative
@@ -224,11 +238,12 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
 
 def gaussian_kernel_activation(x: Array, *, frequency: float) -> Array:
-    """The activation cos(f x) + sin(f x), which has the moments of a Gaussian kernel.
+    """The activation cos(f x) + sin(f x), whose random features have a Gaussian kernel.
 
     With Gaussian weights, the pair of features cos(f x) and sin(f x) has the kernel exp(-f^2 |x -
-    y|^2 / 2). The sum of the two has the same d0, d1 and d2 as the pair (see `GaussianMoments`):
-    d1 = f^2 e^(-t^2), d2 = f^4 e^(-t^2) / 4 and d0 = 1 - (1 + t^2) e^(-t^2), where t = f tau.
+    y|^2 / 2). cos + sin has the same moments d0, d1 and d2 as the pair (see `GaussianMoments`):
+    d1 = f^2 e^(-t^2), d2 = f^4 e^(-t^2) / 4 and d0 = 1 - (1 + t^2) e^(-t^2), where t = f tau, and
+    tau is the standard deviation of x.
 
     Args:
         x: The argument, any shape.

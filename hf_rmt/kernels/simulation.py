@@ -1,4 +1,7 @@
-"""Wide random networks, for comparison with the theory."""
+"""Inputs, weights and kernels of wide random networks, to compare with the formulas for kernels.
+
+A kernel is a matrix that compares the inputs of a network.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,9 @@ def gaussian_mixture(
 ) -> tuple[Array, NDArray[np.int64]]:
     """Inputs from a Gaussian mixture, divided by sqrt p: x_i = (mu_a + z_i) / sqrt p in class a.
 
-    The mean mu_a of class a has the norm `mean_norm`, and z_i is standard normal, so that tau_0 is
-    near 1. Two classes have opposite means; the means of more classes have independent directions.
+    The inputs have p features. The mean mu_a of class a has the norm `mean_norm`, and z_i is
+    standard normal, so that tau_0, the root mean square norm of the inputs, is near 1. Two classes
+    have opposite means; the means of more classes have independent directions.
 
     Args:
         shape: Shape of the inputs, (samples, features).
@@ -81,20 +85,23 @@ def simulated_kernels(
 ) -> Kernels:
     """Conjugate kernel and neural tangent kernel (NTK) of one random network.
 
-    The network is f(x) = w's_L(W_L ... s_1(W_1 x)), where all layers have the width d and every s_l
-    is divided by sqrt d.
+    Both are Gram matrices: the first of the outputs of the last hidden layer, the second of the
+    gradients. The network is f(x) = w's_L(W_L ... s_1(W_1 x)), with random weights w and W_l and
+    activations s_l (w' is the transpose of w). All layers have the width d, and every s_l is
+    divided by sqrt d.
 
     A Gaussian layer depends on the layers below only through their Gram matrix. So only this matrix
-    is kept in memory, and the outputs of a wide layer need not fit there. The NTK of layer l is
-    K_l + NTK_{l-1} o S. Here o is the entrywise product, and S is the mean of s'(u) s'(v) over the
-    units of the layer, where u and v are the arguments of s for two inputs.
+    is kept in memory, and the outputs of a wide layer need not fit there. The NTK of layer l is K_l
+    + NTK_{l-1} o S. Here K_l is the conjugate kernel of layer l, o is the entrywise product, and S
+    is the mean of s'(u) s'(v) over the units of the layer, where u and v are the arguments of s for
+    two inputs.
 
     Args:
         data: Inputs of the first layer, shape (samples, features).
         activations: One activation for each hidden layer; its mean is subtracted here, at the scale
             that follows from tau.
         width: The width d of every layer.
-        tau: tau_0, as for `exact_kernels`.
+        tau: tau_0, the scale of the inputs, as for `exact_kernels`.
         sparsity: Share of zeros of ternary weights; None for Gaussian weights. With ternary
             weights, the outputs of a whole layer are kept in memory.
         tangent: Whether to compute the NTK; the slopes s' are central differences.

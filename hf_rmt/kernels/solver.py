@@ -1,4 +1,7 @@
-"""Finds, in a family of step functions, the one whose moments are nearest to a goal."""
+"""Finds, in a family of step functions, the one whose Gaussian moments are nearest to a goal.
+
+Gaussian moments are means over normal arguments; see `GaussianMoments`.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ EVALUATIONS = 150
 LEAST_GAP = 1e-7
 LOG_GAPS = (-20.0, 3.0)
 FAR = 30.0
-"""Largest absolute value of a threshold, even if a search fails. Beyond it, the normal density is
-practically 0."""
+"""Largest absolute value of a step function's threshold, even if a search fails. Beyond it, the
+normal density is practically 0."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A family of step functions, and the member of it where the search starts.
+    """A family of step functions, and the member where a search for wanted moments starts.
 
     Args:
         points: Thresholds, ascending, for an argument of variance 1.
@@ -41,12 +44,12 @@ class Pattern:
 
     @property
     def heights(self) -> Array:
-        """The heights of the cells, shape (cells,)."""
+        """The values of the step function between neighbouring thresholds, shape (cells,)."""
         return self.basis @ self.values
 
 
 def solve(pattern: Pattern, goal: Array, weights: Array) -> tuple[Pattern, float]:
-    """The member of the pattern's family whose moments are nearest to the goal.
+    """The step function of the pattern's family whose moments are nearest to the goal.
 
     Args:
         pattern: The family and the start.
@@ -54,8 +57,8 @@ def solve(pattern: Pattern, goal: Array, weights: Array) -> tuple[Pattern, float
         weights: Weights of the four differences from the goal.
 
     Returns:
-        The member and the Euclidean norm of its weighted differences. If two points of the member
-        meet, the start of the search and infinity instead.
+        The step function, as a `Pattern`, and the Euclidean norm of the weighted differences. If
+        two of its thresholds meet, the start of the search and infinity instead.
     """
     family = _Family(pattern)
 
@@ -79,7 +82,11 @@ def solve(pattern: Pattern, goal: Array, weights: Array) -> tuple[Pattern, float
 
 
 class _Family:
-    """The unknowns z of a family: the first point, the logarithms of the gaps, and the values."""
+    """A family of step functions, described by a vector z of unknowns.
+
+    The unknowns are the first threshold, the logarithms of the gaps between thresholds, and the
+    values.
+    """
 
     def __init__(self, pattern: Pattern) -> None:
         self.pattern = pattern
@@ -101,7 +108,10 @@ class _Family:
         return replace(self.pattern, points=points, values=values)
 
     def derivative(self, z: Array) -> Array:
-        """The derivative of the matched quantities by z, shape (4, len(z))."""
+        """The derivative of the `matched_quantities` by the unknowns z of `_Family`.
+
+        The shape is (4, len(z)).
+        """
         at = self.member(z)
         _, by_points, by_heights = matched_quantities(at.points, at.heights)
         gaps = by_points @ (self._later * self._gaps(z)) @ self._pick

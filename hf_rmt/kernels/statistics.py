@@ -1,4 +1,7 @@
-"""The second-order statistics of a Gaussian mixture, which the formulas for the kernels need."""
+"""The second-order statistics of a Gaussian mixture: norms of inputs and traces of covariances.
+
+The formulas for kernels, the matrices that compare the inputs of a network, need them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from hf_rmt.kernels.activations import Array
 class MixtureStatistics:
     """Second-order statistics of n inputs x_i from a Gaussian mixture of K classes.
 
-    In class a, sqrt(p) x_i is normal with mean mu_a and covariance C_a.
+    The inputs have p features. In class a, sqrt(p) x_i is normal with mean mu_a and covariance C_a.
 
     Args:
         tau: tau_0, the square root of the mean of tr C_a / p over the inputs.
@@ -40,9 +43,10 @@ def mixture_statistics(
 ) -> MixtureStatistics:
     """Statistics of a mixture, from its covariances if they are given, otherwise from the data.
 
-    From the data, tr C_a / p is estimated by the mean of |x_i|^2 over class a, and tr(C_a C_b) / p
-    by the mean of p (x_i'x_j)^2 over i in class a and j != i in class b. The class means mu_a cause
-    an error of order 1/p in both estimates.
+    Class a has the mean mu_a and the covariance C_a, as in `MixtureStatistics`. From the data,
+    tr C_a / p is estimated by the mean of |x_i|^2 over class a, and tr(C_a C_b) / p by the mean of
+    p (x_i'x_j)^2 over i in class a and j != i in class b. The class means mu_a cause an error of
+    order 1/p in both estimates.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features).
@@ -109,7 +113,10 @@ def _from_covariances(
 
 
 def root_mean_square(inputs: Array) -> float:
-    """The square root of the mean of |x|^2, which estimates tau_0 from the data."""
+    """The square root of the mean of |x|^2 over the inputs x.
+
+    It estimates tau_0, the scale of the inputs in `MixtureStatistics`, from the data.
+    """
     return float(np.sqrt((inputs**2).sum(1).mean()))
 
 

@@ -1,4 +1,7 @@
-"""Step activations: piecewise constant functions and their Gaussian moments in closed form."""
+"""Step activations: piecewise constant functions and their Gaussian moments in closed form.
+
+Gaussian moments are means over normal arguments; see `GaussianMoments`.
+"""
 
 from __future__ import annotations
 
@@ -46,20 +49,21 @@ class StepActivation:
             raise ValueError(f"thresholds must ascend, got {self.thresholds}; sort them")
 
     def __call__(self, x: ArrayLike) -> Array:
-        """The values at x, any shape."""
+        """The values of the step activation at x, an array of any shape."""
         return np.asarray(self.heights)[np.searchsorted(self.thresholds, np.asarray(x))]
 
     @property
     def levels(self) -> int:
-        """Number of distinct values minus one; log2(levels + 1) bits hold an output."""
+        """Number of distinct values (heights), minus one; log2(levels + 1) bits hold an output."""
         return len(set(self.heights)) - 1
 
     def moments_at(self, tau: float, *, degree: int = DEGREE) -> GaussianMoments:
-        """The moments of the step at the scale tau, in closed form; see `GaussianMoments`.
+        """The Gaussian moments of the step activation s, in closed form; see `GaussianMoments`.
 
-        For k > 0, E s^(k)(tau xi) is the sum of jump * He_{k-1}(u) phi(u) / tau^k over the
-        thresholds. Here jump is the change of s at the threshold, u is threshold / tau, phi is the
-        normal density, and He_k are the Hermite polynomials.
+        They are means E over arguments tau xi, where xi is standard normal. For k > 0,
+        E s^(k)(tau xi) is the sum of jump * He_{k-1}(u) phi(u) / tau^k over the thresholds. Here
+        jump is the change of s at the threshold, u is threshold / tau, phi is the normal density,
+        and He_k are the Hermite polynomials.
 
         Args:
             tau: Standard deviation of the argument tau xi, > 0.
@@ -93,7 +97,9 @@ def normal_density(x: Array) -> Array:
 
 
 def matched_quantities(points: Array, heights: Array) -> tuple[Array, Array, Array]:
-    """(m1, m2, m3, variance) of a step at tau = 1, see `GaussianMoments`, and their derivatives.
+    """The moments (m1, m2, m3, variance) of a step activation at tau = 1, and their derivatives.
+
+    For the moments and tau, see `GaussianMoments`.
 
     Args:
         points: Thresholds, shape (k,).
@@ -144,7 +150,7 @@ def _drops(points: Array, density: Array) -> tuple[Array, Array]:
 
 
 def _by_heights(weights: Array) -> Array:
-    """Derivative of sum_j weights_j (h_{j+1} - h_j) by the heights h."""
+    """Derivative of sum_j weights_j (h_{j+1} - h_j) by h, the heights of a step activation."""
     return np.concatenate([[0.0], weights]) - np.concatenate([weights, [0.0]])
 
 

@@ -1,4 +1,6 @@
-"""Compressed layers: a low-rank signal that can be trained, and noise stored in a few bits.
+"""Compressed layers, which take the place of dense ones and hold their weights in fewer bits.
+
+Most of them split a weight into a low-rank signal, which can be trained, and the rest, the noise.
 
 This package uses torch, but not transformers.
 """

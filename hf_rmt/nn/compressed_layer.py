@@ -1,8 +1,8 @@
 """The base class of compressed layers, and the register of their kinds.
 
-A kind is a word, such as `spiked`, that names the type of a layer in the record of a saved model.
-Several classes can have the same kind. Each class says which dense layers it can replace, makes an
-empty layer for such a layer, and converts it back.
+A kind is a word, such as `spiked`, that names the type of a layer in the config.json of a saved
+model. Several classes can have the same kind. Each class says which dense layers it can replace,
+makes an empty layer for such a layer, and converts it back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CompressedLayer(nn.Module):
     """A layer that takes the place of a dense one.
 
     Attributes:
-        kind: The word for this type of layer in plans and records.
+        kind: The word for this type of layer, such as `spiked`, in plans and saved models.
         dense_class: Class of the dense layer that this layer replaces.
         dense_requires_grad: Whether the weight of the dense layer required gradients. It is stored
             here only if this layer has no trainable weight of its own.
@@ -34,7 +34,7 @@ class CompressedLayer(nn.Module):
         out_features: Number of rows of the weight matrix.
         bias: Shape (out,), or None if the layer has no bias.
         took_bias: Whether the dense layer that was replaced had a bias. Loading needs this, because
-            it replaces the same dense layer again. None if no layer was replaced.
+            loading replaces the same dense layer again. None if no layer was replaced.
     """
 
     kind: ClassVar[str]
@@ -49,7 +49,7 @@ class CompressedLayer(nn.Module):
     @classmethod
     @abstractmethod
     def stands_for(cls, dense: nn.Module) -> bool:
-        """Whether the class can replace this dense layer."""
+        """Whether layers of this class can take the place of this dense layer."""
 
     @classmethod
     @abstractmethod
@@ -67,14 +67,14 @@ class CompressedLayer(nn.Module):
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """The dense weight with the same effect as the layer, shape (out, in)."""
+        """The weight of a dense layer that computes the same as this layer, shape (out, in)."""
 
     def empty_dense(self) -> nn.Module:
-        """A dense layer of this shape, on the current device and with arbitrary values."""
+        """A dense layer of the same shape, on the current device, with arbitrary values."""
         return nn.Linear(self.in_features, self.out_features)
 
     def dense_outline(self) -> nn.Module:
-        """The dense layer for which this one stands, without values: it is on the meta device."""
+        """A dense layer without values (on the meta device), like the one that was replaced."""
         with torch.device("meta"):
             dense: Any = self.empty_dense()
         if self.bias is None:
@@ -97,7 +97,7 @@ class CompressedLayer(nn.Module):
 
 
 def autocast_input(x: Tensor) -> Tensor:
-    """The input in the dtype of autocast, if autocast is enabled on the device of the input.
+    """The input x of a layer, converted to the dtype of autocast if autocast is on for its device.
 
     Raises:
         TypeError: If the dtype of the input is not real floating point.
@@ -114,7 +114,9 @@ def autocast_input(x: Tensor) -> Tensor:
 
 
 def register_layer(layer: type[CompressedLayer]) -> type[CompressedLayer]:
-    """Register a class of compressed layers under its kind; use this as a class decorator.
+    """Register a class of compressed layers under its `kind`, a word such as `spiked`.
+
+    Use this as a class decorator.
 
     Args:
         layer: The class. If several classes have the same kind, the one registered last is tried
@@ -157,5 +159,5 @@ def compressed_like(
 
 
 def is_compressed(module: object) -> bool:
-    """Whether a module is a compressed layer."""
+    """Whether a module is a compressed layer, a subclass of `CompressedLayer`."""
     return isinstance(module, CompressedLayer)

@@ -15,7 +15,8 @@ Constant = TypeVar("Constant", bound=Callable[..., Tensor])
 def constant(make: Constant) -> Constant:
     """Decorator of a function that makes a tensor: equal arguments give the same tensor again.
 
-    While torch traces a program, the function may make tensors without values. They are not reused.
+    While torch traces a program, the function may make tensors without values. Those are not
+    reused.
     """
     known: dict[Any, Tensor] = {}
 

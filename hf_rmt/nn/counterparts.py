@@ -38,7 +38,7 @@ def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
 
 
 def check_in_memory(model: nn.Module) -> None:
-    """Raise an error if a model has compressed layers whose tensors are not in memory.
+    """Raise an error if a model has compressed layers with tensors on the meta device (offloaded).
 
     Raises:
         ValueError: If there is such a layer. The message names the layer and the remedy.
@@ -89,14 +89,14 @@ def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
-    """Replace the activation after a linear layer by a step activation from a plan.
+    """Replace the activation after a linear layer by a step activation, which takes few values.
 
     Args:
         model: The model.
         linear: Name of the linear layer, dense or compressed, in `model.named_modules()`.
-        step: The step as in `LayerPlan.step`. If it has a `module`, the step replaces the module
-            of this name, which has the same parent as the linear layer. If it has a `function`, the
-            step becomes the last operation of the linear layer.
+        step: The step activation in the form of `LayerPlan.step`. With an entry `module`, it
+            replaces the module of this name, which has the same parent as the linear layer. With an
+            entry `function`, it becomes the last operation of the linear layer.
 
     Raises:
         ValueError: If there is no module of that name, if that module is no activation, or if a
@@ -145,7 +145,9 @@ def check_activation(model: nn.Module, linear: str, name: str) -> None:
 
 
 def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:
-    """An empty layer of the kind in a plan, on the device of the dense layer that it replaces.
+    """A compressed layer of the kind that a plan names, without values yet.
+
+    The layer is on the device of the dense layer that it replaces.
 
     Args:
         dense: The dense layer.
@@ -168,7 +170,7 @@ def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:
 def paired_name(name: str, prefix: str, known: Collection[str]) -> str | None:
     """The name of the same module in another model, with or without the base model's prefix.
 
-    A module `layer` of a base model is called `bert.layer` in the same model with a head.
+    A module `layer` of a base model is called `bert.layer` in the same model with a task head.
 
     Args:
         name: Name of the module in the first model.

@@ -1,4 +1,4 @@
-"""Which dense layers have one weight matrix, and how their weight is converted to it.
+"""Which dense layers have one weight matrix, and how to convert a weight to it and back.
 
 A matrix has shape (out, in). It is the weight of a linear layer, or the transposed weight of a
 `Conv1D` of transformers. For a convolution it is the kernel with each filter as a row, shape (out,
@@ -76,7 +76,10 @@ def to_matrix(module: nn.Module, weight: Tensor) -> Tensor:
 
 
 def to_weight(module: Any, matrix: Tensor) -> Tensor:
-    """The inverse of `to_matrix`. The result is contiguous, and may share the matrix's memory."""
+    """Turn a matrix, shape (out, in), back into the weight of a dense layer.
+
+    This is the inverse of `to_matrix`. The result is contiguous, and may share the matrix's memory.
+    """
     weight = matrix.T if is_conv1d(module) else matrix.reshape(module.weight.shape)
     return weight.contiguous()
 

@@ -23,7 +23,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 def runs_on_integers(x: Tensor, shape: tuple[int, int]) -> bool:
     """Whether `integer_linear` can be used for x and a weight of this shape, and is faster.
 
-    It is faster if the processor multiplies bytes four at a time (VNNI) and the matrix is large.
+    Integers are faster if the processor multiplies bytes four at a time (VNNI) and the weight is
+    large.
     """
     if min(shape) < SHORTEST_SIDE or shape[1] > LONGEST or torch.compiler.is_compiling():
         return False
@@ -39,11 +40,12 @@ def _vnni() -> bool:
 def integer_linear(
     x: Tensor, signs: Tensor, scale: Tensor, bias: Tensor | None, *, digits: int
 ) -> Tensor:
-    """The linear map x (scale signs)' + bias, where ' is the transpose; x is rounded to digits.
+    """The linear map x (scale signs)' + bias, where ' is the transpose; x is rounded.
 
-    The entries of a row of x are rounded to multiples of 254^(1 - digits) / 127 times the largest
-    absolute entry of the row. With two digits, this keeps 16 bits of an entry. With three digits,
-    it keeps 24 bits, the precision of float32. The sums of digits are exact.
+    An entry of x is written with a few digits of base 254, which are integers from -127 to 127. So
+    it is rounded to a multiple of 254^(1 - digits) / 127 times the largest absolute entry of its
+    row. Two digits keep 16 bits of an entry. Three digits keep 24 bits, the precision of float32.
+    The sums over integers are exact.
 
     Args:
         x: Inputs, shape (tokens, in).
@@ -70,7 +72,10 @@ def integer_linear(
 
 
 def _digits(rows: Tensor, digits: int) -> Tensor:
-    """The int8 digits of entries in [-127, 127], most significant first; overwrites `rows`."""
+    """Write entries in [-127, 127] as int8 digits of base 254, the most significant digit first.
+
+    The entries in `rows` are overwritten.
+    """
     parts = rows.new_empty((digits, *rows.shape), dtype=torch.int8)
     for part in parts[:-1]:
         whole = rows.round()
@@ -81,7 +86,11 @@ def _digits(rows: Tensor, digits: int) -> Tensor:
 
 
 def _joined(sums: Tensor) -> Tensor:
-    """Combine the products of the digits into one product, in units of the last digit."""
+    """Combine the matrix products of single digits of base 254 into the product of whole numbers.
+
+    `sums` holds the product of the most significant digits first. The result is in units of the
+    last digit.
+    """
     total = sums[0]
     if len(sums) > 1:
         total = torch.add(sums[1], total, alpha=BASE)

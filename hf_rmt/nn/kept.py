@@ -28,13 +28,16 @@ class Kept:
         return value if known == key else None
 
     def put(self, key: Any, value: Any, tensors: Iterable[Tensor]) -> None:
-        """Keep a value in place of the last one. Do nothing if a tensor does not count writes."""
+        """Keep a value in place of the last one.
+
+        Do nothing if one of the tensors is an inference tensor, which does not count writes.
+        """
         tensors = tuple(tensors)
         if not any(tensor.is_inference() for tensor in tensors):
             self._state = key, value, tuple(tensor.detach() for tensor in tensors)
 
     def reset(self) -> None:
-        """Forget the value."""
+        """Forget the value that was kept."""
         self._state = NOTHING
 
     def __getstate__(self) -> dict[str, Any]:

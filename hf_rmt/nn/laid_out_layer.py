@@ -1,4 +1,4 @@
-"""A compressed layer whose weight can have several layouts in memory; see `hf_rmt.nn.layouts`.
+"""A compressed layer whose weight can lie in memory in several forms, called layouts.
 
 The layout of a layer is never saved. When the tensors of the layer move or are loaded again, the
 layout discards the tensors that it made from them.
@@ -18,7 +18,7 @@ class LaidOutLayer(CompressedLayer):
         layout_object: The `Layout` that computes the forward pass. None for the packed layout: then
             the layer computes the forward pass itself.
         mode_changes: Number of calls of `train` and `eval`. After each call the layout reads the
-            signal again.
+            signal (the low-rank part of the weight) again.
     """
 
     layout_object: Any = None
@@ -26,12 +26,15 @@ class LaidOutLayer(CompressedLayer):
 
     @property
     def layout(self) -> str:
-        """Name of the layout in memory; `set_layout` changes it."""
+        """Name of the layout, the form of the weight in memory; `set_layout` changes the layout."""
         layout = self.layout_object  # read once: another thread may set it
         return "packed" if layout is None else layout.name
 
     def train(self, mode: bool = True) -> Self:
-        """Do the same as `nn.Module.train`. Then the layout reads the signal again."""
+        """Do the same as `nn.Module.train`, and let the layout read the signal again.
+
+        The layout is the form of the weight in memory. The signal is its low-rank part.
+        """
         self.mode_changes += 1
         return super().train(mode)
 

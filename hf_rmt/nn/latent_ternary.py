@@ -1,4 +1,4 @@
-"""Quantisation-aware training of ternary weights."""
+"""Quantisation-aware training of ternary weights, which are -1, 0 or 1 times a scale."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LatentTernaryLinear(nn.Linear):
         sparsity: Share of zeros, in [0, 1]; None for the share with the least squared error.
         scale: `row` for one scale per row, or `tensor` for a single scale.
         device: Device of the parameters.
-        dtype: Dtype of the parameters; float32 is fine enough for the small steps of training.
+        dtype: Dtype of the parameters; float32 is fine enough for the small updates of training.
 
     Raises:
         ValueError: If sparsity lies outside of [0, 1] or scale is unknown.
@@ -61,7 +61,9 @@ class LatentTernaryLinear(nn.Linear):
     def from_linear(
         cls, linear: nn.Linear, *, sparsity: float | None = None, scale: str = "row"
     ) -> LatentTernaryLinear:
-        """A layer with latent ternary weights that shares the parameters of a linear layer.
+        """A layer that trains the parameters of a linear layer and computes with ternary weights.
+
+        A ternary weight is -1, 0 or 1 times a scale. The parameters are shared, not copied.
 
         Args:
             linear: The linear layer.
@@ -81,14 +83,16 @@ class LatentTernaryLinear(nn.Linear):
 
     @classmethod
     def from_ternary(cls, layer: TernaryLinear) -> LatentTernaryLinear:
-        """A trainable layer with the same outputs.
+        """A trainable layer with the same outputs as a ternary layer.
 
         Args:
-            layer: A ternary layer; it is not changed. Both layers share the bias and the `step`.
+            layer: A ternary layer with the weight s T, where s is a scale and the entries of T are
+                -1, 0 or 1. The layer is not changed. Both layers share the bias and `step`, the
+                step activation that follows.
 
         Returns:
-            The layer. Its latent weight is s T, in float32 or wider. If all rows of T have the same
-            number of zeros, this number stays fixed in training. Otherwise each forward pass
+            The layer, which trains the weight s T, in float32 or wider. If all rows of T have the
+            same number of zeros, this number stays fixed in training. Otherwise each forward pass
             chooses the share of zeros with the least squared error.
         """
         zeros = (layer.dense() == 0).sum(1)
@@ -102,7 +106,7 @@ class LatentTernaryLinear(nn.Linear):
         return latent
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the ternary layer to an input of shape (..., in).
+        """Apply the layer, with the ternary matrix nearest to its weight, to an input (..., in).
 
         The result has the dtype of the input; under autocast, it has the dtype of autocast.
         """
@@ -115,7 +119,9 @@ class LatentTernaryLinear(nn.Linear):
         return result if self.step is None else self.step(result)
 
     def freeze(self, *, layout: str = "packed") -> TernaryLinear:
-        """A packed `TernaryLinear` with the same outputs; both share the bias and the `step`.
+        """A `TernaryLinear` with frozen, packed weights and the same outputs as this layer.
+
+        Both layers share the bias and `step`, the step activation that follows.
 
         Args:
             layout: How the weight lies in memory, as in `TernaryLinear`.

@@ -1,4 +1,7 @@
-"""Merges signal and noise into one matrix; multiplies inputs by the noise, with derivatives."""
+"""Merges signal and noise, the two parts of a weight, or multiplies inputs by the noise alone.
+
+The product with the noise has derivatives.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from hf_rmt.nn.transforms import is_differentiating
 
 
 class CompiledNoiseProduct(torch.autograd.Function):
-    """The noise matrix applied to x. The unpacked noise is not kept: `backward` unpacks it again.
+    """The noise part of a weight, applied to x; `backward` unpacks the noise again, to save memory.
 
     torch.compile can trace this function, because it has no `jvp` (forward-mode derivative).
     """
@@ -22,7 +25,7 @@ class CompiledNoiseProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, layer: Any) -> Tensor:
-        """The noise matrix of a `SpikedLinear` applied to x."""
+        """The noise part of the weight of a `SpikedLinear`, applied to x."""
         return layer._act_noise(x)
 
     @staticmethod
@@ -32,12 +35,15 @@ class CompiledNoiseProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The gradient with respect to x."""
+        """The gradient with respect to the input x, from the gradient of the output."""
         return noise_gradient(gradient, ctx.layer, ctx.shape), None
 
 
 class NoiseProduct(CompiledNoiseProduct):
-    """The noise matrix applied to x, with forward-mode and backward derivatives of any order."""
+    """The noise part of a weight, applied to x, with derivatives of any order.
+
+    These are forward-mode and backward derivatives.
+    """
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
@@ -47,7 +53,7 @@ class NoiseProduct(CompiledNoiseProduct):
 
 @dataclass(frozen=True)
 class Transposed:
-    """The transposed noise of a layer, for inputs x of one shape.
+    """The transposed noise part of the weight of a layer, for inputs x of one shape.
 
     One object holds the layer and the shape, because `vmap` needs one object.
     """
@@ -56,19 +62,22 @@ class Transposed:
     shape: torch.Size
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        """The gradient with respect to the inputs, from that with respect to the outputs."""
+        """The gradient with respect to inputs, from the gradient with respect to outputs."""
         noise = self.layer.noise.dense(gradient.dtype, scratch=True)
         return self.layer._gradient(gradient, noise, self.shape)
 
 
 class NoiseGradient(torch.autograd.Function):
-    """The transposed noise matrix applied to a gradient. Its derivatives unpack the noise again."""
+    """The transposed noise part of a weight, applied to a gradient.
+
+    The derivatives of this product unpack the noise again.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(gradient: Tensor, transposed: Transposed) -> Tensor:
-        """The gradient with respect to x."""
+        """The gradient with respect to the input x, from the gradient of the output."""
         return transposed(gradient)
 
     @staticmethod
@@ -88,14 +97,14 @@ class NoiseGradient(torch.autograd.Function):
 
 
 def noise_product(x: Tensor, layer: Any) -> Tensor:
-    """The noise matrix of a `SpikedLinear` applied to x, with derivatives."""
+    """The noise part of the weight of a `SpikedLinear`, applied to x, with derivatives."""
     if torch.compiler.is_compiling():
         return CompiledNoiseProduct.apply(x, layer)
     return NoiseProduct.apply(x, layer)
 
 
 def noise_gradient(gradient: Tensor, layer: Any, shape: torch.Size) -> Tensor:
-    """The gradient with respect to x, if the outputs are the noise matrix applied to x.
+    """The gradient with respect to x, if the outputs are the noise part of the weight applied to x.
 
     Args:
         gradient: Gradient with respect to the outputs.
@@ -117,14 +126,15 @@ def cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def split_factors(weight: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
-    """The factors (left, right) of the signal, as views of the parameter that holds both."""
+    """The factors (left, right) of the signal left @ right, as views of the parameter `weight`."""
     return weight[:, in_features:].T, weight[:, :in_features]
 
 
 def merged(weight: Tensor, noise: NoiseStore, in_features: int, *, scratch: bool = False) -> Tensor:
-    """Signal plus noise, shape (out, in), in the dtype of the factors.
+    """Signal plus noise, the dense weight of shape (out, in), in the dtype of `weight`.
 
-    With `scratch`, the result may be overwritten later; see `NoiseStore.dense`.
+    `weight` holds the factors of the signal. With `scratch`, the result may be overwritten later;
+    see `NoiseStore.dense`.
     """
     left, right = split_factors(weight, in_features)
     if noise.kind == "drop":

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is a low-rank signal plus noise, as in random matrix theory."""
+"""A linear layer whose weight is a low-rank signal plus noise, which is the rest."""
 
 from __future__ import annotations
 
@@ -175,10 +175,10 @@ class SpikedLinear(LaidOutLayer):
             self._refit(weight)
 
     def _refit(self, weight: Tensor) -> None:
-        """Set left to (weight - noise) right^+, where ^+ is the pseudoinverse.
+        """Set the factor left of the signal left right to (weight - noise) right^+.
 
-        Then the packed noise causes no error for inputs that are combinations of the rows of right.
-        The layer takes no more bits than before.
+        Here right^+ is the pseudoinverse of right. Then the packed noise causes no error for inputs
+        that are combinations of the rows of right. The layer takes no more bits than before.
         """
         inverse = torch.linalg.pinv(self.factors()[1].to(torch.float32))
         step = rows_at_once(weight.shape)
@@ -207,7 +207,7 @@ class SpikedLinear(LaidOutLayer):
         return split_factors(self.weight, self.in_features)
 
     def dense(self) -> Tensor:
-        """The dense weight with the same effect: signal plus noise, shape (out, in)."""
+        """The weight of the equivalent dense layer: signal plus noise, shape (out, in)."""
         return merged(self.weight, self.noise, self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ class SpikedLinear(LaidOutLayer):
         return layout.forward(self, x, weight, bias)
 
     def _compiled(self, x: Tensor, handle: int) -> Tensor:
-        """Apply the layer in its layout, by operators that a compiled program can call."""
+        """Apply the layer in its layout (form of the weight in memory) under torch.compile."""
         if torch.is_grad_enabled():
             noise = torch.ops.hf_rmt.layout_noise(x, handle, self.out_features)
             return self._signal(x, self.weight, self.bias) + noise
@@ -252,7 +252,7 @@ class SpikedLinear(LaidOutLayer):
         return self._act(x, noise + left @ right if self.rank else noise, bias)
 
     def _act_noise(self, x: Tensor) -> Tensor:
-        """The noise matrix applied to x. For few inputs, the noise is not unpacked as a whole."""
+        """The noise part of the weight, applied to x; not unpacked as a whole for few rows."""
         product = self.noise.product(x)
         return self._act(x, self.noise.dense(x.dtype, scratch=True)) if product is None else product
 
@@ -261,7 +261,7 @@ class SpikedLinear(LaidOutLayer):
         return functional.linear(x, matrix, bias)
 
     def _gradient(self, gradient: Tensor, matrix: Tensor, like: torch.Size) -> Tensor:
-        """The gradient with respect to x, of shape `like`, from that with respect to `_act(x)`."""
+        """The gradient with respect to x, of shape `like`, from the gradient of `_act(x)`."""
         return gradient @ matrix
 
     def _signal(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -273,7 +273,7 @@ class SpikedLinear(LaidOutLayer):
         return x.numel() // max(1, self.in_features)
 
     def _merges(self, x: Tensor) -> bool:
-        """Whether one product with signal plus noise costs less than separate products."""
+        """Whether one product of x with signal plus noise costs less than separate products."""
         if self.noise.kind == "drop" or is_differentiating():
             return False
         sides = self.in_features + self.out_features

@@ -1,4 +1,4 @@
-"""A convolution whose kernel is a low-rank signal plus noise."""
+"""A convolution whose kernel is a low-rank signal plus noise, which is the rest."""
 
 from __future__ import annotations
 

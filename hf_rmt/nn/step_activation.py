@@ -1,4 +1,4 @@
-"""Activations that take a few values only."""
+"""Step activations: piecewise constant functions, which take a few values only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StepActivation(nn.Module):
     comparison with the thresholds and the subtraction of the mean use the dtype of x or that of the
     buffers, whichever is wider.
 
-    The gradient is that of a surrogate, a smooth activation such as the one that the step replaces.
+    The gradient is that of a surrogate, a smooth activation such as the one that was replaced.
     Without a surrogate, each jump is spread over an interval of length 2 `width` around its
     threshold, and the gradient is sum_j (h_j - h_(j-1)) max(0, 1 - |x - t_j| / width) / width.
 
@@ -65,7 +65,7 @@ class StepActivation(nn.Module):
         self.surrogate, self.width = surrogate, width
 
     def forward(self, input: Tensor) -> Tensor:
-        """The step values for an input of any shape; the result has the dtype of the input."""
+        """The values of the step function for an input of any shape, in the dtype of the input."""
         x = input
         steps = self._steps(x.detach())
         if not (is_transformed() or (torch.is_grad_enabled() and x.requires_grad)):
@@ -78,7 +78,10 @@ class StepActivation(nn.Module):
         return self._chosen(x, self.heights, self.mean)
 
     def _chosen(self, x: Tensor, heights: Tensor, mean: Tensor) -> Tensor:
-        """The entry of `heights` for the piece that contains each x, minus the mean."""
+        """For each x, the entry of `heights` for the piece that contains x, minus the mean.
+
+        The thresholds cut the line into pieces.
+        """
         dtype = torch.promote_types(x.dtype, heights.dtype)
         wide, values = x.to(dtype), heights.to(dtype) - mean.to(dtype)
         steps = values[0].expand_as(wide)
@@ -103,11 +106,12 @@ class StepActivation(nn.Module):
 
 
 class StepBefore(StepActivation):
-    """A step in front of an activation f. The step gives the heights h_j, and f makes v_j = f(h_j).
+    """A step function before an activation f: it gives heights h_j, and f makes v_j = f(h_j).
 
-    It is used if the forward pass of a model calls f as a function, because such a call cannot be
-    replaced as a module can. The step divides its gradient by the slope of f at h_j. So the step
-    and f together have the gradient of a `StepActivation` with the heights v_j.
+    The class is used if the forward pass of a model calls f as a function, because such a call
+    cannot be replaced as a module can. The step function divides its gradient by the slope of f at
+    h_j. So the step function and f together have the gradient of a `StepActivation` with the
+    heights v_j.
 
     Args:
         thresholds: t_1 < ... < t_k, finite, as in `StepActivation`.

@@ -101,7 +101,7 @@ def cannot_swap(name: str, reason: str) -> ValueError:
 
 
 def why_not_swapped(module: nn.Module) -> str:
-    """Why a module cannot be replaced, and the remedy; empty if it can.
+    """Why a module cannot be replaced, and the remedy; empty if the module can be replaced.
 
     A layer cannot be replaced if its weight or bias is computed from other tensors, if one of its
     methods was replaced, if it has tensors or children that its class does not give it, or if there
@@ -136,7 +136,7 @@ def user_attributes(module: nn.Module) -> list[str]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether it is known which attributes the module's class sets; for activations it is not."""
+    """Whether the attributes that the module's class sets are known; not so for activations."""
     return isinstance(module, CompressedLayer | nn.Linear | nn.Conv2d) or is_conv1d(module)
 
 
@@ -171,7 +171,7 @@ def _patched(module: nn.Module) -> Iterator[str]:
 
 
 def _why_own(layer: Any) -> str:
-    """Why a user's addition to a layer or its weight cannot be moved; empty if all can be."""
+    """Why a user's addition to a layer or its weight cannot be moved; empty if all can be moved."""
     given = _given(layer)
     more = [key for key in _held(layer) if key not in given and not hasattr(type(layer), key)]
     if more:
@@ -196,7 +196,7 @@ def _taken(key: str) -> str:
 
 
 def _why_taken(old: nn.Module, new: nn.Module) -> str:
-    """Why a user's attribute cannot be set on the new module; empty if all can be."""
+    """Why a user's attribute cannot be set on the new module; empty if all can be set."""
     known = [key for key in user_attributes(old) if hasattr(new, key)]
     taken = set(known) - set(user_attributes(new)) if known and _is_layer(old) else ()
     return _taken(min(taken)) if taken else ""
@@ -210,7 +210,10 @@ def _is_hooked(parameter: Any) -> bool:
 
 
 def _carry_gradients(old: Any, new: Any) -> None:
-    """Copy `requires_grad`. If the new layer has no trainable weight, an attribute stores it."""
+    """Copy `requires_grad` of the weight and the bias to the new layer.
+
+    If the new layer has no trainable weight, an attribute stores the value.
+    """
     trains = _trains(old, "weight", getattr(old, "dense_requires_grad", True))
     if isinstance(getattr(new, "weight", None), nn.Parameter):
         _set_trains(new.weight, trains)
@@ -232,7 +235,10 @@ def _set_trains(parameter: nn.Parameter, trains: bool) -> None:
 
 
 def _carry_weight_attributes(old: Any, new: Any) -> None:
-    """Move attributes of the weight; a dict stores them if the new weight cannot be trained."""
+    """Move the attributes of the weight to the new weight.
+
+    If the new weight cannot be trained, a dict of the new layer stores them.
+    """
     weight = getattr(old, "weight", None)
     trained = isinstance(weight, nn.Parameter)
     known = _attributes(weight) if trained else getattr(old, "dense_attributes", {})
@@ -243,7 +249,7 @@ def _carry_weight_attributes(old: Any, new: Any) -> None:
 
 
 def _carry_bias(old: Any, new: Any) -> None:
-    """Move attributes of the bias and hooks on its gradient; the new bias has the same shape."""
+    """Move the attributes of the bias, and the hooks on its gradient, to the new bias."""
     before, after = getattr(old, "bias", None), getattr(new, "bias", None)
     if isinstance(new, CompressedLayer):
         new.took_bias = getattr(old, "took_bias", before is not None)
@@ -261,7 +267,10 @@ def _attributes(parameter: Any) -> dict[str, Any]:
 
 
 def _move_hooks(old: dict[str, Any], new: dict[str, Any], key: str) -> None:
-    """Move the dict of hooks itself, no copy: the handles that remove hooks refer to this dict."""
+    """Move the dict of hooks itself to the new module, no copy.
+
+    The handles that remove hooks refer to this dict.
+    """
     moved, own = old.get(key), new.get(key)
     if moved:
         moved.update(own or {})

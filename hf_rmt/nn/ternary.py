@@ -37,8 +37,8 @@ class TernaryLinear(CompressedLayer):
     weight, see `LatentTernaryLinear`.
 
     Attributes:
-        step: A `StepBefore` that is applied to y if the model calls the activation after the layer
-            as a function; otherwise None. `dense` and `to_linear` leave the step out.
+        step: A `StepBefore` (step function) that is applied to y if the model calls the activation
+            after the layer as a function; otherwise None. `dense` and `to_linear` leave it out.
 
     Args:
         in_features: Width of the input.
@@ -124,13 +124,13 @@ class TernaryLinear(CompressedLayer):
         scale: str = "row",
         layout: str = "packed",
     ) -> TernaryLinear:
-        """The ternary layer nearest to a dense one.
+        """The ternary layer (weights -1, 0 or 1 times a scale) nearest to a dense layer.
 
         Args:
             linear: The dense layer; it is not changed. Its bias is shared, not copied.
             sparsity: Share of zeros, in [0, 1]; None for the share with the least squared error.
             scale: `row` for one scale per row, or `tensor` for a single scale.
-            layout: As in the constructor.
+            layout: How the weight lies in memory, as in `TernaryLinear`.
 
         Returns:
             The layer, on the device and in the dtype of the dense one.
@@ -168,7 +168,7 @@ class TernaryLinear(CompressedLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> TernaryLinear:
-        """A layer of independent random weights with mean 0 and variance 1, and without a bias.
+        """A ternary layer of independent random weights with mean 0 and variance 1, without a bias.
 
         A weight is 0 with probability e. It is 1 / sqrt(1 - e) or -1 / sqrt(1 - e), each with
         probability (1 - e) / 2. The theory of wide networks assumes this mean and variance.
@@ -178,7 +178,7 @@ class TernaryLinear(CompressedLayer):
             out_features: Width of the output.
             sparsity: The probability e of a zero, in [0, 1).
             seed: Seed of the weights, which are the same on every device.
-            layout: As in the constructor.
+            layout: How the weight lies in memory, as in `TernaryLinear`.
             device: Device of the layer.
             dtype: Dtype of the scale.
 
@@ -201,7 +201,7 @@ class TernaryLinear(CompressedLayer):
 
     @property
     def layout(self) -> str:
-        """How the weight lies in memory, one of `LAYOUTS`; may be set at any time."""
+        """How the weight lies in memory, one of `LAYOUTS`. A user may set this at any time."""
         return self._layout
 
     @layout.setter
@@ -215,7 +215,7 @@ class TernaryLinear(CompressedLayer):
         return self.in_features * self.out_features
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight s T as a tensor of shape (out, in).
+        """The weight, signs (-1, 0 or 1) times scales, as a tensor of shape (out, in).
 
         Args:
             dtype: Dtype of the result; None for the dtype of the scales.
@@ -224,7 +224,10 @@ class TernaryLinear(CompressedLayer):
         return self._signs().to(dtype).mul_(self.scale.to(dtype)[:, None])
 
     def to_linear(self) -> nn.Linear:
-        """The plain linear layer with this weight; it shares the bias and leaves `step` out."""
+        """The plain linear layer with this weight and the same bias tensor.
+
+        The step activation in `step` is left out.
+        """
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
         linear.weight = nn.Parameter(self.dense())
         linear.register_parameter("bias", self.bias)
@@ -246,7 +249,7 @@ class TernaryLinear(CompressedLayer):
         return unpack_trits(self.weight, shape)
 
     def _kept(self, dtype: torch.dtype) -> Tensor:
-        """The unpacked copy: T itself if the dtype is int8, otherwise the dense weight s T."""
+        """The unpacked weight: signs (-1, 0, 1) if the dtype is int8, or signs times scales."""
         kept, traced = self.unpacked, torch.compiler.is_compiling()  # traces have no addresses
         current = traced or self._source.get(identities((self.weight, self.scale, kept)))
         if kept is not None and kept.dtype == dtype and current:

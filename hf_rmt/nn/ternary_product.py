@@ -1,4 +1,4 @@
-"""The product of a ternary layer, on the integer units of a processor if these are faster."""
+"""The product of x and the weight of a ternary layer, in integers if these are faster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ FEW_TOKENS = 64
 
 
 def ternary_linear(x: Tensor, layer: Any) -> Tensor:
-    """The outputs x (s T)' + bias of a `TernaryLinear` with matrix T and scale s."""
+    """The outputs x (s T)' + bias of a `TernaryLinear`, where ' is the transpose.
+
+    The matrix T has the entries -1, 0 and 1, and s is the scale.
+    """
     x = autocast_input(x)
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     if is_exporting() or (is_transformed() and are_wrapped((layer.weight, layer.scale))):
@@ -47,7 +50,10 @@ def _ternary_product(x: Tensor, layer: Any, bias: Tensor | None = None) -> Tenso
 
 
 class _TernaryProduct(torch.autograd.Function):
-    """The product x (s T)'. To save memory, the gradient unpacks the weight again."""
+    """The product of x and the transposed weight of a `TernaryLinear`.
+
+    To save memory, the gradient unpacks the weight again.
+    """
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""Tells whether derivatives may be needed. If so, a product must be able to give them."""
+"""Tells whether derivatives may be needed. If so, the products of this package must give them."""
 
 from __future__ import annotations
 

@@ -10,14 +10,14 @@ matrix of -1, 0 and 1 with scales."""
 
 
 class Outcome(StrEnum):
-    """What happens to one layer."""
+    """What a compression does to one layer."""
 
     KEPT = "kept"
     """The layer stays as it is."""
     REWRITTEN = "rewritten"
     """The layer stays dense and gets another weight."""
     REPLACED = "replaced"
-    """A compressed layer takes its place."""
+    """A compressed layer takes the place of the layer."""
 
 
 class Cause(StrEnum):

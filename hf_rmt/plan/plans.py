@@ -27,7 +27,10 @@ STATES = {
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The decision for one weight.
+    """What a compression does to one layer with a weight matrix.
+
+    A weight is split into signal (its directions that stand out) and noise (the rest of it). The
+    eigenvalues of a weight are its squared singular values, and their list is its spectrum.
 
     Attributes:
         name: Name of the module in the loaded model, as in `model.get_submodule(name)`.
@@ -37,20 +40,22 @@ class LayerPlan:
         rank: Number of signal directions (singular values with their vectors) that are stored as
             factors.
         noise: How the noise is stored: `drop`, `ternary`, `int4`, `int8` or `keep`.
-        phase: Verdict on the spectrum, see `hf_rmt.spectra.Phase`.
+        phase: Verdict on the spectrum; `hf_rmt.spectra.SpectrumFit` explains each verdict.
         n_spikes: Number of signal directions that were found. If nothing limits the rank, this is
             `rank`.
-        upper_edge: Largest eigenvalue that still counts as noise; None if no law was fitted.
+        upper_edge: Largest eigenvalue that still counts as noise; None if no law (the distribution
+            of the eigenvalues of pure noise) was fitted.
         signal_energy: Squared Frobenius norm of the product of the stored factors, divided by that
             of the weight.
         dropped_energy: Squared Frobenius norm of what is removed from the weight on purpose,
             divided by that of the weight. Removed are dropped noise, entries that are set to zero,
-            and the amount by which the recovery of spikes reduces singular values. This and
-            `signal_energy` need not add up to 1, because recovered or calibrated factors are not a
-            part of the weight.
+            and the amount by which singular values of the signal are reduced to their sizes without
+            noise. This and `signal_energy` need not add up to 1, because reduced or calibrated
+            factors are not a part of the weight.
         rounding_error: Squared Frobenius norm of the error from rounding the noise to few bits,
             divided by that of the weight. None if nothing is rounded, or if it was not measured.
-        bits: Stored bits of the weight: factors, noise codes and scales.
+        bits: Stored bits of the weight: the factors of the signal, and the codes and scales of the
+            rounded noise.
         dense_bits: Bits of the dense weight.
         nonzero: Number of stored parameters that are not zero, if a method sets some to zero;
             otherwise None.
@@ -61,12 +66,13 @@ class LayerPlan:
             is replaced, and can be empty if the weight is rewritten.
         kind: Kind of the new layer: `spiked` holds a signal and noise, `ternary` holds one matrix
             of -1, 0 and 1 with scales.
-        step: The step (a piecewise constant function) that replaces an activation; None if there is
-            no step. It has `thresholds`, the `heights` between them, and `module`, the name of the
-            replaced module. If the model calls its activation as a function, four other fields
-            stand in place of `module`. `function` names the function, whose inputs are the heights.
-            `values` and `slopes` are its outputs and derivatives at the heights. `gain` is the
-            factor of at most 1 that scales the wanted values into the range of the function.
+        step: The step activation (a piecewise constant function) that replaces an activation; None
+            if nothing is replaced so. It has `thresholds`, the `heights` between them, and
+            `module`, the name of the replaced module. If the model calls its activation as a
+            function, four other fields stand in place of `module`. `function` names the function,
+            whose inputs are the heights. `values` and `slopes` are its outputs and derivatives at
+            the heights. `gain` is the factor of at most 1 that scales the wanted values into the
+            range of the function.
     """
 
     name: str
@@ -96,12 +102,15 @@ class LayerPlan:
 
     @property
     def state(self) -> str:
-        """What the layer is afterwards: `compressed`, `filtered in place` or `dense`."""
+        """What the layer is after the compression: `compressed`, `filtered in place` or `dense`.
+
+        A layer that is filtered in place stays dense and gets another weight.
+        """
         return STATES[self.outcome]
 
     @property
     def lost_energy(self) -> float | None:
-        """The `dropped_energy`; None for a layer that stays as it is."""
+        """Share of the weight's squared norm that is removed; None if the layer stays as it is."""
         return None if self.outcome is Outcome.KEPT else self.dropped_energy
 
     @property
@@ -116,12 +125,15 @@ class LayerPlan:
 
     @property
     def rounds(self) -> bool:
-        """Whether the noise is rounded, because it is stored in few bits."""
+        """Whether the layer's noise (the weight minus the signal) is rounded to few bits."""
         return self.compressed and self.kind == SPIKED and self.noise not in ("drop", "keep")
 
     @property
     def parameters(self) -> int:
-        """Number of stored parameters: the entries of factors and noise, or of the dense weight.
+        """Number of stored parameters of the layer's weight.
+
+        These are the entries of the dense weight, or of the signal's factors and of the noise (the
+        weight minus the signal).
 
         If a method sets entries to zero, only the nonzero entries count, even if zeros save no
         memory.
@@ -134,7 +146,7 @@ class LayerPlan:
 
     @property
     def parameter_share(self) -> float:
-        """Parameters divided by the number of entries of the dense weight."""
+        """Number of stored parameters, divided by the number of entries of the dense weight."""
         return self.parameters / self.entries
 
 
@@ -152,7 +164,7 @@ class CompressionPlan:
 
     @property
     def compressed(self) -> tuple[LayerPlan, ...]:
-        """The layers that are replaced."""
+        """The plans of the layers that are replaced by compressed layers."""
         return tuple(layer for layer in self.layers if layer.compressed)
 
     @property
@@ -163,24 +175,27 @@ class CompressionPlan:
 
     @property
     def size_ratio(self) -> float:
-        """Stored bits divided by dense bits in the compressed layers; 1 if there are none."""
+        """Stored bits of the compressed layers, divided by the bits of their dense weights.
+
+        The ratio is 1 if there are no compressed layers.
+        """
         dense = sum(layer.dense_bits for layer in self.compressed)
         return sum(layer.bits for layer in self.compressed) / dense if dense else 1.0
 
     @property
     def parameter_share(self) -> float:
-        """Parameters of all planned layers, divided by the parameters of their dense weights."""
+        """Stored parameters of all planned layers, divided by those of their dense weights."""
         dense = sum(layer.entries for layer in self.layers)
         return sum(layer.parameters for layer in self.layers) / dense if dense else 1.0
 
     @property
     def in_place(self) -> tuple[LayerPlan, ...]:
-        """The layers that stay dense and get another weight."""
+        """The plans of the layers that stay dense and get another weight."""
         return tuple(layer for layer in self.layers if layer.outcome is Outcome.REWRITTEN)
 
     @property
     def changed(self) -> tuple[LayerPlan, ...]:
-        """The layers that are replaced, or whose weight is rewritten."""
+        """The plans of the layers that are replaced, or whose weight is rewritten."""
         return tuple(layer for layer in self.layers if layer.outcome is not Outcome.KEPT)
 
     @property
@@ -191,13 +206,13 @@ class CompressionPlan:
 
     @property
     def rounding_error(self) -> float | None:
-        """Mean measured rounding error of the compressed layers; None if none was measured."""
+        """Mean of `LayerPlan.rounding_error` of the compressed layers; None if none has one."""
         errors = [x.rounding_error for x in self.compressed if x.rounding_error is not None]
         return sum(errors) / len(errors) if errors else None
 
     @property
     def changed_weights(self) -> int:
-        """Number of entries of the weights that are replaced or filtered in place."""
+        """Number of entries of the dense weights that are replaced or rewritten."""
         return sum(layer.entries for layer in self.changed)
 
     def to_dict(self) -> dict[str, Any]:

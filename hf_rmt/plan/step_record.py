@@ -1,7 +1,7 @@
 """Checks what config.json records about a step activation.
 
-A step is a piecewise constant function: thresholds separate its pieces, and each piece has a
-height.
+A step activation is a piecewise constant function: thresholds separate its pieces, and each piece
+has a height.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ from math import isfinite
 from typing import Any
 
 MOST_STEPS, MOST_LEVEL = 64, 1e6
-"""Limits of a valid step: the most thresholds, and a bound on the size of each number. Real steps
-stay below both."""
+"""Limits of a valid step activation: the most thresholds, and a bound on the size of each number.
+Real step activations stay below both."""
 STEP_FIELDS: tuple[set[str], ...] = (
     {"module", "thresholds", "heights"},
     {"function", "thresholds", "heights", "values", "slopes", "gain"},
 )
-"""The fields of a step that replaces a module, and of a step whose heights are the inputs of a
-function; see `LayerPlan.step`."""
+"""The fields of a step activation that replaces a module, and of one whose heights are the inputs
+of a function; see `LayerPlan.step`."""
 
 
 def is_step(value: object) -> bool:
-    """Whether a value is a valid step: all fields, bounded numbers, and increasing thresholds."""
+    """Whether a value is a valid record of a step activation (a piecewise constant function).
+
+    A valid record has all fields, bounded numbers and increasing thresholds.
+    """
     if not isinstance(value, Mapping) or set(value) not in STEP_FIELDS:
         return False
     points = len(value["thresholds"]) if _are_levels(value["thresholds"]) else -1
@@ -39,7 +42,10 @@ def is_step(value: object) -> bool:
 
 
 def _fits_function(step: Mapping[str, Any], pieces: int) -> bool:
-    """Whether the fields of a step whose heights are the inputs of a function are valid."""
+    """Whether the fields of a step activation (a piecewise constant function) are valid.
+
+    The heights of this step activation are the inputs of a function; see `LayerPlan.step`.
+    """
     return (
         _are_levels(step["values"], pieces)
         and _are_levels(step["slopes"], pieces)

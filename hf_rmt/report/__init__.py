@@ -1,7 +1,7 @@
-"""Reports about spectra and about the costs of compression, as tables, files and figures.
+"""Reports on spectra (eigenvalues of weights) and on the costs of compression.
 
-It imports only the packages `spectra` and `plan`. Figures need matplotlib: `pip install
-"hf_rmt[plots]"`.
+A report is a table, a file or a figure. This package imports only the packages `spectra` and
+`plan`. Figures need matplotlib: `pip install "hf_rmt[plots]"`.
 """
 
 from hf_rmt.report.card.card import model_card

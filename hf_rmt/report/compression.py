@@ -29,14 +29,14 @@ class CompressionReport:
 
     Args:
         plan: What happens to which layer.
-        spectra: The spectra on which the plan is based; they are saved with the report if they are
-            given.
+        spectra: The spectra (squared singular values of the weights) on which the plan is based.
+            They are saved with the report if they are given.
         sizes: Bytes of the saved weights, and number of parameters of the whole model. Unknown ones
             are None.
         clock: A function that measures the time of each layer of a plan on this machine, and
             returns the plan with these times. None measures nothing.
-        of_update: Whether the plan is about updates: what training added to the weights. Then all
-            layers stay dense.
+        of_update: Whether the plan is about updates, which are what training added to the weights.
+            Then all layers stay dense.
     """
 
     plan: CompressionPlan
@@ -64,9 +64,10 @@ class CompressionReport:
 
     @property
     def latency(self) -> float | None:
-        """Mean of compressed time divided by dense time over the measured layers; None without any.
+        """Compressed time divided by dense time, as a mean over measured layers; None without any.
 
-        Each layer is weighted by its number of entries, with which its dense time grows.
+        Each layer is weighted by the number of its entries, because dense time grows with this
+        number.
         """
         measured = [layer for layer in self.plan.compressed if layer.latency is not None]
         weights = [layer.entries for layer in measured]
@@ -81,7 +82,7 @@ class CompressionReport:
         return self.sizes.share(self.plan.changed_weights)
 
     def summary(self) -> str:
-        """Lines of text: sizes, losses, changed share of the model, and slow or dense layers."""
+        """Lines of text: sizes, losses, changed share of the model, slow layers, dense layers."""
         file, covered = (self.sizes.line(self.plan, name) for name in (FILE, COVERED))
         return "\n".join(filter(None, [file, self._totals(), covered, *self._remarks()]))
 
@@ -92,7 +93,7 @@ class CompressionReport:
         return list(filter(None, remarks))
 
     def _totals(self) -> str:
-        """How many layers changed, their size and their losses, in one sentence."""
+        """One sentence: how many layers changed, their size, and their losses in squared norm."""
         plan = self.plan
         head = f"{len(plan.compressed)} of {len(plan)} layers compressed"
         if in_place := len(plan.in_place):
@@ -136,12 +137,12 @@ class CompressionReport:
         return [_row(layer) for layer in self.plan]
 
     def table(self) -> str:
-        """Plain text: one line per layer, what the verdicts mean, then the summary."""
+        """Plain text: one line per layer, what verdicts on spectra mean, then the summary."""
         rows = tables.aligned_table(self.rows())
         return "\n\n".join(filter(None, [rows, self.explain(), self.summary()]))
 
     def explain(self) -> str:
-        """One sentence for each verdict in the table: what it means and what to do about it."""
+        """One sentence for each verdict on a spectrum: what the verdict means and what to do."""
         return verdicts.footnotes(layer.phase for layer in self.plan)
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,8 +187,9 @@ class CompressionReport:
     def to_html(self, path: str | Path | None = None, *, title: str = "Compression report") -> str:
         """One HTML page that needs no network and no other file.
 
-        It shows sizes before and after, and a table of the layers that the reader can sort and
-        filter. For each layer it shows what happened to it, and its spectrum if `spectra` holds it.
+        The page shows sizes before and after, and a table of the layers that the reader can sort
+        and filter. The page says what happened to each layer, and shows the spectrum of the weight
+        if `spectra` holds this spectrum.
 
         Args:
             path: The file to write, with the ending `.html`; None writes no file.
@@ -254,7 +256,10 @@ class CompressionReport:
 
 
 def _why(state: str, layers: Sequence[LayerPlan]) -> str:
-    """Layers that are not replaced, counted by reason; empty if there is none."""
+    """A line that counts the layers of a state, such as `Left dense`, by reason.
+
+    The text is empty if there are no layers.
+    """
     if not layers:
         return ""
     reasons = Counter(layer.reason or "no reason given" for layer in layers)

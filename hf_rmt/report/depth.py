@@ -1,4 +1,4 @@
-"""The place of a layer in a model: its kind, and the block that it belongs to."""
+"""The place of a layer in a model: the kind of the layer, and the block that it belongs to."""
 
 from __future__ import annotations
 

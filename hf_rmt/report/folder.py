@@ -1,4 +1,4 @@
-"""Writes the files that a spectral report and a compression report both have."""
+"""Writes the files that the report of an analysis and the report of a compression both have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spectrum of one layer, as reports hold it."""
+"""The spectrum (eigenvalues of the weight) of one layer, as reports hold it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MISFIT = "hollow: the law of the noise does not hold"
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """The spectrum of one weight.
+    """The spectrum (eigenvalues, which are squared singular values) of one weight.
 
     Args:
         name: Name of the module in the loaded model, as in `model.get_submodule(name)`.
@@ -24,7 +24,7 @@ class LayerSpectrum:
         fit: The spectrum of the weight, split into noise and signal.
 
     Raises:
-        ValueError: If the fit belongs to a weight of another shape.
+        ValueError: If `fit` belongs to a weight of another shape.
     """
 
     name: str
@@ -40,12 +40,18 @@ class LayerSpectrum:
 
     @property
     def is_misfit(self) -> bool:
-        """Whether the law of the noise does not hold; figures then show a hollow marker."""
+        """Whether the law, the density that theory predicts for noise, does not hold.
+
+        Figures then show a hollow marker.
+        """
         return self.fit.phase in MISFITS
 
     @property
     def notes(self) -> str:
-        """Why the law of the noise does not hold, and what else is unusual about the fit."""
+        """Why the law, the density that theory predicts for noise, does not hold for this layer.
+
+        The text also says what else is unusual about the spectrum or the fit of the law.
+        """
         fit = self.fit
         remarks = [fit.reason]
         if fit.noise_law is not None:

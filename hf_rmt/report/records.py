@@ -1,4 +1,4 @@
-"""Writes reports as strict JSON (without nan and infinity), and reads fitted spectra back."""
+"""Writes reports as strict JSON (without nan and infinity), and reads the spectra back."""
 
 from __future__ import annotations
 
@@ -115,16 +115,16 @@ def place(path: str | Path, *, kinds: tuple[str, ...] = ()) -> Path:
 
 
 def fit_of(record: Mapping[str, Any]) -> SpectrumFit:
-    """Restore a fitted spectrum from its record, exact to the last bit.
+    """Restore a `SpectrumFit` from plain JSON values, exact to the last bit.
 
     Args:
-        record: What `plain` returned for the fit.
+        record: What `plain` returned for the `SpectrumFit`, a spectrum split into noise and signal.
 
     Returns:
-        The fit.
+        The `SpectrumFit`.
 
     Raises:
-        ValueError: If the record has a field that this version does not know.
+        ValueError: If `record` has a field that this version does not know.
     """
     if unknown := set(record) - {entry.name for entry in fields(SpectrumFit)}:
         raise ValueError(
@@ -142,10 +142,11 @@ def fit_of(record: Mapping[str, Any]) -> SpectrumFit:
 
 
 def parameters_of(law: BulkLaw | None) -> tuple[float | None, float | None, float | None]:
-    """The parameters t, sigma_1^2 and sigma_2^2 of a law for tables; None for each it lacks.
+    """The parameters of a law for tables: t, sigma_1^2 and sigma_2^2, with None for missing ones.
 
-    A double bulk has all three, as in `DoubleBulk`. A power-law bulk has no t, and its two
-    variances are the ends of its range. A unit bulk has only sigma_1^2.
+    The law is the density of eigenvalues that theory predicts for noise. In a `DoubleBulk`, a
+    fraction t of the dimensions has variance sigma_1^2, the others have sigma_2^2. A `PowerLawBulk`
+    has no t, and its variances are the ends of a range. `MarchenkoPastur` has only sigma_1^2.
     """
     if isinstance(law, DoubleBulk):
         return law.mixing, *law.variances
@@ -155,7 +156,10 @@ def parameters_of(law: BulkLaw | None) -> tuple[float | None, float | None, floa
 
 
 def _law_of(law: Mapping[str, Any]) -> BulkLaw:
-    """The law; the names of its parameters show which law it is."""
+    """Restore a law (the density that theory predicts for noise) from its parameters.
+
+    The names of the parameters show which law this is.
+    """
     if "exponent" in law:
         return PowerLawBulk(**{**law, "variances": tuple(law["variances"])})
     if "mixing" in law:
@@ -164,7 +168,7 @@ def _law_of(law: Mapping[str, Any]) -> BulkLaw:
 
 
 def _numbers(value: Any) -> Any:
-    """Null becomes nan again, a list becomes an array, "inf" and "-inf" become numbers."""
+    """Undo `plain` for numbers: null becomes nan, a list an array, "inf" and "-inf" numbers."""
     if isinstance(value, list):
         return np.array([_numbers(entry) for entry in value], dtype=float)
     return float("nan" if value is None else value) if value in (None, "inf", "-inf") else value

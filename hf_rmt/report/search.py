@@ -1,4 +1,4 @@
-"""The report of a search for removable noise: a table, a curve, and JSON that can be read back."""
+"""The report of a search for noise that can be removed: a table, a curve, and JSON."""
 
 from __future__ import annotations
 
@@ -56,12 +56,13 @@ class SearchReport:
         baseline: Metric of the model with all of its noise.
         tolerance: How far the metric may fall below the baseline.
         metric: Metric of the model without the noise in `removal`.
-        removal: The fraction of its noise directions to remove from each layer, by the name of the
-            layer. Layers that stay unchanged are left out.
+        removal: The fraction of its noise directions (singular directions that are no signal) to
+            remove from each layer, by the name of the layer. Layers that stay unchanged are left
+            out.
         curve: Pairs of a fraction and a metric, ascending. For each pair, all layers lose the same
             fraction of their noise, and the pair holds the mean of these fractions. At the fraction
-            1, layers without spikes lose nothing, because nothing would be left of them. Then the
-            mean is below 1.
+            1, layers without spikes (signal) lose nothing, because nothing would be left of them.
+            Then the mean is below 1.
         evaluations: All measurements of the metric, in their order.
         layers: Shape of each layer that was searched, by name.
         plan: What happens to each layer in `removal`.
@@ -86,12 +87,18 @@ class SearchReport:
 
     @property
     def mean_removal(self) -> float:
-        """The removed fraction of the noise directions, as a mean over all searched layers."""
+        """The removed fraction of the noise directions of a weight, as a mean over searched layers.
+
+        These are the singular directions that are no signal.
+        """
         return fmean(self.removal.get(name, 0.0) for name in self.layers)
 
     @property
     def uniform_removal(self) -> float:
-        """Largest fraction of `curve` at which the metric is within the tolerance; 0 if none is."""
+        """Largest fraction of noise in `curve` whose removal keeps the metric within the tolerance.
+
+        It is 0 if there is none.
+        """
         held = [
             fraction
             for fraction, metric in self.curve
@@ -108,7 +115,7 @@ class SearchReport:
         return kept / sum(entries.values())
 
     def summary(self) -> str:
-        """What was found, in one sentence."""
+        """What the search for removable noise found, in one sentence."""
         return (
             f"metric {_metric(self.metric)}, unfiltered {_metric(self.baseline)}, tolerance "
             f"{self.tolerance:.3g}: {len(self.removal)} of {len(self)} layers lose noise; over all "
@@ -138,7 +145,7 @@ class SearchReport:
         return rows
 
     def table(self) -> str:
-        """Plain text: one line per layer, the curve, then the summary."""
+        """Plain text: one line per layer, the metric by fraction of noise removed, a summary."""
         points = [(0.0, self.baseline), *self.curve]
         curve = [
             {"noise_removed_everywhere": tables.Share(fraction), "metric": _metric(metric)}
@@ -249,7 +256,7 @@ def _metric(value: float) -> str:
 
 
 def evaluations_of(entries: list[Mapping[str, Any]]) -> tuple[Evaluation, ...]:
-    """Evaluations from plain JSON values."""
+    """The `Evaluation` objects (measurements of the metric) that plain JSON values describe."""
     return tuple(
         Evaluation(
             {name: float(fraction) for name, fraction in entry["removal"].items()},

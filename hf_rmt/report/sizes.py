@@ -20,7 +20,7 @@ class Sizes:
     Args:
         file: Bytes of the saved weights (before, after the compression), without file headers.
         model_parameters: Number of parameters of the whole model before compression, embeddings,
-            heads and experts included.
+            task heads and experts included.
 
     Raises:
         ValueError: If a size is negative.
@@ -42,7 +42,7 @@ class Sizes:
             )
 
     def share(self, weights: int) -> float | None:
-        """The share of the whole model that `weights` entries make up; None if its size is unknown.
+        """The share of the whole model that `weights` entries make up; None if unknown.
 
         If several layers share a weight, the size of the model counts it only once. Then the
         quotient can exceed 1, so it is limited to 1.

@@ -1,4 +1,4 @@
-"""The report of an analysis: the spectrum of every layer, its fit and its verdict."""
+"""The report of an analysis: the spectrum (eigenvalues) of every layer, and a verdict on it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpectralReport:
-    """The spectra of a model's layers, in the order of the model.
+    """The spectra (eigenvalues of the weights) of a model's layers, in the order of the model.
 
     Args:
         layers: The spectra of the layers; `report[name]` returns that of one layer.
@@ -62,7 +62,7 @@ class SpectralReport:
         return self.table()
 
     def summary(self) -> str:
-        """One line: the number of layers with each verdict, and how much signal they hold."""
+        """One line: how many layers have which verdict on the spectrum, and the median signal."""
         if not self.layers:
             return "no layers"
         phases = Counter(str(layer.fit.phase) for layer in self.layers)
@@ -82,16 +82,16 @@ class SpectralReport:
         return f"{text}, Kolmogorov distance {median(distances):.3f}"
 
     def table(self) -> str:
-        """Plain text: one line per layer, what the verdicts mean, then the summary."""
+        """Plain text: one line per layer, what verdicts on spectra mean, then the summary."""
         rows = tables.aligned_table([layer.to_row() for layer in self.layers])
         return "\n\n".join(filter(None, [rows, self.explain(), self.summary()]))
 
     def explain(self) -> str:
-        """One sentence for each verdict in the table: what it means and what to do about it."""
+        """One sentence for each verdict on a spectrum: what the verdict means and what to do."""
         return verdicts.footnotes(layer.fit.phase for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: for each layer its row of the table and its whole fit."""
+        """Plain JSON values: for each layer the row of the table and the whole `SpectrumFit`."""
         return {
             "summary": self.summary(),
             "layers": [
@@ -155,8 +155,8 @@ class SpectralReport:
     def to_html(self, path: str | Path | None = None, *, title: str = "Spectral report") -> str:
         """One HTML page that needs no network and no other file.
 
-        It shows a figure of the layers over the depth of the model, and a table of the layers that
-        the reader can sort and filter. A click on a layer opens its spectrum.
+        The page shows a figure of the layers over the depth of the model, and a table of the layers
+        that the reader can sort and filter. A click on a layer opens the spectrum of its weight.
 
         Args:
             path: The file to write, with the ending `.html`; None writes no file.
@@ -172,7 +172,7 @@ class SpectralReport:
         )
 
     def plot_layer(self, name: str, *, square_root: bool = True, dark: bool = False) -> Figure:
-        """Draw one layer's spectrum with its law, edges and spikes; see `plots.spectrum_figure`.
+        """Draw one layer's spectrum with law, edges and spikes, as `plots.spectrum_figure` says.
 
         Args:
             name: Name of the layer.
@@ -195,10 +195,11 @@ class SpectralReport:
         return spectrum_figure(layer.fit, title=title, square_root=square_root, dark=dark)
 
     def plot_overview(self, *, dark: bool = False) -> Figure:
-        """Draw spikes, signal energy and Kolmogorov distance over the depth of the model.
+        """Draw number of spikes, signal energy and Kolmogorov distance over the depth of the model.
 
-        Each kind of layer has a line. The signal energy is the signal's share of the squared norm.
-        The Kolmogorov distance says how far the noise is from its law.
+        Each kind of layer has a line. A spike is an eigenvalue that stands out of the noise. The
+        signal energy is the signal's share of the squared norm. The Kolmogorov distance says how
+        far the noise is from its law, the density that theory predicts.
 
         Args:
             dark: Draw on a dark background.
@@ -236,7 +237,7 @@ class SpectralReport:
         square_root: bool = True,
         dark: bool = False,
     ) -> Figure:
-        """Draw the spectra of several layers side by side.
+        """Draw the spectra (eigenvalues of the weights) of several layers side by side.
 
         Args:
             names: Names of the layers to draw. None takes up to `max_layers` layers, spread evenly

@@ -150,12 +150,15 @@ def size_text(count: float) -> str:
 
 
 def counted(number: int, noun: str = "spike") -> str:
-    """A number with its noun, in the singular or the plural, such as `2 spikes`."""
+    """A number with a noun in the singular or the plural, such as `2 spikes`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def counted_signal(fit: SpectrumFit) -> str:
-    """The number of signal directions, called spikes or, with the verdict `no law`, directions."""
+    """The number of singular directions that are signal, with a noun, such as `2 spikes`.
+
+    With the verdict `no law` (no law of the noise was fitted), the noun is `directions`.
+    """
     return counted(fit.n_spikes, "direction" if fit.phase == Phase.LAWLESS else "spike")
 
 
@@ -165,7 +168,7 @@ def shape_text(shape: tuple[int, int]) -> str:
 
 
 def _filled(rows: Sequence[Row]) -> list[str]:
-    """The columns with a value in any row."""
+    """Names of the columns that have a value in at least one of the rows."""
     return [key for key in rows[0] if any(_known(row[key]) not in (None, "") for row in rows)]
 
 

@@ -1,4 +1,4 @@
-"""What each verdict on a spectrum means, and what to do about it."""
+"""What each verdict on the spectrum (eigenvalues) of a weight means, and what to do."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ WIDTH = 96
 
 
 def explanation(phase: str) -> str:
-    """One sentence: what a verdict means and what to do about it.
+    """One sentence: what a verdict on the spectrum of a weight means, and what to do.
 
     Args:
-        phase: The verdict, a `Phase` or its text.
+        phase: The verdict, a `Phase` or the text of one, such as `random`.
 
     Returns:
         The sentence.
@@ -61,20 +61,20 @@ def explanation(phase: str) -> str:
 
 
 def explanations(phases: Iterable[str]) -> dict[str, tuple[int, str]]:
-    """The verdicts that occur, the most frequent first, with their count and their sentence.
+    """The verdicts on spectra that occur, the most frequent first, with count and explanation.
 
     Args:
         phases: The verdict of every layer; an empty one is left out.
 
     Returns:
-        The number of layers with a verdict and its sentence, by verdict.
+        By verdict, the number of layers with this verdict and the sentence of `explanation`.
     """
     counts = Counter(str(phase) for phase in phases if phase)
     return {phase: (count, explanation(phase)) for phase, count in counts.most_common()}
 
 
 def footnotes(phases: Iterable[str]) -> str:
-    """Plain text: one paragraph for each verdict that occurs; empty if none does."""
+    """Plain text: one paragraph for each verdict on a spectrum that occurs, or an empty text."""
     entries = explanations(phases).items()
     paragraphs = [f"{phase} ({count}): {text}" for phase, (count, text) in entries]
     return "\n".join("\n  ".join(wrap(paragraph, WIDTH)) for paragraph in paragraphs)

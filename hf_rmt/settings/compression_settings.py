@@ -48,7 +48,7 @@ DEFAULT_METHOD = "pdb"
 
 
 def all_options() -> dict[str, Option]:
-    """Every option by name: first the options of the methods, then the common options."""
+    """Every option by name: first the options of single methods, then those of every method."""
     return method_options() | {option.name: option for option in COMMON_OPTIONS}
 
 
@@ -110,7 +110,7 @@ class CompressionSettings:
         }
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some values changed; all values are checked again."""
+        """A copy of the settings with some values changed; all values are checked again."""
         return type(self)(**{**self.to_dict(), **changes})
 
     def __eq__(self, other: object) -> bool:

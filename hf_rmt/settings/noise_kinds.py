@@ -1,4 +1,7 @@
-"""The names of the ways to store noise; `hf_rmt.nn.stores.noise_store` describes each of them."""
+"""The names of the ways to store noise, which is a weight minus its signal.
+
+`hf_rmt.nn.stores.noise_store.NoiseStore` describes each of them.
+"""
 
 NOISE_KINDS = ("drop", "ternary", "int4", "int8", "keep")
 PACKED_KINDS = ("ternary", "int4", "int8")

@@ -1,7 +1,7 @@
 """One option: its name, its default, its allowed values and its meaning.
 
-An option is declared once, beside the method that reads it. The settings use it to check values,
-the command line makes a flag of it, and the documentation quotes its help.
+An option is declared once, beside the method that reads the option. The settings check values with
+this declaration, the command line makes a flag of it, and the documentation quotes the help text.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""Mathematics of one weight matrix: noise laws, their fit to a spectrum, and the spikes.
+"""Mathematics of one weight matrix: how its eigenvalues are split into noise and signal.
 
 The model is as follows. The weight, or its transpose if it is wide, is a matrix X of shape N x p
-with N >= p, and c = p / N. It is X = N^{-1/2} Z Sigma^{1/2}, where Z has independent entries of
-mean 0 and variance 1. The eigenvalues of a weight are those of X'X: its squared singular values. A
-law is the distribution of the eigenvalues of noise. An edge is an end of the interval that they
+with N >= p, and c = p / N. In the model, X = N^{-1/2} Z Sigma^{1/2}, where Z has independent
+entries of mean 0 and variance 1, and Sigma is a p x p covariance matrix. The eigenvalues of a
+weight are those of X'X (X' is the transpose of X): its squared singular values. A law is the
+distribution of the eigenvalues of noise. An edge is an end of the interval that these eigenvalues
 fill.
 
 The eigenvalues of Sigma are the population variances. K of them are the spikes alpha_1..alpha_K,
 the signal. The others are the bulk, the noise. The bulk has one variance sigma^2 (unit bulk, the
 Marchenko-Pastur law); or a fraction t has variance sigma_1^2 and the rest has sigma_2^2 < sigma_1^2
-(double bulk, PDB); or it has a range of variances (power-law bulk). `review` decides from the
-entries of the weight whether the spikes can be trusted.
+(population double bulk, PDB); or it has a range of variances (power-law bulk). `review` decides
+from the entries of the weight whether the spikes can be trusted.
 
 This package uses only NumPy and SciPy, in float64. It does not use torch.
 """

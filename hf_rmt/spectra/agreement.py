@@ -1,4 +1,4 @@
-"""The distance between noise eigenvalues and a law."""
+"""The distance between noise eigenvalues and a law, which theory predicts for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def kolmogorov_distance(law: BulkLaw, noise: ArrayLike) -> float:
     F is the distribution of the law, and F_n is that of the n noise eigenvalues.
 
     Args:
-        law: The law of the noise.
+        law: The law of the noise, the distribution that theory predicts for its eigenvalues.
         noise: Noise eigenvalues in any order, shape (n,), n >= 1.
 
     Returns:

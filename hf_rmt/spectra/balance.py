@@ -1,8 +1,9 @@
 """Scales the rows and columns of a weight to equal mean square, so that a noise law can hold.
 
-A law assumes that all rows have the same variance. A weight W is written as W = diag(r) B diag(c)
-with a balanced matrix B, and the law is fitted to B. The signal of B, multiplied by the scales
-again, is the signal of W.
+A noise law is the distribution of eigenvalues that theory predicts for noise, if all rows have the
+same variance. A weight W is written as W = diag(r) B diag(c) with row scales r, column scales c and
+a balanced matrix B. The law is fitted to B. The signal of B, multiplied by the scales again, is the
+signal of W.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from hf_rmt.spectra.laws.spike_map import Array
 
 SWEEPS = 100
 EVEN = 1e-6
-"""A sweep scales all rows, then all columns. The sweeps end when the mean square of every row is
-that of the average row, up to this relative difference."""
+"""In `balance`, a sweep scales all rows, then all columns. The sweeps end when the mean square of
+every row is that of the average row, up to this relative difference."""
 
 
 def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
@@ -31,8 +32,8 @@ def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
 
     Returns:
         The balanced weight B, the row scales r of shape (out,), and the column scales c of shape
-        (in,). Up to rounding, W = r[:, None] * B * c. B has the mean square of W, and c has the
-        mean square 1 as long as no column is zero.
+        (in,). Up to rounding, the weight is W = r[:, None] * B * c. B has the mean square of W, and
+        c has the mean square 1 as long as no column is zero.
 
     Raises:
         ValueError: If the weight is no matrix, or holds nan or inf.
@@ -69,14 +70,17 @@ def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
 
 
 def _live(energies: Array) -> Array:
-    """The energies, with 1 in place of 0, so that one can divide by them."""
+    """Mean squares of rows or columns, with 1 in place of 0, so that one can divide by them."""
     return np.where(energies > 0, energies, 1.0)
 
 
 def _split(
     matrix: Array, rows: Array, columns: Array, mean_square: float
 ) -> tuple[Array, Array, Array]:
-    """The balanced weight and its scales, with mean squares as `balance` describes."""
+    """The result of `balance`: the balanced weight, its row scales and its column scales.
+
+    `rows` and `columns` hold the squares of the scales, up to factors that this function sets.
+    """
     common = columns.mean()
     row_scale, column_scale = np.sqrt(rows * common / mean_square), np.sqrt(columns / common)
     return matrix / row_scale[:, None] / column_scale, row_scale, column_scale

@@ -1,4 +1,7 @@
-"""Sorts and checks the eigenvalues of a weight, and says why a noise law cannot fit them."""
+"""Sorts and checks the eigenvalues of a weight, and says why they cannot be those of noise.
+
+A law is the distribution of eigenvalues that theory predicts for noise.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,29 @@ from numpy.typing import ArrayLike
 from hf_rmt.spectra.laws.spike_map import Array
 
 MIN_EIGENVALUES = 24
-"""With fewer eigenvalues no law is fitted."""
+"""With fewer eigenvalues, no law (a predicted distribution of noise eigenvalues) is fitted."""
 MAX_NULL_FRACTION = 0.1
-"""If a larger share of the eigenvalues is 0, the matrix has low rank, and no law is fitted."""
+"""If a larger share of the eigenvalues is 0, the matrix has low rank, and no law (a predicted
+distribution of noise eigenvalues) is fitted."""
 RELATIVE_ZERO = 1e-14
 """An eigenvalue counts as 0 if it is at most this times the largest eigenvalue times the number of
 eigenvalues."""
 MOST_NEGATIVE = 1e-3
 """Rounding may make an eigenvalue negative, by at most this share of the largest eigenvalue."""
 RANGE = (1e-303, 1e304)
-"""Allowed range of the largest eigenvalue. Beyond this range, edges, variances and sums of a law
-overflow or vanish in float64, because they grow like squares of the weight's entries. So the
-largest entry may lie within about 1e-152 to 1e151."""
+"""Allowed range of the largest eigenvalue. Beyond this range, sums and variances that are computed
+from the eigenvalues overflow or vanish in float64, because they grow like squares of the weight's
+entries. So the largest entry may lie within about 1e-152 to 1e151."""
 COINCIDENT = 1e-5
 """Two neighbouring eigenvalues count as equal if their relative difference is at most this. Noise
 eigenvalues are rarely so close: among 4,000 of them about one pair of neighbours in a thousand."""
 MAX_COINCIDENT = 0.5
-"""If a larger share of the neighbouring pairs is equal, no law is fitted: the matrix has too few
-distinct singular values."""
+"""If a larger share of the pairs of neighbouring eigenvalues is equal, no law (the distribution
+predicted for noise) is fitted: the matrix has too few distinct singular values."""
 NARROWEST = 0.5
-"""The relative variance of eigenvalues is Var / mean^2. For noise, theory says that it is at least
-c = p / N. Eigenvalues for which it is below this times c cannot be noise."""
+"""The relative variance of eigenvalues is Var / mean^2. For noise with N rows and p columns, theory
+says that this variance is at least c = p / N. If the variance is below NARROWEST times c, the
+eigenvalues cannot be noise."""
 
 
 def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
@@ -62,7 +67,10 @@ def sorted_eigenvalues(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Array:
 
 
 def why_degenerate(values: Array) -> str:
-    """The reason why no law can be fitted to descending eigenvalues; empty if a law can."""
+    """The reason why no noise law can be fitted to descending eigenvalues; empty if one can.
+
+    A noise law is the distribution of eigenvalues that theory predicts for noise.
+    """
     rank = live_count(values)
     if not np.all(np.isfinite(values)):
         return "the matrix holds nan or inf"
@@ -88,12 +96,13 @@ def live_count(values: Array) -> int:
 def why_lawless(values: Array, rows: int) -> str:
     """The reason why descending eigenvalues cannot come from noise; empty if they can.
 
-    The relative variance of eigenvalues is their variance divided by their squared mean. For noise
-    with population variances tau, theory gives c + Var(tau) / E(tau)^2 with c = p / N. This is at
-    least c, and spikes only increase it. Also, noise has hardly any equal eigenvalues.
+    The relative variance of eigenvalues is their variance divided by their squared mean. Let noise
+    have N rows and p columns, and let tau be the variance of a column, which may vary.
+    Then theory gives c + Var(tau) / E(tau)^2 with c = p / N, where E is the mean. This is at least
+    c, and a signal only increases it. Also, noise has hardly any equal eigenvalues.
 
     Args:
-        values: Eigenvalues, descending, not degenerate, shape (p,).
+        values: Eigenvalues, descending, for which `why_degenerate` is empty, shape (p,).
         rows: N, the longer side of the weight.
 
     Returns:

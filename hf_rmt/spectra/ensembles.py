@@ -24,15 +24,15 @@ def double_bulk_matrix(
 ) -> Array:
     """Random matrix X = N^{-1/2} Z Sigma^{1/2} with noise of two variances and K spikes.
 
-    Z has independent standard normal entries. Sigma is diagonal. It holds the K spikes, then
-    round(t (p - K)) times sigma_1^2, then sigma_2^2 for the rest. If the shape is wide, the
-    transpose of X is returned.
+    Z has independent standard normal entries. Sigma is diagonal. Its diagonal holds the K spikes
+    (the variances of the signal), then round(t (p - K)) times sigma_1^2, then sigma_2^2 for the
+    rest. If the shape is wide, the transpose of X is returned.
 
     Args:
         shape: Shape of the matrix; N is the larger side, p the smaller one.
         mixing: t, the fraction of the noise with variance sigma_1^2, in [0, 1].
         variances: (sigma_1^2, sigma_2^2), both positive.
-        spikes: Population spikes alpha, the variances of the signal; at most p of them.
+        spikes: The variances alpha of the signal (population spikes); at most p of them.
         seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
@@ -71,12 +71,12 @@ def double_bulk_matrix(
 def marchenko_pastur_matrix(
     shape: tuple[int, int], *, variance: float = 1.0, spikes: Sequence[float] = (), seed: Seed
 ) -> Array:
-    """Random matrix with noise of one variance (a unit bulk) and spikes.
+    """Random matrix with noise of one variance, and with spikes, the variances of a signal.
 
     Args:
         shape: Shape of the matrix.
         variance: sigma^2 > 0, the variance of the noise.
-        spikes: Population spikes alpha, as in `double_bulk_matrix`.
+        spikes: The variances of the signal, as in `double_bulk_matrix`.
         seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
@@ -91,12 +91,12 @@ def heavy_tailed_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) 
     """Random matrix with heavy-tailed entries: P(|entry| > x) falls like x^{-exponent}.
 
     The entries are independent Student-t numbers, divided by sqrt(N), where N is the longer side.
-    If the exponent is below 4, the largest eigenvalues lie beyond the edge of any bulk. Below 2
-    there is no bulk.
+    If the exponent is below 4, the largest eigenvalues lie beyond any bulk, the interval that most
+    eigenvalues fill. Below 2 there is no such interval.
 
     Args:
         shape: Shape of the matrix.
-        exponent: Degrees of freedom of the Student-t law, > 0.
+        exponent: Degrees of freedom of the Student-t distribution, > 0.
         seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
@@ -112,7 +112,7 @@ def heavy_tailed_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) 
 def power_law_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) -> Array:
     """Matrix with random singular vectors and the singular values k^{-exponent}, k = 1 .. p.
 
-    Here p is the shorter side. The eigenvalues form no bulk.
+    Here p is the shorter side. The eigenvalues do not fill an interval as those of noise do.
 
     Args:
         shape: Shape of the matrix.
@@ -155,7 +155,8 @@ def eigenvalues_of(weight: Array) -> Array:
         weight: A matrix of any shape.
 
     Returns:
-        The eigenvalues of X'X for the weight X. The smallest ones are precise too.
+        The eigenvalues of X'X for the weight X, where X' is the transpose. The smallest ones are
+        precise too.
     """
     return np.asarray(np.linalg.svd(weight, compute_uv=False) ** 2, float)
 

@@ -1,8 +1,9 @@
 """Finds what the spectrum of a weight hides: heavy tails, zeros and unequal rows.
 
-A noise law holds if the entries are independent and all rows have the same variance. The rows are
-the N rows of the tall weight, which is the weight or its transpose. If the entries break these
-rules, eigenvalues can lie outside of the bulk although there is no signal.
+A noise law, the distribution of eigenvalues that theory predicts for noise, holds if the entries
+are independent and all rows have the same variance. The rows are the N rows of the tall weight,
+which is the weight or its transpose. If the entries break these rules, eigenvalues can lie outside
+of the range that theory gives for noise, although there is no signal.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from hf_rmt.spectra.laws.spike_map import Array
 
 SPARSE = 0.5
-"""If at least this share of the entries is exactly 0, zeros are named as the cause of spikes."""
+"""If at least this share of the entries is exactly 0, zeros are named as the cause of spikes, the
+eigenvalues above those that theory predicts for noise."""
 HEAVY = 6.0
-"""If the kurtosis of the entries is at least this, heavy tails are named as the cause of spikes.
-The kurtosis of the Laplace law is 6."""
+"""If the kurtosis of the entries is at least this, heavy tails are named as the cause of spikes,
+the eigenvalues above those that theory predicts for noise. The kurtosis of the Laplace distribution
+is 6."""
 REPEATED = 0.02
-"""If a larger share of the rows is repeated or zero, the number of rows N is wrong for a law."""
+"""If a larger share of the N rows is repeated or zero, a spectrum that theory predicts for N rows
+of noise is wrong."""
 SAME_ROW = 1e-6
 """Two rows of norm 1 count as equal if their projections on two random directions, which are
 numbers of about 1, differ by at most this."""
@@ -33,12 +37,12 @@ class EntryDiagnostics:
 
     Attributes:
         rows: N, the number of rows.
-        kurtosis: Mean of x^4 over the entries x, with every row scaled to mean square 1. It is 3
-            for Gaussian entries and larger for heavy tails.
+        kurtosis: Mean of x^4 over the entries x, with every row scaled to mean square 1. This mean
+            is 3 for Gaussian entries and larger for heavy tails.
         zeros: Share of entries that are exactly 0.
         row_spread: How much the mean squares of the rows differ: their standard deviation divided
-            by their mean. What chance causes, a relative variance of 2 / p for Gaussian entries, is
-            subtracted.
+            by their mean. What chance causes, a relative variance of 2 / p for rows of p Gaussian
+            entries, is subtracted.
         repeated_rows: How many rows are zero or a multiple of an earlier row.
     """
 
@@ -50,12 +54,15 @@ class EntryDiagnostics:
 
     @property
     def repeats(self) -> bool:
-        """Whether so many rows repeat that the aspect ratio c = p / N of a law is wrong."""
+        """Whether so many rows repeat that a noise spectrum predicted for all rows is wrong."""
         return too_many_repeats(self.repeated_rows, self.rows)
 
     @property
     def cause(self) -> str:
-        """Why eigenvalues can lie outside of the bulk without a signal: the most likely cause."""
+        """The most likely cause of spikes without a signal.
+
+        Spikes are eigenvalues above those that theory predicts for noise.
+        """
         if self.repeats:
             return f"{self.repeated_rows} of {self.rows} rows repeat others or are zero"
         if self.zeros >= SPARSE:
@@ -66,12 +73,14 @@ class EntryDiagnostics:
 
     @property
     def heavy(self) -> bool:
-        """Whether `cause` is heavy tails, and not zeros, unequal rows or repeated rows."""
+        """Whether `cause` names heavy tails, and not zeros, unequal rows or repeated rows."""
         return not self.repeats and self.zeros < SPARSE and self.kurtosis >= HEAVY
 
 
 def entry_diagnostics(weight: ArrayLike) -> EntryDiagnostics:
     """Compute the statistics of a weight's entries that can explain spikes without signal.
+
+    Spikes are eigenvalues above those that theory predicts for noise.
 
     Args:
         weight: A finite matrix of any orientation that is not all zero.
@@ -179,5 +188,5 @@ def row_groups(tall: Array) -> NDArray[np.intp]:
 
 
 def too_many_repeats(repeated: int, rows: int) -> bool:
-    """Whether so many of the N rows repeat that the aspect ratio c = p / N of a law is wrong."""
+    """Whether so many rows repeat that a noise spectrum predicted for all rows is wrong."""
     return repeated > REPEATED * rows

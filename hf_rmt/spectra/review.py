@@ -1,15 +1,17 @@
-"""Checks after the fit whether the entries of a weight explain its spikes.
+"""Checks after the fit whether the entries of a weight explain its spikes (signal eigenvalues).
 
 The energy of a row is the sum of its squared entries. A spike is explained if pure noise whose rows
 have the same energies would have this spike too. A spike from heavy-tailed or sparse entries lies
 on few rows. A spike from unequal rows lies on the large rows. A signal is spread over all rows. So
 each spike is tested. The energy that the spike adds to each row is added to the energy of the
-noise. Noise with these row energies has an edge, and a spike below this edge is explained. The test
-changes only the verdict and not the signal, because it is always safe to keep a direction.
+noise. Noise with these row energies has an edge, the largest eigenvalue that theory predicts, and a
+spike below this edge is explained. The test changes only the verdict and not the signal, because it
+is always safe to keep a singular direction.
 
-Rows of zeros and repeated rows make the number of rows N of the law too large. A rotation can move
-the energy of repeated rows into one row and make the other rows zero. The rotation does not change
-X'X, and so not the spectrum. So the edge is computed from the row energies after this rotation.
+Rows of zeros and repeated rows make the number of rows N of a predicted spectrum too large. A
+rotation can move the energy of repeated rows into one row and make the other rows zero. The
+rotation does not change the eigenvalues. So the edge is computed from the row energies after this
+rotation.
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ from hf_rmt.spectra.row_profile import profile_edges
 from hf_rmt.spectra.split import Phase, SpectrumFit, without_law
 
 TOLERANCE = 1.1
-"""A spike counts as explained if it is at most this many times the edge of noise with the same row
-energies. The factor is more than 1 because edges fluctuate."""
+"""A spike (signal eigenvalue) counts as explained if it is at most this many times the edge, the
+largest eigenvalue that theory predicts, of noise with the same sum of squares in each row. The
+factor is more than 1 because the largest eigenvalue fluctuates."""
 LOCALISED = 4.0
-"""A unit vector u of N coordinates counts as localised (concentrated on few of them) if N sum u^4
+"""A unit vector u of N coordinates counts as `localised` (concentrated on few of them) if N sum u^4
 is more than this many standard deviations above 3. A Gaussian vector has the value 3."""
 MIXED = 0.3
 """If the logarithms of two eigenvalues differ by less than this, the eigenvectors may be mixtures
@@ -46,9 +49,10 @@ of each other."""
 EXPLAINED_SHARE = 0.5
 EXPLAINED_STRENGTH = 0.85
 """The verdict changes if two conditions hold. The entries explain more than EXPLAINED_SHARE of the
-spikes. They also explain at least EXPLAINED_STRENGTH of the sum of all spikes' heights above the
-edge. In noise with unusual entries, the entries explain nearly all of this sum. In a trained BERT
-and a ViT they explain 0 to 84 % of it, except in one of 108 layers."""
+spikes (signal eigenvalues). They also explain at least EXPLAINED_STRENGTH of the sum of all spikes'
+heights above the edge (the largest noise eigenvalue). In noise with unusual entries, the entries
+explain nearly all of this sum. In a trained BERT and a ViT they explain 0 to 84 % of this sum,
+except in one of 108 layers."""
 
 WEIGHTS = (RANGE[0] ** 0.5, RANGE[1] ** 0.5)
 
@@ -57,7 +61,9 @@ Vectors = Callable[[], ArrayLike]
 
 
 def fit_weight(weight: ArrayLike, fit: Callable[..., SpectrumFit] = fit_double_bulk) -> SpectrumFit:
-    """Fit a law to the spectrum of a weight, and check whether its entries explain the spikes.
+    """Fit a law to the spectrum of a weight, and check whether the entries explain the spikes.
+
+    A law is the predicted distribution of noise eigenvalues. The spikes are the signal eigenvalues.
 
     Args:
         weight: A matrix, tall or wide.
@@ -89,14 +95,14 @@ def fit_weight(weight: ArrayLike, fit: Callable[..., SpectrumFit] = fit_double_b
 
 
 def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit:
-    """Change the verdict of a fit if the entries of the weight explain its spikes.
+    """Change the verdict of a fit if the entries of the weight explain its spikes (the signal).
 
     Args:
         fit: The fit of the weight's spectrum.
         weight: The weight, tall or wide, finite.
-        vectors: A function without arguments. It returns the unit eigenvectors of X'X that belong
-            to the signal, in columns, in the order of descending eigenvalues, shape (p, K). It is
-            called only if the row energies alone do not decide.
+        vectors: A function without arguments, which returns the right singular vectors of the tall
+            weight for the K signal eigenvalues, in columns, in descending order of these, shape
+            (p, K). It is called only if the energies of the rows alone do not decide.
 
     Returns:
         The fit itself if its verdict stays. If the verdict changes, a copy with the same signal, a
@@ -114,18 +120,19 @@ def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit
 
 
 def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) -> Mask:
-    """Which spikes would also appear in pure noise whose rows have the same energies.
+    """Which spikes (signal eigenvalues) would also appear in pure noise with the same row energies.
 
-    Such a spike lies on few rows (see `localised`) and below the edge of this noise. In a square
-    weight, both the rows and the columns can be the rows of the law. So the rows and the columns
-    must both explain a spike. If too many rows (or columns) repeat, the aspect ratio c = p / N of
-    the law is wrong. Then it is enough that these rows (or columns) explain the spike, and the
-    spike need not be localised.
+    Such a spike lies on few rows (see `localised`) and below the edge, the largest eigenvalue of
+    this noise by theory. In a square weight, both the rows and the columns can be the rows of the
+    theory. So the rows and the columns must both explain a spike. If too many rows (or columns)
+    repeat, the aspect ratio c = p / N of the theory, columns divided by rows, is wrong. Then it is
+    enough that these rows (or columns) explain the spike, and the spike need not be localised.
 
     Args:
-        fit: A fit with a law.
+        fit: A fit with a law (a predicted distribution of noise eigenvalues).
         weight: The weight, tall or wide.
-        vectors: Unit eigenvectors of X'X that belong to the signal, in columns, shape (p, K).
+        vectors: The right singular vectors of the tall weight for the K signal eigenvalues, in
+            columns, shape (p, K).
 
     Returns:
         True for each spike that is explained, shape (K,).
@@ -174,12 +181,12 @@ def localised(squares: ArrayLike) -> Mask:
 
 @dataclass(frozen=True)
 class _Side:
-    """The rows or columns of a weight, after repeated ones are rotated into one (see the module).
+    """The rows or columns of a weight, where repeated ones are rotated into one (see the module).
 
     Attributes:
         groups: The number of the group of each row, see `row_groups`, shape (N,).
-        energies: Energies of the rows after the rotation, shape (N,).
-        repeats: Whether so many rows repeat that the aspect ratio c = p / N of the law is wrong.
+        energies: Sum of squared entries of each row after the rotation, shape (N,).
+        repeats: Whether so many rows repeat that a spectrum predicted for N rows is wrong.
     """
 
     groups: NDArray[np.intp]
@@ -188,7 +195,7 @@ class _Side:
 
     @classmethod
     def of(cls, rows: Array) -> _Side:
-        """Make a side from the rows of a matrix, shape (N, p), scaled by `_in_noise_units`."""
+        """Make a `_Side` from the rows of a matrix, shape (N, p), scaled by `_in_noise_units`."""
         groups = row_groups(rows)
         repeated = len(rows) - int(groups.max(initial=-1)) - 1
         energies = np.einsum("ij,ij->i", rows, rows).astype(float)
@@ -196,30 +203,31 @@ class _Side:
 
 
 def _rotated(energies: Array, groups: NDArray[np.intp]) -> Array:
-    """Energies of rows after repeated rows are rotated into one row; the others become zero."""
+    """Sums of squares of rows after each group of rows is rotated into one row; others are 0."""
     result = np.zeros_like(energies)
     np.add.at(result, groups, energies)  # rows of zeros, group -1, add nothing to the last one
     return result
 
 
 def _sides(tall: Array) -> list[Array]:
-    """The matrices whose rows may be those of the law: the weight and, if square, its transpose."""
+    """The tall weight `tall` and, if this weight is square, its transpose too."""
     return [tall, tall.T] if tall.shape[0] == tall.shape[1] else [tall]
 
 
 def _possible(fit: SpectrumFit, law: BulkLaw, side: _Side, signal: Array) -> Mask:
-    """Which spikes may be explained: those below the edge of noise with the full row energies.
+    """Which signal eigenvalues lie below the edge of noise with the full row energies.
 
-    The full row energies include those of the signal. So no edge in `explained_spikes` is larger,
-    and no spike above this edge can be explained. If the spikes below it are too few or too weak,
-    the eigenvectors need not be computed.
+    The edge is the largest eigenvalue of this noise by theory. The full row energies (sums of
+    squares) include those of the signal. So no edge in `explained_spikes` is larger, and no
+    eigenvalue above this edge can be explained. If the eigenvalues below this edge are too few or
+    too weak, the eigenvectors need not be computed.
     """
     edge = TOLERANCE * profile_edges(law, side.energies[None])[0] * _finite_size(fit, law)
     return np.asarray(signal <= edge)
 
 
 def _telling(fit: SpectrumFit, explained: Mask) -> bool:
-    """Whether the spikes that are explained are many and strong enough to change the verdict."""
+    """Whether the explained signal eigenvalues are many and strong enough to change the verdict."""
     edge = 0.0 if fit.noise_law is None else fit.noise_law.upper_edge
     excess = np.maximum(fit.eigenvalues[fit.is_signal] - edge, 0.0)
     enough = excess[explained].sum() >= EXPLAINED_STRENGTH * excess.sum()
@@ -229,10 +237,12 @@ def _telling(fit: SpectrumFit, explained: Mask) -> bool:
 def _below(fit: SpectrumFit, law: BulkLaw, side: _Side, images: Array) -> Mask:
     """Which localised spikes lie below the edge of noise to which their own energy is added.
 
-    `images` holds the energy that each spike adds to each row. The rest of the energy of a row is
-    noise; together with the energy of a spike it gives the edge for this spike. Eigenvectors of
-    nearly equal eigenvalues may be mixtures of each other, so their energies are added up. If the
-    rows repeat, spikes that are not localised count too. Their edge is that of the noise alone.
+    Spikes are signal eigenvalues. The edge is the largest noise eigenvalue by theory. `images`
+    holds the energy (sum of squares) that each spike adds to each row. The rest of the energy of a
+    row is noise. This rest and the energy of a spike together give the edge for this spike.
+    Eigenvectors of nearly equal eigenvalues may be mixtures of each other, so their energies are
+    added up. If the rows repeat, spikes that are not `localised` count too. Their edge is that of
+    the noise alone.
     """
     images = _rotated(images, side.groups)
     few = localised(images)
@@ -246,10 +256,10 @@ def _below(fit: SpectrumFit, law: BulkLaw, side: _Side, images: Array) -> Mask:
 
 
 def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
-    """Row energies, moved towards their mean so that differences due to chance are removed.
+    """Row energies (sums of squares), moved towards their mean to remove differences due to chance.
 
     By chance, the energy of a row of p entries with variances tau has the relative variance 2
-    E[tau^2] / (p E[tau]^2).
+    E[tau^2] / (p E[tau]^2), where E is the mean over tau.
     """
     mean = residual.mean()
     variance = float(np.var(residual)) / max(mean**2, np.finfo(float).tiny)
@@ -261,14 +271,14 @@ def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
 
 
 def _in_noise_units(fit: SpectrumFit, weight: ArrayLike) -> Array:
-    """The tall weight, scaled so that its noise has a mean row energy of 1."""
+    """The tall weight, scaled so that its noise has a mean sum of squares of 1 in a row."""
     tall = tall_matrix(weight)
     unit = np.sqrt(fit.noise.mean() * (len(fit.noise) / len(tall)))
     return tall / tall.dtype.type(unit)
 
 
 def _finite_size(fit: SpectrumFit, law: BulkLaw) -> float:
-    """The factor by which the edge of a finite matrix may exceed that of the law."""
+    """The factor by which chance may lift the largest noise eigenvalue above that of theory."""
     return max(fit.upper_edge / law.upper_edge, 1.0)
 
 
@@ -282,6 +292,6 @@ def _changed(fit: SpectrumFit, weight: ArrayLike, explained: Mask) -> SpectrumFi
 
 
 def _unusual(tall: Array) -> EntryDiagnostics:
-    """Statistics of the entries; for a square weight those of its more unusual side."""
+    """Statistics of the entries; for a square weight, of the more unusual of rows and columns."""
     found = [entry_diagnostics(side) for side in _sides(tall)]
     return max(found, key=lambda each: (each.repeats, each.heavy, each.row_spread))

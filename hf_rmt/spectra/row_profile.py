@@ -1,13 +1,14 @@
-"""The edge of noise whose rows have unequal variances: the separable covariance model.
+"""The edge (largest eigenvalue) of noise whose rows have unequal variances.
 
-In this model X_ij = sqrt(d_i tau_j / N) Z_ij, where Z has independent entries of variance 1. The
-column variances tau follow a fitted bulk law. The row energies d, with mean 1, are measured. For
-each z beyond the largest edge, two real numbers u and v solve
+In the separable covariance model, X_ij = sqrt(d_i tau_j / N) Z_ij, where X has N rows and p
+columns, and Z has independent entries of variance 1. The column variances tau are those of a fitted
+law of noise. The row energies d, with mean 1, are measured. For each z beyond the edge, two real
+numbers u and v solve
 
     z u = c E[tau / (1 - tau v)],    z v = E[d / (1 - d u)],
 
 where c = p / N and E is the mean over tau or d. So z is a function of u, and the edge is the least
-value of z. If all d are 1, this is the edge of the bulk law.
+value of z. If all d are 1, this is the edge of the fitted law.
 
 Source: Couillet & Hachem, Random Matrices: Theory Appl. 3 (2014), section 3.
 """
@@ -21,20 +22,24 @@ from hf_rmt.spectra.laws.law import BulkLaw
 from hf_rmt.spectra.laws.spike_map import Array
 
 GRID = 48
-"""Number of values of u. z(u) is flat near its minimum, so the edge is exact to about 0.5 %."""
+"""Number of values of u, as in the module's docstring. The function z(u) is flat near its minimum,
+so the edge is exact to about 0.5 %."""
 FINE_GRID = 480
 NEAREST_POLE = 1e-4
 """The values of u keep this distance from 0 and from 1 / max(d), where E[d / (1 - d u)] is
 infinite. The distance is given as a share of 1 / max(d). If a few rows are outliers, the minimum of
-z(u) is near 1 / max(d). If a few columns are large, it is near 0."""
+z(u) is near 1 / max(d). If a few columns are large, the minimum is near 0. Symbols are as in the
+module's docstring."""
 
 
 def profile_edges(law: BulkLaw, energies: Array) -> Array:
-    """The largest edge of noise for each of several sets of row energies.
+    """The edge of noise, its largest eigenvalue by theory, for several sets of row energies.
+
+    The energy of a row is the sum of its squared entries, up to a common factor.
 
     Args:
-        law: The law of the noise if all rows had one variance.
-        energies: Row energies d, nonnegative, mean near 1, shape (sets, N).
+        law: The law (distribution) of the noise eigenvalues if all rows had one variance.
+        energies: Energies of the N rows, nonnegative, mean near 1, shape (sets, N).
 
     Returns:
         The edges, shape (sets,).
@@ -57,7 +62,8 @@ def profile_edges(law: BulkLaw, energies: Array) -> Array:
 def _column_solution(law: BulkLaw, product: Array) -> Array:
     """The v between 0 and 1 / max(tau) that solves c v E[tau / (1 - tau v)] = product.
 
-    c is the aspect ratio of the law, and tau are its variances.
+    c is the aspect ratio of the law, columns divided by rows, tau are the noise variances of the
+    law, and E is the mean over tau.
     """
     peak = law.atoms[-1]
     fractions = 1 - np.geomspace(1 - 1e-9, 1e-9, FINE_GRID)

@@ -17,7 +17,8 @@ from hf_rmt.spectra.laws.law import BulkLaw
 from hf_rmt.spectra.laws.spike_map import Array, population_moment
 
 MAX_DISTANCE = 0.12
-"""If the Kolmogorov distance is larger than this, the bulk does not follow the fitted law."""
+"""If `kolmogorov_distance` is larger than this, the noise eigenvalues do not follow the law, the
+distribution that the fit predicts for them."""
 
 
 class Phase(StrEnum):
@@ -38,24 +39,24 @@ class SpectrumFit:
     Attributes:
         shape: (N, p), the longer and the shorter side of the weight.
         eigenvalues: Squared singular values, descending, shape (p,).
-        law: The law of the noise in the model of `hf_rmt.spectra`, with the variances of this model
-            and with c = (p - K) / N for K spikes. It is None if no law was fitted or none can hold,
-            as for a degenerate spectrum. `noise_law` is this law, corrected for the effect of K
-            spikes.
+        law: The law, the distribution that theory predicts for the noise eigenvalues, in the model
+            of `hf_rmt.spectra`, with the variances of this model and with c = (p - K) / N for K
+            spikes (signal eigenvalues). The law is None if none was fitted or none can hold, as for
+            a degenerate spectrum. `noise_law` is this law, corrected for the effect of K spikes.
         is_signal: Which eigenvalues are signal, shape (p,).
-        upper_edge: The limit above which an eigenvalue is a spike: the largest edge of `noise_law`
+        upper_edge: The limit above which an eigenvalue is a spike: the upper end of `noise_law`
             plus the distance that chance explains; nan without a law.
         residual: Root mean square of the residuals of the fit, each divided by its standard
-            deviation. It is about 0.8 if the law holds, for a weight of any size. A published fit
-            does not divide: its residuals are those of eigenvalues or, for the kernel estimator, of
-            densities.
+            deviation. The value is about 0.8 if the law holds, for a weight of any size. A
+            published fit does not divide: its residuals are those of eigenvalues or, for the kernel
+            estimator, of densities.
         distance: `kolmogorov_distance` between the law and the noise eigenvalues; nan without a
             law.
         converged: Whether the fit has settled: another round would find the same spikes.
-        phase: `random`: there are no spikes. `bulk+spikes`: there are spikes. `heavy-tailed`: the
-            law does not hold, or heavy-tailed entries explain the spikes. `uneven entries`: zeros,
-            unequal or repeated rows explain the spikes. `degenerate`: no law can be fitted. `no
-            law`: none was fitted, or none can hold.
+        phase: The verdict. `random`: there are no spikes. `bulk+spikes`: there are spikes.
+            `heavy-tailed`: the law does not hold, or heavy-tailed entries explain the spikes.
+            `uneven entries`: zeros, unequal or repeated rows explain the spikes. `degenerate`: no
+            law can be fitted. `no law`: none was fitted, or none can hold.
         reason: Why the law does not hold or was not fitted; empty if it holds.
         published: Whether the law is used as in its paper, without the correction of `noise_law`.
     """
@@ -76,10 +77,12 @@ class SpectrumFit:
     def noise_law(self) -> BulkLaw | None:
         """The law of the p - K noise eigenvalues, with N - K rows and variances (1 - K/N) tau.
 
-        A spike far above the bulk takes one direction of rows and one of columns away from the
-        noise. In the equation (SS) of `fits.estimation`, it adds 1 / (N s) to the right-hand side.
-        With K spikes, (SS) is the equation of a matrix with N - K rows and variances multiplied by
-        (1 - K/N). A published fit ignores this, and `law` itself is returned.
+        A law is the distribution that theory predicts for noise eigenvalues. The shape is (N, p), K
+        is the number of spikes (signal eigenvalues), and tau are the noise variances of `law`. A
+        spike far above the noise takes one direction of rows and one of columns away from the
+        noise. In the equation (SS) of `fits.estimation`, the spike adds 1 / (N s) to the right-hand
+        side. With K spikes, (SS) is the equation of a matrix with N - K rows and variances
+        multiplied by (1 - K/N). A published fit ignores this, and `law` itself is returned.
         """
         if self.published or self.law is None:
             return self.law
@@ -93,13 +96,13 @@ class SpectrumFit:
 
     @cached_property
     def spikes(self) -> Array:
-        """The sizes alpha that the spikes had before noise was added, descending, shape (K,).
+        """The sizes alpha that the K spikes had before noise was added, descending, shape (K,).
 
-        Noise makes the eigenvalue of a spike larger than alpha. Also, a weak spike is found only if
-        chance lifts its eigenvalue over the edge. Both effects are corrected, but in a published
-        fit only the first one. If there is no law, the eigenvalues themselves are returned. The
-        same holds for a signal eigenvalue inside the bulk, which is possible if the fit did not
-        converge.
+        Spikes are the eigenvalues of the signal. Noise makes the eigenvalue of a spike larger than
+        alpha. Also, a weak spike is found only if chance lifts its eigenvalue over `upper_edge`.
+        Both effects are corrected, but in a published fit only the first one. If there is no
+        `law` of the noise, the eigenvalues themselves are returned. The same holds for a signal
+        eigenvalue within the range of noise, which is possible if the fit did not converge.
         """
         law, sample = self.noise_law, self.eigenvalues[self.is_signal]
         if law is None:
@@ -132,9 +135,10 @@ class SpectrumFit:
         return self.eigenvalues[:rank][~self.is_signal[:rank]]
 
     def moment(self, order: int, *, bulk: bool = False) -> float:
-        """The mean of (eigenvalue to the power `order`) that the fit predicts; nan without a law.
+        """The mean of (eigenvalue to the power `order`) that the fit predicts; nan without `law`.
 
-        The mean is over noise and recovered spikes or, with bulk=True, over the noise alone.
+        The mean is over the noise and the recovered signal (see `spikes`) or, with bulk=True, over
+        the noise alone.
         """
         if self.law is None or self.noise_law is None:
             return float("nan")
@@ -165,7 +169,7 @@ class SpectrumFit:
                 rounding, they are `unit` times the present ones.
 
         Returns:
-            The same split, with law and edge in the new units.
+            The same split, with `law` and `upper_edge` in the new units.
         """
         law = None if self.law is None else self.law.rescaled(unit)
         return replace(self, eigenvalues=eigenvalues, law=law, upper_edge=unit * self.upper_edge)
@@ -179,14 +183,17 @@ def without_law(
     n_signal: int = 0,
     phase: Phase = Phase.DEGENERATE,
 ) -> SpectrumFit:
-    """A spectrum without a fitted law; its largest `n_signal` eigenvalues are the signal."""
+    """A `SpectrumFit` without a law of the noise; the largest `n_signal` eigenvalues are signal."""
     nan = float("nan")
     signal, oriented = np.arange(len(values)) < n_signal, (max(shape), min(shape))
     return SpectrumFit(oriented, values, None, signal, nan, nan, nan, False, phase, reason)
 
 
 def verdict(law: BulkLaw, noise: Array, has_signal: bool, reason: str = "") -> dict[str, Any]:
-    """The fields `distance`, `phase` and `reason` of a fit, from its law and its noise."""
+    """The fields `distance`, `phase` and `reason` of `SpectrumFit`, which judge a fitted law.
+
+    A law is the predicted distribution of noise eigenvalues; `noise` holds the measured ones.
+    """
     distance = kolmogorov_distance(law, noise)
     if not reason and distance > MAX_DISTANCE:
         reason = f"the bulk does not follow the law: Kolmogorov distance {distance:.2f}"

@@ -1,4 +1,4 @@
-"""Splits spectra without a law: the user sets how many directions are kept as signal."""
+"""Splits spectra without theory: the user sets how many singular directions count as signal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def truncate(
     energy: float | None = None,
     fraction: float | None = None,
 ) -> SpectrumFit:
-    """Count the largest directions as signal (truncated singular value decomposition).
+    """Count the largest singular directions of a weight as signal (truncated SVD).
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
@@ -30,8 +30,8 @@ def truncate(
             and at least 1.
 
     Returns:
-        A fit without a law. Its phase is `no law`, or `degenerate` if the matrix is zero or not
-        finite.
+        A fit without a law (a predicted distribution of noise eigenvalues). The verdict `phase` is
+        `no law`, or `degenerate` if the matrix is zero or not finite.
 
     Raises:
         TypeError: If the rank is no whole number, or energy or fraction is no number.
@@ -66,14 +66,14 @@ def truncate(
 
 
 def unsplit(eigenvalues: ArrayLike, shape: tuple[int, int]) -> SpectrumFit:
-    """A fit that counts no direction as signal, for methods that use the entries of a weight.
+    """A fit that counts no singular direction as signal, for methods that use a weight's entries.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
 
     Returns:
-        A fit without a law and without signal.
+        A fit without a law (a predicted distribution of noise eigenvalues) and without signal.
 
     Raises:
         ValueError: If the eigenvalues do not fit the shape.

@@ -1,8 +1,8 @@
-"""Decides whether steps are better than activations, on rows that the fit did not see.
+"""Decides whether step activations are better than activations, on rows that the fit did not see.
 
-A step is an activation with a few values. In the limit of large widths it keeps the kernel of a
-network: how similar the network finds two inputs. But a step may still harm a trained head of
-finite width. So the head is fitted with steps and without them, and the two fits are compared.
+A step activation takes a few values. In the limit of large widths it keeps the kernel of a network:
+how similar the network finds two inputs. But it may still harm a trained head (the last layers) of
+finite width. So the head is fitted with and without step activations, and both fits are compared.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ TOO_FEW = f"is kept: at least {FEW} samples are needed to compare a step with it
 
 @dataclass(frozen=True)
 class _Trial:
-    """One way to make a head ternary, with or without steps, and how good the result is.
+    """One way to make a head ternary, with or without step activations, and how good the result is.
+
+    The head is the last layers of a model. A step activation takes a few values.
 
     Attributes:
         decisions: The decisions on the hidden layers.
-        seen: Sums over all samples; the last layer can be fitted to them.
-        error: The error on every fourth sample, after a fit to the other samples; nan if there are
-            fewer than `FEW` samples.
+        seen: The `Regression` sums over all samples; the last layer can be fitted to them.
+        error: The error of the last layer's outputs on every fourth sample, after a fit to the
+            other samples; nan if there are fewer than `FEW` samples.
     """
 
     decisions: Decided
@@ -40,7 +42,7 @@ class _Trial:
 
 
 class _Snapshot:
-    """The modules and biases of a head as they are now, to restore them later."""
+    """The modules and biases of a head (last layers) as they are now, to restore them later."""
 
     def __init__(self, head: Head) -> None:
         self._model = head.model
@@ -52,7 +54,7 @@ class _Snapshot:
                 self._biases[name] = bias.detach().clone()
 
     def put_back(self) -> None:
-        """Put the modules back into the model and restore their biases."""
+        """Put the saved modules back into the model and restore their biases."""
         for name, part in self._parts.items():
             swap_module(self._model, name, part)
         for name, bias in self._biases.items():
@@ -60,13 +62,14 @@ class _Snapshot:
 
 
 def choose(head: Head, *, dry_run: bool = False) -> Decided:
-    """Fit a head with and without steps, and keep what predicts the dense model's outputs better.
+    """Fit a head with and without step activations; keep what predicts dense outputs better.
 
-    The steps of all layers are judged together.
+    The head is the last layers of a model, and its outputs in the dense model are the target. A
+    step activation takes a few values. Those of all layers are judged together.
 
     Args:
         head: The head; its layers are replaced in the model.
-        dry_run: Only plan. Both heads are still tried in the model; then the model is restored.
+        dry_run: Only plan. Both ways are still tried in the model; then the model is restored.
 
     Returns:
         The decisions on all layers, by name.
@@ -90,7 +93,10 @@ def choose(head: Head, *, dry_run: bool = False) -> Decided:
 
 
 def _better(head: Head, before: _Snapshot) -> _Trial:
-    """Try the head with and without steps, and leave the better one in the model."""
+    """Try the head, the last layers, with and without step activations.
+
+    The better one is left in the model.
+    """
     kept = _tried(head, "keep")
     if all(head.found[name].kept for name in head.hidden):
         return replace(kept, decisions=_reasoned(head, kept.decisions, ""))
@@ -124,14 +130,15 @@ def _tried(head: Head, activation: str) -> _Trial:
 
 
 def _reasoned(head: Head, decisions: Decided, words: str, others: Decided | None = None) -> Decided:
-    """The decisions on a head without steps, with the reason why each activation is kept.
+    """The decisions on a head without step activations, and why each activation is kept.
 
     Args:
         head: The head.
         decisions: The decisions on its hidden layers.
-        words: The reason for each activation that a step could replace.
-        others: The decisions on the same layers in the head with steps. If a layer got no step in
-            that head either, its plan is taken from there, because that plan says why.
+        words: The reason for each activation that a step activation could replace.
+        others: The decisions on the same layers in the head with step activations. If a layer got
+            no step activation in that head either, the layer's plan is taken from there, because
+            that plan says why.
     """
     reasoned = {}
     for name, (plan, fit) in decisions.items():
@@ -147,7 +154,7 @@ def _reasoned(head: Head, decisions: Decided, words: str, others: Decided | None
 
 
 def _stepped(decisions: Decided, words: str) -> Decided:
-    """The decisions, after `words` were added to the reason of each layer with a step."""
+    """The decisions, with `words` added to the reason of each layer that has a step activation."""
     return {
         name: (plan if plan.step is None else _noted(plan, words), fit)
         for name, (plan, fit) in decisions.items()

@@ -1,10 +1,10 @@
 """Chooses ternary weights so that a layer's outputs, not its weights, change least.
 
 A weight W is replaced by s T. The entries of T are -1, 0 and 1, and each row has a scale s. Let E
-be s T - W, and let C be the second moment of the inputs x, the mean of x x'. Then the mean squared
-error of the outputs is tr(E C E'). Each entry of T in turn is set to the best of -1, 0 and 1, while
-all other entries stay fixed. After that, each scale is fitted again. The two are repeated. Neither
-makes the error larger.
+be s T - W, and let C be the second moment of the inputs x, the mean of x x', where a prime means
+the transpose. Then the mean squared error of the outputs is tr(E C E'). Each entry of T in turn is
+set to the best of -1, 0 and 1, while all other entries stay fixed. After that, each scale is fitted
+again. Both stages are repeated. Neither makes the error larger.
 """
 
 from __future__ import annotations
@@ -13,22 +13,26 @@ import torch
 from torch import Tensor
 
 SWEEPS = 8
-"""The most passes over all entries. 12 more reduce the error of a 1536 x 384 weight by only 1e-3.
+"""The most passes of `descend` over all entries of a weight. 12 more passes reduce the error of a
+1536 x 384 weight by only 1e-3.
 """
 COLUMNS = 64
-"""Number of columns whose changes are collected and then applied in one matrix product."""
+"""Number of columns of a weight whose changes are collected and then applied in one matrix product.
+"""
 
 
 @torch.no_grad()
 def descend(signs: Tensor, scales: Tensor, target: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     """Reduce the error tr((s T - W) C (s T - W)') by coordinate descent over T and s.
 
+    It is the mean squared error of the outputs if s T replaces the weight W.
+
     Args:
         signs: The initial T, in {-1, 0, 1}, shape (out, in); not changed.
         scales: The initial s, > 0, shape (out,).
         target: The dense weight W, shape (out, in).
-        moment: C, the second moment of the inputs, positive definite, shape (in, in). The
-            computation has its dtype.
+        moment: C, the mean of x x' over the inputs x, positive definite, shape (in, in). The
+            computation has the dtype of C.
 
     Returns:
         T as int8, and s in the dtype of the scales. If a pass would set a whole row to zero, the
@@ -49,12 +53,14 @@ def descend(signs: Tensor, scales: Tensor, target: Tensor, moment: Tensor) -> tu
 def fitted_scales(ternary: Tensor, scales: Tensor, cross: Tensor, moment: Tensor) -> Tensor:
     """The least-squares scale s = t' b / (t' C t) of each row t of T; the old scale if s <= 0.
 
+    A prime means the transpose.
+
     Args:
-        ternary: T, shape (out, in).
+        ternary: T, the entries -1, 0 and 1 of a ternary weight, shape (out, in).
         scales: The old scales, shape (out,).
         cross: The mean of y x' over outputs y and inputs x, shape (out, in). For outputs y = W x it
-            is W C. Its rows are the vectors b.
-        moment: C, the second moment of the inputs, shape (in, in).
+            is W C. The rows of this matrix are the vectors b.
+        moment: C, the mean of x x' over the inputs x, shape (in, in).
     """
     energy = ((ternary @ moment) * ternary).sum(1).clamp_min(torch.finfo(moment.dtype).tiny)
     best = (ternary * cross).sum(1) / energy
@@ -62,7 +68,10 @@ def fitted_scales(ternary: Tensor, scales: Tensor, cross: Tensor, moment: Tensor
 
 
 def _sweep(ternary: Tensor, scales: Tensor, slope: Tensor, moment: Tensor) -> None:
-    """Make one pass over the entries of T, in place; `slope` is (s T - W) C before the pass."""
+    """Make one pass over the entries of T, in place; symbols as in `descend`.
+
+    `slope` is (s T - W) C before the pass.
+    """
     diagonal = moment.diagonal()
     for start in range(0, ternary.shape[1], COLUMNS):
         block = slice(start, min(start + COLUMNS, ternary.shape[1]))

@@ -1,6 +1,7 @@
-"""Makes a head ternary: first its hidden layers, then its last layer.
+"""Makes a head (the last layers of a model) ternary: first the hidden layers, then the last layer.
 
-The last layer is fitted to the outputs that it has in the dense model.
+Ternary weights are -1, 0 and 1, times a scale. The last layer is fitted to the outputs that it has
+in the dense model.
 """
 
 from __future__ import annotations
@@ -30,22 +31,24 @@ from hf_rmt.ternary.weight import check_varied, made, refit_weight, ternarize_we
 logger = logging.getLogger(__name__)
 
 FEW = 64
-"""With fewer samples the user is warned, and steps are not compared with activations."""
+"""With fewer calibration samples the user is warned, and step activations are not compared with
+activations."""
 REFITTED = "refitted to its outputs in the dense model"
 NO_READER = "after this layer is kept: no layer that reads the activation can be refitted"
 Decided = dict[str, tuple[LayerPlan, SpectrumFit | None]]
-"""Decisions by the name of the layer: its plan, and its fitted spectrum if it has one."""
+"""Decisions by the name of the layer: the plan of the layer, and the fit to its singular values, if
+there is one."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The layers of a head, and all that is needed to make them ternary.
+    """The layers of a head (last layers of a model), and all that is needed to make them ternary.
 
     Attributes:
         model: The model.
         names: Names of the linear layers, as `select_layers` returns them.
         settings: The user's settings.
-        found: The positions of the layers in the forward pass, by name.
+        found: The `Position`s of the layers in the forward pass, by name.
         last: Name of the layer that is fitted to `outputs`; None if there is none.
         batches: Calibration batches, each with keyword arguments of the model. Every process may
             have its own batches.
@@ -62,23 +65,25 @@ class Head:
 
     @property
     def hidden(self) -> list[str]:
-        """The names of all layers except the last."""
+        """The names of all layers of the head except the last."""
         return [name for name in self.names if name != self.last]
 
     def is_free(self, name: str) -> bool:
         """Whether the activation after a layer may be scaled and shifted.
 
-        This is allowed if a last layer with a bias reads the activation: its refit undoes it.
+        This is allowed if a last layer with a bias reads the activation: the refit of this layer
+        undoes the scale and the shift.
         """
         if self.last is None or self.found[name].reader != self.last:
             return False
         return self.model.get_submodule(self.last).bias is not None
 
     def hidden_done(self, activation: str, *, dry_run: bool = False) -> Decided:
-        """Make the hidden layers ternary, one after the other, with or without steps.
+        """Make the hidden layers ternary, one after the other, with or without step activations.
 
         Args:
-            activation: `matched` replaces activations by steps, `keep` keeps the activations.
+            activation: `matched` replaces activations by step activations, which take a few values;
+                `keep` keeps the activations.
             dry_run: Only plan; no layer is replaced.
         """
         decisions: Decided = {}
@@ -115,19 +120,20 @@ class Head:
         return stepped(self.model, name, place, result, arguments, free=self.is_free(name))
 
     def seen(self) -> tuple[Regression, Regression]:
-        """Sums over the last layer's present inputs and its outputs in the dense model.
+        """Sums over samples of the last layer's present inputs and its outputs in the dense model.
 
-        There are two: one for a fit and one that is held out, as `regression` returns them.
+        There are two `Regression`s: one for a fit, and one over samples that are held out. The
+        function `regression` computes them.
         """
         assert self.last is not None
         return regression(self.model, self.last, self.batches, self.outputs)
 
     def refit(self, weight: Tensor, seen: Regression, hidden: Decided) -> Decision:
-        """Fit the last layer and make it ternary, after the decisions on the hidden layers.
+        """Fit the last layer to its outputs in the dense model, and make it ternary.
 
         Args:
             weight: Weight of the last layer, shape (out, in).
-            seen: Sums over the samples to which the layer is fitted.
+            seen: `Regression` sums over the samples to which the layer is fitted.
             hidden: The decisions on the hidden layers.
         """
         assert self.last is not None
@@ -136,7 +142,10 @@ class Head:
         return refit_weight(self.last, weight, bias, self.settings, seen, gain=gain)
 
     def last_done(self, seen: Regression, hidden: Decided, *, dry_run: bool = False) -> Decided:
-        """Make the last layer ternary, and fit it to its outputs in the dense model."""
+        """Make the last layer ternary, and fit it to its outputs in the dense model.
+
+        `seen` holds the sums over samples for the fit, `hidden` the decisions on the other layers.
+        """
         assert self.last is not None
         if seen.count < FEW:
             logger.warning(
@@ -160,8 +169,8 @@ class Head:
         """The error of the last layer on held-out samples, if it is fitted to the other samples.
 
         Args:
-            fitted: Sums over the samples to fit to.
-            held: Sums over the samples that are held out of the fit.
+            fitted: `Regression` sums over the samples to fit to.
+            held: `Regression` sums over the samples that are held out of the fit.
             hidden: The decisions on the hidden layers, which are already in the model.
 
         Returns:
@@ -177,7 +186,10 @@ class Head:
         return held.error(weight if layer is None else layer.dense(), bias)
 
     def _gain(self, hidden: Decided) -> float:
-        """The factor by which a step scaled the last layer's inputs (`gain` of `Levels`), or 1."""
+        """The factor by which a step activation scaled the last layer's inputs, or 1.
+
+        It is the `gain` of `Levels`.
+        """
         for name, (plan, _) in hidden.items():
             if plan.step is not None and self.is_free(name):
                 return float(plan.step.get("gain", 1.0))
@@ -187,7 +199,8 @@ class Head:
 def last_of(found: Mapping[str, Position]) -> str | None:
     """Name of the layer to refit: the last layer after which no activation can be replaced.
 
-    The layer that is called last also counts if no other linear layer reads its activation.
+    The layer that is called last also counts if no other linear layer reads the activation after
+    it.
 
     Args:
         found: Positions of the layers in the forward pass, in the order of their calls.
@@ -203,5 +216,5 @@ def last_of(found: Mapping[str, Position]) -> str | None:
 
 
 def by_name(decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]]) -> Decided:
-    """The decisions, by the names of their layers."""
+    """The decisions (plan and fitted spectrum) as a dictionary, by the names of the layers."""
     return {plan.name: (plan, fit) for plan, fit in decisions}

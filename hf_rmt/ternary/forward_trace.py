@@ -1,4 +1,4 @@
-"""Finds the activation after each linear (linear layer) in a forward pass, and the norm before."""
+"""Finds, in a forward pass, the activation after each linear layer and the LayerNorm before it."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ OUTPUT = "output"
 
 @dataclass(frozen=True)
 class Position:
-    """The position of a linear in a forward pass.
+    """What stands before and after a linear layer, called the linear, in a forward pass.
 
     Attributes:
         activation: Name of the activation module that only this linear feeds; empty if there is
-            none. Both lie in the same parent module, and the name is relative to it.
+            none. Both lie in the same parent module, and the name is relative to this module.
         norm: Full name of the LayerNorm whose output the linear reads; empty if there is none.
         kept: Why there is no activation to replace; empty if there is one.
         function: The activation that alone reads the linear's output, if `activation` is empty;
@@ -56,7 +56,10 @@ class Position:
 
 @dataclass
 class _Reading:
-    """A call that read a tensor: its name, and for an activation its function and its result."""
+    """A call that read a tensor: the name of what was called.
+
+    For an activation, also the function that it applies, and the tensor that came out.
+    """
 
     name: str
     function: Function | None = None
@@ -97,7 +100,7 @@ class _Trace(TorchFunctionMode):
         self._depth, self._checking = 0, False
 
     def run(self, batch: Batch) -> None:
-        """Run the model on a batch."""
+        """Run the model on a batch, and note which calls read which tensors."""
         heard = [*self.linears, *self.norms, *self.activations]
         with ExitStack() as stack:
             for name in heard:
@@ -177,7 +180,9 @@ class _Trace(TorchFunctionMode):
 
 
 def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Position]:
-    """The positions of linears in a forward pass on one batch.
+    """The `Position`s of linear layers in a forward pass on one batch.
+
+    A position says which activation and which LayerNorm a layer is connected to.
 
     Args:
         model: The model; it is not changed.
@@ -185,7 +190,7 @@ def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dic
         batch: Keyword arguments of the model.
 
     Returns:
-        The positions by name, in the order of the last calls; linears without a call come first.
+        The positions by name, in the order of the last calls; layers without a call come first.
     """
     trace = _Trace(model, names)
     trace.run(batch)
@@ -195,7 +200,9 @@ def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dic
 
 
 def positions_without_data(model: nn.Module, names: Sequence[str]) -> dict[str, Position]:
-    """The positions of linears in a forward pass on dummy inputs.
+    """The `Position`s of linear layers in a forward pass on dummy inputs.
+
+    A position says which activation and which LayerNorm a layer is connected to.
 
     Raises:
         ValueError: If no dummy inputs are known for the model, or it does not run on them.
@@ -248,7 +255,7 @@ def _position(trace: _Trace, name: str) -> Position:
 
 
 def _module_beside(trace: _Trace, name: str) -> str:
-    """The name of the activation module that only this linear feeds, as in `Position`; or ""."""
+    """Name of the activation module that only this linear layer feeds, as in `Position`; or ""."""
     given = [reading.name for value in trace.made[name] for reading in value.readings]
     fed = [reader for reader in given if reader in trace.activations]
     if not fed:
@@ -259,7 +266,7 @@ def _module_beside(trace: _Trace, name: str) -> str:
 
 
 def _reader(trace: _Trace, readings: Sequence[_Reading]) -> str:
-    """Name of the linear that alone reads an activation at every call; empty if there is none."""
+    """Name of the linear layer that alone reads an activation at every call; or ""."""
     found = {
         tuple(after.name for after in reading.made.readings) if reading.made else ()
         for reading in readings

@@ -1,9 +1,10 @@
-"""Makes a head ternary: ternary weights, steps in place of activations, and a refitted last layer.
+"""Makes a head (the last layers of a model) ternary, and refits its last layer.
 
-In the theory the inputs of an activation have the distribution N(0, tau^2). Here tau is measured.
-Let W be the weight of the layer before the activation, and C the covariance of this layer's inputs.
-Then tau^2 is the mean of the diagonal of W C W', plus the variance of the neurons' means. Biases
-are shifted so that these means stay the same.
+Weights become -1, 0 and 1, times a scale, and step activations (with a few values) take the place
+of activations. In the theory the inputs of an activation have the distribution N(0, tau^2). Here
+tau is measured. Let W be the weight of the layer before the activation, and C the covariance of
+this layer's inputs. Then tau^2 is the mean of the diagonal of W C W', plus the variance of the
+neurons' means. Biases are shifted so that these means stay the same.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def compress_head(
     *,
     dry_run: bool = False,
 ) -> CompressionReport:
-    """Make layers of a model ternary in place, turn activations into steps, refit the last layer.
+    """Make layers of a model ternary in place, and refit the last of these layers.
+
+    Ternary weights are -1, 0 and 1, times a scale. Activations between the layers become step
+    activations, which take a few values.
 
     Args:
         model: Any module with its weights in memory, the same on every process.
@@ -50,15 +54,16 @@ def compress_head(
         batches: Calibration batches, each with keyword arguments of the model. Every process may
             have its own batches. The last layer is fitted to its outputs in the dense model. It is
             not fitted to labels: those of a few hundred sentences contain less information.
-        dry_run: Only plan. With `activation="auto"` both heads are still tried in the model; then
-            the model is restored.
+        dry_run: Only plan. With `activation="auto"` the layers are still tried in the model, with
+            and without step activations; then the model is restored.
 
     Returns:
         The plan. Its reasons say whether activations were replaced.
 
     Raises:
-        ValueError: If matched steps or random weights need data that are missing; if no step
-            matches; if all samples are equal; or if the sparsity is too high.
+        ValueError: If `activation="matched"` or `weights="random"` needs data that are missing; if
+            no step activation has the moments of an activation; if all samples are equal; or if the
+            sparsity is too high.
         RuntimeError: On every process, if one of them failed.
     """
     _check_sparsity(model, names, settings)
@@ -72,7 +77,7 @@ def compress_head(
 
 
 def _check_sparsity(model: Any, names: Sequence[str], settings: CompressionSettings) -> None:
-    """Refuse a sparsity that would leave rows of zeros."""
+    """Refuse a sparsity (share of zeros in a row) that would leave rows of zeros only."""
     for name in names:
         width = model.get_submodule(name).in_features
         if round((1 - (settings.sparsity or 0.0)) * width) < 1:

@@ -1,4 +1,4 @@
-"""Fits a layer to outputs by least squares, and measures its error, from sums over samples."""
+"""Fits a layer to outputs by least squares, and measures the error, from sums over samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ VARIED = 1e-11
 class Regression:
     """Sums over samples of a layer's inputs x and outputs y; a least-squares fit needs no more.
 
-    The sums are in float64, because a bias may be much larger than the spread of the outputs.
+    A prime means the transpose. The sums are in float64, because a bias may be much larger than the
+    spread of the outputs.
 
     Attributes:
         count: Number of samples, shape ().
@@ -43,19 +44,21 @@ class Regression:
     energies: Tensor
 
     def __add__(self, other: Regression) -> Regression:
-        """The sums over the samples of both operands together."""
+        """The sums over the samples of both `Regression`s together."""
         return Regression(*(a + b for a, b in zip(_sums(self), _sums(other), strict=True)))
 
     def error(self, weight: Tensor, bias: Tensor | None) -> float:
         """The squared error of W x + b as a prediction of y, divided by the variance of y.
+
+        A layer has the inputs x and the outputs y.
 
         Args:
             weight: W, shape (out, in).
             bias: b, shape (out,); None for 0.
 
         Returns:
-            The quotient of the two, each summed over the outputs. It is 1 if W x + b predicts as
-            well as the mean of y does. If y does not vary, it is the mean squared error itself.
+            The quotient of error and variance, each summed over the outputs. It is 1 if W x + b
+            predicts as well as the mean of y does. If y does not vary, the mean squared error.
         """
         count, x, y, squares, products, energies = (each.double() for each in _sums(self))
         w = weight.to(squares)
@@ -67,15 +70,15 @@ class Regression:
         return float(left.clamp(min=0) / (spread if varied else count))
 
     def solve(self, prior: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Fit a weight W by ridge regression, which draws W to a given weight W_0.
+        """Fit a weight W by ridge regression of outputs y on inputs x, which draws W to W_0.
 
         The solution is W' = (C + r I)^{-1} (B + r W_0') with r = RIDGE tr(C) / in. A prime means
-        the transpose. C is the second moment of x, and B is the mean of x y'. With a bias, C and B
-        are covariances.
+        the transpose. C is the mean of x x', and B is the mean of x y'. With a bias, C and B are
+        covariances.
 
         Args:
-            prior: W_0, shape (out, in). W stays near W_0 in directions about which the samples say
-                little.
+            prior: The given weight W_0, shape (out, in). W stays near W_0 for inputs about which
+                the samples say little.
             bias: Whether the layer has a bias.
 
         Returns:

@@ -1,7 +1,7 @@
 """The method `ntk`: it makes the head of a model ternary.
 
 The head is the layers after the repeated blocks. A ternary weight holds only -1, 0 and 1, times a
-scale. A step is an activation with few values.
+scale. Activations of the head may become steps, step activations with few values.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ ACTIVATION = Option(
 
 
 class TernaryHead(Method):
-    """Makes the linear layers of a model's head ternary, and turns activations into steps."""
+    """Makes the linear layers of a model's head ternary, with weights of -1, 0 and 1 times a scale.
+
+    The head is the layers after the repeated blocks. Activations between these layers may become
+    step activations, which take a few values.
+    """
 
     name = "ntk"
     help = (
@@ -90,7 +94,10 @@ class TernaryHead(Method):
         return "no linear layer comes after its blocks"
 
     def why_data(self, settings: CompressionSettings) -> str:
-        """Why the settings need data, or "". Matched steps and random weights need data."""
+        """Why the settings need calibration data, or "".
+
+        `activation="matched"` and `weights="random"` need data.
+        """
         if settings.activation != "matched" and settings.weights == "trained":
             return ""
         return (
@@ -101,7 +108,7 @@ class TernaryHead(Method):
         )
 
     def why_no_filter(self) -> str:
-        """Why `RMTCallback` cannot be used: it filters spectra, and this method has none."""
+        """Why `RMTCallback` cannot be used: it filters singular values; this method has none."""
         return (
             f"RMTCallback filters spectra, but method={self.name!r} uses no spectra; call "
             "hf_rmt.compress(model, config, calibration=batches), and train the result with "
@@ -124,7 +131,7 @@ class TernaryHead(Method):
         size: float | None = None,
         dry_run: bool = False,
     ) -> CompressionReport:
-        """Compress the layers one after the other, and refit the last one if there are data."""
+        """Make the layers ternary one after the other; with data, refit the last layer."""
         from hf_rmt.ternary.head import compress_head
 
         if size is not None:

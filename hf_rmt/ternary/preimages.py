@@ -1,7 +1,7 @@
 """Finds inputs at which a function has wanted outputs.
 
-A step activation has a few values only. If its values are these inputs, the step can stand in front
-of the function: together they return the wanted outputs.
+A step activation has a few values only. If these values are the inputs that were found, the step
+activation can stand in front of the function: together they return the wanted outputs.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from hf_rmt.kernels.activations import Array
 from hf_rmt.ternary.functions import Function
 
 POINTS = 4097
-"""Number of points at which the function is computed; they are closer together near 0."""
+"""Number of inputs at which `_pieces` computes the function; they are closer together near 0."""
 REACH = 30.0
-"""Inputs are searched up to this size; if the largest wanted value is above 1, it multiplies it."""
+"""Inputs with wanted outputs are searched up to this size. If the largest wanted output is above 1,
+the size is multiplied by that output."""
 FLAT = 0.01
-"""The function counts as flat where its slope is below this part of the largest slope."""
+"""A function counts as flat where the slope is below this part of the function's largest slope."""
 HALVINGS = 60
 MARGIN = 0.1
-"""If the wanted values must be moved, they keep this distance from the ends of the function's
-range, as a part of the span of the values."""
+"""If the wanted outputs of a function must be moved into its range, they keep this distance from
+the ends of the range, as a part of the span of the outputs."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The values of a step that stands before a function f, so that f returns wanted values.
+    """The values of a step activation before a function f, so that f returns wanted values.
 
     For a wanted value h, f returns gain h + shift, with the same gain and shift for all values.
 
     Attributes:
-        heights: The values of the step, which are the inputs of f.
+        heights: The values of the step activation, which are the inputs of f.
         values: The outputs of f at these inputs.
         slopes: The derivatives of f at these inputs.
         gain: 1, or less if the wanted values are further apart than the outputs of f can be.
@@ -55,11 +56,13 @@ def levels_before(function: Function, wanted: Sequence[float], *, free: bool) ->
     Args:
         function: The function.
         wanted: The wanted values, at least one.
-        free: Whether gain h + shift may replace a wanted value h. This is harmless before a layer
-            that is refitted with a bias. The gain is below 1 only if the values lie too far apart.
+        free: Whether gain h + shift may replace each wanted value h, with one gain and one shift
+            for all. This is harmless before a layer that is refitted with a bias. The gain is below
+            1 only if the values lie too far apart.
 
     Returns:
-        The levels; None if no interval in which the function has a slope gives all these values.
+        The inputs and the values there, as `Levels`. None if no interval in which the function has
+        a slope gives all these values.
 
     Examples:
         >>> from torch.nn import functional
@@ -104,7 +107,10 @@ def _pieces(function: Function, reach: float) -> Iterator[tuple[Array, Array]]:
 
 
 def _levels(function: Function, x: Array, y: Array, values: Array, **told: Any) -> Levels:
-    """The levels in one monotone interval of the function, found by bisection between points."""
+    """The inputs at which a function has the wanted values, in one interval where it is monotone.
+
+    x and y are points of this interval and the values there. Bisection finds the inputs.
+    """
     if y[0] > y[-1]:
         x, y = x[::-1], y[::-1]
     after = np.clip(np.searchsorted(y, values), 1, len(y) - 1)

@@ -15,7 +15,8 @@ from hf_rmt.compression.execution.parallel import sum_over_processes
 from hf_rmt.ternary.least_squares import Regression
 
 HELD_OUT = 4
-"""One in this many samples is held out of the fit that decides whether steps are used."""
+"""One in this many samples is held out of the fit that decides whether step activations are
+used."""
 
 
 def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[list[Tensor]]:
@@ -33,7 +34,9 @@ def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[li
 def regression(
     model: Any, last: str, batches: Iterable[Batch], outputs: Sequence[Sequence[Tensor]]
 ) -> tuple[Regression, Regression]:
-    """Sums over a layer's present inputs and its earlier outputs; padding is left out.
+    """Sums over samples of a layer's present inputs and its earlier outputs, as a `Regression`.
+
+    Padding is left out.
 
     Args:
         model: The model; it is not changed.
@@ -103,7 +106,10 @@ def _add(
     target: Tensor,
     mask: Tensor | None,
 ) -> None:
-    """Add the samples that are held out to the second sums, and the other samples to the first."""
+    """Add a batch to the sums of `regression`, with a layer's inputs `entry` and outputs `target`.
+
+    Samples that are held out are added to the second of `parts`, and the others to the first.
+    """
     masked = mask is not None and mask.shape == entry.shape[:-1]
     for sums, chosen in zip(parts, (~held, held), strict=True):
         kept = chosen

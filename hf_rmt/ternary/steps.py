@@ -1,7 +1,7 @@
-"""Makes the steps that replace the activations of a head.
+"""Makes the step activations that replace the activations of a head (the last layers of a model).
 
-A step is an activation with few values. It has the same `GaussianMoments` as the activation at the
-scale tau, the standard deviation of the activation's inputs.
+A step activation takes few values. It has the m1, m2 and (if m2 is not 0) m3 of `GaussianMoments`
+that the activation has at the scale tau, the standard deviation of the activation's inputs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Arguments:
     """The inputs of an activation: their mean and variance over samples and neurons.
 
     Attributes:
-        mean: Their mean, the same in the dense and in the ternary model.
-        variance: Their variance in the dense model.
-        ternary_variance: Their variance in the ternary model.
+        mean: The mean of the inputs, the same in the dense and in the ternary model.
+        variance: The variance of the inputs in the dense model.
+        ternary_variance: The variance of the inputs in the ternary model.
     """
 
     mean: float
@@ -46,7 +46,9 @@ def stepped(
     *,
     free: bool = False,
 ) -> Decision:
-    """Add the step that replaces a layer's activation to the decision on this layer.
+    """Add the step activation that replaces a layer's activation to the decision on this layer.
+
+    A step activation takes a few values.
 
     Args:
         model: The model.
@@ -57,11 +59,11 @@ def stepped(
         free: Whether the layer that reads the activation is refitted with a bias.
 
     Returns:
-        The new decision. It has no step if the activation is a function that cannot return the
-        values of the step.
+        The new decision. It has no step activation if the activation is a function that cannot
+        return the values of the step activation.
 
     Raises:
-        NoMatchError: If no step with the moments of the activation is found.
+        NoMatchError: If no step activation with the Gaussian moments of the activation is found.
     """
     function = activation_of(model, name, place)
     tau, step_tau = arguments.variance**0.5, arguments.ternary_variance**0.5
@@ -123,13 +125,13 @@ def measured_arguments(
 def arguments_from_norm(model: Any, name: str, place: Position, layer: TernaryLinear) -> Arguments:
     """Mean and variances of an activation's inputs, computed from a LayerNorm and not from data.
 
-    The layer before the activation must read a LayerNorm with one gain for all entries and no
-    offset. Then the norm's outputs x lie on a sphere, |x|^2 = gain^2 in_features. The rows w of the
-    layer's weight do not depend on x. So the variance is the mean of gain^2 |w|^2 over the rows,
-    plus the variance of the biases.
+    The layer before the activation must read a LayerNorm with one gain (`weight`) for all entries
+    and no offset (`bias`). Then the outputs x of this LayerNorm lie on a sphere,
+    |x|^2 = gain^2 in_features. The rows w of the layer's weight do not depend on x. So the variance
+    is the mean of gain^2 |w|^2 over the rows, plus the variance of the biases.
 
     Raises:
-        ValueError: If the layer reads no such norm.
+        ValueError: If the layer reads no such LayerNorm.
     """
     linear, norm = model.get_submodule(name), model.get_submodule(place.norm or name)
     gain, offset = getattr(norm, "weight", None), getattr(norm, "bias", None)

@@ -1,9 +1,10 @@
-"""Replaces dense weights by ternary ones, and finds the steps that match activations.
+"""Replaces dense weights by ternary ones, and finds step activations that match activations.
 
-Take a wide network with independent random ternary weights, of mean 0 and variance 1 up to a scale.
-Let its activations have the same Gaussian moments (means over normally distributed inputs) as those
-of a dense network. Then both networks have the same kernel (how similar a network finds two
-inputs), up to a multiple of the identity matrix.
+A ternary weight holds -1, 0 and 1, times a scale. A step activation takes a few values. Take a wide
+network with independent random ternary weights, of mean 0 and variance 1 up to a scale. Let its
+activations have the same Gaussian moments (means over normally distributed inputs) as those of a
+dense network. Then both networks have the same kernel (how similar a network finds two inputs), up
+to a multiple of the identity matrix.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from hf_rmt.ternary.coordinate_descent import descend, fitted_scales
 from hf_rmt.ternary.least_squares import RIDGE, Regression
 
 RANDOM_SPARSITY = 1 / 3
-"""Share of zeros in random weights if no sparsity is set: the three values are equally frequent."""
+"""Share of zeros in random weights if no sparsity is set: -1, 0 and 1 are equally frequent."""
 UNVARIED = "not refitted: its inputs are the same in all samples"
 ODD = 1e-9
-"""An activation counts as odd if its |m2| tau^2 / tau_out is below this; see `GaussianMoments`."""
+"""An activation f counts as odd, f(-x) = -f(x), if its |m2| tau^2 / tau_out is below this; the
+symbols are those of `GaussianMoments`."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ def ternarize_weight(
         settings: The user's settings; `sparsity` and `seed` are read.
         random: Draw T at random instead of rounding the weight. s T then has about the norm of the
             weight.
-        moment: Second moment of the inputs, shape (in, in). With it, s T approximates the outputs
-            of the layer instead of the weight. None if it was not measured.
+        moment: Second moment of the inputs x, the mean of x x', shape (in, in). If it is given, s T
+            approximates the outputs of the layer instead of the weight. None if not measured.
 
     Returns:
         The decision with the ternary layer. A weight with nan or inf, or of zeros only, stays
@@ -98,15 +100,17 @@ def refit_weight(
     """Fit a last layer to its outputs in the dense model by ridge regression, and make it ternary.
 
     The ridge is a penalty on the distance from the dense weight. If the layers before are random,
-    it is a penalty on the distance from 0. The scales and the bias are fitted last.
+    it is a penalty on the distance from 0. A ternary weight holds -1, 0 and 1, times a scale in
+    each row. The scales and the bias are fitted last.
 
     Args:
         name: Full name of the module.
         weight: The dense weight, shape (out, in).
         bias: Bias of the dense layer, shape (out,) or None.
         settings: The user's settings; `sparsity` and `weights` are read.
-        seen: Sums over the layer's inputs in the compressed model and its outputs in the dense one.
-        gain: The factor by which a step before the layer scaled the layer's inputs.
+        seen: Sums over samples of the layer's inputs in the compressed model and its outputs in the
+            dense one.
+        gain: The factor by which a step activation before the layer scaled the layer's inputs.
 
     Returns:
         The decision with the ternary layer and the shift of its bias.
@@ -132,10 +136,11 @@ def refit_weight(
 def matched_step(
     function: Callable[[Any], Any], *, mean: float, tau: float, step_tau: float
 ) -> dict[str, list[float]]:
-    """The one-level step (two values) that matches an activation with inputs of N(mean, tau^2).
+    """The step activation with two values that matches an activation with inputs of N(mean, tau^2).
 
-    The step has the mean output of the activation. An odd activation, f(-x) = -f(x), is matched
-    around 0, where one threshold is enough. Other activations are matched around `mean`.
+    To match means to have the same m1, m2 and, if m2 is not 0, m3 of `GaussianMoments`. The step
+    also has the mean output of the activation. An odd activation, f(-x) = -f(x), is matched around
+    0, where one threshold is enough. Other activations are matched around `mean`.
 
     Args:
         function: The activation, on float64 arrays.
@@ -147,7 +152,7 @@ def matched_step(
         `thresholds` and `heights`, as `StepActivation` takes them.
 
     Raises:
-        NoMatchError: If no step with the Gaussian moments of the activation is found.
+        NoMatchError: If no step activation with the Gaussian moments of the activation is found.
 
     Examples:
         >>> import numpy as np
@@ -174,7 +179,7 @@ def check_varied(name: str, moment: Tensor) -> None:
         moment: Covariance, or second moment, of the layer's inputs, shape (in, in).
 
     Raises:
-        ValueError: If the moment is zero.
+        ValueError: If this matrix is zero.
     """
     if not moment.any():
         raise ValueError(
@@ -215,7 +220,11 @@ def _bits(layer: TernaryLinear) -> int:
 def _approximate(
     layer: TernaryLinear, weight: Tensor, settings: CompressionSettings, moment: Tensor
 ) -> None:
-    """Fit the scales to the layer's outputs; if no sparsity is set, choose the entries, too."""
+    """Fit the scales of a ternary layer to the outputs that the dense weight gives.
+
+    If no sparsity (share of zeros) is set, choose the entries -1, 0 and 1, too. `moment` is the
+    second moment of the inputs x, the mean of x x'.
+    """
     ridged, signs = damped(moment, RIDGE).float(), layer.dense().sign().float()
     if settings.sparsity is None:
         chosen, layer.scale = descend(signs, layer.scale, weight, ridged)
@@ -232,7 +241,10 @@ def _rounded(weight: Tensor, settings: CompressionSettings) -> TernaryLinear:
 
 
 def _drawn(name: str, weight: Tensor, settings: CompressionSettings) -> TernaryLinear:
-    """A layer of random entries, the same on every process, with the same scale in each row."""
+    """A layer of random entries -1, 0 and 1, with the same scale in each row.
+
+    The entries are the same on every process.
+    """
     rows, columns = weight.shape
     sparsity = RANDOM_SPARSITY if settings.sparsity is None else settings.sparsity
     seed = int(layer_generator(settings.seed, name).integers(2**31))

@@ -104,7 +104,7 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _is_row(batch: Batch) -> bool:
-    """Whether the first argument in `ROW_DIMENSIONS` has no batch dimension."""
+    """Whether a batch is a single row: its first `ROW_DIMENSIONS` entry has no batch dimension."""
     held = [(batch[key], rank) for key, rank in ROW_DIMENSIONS.items() if key in batch]
     tensors = [(value, rank) for value, rank in held if isinstance(value, Tensor)]
     return bool(tensors) and tensors[0][0].dim() == tensors[0][1]
@@ -141,7 +141,7 @@ def run_batch(model: nn.Module, batch: Batch, number: int) -> Any:
 
     Args:
         model: The model.
-        batch: Its keyword arguments.
+        batch: The keyword arguments of the model.
         number: The number of the batch, counted from 0.
 
     Raises:

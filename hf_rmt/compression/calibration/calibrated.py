@@ -1,11 +1,11 @@
 """Compresses the layers of a model in groups, with calibration data.
 
 Before a group is compressed, the model runs on the batches, and the second moments of the group's
-inputs are measured. These inputs contain the errors of all earlier groups. Groups also limit the
-memory. The moments of a group have at most as many entries as all compressed weights together. Only
-a group whose layers all have the same input may have more. A transformer block of usual shape needs
-two or three forward passes over the batches. With `size` it needs two or three times as many
-passes, with gradients.
+inputs are measured. The second moment of vectors x is the mean of x x', where ' is the transpose.
+These inputs contain the errors of all earlier groups. Groups also limit the memory. The moments of
+a group have at most as many entries as all compressed weights together. Only a group whose layers
+all have the same input may have more. A transformer block of usual shape needs two or three forward
+passes over the batches. With `size` it needs two or three times as many passes, with gradients.
 """
 
 from __future__ import annotations
@@ -65,12 +65,13 @@ def compress_calibrated(
         names: Names of layers with a weight matrix, as `select_layers` gives them.
         settings: The method and its options.
         batches: Keyword arguments of the model; each process may have its own batches.
-        size: Share of the layers' parameters to keep, from which the ranks follow. None if the
-            method finds the rank of each layer.
+        size: Share of the layers' parameters to keep. From this the ranks (how many singular
+            directions each weight keeps) follow. None if the method finds the rank of each layer.
         dry_run: Whether to only plan; the model is not changed then.
 
     Returns:
-        The report, with the plan and the fitted spectra.
+        The report, with the plan and the squared singular values of each weight, split into signal
+        and noise.
 
     Raises:
         ValueError: If there is no batch, a layer's inputs or gradients hold nan or inf, or the
@@ -115,7 +116,8 @@ def measured(
 ) -> Iterator[tuple[list[str], dict[str, LayerMoments]]]:
     """Give groups of layers, with the second moments of their inputs.
 
-    A group is measured when the caller asks for it.
+    The second moment of vectors x is the mean of x x', where ' is the transpose. A group is
+    measured when the caller asks for it.
 
     Args:
         model: The model. If the caller compresses a group, the next group sees its errors.
@@ -143,7 +145,10 @@ def measured(
 
 
 def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, LayerMoments]:
-    """The moments of a group over the batches of all processes."""
+    """Measure the second moments of a group of layers on the batches of all processes.
+
+    These are the means of x x' over inputs x (' is the transpose), and of g g' over gradients g.
+    """
 
     def work() -> tuple[None, dict[str, Tensor]]:
         moments.gather(batches)
@@ -189,7 +194,12 @@ def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> S
 
 
 def _groups(model: nn.Module, found: Sites, budget: int, *, gradients: bool) -> Iterator[Sites]:
-    """Groups of `Sites` with at most `budget` entries of moments; one larger site is a group."""
+    """Split layers into groups whose second moments have at most `budget` entries in all.
+
+    These moments are matrices, which `LayerMoments` explains: one for each input and, if wanted,
+    one for the gradients of each layer's outputs. Layers with the same input stay in one group,
+    even if their moments exceed the budget.
+    """
     group: Sites = {}
     held = 0
     for first, names in found.items():
@@ -214,7 +224,10 @@ def _ranks(
     settings: CompressionSettings,
     size: float,
 ) -> dict[str, int | None]:
-    """Ranks that keep the most important directions; None for a layer that stays dense."""
+    """How many directions each layer keeps; None for a layer that stays dense.
+
+    A direction is a singular value with its vectors. Those that are most costly to lose are kept.
+    """
     worth: dict[str, Tensor] = {}
     shapes: dict[str, tuple[int, int]] = {}
     told = {"min_size": settings.min_size, "gradients": True}
@@ -229,7 +242,10 @@ def _ranks(
 def _importances(
     model: nn.Module, shapes: Mapping[str, tuple[int, int]], excited: Mapping[str, LayerMoments]
 ) -> dict[str, Tensor]:
-    """The cost of losing each direction of some layers; the processes share the work."""
+    """The cost of losing each direction (singular value with its vectors) of some layers' weights.
+
+    `low_rank.importance` explains the costs. The processes share the work.
+    """
 
     def work(name: str) -> tuple[None, dict[str, Tensor]]:
         weight = weight_matrix(model.get_submodule(name))
@@ -246,7 +262,14 @@ def _importances(
 def _decision(
     excited: Mapping[str, LayerMoments], ranks: Mapping[str, int | None] | None
 ) -> Callable[[str, Tensor, CompressionSettings], Decision]:
-    """The function that decides what happens to each weight of a group."""
+    """The function that decides what happens to each weight of a group of layers.
+
+    Args:
+        excited: Second moments of the layers' inputs and gradients, by layer name; see
+            `LayerMoments`.
+        ranks: How many singular values with their vectors each layer keeps; None for a layer that
+            stays dense. None instead of a mapping if the method itself finds the ranks.
+    """
 
     def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
         known = name in excited and (ranks is None or name in ranks)
@@ -263,7 +286,7 @@ def _decision(
 
 
 def _checked_size(size: float | None, settings: CompressionSettings) -> float | None:
-    """The size as a plain float, after a check that the settings allow a size."""
+    """The size (share of parameters to keep) as a float, after a check that settings allow one."""
     if size is None:
         return None
     share = check_number("size", size, "(0")

@@ -2,14 +2,15 @@
 
 Let C be the second moment of a layer's inputs x, that is the mean of x x', where ' is the
 transpose. If V replaces the weight W, the mean squared error of the layer's outputs is
-|(W - V) C^{1/2}|^2. So the best factors of a given rank are those of W C^{1/2}, multiplied by
-C^{-1/2}. Let G be the second moment of the derivatives of the model's outputs by the layer's
-outputs. The error of the model's outputs is then about |G^{1/2} (W - V) C^{1/2}|^2. By this measure
-layers can be compared. C and G are damped (`low_rank.damped`), so that their inverses exist even if
-the inputs miss some directions.
+|(W - V) C^{1/2}|^2, where |A| is the Frobenius norm. So the best factors of a given rank are those
+of W C^{1/2}, multiplied by C^{-1/2}. Let G be the second moment of the derivatives of the model's
+outputs by the layer's outputs. The error of the model's outputs is then about
+|G^{1/2} (W - V) C^{1/2}|^2. By this measure layers can be compared. C and G are damped
+(`low_rank.damped`), so that their inverses exist even if the inputs miss some directions.
 
-To decide how much is signal, a law of the noise is fitted to the spectrum of W, not of W C^{1/2}.
-The spectrum of W C^{1/2} is heavy-tailed like that of C, and no part of it looks like noise.
+To decide how much is signal, a law of the noise (the distribution of the squared singular values of
+pure noise) is fitted to W, not to W C^{1/2}. The singular values of W C^{1/2} have a heavy tail,
+like those of C, and none of them look like noise.
 """
 
 from __future__ import annotations
@@ -38,16 +39,22 @@ from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 
 @dataclass(frozen=True)
 class CalibratedBuild(SpikedBuild):
-    """Makes a `SpikedLinear` whose signal and packed noise are fitted to the layer's inputs.
+    """Makes a `SpikedLinear` whose signal and noise codes are chosen by the layer's inputs.
+
+    They are chosen so that the outputs on calibration batches change little.
 
     Attributes:
-        excitation: Second moments of the layer's inputs and gradients, measured on batches.
+        excitation: Second moments of the layer's inputs and gradients, measured on batches;
+            `LayerMoments` explains them.
     """
 
     excitation: LayerMoments = field(kw_only=True, repr=False)
 
     def __call__(self, weight: Tensor) -> SpikedLinear:
-        """Make the layer. Its signal is chosen so that it reduces the error of packed noise."""
+        """Make the layer.
+
+        If its noise is rounded to few bits, its signal is fitted to make up for this error.
+        """
         layer = super().__call__(weight)
         if self.noise in PACKED_KINDS:
             _settle(layer, weight, self.excitation)
@@ -58,8 +65,8 @@ def check_calibratable(settings: CompressionSettings) -> None:
     """Refuse settings that do not work with calibration.
 
     Raises:
-        ValueError: If the settings store the noise exactly, set single entries to zero, or recover
-            spikes.
+        ValueError: If the settings store the noise exactly, set single entries to zero, or shrink
+            the singular values of the signal to their sizes without noise.
     """
     if not spectral_method_of(settings).stores_noise:
         raise ValueError(
@@ -87,14 +94,16 @@ def compress_calibrated_weight(
     *,
     rank: int | None = None,
 ) -> Decision:
-    """Decide what happens to one weight; its factors are fitted to the inputs of the layer.
+    """Decide what happens to one weight W; its factors are fitted to the inputs of the layer.
 
     Args:
         name: Name of the module in `model.named_modules()`.
-        weight: Shape (out, in); it is not changed.
-        settings: The method and its options; `recover_spikes` has no effect.
-        excitation: Second moments of the layer's inputs (C) and output gradients (G).
-        rank: Number of directions; None for the number that the method finds in the weight itself.
+        weight: W, shape (out, in); it is not changed.
+        settings: The method and its options; the option `recover_spikes` has no effect.
+        excitation: C, the mean of x x' over the layer's inputs x (' is the transpose), and G, the
+            mean of g g' over the gradients g of its outputs.
+        rank: Number of directions (singular values with their vectors) to keep; None for the number
+            that the method finds in the weight itself.
 
     Returns:
         The decision. Its factors are the leading singular directions of G^{1/2} W C^{1/2},
@@ -121,12 +130,13 @@ def compress_calibrated_weight(
 
 @torch.no_grad()
 def _settle(layer: SpikedLinear, weight: Tensor, excitation: LayerMoments) -> None:
-    """Choose the codes of the packed noise N, and then a signal S that fits these codes.
+    """Choose the codes of the noise N in few bits, and then a signal S that fits these codes.
 
     N stores the weight W minus the old signal. The new S is (W - N) C^{1/2}, cut to its r leading
-    singular directions, times C^{-1/2}. A second round of both steps gains nothing on the trained
-    BERT. The right factor of S is rounded to bfloat16. The left factor is then fitted to the
-    rounded right factor, and rounded too.
+    singular directions, times C^{-1/2}. C is the mean of x x' over the layer's inputs x, and r is
+    the rank of the layer. A second round of both gains nothing on the trained BERT. The right
+    factor of S is rounded to bfloat16. The left factor is then fitted to the rounded right factor,
+    and rounded too.
     """
     moment = damped(excitation.inputs, INPUT_DAMPING)
     left, right = (factor.float() for factor in layer.factors())

@@ -2,9 +2,10 @@
 
 Packed noise stores weights as codes of few bits. Rounding each weight to its nearest code
 makes the error E of the weight small. But what counts is the error of the layer's outputs,
-|E C^{1/2}|^2, where C is the second moment of the layer's inputs. So the columns are rounded one
-after the other. After one column is rounded, the later columns are changed to make up for its
-error, as far as their inputs are correlated with the input of this column.
+|E C^{1/2}|^2, where C is the mean of x x' over the layer's inputs x, and |A|^2 the sum of the
+squared entries of A. So the columns are rounded one after the other. After one column is rounded,
+the later columns are changed to make up for its error, as far as their inputs are correlated with
+the input of this column.
 
 Source: the optimal brain surgeon with one order for all rows (Frantar et al., "GPTQ", ICLR 2023).
 """
@@ -25,12 +26,15 @@ COLUMNS = 64
 
 @torch.no_grad()
 def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
-    """Choose new codes that reduce |(target - noise) C^{1/2}|. The scales do not change.
+    """Choose new codes for noise in few bits that reduce |(target - noise) C^{1/2}|.
+
+    This is the error of the layer's outputs. The scales of the codes do not change.
 
     Args:
         store: Packed noise that holds the rounded target already; its codes are replaced.
         target: The matrix that the noise should equal, shape (out, in).
-        moment: C, the second moment of the inputs, positive definite, shape (in, in), float64.
+        moment: C, the second moment of the layer's inputs x, which is the mean of x x', plus a
+            multiple of the identity; positive definite, shape (in, in), float64.
     """
     book, size, columns = CODEBOOKS[store.kind], target.numel(), target.shape[1]
     joint = book.joint
@@ -55,7 +59,17 @@ def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
 def _aims(
     rest: Tensor, scales: Tensor, moment: Tensor, nearest: Callable[[Tensor], Tensor], joint: int
 ) -> Tensor:
-    """The weights, corrected for the rounding errors of earlier columns and not yet rounded."""
+    """The weights, with each column corrected for the rounding errors of earlier columns.
+
+    They are not rounded yet.
+
+    Args:
+        rest: The weights, shape (out, in); they are overwritten.
+        scales: The number by which each weight is divided before rounding.
+        moment: The second moment of the layer's inputs x, which is the mean of x x'.
+        nearest: A function that rounds scaled weights.
+        joint: Number of weights in one code.
+    """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
     upper = torch.linalg.cholesky(inverse, upper=True).to(rest)
     for start in range(0, rest.shape[1], COLUMNS):
@@ -72,7 +86,7 @@ def _aims(
 
 
 def _order(moment: Tensor, joint: int, begin: int) -> Tensor:
-    """Positions of the columns, sorted by the energy of their inputs, largest first.
+    """Positions of the columns, sorted by the mean square of their inputs, largest first.
 
     Columns with large inputs come first, because later columns can correct their errors. One code
     may hold several weights. Columns whose code also holds weights of another row come last,

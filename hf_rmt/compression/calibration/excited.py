@@ -1,9 +1,10 @@
 """Finds the directions of a weight in which its inputs cause large outputs, and shrinks the rest.
 
-Let C be the second moment of the inputs and G that of the gradients of the outputs, as in
-`moments`. Replacing W by W' costs about |G^{1/2} (W - W') C^{1/2}|^2. So the best directions are
-the leading singular vectors of G^{1/2} W C^{1/2} = U s V'. Two matrices with k columns, the probes
-K = C^{1/2} V and H = G^{1/2} U, store these directions. The two-sided cut is
+Let W be the weight. C is the second moment of the inputs x (the mean of x x'), and G that of the
+gradients of the outputs. Replacing W by a new weight W' costs about |G^{1/2} (W - W') C^{1/2}|^2.
+For all other matrices ' is the transpose. So the best directions are the leading singular vectors
+U and V of G^{1/2} W C^{1/2} = U s V'. Two matrices with k columns, the probes K = C^{1/2} V and
+H = G^{1/2} U, store these directions. The two-sided cut is
 
     W -> W K (H' W K)^+ H' W
 
@@ -29,9 +30,11 @@ from hf_rmt.compression.calibration.low_rank import (
 from hf_rmt.compression.eigensystem import eigensystem
 
 FITTING = 1.5
-"""A two-sided cut may lose at most this multiple of the loss of the orthogonal cut."""
+"""A two-sided cut may lose at most this multiple of the loss of the orthogonal cut; the module's
+docstring explains both cuts."""
 NULL = 1e-6
-"""Singular values of H' W K below this part of the largest one are ignored."""
+"""Singular values of H' W K (symbols as in the module's docstring) below this part of the largest
+one are ignored."""
 CLEAR = 1e-4
 """A loss above this share of the energy can be computed as the difference of two energies, with an
 error of about a percent or less."""
@@ -40,15 +43,19 @@ error of about a percent or less."""
 def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor, Tensor, Tensor]:
     """The directions of a weight, ordered by the cost of losing them.
 
+    Let G^{1/2} W C^{1/2} = U s V' be a singular value decomposition. A direction is a column of U
+    with the same column of V. The probes H = G^{1/2} U and K = C^{1/2} V store the directions.
+
     Args:
         weight: W, shape (out, in).
-        excitation: Second moments C of its inputs and G of the gradients of its outputs; both may
-            be vectors of their diagonals. Without gradients, all outputs count equally.
+        excitation: C, the mean of x x' over the inputs x (' is the transpose), and G, the mean of
+            g g' over the gradients g of the outputs. Both may be vectors of their diagonals.
+            Without gradients, all outputs count equally.
 
     Returns:
-        The squared singular values of G^{1/2} W C^{1/2}, descending, shape (min(out, in),), and
-        the probes H and K with columns of norm 1 in the same order, shapes (out, min(out, in)) and
-        (in, min(out, in)); all float64.
+        The squared singular values, descending, shape (min(out, in),), and the probes H and K with
+        columns of norm 1 in the same order, shapes (out, min(out, in)) and (in, min(out, in)); all
+        float64.
 
     Examples:
         >>> weight, inputs = torch.eye(2), torch.diag(torch.tensor([1.0, 9.0]))
@@ -67,10 +74,13 @@ def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor
 def _directions(
     matrix: Tensor, rows: Tensor | None, columns: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared singular values of R^{1/2} M C^{1/2} and both probes, for M with more rows.
+    """Squared singular values s^2 of R^{1/2} M C^{1/2}, and two matrices that store its directions.
 
-    R and C are the second moments of rows and columns. An eigendecomposition C^{1/2} M' R M C^{1/2}
-    = V s^2 V' gives s^2 and the probes R M C^{1/2} V and C^{1/2} V. So R needs no square root.
+    M is a matrix with at least as many rows as columns, and ' is the transpose. R and C are the
+    second moments (means of x x') of the vectors x that belong to its rows and columns: inputs or
+    gradients. None stands for the identity. An eigendecomposition
+    C^{1/2} M' R M C^{1/2} = V s^2 V' gives s^2 and the two matrices (probes) R M C^{1/2} V and
+    C^{1/2} V, whose columns get norm 1. So R needs no square root.
     """
     weighted = matrix if rows is None else _times(rows, matrix)
     gram = matrix.T @ weighted
@@ -84,13 +94,17 @@ def _directions(
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Columns of norm 1."""
+    """The vectors in the columns of a matrix, each divided by its norm."""
     norms = torch.linalg.vector_norm(vectors, dim=0)
     return vectors / norms.clamp_min(torch.finfo(norms.dtype).tiny)
 
 
 def _damped(moment: Tensor, damping: float) -> Tensor:
-    """A second moment, or its diagonal, plus a part of its mean diagonal entry; see `damped`."""
+    """A second moment plus a part of its mean diagonal entry on the diagonal; see `damped`.
+
+    The second moment of vectors x is the mean of x x'. It may be given as the vector of its
+    diagonal.
+    """
     if moment.ndim == 2:
         return damped(moment, damping)
     moment = moment.double()
@@ -98,7 +112,10 @@ def _damped(moment: Tensor, damping: float) -> Tensor:
 
 
 def _root(moment: Tensor) -> Tensor:
-    """Lower triangular L with L L' = moment; for a diagonal, the vector of its square roots."""
+    """Lower triangular L with L L' = moment, where L' is the transpose of L.
+
+    If `moment` is a vector, which stands for a diagonal matrix, L is the vector of square roots.
+    """
     return moment.sqrt() if moment.ndim == 1 else torch.linalg.cholesky(moment)
 
 
@@ -110,6 +127,8 @@ def _times(moment: Tensor, matrix: Tensor) -> Tensor:
 def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor:
     """Shrink the part of a weight outside of the directions that two probes store.
 
+    `excited_directions` explains the directions, and the probes, matrices that store them.
+
     Args:
         weight: W, shape (out, in).
         left: The probe H, shape (out, rank).
@@ -117,8 +136,9 @@ def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor
         left_over: The factor by which the rest is multiplied, in [0, 1].
 
     Returns:
-        S + left_over (W - S), where S is the weight after the cut, of the rank of the probes. It
-        has the dtype of the weight and is computed in float32 or better.
+        S + left_over (W - S), where S is W after the cut that the module's docstring describes; it
+        has the rank of the probes. The result has the dtype of the weight and is computed in
+        float32 or better.
 
     Examples:
         >>> probe = torch.tensor([[1.0], [0.0]])
@@ -141,11 +161,12 @@ def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor
 
 
 def _fits_well(matrix: Tensor, fitted: Tensor, inside: Tensor) -> bool:
-    """Whether a two-sided cut loses little, found without computing the orthogonal cut.
+    """Whether a two-sided cut of a weight W loses little more than the orthogonal cut would.
 
-    The orthogonal cut loses |W|^2 - |Q'W|^2, where Q is a basis of the range of W K. This
-    difference is exact enough unless it is small; then the answer is no. It is also no if the
-    two-sided cut holds nan, because H' W K has no inverse.
+    The module's docstring explains both cuts and the probes H and K. The orthogonal cut loses
+    |W|^2 - |Q'W|^2, where Q is a basis of the range of W K. This difference is exact enough unless
+    it is small; then the answer is no. The answer is also no if the two-sided cut holds nan,
+    because H' W K has no inverse.
     """
     lost, whole, kept = (
         torch.linalg.vector_norm(part, dtype=torch.float64).square()

@@ -3,9 +3,9 @@
 An update D is what fine-tuning added to a weight. It is a sum of outer products g x' of output
 gradients g and inputs x; ' is the transpose. So the singular values of D tell how strongly inputs
 and gradients point along its singular vectors. Let C and G be the second moments of x and g, that
-is the means of x x' and g g'. Losing a direction u v' with singular value s costs
-s^2 (u'G u)(v'C v). Calibration batches measure G and C. Without data, (D D')^{1/2} replaces G and
-(D'D)^{1/2} replaces C. The cost is then s^4.
+is the means of x x' and g g'. Losing a direction, with the singular value s and the singular
+vectors u and v, costs s^2 (u'G u)(v'C v). Calibration batches measure G and C. Without data,
+(D D')^{1/2} replaces G and (D'D)^{1/2} replaces C. The cost is then s^4.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class LayerMoments:
 
     Attributes:
         inputs: For a linear layer with a bias (which can correct the mean), the covariance of its
-            inputs, shape (in, in). Without a bias, the second moment of its inputs. For an
-            embedding, the frequencies of its tokens, shape (tokens,).
+            inputs x, shape (in, in). Without a bias, their second moment, which is the mean of
+            x x' (' is the transpose). For an embedding, the frequencies of its tokens, shape
+            (tokens,).
         gradients: Second moment of the derivatives of the model's outputs by the layer's outputs,
             shape (out, out); None if all outputs of the layer count equally.
         mean: Mean input, shape (in,); None if the layer is not a linear layer with a bias.
@@ -52,7 +53,7 @@ class LayerMoments:
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """The update of one layer as factors: tuned weight - base weight = left @ right + an error.
+    """The update (tuned weight - base weight) of one layer as factors: left @ right + an error.
 
     Attributes:
         name: Name of the module in `model.named_modules()`.
@@ -70,27 +71,27 @@ class LowRankUpdate:
 
     @property
     def rank(self) -> int:
-        """Number of directions in the factors."""
+        """Number of columns of the left factor, and of rows of the right factor, of the update."""
         return self.left.shape[1]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of the dense update."""
+        """Shape of the dense update, which is the tuned weight minus the base weight."""
         return self.left.shape[0], self.right.shape[1]
 
     @property
     def parameters(self) -> int:
-        """Number of entries of both factors."""
+        """Number of entries of both factors of the update together."""
         return self.left.numel() + self.right.numel()
 
     @property
     def dense_parameters(self) -> int:
-        """Number of entries of the dense update."""
+        """Number of entries of the dense update (the tuned weight minus the base weight)."""
         return self.shape[0] * self.shape[1]
 
 
 def importance(update: Tensor, excitation: LayerMoments | None = None) -> Tensor:
-    """The cost of losing each direction of an update D.
+    """The cost of losing each direction (singular value with its vectors) of an update D.
 
     With data the costs are the squared singular values of G^{1/2} D C^{1/2}. Without data they are
     the fourth powers of the singular values of D.
@@ -98,8 +99,8 @@ def importance(update: Tensor, excitation: LayerMoments | None = None) -> Tensor
     Args:
         update: D, the tuned weight minus the base weight, shape (out, in), or (tokens, width) for
             an embedding.
-        excitation: Second moments of the inputs (C) and of the output gradients (G), measured on
-            data; None without data.
+        excitation: C, the mean of x x' over the layer's inputs x (' is the transpose), and G, the
+            mean of g g' over the gradients g of its outputs, measured on data; None without data.
 
     Returns:
         The costs, descending, float64, shape (min(out, in),).
@@ -118,13 +119,13 @@ def low_rank(
 ) -> tuple[Tensor, Tensor]:
     """Factors of the best approximation of an update that has a given rank.
 
-    The factors are balanced: in each direction both have the same norm.
+    The factors are balanced: a column of left and the same row of right have the same norm.
 
     Args:
-        update: Shape (out, in).
-        rank: Number of directions, at most min(out, in).
-        excitation: Second moments of inputs and output gradients, which weight the error; None to
-            use the plain Frobenius norm of the error.
+        update: What fine-tuning added to a weight, or a whole weight, shape (out, in).
+        rank: Number of columns of left, at most min(out, in).
+        excitation: Second moments of inputs and output gradients, which weight the error as in
+            `importance`; None to use the plain Frobenius norm of the error.
 
     Returns:
         left of shape (out, rank) and right of shape (rank, in), float32.
@@ -143,7 +144,11 @@ def _squares(gram: Tensor) -> Tensor:
 
 
 def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
-    """A'D B for an update D, where AA' and BB' are the second moments for its rows and columns."""
+    """A'D B for an update D, which is what fine-tuning added to a weight; ' is the transpose.
+
+    AA' is the second moment of the output gradients g (the mean of g g'), and BB' that of the
+    inputs. For an embedding, whose rows are tokens, AA' belongs to inputs and BB' to gradients.
+    """
     rows, columns = _roots(excitation)
     matrix = update.double()
     if rows is not None:
@@ -152,7 +157,12 @@ def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
 
 
 def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
-    """Triangular L with L L' = moment, for rows and columns. For token counts, L is a vector."""
+    """Triangular L with L L' = M for the rows and for the columns of a weight; ' is the transpose.
+
+    M is the second moment of the output gradients g (the mean of g g') or of the inputs. For an
+    embedding, its inputs have token frequencies instead, and L is the vector of their roots. None
+    stands for the identity.
+    """
     slopes, inputs = excitation.gradients, excitation.inputs.double()
     gradients = None if slopes is None else torch.linalg.cholesky(damped(slopes, GRADIENT_DAMPING))
     if inputs.ndim == 1:
@@ -161,12 +171,13 @@ def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
 
 
 def damped(moment: Tensor, damping: float) -> Tensor:
-    """A second moment plus a multiple of the identity, in float64: C + damping tr(C)/d I.
+    """A second moment plus a multiple of the identity I, in float64: C + damping tr(C)/d I.
 
-    The sum has an inverse, even if the inputs miss some directions.
+    The second moment of vectors x is the mean of x x'. The sum has an inverse, even if the vectors
+    miss some directions.
 
     Args:
-        moment: C, shape (d, d).
+        moment: C, the second moment, shape (d, d).
         damping: The fraction of the mean diagonal entry tr(C)/d that is added.
 
     Returns:
@@ -185,12 +196,12 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
     """The covariance C = M - m m', without the rounding errors that a large mean causes.
 
     Args:
-        moment: M, second moment of samples, shape (d, d).
-        mean: m, shape (d,).
+        moment: M, the second moment of samples x, which is the mean of x x', shape (d, d).
+        mean: m, the mean of the samples, shape (d,).
 
     Returns:
-        C in the dtype of M. If C has negative eigenvalues, they are smaller in size than the
-        damping that is added later. C is zero if the samples differ only by rounding errors.
+        C in the dtype of M. If C has negative eigenvalues, they are smaller in size than what
+        `damped` adds to them later. C is zero if the samples differ only by rounding errors.
     """
     found = moment - torch.outer(mean, mean)
     alike = max(ALIKE, ROUNDINGS * torch.finfo(moment.dtype).eps)
@@ -204,7 +215,10 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
 
 
 def _divided(vectors: Tensor, root: Tensor | None) -> Tensor:
-    """Solve root' x = vectors for x. If root is None, it counts as the identity matrix."""
+    """Solve root' x = vectors for x, where root' is the transpose of a triangular matrix `root`.
+
+    None stands for the identity matrix, and a vector for a diagonal matrix.
+    """
     if root is None:
         return vectors
     if root.ndim == 1:

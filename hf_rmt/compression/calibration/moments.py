@@ -1,7 +1,7 @@
 """Second moments of the inputs and output gradients of layers, measured on a few batches.
 
-The second moment of vectors x is the mean of x x'. An output gradient is the derivative of the
-model's outputs by the outputs of a layer.
+The second moment of vectors x is the mean of x x', where ' is the transpose. An output gradient is
+the derivative of the model's outputs by the outputs of a layer.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def measured_moments(
     model: nn.Module, names: Iterable[str], batches: Iterable[Batch]
 ) -> dict[str, LayerMoments]:
     """Gather the second moments of layers' inputs and output gradients.
+
+    `LayerMoments` explains these matrices. They are means over tokens.
 
     Args:
         model: The tuned model; it is not changed.
@@ -76,6 +78,8 @@ class TensorNumbers:
 class Moments:
     """Gathers sums over tokens that give the second moments of inputs and output gradients.
 
+    The second moment of vectors x is the mean of x x', where ' is the transpose.
+
     Args:
         model: The model; it is not changed.
         sites: Names of the layers (linear layers and embeddings), grouped by shared input.
@@ -91,7 +95,7 @@ class Moments:
         self._calls: list[tuple[str, Tensor, Tensor, Tensor | None]] = []
 
     def gather(self, batches: Iterable[Batch]) -> None:
-        """Run the model on batches, in evaluation mode."""
+        """Run the model in evaluation mode, and add up inputs and outer products over tokens."""
         generator, graph = torch.Generator().manual_seed(0), bool(self.slopes)
         heard = self._keep if graph else self._add_inputs
         names = self.leaders if graph else self.inputs
@@ -103,7 +107,11 @@ class Moments:
                 self.batches += 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """The sums, by name. The sums of other processes may be added to them in place."""
+        """The sums over tokens of inputs and of outer products, by name.
+
+        The sums of other processes may be added to them in place. Divided by the number of tokens,
+        they give the second moments; see `LayerMoments`.
+        """
         slopes = {f"{name} gradients": tensor for name, tensor in self.slopes.items()}
         inputs = {
             f"{name} {key}": tensor
@@ -114,7 +122,7 @@ class Moments:
         return slopes | inputs
 
     def measured_moments(self) -> dict[str, LayerMoments]:
-        """The moments of each layer that was called, by its name."""
+        """The second moments (see `LayerMoments`) of each layer that was called, by its name."""
         found = {}
         for name, first in self.leaders.items():
             count, module = int(self.inputs[first].count), self.model.get_submodule(name)
@@ -128,7 +136,7 @@ class Moments:
         self._calls.append((name, entry.detach(), result, self._masks.of(name, entry)))
 
     def _add_inputs(self, name: str, entry: Tensor, result: Tensor) -> None:
-        """Add the inputs of one call of a layer; padding is left out."""
+        """Add the inputs in one call of a layer to the sums over tokens; padding is left out."""
         self._add_tokens(name, entry, result, self._masks.of(name, entry))
 
     def _add_tokens(self, name: str, entry: Tensor, result: Tensor, mask: Tensor | None) -> None:
@@ -136,10 +144,10 @@ class Moments:
         self.inputs[name].add(entry.expand(*lead, *entry.shape[len(lead) :])[kept])
 
     def _add_gradients(self, output: Tensor, generator: torch.Generator) -> None:
-        """Add the gradients of the sum of all outputs with random weights.
+        """Add the gradients of a sum of all outputs of the model, with random weights.
 
-        On average, the second moment of these gradients is the sum of the second moments for all
-        single outputs.
+        A gradient g is a derivative by a layer's outputs; the outer product g g' is added to a sum
+        over tokens. On average, this is the sum of such products for all single outputs.
         """
         if not self._calls:
             return
@@ -159,7 +167,7 @@ class Moments:
 
 
 def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
-    """Which tokens count: those in the mask, or all if the mask does not have the tokens' shape."""
+    """Which tokens count: those in the attention mask, or all if its shape is not the tokens'."""
     lead = result.shape[:-1]
     if mask is not None and mask.shape == lead:
         return mask.bool().to(result.device)
@@ -167,7 +175,9 @@ def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _Inputs:
-    """Sums over tokens of a layer's inputs and of their products; for an embedding, token counts.
+    """Sums over tokens of a layer's inputs x and of outer products x x'.
+
+    For an embedding, these are counts of the tokens.
 
     The sums are in float64. So the mean can be subtracted later, even if it is much larger than the
     differences between the inputs.
@@ -205,7 +215,7 @@ class _Inputs:
 
 
 def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:
-    """Find on one batch which layers get the same tensor, in the order of their first call.
+    """Find on one batch which layers get the same input tensor, in the order of their first call.
 
     Args:
         model: The model; it is not changed.
@@ -231,7 +241,7 @@ def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:
 
 
 def _slopes(model: nn.Module, name: str) -> Tensor:
-    """Zeros for the second moment of a layer's output gradients."""
+    """A matrix of zeros, to add up the outer products g g' of a layer's output gradients g."""
     module: Any = model.get_submodule(name)
     embedding = isinstance(module, nn.Embedding)
     size = module.embedding_dim if embedding else matrix_shape(module)[0]

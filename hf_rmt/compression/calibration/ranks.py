@@ -1,5 +1,6 @@
 """Chooses the ranks of all layers by the importance of each direction per parameter.
 
+A direction is a singular value with its vectors, and the rank is how many of them a layer keeps.
 The importance (or worth) of a direction is the cost of losing it, as in `low_rank.importance`.
 """
 
@@ -20,6 +21,9 @@ def choose_ranks(
     threshold: float = 1.0,
 ) -> dict[str, int]:
     """Choose the ranks: the directions with the largest importance per parameter come first.
+
+    A direction is a singular value with its vectors, and its importance is the cost of losing it.
+    The rank of a layer is how many directions it keeps.
 
     Args:
         importances: The importance of each direction of a layer, descending, by layer name.
@@ -57,6 +61,9 @@ def shared_ranks(
 ) -> dict[str, int | None]:
     """The ranks with which all layers together keep a given share of their parameters.
 
+    A rank is how many directions (singular values with their vectors) a layer keeps. The importance
+    of a direction is the cost of losing it.
+
     Args:
         worth: The importance of each direction of a layer, descending, by layer name.
         shapes: Shapes of the layers' weight matrices, by layer name.
@@ -91,9 +98,11 @@ def shared_ranks(
 def ranks_that_lose(
     lost: float, worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, int | None]:
-    """The ranks for the smallest `size` that loses at most a given part of the importance.
+    """The ranks for the smallest size that loses at most a given part of the importance.
 
-    The size is searched in whole percent.
+    A rank is how many directions (singular values with their vectors) a layer keeps. The importance
+    of a direction is the cost of losing it. The size is the share of all parameters that is kept;
+    it is searched in whole percent.
 
     Args:
         lost: The part of the total importance of all layers that may be lost, in [0, 1].

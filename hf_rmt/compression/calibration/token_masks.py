@@ -24,7 +24,7 @@ class Tokens(NamedTuple):
 
     Attributes:
         mask: The attention mask of the tokens, shape (batch, tokens); None if there is none.
-        of_decoder: Whether they are the tokens of a decoder.
+        of_decoder: Whether the tokens are those of a decoder.
         states: The output of the encoder, which a decoder reads, shape (batch, encoder tokens,
             width).
         states_mask: The mask of the encoder's tokens, shape (batch, encoder tokens).
@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
     states_mask: Tensor | None = None
 
     def mask_of(self, entry: Tensor | None) -> Tensor | None:
-        """The mask of a layer's input. In a cross attention, this input may be `states`."""
+        """The attention mask of a layer's input, which in a cross attention may be `states`."""
         if entry is None or self.states is None or entry.shape != self.states.shape:
             return self.mask
         return self.states_mask if entry.data_ptr() == self.states.data_ptr() else self.mask
@@ -63,14 +63,14 @@ class TokenMasks:
         self._hooks: list[Any] = []
 
     def listen(self) -> None:
-        """Follow the calls of the model, until `stop` is called."""
+        """Add hooks to the model that find the masks in each call, until `stop` is called."""
         for module in self.model.modules():
             if module is self.model or set(INPUTS).intersection(_parameters(type(module).forward)):
                 begins = module.register_forward_pre_hook(self._begins, with_kwargs=True)
                 self._hooks += [begins, module.register_forward_hook(self._ends, always_call=True)]
 
     def stop(self) -> None:
-        """Remove the hooks, and forget all masks."""
+        """Remove the hooks that `listen` added to the model, and forget all masks."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._running, self._last = [], [], {}
@@ -85,7 +85,7 @@ class TokenMasks:
             self.stop()
 
     def of(self, name: str, entry: Tensor | None = None) -> Tensor | None:
-        """The mask for a layer that is called now.
+        """The attention mask of the tokens that a layer gets, in the call that runs now.
 
         A layer that gradient checkpointing calls again, after the model has returned, gets the mask
         of its earlier call.

@@ -2,7 +2,8 @@
 
 The longest work is given out first. Every process does its own part. Then plain values go to all
 processes at once. After that, tensors are sent one after the other, each by the process that made
-it. A process that fails reports this before any tensor is sent. Then all fail with its message.
+it. A process that fails reports this before any tensor is sent. Then all processes raise an error
+with the message of this failure.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ TensorLayout = dict[str, tuple[torch.Size, torch.dtype]]
 """Shapes and dtypes of tensors, by name."""
 
 EIGEN_COST = 8
-"""To decompose an N x p matrix takes N p^2 steps for the Gram matrix and p^3 steps for its
-eigenvectors. A step for the eigenvectors takes this many times as long as one for the Gram
+"""To decompose an N x p matrix takes N p^2 operations for the Gram matrix and p^3 operations for
+its eigenvectors. One for the eigenvectors takes this many times as long as one for the Gram
 matrix."""
 
 
@@ -70,8 +71,10 @@ def assign(costs: Sequence[float], n_processes: int) -> list[int]:
 def matrix_cost(shape: Sequence[int]) -> float:
     """Expected time to decompose a matrix: N p^2 for the Gram matrix, 8 p^3 for its eigenvectors.
 
+    N is the longer side of the matrix and p the shorter one.
+
     Args:
-        shape: Shape of the matrix or of its transpose; N is the longer side and p the shorter one.
+        shape: Shape of the matrix or of its transpose.
 
     Returns:
         The cost, in an arbitrary unit.
@@ -175,7 +178,7 @@ def is_silent() -> bool | None:
 def _own_outcomes(
     work: Callable[[Item], WorkResult], items: Sequence[Item], doing: str
 ) -> tuple[list[WorkResult], Failure | None]:
-    """The outcomes of this process's items, and its error if it failed, to report to the others."""
+    """The results of the work that this process does, and its error if it failed, for others."""
     outcomes = []
     for item in items:
         try:
@@ -192,7 +195,7 @@ def _transfers(
     owners: Sequence[int],
     device: torch.device | str,
 ) -> Iterator[WorkResult]:
-    """The outcomes of all items in order; each tensor is sent by the process that made it."""
+    """The results of work on all items, in order; the process that made a tensor sends it."""
     rank = distributed.get_rank()
     announced = [iter(outcomes) for outcomes in headers]
     held = iter(own)
@@ -214,7 +217,10 @@ def _room(layout: TensorLayout, device: torch.device | str) -> dict[str, Tensor]
 
 
 def _broadcast(tensors: dict[str, Tensor], owner: int) -> dict[str, Tensor]:
-    """Send or receive tensors as bytes, because backends do not support every dtype."""
+    """Send tensors to all other processes, or receive them from their owner.
+
+    They are sent as bytes, because the backends of torch.distributed do not support every dtype.
+    """
     for tensor in tensors.values():
         if tensor.numel():
             distributed.broadcast(tensor.view(-1).view(torch.uint8), src=owner)

@@ -105,7 +105,7 @@ def _finish_transfers() -> None:
 
 
 def _said(failure: Failure | None) -> tuple[str, str] | None:
-    """What other processes are told about an error: what the process did, and the message."""
+    """What other processes are told about an error: what this process did, and the message."""
     if failure is None:
         return None
     error, doing = failure

@@ -1,10 +1,10 @@
 """Works on several small weights at a time, each with one thread, in bounded memory.
 
 A second thread gains little on the matrices of a small transformer: their eigendecompositions and
-their packing are many short steps. Several of them at once keep the processor busy instead. The
-result for a small weight then has the same bits for any number of threads. Otherwise the last bits
-of an eigendecomposition depend on how many threads share it. A large weight has all threads to
-itself, so that no other weight is worked on at the same time.
+their packing consist of many short operations. Several weights at once keep the processor busy
+instead. The result for a small weight then has the same bits for any number of threads. Otherwise
+the last bits of an eigendecomposition depend on how many threads share it. A large weight has all
+threads to itself, so that no other weight is worked on at the same time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ IN_FLIGHT = 2**24
 
 
 def is_small(shape: Sequence[int]) -> bool:
-    """Whether a weight of that shape is small, so that one thread works on it."""
+    """Whether a weight of a given shape is so small that one thread works on it."""
     return min(shape) <= SMALL_SIDE and math.prod(shape) <= SMALL_ENTRIES
 
 
@@ -137,7 +137,7 @@ def _on_this_thread(work: Callable[[Item], Outcome], item: Item) -> Outcome:
 
 
 def _first(waiting: deque[tuple[int, Future[Outcome]]], threads: int) -> Outcome:
-    """Wait for the next outcome and return it; nothing else keeps a reference to it."""
+    """Wait for the next result of the work and return it; nothing else keeps a reference to it."""
     outcome = waiting.popleft()[1].result()
     torch.set_num_threads(threads)  # a new thread takes the number that was set last, in any thread
     return outcome
@@ -157,13 +157,16 @@ def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _prepare(grad: bool) -> None:
-    """Set the settings of torch that each thread has for itself."""
+    """Set the settings of torch that a new thread has for itself: one thread, and gradients."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(grad)
 
 
 def _is_plain_thread() -> bool:
-    """Whether new threads can work as this one does: no modes are set, and torch uses OpenMP."""
+    """Whether new threads can work as this one does.
+
+    This is so if no torch mode such as autocast is set, and torch uses OpenMP.
+    """
     return not (
         torch.is_inference_mode_enabled()
         or torch.is_autocast_enabled("cpu")

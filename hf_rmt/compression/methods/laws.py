@@ -1,7 +1,8 @@
 """The methods that fit a law of the noise: `pdb`, `power-law`, `bema`, `kernel`.
 
-A law is a distribution of the eigenvalues of pure noise. The bulk of a law is the range that these
-eigenvalues fill. Eigenvalues of a weight outside the bulk are signal.
+The eigenvalues of a weight are its squared singular values. A law is a distribution of the
+eigenvalues of pure noise. The bulk of a law is the range that these eigenvalues fill. Eigenvalues
+of a weight above the bulk are signal.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class PopulationDoubleBulk(SpectralMethod):
-    """Fits noise whose directions have one of two variances."""
+    """Fits noise that has one variance in some directions of the weight and another in the rest.
+
+    What is fitted is a law: the distribution of the squared singular values of pure noise.
+    """
 
     name = "pdb"
     help = "The population double bulk: noise of two variances (Wu, Zhu & Li 2025)."
@@ -27,14 +31,21 @@ class PopulationDoubleBulk(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Split a spectrum with `hf_rmt.spectra.fit_double_bulk`."""
+        """Split squared singular values into signal and noise.
+
+        `hf_rmt.spectra.fit_double_bulk` does this.
+        """
         from hf_rmt.spectra import fit_double_bulk
 
         return fit_double_bulk(eigenvalues, shape)
 
 
 class PowerLawBulk(SpectralMethod):
-    """Fits noise whose variances follow a power law between a least and a largest variance."""
+    """Fits noise whose variances follow a power law between a least and a largest variance.
+
+    The noise has a variance for each direction of the weight. What is fitted is the distribution of
+    the squared singular values of pure noise.
+    """
 
     name = "power-law"
     help = (
@@ -46,14 +57,17 @@ class PowerLawBulk(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Split a spectrum with `hf_rmt.spectra.fits.power_law_bulk.fit_power_law_bulk`."""
+        """Split squared singular values into signal and noise.
+
+        `hf_rmt.spectra.fits.power_law_bulk.fit_power_law_bulk` does this.
+        """
         from hf_rmt.spectra.fits.power_law_bulk import fit_power_law_bulk
 
         return fit_power_law_bulk(eigenvalues, shape)
 
 
 class Bema(SpectralMethod):
-    """Fits noise of one variance to the quantiles in the middle of the spectrum."""
+    """Fits noise of one variance to the middle quantiles of a weight's squared singular values."""
 
     name = "bema"
     help = "Noise of one variance, fitted to quantiles of the spectrum (Ke, Ma & Lin 2023)."
@@ -62,14 +76,17 @@ class Bema(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Split a spectrum with `hf_rmt.spectra.fits.unit_bulk.fit_bema`."""
+        """Split squared singular values into signal and noise.
+
+        `hf_rmt.spectra.fits.unit_bulk.fit_bema` does this.
+        """
         from hf_rmt.spectra.fits.unit_bulk import fit_bema
 
         return fit_bema(eigenvalues, shape)
 
 
 class Kernel(SpectralMethod):
-    """Fits noise of one variance to a smoothed density of the singular values."""
+    """Fits noise of one variance to a smoothed density of a weight's singular values."""
 
     name = "kernel"
     help = (
@@ -81,7 +98,10 @@ class Kernel(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Split a spectrum with `hf_rmt.spectra.fits.unit_bulk.fit_kernel`."""
+        """Split squared singular values into signal and noise.
+
+        `hf_rmt.spectra.fits.unit_bulk.fit_kernel` does this.
+        """
         from hf_rmt.spectra.fits.unit_bulk import fit_kernel
 
         return fit_kernel(eigenvalues, shape)

@@ -23,7 +23,10 @@ ZEROS_IN_PLACE = "entries were zeroed in place, and zeros save no memory by them
 
 
 class Pruning(SpectralMethod):
-    """Keeps a share of the entries of a weight. The spectrum is reported, but decides nothing."""
+    """Keeps a share of the entries of a weight.
+
+    The spectrum (the squared singular values) is reported, but decides nothing.
+    """
 
     options = (FRACTION, *SPECTRAL_OPTIONS)
     one_of = ("fraction",)
@@ -39,7 +42,10 @@ class Pruning(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Report the spectrum, without a signal; see `hf_rmt.spectra.truncation.unsplit`."""
+        """Report squared singular values, of which none counts as signal.
+
+        `hf_rmt.spectra.truncation.unsplit` does this.
+        """
         from hf_rmt.spectra.truncation import unsplit
 
         return unsplit(eigenvalues, shape)
@@ -52,7 +58,10 @@ class Pruning(SpectralMethod):
         settings: CompressionSettings,
         kept: Tensor | None = None,
     ) -> Decision:
-        """Set entries to zero. For one layer, all processes draw the same random numbers."""
+        """Set entries of a weight to zero; `SpectralMethod.cut` explains the arguments.
+
+        For one layer, all processes draw the same random numbers.
+        """
         from hf_rmt.compression.decision import Decision, dense_plan
         from hf_rmt.compression.execution.seeding import layer_generator
         from hf_rmt.compression.weight import relative_energies
@@ -73,26 +82,26 @@ class Pruning(SpectralMethod):
 
 
 class Magnitude(Pruning):
-    """Keeps the entries with the largest absolute values."""
+    """Keeps the entries of a weight with the largest absolute values, and sets others to zero."""
 
     name = "magnitude"
     help = "The largest entries stay, the others become zero (Han et al. 2015)."
 
     def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:
-        """Keep the largest entries; see `hf_rmt.compression.pruning.largest_entries`."""
+        """Keep the largest entries of a weight, as `pruning.largest_entries` explains."""
         from hf_rmt.compression.pruning import largest_entries
 
         return largest_entries(weight, fraction=fraction)
 
 
 class Uniform(Pruning):
-    """Keeps random entries."""
+    """Keeps random entries of a weight, and sets all others to zero."""
 
     name = "uniform"
     help = "Random entries stay, the others become zero."
 
     def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:
-        """Keep random entries; see `hf_rmt.compression.pruning.random_entries`."""
+        """Keep random entries of a weight, as `pruning.random_entries` explains."""
         from hf_rmt.compression.pruning import random_entries
 
         return random_entries(weight, fraction=fraction, generator=generator)

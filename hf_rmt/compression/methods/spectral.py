@@ -1,4 +1,4 @@
-"""The options and decisions of all methods that look at a spectrum."""
+"""The options and decisions of all methods that look at the squared singular values of weights."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ SPECTRAL_OPTIONS = (NOISE, NOISE_REMOVAL, RECOVER_SPIKES, STORED_SPIKES_OPTION, 
 
 
 def spectral_method_of(settings: CompressionSettings) -> SpectralMethod:
-    """The method that settings name, which must look at a spectrum.
+    """The method that settings name, which must split a spectrum into signal and noise.
+
+    The spectrum of a weight is the list of its squared singular values.
 
     Raises:
         TypeError: If the method does not look at a spectrum.
@@ -131,13 +133,15 @@ def spectral_method_of(settings: CompressionSettings) -> SpectralMethod:
 
 
 class SpectralMethod(Method):
-    """A method that splits the spectrum of a weight into signal and noise.
+    """A method that splits the squared singular values of a weight into signal and noise.
 
     Attributes:
-        finds_law: Whether the method fits a law of the noise. Only such a method can recover spikes
-            and decides by itself how much of a weight is signal.
+        finds_law: Whether the method fits a law (the distribution of the squared singular values of
+            pure noise). Only such a method decides by itself how much of a weight is signal. It can
+            also reduce the singular values of the signal to their sizes without noise.
         stores_noise: Whether noise can be stored beside the signal. If not, the noise is lost.
-        chooses_directions: Whether the method keeps directions of a weight, not single entries.
+        chooses_directions: Whether the method keeps directions (singular values with their vectors)
+            of a weight, not single entries.
     """
 
     options: tuple[Option, ...] = SPECTRAL_OPTIONS
@@ -149,10 +153,10 @@ class SpectralMethod(Method):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Split a spectrum into signal and noise.
+        """Split the squared singular values of a weight into signal and noise.
 
         Args:
-            eigenvalues: Squared singular values of the weight, descending, shape (min(shape),).
+            eigenvalues: The squared singular values, descending, shape (min(shape),).
             shape: Shape of the weight.
             settings: The method and its options.
 
@@ -196,13 +200,13 @@ class SpectralMethod(Method):
             )
 
     def accepts(self, module: Any) -> bool:
-        """Whether a module is a linear layer, or a convolution whose kernel is one matrix."""
+        """Whether a module is a linear layer, or a plain convolution: its kernels form a matrix."""
         from hf_rmt.nn.dense_matrix import has_matrix
 
         return has_matrix(module)
 
     def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
-        """The linear layers of the repeated blocks; see `TARGET_MODULES`."""
+        """The linear layers of the repeated blocks; option `TARGET_MODULES` has the full rule."""
         from hf_rmt.compression.targets.blocks import of_blocks
 
         return of_blocks(layers, model)
@@ -215,7 +219,10 @@ class SpectralMethod(Method):
         )
 
     def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """Keep the directions that the spectrum calls signal."""
+        """Keep the directions of a weight that are signal, as its singular values show.
+
+        `Method.decide` explains the arguments.
+        """
         from hf_rmt.compression.decision import Decision
         from hf_rmt.compression.weight import split_weight
 
@@ -230,15 +237,15 @@ class SpectralMethod(Method):
         settings: CompressionSettings,
         kept: Tensor | None = None,
     ) -> Decision:
-        """Decide on a weight that has been decomposed.
+        """Decide on a weight whose squared singular values are split into signal and noise.
 
         Args:
             name: Name of the module in `model.named_modules()`.
             weight: Shape (out, in).
-            found: The decomposition of the weight.
+            found: The split values, with the singular vectors.
             settings: The method and its options.
-            kept: Positions of the directions to keep, shape (rank,); None for the directions that
-                the spectrum calls signal.
+            kept: Positions of the directions (singular values with their vectors) to keep, shape
+                (rank,); None for the directions that `found` calls signal.
         """
         from hf_rmt.compression.decision import Decision
         from hf_rmt.compression.weight import choose_directions, keep_directions
@@ -258,7 +265,10 @@ class SpectralMethod(Method):
         size: float | None = None,
         dry_run: bool = False,
     ) -> CompressionReport:
-        """Compress each weight by itself, or fit the weights to calibration data if given."""
+        """Compress each weight by itself, or so that outputs on calibration data change little.
+
+        `Method.compress_model` explains the arguments.
+        """
         if calibration is not None:
             from hf_rmt.compression.calibration.calibrated import compress_calibrated
 

@@ -1,4 +1,7 @@
-"""The methods whose options set how many directions are kept: `svd` and `slr`."""
+"""The methods whose options set how many directions are kept: `svd` and `slr`.
+
+A direction is a singular value of a weight with its two singular vectors.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ FRACTION = Option(
 
 
 class TruncatedSVD(SpectralMethod):
-    """Keeps the largest directions, as many as the options say."""
+    """Keeps the largest directions (singular values with their vectors), as many as options say."""
 
     name = "svd"
     help = "The largest singular directions, as many as rank, energy or fraction say."
@@ -61,7 +64,10 @@ class TruncatedSVD(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Count the largest directions as signal; see `hf_rmt.spectra.truncation.truncate`."""
+        """Count the largest squared singular values as signal.
+
+        `hf_rmt.spectra.truncation.truncate` does this.
+        """
         from hf_rmt.spectra.truncation import truncate
 
         taken = {key: getattr(settings, key) for key in self.one_of}
@@ -69,7 +75,10 @@ class TruncatedSVD(SpectralMethod):
 
 
 class SparseLowRank(TruncatedSVD):
-    """Keeps the largest directions; rows and columns with small entries keep only some of them."""
+    """Keeps the largest directions; rows and columns with small entries keep only some of them.
+
+    A direction is a singular value of a weight with its two singular vectors.
+    """
 
     name = "slr"
     help = "svd with zeros in the factors for weak rows and columns (Swaminathan et al. 2020)."
@@ -85,7 +94,11 @@ class SparseLowRank(TruncatedSVD):
         settings: CompressionSettings,
         kept: Tensor | None = None,
     ) -> Decision:
-        """Factor the largest directions, set some entries to zero and count the rest."""
+        """Factor the largest directions, and set some entries of the factors to zero.
+
+        A direction is a singular value with its vectors. The plan has the number of entries that
+        are not zero.
+        """
         from hf_rmt.compression.decision import Decision, SpikedBuild
         from hf_rmt.compression.pruning import sparse_factors
         from hf_rmt.compression.weight import (
@@ -118,8 +131,8 @@ def of_rank(settings: CompressionSettings, rank: int) -> CompressionSettings:
     """Settings that keep `rank` directions of a weight; the other options are as in `settings`.
 
     Args:
-        settings: Settings of a method that looks at a spectrum.
-        rank: How many directions to keep.
+        settings: Settings of a method that looks at the singular values of a weight.
+        rank: How many directions (singular values with their vectors) to keep.
     """
     options = {option.name for option in (*SPECTRAL_OPTIONS, *COMMON_OPTIONS)}
     shared = {name: getattr(settings, name) for name in options - {"recover_spikes"}}

@@ -11,7 +11,10 @@ from hf_rmt.nn.dense_matrix import is_convolution
 
 
 def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
-    """The linear layers of the repeated blocks; the help of `TARGET_MODULES` has the full rule."""
+    """The linear layers of the repeated blocks, such as transformer blocks.
+
+    The help of the option `TARGET_MODULES` has the full rule.
+    """
     repeated = {name: part for name, part in layers.items() if in_repeated_block(name, model)}
     if repeated:
         return linears(repeated) or list(repeated)

@@ -22,7 +22,10 @@ UNKNOWN = object()
 
 
 def value_of(node: ast.expr, module: object) -> Any:
-    """The value of a condition; `UNKNOWN` if the module's attributes or config do not decide it."""
+    """The value of a condition in a module's code.
+
+    The value is `UNKNOWN` if the module's attributes or config do not decide the condition.
+    """
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name) and node.id == "self":

@@ -22,7 +22,7 @@ GATES = ("gate", "shared_expert_gate")
 
 @dataclass(frozen=True)
 class LeftDense:
-    """Why a layer stays dense.
+    """Why a layer stays dense, which means that it is not compressed.
 
     Attributes:
         cause: The kind of reason, for use in code.
@@ -114,7 +114,10 @@ def routers(model: nn.Module) -> dict[str, LeftDense]:
 
 
 def _chooses(name: str, model: nn.Module) -> bool:
-    """Whether a layer is a router, lies inside a router, or is a gate beside experts."""
+    """Whether a layer chooses among experts (parallel parts of a model).
+
+    Such a layer is a router, lies inside a router, or is a gate beside experts.
+    """
     *above, last = name.split(".")
     if "router" in (*above, last):
         return True
@@ -131,7 +134,7 @@ def made_anew(model: nn.Module) -> dict[str, LeftDense]:
 
 @register_rule
 def subclasses(model: nn.Module) -> dict[str, LeftDense]:
-    """Layers of a subclass of `nn.Linear`, which may do anything with its weight."""
+    """Layers of a subclass of `nn.Linear`; such a class may do anything with its weight."""
     return {
         name: LeftDense(
             Cause.SUBCLASS,
@@ -147,7 +150,7 @@ def subclasses(model: nn.Module) -> dict[str, LeftDense]:
 
 @register_rule
 def carrying(model: nn.Module) -> dict[str, LeftDense]:
-    """Layers with something that a compressed layer cannot have, such as a forward of their own."""
+    """Layers that carry what no compressed layer can have, such as a forward of their own."""
     layers = {
         name: part
         for name, part in model.named_modules()

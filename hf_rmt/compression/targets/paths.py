@@ -25,7 +25,10 @@ Known = dict[str, tuple[str, ...]]
 
 
 class Paths:
-    """Knows which layers the variables and expressions of a function stand for.
+    """Knows which layers the variables and expressions of a module's code stand for.
+
+    A path is the dotted name of a layer below the module, or of its weight. In a path, `*` stands
+    for any name and a final `**` for all layers below.
 
     Args:
         known: The paths that are known at the start, such as those of the function's arguments.
@@ -35,7 +38,7 @@ class Paths:
         self.known: Known = dict(known)
 
     def bind(self, target: ast.expr, value: ast.expr) -> None:
-        """Record what the variables of an assignment stand for."""
+        """Record which layers the variables of an assignment in the code stand for."""
         if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
             for one, part in zip(target.elts, value.elts, strict=False):
                 self.bind(one, part)
@@ -43,7 +46,10 @@ class Paths:
             self.known |= self.given(target.id, value)
 
     def given(self, name: str, value: ast.expr) -> Known:
-        """What a variable with this value adds to `known`; empty if the value holds no layer."""
+        """The entries of `known` for a variable with this value; empty if it holds no layer.
+
+        They are the paths of layers, which the class explains.
+        """
         listed = () if isinstance(value, ast.Name | ast.Attribute) else self.members(value)
         if isinstance(value, ast.Name):
             listed = self.known.get(value.id + LIST, ())
@@ -52,7 +58,7 @@ class Paths:
         }
 
     def bind_each(self, target: ast.expr, source: ast.expr) -> None:
-        """Record what the variables of a loop stand for."""
+        """Record which layers the variables of a loop in the code stand for."""
         if isinstance(target, ast.Tuple) and called_name(source) in NUMBERED:
             target = target.elts[-1]
         if paths := self.members(source):
@@ -61,7 +67,7 @@ class Paths:
                     self.known[variable.id] = paths
 
     def members(self, node: ast.expr) -> tuple[str, ...]:
-        """The paths of the layers or weights that a loop over an expression gives."""
+        """Paths (dotted names) of the layers or weights that a loop over an expression gives."""
         if isinstance(node, ast.Tuple | ast.List | ast.Set):
             return tuple(path for part in node.elts for path in self.of(part))
         if isinstance(node, ast.Dict):
@@ -83,7 +89,7 @@ class Paths:
         return tuple(path for part in (*node.args, *owner) for path in self.members(part))
 
     def of(self, node: ast.expr) -> tuple[str, ...]:
-        """Paths of the layers that an expression stands for; empty if it stands for none."""
+        """Paths (dotted names) of the layers that an expression stands for; empty if none."""
         if isinstance(node, ast.Name):
             return self.known.get(node.id, ())
         if isinstance(node, ast.NamedExpr):
@@ -97,7 +103,10 @@ class Paths:
         return self._by_name(node) if isinstance(node, ast.Call) else ()
 
     def _by_name(self, node: ast.Call) -> tuple[str, ...]:
-        """Paths that a call such as `getattr(self, name)` may give; `*` for an unknown name."""
+        """Paths (dotted names) of the layers that a call such as `getattr(self, name)` may give.
+
+        `*` stands for an unknown name.
+        """
         owner = [node.func.value] if isinstance(node.func, ast.Attribute) else []
         if called_name(node) not in BY_NAME or len(arguments := [*owner, *node.args]) < 2:
             return ()
@@ -107,7 +116,7 @@ class Paths:
 
 
 def everywhere(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The paths of modules, and the paths of all layers below them."""
+    """Paths (dotted names) of modules, and a path for all layers below each, which ends in `**`."""
     below = (f"{path}{BELOW}".lstrip(".") for path in paths)
     return (*filter(None, paths), *below)
 

@@ -46,7 +46,7 @@ class Read:
     guards: tuple[tuple[ast.expr, bool], ...]
 
     def happens(self, module: nn.Module) -> bool:
-        """Whether this place can run with the module's settings; true if that is unknown."""
+        """Whether this place in the code can run with the module's settings; true if unknown."""
         found = ((value_of(test, module), wanted) for test, wanted in self.guards)
         return all(value is UNKNOWN or bool(value) is wanted for value, wanted in found)
 
@@ -63,7 +63,7 @@ def parsed(function: Callable[..., Any]) -> ast.FunctionDef | None:
 
 
 class Reader(ast.NodeVisitor):
-    """Finds the weights that one function reads.
+    """Finds the weights of a module's layers that one function reads.
 
     Args:
         kind: The class of the module, whose methods the function may call.
@@ -92,7 +92,7 @@ class Reader(ast.NodeVisitor):
         super().visit(node)
 
     def visit_If(self, node: ast.If) -> None:
-        """Visit both branches of an `if`, and note its condition meanwhile."""
+        """Visit both branches of an `if`, and keep its condition in `guards` meanwhile."""
         self.visit(node.test)
         for branch, wanted in ((node.body, True), (node.orelse, False)):
             self.guards.append((node.test, wanted))
@@ -146,12 +146,12 @@ class Reader(ast.NodeVisitor):
         self._follow(node)
 
     def visit_Name(self, node: ast.Name) -> None:
-        """Note a variable that stands for a weight."""
+        """Record that the code reads a weight, if a variable in it stands for a weight."""
         if isinstance(node.ctx, ast.Load):
             self._note(self.paths.of(node))
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        """Note the weight of a layer, unless only its dtype or a similar attribute is read."""
+        """Record that the code reads a layer's weight, unless it reads only the dtype or so."""
         source = node.value
         if node.attr in HARMLESS and (
             not isinstance(source, ast.Call) or called_name(source) == "next"
@@ -163,7 +163,7 @@ class Reader(ast.NodeVisitor):
             self.generic_visit(node)
 
     def _note(self, paths: tuple[str, ...]) -> None:
-        """Record a read for each path that is the path of a weight."""
+        """Record a read for each path (dotted name of a layer or weight) that names a weight."""
         layers = [path.removesuffix(WEIGHT) for path in paths if path.endswith(WEIGHT)]
         if "forward" not in self.method.split(" in "):
             # other methods, such as those that save a model, may go through all of its weights
@@ -171,7 +171,7 @@ class Reader(ast.NodeVisitor):
         self.reads += [Read(path, self.method, tuple(self.guards)) for path in layers]
 
     def _follow(self, node: ast.Call) -> None:
-        """Read the code of a called function if it gets layers as arguments."""
+        """Read the code of a called function if the function gets layers as arguments."""
         names, inner, is_method = self._called(node.func)
         if inner is None or getattr(inner, "name", "") in self.method.split(" in "):
             return  # a function may call itself

@@ -30,8 +30,8 @@ TIED = "is tied to another layer"
 def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list[str]:
     """Names of the layers that settings select, in the model's order.
 
-    Tied embeddings of a transformers model (they share a weight) always stay dense. Heads of such a
-    model stay dense unless they are named. The same holds for transformers models inside `model`.
+    Tied embeddings of a transformers model (they share a weight) always stay dense. Its heads, the
+    layers after the blocks, stay dense unless named. So do those of such models inside `model`.
 
     Args:
         model: Any module; its tensors may be on the meta device.
@@ -132,7 +132,7 @@ def _tied(
     heads: Collection[str],
     settings: CompressionSettings,
 ) -> dict[str, LeftDense]:
-    """Layers that share their weight; heads are listed only if target_modules names layers."""
+    """Layers that share their weight. `heads` are listed only if target_modules names layers."""
     shared = _shared_weights(model)
     named = settings.target_modules not in (None, ALL_LINEAR)
     why = LeftDense(Cause.TIED, f"its weight {TIED}")
@@ -145,7 +145,7 @@ def _tied(
 
 
 def _held(found: Mapping[str, LeftDense], settings: CompressionSettings) -> dict[str, LeftDense]:
-    """The found layers without those that may be compressed because the user names them."""
+    """Layers that stay dense, without those that are compressed because the user names them."""
     by_name = settings.target_modules not in (None, ALL_LINEAR)
     return {name: why for name, why in found.items() if why.if_named or not by_name}
 
@@ -210,13 +210,13 @@ def _why_none(
 
 
 def _grouped(reasons: Mapping[str, str]) -> str:
-    """The reasons, each after the names of its layers."""
+    """Reasons why layers stay dense as one text, each after the names of the layers."""
     groups = {why: [name for name in reasons if reasons[name] == why] for why in reasons.values()}
     return ". ".join(f"{some(names)} {why}" for why, names in groups.items())
 
 
 def _shared_weights(model: nn.Module) -> set[int]:
-    """The ids of parameters that occur several times in a model, or whose module does."""
+    """The ids of parameters that occur several times in a model, or that lie in such a module."""
     counts = Counter(
         id(parameter)
         for _, module in model.named_modules(remove_duplicate=False)
@@ -268,7 +268,7 @@ def _why_refused(target: list[str] | str, model: nn.Module) -> Iterator[str]:
 
 
 def _protected_everywhere(model: nn.Module, settings: CompressionSettings) -> set[str]:
-    """Names of the protected layers of all transformers models inside a module."""
+    """Names of tied layers and (if not asked for) heads of all transformers models in a module."""
     return {
         f"{prefix}.{name}".lstrip(".")
         for prefix, part in transformers_models(model).items()
@@ -277,7 +277,7 @@ def _protected_everywhere(model: nn.Module, settings: CompressionSettings) -> se
 
 
 def _protected(model: Any, settings: CompressionSettings) -> set[str]:
-    """Names of a transformers model's tied layers, and of its heads unless they are asked for."""
+    """Names of a transformers model's tied layers and, unless asked for, of its head layers."""
     tied = model.all_tied_weights_keys
     names = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
     of_head = settings.target_modules is None and method_of(settings).takes_heads

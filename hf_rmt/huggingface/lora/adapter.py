@@ -1,4 +1,4 @@
-"""An extracted adapter, and its files, which PEFT loads without this package."""
+"""A LoRA adapter from fine-tuned weights, and its files, which PEFT loads without this package."""
 
 from __future__ import annotations
 
@@ -46,21 +46,27 @@ class ExtractedAdapter:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """The rank of each layer; 0 if no part of its update is worth the parameters it takes."""
+        """The rank of each layer's update, which is what fine-tuning added to the weight.
+
+        The rank is 0 if no part of the update is worth the parameters that it takes.
+        """
         return {update.name: update.rank for update in self.updates}
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of all factors."""
+        """Number of parameters of all low-rank factors of the adapter."""
         return sum(update.parameters for update in self.updates)
 
     @property
     def size(self) -> float:
-        """Parameters of the factors divided by the parameters of the matrices that they update."""
+        """Parameters of the low-rank factors, divided by those of the matrices that they update."""
         return self.parameters / sum(update.dense_parameters for update in self.updates)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per layer: shape, rank, parameters, kept share of the update's squared norm."""
+        """One row per layer: shape, rank, parameters, kept share of the update's squared norm.
+
+        The update is what fine-tuning added to the weight of the layer.
+        """
         return [
             {
                 "layer": update.name,
@@ -86,7 +92,7 @@ class ExtractedAdapter:
         return f"{aligned_table(self.rows())}\n\n{self.summary()}"
 
     def to_json(self) -> str:
-        """JSON text: sizes, and the rows under `layers`."""
+        """JSON text: sizes, and one row per layer under `layers`."""
         payload = {
             "base_model": self.base_model,
             "task_type": self.task_type,
@@ -149,7 +155,7 @@ class ExtractedAdapter:
             self._card(hub_id(base_model), repo_id).save(aside / "README.md")
 
     def _peft_config(self, base_model: str | None) -> Any:
-        """PEFT's config, with a rank for each layer. Alpha is this rank, so PEFT's scale is 1."""
+        """PEFT's config, with a rank for each layer. `lora_alpha` is the rank: scale 1."""
         try:
             from peft import LoraConfig
         except ImportError as error:

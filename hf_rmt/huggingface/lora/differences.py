@@ -38,7 +38,7 @@ def differences(
     """Compare two models of one architecture, parameter by parameter.
 
     Args:
-        base: The pretrained model; it may lack the tuned model's head.
+        base: The pretrained model; it may lack the tuned model's head (the layers for the task).
         tuned: The fine-tuned model.
         heads: Modules of the tuned model that are copied whole, even if nothing in them changed.
         targets: Which linears and embeddings get factors: names or their endings, or a regular

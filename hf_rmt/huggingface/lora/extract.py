@@ -60,9 +60,10 @@ def extract_adapter(
 
     The update of a layer is its fine-tuned minus its pretrained weight. It is a sum of directions,
     matrices of rank one. Of all directions of all layers, the ones that are worth most are kept.
-    `hf_rmt.compression.calibration.low_rank` defines the worth of a direction. Tensors that are not
-    matrices (biases, norms) and new heads are copied as they are. So the base with the adapter acts
-    like the tuned model with low-rank updates.
+    The worth of a direction is the cost of losing it, as in the module's docstring of
+    `hf_rmt.compression.calibration.low_rank`. Tensors that are not matrices (biases, norms) and new
+    heads (layers for the task) are copied as they are. So the base with the adapter acts like the
+    tuned model with low-rank updates.
 
     Args:
         base: The pretrained model, or the folder or Hub id where it is saved. If its files lack the
@@ -76,8 +77,8 @@ def extract_adapter(
             fractions then lie above 0.99.
         rank: One rank for all layers, for comparison; it is used instead of size or threshold.
         calibration: Batches of tokenized inputs like those of the task, a hundred sentences or
-            more; they make the adapter better at the same size. The second moments of each
-            layer's inputs and gradients are held in memory.
+            more; they make the adapter better at the same size. The second moments (means of the
+            products of two entries) of each layer's inputs and gradients are held in memory.
         target_modules: Which linears and embeddings get factors: names or their endings, or a
             regular expression for the whole name; by default all of them. Other layers that differ
             are copied whole.
@@ -127,7 +128,7 @@ class _Extraction:
     def ranks(
         self, names: Iterable[str], *, size: float | None, threshold: float | None, rank: int | None
     ) -> dict[str, int]:
-        """The rank of each layer. No factors are computed for it, only eigenvalues."""
+        """The rank of each layer's low-rank factors. Only eigenvalues are computed, no factors."""
         shapes = {name: tuple(self.tuned.get_submodule(name).weight.shape) for name in names}
         if rank is not None:
             return {name: min(rank, *shape) for name, shape in shapes.items()}
@@ -150,7 +151,11 @@ class _Extraction:
     def factors(
         self, ranks: Mapping[str, int], dtype: torch.dtype | None
     ) -> tuple[tuple[LowRankUpdate, ...], dict[str, Tensor]]:
-        """The factors of each update, and the mean output of what they lose, to add to the bias."""
+        """The low-rank factors of each update, and a shift for the bias of a layer with data.
+
+        An update is the tuned minus the base weight. The shift is the mean output of what the
+        factors lose of the update.
+        """
         updates, shifts = [], {}
         for name in tqdm(ranks, desc="Extracting", disable=None):
             module, update = self.tuned.get_submodule(name), self.update(name)
@@ -169,8 +174,9 @@ class _Extraction:
         return tuple(updates), shifts
 
     def _importance(self, name: str) -> Tensor:
-        """The worth of each direction of a layer's update.
+        """The worth of each direction of a layer's update, the tuned minus the base weight.
 
+        A direction is a matrix of rank one in the update, and its worth is the cost of losing it.
         Without calibration, the update of an embedding is first divided by two numbers, so that it
         can be compared with the update of a linear layer. The first is sqrt(n), because each of n
         trained tokens occurs 1/n of the time. Here n = (sum a)^2 / sum a^2 for the squared row

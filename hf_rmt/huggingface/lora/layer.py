@@ -24,12 +24,13 @@ from hf_rmt.nn.spiked_conv import SpikedConv2d
 class CompressedLoraLinear(Linear):
     """A compressed layer with an adapter: x W' + bias + s (x A') B'.
 
-    x is the input, W the compressed weight, A and B are the factors of the adapter, s is its scale,
-    and ' is the transpose. Merging appends A and s B to the signal of the layer (its factors), so
-    the rank of the signal grows by the rank of the adapter. If the directions of the signal then
-    depend on each other, as always above rank min(in, out), the same signal is written with fewer
-    directions. Their entries are rounded to the dtype of the layer. A ternary layer has no signal,
-    so its adapter cannot be merged.
+    x is the input, W the compressed weight, A and B are the factors of the adapter, s is the scale
+    of the adapter, and ' is the transpose. Merging appends A and s B to the signal (the low-rank
+    factors) of the layer, so the rank of the signal grows by the rank of the adapter. If the
+    directions of the signal (parts of rank one) then depend on each other, as always above rank
+    min(in, out), the same signal is written with fewer directions. Their entries are rounded to the
+    dtype of the layer. A ternary layer (entries -1, 0, 1) has no signal, so its adapter cannot be
+    merged.
 
     Args:
         base_layer: The compressed layer, or an adapter around it.
@@ -68,7 +69,7 @@ class CompressedLoraLinear(Linear):
         return {(): None}
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Append adapters to the signal of the layer.
+        """Append adapters to the signal (the low-rank factors) of the layer.
 
         Args:
             safe_merge: Whether to refuse an adapter with values that are nan or infinite.
@@ -90,9 +91,9 @@ class CompressedLoraLinear(Linear):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Remove merged adapters from the signal again, the last adapter first.
+        """Remove merged adapters from the signal (the low-rank factors), the last adapter first.
 
-        If merging wrote the signal with fewer directions, the earlier signal is restored. If the
+        If merging wrote the signal with a smaller rank, the earlier signal is restored. If the
         merged signal was changed since, the adapter is subtracted, which is exact up to rounding.
         """
         while self.merged_adapters:
@@ -109,7 +110,10 @@ class CompressedLoraLinear(Linear):
             self._shift_bias(name, -1.0)
 
     def _append(self, name: str, layer: SpikedLinear, rows: Tensor) -> None:
-        """Add rows to the signal. If its rows then depend on each other, write fewer rows."""
+        """Add rows to the low-rank factors (the signal) of a layer.
+
+        If the rows of the factors then depend on each other, fewer rows are written.
+        """
         before = layer.weight.detach()
         factors = torch.cat([before, rows.to(before)])
         left, right = split_factors(factors, layer.in_features)
@@ -123,7 +127,10 @@ class CompressedLoraLinear(Linear):
         self._rewritten[name] = before, _digest(layer.weight)
 
     def _rows(self, name: str, sign: float = 1.0) -> Tensor:
-        """The adapter, or its negative, as rows of the layer's factors, shape (r, in + out)."""
+        """The adapter of rank r, or its negative, as r rows of the layer's factors.
+
+        The shape is (r, in + out).
+        """
         right: Any = self.lora_A[name].weight
         left: Any = self.lora_B[name].weight
         return torch.cat([right, sign * self.scaling[name] * left.T], dim=1).detach()
@@ -159,7 +166,7 @@ def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs:
         **kwargs: Other arguments that PEFT passes.
 
     Raises:
-        ValueError: If the layer is a compressed convolution, or ends with a step activation.
+        ValueError: If the layer is a compressed convolution, or ends with a step function.
     """
     layer = getattr(target, "base_layer", target)
     if kwargs.get("parameter_name") is not None or not isinstance(layer, CompressedLayer):
@@ -179,13 +186,13 @@ def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs:
 
 
 def _digest(factors: Tensor) -> str:
-    """A digest of the factors, to find out later whether they were changed."""
+    """A digest of low-rank factors, to find out later whether they were changed."""
     content = factors.detach().contiguous().cpu().view(torch.uint8)
     return hashlib.sha256(content.numpy().tobytes()).hexdigest()
 
 
 def _set_factors(layer: SpikedLinear, factors: Tensor) -> None:
-    """Give a layer other factors. Saving writes them in bfloat16 only if that is exact."""
+    """Give a layer other low-rank factors. Saving writes them in bfloat16 only if that is exact."""
     trains = layer.weight.requires_grad
     layer.weight = nn.Parameter(factors.contiguous(), requires_grad=trains)
     layer.rank = len(factors)

@@ -39,7 +39,7 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
 
     Raises:
         TypeError: If the model is not a torch module.
-        ValueError: If the model has no compressed layer with a signal.
+        ValueError: If the model has no compressed layer with a signal (low-rank factors).
     """
     check_module(model)
     if hasattr(type(model), "get_base_model"):  # a PeftModel has other names for its parts
@@ -72,7 +72,7 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _takes_lora(model: nn.Module, name: str, layer: Mapping[str, Any]) -> bool:
-    """Whether a layer of the record stayed dense and can have an adapter around it."""
+    """Whether a layer stayed dense in the compression and can have an adapter around it."""
     if is_compressed(model.get_submodule(name)) or layer.get("cause") in UNFIT:
         return False
     return not refused_by_peft(model, name) and not _is_asked_for_more(model, name)

@@ -1,1 +1,1 @@
-"""The search for the most noise that can be removed while a metric stays within a tolerance."""
+"""The search for the most noise to remove from weights while a metric stays within a tolerance."""

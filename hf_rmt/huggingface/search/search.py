@@ -1,4 +1,4 @@
-"""`search` finds the most noise that each layer can lose while a metric falls only a little."""
+"""`search` finds the most noise that weights can lose while a metric falls only a little."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def search(
 ) -> SearchResult:
     """Find the most noise that each layer can lose while metric >= baseline - tolerance.
 
+    The noise of a layer is the part of the weight that is not signal, by the method of `config`.
     The baseline is the metric of the model as it is. First, the search removes the same fraction of
     the noise from all layers. It does this for each fraction, which gives a curve. The search goes
     on from the largest fraction with which the metric stays within the tolerance. It raises the
@@ -130,7 +131,11 @@ class _Search:
         self.grids = states.grids(grid)
 
     def run(self) -> SearchResult:
-        """Run the search: the curve, the bisection and the final check."""
+        """Run the search: the curve, the bisection and the final check.
+
+        The curve removes the same fraction of noise from all layers. The bisection then raises the
+        fraction of one layer after the other.
+        """
         alike = [self._alike(fraction) for fraction in self.grid]
         curve = [(self._mean(state), self._first_metric(state)) for state in alike]
         held = [
@@ -152,18 +157,22 @@ class _Search:
         )
 
     def _alike(self, fraction: float) -> Removal:
-        """The state in which every layer loses this fraction of its noise, if it can lose it."""
+        """The state of the model in which every layer loses this fraction of its noise.
+
+        A layer that cannot lose this fraction is left out and stays as it is.
+        """
         return {name: fraction for name, grid in self.grids.items() if fraction in grid}
 
     def _mean(self, state: Removal) -> float:
-        """The mean, over all layers, of the fractions of noise that a state removes."""
+        """The mean, over all layers, of the fractions of their noise that a state removes."""
         return fmean(state.get(name, 0.0) for name in self.states.shapes)
 
     def _refined(self, accepted: list[Removal]) -> list[Removal]:
-        """Raise the fractions of the layers, one layer after the other.
+        """Raise the fraction of its noise that a layer loses, one layer after the other.
 
         Args:
-            accepted: A list with the state to begin with, or an empty list.
+            accepted: A list with the state (a fraction for each layer) to begin with, or an empty
+                list.
 
         Returns:
             All states within the tolerance; each removes more noise than the state before it.
@@ -187,8 +196,10 @@ class _Search:
     def _checked(self, accepted: list[Removal]) -> tuple[Removal, float]:
         """An accepted state whose metric holds in a second measurement, and this metric.
 
-        The last state is measured first. If its metric fails, the later half of the states is left
-        out, and so on. A metric that gives the same number each time confirms the last state.
+        A state says which fraction of its noise each layer loses. A metric holds if it is within
+        the tolerance. The last state is measured first. If the metric fails, the later half of the
+        states is left out, and so on. A metric that gives the same number each time confirms the
+        last state.
         """
         while accepted:
             metric = self.log.metric(accepted[-1], again=True)
@@ -201,7 +212,10 @@ class _Search:
         return within(metric, self.baseline, self.tolerance)
 
     def _first_metric(self, removal: Removal) -> float:
-        """The metric of the baseline or the curve; `_check` made sure that the limit allows it."""
+        """The metric of the unchanged model, or with one fraction of noise removed everywhere.
+
+        `_check` made sure that the limit on evaluations allows these measurements.
+        """
         metric = self.log.metric(removal)
         return math.nan if metric is None else metric
 

@@ -2,7 +2,7 @@
 
 A state consists of the same layers that `compress` would make. The model's own weights are kept
 aside unchanged. Each layer is decomposed once, and what its singular vectors are computed from is
-kept. So for each layer that changes, a state costs only the vectors of the kept directions.
+kept. So for each layer that changes, a state costs only the singular vectors that stay.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class NoiseStates:
         self._applied: Removal = {}
 
     def apply(self, removal: Mapping[str, float]) -> Removal:
-        """Bring the model into a state.
+        """Bring the model into a state, in which layers lose a part of their noise.
 
         Args:
             removal: The fraction of its noise that each layer loses.
@@ -86,14 +86,15 @@ class NoiseStates:
             module.training = training
 
     def grids(self, fractions: Sequence[float]) -> dict[str, list[float]]:
-        """For each layer, the fractions at which it loses something and keeps something.
+        """For each layer, the fractions of noise whose removal lowers the rank, but not to 0.
 
         Args:
             fractions: The fractions to choose from, ascending.
 
         Returns:
-            The fractions by layer, layers with the least noise energy first, in the same order on
-            every process; a layer for which no fraction works is left out.
+            The fractions by layer, layers whose noise has the least share of the squared norm
+            first, in the same order on every process; a layer for which no fraction works is left
+            out.
 
         Raises:
             ValueError: If no layer has such a fraction.
@@ -128,7 +129,10 @@ class NoiseStates:
         return self.config.replace(noise_removal={name: fraction})
 
     def _decompose(self, name: str) -> Decomposition | None:
-        """The decomposition of a layer; None for one that `compress` would not touch."""
+        """The decomposition of a layer: eigenvalues, and what singular vectors are computed from.
+
+        It is None for a layer that `compress` would not touch.
+        """
         if min(self.shapes[name]) < self.config.min_size:
             return None
         try:
@@ -144,7 +148,7 @@ class NoiseStates:
         return [f for f, rank in ranks.items() if 0 < rank < len(fit.eigenvalues)]
 
     def _put(self, name: str, fraction: float | None) -> None:
-        """Bring one layer into a state: the original layer if nothing is to be removed."""
+        """Remove a fraction of the noise of one layer; put back the original layer for None."""
         original = self._originals[name]
         training = self.model.get_submodule(name).training
         self._reset(name)
@@ -171,7 +175,7 @@ class Log:
 
     Args:
         evaluate: The metric of a model.
-        states: The states of the model.
+        states: The model, and how to bring it into a state with some noise removed.
         most: Largest number of evaluations, those in the file included.
         path: JSON file from which evaluations are read and to which they are written; None for no
             file.
@@ -197,11 +201,11 @@ class Log:
         self.bar = tqdm(total=max(most, made), desc="Searching", initial=made, disable=is_silent())
 
     def known(self, removal: Removal) -> list[float]:
-        """The metrics of a state that were measured so far."""
+        """The metrics that were measured so far with these fractions of noise removed."""
         return [entry.metric for entry in self.evaluations if entry.removal == removal]
 
     def metric(self, removal: Removal, *, again: bool = False, spare: int = 0) -> float | None:
-        """Metric of a state, measured unless it is known.
+        """Metric of a state (the model with some noise removed), measured unless it is known.
 
         Args:
             removal: The state, as for `NoiseStates.apply`.
@@ -254,7 +258,7 @@ class Log:
 
 
 def _content(path: Path) -> tuple[dict[str, Any], tuple[Evaluation, ...]]:
-    """The identity and the evaluations that a file of a search holds."""
+    """What a file of a search holds: values that identify this search, and its evaluations."""
     try:
         content = records.read(path)
         return dict(content["search"].items()), evaluations_of(content["evaluations"])

@@ -1,4 +1,4 @@
-"""The schedule by which the noise of a model becomes zero during a training."""
+"""The schedule by which the noise in a model's weights becomes zero during a training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Anneal:
     """When the noise begins to shrink and when it is gone, with the unit of these two times.
 
     Args:
-        start: The time at which the directions are chosen and the noise begins to shrink.
+        start: The time at which the directions (the parts of rank one that a weight keeps) are
+            chosen, and the noise (the rest of the weight) begins to shrink.
         stop: The time at which the noise is gone; equal to start if it is removed at once.
         unit: The unit of both: `run` for fractions of the whole training, `steps` for update steps,
             or `epochs`.
@@ -85,8 +86,9 @@ class Anneal:
             epochs: Epochs of the whole training.
 
         Returns:
-            (first, last): directions are chosen after step `first`, and the noise is gone after
-            step `last`. `first` is at least 1, because at least one batch must be measured before.
+            (first, last): directions (the parts of rank one that a weight keeps) are chosen after
+            update step `first`, and the noise is gone after update step `last`. `first` is at least
+            1, because at least one batch must be measured before.
         """
         unit = {"run": max_steps, "steps": 1, "epochs": max_steps / max(epochs, 1e-9)}[self.unit]
         first, last = (min(round(end * unit), max_steps) for end in (self.start, self.stop))
@@ -99,8 +101,8 @@ def amount(step: int, first: int, last: int) -> float:
 
     Args:
         step: Number of update steps done.
-        first: Step up to which all the noise is there.
-        last: Step after which no noise is left.
+        first: Update step up to which all the noise is there.
+        last: Update step after which no noise is left.
 
     Returns:
         The share, in [0, 1].
@@ -116,6 +118,8 @@ def amount(step: int, first: int, last: int) -> float:
 
 def choice_steps(first: int, last: int) -> list[int]:
     """The update steps after which directions are chosen: first, half-way to last, and last.
+
+    The directions are the parts of rank one that a weight keeps.
 
     Examples:
         >>> choice_steps(113, 179), choice_steps(5, 5)

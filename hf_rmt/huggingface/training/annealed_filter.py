@@ -45,10 +45,10 @@ PROBES_FILE = "_rmt_probes-{step}.safetensors"
 
 
 class AnnealedFilter:
-    """Chooses ranks and directions, then shrinks the rest of the weights, the noise, step by step.
+    """Chooses directions (parts of rank one) that weights keep; shrinks the rest, the noise.
 
-    While the noise falls, the model goes on learning. So the directions are chosen two more times,
-    with the same ranks: half-way and at the end.
+    While the noise shrinks, the model goes on learning. So the directions are chosen two more
+    times, with the same ranks: half-way and at the end.
 
     Args:
         settings: The layers, and the rule that finds their ranks if no size is given.
@@ -68,13 +68,13 @@ class AnnealedFilter:
 
     @property
     def chosen(self) -> dict[str, dict[str, Any]]:
-        """What was decided for each layer; empty before the directions are chosen."""
+        """What was decided for each layer, such as the rank to keep; empty before the decision."""
         return self.memory.get("layers", {})
 
     def begin(
         self, args: Any, state: Any, model: nn.Module, names: Sequence[str], saved: Any
     ) -> None:
-        """Start a run, or continue one from a checkpoint."""
+        """Start a training run, or continue one from a checkpoint."""
         self.first, self.last = self.anneal.steps(
             max_steps=state.max_steps, epochs=state.num_train_epochs
         )
@@ -106,19 +106,19 @@ class AnnealedFilter:
             self._windows.load(args, began, state.global_step)
 
     def _check_size(self, model: nn.Module, names: Sequence[str]) -> None:
-        """Before the first step, refuse a size that is too small for a direction in each layer."""
+        """Before training, refuse a size that is too small to keep rank one in each layer."""
         if self.size is not None:
             shapes = {name: matrix_shape(model.get_submodule(name)) for name in names}
             least = 1.0 if self.size == "auto" else self.size
             shared_ranks({name: torch.ones(1) for name in names}, shapes, least)
 
     def step_begins(self, state: Any) -> None:
-        """Measure the batches of a step if directions will be chosen soon."""
+        """Measure the batches of a training step, if it is soon chosen what the weights keep."""
         if self._windows is not None:
             self._windows.step_begins(state.global_step)
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """Choose directions or shrink the noise if it is time; return the numbers to log."""
+        """If it is time, choose what weights keep, or shrink their noise; return numbers to log."""
         assert self._windows is not None
         step = state.global_step
         if self._windows.due(step):
@@ -135,24 +135,24 @@ class AnnealedFilter:
         return self._numbers() if logs and step >= self.first else {}
 
     def epoch_ends(self, state: Any, control: Any, model: nn.Module) -> None:
-        """Shrink the noise before weights are evaluated or saved at the end of an epoch."""
+        """Shrink the noise in weights before they are evaluated or saved at the end of an epoch."""
         if control.should_save or control.should_evaluate or control.should_training_stop:
             self._cut(model, state.global_step)
 
     def saved(self, args: Any, state: Any) -> None:
-        """If directions will be chosen soon, save with the checkpoint what was measured so far."""
+        """Save with a checkpoint what was measured so far to choose what the weights keep."""
         if self._windows is not None:
             self._windows.save(args, state.global_step)
 
     def stop(self) -> None:
-        """Stop measuring, and remove the hooks, also those of a training that an error ended."""
+        """Stop measuring batches; remove hooks, also those of a training that an error ended."""
         if self._windows is not None:
             self._windows.stop()
 
     def finish(
         self, args: Any, state: Any, model: Any, *, loaded_best: bool
     ) -> CompressionReport | None:
-        """Compress the model after training; return None if the directions were never chosen."""
+        """Compress the model after training; return None if it was not chosen what weights keep."""
         self.stop()
         if not self.chosen:
             logger.warning(
@@ -166,7 +166,7 @@ class AnnealedFilter:
         return compress_shared(model, self._names, self.settings, decide=self._decide)
 
     def _finish_cut(self, state: Any, model: nn.Module, *, loaded_best: bool) -> None:
-        """Remove the noise that is left after training; log a warning if there is any."""
+        """Remove noise that is left in weights after training; log a warning if there is any."""
         step, left = state.global_step, self.memory["left"]
         if loaded_best:
             step = state.best_global_step or 0
@@ -185,7 +185,7 @@ class AnnealedFilter:
             self.memory |= {"left": 0.0, "cut_at": step}
 
     def _cut(self, model: nn.Module, step: int) -> None:
-        """Shrink the noise to the share that the schedule gives for this step."""
+        """Shrink the noise in weights to the share that the schedule gives for this update step."""
         if not self.chosen or self.memory["cut_at"] == step:
             return
         left = amount(step, self.first, self.last)
@@ -200,7 +200,7 @@ class AnnealedFilter:
     def _shrink(self, model: nn.Module, ratio: float) -> float:
         """Multiply the noise in all weights by `ratio`; the processes share the work.
 
-        Returns the share of the weights' energy that this removed.
+        Returns the share of the weights' energy (squared norm) that this removed.
         """
 
         def work(name: str) -> WorkResult:
@@ -219,7 +219,7 @@ class AnnealedFilter:
     def _choose(
         self, args: Any, model: nn.Module, step: int, excited: Mapping[str, LayerMoments]
     ) -> None:
-        """Choose ranks and directions from recent batches. Later choices keep the ranks."""
+        """Choose ranks and directions (parts of rank one) by recent batches, ranks only once."""
         assert self._windows is not None
         if not_finite := self._windows.not_finite:
             _warn_not_finite(not_finite, step)
@@ -239,7 +239,7 @@ class AnnealedFilter:
         keep_start(kept, args, name=PROBES_FILE.format(step=step))
 
     def _numbers(self) -> dict[str, float]:
-        """The four numbers that an annealed training logs."""
+        """The four numbers to log: noise left, energy scaled away, parameters kept, mean rank."""
         kept = [entry for entry in self.chosen.values() if entry["rank"] is not None]
         # A checkpoint sorts the layers by name, and fsum does not depend on their order.
         whole = math.fsum(entry["energy"] for entry in kept)
@@ -253,7 +253,7 @@ class AnnealedFilter:
         }
 
     def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """The factors of a layer. They are exact, because its weight now has the chosen rank."""
+        """The low-rank factors of a layer, which are exact: its weight now has the chosen rank."""
         entry = self.chosen[name]
         if entry["rank"] is None:
             cause, phase = Cause(entry["cause"]), entry.get("phase", "")
@@ -266,7 +266,7 @@ class AnnealedFilter:
 
 
 def forget_best(state: Any) -> None:
-    """Forget the best model so far, because it had noise and the final model has none."""
+    """Forget the best model so far: noise was in its weights, and the final weights have none."""
     state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 

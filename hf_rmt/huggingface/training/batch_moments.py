@@ -1,4 +1,7 @@
-"""Second moments of layers' inputs and output gradients, measured on batches of a training."""
+"""Second moments of layers' inputs and output gradients, measured on batches of a training.
+
+A second moment of vectors is the mean of the products of each two of their entries.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,13 @@ diagonal of that matrix."""
 
 
 class BatchMoments:
-    """Sums over the tokens of the training batches, gathered by hooks without extra passes.
+    """Sums of products over the tokens of the training batches, gathered by hooks.
 
-    For each layer, the products of its inputs and the products of its outputs' gradients are added
-    up in float32. No batch is stored, and the training is not changed. Until the directions are
-    chosen, the sums hold two to four times as many numbers as the layers. Layers that share an
-    input in one batch may have different inputs in the next, so each layer has sums of its own.
+    For each layer, the products of each two entries of an input and of each two entries of an
+    output's gradient are added up in float32. No extra pass is run, no batch is stored, and the
+    training is not changed. By these sums, it is chosen what the weights keep. Until then, they
+    hold two to four times as many numbers as the layers. Layers that share an input in one batch
+    may have different inputs in the next, so each layer has sums of its own.
 
     Args:
         model: The model that trains, without a wrapper.
@@ -82,7 +86,7 @@ class BatchMoments:
             self._hooks.append(hook)
 
     def stop(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks that measure batches."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -90,14 +94,17 @@ class BatchMoments:
         self._masks.stop()
 
     def hear(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
-        """Measure one call of a layer. Calls without gradients (evaluations) are left out."""
+        """Add the inputs and output gradients of one call of a layer to the sums of products.
+
+        Calls without gradients (evaluations) are left out.
+        """
         mask = self._masks.of(name, entry)
         if torch.is_grad_enabled():
             with torch.no_grad():
                 self._add(name, layer, entry.detach(), result, mask)
 
     def _add_room(self, name: str) -> None:
-        """Create the sums of a layer."""
+        """Make zeros for a layer's sums of products of inputs and of gradients over tokens."""
         layer: Any = self.model.get_submodule(name)
         (rows, columns), device = matrix_shape(layer), layer.weight.device
         self.sums[f"{name} slopes"] = _room(rows, device)
@@ -106,7 +113,9 @@ class BatchMoments:
             self.sums[f"{name} {count}"] = torch.zeros(1, device=device, dtype=torch.float64)
 
     def measured_moments(self) -> dict[str, LayerMoments]:
-        """The second moments over the batches of all processes.
+        """The second moments of each layer over the batches of all processes.
+
+        They are the sums of products of inputs and of output gradients, divided by counts.
 
         Returns:
             The moments of each layer that a batch reached, by name. Inputs are averaged over the
@@ -158,7 +167,10 @@ class BatchMoments:
 
 
 class _Listener:
-    """A hook of a layer. Its copy in a model that is copied or pickled measures nothing."""
+    """A hook that measures the calls of a layer for its second moments.
+
+    The copy of the hook in a model that is copied or pickled measures nothing.
+    """
 
     def __init__(self, moments: BatchMoments | None, name: str) -> None:
         self.moments, self.name = moments, name
@@ -178,12 +190,19 @@ def _is_finite(moments: LayerMoments) -> bool:
 
 
 def _room(width: int, device: Any) -> Tensor:
-    """Zeros for a second moment. If it is wider than `WIDEST`, only its diagonal is stored."""
+    """Zeros for the sums of products of each two entries of a vector, a matrix.
+
+    If the matrix is wider than `WIDEST`, only the diagonal is stored.
+    """
     return torch.zeros((width, width) if width <= WIDEST else (width,), device=device)
 
 
 def _add_products(total: Tensor, rows: Tensor) -> None:
-    """Add the products of rows to a diagonal, or to the blocks on and above a matrix's diagonal."""
+    """Add to `total` the products of each two entries of a row, for all rows.
+
+    `total` is a matrix, or only its diagonal. Of a wide matrix, the blocks below the diagonal are
+    left out.
+    """
     width = rows.shape[1]
     if total.ndim == 1:
         total += rows.square().sum(0)
@@ -198,12 +217,15 @@ def _add_products(total: Tensor, rows: Tensor) -> None:
 
 
 def _symmetric(total: Tensor) -> Tensor:
-    """The whole symmetric matrix, made from sums that may lack the part below the diagonal."""
+    """Complete a symmetric matrix of sums whose part below the diagonal may be missing."""
     return total if total.ndim == 1 else total.triu() + total.triu(1).T
 
 
 def _patches(layer: Any, images: Tensor) -> Tensor:
-    """The image patches under the kernel, shape (images, positions of the kernel, in k_h k_w)."""
+    """The image patches under the kernel, shape (images, positions of the kernel, in k_h k_w).
+
+    k_h and k_w are the height and the width of the kernel, and `in` is the number of channels.
+    """
     unfolded = functional.unfold(
         padded(layer, images), layer.kernel_size, dilation=layer.dilation, stride=layer.stride
     )

@@ -18,7 +18,7 @@ FREE = ("schedule", "log")
 
 
 def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
-    """Refuse wrong types and values.
+    """Refuse wrong types and values of the arguments of `RMTCallback`.
 
     Raises:
         TypeError: If a type is wrong.
@@ -45,7 +45,7 @@ def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
 def resolved_schedule(
     config: RMTConfig, target: str, schedule: Any, size: Size, anneal: Any
 ) -> Any:
-    """The schedule on which noise is removed at once; None if noise is scaled down slowly.
+    """The schedule on which noise in weights is removed at once; None if it is scaled down slowly.
 
     Raises:
         ValueError: If `size` or `anneal` is given with a schedule, with `target="update"`, or with
@@ -76,8 +76,10 @@ def resolved_schedule(
 def dosed_schedule(target: str, schedule: Any, dose: Any) -> Any:
     """The schedule of the callback, which is always `"end"` if there is a dose.
 
+    A dose says how much is kept of the update, what training added to the weights.
+
     Raises:
-        ValueError: If a dose is given with another schedule or with whole weights.
+        ValueError: If a dose is given with another schedule, or if whole weights are filtered.
     """
     check_dose(dose)
     if dose is None:
@@ -91,10 +93,10 @@ def dosed_schedule(target: str, schedule: Any, dose: Any) -> Any:
 
 
 def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:
-    """The config to filter with. A mapping comes from the state of a checkpoint.
+    """The config for filtering noise. A mapping comes from the state of a checkpoint.
 
     Raises:
-        ValueError: If `RMTCallback` cannot filter with its method.
+        ValueError: If `RMTCallback` cannot filter with the method of the config.
     """
     if config is None:
         return RMTConfig(noise="drop")

@@ -51,15 +51,18 @@ Size = float | Literal["auto"] | None
 
 
 class Choice(NamedTuple):
-    """The ranks and directions that a training keeps.
+    """The ranks and directions (parts of rank one) of weights that a training keeps.
 
     Attributes:
         layers: For each layer, by name, a dict of JSON values. `rank` is None if the layer stays
             dense; `cause` and `reason` then say why. A layer with a rank has `energy`, the squared
             Frobenius norm of its weight, and `rest`, the part of this energy that will be removed.
-            If a spectrum was fitted, the dict also has its `phase`, `n_spikes` and `upper_edge`.
+            If the spectrum (eigenvalues) was fitted, the dict also has `phase` (the verdict on the
+            spectrum), `n_spikes` (how many eigenvalues are signal) and `upper_edge` (the limit
+            above which an eigenvalue is signal).
         probes: Two thin matrices for each layer with a rank, `<name> left` and `<name> right`. They
-            hold its directions; see `hf_rmt.compression.calibration.excited`.
+            hold the directions that the layer keeps, as the module's docstring of
+            `hf_rmt.compression.calibration.excited` says.
         share: The number of parameters that will be left, divided by their present number.
     """
 
@@ -77,17 +80,18 @@ def choose(
     *,
     not_finite: Collection[str] = (),
 ) -> Choice:
-    """Choose ranks and directions. The processes share the layers among them.
+    """Choose which directions (parts of rank one) weights keep; the processes share the layers.
 
     Args:
         model: The model; it is not changed.
         names: Names of the layers; each has a weight with the form of a matrix.
-        excited: Second moments of the layers' inputs and output gradients, as `BatchMoments` gives
-            them. A layer without gradients stays dense, because its directions cannot be compared
-            with the directions of other layers.
+        excited: Second moments (means of products of each two entries) of the layers' inputs and
+            output gradients, as `BatchMoments` gives them. A layer without gradients stays dense,
+            because its directions cannot be compared with the directions of other layers.
         settings: The rule that finds the rank of a layer if no size is given.
         size: Share to keep of the parameters of all layers with gradients. `"auto"`: the smallest
-            share that loses at most `LOST` of what the directions are worth. None: use `settings`.
+            share that loses at most the part `LOST` of what the directions are worth to the loss.
+            None: use `settings`.
         not_finite: Layers that have no moments because batches gave them nan or inf.
 
     Returns:
@@ -140,6 +144,8 @@ def probes_again(
 ) -> dict[str, Tensor]:
     """Choose the directions again from later batches, with the ranks that were chosen before.
 
+    The directions are the parts of rank one that a weight keeps.
+
     Args:
         model: The model; it is not changed.
         layers: As in `Choice`.
@@ -171,7 +177,7 @@ def _unmeasured(
     excited: Mapping[str, LayerMoments],
     not_finite: Collection[str],
 ) -> str:
-    """The reason why a layer was not measured."""
+    """The reason why the training batches did not measure a layer, which therefore stays dense."""
     layer = model.get_submodule(name)
     if min(matrix_shape(layer)) < settings.min_size:
         return TOO_SMALL
@@ -185,7 +191,10 @@ def _unmeasured(
 def _by_rule(
     name: str, weight: Tensor, settings: CompressionSettings
 ) -> tuple[int | None, dict[str, Any]]:
-    """The rank that the method finds, or None to keep a weight dense; facts on its spectrum."""
+    """The rank that the method finds, or None to keep a weight dense; facts on the spectrum.
+
+    The spectrum is made of the squared singular values of the weight.
+    """
     fit = spectrum(weight, settings)
     about: dict[str, Any] = {"phase": str(fit.phase)}
     if fit.phase == Phase.DEGENERATE:

@@ -3,9 +3,9 @@
 An update is what training added to the weights. If labels are wrong, a part of the update is
 memorised noise. Two remedies are tried. The first scales down the whole update, that is, it
 interpolates between the weights before and after training (Wortsman et al., CVPR 2022). The second
-keeps only the spikes of the update of each layer in the blocks. Spikes are its few large singular
-values, which are also made smaller. The rows may have wrong labels too. If labels are wrong equally
-often in all classes, this changes the level of the scores, but not their order.
+keeps only the spikes of the update of each layer in the blocks. Spikes are the few large singular
+values of an update; they are also made smaller. The rows may have wrong labels too. If labels are
+wrong equally often in all classes, the scores change, but not their order.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dose:
-    """What was kept of an update.
+    """What was kept of an update, which is what training added to the weights.
 
     Attributes:
         scale: The factor by which the whole update was multiplied.
-        spikes: Whether the layers in the blocks kept only the shrunk spikes of their updates.
+        spikes: Whether the layers in the blocks kept only the shrunk spikes of their updates: a few
+            large singular values, made smaller.
         scores: The score of each scale that was tried, by a name: "0.5" for the whole update,
             "0.5 spikes" for its shrunk spikes only. Empty if nothing was tried.
     """
@@ -57,6 +58,8 @@ class Dose:
 
 def check_dose(dose: Any) -> None:
     """Refuse a dose that is neither "auto", a number in (0, 1] nor None.
+
+    A dose says how much is kept of what training added to the weights.
 
     Raises:
         TypeError: If the dose has another type.
@@ -72,9 +75,12 @@ def check_dose(dose: Any) -> None:
 def worse(before: float, after: float) -> bool:
     """Whether a dose lowered the score on held-out rows; process 0 decides and logs a warning.
 
+    A dose cuts down the update of each layer, which is what training added to the weight.
+
     Args:
         before: The score of the model as it was trained; higher is better.
-        after: The score after each layer's update was cut to its early directions.
+        after: The score after each update was cut to the leading singular directions that it had
+            after a quarter of the training.
     """
     verdict = [not after >= before]  # a score of nan is worse than any
     if n_processes() > 1:
@@ -91,7 +97,7 @@ def worse(before: float, after: float) -> bool:
 
 
 def warn_unchanged(names: Sequence[str]) -> None:
-    """Warn of layers that had no update after a quarter of the training, or nan or inf in it."""
+    """Warn of layers that had not changed, or held nan or inf, after a quarter of the training."""
     if names:
         logger.warning(
             "%s: no early directions, because these layers had not changed after a quarter of the "
@@ -107,7 +113,8 @@ class DosedUpdate:
         model: The trained model.
         starts: Parameters of the model before training, by name. Parameters that are not given
             stay as they were trained.
-        names: The layers whose updates may be cut to their spikes.
+        names: The layers whose updates (what training added) may be cut to their spikes, a few
+            large singular values.
     """
 
     def __init__(
@@ -122,8 +129,11 @@ class DosedUpdate:
     def apply(self, dose: float | Literal["auto"], evaluate: Callable[[], float]) -> Dose:
         """Scale the update by a number, or by the scale with the best score.
 
+        The update is what training added to the weights.
+
         Args:
-            dose: The number, or `"auto"`.
+            dose: The number, or `"auto"` to try several scales, for the whole update and for its
+                few large singular values alone.
             evaluate: A function that returns the score of the present model; higher is better.
 
         Returns:
@@ -149,7 +159,10 @@ class DosedUpdate:
         return Dose(scale, cut, told)
 
     def _scores(self, evaluate: Callable[[], float]) -> dict[tuple[float, bool], float]:
-        """The score of each scale, by (scale, whether only the spikes of the update are kept)."""
+        """The score of each scale, by (scale, whether only the spikes of the update are kept).
+
+        The update is what training added; its spikes are a few large singular values.
+        """
         scores = {}
         for spikes in (False, True):
             for scale in SCALES:
@@ -166,7 +179,10 @@ class DosedUpdate:
 
     @torch.no_grad()
     def place(self, scale: float, *, spikes: bool = False) -> None:
-        """Set the weights to start + scale * update; `spikes` keeps only its shrunk spikes."""
+        """Set the weights to start + scale * update, where the update is what training added.
+
+        With `spikes`, only a few large singular values of the update are kept, made smaller.
+        """
         cut = self._spikes() if spikes else {}
         for name, start in self.starts.items():
             end = self.ends[name]
@@ -178,7 +194,7 @@ class DosedUpdate:
             self.parameters[name].copy_(begin + scale * update)
 
     def plan(self, dose: Dose) -> CompressionPlan:
-        """What became of the layers' updates, for a report."""
+        """What became of each layer's update (what training added to the weight), for a report."""
         reason = f"update scaled by {dose.scale:g}" + ", shrunk spikes only" * dose.spikes
         plans = []
         for name in self.names:
@@ -194,7 +210,11 @@ class DosedUpdate:
         return CompressionPlan(tuple(plans))
 
     def _spikes(self) -> dict[str, Tensor]:
-        """The shrunk spikes of each layer's update, computed once; the processes share the work."""
+        """The shrunk spikes of each layer's update, computed once; the processes share the work.
+
+        The update is what training added. Spikes are a few large singular values; they are made
+        smaller.
+        """
         if self._cut is not None:
             return self._cut
 

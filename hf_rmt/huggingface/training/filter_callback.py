@@ -1,4 +1,4 @@
-"""`RMTCallback` filters the noise while a model is fine-tuned, and logs the spectra."""
+"""`RMTCallback` removes the noise from weights during fine-tuning; it logs their eigenvalues."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class RMTCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Find the layers; store the weights at the start, or load the state in a checkpoint."""
+        """Find the layers to filter; store the weights at the start, or load the saved state."""
         self.on_init_end(args, state, control, model)
         if self._report and getattr(model, "compression_report", None) is self._report:
             raise RuntimeError(
@@ -204,33 +204,39 @@ class RMTCallback(TrainerCallback, ExportableState):
             self._log(state, control, self._filter.observe(model))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the batches from which the directions are chosen."""
+        """Measure the batches by which the directions (parts of rank one) to keep are chosen."""
         self._filter.step_begins(state)
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Filter after an update step if it is time, before anything is evaluated or saved."""
+        """If it is time, remove noise from weights after an update step, before they are saved."""
         self._log(state, control, self._filter.step_ends(args, state, control, model))
 
     def on_epoch_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Filter after an epoch that stopped early, and log the spectra after the last step."""
+        """Remove noise after an epoch that stopped early; log spectra after the last update step.
+
+        A spectrum is made of the eigenvalues (squared singular values) of a weight.
+        """
         self._log(state, control, self._filter.epoch_ends(state, control, model))
         last = control.should_training_stop and self._logged_at != state.global_step
         if last and self.log and isinstance(self._filter, ScheduledFilter):
             self._log(state, control, self._filter.observe(model))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Store beside a checkpoint what was measured for the next choice of directions."""
+        """Store beside a checkpoint what was measured to choose the parts of weights to keep."""
         self._filter.saved(args, state)
 
     @collective
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Filter the trained model, which is the best or the last one, and make it compact."""
+        """Remove noise from the trained model, which is the best or the last one.
+
+        Then make the layers compact, if whole weights were filtered.
+        """
         loaded_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
         report = self._filter.finish(args, state, model, loaded_best=loaded_best)
         if report is not None:

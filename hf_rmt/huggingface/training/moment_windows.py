@@ -1,4 +1,7 @@
-"""Windows: the few steps before each choice of directions, in which batches are measured."""
+"""Windows: the few update steps before each choice of directions, in which batches are measured.
+
+Directions are the parts of rank one that a weight keeps.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,17 @@ MOMENTS_FILE = "_rmt_moments-{process}.safetensors"
 
 
 class MomentWindows:
-    """Moments of the batches before each choice of directions, and the choices still to come.
+    """Second moments of the batches before each choice of directions, and the choices to come.
+
+    Second moments are means of products of each two entries, here of layers' inputs and of their
+    output gradients. Directions are the parts of rank one that a weight keeps. A window is made of
+    the update steps that are measured before a choice.
 
     Args:
         model: The model that trains, without a wrapper.
         names: Names of the layers to measure.
         choices: Update steps after which directions are chosen, ascending.
-        chosen_at: Step of the last choice that was made; None before the first choice.
+        chosen_at: Update step of the last choice that was made; None before the first choice.
         compiled: Whether the model is compiled.
 
     Attributes:
@@ -63,16 +70,23 @@ class MomentWindows:
         return max(self._start, self.choices[0] - GATHERED) <= step < self.choices[0]
 
     def step_begins(self, step: int) -> None:
-        """Start to measure the batches of a step that lies in a window."""
+        """Start to measure the batches of an update step that lies in a window.
+
+        A window is made of the last update steps before it is chosen what the weights keep.
+        """
         if self.gathers(step):
             self._opened().listen()
 
     def due(self, step: int) -> bool:
-        """Whether it is time to choose directions."""
+        """Whether it is time to choose the directions (parts of rank one) that weights keep."""
         return bool(self.choices) and step >= self.choices[0]
 
     def take(self, step: int) -> dict[str, LayerMoments]:
-        """The moments of the window, by layer; the next window begins after this step."""
+        """The second moments of a layer's inputs and output gradients in the window, by layer.
+
+        A window is made of the update steps that are measured before a choice of what weights keep.
+        The next window begins after this step.
+        """
         window = self._opened()
         found, self.not_finite = window.measured_moments(), window.not_finite
         self.stop()
@@ -81,13 +95,16 @@ class MomentWindows:
         return found
 
     def stop(self) -> None:
-        """Stop measuring, and free the sums."""
+        """Stop measuring batches, and free the sums of products of inputs and of gradients."""
         if self._moments is not None:
             self._moments.stop()
         self._moments = None
 
     def save(self, args: Any, step: int) -> None:
-        """Save the sums of this process next to a checkpoint, if it is made within a window."""
+        """Save what this process has summed up over batches next to a checkpoint, if anything.
+
+        These are products of entries of layers' inputs and of output gradients.
+        """
         if self._moments is not None:
             save_start(
                 {key: value.cpu() for key, value in self._moments.sums.items()},
@@ -96,7 +113,9 @@ class MomentWindows:
             )
 
     def load(self, args: Any, began: str, step: int) -> None:
-        """Load the sums of a run that was interrupted within a window.
+        """Load what a run had summed up over batches when it was interrupted.
+
+        These are products of entries of layers' inputs and of output gradients.
 
         Args:
             args: `TrainingArguments` of the resumed run.
@@ -119,7 +138,10 @@ class MomentWindows:
         )
 
     def _opened(self) -> BatchMoments:
-        """The sums of the window; they are zeros if the window has just begun."""
+        """The object with the sums of products over the batches that are measured now.
+
+        A new object, with zeros, is made where there is none.
+        """
         if self._moments is None:
             tokens = TOKENS_AGAIN if self._start else TOKENS
             self._moments = BatchMoments(self.model, self.names, tokens, compiled=self.compiled)

@@ -38,7 +38,9 @@ HARMFUL = 0.1
 
 
 class ScheduledFilter:
-    """Filters weights or updates without a change of shape. The first filter decides the ranks.
+    """Removes noise from weights, or from updates, without a change of shape.
+
+    An update is what training added to a weight. The first filter decides which ranks are kept.
 
     Args:
         settings: What is filtered, and how the noise is stored.
@@ -80,16 +82,16 @@ class ScheduledFilter:
         self._early = carry_start(args, began, early, name=EARLY_FILE) if early else {}
 
     def step_begins(self, state: Any) -> None:
-        """Do nothing before a step."""
+        """Do nothing before a training step."""
 
     def stop(self) -> None:
-        """Do nothing, because nothing is measured during a step."""
+        """Do nothing, because nothing is measured during a training step."""
 
     def saved(self, args: Any, state: Any) -> None:
         """Do nothing, because a checkpoint holds everything that is needed."""
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """Filter after this step if the schedule says so, before anything is saved."""
+        """If the schedule says so, remove noise after this training step, before saving."""
         if self.dose == "auto" and state.global_step == max(1, round(EARLY * state.max_steps)):
             self._keep_early(args, model)
         every = self.schedule if isinstance(self.schedule, int) else None
@@ -98,7 +100,7 @@ class ScheduledFilter:
         return self.filter(state, model) if due else {}
 
     def epoch_ends(self, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """Filter after an epoch that ended early."""
+        """Remove noise from the layers after an epoch that ended early."""
         due = self.schedule == "epoch" and self.filtered_at != state.global_step
         return self.filter(state, model) if due and not control.should_training_stop else {}
 
@@ -110,7 +112,7 @@ class ScheduledFilter:
         *,
         loaded_best: bool,
     ) -> CompressionReport | None:
-        """Filter the trained model; return a report if its layers were made compact."""
+        """Remove noise from the trained model; return a report if layers were made compact."""
         if self.dose is not None:
             self._apply_dose(args, state, model)
             return None
@@ -128,7 +130,7 @@ class ScheduledFilter:
         return None
 
     def observe(self, model: nn.Module) -> dict[str, float]:
-        """The numbers to log for the present spectra; nothing is filtered."""
+        """Numbers to log on the present spectra (eigenvalues of layers); nothing is filtered."""
 
         def work(name: str) -> WorkResult:
             return spectrum(self._matrix(model, name), self.settings), {}
@@ -138,7 +140,7 @@ class ScheduledFilter:
         return spectral_logs(fits)
 
     def filter(self, state: Any, model: nn.Module) -> dict[str, float]:
-        """Filter all layers in place and return what to log. The processes share the work."""
+        """Remove noise from all layers in place; return what to log. Processes share the work."""
 
         def work(name: str) -> WorkResult:
             matrix = self._matrix(model, name)
@@ -186,7 +188,7 @@ class ScheduledFilter:
         keep_start(self._start, args)
 
     def _keep_early(self, args: Any, model: nn.Module) -> None:
-        """Store the leading directions that each layer's update has at this early step."""
+        """Store the leading singular vectors of what training has added to each layer so far."""
 
         def work(name: str) -> WorkResult:
             left, right = leading_directions(self._matrix(model, name))
@@ -202,7 +204,11 @@ class ScheduledFilter:
         keep_start(self._early, args, name=EARLY_FILE)
 
     def _apply_dose(self, args: Any, state: Any, model: nn.Module) -> None:
-        """Scale the whole update, or keep only the part of it in each layer's early directions."""
+        """Scale the whole update (what training added), or keep only a part of it.
+
+        The part lies in the leading directions that a layer's update had after a quarter of the
+        training.
+        """
         if self.dose != "auto":
             DosedUpdate(model, self._parameters(model), self._names).place(self.dose or 1.0)
             return
@@ -276,7 +282,7 @@ def _lost(matrix: Tensor, filtered: Tensor) -> float:
 
 
 def _warn_of_harm(dropped: float) -> None:
-    """Warn if a filter removed much of the energy of the weights at once."""
+    """Warn if a filter removed much of the energy (squared norm) of the weights at once."""
     if dropped > HARMFUL:
         logger.warning(
             "this filter removed %.0f %% of the energy of the weights at once, which destroys "

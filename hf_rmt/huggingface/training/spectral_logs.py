@@ -1,4 +1,4 @@
-"""Numbers that describe spectra, for the logs of a Trainer."""
+"""Numbers on spectra (the eigenvalues of each weight), for the logs of a Trainer."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
     """Numbers to log, such as `rmt/spikes` (the mean) and `rmt/<name>/spikes` (of one layer).
 
     Args:
-        fits: Fitted spectra by layer; None for a layer that is too small.
+        fits: By layer, the spectrum (eigenvalues, squared singular values) of the weight, split
+            into noise and signal; None for a layer that is too small.
 
     Returns:
-        spikes, signal_energy and stable_rank, as means over the layers and for each layer. Each
-        layer also has upper_edge, whose mean over layers of different scales would mean nothing.
-        `SpectrumFit` defines these numbers. Values that are not finite are left out, such as the
-        edge if no law was fitted. `rmt/phases/` counts the layers with each verdict on a spectrum.
+        spikes (the number of signal eigenvalues), signal_energy and stable_rank, as means over the
+        layers and for each layer. Each layer also has upper_edge, the limit above which an
+        eigenvalue is signal. A mean of this limit over layers of different scales would mean
+        nothing. `SpectrumFit` defines these numbers. Values that are not finite are left out, such
+        as upper_edge if no model of the noise was fitted. `rmt/phases/` counts the layers with each
+        phase, a verdict on a spectrum.
     """
     seen = {name: fit for name, fit in fits.items() if fit is not None}
     layers = {name: _numbers(fit) for name, fit in seen.items()}
@@ -45,7 +48,7 @@ def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
 
 
 def summary(logs: Mapping[str, float]) -> dict[str, float]:
-    """The logs without the numbers of single layers and without the counts of phases."""
+    """The logs without numbers of single layers and without counts of phases (verdicts on them)."""
     return {key: value for key, value in logs.items() if not _is_single(key)}
 
 

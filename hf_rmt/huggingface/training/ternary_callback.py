@@ -1,4 +1,7 @@
-"""`TernaryCallback` trains the ternary layers of a model, so that the model regains accuracy."""
+"""`TernaryCallback` trains the ternary layers of a model, so that the model regains accuracy.
+
+The weights of a ternary layer are -1, 0 or 1 times a scale.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ class TernaryCallback(TrainerCallback):
     resume the training, but `from_pretrained` cannot load them. If an error ends the training, the
     layers stay trainable. Then make a new Trainer, or call `TernaryCallback.pack(model)`.
 
-    To train only a ternary head, call `model.requires_grad_(False)` before the Trainer is made. The
-    ternary weights train all the same. Take a larger learning rate than for dense layers, such as
-    1e-3. With 5e-5 few entries change. If only the other layers should adapt to a ternary head, no
-    callback is needed.
+    To train only a ternary head (the output layer), call `model.requires_grad_(False)` before the
+    Trainer is made. The ternary weights train all the same. Take a larger learning rate than for
+    dense layers, such as 1e-3. With 5e-5 few entries change. If only the other layers should adapt
+    to a ternary head, no callback is needed.
 
     Attributes:
         flipped: For each layer, by name, the share of entries that training changed from one of the
@@ -49,7 +52,7 @@ class TernaryCallback(TrainerCallback):
     def on_init_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Make the layers trainable before the optimizer is made."""
+        """Make the ternary layers (entries -1, 0, 1) trainable before the optimizer is made."""
         check_alone(self, state)
         check_whole_weights(self, args, state, model)
         packed, latent = (_layers(model, kind) for kind in (TernaryLinear, LatentTernaryLinear))
@@ -68,7 +71,11 @@ class TernaryCallback(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Refuse to train if the optimizer does not know the latent weights."""
+        """Refuse to train if the optimizer does not know the latent weights.
+
+        These are dense weights that each call of a ternary layer rounds to -1, 0 or 1 (times a
+        scale).
+        """
         if not self._before or _layers(model, TernaryLinear):
             raise RuntimeError(
                 "the optimizer does not know the latent weights of this model's ternary layers; "
@@ -79,7 +86,10 @@ class TernaryCallback(TrainerCallback):
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Pack the layers again, and store in `flipped` the share of entries that changed."""
+        """Pack the ternary layers into few bits again after training.
+
+        The share of entries that changed (from -1, 0 or 1 to another of these) goes to `flipped`.
+        """
         for name, before in self._before.items():
             layer = _packed(model, name, layout=before.layout)
             layer.scale = layer.scale.to(before.scale)
@@ -89,7 +99,7 @@ class TernaryCallback(TrainerCallback):
 
     @staticmethod
     def pack(model: nn.Module) -> None:
-        """Pack the layers that a training has left trainable because it was interrupted.
+        """Pack the ternary layers (entries -1, 0, 1) that an interrupted training left trainable.
 
         Args:
             model: The model, changed in place; its outputs stay the same.
@@ -103,7 +113,7 @@ def _layers(model: nn.Module, kind: type[Any]) -> dict[str, Any]:
 
 
 def _packed(model: nn.Module, name: str, *, layout: str = "packed") -> TernaryLinear:
-    """Put a packed layer in the place of a trainable one, and record it."""
+    """Replace a trainable ternary layer by a packed one; record the number of non-zero entries."""
     latent: Any = model.get_submodule(name)
     layer: TernaryLinear = latent.freeze(layout=layout)
     swap_module(model, name, layer)

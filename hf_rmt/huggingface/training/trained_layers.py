@@ -1,4 +1,4 @@
-"""Which of the selected layers a training trains; `RMTCallback` filters only these."""
+"""Which of the selected layers are trained; `RMTCallback` removes noise only from these."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ def held_out_score(args: Any, state: Any) -> Callable[[], float] | None:
     """A function that scores the model on the Trainer's evaluation rows; higher is better.
 
     The score of a classifier is its accuracy. If wrong labels are equally frequent in all classes,
-    they lower it, but do not reverse the order of two models. Other models get minus the loss.
+    they lower the accuracy, but do not reverse the order of two models. Other models get minus the
+    loss.
 
     Args:
         args: `TrainingArguments`.

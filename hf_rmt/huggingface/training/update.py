@@ -71,9 +71,10 @@ def filter_update(
             labels are wrong, the choice is bad.
 
     Returns:
-        What became of the updates. Ranks, energies and bits are those of the updates, not of the
-        weights. An update without signal is dropped as a whole. With a dose, the report says for
-        every layer which share of its update's energy was removed, and gives the dose as reason.
+        What became of the updates. Ranks, energies (squared norms) and bits are those of the
+        updates, not of the weights. An update without signal is dropped as a whole. With a dose,
+        the report says for every layer which share of the update's energy was removed, and gives
+        the dose as reason.
 
     Raises:
         TypeError: If `tuned` is not a module, or `config` is not an `RMTConfig`.
@@ -107,7 +108,7 @@ def filter_update(
 def _filtered(
     starts: Sequence[Tensor], tuned: nn.Module, names: Sequence[str], config: RMTConfig
 ) -> CompressionReport:
-    """Filter the update of each layer by its own spectrum."""
+    """Remove noise from each update (a layer's tuned minus base weight), by its eigenvalues."""
     layers = [tuned.get_submodule(name) for name in names]
     start_of = dict(zip(names, starts, strict=True))
 
@@ -135,7 +136,7 @@ def _filtered(
 
 
 def _check_told(dose: object, early: object, evaluate: object) -> None:
-    """Refuse `"auto"` without exactly one of `early` and `evaluate`, and these without `"auto"`."""
+    """Refuse dose "auto" without exactly one of `early` and `evaluate`, or these without "auto"."""
     given = [key for key, value in (("early", early), ("evaluate", evaluate)) if value is not None]
     if len(given) != (dose == "auto"):
         raise ValueError(
@@ -149,7 +150,11 @@ def _check_told(dose: object, early: object, evaluate: object) -> None:
 def _persistent(
     starts: Sequence[Tensor], early: nn.Module, tuned: nn.Module, names: Sequence[str]
 ) -> CompressionReport:
-    """Keep the part of each update that lies in the leading directions of its early update."""
+    """Keep the part of each update that lies in the leading directions of the early update.
+
+    An update is a weight minus the base weight, of `tuned` or of `early`. The directions are
+    singular vectors.
+    """
     earlier = _starts(early, tuned, names)
     check_agreed(lambda: {"the weights of early": digest(earlier)})
     if _all_equal(starts, earlier):
@@ -189,7 +194,10 @@ def _dosed(
     dose: float | Literal["auto"],
     evaluate: Callable[[nn.Module], float] | None,
 ) -> CompressionReport:
-    """Scale all that training added; keep only its spikes if that gives a better score."""
+    """Scale all that training added; keep only its spikes if that gives a better score.
+
+    Spikes are the few large singular values of what training added to a layer.
+    """
     update = DosedUpdate(tuned, parameters_of(base, tuned), names)
     chosen = update.apply(dose, lambda: evaluate(tuned) if evaluate is not None else 0.0)
     return CompressionReport(update.plan(chosen), of_update=True)
@@ -207,7 +215,7 @@ def parameters_of(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
 
 
 def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """The weights that the base has in these layers of the tuned model."""
+    """The weights that the base has in the layers `names` of the tuned model."""
     originals, starts = paired(base, tuned), []
     for name in names:
         after, original = weight_matrix(tuned.get_submodule(name)), originals.get(name)

@@ -38,21 +38,24 @@ _LAYERS: WeakValueDictionary[int, SpikedLinear] = WeakValueDictionary()
 
 
 def register(layout: type[Layout]) -> type[Layout]:
-    """Add a layout to `LAYOUTS`; use this as a class decorator."""
+    """Add a subclass of `Layout` to `LAYOUTS` under its name; use this as a class decorator."""
     LAYOUTS[layout.name] = layout
     return layout
 
 
 class Layout(ABC):
-    """The weight of one layer in memory, made on first use and made again after the layer changed.
+    """A layout, the form in which the weight of one layer lies in memory while it runs.
+
+    Its tensors are made on first use, and made again after the layer changed.
 
     Args:
         layer: The layer; it is not changed before the first use.
-        activations: How the layout rounds its inputs, if it does; one of `ACTIVATIONS`.
+        activations: How the layout rounds the inputs of the layer, if it rounds them; one of
+            `ACTIVATIONS`.
 
     Attributes:
         name: The name by which a user asks for the layout.
-        by_name_only: Whether `fastest` and `smallest` never choose the layout.
+        by_name_only: Whether the options `fastest` and `smallest` of `set_layout` never choose it.
     """
 
     name: ClassVar[str]
@@ -65,7 +68,7 @@ class Layout(ABC):
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Why a layer cannot have this layout; empty if it can."""
+        """Why a layer cannot have this layout (form of its weight in memory); empty if it can."""
         return "" if layer.noise.kind != "drop" else "it stores no noise"
 
     @abstractmethod
@@ -74,34 +77,54 @@ class Layout(ABC):
     ) -> Tensor:
         """The output of the layer for the input x.
 
-        Under autocast, x already has its dtype. `weight` holds the factors of the signal.
-        `weight` and `bias` may be valid for this call only, as with `torch.func.functional_call`.
+        Under autocast, x already has the dtype of autocast. `weight` holds the factors of the
+        low-rank signal. `weight` and `bias` may be valid for this call only, as with
+        `torch.func.functional_call`.
         """
 
     @abstractmethod
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The product of x and the transposed noise, without a gradient."""
+        """The product of x and the transposed noise matrix, without a gradient.
+
+        The noise is the weight of the layer minus the low-rank signal.
+        """
 
     @staticmethod
     @abstractmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of memory that the layer would take in this layout, its bias included."""
+        """Bytes that the layer would take with this layout (form of its weight in memory).
+
+        The bias is included.
+        """
 
     @abstractmethod
     def prepare(self, layer: SpikedLinear) -> None:
-        """Make the tensors of the layout before the first use; the layer must be in memory."""
+        """Make the tensors of this layout (form of the weight in memory) before the first use.
+
+        The layer must be in memory.
+        """
 
     def bind(self, layer: SpikedLinear) -> None:
-        """Connect this layout to a layer; a copied or unpickled layer needs a new connection."""
+        """Connect this layout (form of a weight in memory) to a layer.
+
+        A copied or unpickled layer needs a new connection.
+        """
         self.handle = next(_HANDLES)
         _LAYERS[self.handle] = layer
 
     def reset(self) -> None:
-        """Forget the tensors of the layout, because the layer's tensors moved or changed."""
+        """Forget the tensors of this layout, because the layer's own tensors moved or changed.
+
+        The layout is the form of the weight in memory. The next use makes its tensors again.
+        """
         self._kept.reset()
 
     def remove(self, layer: SpikedLinear) -> None:
-        """Forget the tensors of the layout, and bring the stored noise from disk back to memory."""
+        """Forget the tensors that this layout made, and bring the stored noise back to memory.
+
+        The layout is the form of the weight in memory. While it was used, the noise may have been
+        on disk.
+        """
         self.reset()
         name = stored_name(layer)
         setattr(layer.noise, name, unpark(getattr(layer.noise, name)))
@@ -141,11 +164,14 @@ class Layout(ABC):
 
 
 class LayoutProduct(torch.autograd.Function):
-    """The noise matrix applied to x by a layout; its derivatives use the stored noise instead."""
+    """The noise part of a weight, applied to x by a `Layout`, the form of the weight in memory.
+
+    Derivatives use the stored noise instead.
+    """
 
     @staticmethod
     def forward(x: Tensor, layer: SpikedLinear, layout: Layout) -> Tensor:
-        """The result of `Layout.noise_product`."""
+        """The result of `Layout.noise_product`: the noise part of the weight, applied to x."""
         return layout.noise_product(layer, x)
 
     @staticmethod
@@ -155,19 +181,19 @@ class LayoutProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient with respect to x."""
+        """The gradient with respect to x, from the gradient with respect to the product."""
         return noise_gradient(gradient, ctx.layer, ctx.shape), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        """The derivative along a tangent of x."""
+        """The derivative of the product along a tangent of x."""
         return NoiseProduct.apply(tangent, ctx.layer)
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, layer: SpikedLinear, layout: Layout
     ) -> tuple[Tensor, int]:
-        """One product for all mapped inputs, because the layout treats all rows of x alike.
+        """One product for all mapped inputs, because a `Layout` treats all rows of x alike.
 
         The mapped dimension becomes the first dimension of x and of the result.
         """
@@ -176,7 +202,7 @@ class LayoutProduct(torch.autograd.Function):
 
 
 def stored_name(layer: SpikedLinear) -> str:
-    """Name of the largest buffer of a layer's noise."""
+    """Name of the buffer that holds most of the noise of a layer: its codes, or its entries."""
     return "residual" if layer.noise.kind == "keep" else "codes"
 
 
@@ -186,12 +212,12 @@ def has_rows(layer: SpikedLinear, x: Tensor) -> bool:
 
 
 def signal_identity(layer: SpikedLinear, tensor: Tensor) -> tuple[Any, ...]:
-    """A value that changes if a tensor of the signal is replaced or may have been written to.
+    """A value that changes if a factor of the low-rank signal was replaced, or perhaps written to.
 
-    Fused optimizers and writes through `.data` do not change the version of a tensor. So each step
-    of any optimizer changes this value, and so does each call of `train` or `eval`. The value
-    contains `requires_grad`, because PEFT freezes a weight before it adds an adapter to the data of
-    the weight.
+    Fused optimizers and writes through `.data` do not change the version of a tensor, which counts
+    writes. So each step of any optimizer changes this value, and so does each call of `train` or
+    `eval`. The value contains `requires_grad`, because PEFT freezes a weight before it adds an
+    adapter to the data of the weight.
     """
     return *identity(tensor), tensor.requires_grad, _STEPS, layer.mode_changes
 
@@ -210,16 +236,20 @@ def exact(device: torch.device) -> torch.autocast:
 
 
 def layer_of(handle: int) -> SpikedLinear:
-    """The layer with this number (handle), by which a compiled program finds it."""
+    """The layer with the number `handle`; a compiled program holds this number, not the layer."""
     return _LAYERS[handle]
 
 
 def signal_bytes(layer: SpikedLinear) -> int:
-    """Bytes of the factors of the signal and of the bias."""
+    """Bytes of the low-rank factors of the signal, and of the bias."""
     return sum(parameter.nbytes for parameter in layer.parameters())
 
 
 def store_bytes(layer: SpikedLinear, *, without_codes: bool = False) -> int:
-    """Bytes of the stored noise; with `without_codes`, the codes do not count: they are on disk."""
+    """Bytes of the stored noise of a layer.
+
+    With `without_codes`, the largest buffer does not count, because it is on disk; see
+    `stored_name`.
+    """
     names = {stored_name(layer)} if without_codes else set()
     return sum(part.nbytes for name, part in layer.noise.named_buffers() if name not in names)

@@ -1,4 +1,7 @@
-"""Chooses a layout for `fastest` or `smallest`; `fastest` measures a shape once on a machine."""
+"""Chooses the fastest or the smallest layout, the form of a weight in memory, for a layer.
+
+`fastest` measures each shape of layer once on a machine.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ logger = logging.getLogger(__name__)
 def choose(
     layer: SpikedLinear | TernaryLinear, choice: str, *, activations: str, tokens: tuple[int, ...]
 ) -> str:
-    """The name of the layout to use for a layer.
+    """The name of the layout (form of the weight in memory) to use for a layer.
 
     Args:
         layer: The layer; it is not changed.
@@ -81,7 +84,10 @@ def choose(
 
 
 def possible(layer: SpikedLinear | TernaryLinear, activations: str) -> tuple[str, ...]:
-    """Names of the layouts that a layer can have, `packed` first."""
+    """Names of the layouts (forms of the weight in memory) that a layer can have.
+
+    The first one is `packed`.
+    """
     if isinstance(layer, TernaryLinear):
         return TERNARY_LAYOUTS
     kinds = {name: kind for name, kind in LAYOUTS.items() if not kind.by_name_only}
@@ -92,7 +98,10 @@ def possible(layer: SpikedLinear | TernaryLinear, activations: str) -> tuple[str
 
 
 def fastest(times: Mapping[str, float]) -> str:
-    """The layout with the shortest time; `dense` if no other layout is clearly faster."""
+    """The layout (form of a weight in memory) with the shortest time.
+
+    It is `dense` if no other layout is clearly faster.
+    """
     best = min(times, key=lambda name: times[name])
     if "dense" in times and times[best] > MARGIN * times["dense"]:
         return "dense"
@@ -106,7 +115,11 @@ def measure(
     activations: str,
     tokens: tuple[int, ...],
 ) -> dict[str, float]:
-    """Seconds per call of each layout: medians, and their geometric mean over several `tokens`."""
+    """Seconds per call of a layer in each layout, the form of the weight in memory.
+
+    The times are medians. For several numbers of rows (`tokens`), the result is the geometric mean
+    of the medians.
+    """
     from hf_rmt.nn.layouts.placing import place
 
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
@@ -149,7 +162,7 @@ def _interleaved(layers: Mapping[str, list[Any]], x: Tensor) -> dict[str, float]
 
 
 def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[int, ...]) -> str:
-    """One line with everything that the choice of a layout depends on."""
+    """One line with all on which the choice of a layout (form of the weight in memory) depends."""
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
     kind = "ternary layer" if isinstance(layer, TernaryLinear) else layer.noise.kind
     rank = 0 if isinstance(layer, TernaryLinear) else layer.rank
@@ -184,7 +197,10 @@ def device_name(device: torch.device) -> str:
 
 
 def remembered() -> dict[str, str]:
-    """The layouts chosen on this machine, by `_key`; empty if there is no readable file."""
+    """Layouts (forms of a weight in memory) chosen on this machine, by the line that `_key` makes.
+
+    The result is empty if there is no readable file.
+    """
     try:
         content = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -193,7 +209,10 @@ def remembered() -> dict[str, str]:
 
 
 def remember(key: str, layout: str) -> None:
-    """Add a chosen layout to the file; there is no error if the folder cannot be written to."""
+    """Add a chosen layout (form of a weight in memory) to the file that `remembered` reads.
+
+    There is no error if the folder cannot be written to.
+    """
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Layouts in compiled programs: operators that torch.compile calls without tracing into them.
 
-A layout checks the versions of tensors and keeps its own tensors outside of the compiled graph. So
-the operators get the number (`handle`) of the layer, and run its code without compilation.
+A layout is the form of a weight in memory. It checks the versions of tensors, and keeps its own
+tensors outside of the compiled graph. So the operators get the number (`handle`) of the layer, and
+run its code without compilation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from hf_rmt.nn.layouts.base import LAYOUTS, Layout, layer_of
 
 
 def _layout(layer: Any) -> Layout:
-    """The layout of a layer, or `packed` if another thread has just removed the layout."""
+    """The `Layout`, the form of the weight in memory, of a layer.
+
+    It is `packed` if another thread has just removed the layout of the layer.
+    """
     layout: Layout | None = layer.layout_object
     return LAYOUTS["packed"](layer) if layout is None else layout
 
@@ -24,7 +28,10 @@ def _layout(layer: Any) -> Layout:
 def layout_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int
 ) -> Tensor:
-    """The output of the whole layer with this weight and bias, without gradients."""
+    """The output of the layer with the number `handle`, its signal and noise, without gradients.
+
+    `weight` holds the low-rank factors of the signal.
+    """
     layer: Any = layer_of(handle)
     with torch.no_grad():
         return _layout(layer).forward(layer, x, weight, bias).clone()
@@ -37,7 +44,10 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int)
 
 @library.custom_op("hf_rmt::layout_noise", mutates_args=())
 def layout_noise(x: Tensor, handle: int, outputs: int) -> Tensor:
-    """The noise matrix applied to x of shape (..., in); the result has shape (..., outputs)."""
+    """The noise part of the weight, applied to x of shape (..., in).
+
+    `handle` is the number of the layer. The result has shape (..., outputs).
+    """
     layer: Any = layer_of(handle)
     with torch.no_grad():
         return _layout(layer).noise_product(layer, x).clone()
@@ -50,7 +60,7 @@ def _(x: Tensor, handle: int, outputs: int) -> Tensor:
 
 @library.custom_op("hf_rmt::layout_noise_gradient", mutates_args=())
 def layout_noise_gradient(gradient: Tensor, handle: int, inputs: int) -> Tensor:
-    """The gradient with respect to x, from that with respect to the output of `layout_noise`."""
+    """The gradient with respect to x, from the gradient with respect to `layout_noise(x)`."""
     return gradient @ layer_of(handle).noise.dense(gradient.dtype)
 
 

@@ -1,4 +1,7 @@
-"""The layout `dense`: signal and noise are one matrix of the model's dtype, as in a dense layer."""
+"""The layout `dense`, a form of a weight in memory: one matrix of the model's dtype.
+
+The matrix is signal plus noise, as in a dense layer.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ from hf_rmt.nn.transforms import is_transformed
 
 @register
 class DenseLayout(Layout):
-    """One matrix, signal plus noise, lies in memory; the codes of the noise lie on disk.
+    """One matrix, signal plus noise, lies in memory; the stored form of the noise lies on disk.
 
     The matrix is made again after each change of the signal. If the signal needs a gradient, or if
-    its factors are given for one call only, the matrix holds the noise alone, and the signal is
-    computed separately.
+    the factors of the signal are given for one call only, the matrix holds the noise alone, and the
+    signal is computed separately.
     """
 
     name = "dense"
@@ -35,7 +38,10 @@ class DenseLayout(Layout):
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """The output, from one product; from two products if the matrix holds the noise alone."""
+        """The output of the layer, from one matrix that holds signal plus noise.
+
+        If the matrix holds the noise alone, the product with the signal is added.
+        """
         if is_transformed():  # what is made of tensors of a transform must not outlive it
             return layer.unpacked_forward(x, weight, bias)
         if self._keeps_noise(layer, weight, torch.is_grad_enabled()):
@@ -43,7 +49,7 @@ class DenseLayout(Layout):
         return layer._act(x, self._merged(layer, x.dtype, weight), cast(bias, x.dtype))
 
     def prepare(self, layer: SpikedLinear) -> None:
-        """Merge signal and noise now, or only unpack the noise if the matrix holds it alone."""
+        """Make the matrix now: signal plus noise, or the noise alone; see `_keeps_noise`."""
         weight = layer.weight
         if self._keeps_noise(layer, weight, layer.training):
             self._noise(layer, weight.dtype)
@@ -51,15 +57,15 @@ class DenseLayout(Layout):
             self._merged(layer, weight.dtype, weight)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise matrix applied to x; the unpacked matrix of the noise is kept."""
+        """The noise part of the weight, applied to x; the unpacked noise stays in memory."""
         return layer._act(x, self._noise(layer, x.dtype))
 
     def _keeps_noise(self, layer: SpikedLinear, weight: Tensor, training: bool) -> bool:
-        """Whether the kept matrix holds the noise alone.
+        """Whether the matrix in memory holds the noise alone, not signal plus noise.
 
-        It does if the signal trains, if the next call may have another weight, or if writes to the
-        weight may go unnoticed. A weight that is no `Parameter` is for one call: a parametrization
-        has computed it, or `functional_call` has replaced the weight.
+        The noise is alone if the signal trains, if the next call may have another weight, or if
+        writes to the weight may go unnoticed. A weight that is no `Parameter` is for one call: a
+        parametrization has computed it, or `functional_call` has replaced the weight.
         """
         passing = type(weight) is Tensor
         if passing and "weight" not in layer._parameters:
@@ -76,13 +82,16 @@ class DenseLayout(Layout):
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of the matrix, the factors and the bias."""
+        """Bytes of the matrix, the factors of the signal, the bias, and the scales of the noise."""
         matrix = layer.out_features * layer.in_features * layer.weight.element_size()
         return matrix + signal_bytes(layer) + store_bytes(layer, without_codes=True)
 
 
 def merged(layer: SpikedLinear, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Signal (its factors are `weight`) plus noise, summed in float32 or wider and rounded once."""
+    """Signal plus noise as one matrix, summed in float32 or wider and rounded once.
+
+    `weight` holds the low-rank factors of the signal.
+    """
     wide = torch.promote_types(weight.dtype, torch.float32)
     left, right = split_factors(weight.detach().to(wide), layer.in_features)
     noise = layer.noise.dense(wide)

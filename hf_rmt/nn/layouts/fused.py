@@ -1,4 +1,7 @@
-"""The layout `fused`, for CUDA: a Triton kernel decodes the codes of the noise as it multiplies."""
+"""The layout `fused`, a form of a weight in memory for CUDA: the noise stays in codes.
+
+A Triton kernel decodes the codes while it multiplies.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ DECODED = ("int8", "int4", "ternary")
 
 @register
 class FusedLayout(Layout):
-    """y = signal(x) + kernel(codes, x): the noise is never unpacked as a whole.
+    """y = signal(x) + kernel(codes, x): the codes of the noise are never unpacked as a whole.
 
     The kernel is tested in Triton's interpreter and has not run on a GPU yet. So `fastest` and
     `smallest` never choose this layout; ask for it by its name.
@@ -37,7 +40,7 @@ class FusedLayout(Layout):
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Why a layer cannot have this layout; empty if it can.
+        """Why a layer cannot have this layout (form of its weight in memory); empty if it can.
 
         The layout is impossible for a convolution, for a layer that is not on CUDA, for noise that
         the kernel cannot decode, and without Triton.
@@ -58,7 +61,11 @@ class FusedLayout(Layout):
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """The product with the signal plus the kernel's product with the noise, in x's dtype."""
+        """The output of the layer for x, in the dtype of x.
+
+        It is the product with the signal plus the product with the noise, which the kernel
+        computes.
+        """
         if not has_rows(layer, x):
             return layer.unpacked_forward(x, weight, bias)
         signal = layer._signal(x, weight, bias)
@@ -67,16 +74,16 @@ class FusedLayout(Layout):
         return signal + LayoutProduct.apply(x, layer, self)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise matrix applied to x, decoded from its codes by the kernel."""
+        """The noise part of the weight, applied to x; the kernel decodes the noise in passing."""
         from hf_rmt.nn.layouts.fused_kernel import fused_product
 
         rows = fused_product(x.detach().reshape(-1, layer.in_features), layer.noise)
         return rows.view(*x.shape[:-1], layer.out_features)
 
     def prepare(self, layer: SpikedLinear) -> None:
-        """Do nothing, because this layout keeps no tensors."""
+        """Do nothing, because this layout (form of the weight in memory) keeps no tensors."""
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of codes, scales, factors and bias."""
+        """Bytes of the codes and scales of the noise, the factors of the signal, and the bias."""
         return signal_bytes(layer) + store_bytes(layer)

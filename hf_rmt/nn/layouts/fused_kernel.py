@@ -1,7 +1,7 @@
-"""A Triton kernel that multiplies with packed noise: codes are decoded in registers, tile by tile.
+"""A Triton kernel that multiplies with packed noise: it decodes codes in registers, tile by tile.
 
-It needs Triton, which comes with CUDA builds of torch. With TRITON_INTERPRET=1 in the environment
-before Triton is imported, it also runs on the CPU, slowly, for tests.
+The kernel needs Triton, which comes with CUDA builds of torch. With TRITON_INTERPRET=1 in the
+environment before Triton is imported, the kernel also runs on the CPU, slowly, for tests.
 """
 
 # The functions of the kernel have no types: Triton compiles them.
@@ -32,7 +32,10 @@ kernel does not round if the interpreter runs it."""
 def _decoded(
     codes, points, place, mask, KIND: tl.constexpr, BLOCK: tl.constexpr, BEND: tl.constexpr
 ):
-    """Weights divided by their scale; `place` is their index in the flattened matrix."""
+    """Decode stored bytes to weights divided by their scale.
+
+    `place` is the index of the weights in the flattened matrix.
+    """
     byte = tl.load(codes + place // BLOCK, mask=mask, other=0).to(tl.int32)
     component = (place % BLOCK).to(tl.int32)
     if KIND == "int8":
@@ -51,7 +54,10 @@ def _decoded(
 def _scales(
     fine, coarse, base, place, mask, GROUP: tl.constexpr, GROUPS: tl.constexpr, STEP: tl.constexpr
 ):
-    """Scales of weights; `place` is the index of the weights in the flattened matrix."""
+    """The scales by which decoded weights are multiplied.
+
+    `place` is the index of the weights in the flattened matrix.
+    """
     group = place // GROUP
     run, number = group // GROUPS, (group % GROUPS).to(tl.int32)
     half: tl.constexpr = GROUPS // 2
@@ -92,7 +98,7 @@ def _product(
 
 
 def fused_product(x: Tensor, noise: Any) -> Tensor:
-    """The product of the packed noise with x; the noise is never unpacked as a whole.
+    """The product of x with noise that is stored in codes, which are never unpacked as a whole.
 
     Args:
         x: Shape (rows, in), float32, bfloat16 or float16, on the device of the noise.

@@ -1,4 +1,7 @@
-"""The layout `int8`: the noise is a matrix of integers, for integer products of the processor."""
+"""The layout `int8`, a form of a weight in memory: the noise is a matrix of integers.
+
+The processor computes integer products with this matrix.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ class Int8Layout(Layout):
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Why a layer cannot have this layout; empty if it can.
+        """Why a layer cannot have this layout (form of its weight in memory); empty if it can.
 
         The layout is impossible for a convolution, for a layer without noise, and on a device that
         has no integer product for the layer's number of inputs.
@@ -56,7 +59,7 @@ class Int8Layout(Layout):
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """The signal in floating point plus the integer product of the noise."""
+        """The output for x: signal(x) in floating point plus the noise part, an integer product."""
         if not has_rows(layer, x):
             return layer.unpacked_forward(x, weight, bias)
         if not is_differentiating():
@@ -64,7 +67,7 @@ class Int8Layout(Layout):
         return layer._signal(x, weight, bias) + LayoutProduct.apply(x, layer, self)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise matrix applied to x, by an integer product."""
+        """The noise part of the weight, applied to x by an integer product."""
         return self._product(layer, x, (None, None))
 
     def _product(self, layer: SpikedLinear, x: Tensor, signal: tuple[Any, Any]) -> Tensor:
@@ -81,9 +84,9 @@ class Int8Layout(Layout):
         return result if flat else result.view(*x.shape[:-1], layer.out_features)
 
     def _signal(self, layer: SpikedLinear, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any]:
-        """The factors and the bias in float32; they are made again only after a change.
+        """The factors of the low-rank signal, and the bias, in float32; made again after a change.
 
-        They are kept, because to make them takes a tenth of the time of a small layer. For a
+        The tensors are kept, because to make them takes a tenth of the time of a small layer. For a
         float32 layer they are views.
         """
         parts = [part for part in (weight, bias) if part is not None]
@@ -97,12 +100,12 @@ class Int8Layout(Layout):
         return made
 
     def reset(self) -> None:
-        """See `Layout.reset`."""
+        """Forget the tensors that this layout made from those of the layer; see `Layout.reset`."""
         super().reset()
         self._made.reset()
 
     def prepare(self, layer: SpikedLinear) -> None:
-        """Make the matrix of integers now."""
+        """Make the integer matrix of the noise now, before the first use."""
         self._integers(layer)
 
     def _integers(self, layer: SpikedLinear) -> IntegerWeight:
@@ -113,6 +116,6 @@ class Int8Layout(Layout):
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of the integers with their row scales and row sums, the factors and the bias."""
+        """Bytes of the integers, of a scale and a sum for each row, and of signal and bias."""
         integers = layer.out_features * (layer.in_features + 12)
         return integers + signal_bytes(layer) + store_bytes(layer, without_codes=True)

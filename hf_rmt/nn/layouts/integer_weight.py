@@ -1,8 +1,9 @@
 """A matrix of 8-bit integers, one scale per row, and its product with inputs in integer digits.
 
-A row x of inputs is written as x = u (d_1 + d_2 / (2 t) + ...), with digits in [-t, t]. Here u is
-the largest absolute entry of x, divided by t, and t is `TOP` or `NARROW`. The sums of products of
-digits are exact, so the only errors are the rounding of the last digit and that of the weights.
+A row x of inputs is written as x = u (d_1 + d_2 / (2 t) + ...), with integer digits d_1, d_2, ...
+in [-t, t]. Here u is the largest absolute entry of x, divided by t, and t is `TOP` (127) or
+`NARROW` (63). The sums of products of digits are exact, so the only errors are the rounding of the
+last digit and that of the weights.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ _ENGINE_LOCK = usable_after_fork(threading.Lock())
 
 
 class IntegerWeight:
-    """A matrix as integers with one scale per row.
+    """A matrix rounded to 8-bit integers, with one scale per row.
 
     Args:
         matrix: float32, shape (out, in); it is not changed.
-        digits: 1 to rotate inputs and round them to 8 bits; 2 to round them to 16 bits.
+        digits: 1 to rotate the inputs of `product` and round them to 8 bits; 2 to round them to 16
+            bits.
     """
 
     def __init__(self, matrix: Tensor, *, digits: int = 1) -> None:
@@ -73,8 +75,8 @@ class IntegerWeight:
 
         Args:
             rows: Shape (tokens, in), of any floating dtype.
-            factors: The pair (first, second) of shapes (in, rank) and (rank, out) in float32, or
-                None.
+            factors: Low-rank factors (first, second) of shapes (in, rank) and (rank, out) in
+                float32, or None.
             bias: Shape (out,) in float32, or None.
 
         Returns:
@@ -93,11 +95,11 @@ class IntegerWeight:
     def _product(
         self, rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
     ) -> Tensor:
-        """As `product`, for rows in float32. It uses few operations: each takes 3 us or more.
+        """The result of `product` for rows in float32, by few operations.
 
-        Each row is divided by its unit, a multiple of its largest absolute entry. The unit of a row
-        of zeros is 0, and the division gives arbitrary integers. Their product is finite and is
-        multiplied by the unit, so the result is 0.
+        An operation takes 3 us or more. Each row is divided by its unit, a multiple of its largest
+        absolute entry. The unit of a row of zeros is 0, and the division gives arbitrary integers.
+        Their product is finite and is multiplied by the unit, so the result is 0.
         """
         total = _signal(rows, factors, bias)
         rows = self._rotated(rows)
@@ -116,7 +118,11 @@ class IntegerWeight:
         return sums.mul_(unit) if total is None else torch.addcmul(total, sums, unit)
 
     def _sums(self, scaled: Tensor) -> Tensor:
-        """The integer product with `scaled`, whose entries are rounded to digits up to `top`."""
+        """The product of rounded inputs with the integer matrix.
+
+        The entries of `scaled` are rounded to one digit or two, integers from -`top` to `top`, in
+        units of `step`.
+        """
         if self.digits == 1:
             return self._integer_product(scaled)
         high = scaled.round()
@@ -143,7 +149,10 @@ class IntegerWeight:
 def _signal(
     rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
 ) -> Tensor | None:
-    """The product rows first second + bias; None if there are no factors and no bias."""
+    """The matrix rows first second + bias, where `factors` is the pair (first, second).
+
+    It is None if there are no factors and no bias.
+    """
     if factors is None:
         return bias
     inner = torch.mm(rows, factors[0])
@@ -151,7 +160,7 @@ def _signal(
 
 
 def rotation_block(width: int) -> int:
-    """Side of the Hadamard matrices that rotate rows of this width; 1 for no rotation."""
+    """Side of the matrices, see `hadamard`, that rotate rows of this width; 1 for no rotation."""
     return min(LARGEST_BLOCK, width & -width)
 
 
@@ -176,7 +185,10 @@ def hadamard(side: int, device: torch.device) -> Tensor:
 
 
 def why_no_integers(device: torch.device, width: int) -> str:
-    """Why a device has no integer product for rows of this width; empty if it has one."""
+    """Why a device has no exact product of integer matrices for rows of this width.
+
+    The text is empty if the device has one.
+    """
     if device.type == "cuda":
         fits = width % CUDA_MULTIPLE == 0
         return "" if fits else f"its number of inputs is no multiple of {CUDA_MULTIPLE} (cuBLAS)"
@@ -189,7 +201,7 @@ def why_no_integers(device: torch.device, width: int) -> str:
 
 @cache
 def _engine(device: torch.device) -> str:
-    """The integer product of torch for a device: `fbgemm` if possible, otherwise `int_mm`."""
+    """Which integer matrix product of torch a device uses: `fbgemm` if possible, or `int_mm`."""
     if device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
         return "int_mm"
     try:
@@ -200,7 +212,7 @@ def _engine(device: torch.device) -> str:
 
 
 def _prepacked(integers: Tensor, scales: Tensor) -> Any:
-    """The weight in the format of fbgemm; no other copy of the weight is kept."""
+    """A matrix of integers and its row scales, packed for fbgemm, an integer library in torch."""
     with _ENGINE_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # quantized tensors are deprecated, their products are not
         before = torch.backends.quantized.engine
@@ -215,7 +227,10 @@ def _prepacked(integers: Tensor, scales: Tensor) -> Any:
 
 @cache
 def saturates() -> bool:
-    """Whether fbgemm's product overflows for digits up to TOP, as it does without VNNI."""
+    """Whether the integer product of fbgemm overflows for numbers up to TOP (127).
+
+    It does on processors without VNNI, the instructions for products of bytes.
+    """
     side = 64
     packed = _prepacked(torch.full((side, side), TOP, dtype=torch.int8), torch.ones(side))
     digits = torch.full((1, side), float(TOP))

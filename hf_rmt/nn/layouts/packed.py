@@ -1,4 +1,7 @@
-"""The layout `packed`: memory holds the codes of the file, and every forward unpacks them."""
+"""The layout `packed`, a form of a weight in memory: packed as in a file.
+
+Every forward unpacks the weight.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from hf_rmt.nn.spiked import SpikedLinear
 
 @register
 class PackedLayout(Layout):
-    """The layer computes the forward itself; every compressed layer can have this layout."""
+    """The weight lies in memory as in a file, packed, and the layer itself unpacks it on use.
+
+    Every compressed layer can have this layout.
+    """
 
     name = "packed"
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Always empty, because every layer can have this layout."""
+        """Always empty: nothing prevents this layout (form of the weight in memory) for a layer."""
         return ""
 
     def forward(
@@ -26,13 +32,13 @@ class PackedLayout(Layout):
         return layer.unpacked_forward(x, weight, bias)
 
     def prepare(self, layer: SpikedLinear) -> None:
-        """Do nothing, because this layout keeps no tensors."""
+        """Do nothing, because this layout (form of the weight in memory) keeps no tensors."""
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise matrix applied to x; each call decodes the noise again."""
+        """The noise part of the weight, applied to x; each call decodes the noise again."""
         return layer._act_noise(x)
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of codes, scales, factors and bias."""
+        """Bytes of the codes and scales of the noise, the factors of the signal, and the bias."""
         return signal_bytes(layer) + store_bytes(layer)

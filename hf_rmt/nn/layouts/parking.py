@@ -136,7 +136,10 @@ def give_back() -> None:
 
 
 def _mappings() -> list[tuple[int, int, str]]:
-    """Start, end and path of all mapped files; empty if the system has no such list."""
+    """Start, end and path of all files that are mapped into the memory of this process.
+
+    The list is empty if the system does not tell them.
+    """
     table = Path("/proc/self/maps")
     found = []
     for line in table.read_text(encoding="utf-8").splitlines() if table.exists() else []:

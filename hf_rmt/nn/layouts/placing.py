@@ -1,4 +1,4 @@
-"""`set_layout`: gives the layers of a model a layout, and returns one line about it."""
+"""`set_layout`: chooses the layouts (forms of weights in memory) of the layers of a model."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def set_layout(
 ) -> str:
     """Choose how the weights of compressed layers lie in memory. Saved files stay the same.
 
-    A layout reads the factors of the signal again after they were written to, after each step of an
-    optimizer, and after a call of `train` or `eval`. The layout does not notice a write through
-    `.data`: call `train` or `eval` after such a write.
+    A layout is the form in which a weight lies in memory. It reads the low-rank factors of the
+    signal again after a write to them, after each step of an optimizer, and after a call of `train`
+    or `eval`. It does not notice a write through `.data`: call `train` or `eval` after such a
+    write.
 
     Args:
         model: A model with compressed layers, or one such layer.
@@ -81,7 +82,10 @@ def _checked_tokens(tokens: Any) -> tuple[int, ...]:
 
 
 def refusals(model: nn.Module, layout: str, *, activations: str = "int8") -> str:
-    """The end of a line of text: why some layers cannot have a layout. Empty if all can."""
+    """Why some layers cannot have a layout (form of the weight in memory), as the end of a line.
+
+    The text is empty if all layers can have it.
+    """
     if layout in CHOICES:
         return ""
     layers = [layer for layer in compressed_layers(model) if isinstance(layer, SpikedLinear)]
@@ -92,13 +96,16 @@ def refusals(model: nn.Module, layout: str, *, activations: str = "int8") -> str
 
 
 def compressed_layers(model: nn.Module) -> list[SpikedLinear | TernaryLinear]:
-    """The layers of a model that have a layout."""
+    """The compressed layers of a model that have a layout, the form of the weight in memory."""
     kinds = (SpikedLinear, TernaryLinear)
     return [part for part in model.modules() if isinstance(part, kinds)]
 
 
 def place(layer: SpikedLinear | TernaryLinear, name: str, *, activations: str = "int8") -> None:
-    """Give a layer a layout; a layer that cannot have it stays packed."""
+    """Give a layer the layout (form of the weight in memory) of this name.
+
+    A layer that cannot have this layout becomes `packed`.
+    """
     if isinstance(layer, TernaryLinear):
         layer.layout = name if name in TERNARY_LAYOUTS else "packed"
         return
@@ -113,7 +120,7 @@ def place(layer: SpikedLinear | TernaryLinear, name: str, *, activations: str = 
 
 
 def layout_line(model: nn.Module) -> str:
-    """One line: how many layers have which layout, and how much memory they take.
+    """One line: how many layers have which layout (form of the weight in memory), and their bytes.
 
     Args:
         model: A model with compressed layers.

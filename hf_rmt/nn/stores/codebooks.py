@@ -1,9 +1,9 @@
-"""Codebooks for Gaussian noise: a byte stands for a point, which is one, two or five weights.
+"""Codebooks that store Gaussian noise in bytes: a byte stands for one, two or five weights.
 
-Noise can be rounded like Gaussian numbers if its singular values follow the law of a random matrix.
-So the points have the optimal density for a Gaussian. Formulas give the points, so they are the
-same on every machine. Groups of neighbouring weights share a scale, and the coordinates of the
-points are weights divided by this scale.
+The weights of a byte are the coordinates of a point. Noise can be rounded like Gaussian numbers if
+its singular values are distributed as those of a random matrix. So the points have the optimal
+density for a Gaussian. Formulas give the points, so they are the same on every machine. Groups of
+neighbouring weights share a scale, and the coordinates are weights divided by this scale.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ into CELLS x CELLS. A table holds the nearest point for each cell."""
 
 @dataclass(frozen=True)
 class Codebook:
-    """How the weights of a group become bytes.
+    """A codebook: how a group of weights, which share a scale, becomes bytes.
 
     Attributes:
         points: The values of the bytes, which are weights divided by their scale: for each byte one
@@ -53,7 +53,8 @@ class Codebook:
         largest: True if the search for the scale starts from the group's largest absolute entry,
             False if it starts from the group's root mean square.
         unit: Scale at the start of the search, divided by this largest entry or root mean square.
-        offsets: Scale codes that are tried, relative to the code of the scale at the start.
+        offsets: Codes (indices in `SCALES`) of the scales that are tried, relative to the code of
+            the scale at the start.
         encode: Converts weights divided by their scale, shape (n, group), to bytes, shape (n, group
             / block).
         decode: Converts the bytes back to weights divided by their scale, flat float32.
@@ -76,12 +77,15 @@ class Codebook:
 
     @property
     def run(self) -> int:
-        """Number of weights in a run of RUN groups; packing works on whole runs."""
+        """Number of weights in a run, which is RUN groups of weights with one scale each.
+
+        Packing works on whole runs.
+        """
         return RUN * self.group
 
     @property
     def run_bytes(self) -> int:
-        """Number of bytes of the codes of a run of RUN groups."""
+        """Bytes of the codes of a run, which is RUN groups of weights with one scale each."""
         return self.run // self.block
 
 
@@ -95,11 +99,12 @@ TRITS = tuple(tuple(code // 3**k % 3 - 1.0 for k in range(5)) for code in range(
 
 
 def _spiral() -> tuple[tuple[float, float], ...]:
-    """256 points on a spiral, each turned by the golden angle from the point before.
+    """The 256 pairs of weights that the bytes of `int4` stand for, as points on a spiral.
 
-    Their density is proportional to the square root of the Gaussian density. The first point is the
-    origin, so that zeros stay zeros. Coordinates are rounded to 2^-12, so that they do not depend
-    on the mathematics library.
+    Each point is turned by the golden angle from the point before. The density of the points is
+    proportional to the square root of the Gaussian density. The first point is the origin, so that
+    zeros stay zeros. Coordinates are rounded to 2^-12, so that they do not depend on the
+    mathematics library.
     """
     golden = math.pi * (3 - math.sqrt(5))
     points = []
@@ -146,7 +151,10 @@ def table(
 
 @constant
 def _nearest_level() -> Tensor:
-    """For each of the LEVEL_CELLS cells, the index of the level nearest to its middle."""
+    """For each cell of the range of `LEVELS`, the index of the level nearest to the middle.
+
+    The levels are the values of the 8-bit codes. There are LEVEL_CELLS equal cells.
+    """
     levels = table(LEVELS, torch.device("cpu"))
     cells = torch.arange(LEVEL_CELLS, device="cpu") + 0.5
     middles = levels[0] + cells * (levels[-1] - levels[0]) / LEVEL_CELLS
@@ -163,7 +171,10 @@ def _encode_levels(values: Tensor) -> Tensor:
 
 @cache
 def _level_pairs() -> tuple[tuple[float, float], ...]:
-    """The two levels for each pair of bytes, in the order of the pairs as little-endian numbers."""
+    """The two values of `LEVELS` for each pair of 8-bit codes.
+
+    The pairs of bytes are in their order as little-endian numbers.
+    """
     return tuple((low, high) for high in LEVELS for low in LEVELS)
 
 
@@ -182,7 +193,11 @@ def _gather_pairs(values: Sequence[object], index: Tensor) -> Tensor:
 
 @constant
 def _nearest() -> Tensor:
-    """For each of the CELLS x CELLS cells, row by row, the index of the nearest spiral point."""
+    """For each cell of a square, row by row, the index of the nearest point of `SPIRAL`.
+
+    The square has CELLS x CELLS cells and contains the points. A point is the pair of weights that
+    a byte of `int4` stands for.
+    """
     with torch.device("cpu"):
         axis = ((torch.arange(CELLS) + 0.5) / CELLS * 2 - 1) * HALF_WIDTH
         points = table(SPIRAL, axis.device)

@@ -21,7 +21,7 @@ POWERS = (0.0, *(2.0 ** (exponent - 127) for exponent in range(1, 255)), float("
 
 
 def is_exporting() -> bool:
-    """Whether torch is tracing a graph for export, to run it without this package."""
+    """Whether torch is tracing a graph for export, to run the graph without this package."""
     exporting = getattr(torch.compiler, "is_exporting", lambda: False)
     return exporting() or torch.jit.is_tracing()
 

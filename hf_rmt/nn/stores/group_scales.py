@@ -1,4 +1,7 @@
-"""Scales of the groups of a packed weight, as codes and as numbers to multiply the weights by."""
+"""Scales of a packed weight, as codes and as numbers by which weights are multiplied.
+
+Each group of neighbouring weights has one scale.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ TWICE = 2**32 + 1
 
 
 def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
-    """Scale codes of the groups of some runs, flat, one byte each; a run is RUN groups.
+    """The codes of the scales of some runs, flat, one byte for each group.
+
+    A group is some neighbouring weights with one scale, and a run is RUN groups. The code of a
+    scale is the sum of a coarse code and a fine code.
 
     Args:
         fine: Fine codes of the groups, 4 bits each, so RUN / 2 bytes per run.
@@ -32,11 +38,11 @@ def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def repeated(grid: Tensor, codes: Tensor, group: int) -> Tensor:
-    """The scales for given codes, in a shape that can multiply rows of `group` weights.
+    """The scales that codes stand for, in a shape that can multiply rows of `group` weights.
 
     Args:
         grid: The scale for each code.
-        codes: Scale codes, one for each group.
+        codes: Codes of scales, one for each group of weights.
         group: Number of weights in a group.
     """
     compiling = torch.compiler.is_compiling()
@@ -46,7 +52,7 @@ def repeated(grid: Tensor, codes: Tensor, group: int) -> Tensor:
 
 
 def _eightfold(grid: Tensor, codes: Tensor) -> Tensor:
-    """The scales for given codes, flat, with each scale repeated eight times.
+    """The scales that codes stand for, flat, with each scale repeated for its eight weights.
 
     Four equal numbers are gathered as one complex number of 128 bits. This is several times as fast
     as multiplication by a scale that is repeated along rows of eight.

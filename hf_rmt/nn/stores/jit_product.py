@@ -1,4 +1,4 @@
-"""Multiplies a few inputs by packed noise, by machine code that Numba compiles.
+"""Multiplies a few inputs by packed noise, with machine code that Numba compiles.
 
 To unpack a weight means to write it to memory and to read it again. If there are few inputs, this
 takes longer than the product. Here the weights of two rows are unpacked into the first cache, and
@@ -65,19 +65,20 @@ def can_multiply(codes: Tensor, x: Tensor, columns: int) -> bool:
 def multiply(
     x: Tensor, codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, kind: str, rows: int
 ) -> Tensor:
-    """The product of x and the transposed weight that codes stand for.
+    """The product of x and a transposed weight, which is stored in codes and scales.
 
     Args:
         x: Shape (..., in), float32 or narrower.
         codes: Codes of the whole weight, as `NoiseStore` packs them.
-        fine: Fine scale codes of the groups, 4 bits each.
-        coarse: Coarse scale codes, one byte per run; a run is RUN groups.
+        fine: Fine codes of the scales, 4 bits for each group of weights with one scale.
+        coarse: Coarse codes of the scales, one byte per run; a run is RUN groups.
         base: The largest scale, as the bits of its float32.
         kind: `int8`, `int4` or `ternary`.
         rows: Number of rows of the weight.
 
     Returns:
-        Shape (..., rows), with the dtype of x. The sums are in float32, whatever this dtype is.
+        Shape (..., rows), with the dtype of x. The products are summed in float32, whatever this
+        dtype is.
     """
     if torch._C._len_torch_dispatch_stack():  # a mode that traces must see an operator
         return torch.ops.hf_rmt.noise_product(x, codes, fine, coarse, base, kind, rows)
@@ -114,7 +115,7 @@ library.register_fake("hf_rmt::noise_product", _shape)
 
 @cache
 def _kernel(kind: str) -> Callable[..., None]:
-    """The compiled loop for a kind of noise."""
+    """The compiled loop that multiplies inputs by noise of a kind, such as `int8`."""
     bytes_, floats = np.zeros(0, np.uint8), np.zeros(0, np.float32)
     matrix = np.zeros((0, 0), np.float32)
     example = bytes_, bytes_, bytes_, floats, floats, floats, matrix, matrix, 0, 0
@@ -122,7 +123,10 @@ def _kernel(kind: str) -> Callable[..., None]:
 
 
 def _product(book: Codebook) -> Callable[..., None]:
-    """A loop over pairs of rows. A row may begin and end in the middle of a group."""
+    """Make the loop that multiplies inputs by packed noise, for two rows of the noise at a time.
+
+    A row may begin and end in the middle of a group (weights with one scale).
+    """
     group, bytes_, half = book.group, book.group // book.block, RUN // 2
     unpacked = callable_in_loops(_looked_up(book) if book.cubic is None else _computed(book))
     multiplied = callable_in_loops(_multiplied, fastmath=REORDERED)
@@ -149,7 +153,10 @@ def _product(book: Codebook) -> Callable[..., None]:
 
 
 def _computed(book: Codebook) -> Callable[..., None]:
-    """A loop that unpacks groups: it computes the value of each code, multiplied by its scale."""
+    """Make a loop that unpacks groups of weights with one scale each.
+
+    The loop computes the value of each code, and multiplies the value by the scale.
+    """
     group, cubic, middle = book.group, np.float32(book.cubic), np.float32(128)
 
     def loop(codes, points, steps, weights):
@@ -165,7 +172,10 @@ def _computed(book: Codebook) -> Callable[..., None]:
 
 
 def _looked_up(book: Codebook) -> Callable[..., None]:
-    """A loop that unpacks groups: it looks up the value of each code, multiplied by its scale."""
+    """Make a loop that unpacks groups of weights with one scale each.
+
+    The loop looks up the values of each code, and multiplies the values by the scale.
+    """
     block, bytes_ = book.block, book.group // book.block
 
     def loop(codes, points, steps, weights):
@@ -180,7 +190,7 @@ def _looked_up(book: Codebook) -> Callable[..., None]:
 
 
 def _multiplied(row, other, x, out, out_other):
-    """Write the products of each input with two rows of weights."""
+    """Write the products of each input (row of x) with two rows of weights to two outputs."""
     full = len(x) // TOGETHER * TOGETHER
     for number in range(0, full, TOGETHER):
         x0, x1, x2, x3 = x[number], x[number + 1], x[number + 2], x[number + 3]

@@ -1,8 +1,8 @@
 """Unpacks noise in one pass, by machine code that Numba compiles for this processor.
 
 Torch takes several passes over the weights, and looks values up slowly. Here one loop looks up the
-value of a code, multiplies it by the scale of its group and writes the weight. The weights are the
-same as those from torch, bit for bit.
+value of a code, multiplies it by the scale of its group of weights and writes the weight. The
+weights are the same as those from torch, bit for bit.
 """
 
 # Numba's decorator has no types, and the functions that it compiles need none.
@@ -32,12 +32,14 @@ library.define(
 def unpack(
     codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, kind: str, out: Tensor | None
 ) -> Tensor:
-    """Unpack the weights of some runs that a `NoiseStore` has packed; a run is RUN groups.
+    """Unpack the weights of some runs that a `NoiseStore` has packed.
+
+    A run is RUN groups, and a group is some neighbouring weights with one scale.
 
     Args:
         codes: Codes of the runs, uint8, contiguous.
-        fine: Fine scale codes of the groups, 4 bits each, so RUN / 2 bytes per run.
-        coarse: Coarse scale codes, one byte per run.
+        fine: Fine codes of the scales, 4 bits for each group, so RUN / 2 bytes per run.
+        coarse: Coarse codes of the scales, one byte per run.
         base: The largest scale, as the bits of its float32.
         kind: `int8`, `int4` or `ternary`.
         out: Where to write the weights: contiguous float32, with one entry for each weight of the
@@ -76,7 +78,7 @@ library.register_fake("hf_rmt::unpack", lambda *_: None)
 
 @cache
 def _kernel(kind: str) -> Callable[..., None]:
-    """The compiled loop for a kind of noise."""
+    """The compiled loop that unpacks noise of a kind, such as `int8`."""
     book = CODEBOOKS[kind]
     loop = _lookup(book) if book.cubic is None else _polynomial(book)
     bytes_, floats = np.empty(0, np.uint8), np.empty(0, np.float32)
@@ -84,7 +86,7 @@ def _kernel(kind: str) -> Callable[..., None]:
 
 
 def _lookup(book: Codebook) -> Callable[..., None]:
-    """A loop that looks each byte up in the table of the points."""
+    """Make a loop that unpacks noise: it looks up the weights that each byte stands for."""
     block, bytes_, half = book.block, book.group // book.block, RUN // 2
 
     def loop(codes, fine, coarse, scales, points, out):
@@ -103,9 +105,10 @@ def _lookup(book: Codebook) -> Callable[..., None]:
 
 
 def _polynomial(book: Codebook) -> Callable[..., None]:
-    """A loop that computes the points; its inner loops become vector instructions.
+    """Make a loop that unpacks noise: it computes the weight that each byte stands for.
 
-    It takes half of the time of `_lookup`, with AVX2 and with AVX-512.
+    The inner loops become vector instructions. The loop takes half of the time of `_lookup`, with
+    AVX2 and with AVX-512.
     """
     group, run, half, once = book.group, book.run, RUN // 2, RUNS_AT_ONCE
     cubic, middle = np.float32(book.cubic), np.float32(128)

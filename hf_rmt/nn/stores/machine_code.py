@@ -67,7 +67,7 @@ def numba() -> Any:
 def compiled(
     loop: Callable[..., None], kind: str, *example: Any, **options: Any
 ) -> Callable[..., None]:
-    """Machine code of a loop, compiled now and, if possible, kept on disk.
+    """Machine code of a Python loop, compiled now and, if possible, kept on disk.
 
     Numba names a file after the loop, and gives a number to each loop of the same name. Two
     processes that start together can give the same number to two loops, and a later process would
@@ -115,10 +115,10 @@ def callable_in_loops(function: Callable[..., None], **options: Any) -> Callable
 
 
 def shared_out(work: Callable[[int, int], None], size: int, weights: int) -> None:
-    """Call work(first, last) for parts of `range(size)`, on as many threads as torch may use.
+    """Call work(first, last) for slices of `range(size)`, on as many threads as torch may use.
 
     Args:
-        work: A function that does a part. It must not hold the interpreter's lock.
+        work: A function that does the work of a slice. It must not hold the interpreter's lock.
         size: Number of units of work, such as rows.
         weights: Number of weights in all units. If they are few, one thread does all the work.
     """
@@ -141,7 +141,10 @@ def pool(process: int) -> ThreadPoolExecutor:
 
 @cache
 def points(kind: str) -> Any:
-    """The values that the 256 bytes stand for, flat float32; 0 for bytes that are never used."""
+    """The weights, divided by their scale, that the 256 bytes stand for in a kind of noise.
+
+    The result is flat float32, with 0 for bytes that are never used.
+    """
     book = CODEBOOKS[kind]
     values = np.zeros((256, book.block), dtype=np.float32)
     values[: len(book.points)] = np.asarray(book.points).reshape(-1, book.block)
@@ -150,12 +153,15 @@ def points(kind: str) -> Any:
 
 @cache
 def scales() -> Any:
-    """The scale of each of the 256 codes divided by the largest scale, float32."""
+    """The scale that each of the 256 scale codes stands for, divided by the largest scale.
+
+    The result is float32.
+    """
     return np.asarray(SCALES, dtype=np.float32)
 
 
 def largest(base: Tensor) -> Any:
-    """The largest scale, float32, shape (1,).
+    """The largest scale of a packed weight, float32, shape (1,).
 
     Args:
         base: The bits of the largest scale, as in `NoiseStore.base`.

@@ -1,4 +1,4 @@
-"""Stores the noise of a weight, which is the weight minus its signal, in one of several formats."""
+"""Stores the noise of a weight (the weight minus its low-rank signal) in one of several formats."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ that is saved with a model."""
 class NoiseStore(nn.Module):
     """The frozen noise of one weight: nothing, packed codes with their scales, or the tensor.
 
-    Packed kinds split the flattened weight into groups, and pad it to whole runs of 16 groups.
-    `codes` has one byte for 1 (`int8`), 2 (`int4`) or 5 (`ternary`) weights. The scales of the
-    groups lie on a logarithmic grid: the code of a scale is `coarse`, one byte per run, plus
-    `fine`, 4 bits per group. `base` holds the largest scale, as the bits of its float32. All of
-    these are integers, which a cast of the model does not change. The kind `keep` holds the noise
-    itself, `residual`, in the dtype of the model. The kind `drop` holds nothing.
+    Packed kinds split the flattened weight into groups of neighbours with one scale each, and pad
+    it to whole runs of 16 groups. `codes` has one byte for 1 (`int8`), 2 (`int4`) or 5 (`ternary`)
+    weights. The scales of the groups lie on a logarithmic grid: the code of a scale is `coarse`,
+    one byte per run, plus `fine`, 4 bits per group. `base` holds the largest scale, as the bits of
+    its float32. All of these are integers, which a cast of the model does not change. The kind
+    `keep` holds the noise itself, `residual`, in the dtype of the model. The kind `drop` holds
+    nothing.
 
     Args:
         kind: One of `NOISE_KINDS`: `drop`, `ternary`, `int4`, `int8` or `keep`.
@@ -73,7 +74,7 @@ class NoiseStore(nn.Module):
 
     @torch.no_grad()
     def store(self, weight: Tensor, signal: tuple[Tensor, Tensor] | None = None) -> None:
-        """Fill the store with a weight, minus a signal if one is given.
+        """Fill the store with a weight, minus a low-rank signal if one is given.
 
         Args:
             weight: Shape (out, in), finite; it is not changed.
@@ -183,7 +184,7 @@ class NoiseStore(nn.Module):
         return out.copy_(values[first - low * book.run : last - low * book.run])
 
     def _unpacked(self, low: int, high: int, out: Tensor | None) -> Tensor:
-        """Weights of the runs `low` to `high`, flat float32; written to `out` if it is given."""
+        """Unpack runs `low` to `high` (a run is 16 groups of weights), into `out` if given."""
         book = CODEBOOKS[self.kind]
         codes = self.codes[low * book.run_bytes : high * book.run_bytes]
         fine, coarse = self.fine[low * RUN // 2 : high * RUN // 2], self.coarse[low:high]
@@ -224,7 +225,7 @@ class NoiseStore(nn.Module):
         return plain_noise(self.kind, *stored, shape).to(dtype)
 
     def group_scales(self) -> Tensor:
-        """The scale of each group of a packed store, float32, flat."""
+        """The scale of each group of neighbouring weights in a packed store, flat float32."""
         codes = scale_codes(self.fine, self.coarse).to(torch.int32)
         grid = table(SCALES, codes.device) * self.base.view(torch.float32)
         return grid.index_select(0, codes)

@@ -1,4 +1,4 @@
-"""Packs weights into codes and scales, a few rows at a time."""
+"""Packs weights into bytes (codes) and scales, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rows_at_once(shape: Sequence[int]) -> int:
 
 
 def store_sizes(book: Codebook, size: int) -> tuple[int, int, int]:
-    """Bytes of the codes, the fine scale codes and the coarse scale codes of `size` weights."""
+    """Bytes of three buffers for `size` weights: codes, and fine and coarse codes of the scales."""
     runs = -(-size // book.run)
     return runs * book.run_bytes, runs * RUN // 2, runs
 
@@ -43,9 +43,9 @@ def store_sizes(book: Codebook, size: int) -> tuple[int, int, int]:
 def row_chunks(
     weight: Tensor, signal: tuple[Tensor, Tensor] | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield chunks of rows of weight minus signal, each with the index of its first row.
+    """Yield chunks of rows of a weight minus the low-rank signal.
 
-    The rows are in float32 or wider.
+    Each chunk comes with the index of its first row. The rows are in float32 or wider.
     """
     step, dtype = rows_at_once(weight.shape), torch.promote_types(weight.dtype, torch.float32)
     for start in range(0, len(weight), step):
@@ -57,15 +57,16 @@ def row_chunks(
 
 
 def pack_runs(kind: str, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The codes and scale codes of some weights, chosen for the least squared error.
+    """The codes of some weights and of their scales, chosen for the least squared error.
 
     Args:
         kind: `int8`, `int4` or `ternary`.
         runs: Weights divided by their largest absolute value, float32, shape (runs, RUN, group).
+            The weights along the last dimension have one scale.
 
     Returns:
-        The codes, shape (runs, run_bytes); the fine scale codes, shape (runs, RUN / 2); and the
-        coarse scale codes, shape (runs,). All are uint8.
+        The codes, shape (runs, run_bytes); the fine codes of the scales, shape (runs, RUN / 2); and
+        their coarse codes, shape (runs,). All are uint8.
     """
     book = CODEBOOKS[kind]
     size = runs.abs().amax(2) if book.largest else runs.square().mean(2).sqrt()

@@ -92,7 +92,7 @@ def pack_trits(trits: Tensor) -> Tensor:
 
 
 def unpack_trits(codes: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The inverse of `pack_trits`: int8 of the given shape."""
+    """The inverse of `pack_trits`: trits (-1, 0 or 1) as int8 of the given shape."""
     # The factors 64, 16, 4, 1 move the wanted bits to the top. The shift back extends their sign.
     planes = codes * table(LIFTS, codes.device, torch.int8)[:, None]
     planes.bitwise_right_shift_(6)
@@ -100,13 +100,13 @@ def unpack_trits(codes: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def to_fifths(trits: Tensor) -> Tensor:
-    """Pack n trits, five per byte, as they are stored in a file: int8 of shape (ceil(n / 5),)."""
+    """Pack n trits (-1, 0 or 1), five per byte, as in a file: int8 of shape (ceil(n / 5),)."""
     padded = functional.pad(trits.flatten(), (0, -trits.numel() % 5))
     return CODEBOOKS["ternary"].encode(padded.view(1, -1)).view(torch.int8)[0]
 
 
 def from_fifths(codes: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The inverse of `to_fifths`: int8 of the given shape."""
+    """The inverse of `to_fifths`: trits (-1, 0 or 1) as int8 of the given shape."""
     trits = CODEBOOKS["ternary"].decode(codes.view(torch.uint8))
     return trits[: shape[0] * shape[1]].to(torch.int8).view(shape)
 

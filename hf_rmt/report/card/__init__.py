@@ -1,1 +1,1 @@
-"""The README.md of a compressed model."""
+"""Writes the README.md of a compressed model, which is the model card on the Hub."""

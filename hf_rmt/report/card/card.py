@@ -1,4 +1,4 @@
-"""The README.md of a compressed model: what was done, what it costs, how to load it."""
+"""The README.md of a compressed model: what was done, what this costs, how to load the model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def model_card(
         config: The settings that the method reads, as `RMTConfig.to_dict()` gives them.
         picture: Path of a picture of the spectra, relative to the README.md.
         sizes: Bytes of all weights in their file, `{"before": ..., "after": ...}`.
-        auto_class: The Auto class of transformers that loads the model with its head.
+        auto_class: The Auto class of transformers that loads the model with the task head.
         metadata: Task, languages, data sets and metrics, for the Hub.
         processor: The Auto class of the tokenizer or processor in the repository, such as
             `AutoTokenizer`; None if it has none.
@@ -85,7 +85,7 @@ def model_card(
 
 
 def _title(repo_id: str | None, base_model: str | None) -> str:
-    """The title of the card: the name of the repository, or that of the base model."""
+    """The title of the README.md: the name of the repository, or the name of the base model."""
     if repo_id:
         return repo_id.split("/")[-1]
     return f"{base_model.split('/')[-1]}, compressed" if base_model else "Compressed model"
@@ -123,7 +123,10 @@ def _spiked_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str
 
 
 def _recovery_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
-    """The sentence on the recovery of spikes; empty if no spike was recovered."""
+    """The sentence that says that singular values of the signal were estimated without the noise.
+
+    The text is empty if they were not.
+    """
     recovers = config.get("recover_spikes")
     if recovers is None:
         recovers = any(layer.noise == "drop" for layer in layers)
@@ -179,7 +182,10 @@ def _what_was_lost(plan: CompressionPlan) -> str:
 
 
 def _rounding_words(plan: CompressionPlan) -> str:
-    """How much rounding changed the weights: the relative error, and the cosine that follows."""
+    """How much the rounding of the noise changed the weights: relative error and cosine.
+
+    The cosine is that of the angle between a weight and its stored form.
+    """
     rounded = [layer for layer in plan if layer.rounds]
     if not rounded:
         return ""
@@ -214,7 +220,7 @@ def _pair(sizes: Mapping[str, int] | None) -> tuple[int, int] | None:
 
 
 def _size_section(plan: CompressionPlan, sizes: Sizes) -> str:
-    """The section on sizes: first the file, then the layers, then their share of the model."""
+    """The section on sizes: the file, the compressed layers, and their share of the model."""
     rows = [_bytes_row("all weights in the file", sizes.file)]
     weights = sum(layer.entries for layer in plan.compressed)
     if weights:
@@ -267,7 +273,7 @@ def _row(layer: LayerPlan) -> dict[str, Any]:
 
 
 def _settings(plan: CompressionPlan, config: Mapping[str, Any]) -> str:
-    """The settings as the user gave them, without the library's own records."""
+    """The section with the settings that the user gave, without records that the library added."""
     given = {
         key: value
         for key, value in config.items()

@@ -1,4 +1,7 @@
-"""How the directions of a compressed model were chosen, in words for its model card."""
+"""How the directions of a compressed model were chosen, in words for the model card.
+
+A direction is a pair of singular vectors of a weight, with the singular value.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ INPUTS = (
 
 
 def choice_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
-    """How many directions each weight keeps, and which ones.
+    """How many singular directions (pairs of singular vectors) each weight keeps, and which ones.
 
     Args:
         layers: The layers that are stored as low-rank factors and noise.
@@ -42,12 +45,18 @@ def choice_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
 
 
 def by_law(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> bool:
-    """Whether a law of the noise decided how many directions at least one layer keeps."""
+    """Whether a law decided how many singular directions at least one layer keeps.
+
+    A law is the density of eigenvalues that theory predicts for noise.
+    """
     return not _how_many(config) and any(layer.phase != Phase.LAWLESS for layer in layers)
 
 
 def _how_many(config: Mapping[str, Any]) -> str:
-    """The sentence on how many directions the settings ask for; empty if no setting does."""
+    """The sentence on how many singular directions of a weight the settings ask for.
+
+    The text is empty if no setting asks for a number.
+    """
     if (size := config.get("size")) is not None:
         return (
             f"Together, the layers keep {tables.percent(size)} of their parameters. A layer that "

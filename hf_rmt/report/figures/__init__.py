@@ -1,1 +1,1 @@
-"""Figures of spectra, and their style."""
+"""Draws figures of spectra (eigenvalues of weights) in a style of their own."""

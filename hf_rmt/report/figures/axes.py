@@ -1,4 +1,8 @@
-"""Draws one spectrum into axes: histogram, law, edges, spikes and a note on values outside."""
+"""Draws the spectrum (squared singular values) of one weight into axes.
+
+The law is the density that theory predicts for noise, and the edges are its ends. Spikes are values
+that stand out of the noise.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ TICK_HEIGHT = 0.035
 
 
 def abscissa(*, square_root: bool, short: bool = False) -> str:
-    """Label of the axis of singular values, or of eigenvalues."""
+    """Label of the horizontal axis, with singular values or eigenvalues (their squares)."""
     if short:
         name = r"singular value $\nu$" if square_root else r"eigenvalue $\lambda$"
         return f"{name}\n(units of the weight{'' if square_root else ', squared'})"
@@ -41,12 +45,12 @@ def abscissa(*, square_root: bool, short: bool = False) -> str:
 
 
 def ordinate(*, square_root: bool) -> str:
-    """Label of the axis of a density over singular values, or over eigenvalues."""
+    """Label of the vertical axis: a density over singular values, or over eigenvalues."""
     return r"density (per $\nu$)" if square_root else r"density (per $\lambda$)"
 
 
 def spectrum_panels(figure: Figure, count: int, columns: int, *, square_root: bool) -> list[Axes]:
-    """Panels for `count` spectra, in rows; only the outer ones have labels.
+    """Panels that show `count` spectra, in rows; only the left and the lowest panels have labels.
 
     Args:
         figure: The figure to draw into.
@@ -69,14 +73,16 @@ def spectrum_panels(figure: Figure, count: int, columns: int, *, square_root: bo
 
 
 def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> None:
-    """Draw one spectrum: its histogram, the law of the noise, the edges and the spikes.
+    """Draw one spectrum: its histogram, the law of the noise, the edges of the law and the spikes.
 
-    The histogram has the area 1, and the law has the area of the noise in it.
+    The law is the density that theory predicts for noise, and its edges are the ends of this
+    density. Spikes are values that stand out of the noise. The histogram has the area 1, and the
+    law has the area of the noise in the histogram.
 
     Args:
         axes: Where to draw.
-        fit: The fitted spectrum. Without a law only its histogram and the reason are drawn, with
-            the signal in another colour.
+        fit: The spectrum, split into noise and signal. Without a law, the histogram and the reason
+            are drawn, with the signal in another colour.
         colours: The palette.
         square_root: Draw over singular values, the square roots of the eigenvalues.
     """
@@ -101,7 +107,10 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
 
 
 def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> float:
-    """Draw the law, with the area of the noise, and its edges; returns the height that it needs."""
+    """Draw the law, the density that theory predicts for noise, and the edges, where it ends.
+
+    The law is drawn with the area of the noise in the histogram. Returns the height that it needs.
+    """
     if fit.noise_law is None:
         return 0.0
     x, density = law_curve(fit.noise_law, square_root=square_root)
@@ -119,7 +128,7 @@ def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bo
 
     Args:
         axes: Where to draw.
-        fit: A fitted spectrum with a law.
+        fit: A spectrum to which a law, the density that theory predicts for noise, was fitted.
         colours: The palette.
         square_root: Draw over singular values, the square roots of the eigenvalues.
     """
@@ -144,14 +153,14 @@ def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bo
 def draw_ticks(
     axes: Axes, spikes: NDArray[np.float64], colours: Palette, *, below: bool = False
 ) -> None:
-    """Mark every spike by a tick at the bottom of the axes.
+    """Mark every spike, a value that stands out of the noise, by a tick at the bottom of the axes.
 
     Args:
         axes: The axes to draw into.
         spikes: Positions of the spikes; if there are none, nothing is drawn.
         colours: The palette.
-        below: Whether the spikes are signal below the edge, which hollow triangles mark in place of
-            ticks.
+        below: Whether the spikes lie below the edge, the limit of the noise. Then hollow triangles
+            mark them, not ticks.
     """
     if len(spikes):
         look: dict[str, Any] = {"marker": "v", "markersize": 4, "markerfacecolor": "none"}
@@ -176,7 +185,10 @@ def _draw_histogram(
     spectrum: BinnedSpectrum,
     colours: Palette,
 ) -> float:
-    """Stack noise and spikes in bins, one of which ends at the edge; returns the top height."""
+    """Draw noise and spikes (values that stand out of the noise) as a stacked histogram.
+
+    One of the bins ends at the edge, the limit of the noise. Returns the height of the highest bin.
+    """
     weight = 1 / (spectrum.total * (spectrum.bins[1] - spectrum.bins[0]))
     groups = [values[~is_signal], values[is_signal]]
     heights, _, _ = axes.hist(
@@ -193,7 +205,10 @@ def _draw_histogram(
 def _draw_lawless(
     axes: Axes, groups: list[NDArray[np.float64]], reason: str, colours: Palette
 ) -> None:
-    """Stack noise and signal in bins over the whole spectrum."""
+    """Draw a whole spectrum, to which no law of the noise was fitted, as a stacked histogram.
+
+    The two groups are noise and signal. The reason is written into a corner.
+    """
     if any(group.any() for group in groups):
         looks = [(colours.faint, "measured, no law"), (colours.signal, "signal, measured")]
         shown = slice(2 if len(groups[1]) else 1)
@@ -213,7 +228,7 @@ def _draw_lawless(
 
 
 def _note_beyond(axes: Axes, spikes: NDArray[np.float64], limit: float) -> None:
-    """Say how many spikes lie outside the drawing, if any does."""
+    """Write how many spikes (values above the noise) lie outside of the axes, if any does."""
     beyond = spikes[spikes > limit]
     if len(beyond):
         farthest = np.format_float_positional(beyond[0], 3, fractional=False, trim="-")

@@ -1,4 +1,7 @@
-"""A spectrum in bins, as every figure shows it, and how badly its law fits these bins."""
+"""Counts the eigenvalues of a weight in bins, and measures how badly a law fits the bins.
+
+A law is the density of eigenvalues that theory predicts for noise.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,10 @@ eigenvalues, the true law missed up to 9."""
 
 @dataclass(frozen=True)
 class BinnedSpectrum:
-    """A histogram of a spectrum that has a law.
+    """A histogram of singular values or eigenvalues of one weight, split into noise and signal.
 
     Attributes:
-        bins: Bounds of the bins, ascending, shape (m + 1,); one of them is the edge.
+        bins: Bounds of the m bins, ascending, shape (m + 1,); one of the bounds is `edge`.
         noise: Number of noise values in each bin, shape (m,).
         signal: Number of signal values in each bin, shape (m,).
         edge: Largest value that counts as noise.
@@ -61,7 +64,10 @@ def positions(eigenvalues: Array, *, square_root: bool) -> Array:
 
 
 def has_long_tail(fit: SpectrumFit, *, square_root: bool) -> bool:
-    """Whether the largest value is so large that in a figure the noise would shrink to a line."""
+    """Whether the largest value of a spectrum is far above the noise.
+
+    In a figure of the whole spectrum, the noise would then shrink to a line.
+    """
     if fit.noise_law is None:
         return False
     reach = fit.eigenvalues[0] / fit.upper_edge
@@ -69,10 +75,12 @@ def has_long_tail(fit: SpectrumFit, *, square_root: bool) -> bool:
 
 
 def binned(fit: SpectrumFit, *, square_root: bool) -> BinnedSpectrum:
-    """Noise and signal in bins of equal width; one bin ends at the edge.
+    """Noise and signal of a spectrum in bins of equal width.
+
+    One bin ends at the edge, the largest value that counts as noise.
 
     Args:
-        fit: A fitted spectrum with a law.
+        fit: A spectrum to which a law, the density that theory predicts for noise, was fitted.
         square_root: Whether to bin singular values and not eigenvalues.
 
     Returns:
@@ -93,10 +101,11 @@ def binned(fit: SpectrumFit, *, square_root: bool) -> BinnedSpectrum:
 def law_curve(
     law: BulkLaw, *, square_root: bool, points: int = CURVE_POINTS
 ) -> tuple[Array, Array]:
-    """The law's density f(lambda) over eigenvalues, or 2 nu f(nu^2) over singular values nu.
+    """The density of a law: f(lambda) over eigenvalues, or 2 nu f(nu^2) over singular values.
 
     Args:
-        law: The law of the noise.
+        law: The law, the density f that theory predicts for the eigenvalues lambda = nu^2 of noise.
+            Here nu is a singular value.
         square_root: Whether to give the density over singular values.
         points: Number of points in each interval in which the law has eigenvalues.
 
@@ -118,12 +127,13 @@ def law_curve(
 def law_misfit(fit: SpectrumFit) -> float:
     """Share of the noise that would have to move to other bins for the law to hold.
 
-    It is half the sum over the bins of |measured share - share under the law|. It is large if the
-    law has a gap (an interval without eigenvalues) and the data have no gap. The Kolmogorov
-    distance does not show this.
+    The law is the density of eigenvalues that theory predicts for noise. The result is half the sum
+    over the bins of |measured share - share under the law|. It is large if the law has a gap (an
+    interval without eigenvalues) and the data have no gap. The Kolmogorov distance, the largest
+    difference of the distribution functions, does not show this.
 
     Args:
-        fit: A fitted spectrum.
+        fit: The spectrum of a weight, with the law if one was fitted.
 
     Returns:
         A share between 0 and 1; nan without a law or without noise.
@@ -138,7 +148,10 @@ def law_misfit(fit: SpectrumFit) -> float:
 
 
 def misfit_note(fit: SpectrumFit) -> str:
-    """A note on how much of the noise the law misses; empty if chance can explain that much."""
+    """A note on the share of the noise that does not follow the fitted law (density of noise).
+
+    The text is empty if chance can explain the share; see `law_misfit`.
+    """
     misfit = law_misfit(fit)
     if not misfit > max(MISFIT, MISFIT_COUNT / max(len(fit.noise), 1)):
         return ""
@@ -146,9 +159,10 @@ def misfit_note(fit: SpectrumFit) -> str:
 
 
 def below_edge(fit: SpectrumFit) -> NDArray[np.bool_]:
-    """Which eigenvalues count as signal although they lie below the upper edge, shape (p,).
+    """Which eigenvalues are signal although they lie below the upper edge, the end of the noise.
 
-    They lie in the gap between two parts of the bulk, or the count of spikes did not converge.
+    They lie in a gap between two intervals of noise eigenvalues, or the count of spikes, the signal
+    eigenvalues, did not converge. The result has one entry for each eigenvalue.
     """
     if fit.noise_law is None:
         return np.zeros(len(fit.eigenvalues), dtype=bool)

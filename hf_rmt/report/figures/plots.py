@@ -1,4 +1,4 @@
-"""Makes figures of spectra, and of quantities over the depth of a model, without showing them."""
+"""Makes figures of spectra (eigenvalues of weights) and of quantities over the depth of a model."""
 
 from __future__ import annotations
 
@@ -40,14 +40,16 @@ OUTSIDE = "outside\nblocks"
 def spectrum_figure(
     fit: SpectrumFit, *, title: str = "", square_root: bool = True, dark: bool = False
 ) -> Figure:
-    """The spectrum of one weight: histogram, fitted law of the noise, edges and spikes.
+    """A figure of the spectrum of one weight: histogram, law of the noise, edges and spikes.
 
-    The histogram of the whole spectrum has the area 1. If K of p eigenvalues are spikes, the law
-    has the area 1 - K / p, which is that of the noise. If spikes lie far out, a second panel counts
-    them on logarithmic axes.
+    The spectrum is the eigenvalues, the squared singular values. The law is the density that theory
+    predicts for noise, and its edges are the ends of this density. Spikes are eigenvalues that
+    stand out of the noise. The histogram of the whole spectrum has the area 1. If K of p
+    eigenvalues are spikes, the law has the area 1 - K / p. If spikes lie far out, a second panel
+    counts them on logarithmic axes.
 
     Args:
-        fit: The fitted spectrum.
+        fit: The spectrum, split into noise and spikes.
         title: Text above the figure.
         square_root: Draw over singular values, the square roots of the eigenvalues. They show the
             noise better.
@@ -83,7 +85,7 @@ def grid_figure(
     dark: bool = False,
     columns: int = 4,
 ) -> Figure:
-    """The spectra of several weights side by side, one panel for each.
+    """The spectra (eigenvalues) of several weights side by side, one panel for each.
 
     Args:
         fits: Titles of the panels and the fitted spectra.
@@ -165,7 +167,7 @@ def depth_figure(
 
 
 def _lines(names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
-    """For each kind of layer: the depth and the index in `names` of its layers, by depth."""
+    """For each kind of layer, its layers by depth: the depth (block) and the index in `names`."""
     spots = places(names)
     outside = 1 + max((spot.block for spot in spots if spot.block is not None), default=-1)
     lines: dict[str, list[tuple[int, int]]] = {}
@@ -185,7 +187,7 @@ def _draw_line(
     kind: str,
     colours: Palette,
 ) -> None:
-    """Draw a line with a marker at each point (x, y, hollow), which is hollow or filled."""
+    """Draw a line with a marker at each point (x, y, hollow), where `hollow` means not filled."""
     look: dict[str, Any] = {
         "color": colours.of(style),
         "marker": MARKERS[style % len(MARKERS)],

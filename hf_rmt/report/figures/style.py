@@ -38,7 +38,7 @@ class Palette:
     series: tuple[str, ...]
 
     def of(self, place: int) -> str:
-        """The colour of a series by its number; after the last colour, the first is used again."""
+        """The colour of the line with this number; after the last colour, the first comes again."""
         return self.series[place % len(self.series)]
 
 

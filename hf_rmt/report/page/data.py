@@ -1,4 +1,4 @@
-"""What the HTML page of a report shows, as plain values: columns, layers, spectra, verdicts."""
+"""What the HTML page of a report shows, as plain values: a table of layers and their spectra."""
 
 from __future__ import annotations
 
@@ -110,10 +110,10 @@ NOTES: Column = {"key": "notes", "label": "notes", "type": "text", "help": "What
 
 
 def spectral_content(layers: Sequence[LayerSpectrum], summary: str) -> dict[str, Any]:
-    """What the page of an analysis shows.
+    """What the HTML page of an analysis shows.
 
     Args:
-        layers: The spectra of the layers.
+        layers: The spectra (eigenvalues of the weights) of the layers.
         summary: One line about all layers.
 
     Returns:
@@ -146,11 +146,11 @@ def compression_content(
     summary: str,
     facts: Sequence[tuple[str, str, str]],
 ) -> dict[str, Any]:
-    """What the page of a compression shows.
+    """What the HTML page of a compression shows.
 
     Args:
         plan: What happens to which layer.
-        spectra: The spectra on which the plan is based, as far as they are known.
+        spectra: The spectra (eigenvalues of weights) on which the plan is based, as far as known.
         summary: Some lines about all layers.
         facts: Sizes before and after: a label, the numbers, and a remark for each.
 
@@ -187,7 +187,7 @@ def _content(
     facts: Sequence[tuple[str, str, str]],
     hollow: str,
 ) -> dict[str, Any]:
-    """The content of a page; columns without a value in any row are left out."""
+    """The content of an HTML page; columns of the table without any value are left out."""
     shown = [
         column
         for column in columns
@@ -220,7 +220,7 @@ def _spectral_values(fit: SpectrumFit | None) -> dict[str, Any]:
 
 
 def _plan_values(layer: LayerPlan) -> dict[str, Any]:
-    """What the plan says of a layer; values that only compressed layers have may be None."""
+    """What the plan says of a layer, by column; a value that the layer does not have is None."""
     kept, lost = layer.compressed, layer.lost_energy
     return {
         "state": layer.state,

@@ -1,4 +1,4 @@
-"""What became of the squared norm of a weight, in words for the page."""
+"""What became of the squared norm of a weight, in words for the HTML page of a report."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ WHOLE = 1e-6
 
 
 def energy_words(layer: LayerPlan) -> dict[str, Any]:
-    """Sentences on what became of the squared norm, and the parts of a bar that shows it.
+    """Sentences on what became of the squared norm of a weight, and a bar that shows its parts.
 
-    The stored and the lost share sum to 1 only if the stored directions are those of the weight
-    itself. Calibration and the recovery of spikes change the stored directions. Then there is no
-    bar, and the sentences give only the error.
+    The stored and the lost share sum to 1 only if the stored directions are singular directions of
+    the weight itself, unchanged. Calibration changes these directions, and the recovery of spikes
+    (an estimate of the signal without noise) changes their singular values. Then there is no bar,
+    and the sentences give only the error.
 
     Args:
         layer: What happens to a layer.

@@ -1,4 +1,4 @@
-"""Turns a spectrum into a few numbers, from which the scripts of a page draw a figure."""
+"""Turns a spectrum (eigenvalues of a weight) into a few numbers that a script can draw."""
 
 from __future__ import annotations
 
@@ -32,12 +32,15 @@ def rounded(value: float) -> float | None:
 
 
 def spectrum_record(fit: SpectrumFit) -> dict[str, Any] | None:
-    """A spectrum over its singular values: bins, law, edges, spikes and the curve of counts.
+    """The numbers from which a figure of a spectrum over singular values is drawn.
 
-    The curve of counts says, for a singular value, how many singular values are at least as large.
+    They give the bins, the law (the density that theory predicts for noise), the edges (the ends of
+    the law), the spikes (values that stand out of the noise) and the curve of counts. This curve
+    says, for a singular value, how many singular values are at least as large.
 
     Args:
-        fit: The spectrum. Without a law there are only the bins and the curve of counts.
+        fit: The spectrum of a weight. Without a law there are only the bins and the curve of
+            counts.
 
     Returns:
         Plain values; None if all eigenvalues are 0 or one of them is not finite.
@@ -86,7 +89,10 @@ def _lawless(fit: SpectrumFit, values: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _tail(values: NDArray[np.float64], is_signal: NDArray[np.bool_]) -> list[Any]:
-    """Points of the curve of counts: values, the count at each, and whether each is signal."""
+    """Points of the curve that counts how many values are at least as large as a given value.
+
+    They are values, the count at each, and whether each is signal.
+    """
     live = int(np.sum(values > 0))
     ranks = np.unique(np.geomspace(1, live, TAIL_POINTS).round().astype(int))
     return [_list(values[ranks - 1]), ranks.tolist(), is_signal[ranks - 1].astype(int).tolist()]

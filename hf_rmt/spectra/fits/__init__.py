@@ -1,1 +1,4 @@
-"""Fits of a law to a spectrum, which find the edge of the noise and the spikes above it."""
+"""Fits of a noise law (a predicted distribution of eigenvalues) to the spectrum of a weight.
+
+A fit finds the edge, the largest eigenvalue that noise would have, and the eigenvalues above it.
+"""

@@ -1,4 +1,4 @@
-"""Fits the double bulk to a weight together with its spikes, which are the signal."""
+"""Fits the double bulk (noise of two variances) to a weight together with its signal."""
 
 from __future__ import annotations
 
@@ -20,32 +20,35 @@ from hf_rmt.spectra.laws.spike_map import Array
 from hf_rmt.spectra.split import Phase, SpectrumFit, verdict, without_law
 
 SAFE = (1e-60, 1e60)
-"""If the largest eigenvalue lies in this range, powers of it in the published estimator stay
-finite."""
+"""If the largest eigenvalue lies in this range, the powers of this eigenvalue that the published
+estimator computes stay finite."""
 Estimator = Callable[[int, Array], SpectrumFit]
-"""A function that makes a fit from N and the eigenvalues, which are descending and not negative."""
+"""A function that makes a `SpectrumFit` from the longer side N of a weight and its eigenvalues,
+which are descending and not negative."""
 
 
 def fit_double_bulk(
     eigenvalues: ArrayLike, shape: tuple[int, int], *, published: bool = False
 ) -> SpectrumFit:
-    """Fit the population double bulk model to a weight's eigenvalues and count its spikes.
+    """Fit the population double bulk model to a weight's eigenvalues and count the spikes.
 
-    The double bulk is noise of two variances. The fit goes in rounds. A round removes the spikes
-    and fits a law to the rest. Eigenvalues that lie further outside of the edges of this law than
+    The double bulk is noise of two variances. Spikes are the eigenvalues of the signal. The fit
+    goes in rounds. A round removes the spikes and fits a law, the predicted distribution of noise
+    eigenvalues, to the rest. Eigenvalues that lie further outside of the range of this law than
     chance explains (the Tracy-Widom fluctuation) are the spikes of the next round. The rounds end
     when the spikes stay the same. The first round removes only eigenvalues that are certainly
     spikes, so that no more spikes are found than needed. If the count keeps growing, as with heavy
-    tails, the result of the first round is taken and the phase is `heavy-tailed`.
+    tails, the result of the first round is taken and the verdict `phase` is `heavy-tailed`.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
-        published: Whether to use the published estimator, PDBLS: one round, and the edge of the law
-            without the fluctuation.
+        published: Whether to use the published estimator, PDBLS: one round, and the upper end of
+            the law without the fluctuation.
 
     Returns:
-        The fit. If no law can be fitted, its phase is `degenerate` or `no law`, with a reason.
+        The fit. If no law can be fitted, the verdict `phase` is `degenerate` or `no law`, and
+        `reason` says why.
 
     Raises:
         TypeError: If the shape is no pair of whole numbers.
@@ -76,6 +79,8 @@ def fitted(
 ) -> SpectrumFit:
     """Check and scale the eigenvalues, fit a law to them, and scale the fit back.
 
+    The law is the distribution of eigenvalues that theory predicts for noise.
+
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
@@ -86,8 +91,8 @@ def fitted(
             depends on the scale.
 
     Returns:
-        The fit in the units of the eigenvalues. If no law can be fitted, its phase is `degenerate`
-        or `no law`, with a reason.
+        The fit in the units of the eigenvalues. If no law can be fitted, the verdict `phase` is
+        `degenerate` or `no law`, and `reason` says why.
 
     Raises:
         TypeError: If the shape is no pair of whole numbers.
@@ -105,9 +110,10 @@ def fitted(
 
 
 def _published(rows: int, values: Array) -> SpectrumFit:
-    """The published fit, PDBLS: one round, and the edge of the law without a fluctuation.
+    """The fit of the published estimator PDBLS, which `published_bulk` describes.
 
-    Gaps of the law and eigenvalues of 0 are not treated in any special way.
+    Eigenvalues above the largest one that theory predicts for noise are signal, without a margin
+    for chance. Gaps within the noise and eigenvalues of 0 are not treated in any special way.
     """
     estimate = published_bulk(values, rows)
     edge = estimate.law.upper_edge
@@ -128,10 +134,11 @@ def _published(rows: int, values: Array) -> SpectrumFit:
 def self_consistent(
     separator: Callable[[Array, int], Separation], rows: int, values: Array
 ) -> SpectrumFit:
-    """Separate spikes from noise, and return the fit with its verdict.
+    """Separate spikes (signal eigenvalues) from noise, and return the fit with its verdict.
 
-    The separator gives the law of the noise alone. The fit holds this law without the correction
-    for spikes, as `SpectrumFit.law` describes. Eigenvalues of 0 are neither noise nor signal.
+    The separator gives the law (the distribution of eigenvalues) of the noise alone. The fit holds
+    this law without the correction for spikes, as the attribute `law` of `SpectrumFit` describes.
+    Eigenvalues of 0 are neither noise nor signal.
 
     Args:
         separator: Maps descending eigenvalues and N to a `Separation`, as `separate` does.

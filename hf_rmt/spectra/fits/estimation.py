@@ -1,16 +1,17 @@
 """Fits the double bulk (noise of two variances) to noise eigenvalues by their transform s(z).
 
 s(z), the companion transform of `BulkLaw.stieltjes_transform`, is a function of complex z that
-determines the spectrum. It solves the equation (SS), z = -1/s + c E[tau / (1 + tau s)]. Here E is
-the mean over the population variances tau, and c = p / N for N rows and p columns. The published
+determines the spectrum. s solves the equation (SS), z = -1/s + c E[tau / (1 + tau s)]. Here E is
+the mean over the variances tau of the noise, and c = p / N for N rows and p columns. The published
 estimator, PDBLS, solves (SS) by least squares at real points.
 
-This module uses points z on a contour around the bulk, where s(z) depends more on the shape of the
-density. It compares the s(z) of the law with that of the eigenvalues. Each difference is divided by
-its standard deviation, which a central limit theorem gives. A first guess comes from (SS) itself:
-(SS) is linear in the mixing t, so all pairs of variances on a grid are tried at once. If the law
-that the solver finds does not fit, the solver also starts from a unit bulk, which is noise of one
-variance. The result with the smaller residual is taken.
+This module uses complex points z on a curve (the contour) around the eigenvalues, where s(z)
+depends more on the shape of the density. The s(z) of a law, a density predicted for noise, is
+compared with that of the eigenvalues. Each difference is divided by its standard deviation, which a
+central limit theorem gives. A first guess comes from (SS): (SS) is linear in t, the fraction of the
+noise that has the larger variance, so all pairs of variances on a grid are tried at once. If the
+law found so does not fit, the solver also starts from noise of one variance. The result with the
+smaller residual is taken.
 """
 
 from __future__ import annotations
@@ -28,31 +29,31 @@ from hf_rmt.spectra.laws.spike_map import Array, upper_root
 
 CONTOUR_POINTS = 24
 CONTOUR_HEIGHT = 0.2
-"""The values sqrt(z) on the contour form half an ellipse with half axes of 1.06 and 0.2 times half
-the width of the bulk. Heights of 0.1 to 0.3 gave equal results in simulations, up to chance."""
+"""The square roots of the points of `_contour` form half an ellipse with half axes of 1.06 and 0.2
+times half the range of singular values. Heights of 0.1 to 0.3 were as good in simulations."""
 STEEPEST = 0.1
-"""Least ratio of real to imaginary part of sqrt(z), so that z avoids the negative real axis."""
+"""Least Re sqrt(z) / Im sqrt(z) of a point z of `_contour`, so that z avoids negative numbers."""
 GRID = 20
 SMALLEST_SHARE = 0.05
-"""Each of the two parts of a double bulk holds at least this fraction of the noise eigenvalues."""
+"""Least share of the noise eigenvalues that each of the two variances of the noise may have."""
 SMALLEST_BULK = 8
-"""Each of the two parts holds at least this many eigenvalues, so that a few spikes are no part."""
+"""Noise with two variances has at least this many eigenvalues of each; fewer may be signal."""
 LARGEST_FLOOR = 0.35
-"""Largest value of `least_mixing`. So even fewer than 24 eigenvalues can have two parts."""
+"""Largest value of `least_mixing`. So even fewer than 24 eigenvalues can have two variances."""
 SMALLEST_VARIANCE = 1e-3
-"""Lower bound of a variance in units of the mean eigenvalue."""
+"""Lower bound of a variance of the noise, in units of the mean eigenvalue."""
 SAME_VARIANCE = 1e-6
-"""If the relative difference of the two variances is at most this, they count as one."""
+"""If the two variances of the noise differ by at most this share, they count as one."""
 SMALLEST_DEVIATION = 1e-6
-"""Least value of the standard deviation of s(z) times Im z. It prevents a division by zero."""
+"""Least standard deviation of s_N(z), see `_Problem`, times Im z, against a division by zero."""
 MAX_EVALUATIONS = 100
 ADEQUATE = 1.8
-"""A law holds if its `BulkEstimate.residual` is at most this. None of 180 simulated double bulks
-exceeded 1.6. Laws that took spikes for a bulk had at least 2.5."""
+"""A fit to noise holds if its `BulkEstimate.residual` is at most this. None of 180 simulated cases
+of noise exceeded 1.6. Fits that took a signal for noise had at least 2.5."""
 
 
 def least_mixing(count: int) -> float:
-    """The smallest fraction of `count` noise eigenvalues that may be one part of a double bulk.
+    """The smallest fraction of `count` noise eigenvalues that may have a variance of their own.
 
     Args:
         count: Number of noise eigenvalues, at least 1.
@@ -69,7 +70,7 @@ def least_mixing(count: int) -> float:
 
 @dataclass(frozen=True)
 class BulkEstimate:
-    """A fitted law.
+    """A fitted law, the density that theory predicts for noise eigenvalues.
 
     Attributes:
         law: The law of the noise.
@@ -83,10 +84,10 @@ class BulkEstimate:
 
 
 class Residuals(Protocol):
-    """What a least-squares problem must provide to the solver; x holds the unknowns."""
+    """The functions that `least_squares` needs; the array x holds the unknowns."""
 
     def residual(self, x: Array) -> Array:
-        """The residuals, shape (equations,)."""
+        """The residual of each equation at the unknowns x, shape (equations,)."""
 
     def jacobian(self, x: Array) -> Array:
         """The derivatives of the residuals with respect to x, shape (equations, unknowns)."""
@@ -119,16 +120,16 @@ def least_squares(problem: Residuals, x: Array, precision: float) -> tuple[Array
 def estimate_bulk(
     noise: Array, rows: int, *, start: BulkLaw | None = None, precision: float = 1e-9
 ) -> BulkEstimate:
-    """Fit a double bulk to noise eigenvalues.
+    """Fit a double bulk (noise of two variances) to noise eigenvalues.
 
     Args:
-        noise: Eigenvalues without the spikes, descending, shape (n,), n >= 3, not all zero.
+        noise: Eigenvalues without the signal, descending, shape (n,), n >= 3, not all zero.
         rows: N, the number of rows of the noise. If N is less than n, the matrix counts as square.
-        start: A double bulk near the result. If it is None, the whole grid is searched.
+        start: A double bulk near the result. If None, a grid of variances is searched.
         precision: Relative tolerance of the solver on parameters and residual.
 
     Returns:
-        The estimate. If all eigenvalues are multiplied by a factor, only its variances change.
+        The estimate. If all eigenvalues are multiplied by a factor, only the variances change.
     """
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
@@ -142,7 +143,7 @@ def estimate_bulk(
 
 
 def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
-    """The best double bulk on a coarse grid of variances, from the arguments of `estimate_bulk`."""
+    """The best noise law of two variances on a coarse grid; arguments as for `estimate_bulk`."""
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
     return problem.law(problem.grid_search(), scale)
@@ -150,10 +151,11 @@ def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The equations s(z) = s_N(z), where s belongs to the law and s_N to the noise eigenvalues.
+    """The equations s(z) = s_N(z), with s of a law and s_N of the noise eigenvalues.
 
-    (t, log sigma_1^2, log sigma_2^2) lies in a box with the bounds `lower` and `upper`. The
-    unknowns x are the logits of the position in this box.
+    s and s_N are functions of complex points z, as in the module's docstring. A fraction t of the
+    noise has variance sigma_1^2, the rest sigma_2^2. (t, log sigma_1^2, log sigma_2^2) lies in a
+    box from `lower` to `upper`. The unknowns x are the logits of the position in this box.
     """
 
     points: np.ndarray
@@ -167,10 +169,10 @@ class _Problem:
 
     @classmethod
     def of(cls, noise: Array, aspect_ratio: float) -> _Problem:
-        """Set up the problem: s_N on the contour, its slope and its standard deviation.
+        """Compute s = s_N (see `_Problem`) and N times its standard deviation, for N rows of noise.
 
         The standard deviation follows from N^2 Var s_N(z) = |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2|
-        up to a constant of order 1 (Bai & Silverstein 2004, eq. 1.20); * is the complex conjugate.
+        up to a factor of order 1 (Bai & Silverstein 2004, eq. 1.20); s' is ds/dz, * the conjugate.
         """
         z = _contour(noise)
         resolvent = 1 / (noise - z[:, None])
@@ -186,13 +188,13 @@ class _Problem:
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def solve(self, x: Array, precision: float) -> tuple[Array, float, bool]:
-        """The minimum found from x, its root mean square residual / N, and whether it converged."""
+        """Solve the equations from x on: unknowns, root mean square residual / rows, success."""
         with np.errstate(over="ignore"):  # in the unused covariance, if t is at its bound
             position, residuals, converged = least_squares(self, x, precision)
         return position, float(np.sqrt(np.mean(residuals**2))), converged
 
     def unit_start(self) -> Array:
-        """A start near a unit bulk (one variance): two halves whose variances differ little."""
+        """Unknowns near noise of one variance: two halves whose variances differ little."""
         apart = np.sqrt(self.aspect_ratio) / 2
         return self._inside(0.5, apart, -apart)
 
@@ -201,7 +203,7 @@ class _Problem:
         return split_parts((s - self.transform) / self.deviation)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of the residuals. Those of s follow from (SS) by ds = -dz / z'(s)."""
+        """Derivatives of residuals by x, from (SS) in the module's docstring: ds = -dz / z'(s)."""
         (mixing, first, second), s = self._model(x)
         high, low = first / (1 + first * s), second / (1 + second * s)
         rise_high, rise_low = mixing * high**2, (1 - mixing) * low**2
@@ -212,7 +214,7 @@ class _Problem:
         return split_parts(columns * weight[:, None]) * chain
 
     def grid_search(self) -> Array:
-        """The x of the best solution of (SS) among all pairs of variances on a logarithmic grid."""
+        """The unknowns that fit best among all pairs of variances on a logarithmic grid."""
         logs = np.linspace(self.lower[1], self.upper[1], GRID)
         variances = np.exp(logs)
         weight = np.abs(self.slope) / self.deviation
@@ -230,7 +232,7 @@ class _Problem:
         return self._inside(mixing[best], logs[high[best]], logs[low[best]])
 
     def position(self, law: DoubleBulk, scale: float) -> Array:
-        """The unknowns x of a law."""
+        """The unknowns x (see `_Problem`) that describe a law."""
         return self._inside(law.mixing, *np.log(np.array(law.variances) / scale))
 
     def _inside(self, *values: float) -> Array:
@@ -247,7 +249,7 @@ class _Problem:
         return DoubleBulk(float(mixing), variances, self.aspect_ratio)
 
     def _model(self, x: Array) -> tuple[tuple[float, float, float], np.ndarray]:
-        """(t, sigma_1^2, sigma_2^2) at x, and s of this law on the contour; both are stored."""
+        """(t, sigma_1^2, sigma_2^2) at x, and s(z) for them; symbols as in `_Problem`."""
         key = x.tobytes()
         if key not in self._last:
             self._last.clear()
@@ -259,7 +261,7 @@ class _Problem:
         return self._last[key]
 
     def _values(self, x: Array) -> tuple[float, float, float]:
-        """(t, sigma_1^2, sigma_2^2) at x."""
+        """(t, sigma_1^2, sigma_2^2) at x; symbols as in `_Problem`."""
         inside = np.where(np.isfinite(x), x, 0.0)  # a flat Jacobian can make the solver try nan
         mixing, *logs = self.lower + (self.upper - self.lower) * expit(inside)
         first, second = np.exp(logs)
@@ -269,21 +271,21 @@ class _Problem:
 def contour_problem(
     noise: Array, aspect_ratio: float
 ) -> tuple[np.ndarray, np.ndarray, Array, float]:
-    """What a law is fitted to: points z, s(z) of the eigenvalues, its standard deviations, and c.
+    """What a noise law is fitted to: points z and s(z), as in the module's docstring.
 
     Args:
-        noise: Eigenvalues without the spikes, descending, of mean 1.
-        aspect_ratio: c in (0, 1].
+        noise: Eigenvalues without the signal, descending, of mean 1.
+        aspect_ratio: c in (0, 1], the columns of the noise divided by its rows.
 
     Returns:
-        Points z, s(z) and its standard deviations, each of shape (CONTOUR_POINTS,), and c.
+        z, s(z) and its standard deviations times the row count, shape (CONTOUR_POINTS,), and c.
     """
     problem = _Problem.of(noise, aspect_ratio)
     return problem.points, problem.transform, problem.deviation, aspect_ratio
 
 
 def _contour(noise: Array) -> np.ndarray:
-    """Complex points z around the bulk, all in the upper half-plane, shape (CONTOUR_POINTS,)."""
+    """Complex points z around the noise eigenvalues, with Im z > 0, shape (CONTOUR_POINTS,)."""
     first, last = np.sqrt(noise[0]), np.sqrt(noise[-1])
     middle = (first + last) / 2
     half = max((first - last) / 2, 1e-3 * middle)

@@ -1,9 +1,9 @@
-"""The power-law bulk: population variances spread over an interval, with density tau^(k - 1).
+"""The power-law bulk: noise whose variances tau have the density tau^(k - 1) on an interval.
 
 The noise of trained weights does not have two variances but a range of them. Most variances lie
-near the lower end. The law has three parameters, like the double bulk: the two ends of the range
-and the exponent k. In the logarithm of the variance the density is uniform for k = 0 and
-exponential otherwise, so Gauss-Legendre nodes in the logarithm represent it well.
+near the lower end. The law (the predicted density of noise eigenvalues) has three parameters: the
+two ends of the range and the exponent k. In the logarithm of the variance, the density of tau is
+uniform for k = 0 and exponential otherwise, so a few Gauss-Legendre nodes represent it well.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ from hf_rmt.spectra.split import SpectrumFit
 NODES = 64
 POSITIONS, QUADRATURE = np.polynomial.legendre.leggauss(NODES)
 RESOLUTION, MOST_PANELS = 8.0, 64
-"""A law gets RESOLUTION h^2 / c quadrature nodes, rounded up to panels of 64, in at most
-MOST_PANELS panels. Here h is half the range of log tau. In the spectrum, a node makes a bump about
-pi c / (2 h) wide. If the nodes were farther apart than this, their bumps would be separate."""
+"""A `PowerLawBulk` gets RESOLUTION h^2 / c quadrature nodes, rounded up to panels of 64, in at most
+MOST_PANELS panels. Here h is the field `half_width` and c is `aspect_ratio`. In the spectrum, a
+node makes a bump about pi c / (2 h) wide. Nodes farther apart than this give separate bumps."""
 WIDEST = 4.0
-"""Largest half width h of the range of log tau: the ends differ by at most a factor e^8."""
+"""Largest half range of the log of the noise variances: their largest ratio is e^8."""
 FARTHEST = 12.0
 """Largest absolute value of log(m / mean eigenvalue). The middle variance m is the geometric mean
-of the ends of the range of tau."""
+of the largest and the smallest variance of the noise."""
 STEEPEST_TILT = 8.0
-"""Largest tilt. The tilt is the exponent k times the half width h. So the density of log tau falls
-by at most a factor e^16."""
+"""Largest tilt: exponent k times half width h, as in `_Problem`. So the density of the log of the
+noise variances falls by at most a factor e^16."""
 STARTS = ((0.3, 0.0), (1.0, -1.5), (2.0, -4.0))
-"""Pairs of half width and tilt from which the solver starts; the best result counts."""
+"""Half widths and tilts (see `_Problem`) from which the solver starts; the best result counts."""
 NEWTON_STEPS = 12
 HEIGHTS = np.append(np.geomspace(10.0, 0.01, 10), 0.0)
-"""To find s(z), the root s of (SS) is followed from a point far above z down to z. These are the
-imaginary parts that are added to z, in units of |z| plus the largest tau."""
+"""The root s(z) of equation (SS) in `estimation` is followed from far above the point z down to z.
+These are the imaginary parts that are added to z, in units of |z| plus the largest variance."""
 UNSOLVED = 1e6
-"""The residual if the equation (SS) of `estimation` has no solution. It is finite, so that the
-solver turns back."""
+"""The residual if the equation (SS) of `estimation` has no solution. The value is finite, so that
+the solver turns back."""
 NEWTON_PRECISION = 1e-8
-"""Newton's method stops if its relative step is at most this. The remaining error is about the
-square of the step."""
+"""Newton's method stops if the relative change of a root is at most this. The remaining error is
+about the square of this change."""
 
 Model = tuple[float, Array, Array, np.ndarray]
-"""A law as the solver needs it: half width, nodes tau, weights, and s on the contour of
-`estimation`."""
+"""A law as the solver needs it: half width (see `_Problem`), noise variances, their weights, and
+s(z) at the points z of `estimation`."""
 
 
 @dataclass(frozen=True)
 class PowerLawBulk(ContinuousBulk):
-    """Law of noise eigenvalues if the population variances tau have the density tau^(k - 1).
+    """Law (density) of noise eigenvalues if the noise variances tau have the density tau^(k - 1).
 
     Args:
         exponent: k, any finite number; a negative k gives many small variances.
@@ -97,18 +97,18 @@ class PowerLawBulk(ContinuousBulk):
 
     @property
     def half_width(self) -> float:
-        """Half the range of the logarithm of the variances."""
+        """Half the range of the logarithm of the noise variances."""
         return float(np.log(self.variances[0] / self.variances[1]) / 2)
 
     @cached_property
     def atoms(self) -> Array:
-        """Variances that represent the whole range: quadrature nodes, ascending, shape (m,)."""
+        """Noise variances that stand for the whole range: m quadrature nodes, ascending."""
         middle = np.sqrt(self.variances[0]) * np.sqrt(self.variances[1])
         return np.asarray(middle * np.exp(self.half_width * self._quadrature[0]))
 
     @cached_property
     def weights(self) -> Array:
-        """The fractions of the dimensions (columns of X) that have the variances `atoms`."""
+        """The fractions of the columns of the noise matrix that have the variances `atoms`."""
         return _tilted(self.exponent * self.half_width, *self._quadrature)
 
     @cached_property
@@ -121,21 +121,21 @@ class PowerLawBulk(ContinuousBulk):
         return nodes.ravel(), np.tile(QUADRATURE / panels, panels)
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
-        """The law with its range multiplied by a factor and, if given, a new ratio c = p / N."""
+        """A copy with all noise variances times a factor and, if given, a new `aspect_ratio`."""
         first, second = self.variances
         ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
         return type(self)(self.exponent, (first * factor, second * factor), ratio)
 
 
 def fit_power_law_bulk(eigenvalues: ArrayLike, shape: tuple[int, int]) -> SpectrumFit:
-    """Fit the power-law bulk to a weight's eigenvalues and count the spikes beyond its edge.
+    """Fit noise with a range of variances (`PowerLawBulk`) to eigenvalues, and find the signal.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
 
     Returns:
-        The fit. As in `fit_double_bulk`, law and spikes are found in turn until they agree.
+        The fit. As in `fit_double_bulk`, noise and signal are found in turn until they agree.
 
     Raises:
         TypeError: If the shape is no pair of whole numbers.
@@ -157,10 +157,10 @@ def fit_power_law_bulk(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Spectr
 def estimate_power_law(
     noise: Array, rows: int, *, start: BulkLaw | None = None, precision: float = 1e-9
 ) -> BulkEstimate:
-    """Fit a power-law bulk to noise eigenvalues, as `estimate_bulk` fits a double bulk.
+    """Fit a `PowerLawBulk` (noise with a range of variances) to noise eigenvalues.
 
     Args:
-        noise: Eigenvalues without the spikes, descending, shape (n,), n >= 3, not all zero.
+        noise: Eigenvalues without the signal, descending, shape (n,), n >= 3, not all zero.
         rows: N, the number of rows of the noise. If N is less than n, the matrix counts as square.
         start: A power-law bulk near the result. If it is None, several starts are tried.
         precision: Relative tolerance of the solver.
@@ -182,10 +182,10 @@ def estimate_power_law(
 
 
 class _Problem:
-    """The equations s(z) = s_N(z) on the contour, as in `estimation`.
+    """The equations s(z) = s_N(z), as in `estimation._Problem`, for a `PowerLawBulk`.
 
-    The unknowns x give the logarithm of the middle variance, the half width and the tilt (the
-    exponent k times the half width); see `_shape`.
+    The unknowns x give, by `_shape`, log m, the half width h and the tilt k h. The noise variances
+    tau have the density tau^(k - 1), and log tau lies between log m - h and log m + h.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class _Problem:
         self._last: tuple[bytes, Model] | None = None
 
     def solve(self, x: Array, precision: float) -> tuple[Array, Array, bool]:
-        """The unknowns that the solver finds from x, the residuals, and whether it converged."""
+        """The unknowns and residuals that the solver finds from x, and whether it converged."""
         with np.errstate(all="ignore"):
             position, residuals, converged = least_squares(self, x, precision)
             return position, residuals, converged and _solves(self._transform(position)[-1])
@@ -208,7 +208,10 @@ class _Problem:
         return found if _solves(s) else np.full_like(found, UNSOLVED)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of the residuals, from (SS): -1/s + c E[tau / (1 + tau s)] - z = 0."""
+        """Derivatives of the residuals, from (SS): -1/s + c E[tau / (1 + tau s)] - z = 0.
+
+        The docstring of the module `estimation` tells what (SS) and its symbols are.
+        """
         width, tau, weights, s = self._transform(x)
         share = 1 / (1 + np.outer(s, tau))
         rise = weights * tau * share**2
@@ -227,26 +230,26 @@ class _Problem:
         return result if _solves(s) else np.zeros_like(result)
 
     def start(self, width: float, tilt: float) -> Array:
-        """The unknowns x of the law that has this half width, this tilt and the mean variance 1."""
+        """The unknowns x for this half width and tilt (see `_Problem`) and a mean variance of 1."""
         mean = float(_tilted(tilt) @ np.exp(width * POSITIONS))
         inside = np.clip(tilt / STEEPEST_TILT, -0.99, 0.99)
         share = np.clip(width / WIDEST, 0.01, 0.99)
         return np.array([-np.log(mean), logit(share), STEEPEST_TILT * np.arctanh(inside)])
 
     def position(self, law: PowerLawBulk, scale: float) -> Array:
-        """The unknowns x that describe a law."""
+        """The unknowns x (see `_Problem`) that describe a law."""
         x = self.start(law.half_width, law.exponent * law.half_width)
         x[0] = np.log(np.sqrt(law.variances[0] / scale) * np.sqrt(law.variances[1] / scale))
         return x
 
     def law(self, x: Array, scale: float) -> PowerLawBulk:
-        """The law that the unknowns x describe, in units of the eigenvalues."""
+        """The law that the unknowns x describe, its variances multiplied by `scale`."""
         middle, width, tilt = _shape(x)
         first, second = (float(scale * np.exp(middle + sign * width)) for sign in (1, -1))
         return PowerLawBulk(tilt / width, (first, second), self.aspect_ratio)
 
     def _transform(self, x: Array) -> Model:
-        """The `Model` at x; s on the contour is found by Newton's method from the last s."""
+        """The `Model` at the unknowns x; Newton's method finds s(z), starting from the last one."""
         if self._last is not None and self._last[0] == x.tobytes():
             return self._last[1]
         middle, width, tilt = _shape(x)
@@ -271,7 +274,7 @@ class _Problem:
         return np.full_like(s, np.nan)
 
     def _followed(self, tau: Array, weights: Array) -> np.ndarray:
-        """The roots s of (SS), see `estimation`, at the points z, followed from far above them."""
+        """The roots s of (SS), see module `estimation`, at points z, followed from far above."""
         size = np.abs(self.points) + tau[-1]
         s = -1 / (self.points + 1j * HEIGHTS[0] * size)
         for height in HEIGHTS:
@@ -284,7 +287,7 @@ def _solves(s: np.ndarray) -> bool:
 
 
 def _shape(x: Array) -> tuple[float, float, float]:
-    """Log of the middle variance, half width (at least 0.1 % of its bound) and tilt at x."""
+    """Log m, half width h (at least 0.1 % of WIDEST) and tilt k h, which `_Problem` defines."""
     middle, share, steepness = np.nan_to_num(x)  # with a flat Jacobian the solver may try nan
     width = WIDEST * max(float(expit(share)), 1e-3)
     tilt = STEEPEST_TILT * np.tanh(steepness / STEEPEST_TILT)
@@ -292,6 +295,6 @@ def _shape(x: Array) -> tuple[float, float, float]:
 
 
 def _tilted(tilt: float, nodes: Array = POSITIONS, quadrature: Array = QUADRATURE) -> Array:
-    """Quadrature weights of the density exp(tilt x) on [-1, 1]."""
+    """Quadrature weights, of sum 1, for a density that grows like exp(tilt x) on [-1, 1]."""
     weights = quadrature * np.exp(tilt * nodes - abs(tilt))
     return np.asarray(weights / weights.sum())

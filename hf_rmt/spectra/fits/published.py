@@ -1,4 +1,4 @@
-"""The published estimator PDBLS as its paper states it, for comparison with `estimation`."""
+"""The published estimator PDBLS for noise of two variances, for comparison with `estimation`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from hf_rmt.spectra.laws.spike_map import Array
 
 POINTS_PER_RANGE = 20
 SAME = 1e-6
-"""If (largest - smallest) / largest of the noise eigenvalues is at most this, no law is fitted."""
+"""If (largest - smallest) / largest of the noise eigenvalues is at most this, all of them count as
+equal, and no equation is solved."""
 
 
 def published_bulk(values: Array, rows: int) -> BulkEstimate:
-    """Fit a double bulk by PDBLS: remove spikes, then use least squares at real points z.
+    """Fit a double bulk (noise of two variances) by the published estimator PDBLS.
 
-    Two information criteria count the spikes. As in the paper, these criteria depend on the scale
-    of the weight. The least squares solve the equation (SS) of `estimation`.
+    First, two information criteria count the spikes (signal eigenvalues), which are removed. As in
+    the paper, these criteria depend on the scale of the weight. Then least squares solve the
+    equation (SS) of the module `estimation` at real points z.
 
     Args:
         values: Eigenvalues, descending, shape (p,).
         rows: N, at least p.
 
     Returns:
-        The estimate of the bulk after the initial spikes are removed.
+        The estimate of the noise after the initial spikes are removed.
 
     Source:
         Wu, Zhu & Li, ICML 2025, algorithm 1.
@@ -54,10 +56,11 @@ def published_bulk(values: Array, rows: int) -> BulkEstimate:
 
 
 def initial_spikes(values: Array, rows: int) -> int:
-    """The number of spikes K_0 that are removed before the fit.
+    """The number K_0 of spikes (signal eigenvalues) that are removed before the fit.
 
-    The paper has two information criteria, EDA and EDB (see `criteria`). Each criterion is smallest
-    at some number of spikes k. K_0 is the larger of these two numbers.
+    The paper that `published_bulk` names has two information criteria, EDA and EDB (see
+    `criteria`). Each criterion is smallest at some number of spikes k. K_0 is the larger of these
+    two numbers.
 
     Args:
         values: Eigenvalues, descending, shape (p,).
@@ -73,7 +76,7 @@ def initial_spikes(values: Array, rows: int) -> int:
 def criteria(values: Array, rows: int) -> tuple[Array, Array]:
     """The information criteria EDA and EDB for k = 1 .. min(int(6 N^0.1), p - 2) spikes.
 
-    Arguments as for `initial_spikes`.
+    Spikes are signal eigenvalues. Arguments, N and p are as for `initial_spikes`.
     """
     columns = len(values)
     log_theta = 2 * (values[:-1] - values[1:])
@@ -87,7 +90,12 @@ def criteria(values: Array, rows: int) -> tuple[Array, Array]:
 
 
 def _grid(noise: Array, aspect_ratio: float) -> Array:
-    """Points z: 20 in (-10, 0), 20 in (0, lambda_min / 2) if c < 1, 20 in (5, 10) lambda_max."""
+    """Points z: 20 in (-10, 0), 20 in (0, lambda_min / 2) if c < 1, 20 in (5, 10) lambda_max.
+
+    `published_bulk` solves its equation at these real points. Here lambda_min and lambda_max are
+    the smallest and the largest noise eigenvalue, and c is the number of columns divided by that of
+    rows.
+    """
     inner = np.arange(1, POINTS_PER_RANGE + 1) / (POINTS_PER_RANGE + 1)
     parts = [-10 * inner, noise[0] * (5 + 5 * inner)]
     if aspect_ratio < 1 and noise[-1] > 0:

@@ -1,10 +1,11 @@
 """Recovers the sizes alpha that spikes had before noise was added (population spikes).
 
-The spike map g maps alpha to the eigenvalue of the spike; see `BulkLaw.spike_forward`. A weak spike
-is found only if chance lifts its eigenvalue over the edge. So the plain inverse of g gives too
-large an alpha. The eigenvalue of a found spike is modelled as a normal variable of mean g(alpha),
-truncated at the edge. The result is the alpha for which the observed eigenvalue is the median of
-this variable. This alpha is too large as often as it is too small, for weak and for strong spikes.
+A spike is an eigenvalue of the signal. The spike map g maps alpha to this eigenvalue; see
+`BulkLaw.spike_forward`. A weak spike is found only if chance lifts this eigenvalue over the edge,
+the limit of the noise. So the plain inverse of g gives too large an alpha. The eigenvalue of a
+found spike is modelled as a normal variable of mean g(alpha), truncated at the edge. The result is
+the alpha for which the observed eigenvalue is the median of this variable. This alpha is too large
+as often as it is too small, for weak and for strong spikes.
 """
 
 from __future__ import annotations
@@ -17,27 +18,31 @@ from hf_rmt.spectra.laws.spike_map import Array
 
 BISECTIONS = 50
 TRACY_WIDOM_DEVIATION = 1.27
-"""Standard deviation of the Tracy-Widom law (beta = 1). The standard deviation of an eigenvalue is
-taken to be at least this times `BulkLaw.edge_fluctuation`."""
+"""Standard deviation of the Tracy-Widom distribution for real matrices, see `tracy_widom_cdf`. The
+standard deviation of an eigenvalue is taken to be at least this times
+`BulkLaw.edge_fluctuation`."""
 
 
 def found_spikes(law: BulkLaw, eigenvalues: Array, edge: float, rows: int) -> Array:
     """Population spikes behind eigenvalues that were found because they exceed an edge.
 
+    A population spike is the size alpha that a signal had before noise was added. The edge is the
+    limit above which an eigenvalue counts as signal.
+
     Args:
-        law: The law of the noise.
+        law: The law of the noise, the predicted distribution of its eigenvalues.
         eigenvalues: The eigenvalues, shape (K,).
         edge: The edge that the eigenvalues exceeded; at least `law.upper_edge`.
         rows: N, the number of rows of the noise.
 
     Returns:
         Population spikes, shape (K,). Each lies between the largest of `law.critical_points` and
-        `law.spike_inverse`. For an eigenvalue below the edge it is `law.spike_inverse`, which is
-        nan inside the bulk.
+        `law.spike_inverse`. For an eigenvalue below the edge the result is `law.spike_inverse`,
+        which is nan within the range of the law.
 
     Source:
         Paul, Statist. Sinica 17 (2007), theorem 3: the variance of a spike's eigenvalue is
-        2 alpha^2 g'(alpha) / N.
+        2 alpha^2 g'(alpha) / N, where g' is `law.spike_slope`.
 
     Examples:
         >>> from hf_rmt.spectra import MarchenkoPastur

@@ -1,12 +1,13 @@
-"""Separates spikes from a bulk: fits the law and counts the spikes in turn until both agree.
+"""Separates spikes (signal eigenvalues) from a bulk (the range of noise eigenvalues).
 
-The spikes are removed and a law is fitted to the rest. The edges of this law are moved outwards by
-their Tracy-Widom fluctuation (the distance that chance explains). The eigenvalues beyond the moved
-edges are the new spikes. The iteration starts from eigenvalues that are certainly spikes, so it
-finds no more spikes than needed. A few large eigenvalues can be read in two ways: as spikes, or as
-a small bulk of large variance. If the first reading is doubtful, the other reading is tried. The
-first reading is doubtful if it does not fit, if its small bulk has the least size allowed, or if
-its spikes are as close to each other as the eigenvalues of a bulk.
+The spikes are removed, and a law, the density of eigenvalues that theory predicts for noise, is
+fitted to the rest. The edges (the ends) of this law are moved outwards by their Tracy-Widom
+fluctuation (the distance that chance explains). The eigenvalues beyond the moved edges are the new
+spikes. This is repeated until law and spikes agree. The iteration starts from eigenvalues that are
+certainly spikes, so it finds no more spikes than needed. A few large eigenvalues can be read in two
+ways: as spikes, or as a small bulk of large variance. If the first reading is doubtful, the other
+reading is tried. The first reading is doubtful if it does not fit, if its small bulk has the least
+size allowed, or if its spikes are as close to each other as the eigenvalues of a bulk.
 """
 
 from __future__ import annotations
@@ -32,46 +33,50 @@ from hf_rmt.spectra.laws.spike_map import Array
 from hf_rmt.spectra.laws.tracy_widom import tracy_widom_quantile
 
 EDGE_CONFIDENCE = 0.999
-"""With this probability, the largest noise eigenvalue lies below the edge of
-`finite_size_edges`."""
+"""With this probability, the largest noise eigenvalue lies below the largest of the limits that
+`finite_size_edges` gives."""
 MAX_SPIKE_FRACTION = 1 / 6
-"""If a larger share of the eigenvalues are spikes, the iteration stops, and the phase is
-heavy-tailed. `most_spikes` allows more in a small matrix."""
+"""If a larger share of the eigenvalues are spikes (signal), the iteration stops, and the verdict is
+`heavy-tailed`. `most_spikes` allows more in a small matrix."""
 MAX_GAP_FRACTION = 0.02
-"""If a gap of the law holds a larger share of the eigenvalues, it does not count as a gap."""
+"""A gap between two intervals of noise does not count as a gap if it holds a larger share of the
+eigenvalues."""
 EMPTY_BULK = 0.5
-"""The upper interval of a law counts as a bulk only if it holds at least this share of the
-eigenvalues that the law puts there."""
+"""If a fit predicts two intervals of noise eigenvalues, the upper one counts as noise only if it
+holds at least this share of the eigenvalues that the fit puts there."""
 START_QUANTILE, START_FACTOR = 0.9, 1.5
-"""At the start, a law is fitted to the lowest 90 % of the eigenvalues. Eigenvalues above 1.5 times
-its edge are certainly spikes."""
+"""At the start, a law of noise is fitted to the lowest 90 % of the eigenvalues. Eigenvalues above
+1.5 times the upper end of this law are certainly spikes (signal)."""
 MAX_ROUNDS = 100
 ROUGH, FINE = 1e-2, 1e-9
-"""Relative tolerances of a fit: ROUGH while the spikes still change, FINE for the last fit."""
+"""Relative tolerances of a fit: ROUGH while the spikes (the signal) still change, FINE for the last
+fit."""
 SMALL_BULK = 2
-"""A bulk of at most this many times the fraction `least_mixing` may really consist of spikes."""
+"""If the fraction of noise that has the larger variance is at most this many times `least_mixing`,
+this part of the noise may really be signal."""
 SMALL_SHARE = 0.2
-"""A bulk that holds at most this fraction of the noise may also consist of spikes."""
+"""If the fraction of noise that has the larger variance is at most this, this part of the noise may
+also be signal."""
 PINNED = 1.4
-"""If the fraction of a bulk is at most this times `least_mixing`, the bulk would be smaller without
-this limit on its size."""
+"""If the fraction of noise that has the larger variance is at most this times `least_mixing`, the
+fraction would be smaller without this limit."""
 DISTINCT = 1.5
-"""If the ratio of its two variances is at most this, a law counts as a unit bulk (one variance),
-and its mixing has no meaning."""
+"""If the ratio of two noise variances is at most this, they count as one variance, and the fraction
+of each has no meaning."""
 BULK_SLACK = 1.15
-"""Spikes may form a bulk if the largest one is at most this many times the edge that this bulk
-would have."""
+"""Large eigenvalues may be noise of a larger variance if the largest one is at most this many times
+the largest eigenvalue that such noise would have."""
 
 Mask = NDArray[np.bool_]
 
 
 class Estimator(Protocol):
-    """Fits a law to noise eigenvalues, as `estimate_bulk` does."""
+    """Fits a law (a predicted density) to noise eigenvalues, as `estimate_bulk` does."""
 
     def __call__(
         self, noise: Array, rows: int, *, start: BulkLaw | None, precision: float
     ) -> BulkEstimate:
-        """Fit the law. A `start` near the solution saves time."""
+        """Fit the law; arguments as for `estimate_bulk`. A `start` near the result saves time."""
         ...
 
 
@@ -79,10 +84,12 @@ class Estimator(Protocol):
 class Separation:
     """A choice of signal, the law of the other eigenvalues, and the signal that this law finds.
 
+    A law is the density of eigenvalues that theory predicts for noise.
+
     Attributes:
-        signal: Which eigenvalues were left out of the fit, shape (p,).
+        signal: Which of the p eigenvalues were left out of the fit, shape (p,).
         estimate: The law of the remaining eigenvalues.
-        found: Which eigenvalues lie outside the bulk of this law, shape (p,).
+        found: Which eigenvalues lie outside of the range of this law, shape (p,).
         converged: Whether `signal` and `found` agree and the solver converged.
         reason: Why `signal` and `found` do not agree; empty if they agree.
     """
@@ -95,20 +102,23 @@ class Separation:
 
     @property
     def adequate(self) -> bool:
-        """Whether the law holds within the fluctuations of a random matrix."""
+        """Whether the law fits the noise eigenvalues as well as chance in noise allows."""
         return self.estimate.residual <= ADEQUATE
 
 
 def separate(values: Array, rows: int) -> Separation:
     """Find the fewest spikes for which a double bulk, fitted to the rest, finds the same spikes.
 
+    Spikes are signal eigenvalues. The double bulk is noise of two variances. Eigenvalues outside of
+    the range of the fitted noise are the spikes that the fit finds.
+
     Args:
         values: Eigenvalues, descending, not negative, shape (p,).
         rows: N, the longer side of the weight.
 
     Returns:
-        The spikes and the law of the rest. If the number of spikes keeps growing, these are the
-        spikes of the first round, with a reason.
+        The spikes, and the law (density) of the rest. If the number of spikes keeps growing, these
+        are the spikes of the first round, with a reason.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows))
     other = _other_reading(values, rows, result)
@@ -128,14 +138,14 @@ def separate(values: Array, rows: int) -> Separation:
 
 
 def most_spikes(count: int) -> float:
-    """How many of `count` eigenvalues may be spikes; if there are more, the iteration stops.
+    """How many of `count` eigenvalues may be spikes (signal); with more, the iteration stops.
 
     Args:
         count: Number of eigenvalues.
 
     Returns:
-        A sixth of them. With fewer than 48 eigenvalues it is 8, the least size of a bulk, but not
-        more than a quarter of them.
+        A sixth of the eigenvalues. With fewer than 48 eigenvalues the result is 8, the least number
+        that noise of one variance may have, but not more than a quarter of the eigenvalues.
     """
     return max(MAX_SPIKE_FRACTION * count, min(float(SMALLEST_BULK), count / 4))
 
@@ -143,9 +153,12 @@ def most_spikes(count: int) -> float:
 def finite_size_edges(law: BulkLaw, rows: int) -> Array:
     """The edges of a law, moved outwards by the distance that chance explains.
 
+    The edges are the ends of the intervals that noise eigenvalues fill.
+
     Args:
-        law: The law of the noise.
-        rows: The number of rows of the noise: N minus the number of spikes.
+        law: The law of the noise, the predicted density of its eigenvalues.
+        rows: The number of rows of the noise: those of the weight minus the number of spikes
+            (signal eigenvalues).
 
     Returns:
         The edges with their Tracy-Widom fluctuation, ascending, shape (intervals, 2). The lowest
@@ -162,10 +175,11 @@ def finite_size_edges(law: BulkLaw, rows: int) -> Array:
 def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
     """Find spikes as `separate` does, but for a law with one interval instead of the double bulk.
 
-    A law with a wide range of variances has a long tail, which can hide spikes. If the first result
-    did not converge or does not fit, the iteration also starts from the spikes of the double bulk.
-    If only one of the two results converged, it is taken. If both or none converged, the one with
-    the smaller residual is taken.
+    Spikes are signal eigenvalues. A law is a predicted density of noise eigenvalues. The double
+    bulk is the law of noise with two variances. If a law has a wide range of variances, its long
+    tail can hide spikes. So if the first result did not converge or does not fit, the iteration
+    also starts from the spikes of the double bulk. If only one of the two results converged, this
+    one is taken. If both or none converged, the one with the smaller residual is taken.
 
     Args:
         estimator: Fits a law to noise eigenvalues, as `estimate_bulk` does.
@@ -173,8 +187,8 @@ def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
         rows: N, the longer side of the weight.
 
     Returns:
-        The spikes and the law of the rest. If the number of spikes keeps growing, these are the
-        spikes of the first round, with a reason.
+        The spikes, and the law (density) of the rest. If the number of spikes keeps growing, these
+        are the spikes of the first round, with a reason.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows), estimator)
     if result.converged and result.adequate:
@@ -188,7 +202,10 @@ def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
 def _iterate(
     values: Array, rows: int, signal: Mask, estimator: Estimator = estimate_bulk
 ) -> Separation:
-    """Fit and count in turn until nothing changes, or give a reason if the spikes keep growing."""
+    """Fit the noise and find the signal in turn, starting from `signal`, until nothing changes.
+
+    If the signal keeps growing, the result of the first round is returned, with a reason.
+    """
     limit = most_spikes(len(values))
     now = first = _round(estimator, values, rows, signal)
     seen: set[bytes] = set()
@@ -222,7 +239,7 @@ def _round(
 
 
 def _certain_spikes(values: Array, rows: int) -> Mask:
-    """Eigenvalues that are certainly spikes: far beyond the edge of a law of the lower 90 %."""
+    """Eigenvalues that are certainly signal: far above noise fitted to the lowest 90 % of them."""
     cut = int(np.ceil((1 - START_QUANTILE) * len(values)))
     certain = values > START_FACTOR * coarse_bulk(values[cut:], rows - cut).upper_edge
     # If more than half of the values lie outside, the law is wrong, and too few are left to fit.
@@ -230,10 +247,10 @@ def _certain_spikes(values: Array, rows: int) -> Mask:
 
 
 def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
-    """The signal if a small bulk is read as spikes, or spikes as a bulk; None if there is neither.
+    """Which eigenvalues are signal if some noise is read as signal or some signal as noise.
 
-    The n eigenvalues of a bulk of one variance reach up to (1 + sqrt(n / N))^2 times their mean,
-    whatever lies below them.
+    The result is None if neither is possible. The n eigenvalues of noise of one variance with N
+    rows reach up to (1 + sqrt(n / N))^2 times the mean of these n, whatever lies below them.
     """
     law, floor = result.estimate.law, least_mixing(len(values))
     if not result.adequate or _at_floor(result, len(values)):
@@ -249,10 +266,12 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
 
 
 def _at_floor(result: Separation, count: int) -> bool:
-    """Whether the upper bulk of a small matrix would be smaller without the limit on its size.
+    """Whether, in a small matrix, noise of the larger variance is hardly above its least size.
 
-    Such a bulk may really be spikes. If the law has a gap, it is read as spikes only if there are
-    then fewer than 8 spikes. If the law has no gap, the residuals of the two readings decide.
+    The least size is the fraction `least_mixing` of all eigenvalues. Such eigenvalues may really be
+    signal. If the law (predicted density) of the noise has a gap, they are read as signal only if
+    the signal then has fewer than 8 eigenvalues. If the law has no gap, the residuals of the two
+    readings decide.
     """
     law, floor = result.estimate.law, least_mixing(count)
     small = floor > SMALLEST_SHARE and law.weights[-1] <= PINNED * floor
@@ -260,7 +279,7 @@ def _at_floor(result: Separation, count: int) -> bool:
 
 
 def _outside(values: Array, law: BulkLaw, rows: int) -> Mask:
-    """Which eigenvalues lie above the bulk or in a real gap between two parts of the bulk."""
+    """Which eigenvalues lie above the noise or in a real gap between two intervals of noise."""
     edges = finite_size_edges(law, rows)
     above = values > edges[-1, 1]
     if len(edges) == 1:

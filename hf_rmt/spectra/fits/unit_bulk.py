@@ -1,7 +1,8 @@
 """The population unit bulk (PUB): noise of one variance, which BEMA or a kernel density estimates.
 
 BEMA is bulk eigenvalue matching analysis. Both methods are used as published, for comparison. The
-law is fitted to the whole matrix, without removing spikes, so c = p / N.
+law, the density that theory predicts for noise eigenvalues, is fitted to the whole matrix of N rows
+and p columns, without removing spikes (signal eigenvalues), so c = p / N.
 """
 
 from __future__ import annotations
@@ -21,22 +22,26 @@ from hf_rmt.spectra.split import SpectrumFit, verdict
 
 ESTIMATORS = ("bema", "kernel")
 BEMA_BULK = (0.2, 0.8)
-"""BEMA uses the eigenvalues whose rank (1 for the largest), divided by p, lies in this range."""
+"""BEMA uses the eigenvalues whose rank (1 for the largest), divided by the number of eigenvalues,
+lies in this range."""
 BEMA_BETA = 0.1
-"""Probability that the largest noise eigenvalue lies above BEMA's edge."""
+"""Probability that the largest noise eigenvalue lies above the limit of BEMA for noise."""
 BETAS = ("[0.000001", "0.999999]")
-"""Range of beta; outside of it `tracy_widom_quantile` is not precise."""
+"""Range of `beta` in `fit_unit_bulk`; outside of this range `tracy_widom_quantile` is not
+precise."""
 KERNEL_WINDOW = 15
-"""The number k. The Gaussian of a singular value has a width of half the distance between the k-th
-value above it and the k-th value below it."""
+"""The number k. `kernel_density` smooths each singular value by a Gaussian. The width of the
+Gaussian is half the distance between the k-th larger and the k-th smaller singular value."""
 SCALES = (1 / 3, 3.0)
-"""The kernel estimator searches sigma in this range, in units of the sigma that the median
-eigenvalue gives."""
+"""The kernel estimator searches sigma, where sigma^2 is the variance of the noise, in this range.
+The unit is the sigma that the median eigenvalue gives."""
 GRID_POINTS = 2000
-"""Number of points, from 0 to the largest edge in the search, at which densities are compared."""
+"""Number of points at which densities of singular values are compared, from 0 to the largest
+singular value that noise has in the search."""
 COARSE_STEPS = 60
 MIN_WIDTH = 1e-6
-"""Least width of a Gaussian, in units of the largest value: equal values have distance 0."""
+"""Least width of a Gaussian in `kernel_density`, in units of the largest singular value: equal
+values have distance 0."""
 
 
 def fit_unit_bulk(
@@ -46,13 +51,16 @@ def fit_unit_bulk(
     *,
     beta: float = BEMA_BETA,
 ) -> SpectrumFit:
-    """Fit the Marchenko-Pastur law to a weight's eigenvalues and count the spikes above its edge.
+    """Fit the Marchenko-Pastur law to a weight's eigenvalues and count the spikes above the edge.
 
-    `bema` fits the eigenvalues lambda_k in the middle of the spectrum to the quantiles q_k of the
-    law of variance 1: sigma^2 = sum q_k lambda_k / sum q_k^2 over 0.2 p <= k <= 0.8 p. Its edge is
-    that of the law plus the distance that chance explains (the Tracy-Widom fluctuation). `kernel`
-    smooths each singular value nu_i by a Gaussian of width (nu_{i+15} - nu_{i-15}) / 2. It fits the
-    density of the law to the smoothed density by least squares. Its edge is that of the law.
+    The law is the density that theory predicts for eigenvalues of noise of one variance sigma^2.
+    The edge is the limit above which an eigenvalue counts as a spike, that is, as signal. `bema`
+    fits the eigenvalues lambda_k in the middle of the spectrum to the quantiles q_k of the law of
+    variance 1: sigma^2 = sum q_k lambda_k / sum q_k^2 over 0.2 p <= k <= 0.8 p, where p is the
+    number of eigenvalues. The edge of `bema` is the upper end of the law plus the distance that
+    chance explains (the Tracy-Widom fluctuation). `kernel` smooths each singular value nu_i by a
+    Gaussian of width (nu_{i+15} - nu_{i-15}) / 2. Least squares fit the density of the law to the
+    smoothed density. The edge of `kernel` is the upper end of the law.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
@@ -61,7 +69,8 @@ def fit_unit_bulk(
         beta: Probability that the largest noise eigenvalue lies above the edge of `bema`.
 
     Returns:
-        The fit. If no law can be fitted, its phase is `degenerate` or `no law`, with a reason.
+        The fit. If no law can be fitted, the verdict `phase` is `degenerate` or `no law`, and
+        `reason` says why.
 
     Raises:
         TypeError: If beta is no number or the shape no pair of whole numbers.
@@ -88,7 +97,10 @@ def fit_unit_bulk(
 
 
 def _unit_bulk(estimator: str, beta: float, rows: int, values: Array) -> SpectrumFit:
-    """Fit the law to the whole matrix, and count the eigenvalues above its edge as signal."""
+    """Fit noise of one variance to a whole matrix; eigenvalues above the edge are signal.
+
+    The edge is the limit that `fit_unit_bulk` describes.
+    """
     if estimator == "bema":
         law, residual = _bema(values, rows)
         fluctuation = law.edge_fluctuation(law.critical_points[-1], rows)
@@ -115,7 +127,10 @@ fit_kernel = partial(fit_unit_bulk, estimator="kernel")
 
 
 def _bema(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
-    """The law, and the root mean square difference between its quantiles and the eigenvalues."""
+    """The noise law that BEMA fits, see `fit_unit_bulk`, and the residual of the fit.
+
+    The residual is the root mean square difference between eigenvalues and quantiles of the law.
+    """
     columns = len(values)
     ranks = np.arange(1, columns + 1)
     low, high = (share * columns for share in BEMA_BULK)
@@ -128,10 +143,12 @@ def _bema(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
 
 
 def _kernel(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
-    """The law, and the root mean square difference between its density and the smoothed one.
+    """The noise law that `kernel` fits, see `fit_unit_bulk`, and the residual of the fit.
 
-    The singular values are divided by a scale first, so scaling a weight changes only the variance.
-    The grid ends at the largest edge in the search, above which sigma makes no difference.
+    The residual is the root mean square difference between the density of singular values that the
+    law gives and the smoothed one. The singular values are divided by a scale first, so scaling a
+    weight changes only the variance sigma^2. The densities are compared on a grid that ends at the
+    largest singular value of noise in the search, above which sigma makes no difference.
     """
     aspect_ratio = len(values) / rows
     standard = MarchenkoPastur(1.0, aspect_ratio)
@@ -161,7 +178,7 @@ def kernel_density(singular_values: Array, points: Array) -> Array:
         points: Where the density is wanted, shape (m,).
 
     Returns:
-        The density, of mass 1 over the whole line, shape (m,).
+        The density, of integral 1 over the whole line, shape (m,).
     """
     nu, columns = singular_values, len(singular_values)
     ranks = np.arange(columns)

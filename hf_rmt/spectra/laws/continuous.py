@@ -1,10 +1,10 @@
-"""Laws whose population variances are spread over many values, as one connected bulk.
+"""Laws (predicted densities) of noise eigenvalues for noise of many variances, without gaps.
 
-For one or two variances, `spike_map` has closed formulas. For many, the edges and the density come
-from the curve in the complex plane on which the spike map g, defined in `law`, is real (Silverstein
-& Choi 1995, section 4). The critical points are the points where g' is 0. Above every real point u
-between the two outer critical points, there is one height y > 0 with Im g(u + iy) = 0. This y
-solves
+For one or two variances, `spike_map` has closed formulas. For many, the edges (ends) of a law and
+the density come from the curve in the complex plane on which the spike map g is real (Silverstein &
+Choi 1995, section 4). The docstring of the module `law` defines g, the variances tau_k, the weights
+w_k and c. The critical points are the points where g' is 0. Above every real point u between the
+two outer critical points, there is one height y > 0 with Im g(u + iy) = 0. This y solves
 
     c sum_k w_k tau_k^2 / ((u - tau_k)^2 + y^2) = 1.
 
@@ -26,15 +26,17 @@ from hf_rmt.spectra.laws.spike_map import Array, Complex
 CURVE_POINTS = 385
 HEIGHT_STEPS, ROOT_STEPS, SPIKE_STEPS = 60, 4, 60
 DESCENT = np.geomspace(1e3, 1e-3, 40)
-"""To solve g(a) = z, the root a is followed from a point far above z down to z. These are the
-imaginary parts that are added to z, in units of the larger of |z| and the largest tau."""
+"""To solve g(a) = z (g is the function of `BulkLaw.spike_forward`), the root a is followed from a
+point far above z down to z. These are the imaginary parts that are added to z, in units of the
+larger of |z| and the largest noise variance."""
 CLOSE = 1e-12
 
 
 class ContinuousBulk(BulkLaw):
-    """Law of a bulk without gaps, whose range of variances is given by many quadrature nodes.
+    """Law (predicted density) of noise eigenvalues that fill one interval, for many variances.
 
-    A subclass is a frozen dataclass with `atoms`, `weights` and `rescaled`.
+    Quadrature nodes stand for the range of variances of the noise. A subclass is a frozen dataclass
+    with `atoms`, `weights` and `rescaled`.
     """
 
     @cached_property
@@ -50,11 +52,11 @@ class ContinuousBulk(BulkLaw):
         return np.array([bottom * self._turn(bottom, 1 - CLOSE, 0.0), right])
 
     def _turn(self, atom: float, near: float, far: float) -> float:
-        """The root of g' between `near` and `far`; all three are multiples of an atom.
+        """The root of g' = `spike_slope` between `near` and `far`; all are multiples of `atom`.
 
-        An atom is one of the variances `atoms`. In this unit the absolute tolerance of the solver
-        suits any atom. If the weight of the atom is nearly 0, the root lies between the atom and
-        `near`. Then `near` is returned.
+        An atom is one of the noise variances `atoms`. In this unit the absolute tolerance of the
+        solver suits any atom. If the weight of the atom is nearly 0, the root lies between the atom
+        and `near`. Then `near` is returned.
         """
 
         def slope(multiple: float) -> float:
@@ -63,11 +65,11 @@ class ContinuousBulk(BulkLaw):
         return near if slope(near) >= 0 else float(brentq(slope, near, far))
 
     def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
-        """Population spike behind an eigenvalue: the root a of g(a) = eigenvalue.
+        """Size a that a signal had before noise was added, from an eigenvalue l: g(a) = l.
 
-        It is nan for an eigenvalue that is not above the bulk. Newton's method runs to the right of
-        the bulk, where g is convex. It starts from the eigenvalue, which lies to the right of the
-        root.
+        g is the function of `spike_forward`. The size is nan for an eigenvalue that is not above
+        the bulk, the interval of noise eigenvalues. Newton's method runs to the right of the bulk,
+        where g is convex. It starts from the eigenvalue, which lies to the right of the root.
         """
         x = np.asarray(eigenvalue, dtype=float)
         above = x > self.upper_edge
@@ -89,7 +91,10 @@ class ContinuousBulk(BulkLaw):
         return self._polished(points, self._curve(angle))
 
     def _polished(self, points: Complex, a: Complex) -> Complex:
-        """Newton steps on g(a) = z that stay in the upper half-plane."""
+        """Improve roots a of g(a) = z by Newton's method; g is the function of `spike_forward`.
+
+        z are the complex `points`. Roots stay in the upper half-plane (Im a > 0).
+        """
         for _ in range(ROOT_STEPS):
             value, slope = self._complex_map(a)
             better = a - (value - points) / np.where(slope == 0, 1.0, slope)
@@ -97,7 +102,10 @@ class ContinuousBulk(BulkLaw):
         return a
 
     def _followed(self, points: Complex) -> Complex:
-        """The root of g(a) = z for each point z, followed from far above, where a is close to z."""
+        """The root a of g(a) = z for each complex point z; g is the function of `spike_forward`.
+
+        The root is followed from far above z, where a is close to z.
+        """
         size = np.maximum(np.abs(points), self.atoms[-1])
         a = points + 1j * DESCENT[0] * size
         for height in (*DESCENT, 0.0):
@@ -105,7 +113,7 @@ class ContinuousBulk(BulkLaw):
         return a
 
     def _complex_map(self, a: Complex) -> tuple[Complex, Complex]:
-        """The values of g and g' at complex points."""
+        """`spike_forward` and `spike_slope` at complex points a, and not only at real ones."""
         share = self.atoms / (a[..., None] - self.atoms)
         pull = (self.weights * share).sum(-1)
         slope = 1.0 - self.aspect_ratio * (self.weights * share**2).sum(-1)
@@ -113,7 +121,10 @@ class ContinuousBulk(BulkLaw):
 
     @cached_property
     def _curve(self) -> CubicSpline:
-        """The root a of g(a) = lambda, as a spline in the `_angle` of sqrt(lambda)."""
+        """The complex root a of g(a) = l for an eigenvalue l, as a spline in the angle of sqrt(l).
+
+        g is the function of `spike_forward`; the angle is that of `_angle`.
+        """
         first, last = self.critical_points
         theta = np.linspace(0.0, np.pi, CURVE_POINTS)
         u = (first + last) / 2 - (last - first) / 2 * np.cos(theta)
@@ -129,10 +140,10 @@ class ContinuousBulk(BulkLaw):
         return CubicSpline(nodes, np.concatenate([a[:1], inner[inside], a[-1:]]))
 
     def _height(self, u: Array) -> Array:
-        """Heights y of the curve above the points u, by Newton's method for y^2.
+        """Heights y of the curve above the points u, which the module's docstring defines.
 
-        It solves 1 / F = 1, where F is the left side of the equation in the docstring of the
-        module. 1 / F is concave and increasing in y^2.
+        Newton's method for y^2 solves 1 / F = 1, where F is the left side of the equation in that
+        docstring. 1 / F is concave and increasing in y^2.
         """
         top = self.atoms[-1]
         distance = ((u[:, None] - self.atoms) / top) ** 2
@@ -149,6 +160,6 @@ class ContinuousBulk(BulkLaw):
 
 
 def _angle(root: Array, lower: float, upper: float) -> Array:
-    """The angle of a singular value between two edges: 0 at the lower and pi at the upper one."""
+    """The angle of a singular value: 0 at the lower and pi at the upper end of the noise range."""
     cosine = ((lower + upper) / 2 - root) / ((upper - lower) / 2)
     return np.asarray(np.arccos(np.clip(cosine, -1.0, 1.0)))

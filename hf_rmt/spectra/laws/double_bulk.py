@@ -1,4 +1,4 @@
-"""The population double bulk (PDB) law: the spectrum of noise with two population variances."""
+"""The population double bulk (PDB) law: the predicted spectrum of noise that has two variances."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from hf_rmt.spectra.laws.spike_map import Array
 class DoubleBulk(BulkLaw):
     """Law of the eigenvalues of X'X when a fraction t of the dimensions has variance sigma_1^2.
 
-    The other dimensions have variance sigma_2^2. X is the tall matrix of noise, with N rows and p
-    columns, which are the dimensions. The eigenvalues fill one interval or two intervals. An
-    eigenvalue in the gap between two intervals is not noise.
+    A law is the distribution that theory predicts. The other dimensions have variance sigma_2^2. X
+    is the tall matrix of noise, with N rows and p columns, which are the dimensions; X' is the
+    transpose. The eigenvalues fill one interval or two intervals. An eigenvalue in the gap between
+    two intervals is not noise.
 
     Args:
         mixing: t, the fraction of the dimensions with variance sigma_1^2, in [0, 1].
         variances: (sigma_1^2, sigma_2^2) with sigma_1^2 >= sigma_2^2 > 0.
-        aspect_ratio: c = p / N in (0, 1].
+        aspect_ratio: c = p / N in (0, 1], the columns divided by the rows.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -60,23 +61,23 @@ class DoubleBulk(BulkLaw):
 
     @property
     def atoms(self) -> Array:
-        """Distinct variances, ascending: only one if both are equal or one has the fraction 0."""
+        """Distinct noise variances, ascending: one if both are equal or one has the fraction 0."""
         return self._population[0]
 
     @property
     def weights(self) -> Array:
-        """The fractions of the dimensions (columns of X) that have the variances `atoms`."""
+        """The fractions of the columns of the noise matrix that have the variances `atoms`."""
         return self._population[1]
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
-        """The law with both variances multiplied by a factor and, if given, a new c = p / N."""
+        """A copy with both noise variances times a factor and, if given, a new `aspect_ratio`."""
         first, second = self.variances
         ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
         return type(self)(self.mixing, (first * factor, second * factor), ratio)
 
     @property
     def _population(self) -> tuple[Array, Array]:
-        """The distinct variances of positive weight, ascending, and their weights."""
+        """The distinct noise variances, ascending, and the fraction of the noise that has each."""
         upper, lower = self.variances
         if upper == lower or self.mixing in (0.0, 1.0):
             return np.array([float(upper if self.mixing == 1.0 else lower)]), np.ones(1)

@@ -1,4 +1,4 @@
-"""Integrates a density over one interval of a bulk, and inverts the integral."""
+"""Integrates a density of noise eigenvalues over one interval, and inverts the integral."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from scipy.interpolate import CubicHermiteSpline
 from hf_rmt.spectra.laws.spike_map import Array
 
 NODES = 513
-"""Number of quadrature nodes on an interval; the mass of a law is then 1 within about 1e-9."""
+"""Number of quadrature nodes on an interval; the integral of a density is then 1 within about
+1e-9."""
 BISECTIONS = 60
 
 
@@ -21,16 +22,17 @@ BISECTIONS = 60
 class Interval:
     """The mass (fraction of all eigenvalues) in [lower, x], as a function of an angle for x.
 
-    The angle of x is given by sqrt(x) = middle - half cos(angle). The mass is a smooth function of
-    this angle. It is smooth also at the edges, where the density falls like a square root, and at
-    0, where the density of a square matrix is infinite.
+    Eigenvalues fill the interval from lower to upper. The angle of x is given by
+    sqrt(x) = middle - half cos(angle). The mass is a smooth function of this angle. The mass is
+    smooth also at the ends of the interval, where the density falls like a square root, and at 0,
+    where the density of a square matrix is infinite.
 
     Attributes:
         middle: Middle of the interval of sqrt(x).
         half: Half the width of this interval.
         angles: Nodes from 0 to pi, shape (NODES,).
-        density: Derivative of the mass by the angle, at the nodes.
-        mass: Mass up to the nodes.
+        density: Derivative of the mass by the angle, at `angles`.
+        mass: Mass up to each of the `angles`.
     """
 
     middle: float
@@ -52,12 +54,12 @@ class Interval:
         return cls(middle, half, angles, density, cumulative_simpson(density, x=angles, initial=0))
 
     def mass_up_to(self, x: Array) -> Array:
-        """The mass in [lower, x] for eigenvalues x, same shape as x."""
+        """The fraction of all eigenvalues from the lower end of the interval to x, shape of x."""
         cosine = (self.middle - np.sqrt(np.maximum(x, 0.0))) / max(self.half, np.finfo(float).tiny)
         return self._curve(np.arccos(np.clip(cosine, -1.0, 1.0)))
 
     def position_of(self, mass: Array) -> Array:
-        """The eigenvalues x for which [lower, x] holds the given mass, same shape, by bisection."""
+        """The x up to which the interval holds the fraction `mass` of all eigenvalues."""
         low, high = np.zeros(np.shape(mass)), np.full(np.shape(mass), np.pi)
         for _ in range(BISECTIONS):
             angle = (low + high) / 2

@@ -1,17 +1,17 @@
-"""The distribution of the eigenvalues of a large noise matrix, and what follows from it.
+"""The law (distribution) of the eigenvalues of a large noise matrix, and what follows from it.
 
-It is the law of the eigenvalues of X'X for X = N^{-1/2} Z diag(tau)^{1/2}, N x p, where Z has
-independent entries of mean 0 and variance 1. The population variances tau take one value
-(Marchenko-Pastur), two values (double bulk), or more. A fraction w_k of them has the value tau_k.
-Everything about such a law follows from one rational function, the spike map
+The eigenvalues are those of X'X (X' is the transpose) for X = N^{-1/2} Z diag(tau)^{1/2}, N x p,
+where Z has independent entries of mean 0 and variance 1. The variances tau of the noise take one
+value (Marchenko-Pastur), two values (double bulk), or more. A fraction w_k of them has the value
+tau_k. Everything about such a law follows from one rational function, the spike map
 
     g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)),                     c = p / N,
 
 because a = -1/s(z) solves g(a) = z, where s is the companion Stieltjes transform, defined in
 `BulkLaw.stieltjes_transform` (Silverstein & Choi 1995, eq. 1.3). The values of g where g' = 0 are
-the edges of the spectrum. A population spike is the size of a spike before noise is added. Where g
-increases, g maps a population spike to the eigenvalue that it produces. The complex roots of g(a) =
-z give the density.
+the edges, the ends of the intervals that the eigenvalues fill. A population spike is the size of a
+signal before noise is added. Where g increases, g maps a population spike to the eigenvalue that
+this spike produces. The complex roots of g(a) = z give the density.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def check_unit(name: str, value: float, *, remedy: str, zero: bool = False) -> N
 
 
 class BulkLaw(ABC):
-    """Law of the eigenvalues of noise that has finitely many population variances.
+    """Law (predicted distribution) of the eigenvalues of noise with finitely many variances.
 
-    A subclass is a frozen dataclass with a field `aspect_ratio`, which is c = p / N. It defines
-    `atoms`, `weights` and `rescaled`.
+    A subclass is a frozen dataclass with a field `aspect_ratio`, which is c = p / N for noise of N
+    rows and p columns. The subclass defines `atoms`, `weights` and `rescaled`.
     """
 
     aspect_ratio: float
@@ -58,29 +58,28 @@ class BulkLaw(ABC):
     @property
     @abstractmethod
     def atoms(self) -> Array:
-        """Distinct population variances of positive weight, ascending, shape (m,)."""
+        """Distinct variances that the columns of the noise have, ascending, shape (m,)."""
 
     @property
     @abstractmethod
     def weights(self) -> Array:
-        """Fractions of the columns of X that have the variances `atoms`, shape (m,)."""
+        """Fractions of the columns of the noise that have the variances `atoms`, shape (m,)."""
 
     @abstractmethod
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
-        """The law with all variances multiplied by a factor and, if given, a new c = p / N."""
+        """A copy with all noise variances times a factor and, if given, a new `aspect_ratio`."""
 
     def spike_forward(self, alpha: ArrayLike) -> Array:
         """Eigenvalue that a population spike a produces: g(a) = a (1 + c E[tau / (a - tau)]).
 
-        A population spike is the size of a spike before noise is added.
-
-        E is the mean over the population variances tau of the noise, and c = p / N.
+        A population spike is the size of a signal before noise is added. E is the mean over the
+        variances tau of the noise. The noise has N rows and p columns, and c = p / N.
 
         Args:
-            alpha: Population spikes outside the bulk, any shape.
+            alpha: Population spikes a, other than the variances tau, any shape.
 
         Returns:
-            The eigenvalues that they produce in a large matrix, same shape.
+            The eigenvalues that these spikes produce in a large matrix, same shape.
         """
         a = np.asarray(alpha, dtype=float)[..., None]
         pull = (self.weights * self.atoms / (a - self.atoms)).sum(-1)
@@ -89,7 +88,8 @@ class BulkLaw(ABC):
     def spike_slope(self, alpha: ArrayLike) -> Array:
         """Slope of `spike_forward`, g'(a) = 1 - c E[tau^2 / (a - tau)^2].
 
-        If the slope at a is positive, the eigenvalue of the spike a lies outside of the bulk.
+        Symbols are as in `spike_forward`. If the slope at a is positive, the eigenvalue that a
+        signal of size a produces lies outside of the bulk, the range of noise eigenvalues.
         """
         a = np.asarray(alpha, dtype=float)[..., None]
         with np.errstate(divide="ignore"):
@@ -100,7 +100,8 @@ class BulkLaw(ABC):
     def spike_curvature(self, alpha: ArrayLike) -> Array:
         """Second derivative of `spike_forward`, g''(a) = 2 c E[tau^2 / (a - tau)^3].
 
-        It determines how much an edge fluctuates; see `edge_fluctuation`.
+        Symbols are as in `spike_forward`. This derivative determines how much the largest noise
+        eigenvalue fluctuates; see `edge_fluctuation`.
         """
         distance = np.asarray(alpha, dtype=float)[..., None] - self.atoms
         terms = self.weights * (self.atoms / distance) ** 2 / distance
@@ -109,13 +110,14 @@ class BulkLaw(ABC):
     def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
         """Population spike a behind an eigenvalue l: the root of g(a) = l with g'(a) > 0.
 
-        g is the function of `spike_forward`.
+        g is the function of `spike_forward`. A population spike is the size of a signal before
+        noise is added. The bulk is the interval, or the two intervals, of noise eigenvalues.
 
         Args:
-            eigenvalue: Eigenvalues above the bulk or in a gap between two parts of it, any shape.
+            eigenvalue: Eigenvalues above the bulk or in a gap between two intervals, any shape.
 
         Returns:
-            Population spikes, same shape; nan for an eigenvalue inside the bulk or below it.
+            Population spikes, same shape; nan for an eigenvalue inside the bulk or below the bulk.
         """
         x = np.asarray(eigenvalue, dtype=float)
         roots = spike_roots(x, self.atoms, self.weights, self.aspect_ratio)
@@ -130,7 +132,8 @@ class BulkLaw(ABC):
     def critical_points(self) -> Array:
         """The points a where `spike_slope` is 0, ascending, shape (2 * intervals,).
 
-        Each of these points belongs to an edge of the bulk; see `bulk_edges`.
+        Each of these points belongs to an end of an interval of noise eigenvalues; see
+        `bulk_edges`.
         """
         return critical_points(self.atoms, self.weights, self.aspect_ratio)
 
@@ -145,21 +148,22 @@ class BulkLaw(ABC):
 
     @property
     def upper_edge(self) -> float:
-        """The largest edge lambda_+, the upper end of the bulk."""
+        """The upper end lambda_+ of the bulk, the range that noise eigenvalues fill."""
         return float(self.bulk_edges[-1, 1])
 
     def contains(self, x: ArrayLike) -> NDArray[np.bool_]:
-        """Whether points lie in the bulk or on its edges, same shape as x."""
+        """Whether points x lie in the intervals of `bulk_edges`, ends included, same shape as x."""
         value = np.asarray(x, dtype=float)[..., None]
         inside = (value >= self.bulk_edges[:, 0]) & (value <= self.bulk_edges[:, 1])
         return np.any(inside, axis=-1)
 
     def edge_fluctuation(self, critical_point: float, rows: int) -> float:
-        """Scale of the distance between the outermost noise eigenvalue and its edge.
+        """Scale of the distance between the outermost noise eigenvalue and the predicted edge.
 
-        It is N^{-2/3} (a^4 |g''(a)| / 2)^{1/3}, with g as in `spike_forward`. The distance is
-        random: the scale times a Tracy-Widom variable, see `tracy_widom_cdf`. For the
-        Marchenko-Pastur law this is the formula of the method BEMA.
+        The edge is the end of an interval of `bulk_edges`. The scale is
+        N^{-2/3} (a^4 |g''(a)| / 2)^{1/3}, with g as in `spike_forward` and a the critical point.
+        The distance is random: the scale times a Tracy-Widom variable, see `tracy_widom_cdf`. For
+        the Marchenko-Pastur law this is the formula of the method BEMA.
 
         Args:
             critical_point: The one of `critical_points` that belongs to the edge.
@@ -180,12 +184,13 @@ class BulkLaw(ABC):
     ) -> NDArray[np.complex128]:
         """Stieltjes transform m(z) = integral of dF(x) / (x - z), where F is `cdf`.
 
-        With companion=True it is the companion transform s(z) = c m(z) - (1 - c) / z.
+        With companion=True the result is the companion transform s(z) = c m(z) - (1 - c) / z, where
+        c = p / N for noise X of N rows and p columns.
 
         Args:
             z: Points with positive imaginary part, any shape.
             companion: Return the companion transform, which is that of the N x N matrix X X'
-                instead of X'X.
+                instead of X'X, where X' is the transpose.
 
         Returns:
             Complex values, same shape.
@@ -203,10 +208,11 @@ class BulkLaw(ABC):
         return s if companion else (s + (1.0 - self.aspect_ratio) / points) / self.aspect_ratio
 
     def pdf(self, x: ArrayLike) -> Array:
-        """Density of the noise eigenvalues at x, same shape as x; 0 outside the bulk.
+        """Density of the noise eigenvalues at x, same shape as x; 0 outside of `bulk_edges`.
 
-        It is Im s(x + i0) / (pi c), with the companion transform s of `stieltjes_transform`. If the
-        bulk reaches down to 0 (c = 1), the density is infinite at 0.
+        The density is Im s(x + i0) / (pi c), with the companion transform s and the ratio c of
+        `stieltjes_transform`. If the eigenvalues reach down to 0 (c = 1), the density is infinite
+        at 0.
         """
         points = np.asarray(x, dtype=float)
         singular = (points == 0) & (self.bulk_edges[0, 0] == 0)
@@ -229,7 +235,8 @@ class BulkLaw(ABC):
             q: Probabilities in [0, 1].
 
         Returns:
-            The values, same shape as q. If the law has a gap at q, it is the lower end of the gap.
+            The values, same shape as q. If there is a gap between two intervals of eigenvalues at
+            q, the value is the lower end of the gap.
 
         Raises:
             ValueError: If a probability lies outside [0, 1] or is nan.

@@ -1,4 +1,4 @@
-"""The Marchenko-Pastur law: the spectrum of noise with one population variance."""
+"""The Marchenko-Pastur law: the spectrum that theory predicts for noise of one variance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from hf_rmt.spectra.laws.spike_map import Array
 class MarchenkoPastur(BulkLaw):
     """Law of the eigenvalues of X'X, where X is noise of one variance.
 
-    X has the shape N x p and independent entries of mean 0 and variance sigma^2 / N.
+    A law is the distribution that theory predicts. X has the shape N x p, X' is the transpose, and
+    the entries of X are independent, of mean 0 and variance sigma^2 / N.
 
     Args:
         variance: sigma^2 > 0, N times the variance of an entry.
@@ -44,15 +45,15 @@ class MarchenkoPastur(BulkLaw):
 
     @property
     def atoms(self) -> Array:
-        """The only variance, shape (1,)."""
+        """The only variance of the noise, sigma^2, shape (1,)."""
         return np.array([float(self.variance)])
 
     @property
     def weights(self) -> Array:
-        """The fraction 1, shape (1,): all dimensions have the same variance."""
+        """The fraction 1, shape (1,): all columns of the noise have the same variance."""
         return np.ones(1)
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
-        """The law with its variance multiplied by a factor and, if given, a new ratio c = p / N."""
+        """A copy with the noise variance times a factor and, if given, a new `aspect_ratio`."""
         ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
         return type(self)(self.variance * factor, ratio)

@@ -1,7 +1,8 @@
 """Algebra of the spike map g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)) for 1 or 2 variances.
 
-The atoms tau_k are the population variances, ascending, and the weights w_k are their fractions,
-which sum to 1. `law` uses these functions and tells what g means.
+The atoms tau_k are the variances of the noise, ascending, and the weights w_k are the fractions of
+the columns with these variances, which sum to 1. The aspect ratio c is the number of columns of the
+noise divided by that of its rows. The module `law` uses these functions and tells what g means.
 """
 
 from __future__ import annotations
@@ -17,25 +18,26 @@ Complex = NDArray[np.complex128]
 
 ROOTS_OF_UNITY = np.exp(2j * np.pi / 3 * np.arange(3))
 FAR = 1e20
-"""If |z| exceeds this many times the largest atom, the computation takes |z| as its unit; see
-`_scale`."""
+"""If |z| exceeds this many times the largest noise variance, the roots a of g(a) = z are computed
+in units of |z|; see `_scale`."""
 TOUCHING = 1e-9
-"""A root counts as real if its imaginary part is at most this times (1 + its absolute value)."""
+"""In `critical_points`, a root counts as real if its imaginary part is at most this times
+(1 + its absolute value)."""
 
 
 def population_moment(
     atoms: ArrayLike, weights: ArrayLike, aspect_ratio: float, order: int
 ) -> float:
-    """The k-th moment gamma_k of the eigenvalues of a large matrix, from the population variances.
+    """The k-th moment gamma_k (mean k-th power) of the eigenvalues of a large random matrix.
 
-    It is the coefficient of u^k in (1 + c sum_j h_j u^j)^{k+1}, divided by c (k+1), where h_j is
-    the j-th moment of the population variances. This formula is the Lagrange inversion of z =
-    g(1/u). It gives gamma_1 = h_1, gamma_2 = h_2 + c h_1^2 and so on.
+    gamma_k is the coefficient of u^k in (1 + c sum_j h_j u^j)^{k+1}, divided by c (k+1). Here h_j
+    is the mean j-th power of the population variances, the variances of the columns. This formula
+    is the Lagrange inversion of z = g(1/u), where g is the function of `BulkLaw.spike_forward`. The
+    formula gives gamma_1 = h_1, gamma_2 = h_2 + c h_1^2 and so on.
 
     Args:
         atoms: Population variances, shape (m,).
-        weights: The fractions of the dimensions that have these variances, shape (m,), summing to
-            1.
+        weights: The fractions of the columns that have these variances, shape (m,), summing to 1.
         aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
         order: The order k >= 0 of the moment.
 
@@ -64,12 +66,12 @@ def population_moment(
 def spike_roots(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) -> Complex:
     """All roots a of g(a) = z: two for one variance, three for two variances.
 
-    g is the spike map of this module.
+    g is the spike map, see the docstring of this module.
 
     Args:
         z: Points, any shape, real or complex.
-        atoms: Population variances, shape (1,) or (2,).
-        weights: Their fractions, same shape.
+        atoms: Variances of the noise, shape (1,) or (2,).
+        weights: The fraction of the columns that has each variance, same shape.
         aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
 
     Returns:
@@ -85,13 +87,13 @@ def spike_roots(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float)
 def upper_root(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) -> Complex:
     """The root a of g(a) = z in the upper half-plane.
 
-    g is the spike map of this module. The root is -1/s(z), where s is the companion Stieltjes
-    transform of `BulkLaw.stieltjes_transform`.
+    g is the spike map, see the docstring of this module. The root is -1/s(z), where s is the
+    companion Stieltjes transform of `BulkLaw.stieltjes_transform`.
 
     Args:
         z: Points of the upper half-plane, or real points, which count as limits from above.
-        atoms: Population variances, shape (1,) or (2,).
-        weights: Their fractions, same shape.
+        atoms: Variances of the noise, shape (1,) or (2,).
+        weights: The fraction of the columns that has each variance, same shape.
         aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
 
     Returns:
@@ -108,11 +110,11 @@ def upper_root(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) 
 def critical_points(atoms: Array, weights: Array, aspect_ratio: float) -> Array:
     """Real roots a of g'(a) = 0, ascending: two for each interval of the spectrum.
 
-    g is the spike map of this module.
+    g is the spike map, see the docstring of this module.
 
     Args:
-        atoms: Population variances, ascending, shape (m,).
-        weights: Their fractions, shape (m,).
+        atoms: Variances of the noise, ascending, shape (m,).
+        weights: The fraction of the columns that has each variance, shape (m,).
         aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
 
     Returns:
@@ -133,33 +135,38 @@ def critical_points(atoms: Array, weights: Array, aspect_ratio: float) -> Array:
 
 
 def _has_gap(atoms: Array, weights: Array, aspect_ratio: float) -> bool:
-    """Whether noise of two variances (atoms) fills two intervals: g'(a) > 0 somewhere between them.
+    """Whether the eigenvalues of noise of two variances fill two intervals, with a gap between.
 
-    g'(a) = 1 - c sum_k w_k tau_k^2 / (a - tau_k)^2. The least value of the sum between the atoms
-    has a closed form, by Hoelder's inequality.
+    They do if g'(a) = 1 - c sum_k w_k tau_k^2 / (a - tau_k)^2 is positive for some a between the
+    two variances; symbols as in the module's docstring. The least value of the sum between the
+    variances has a closed form, by Hoelder's inequality.
     """
     pull = np.cbrt(weights * atoms**2).sum() ** 3
     return bool(aspect_ratio * pull < (atoms[1] - atoms[0]) ** 2)
 
 
 def _scale(points: NDArray[Any], atoms: Array) -> Array:
-    """The unit of each point z: the largest atom, or |z| if powers of z could overflow.
+    """The unit for each point z: the largest atom (variance), or |z| if powers of z could overflow.
 
-    Both units give the same roots, but in the second one the roots near the atoms round to 0.
+    Both units give the same roots a of g(a) = z, but in the second one the roots near the atoms
+    round to 0. g is the spike map, see the module's docstring.
     """
     size = np.abs(points)
     return np.where(size / FAR > atoms[-1], size, atoms[-1])
 
 
 def _over(atoms: Array, scale: Array) -> Array:
-    """The atoms in the units of each point, shape (m, *points)."""
+    """The m atoms (variances of the noise) in the unit of each point, shape (m, *points)."""
     return atoms.reshape(-1, *np.ones(scale.ndim, dtype=int)) / scale
 
 
 def _coefficients(
     z: NDArray[Any], atoms: Array, weights: Array, aspect_ratio: float
 ) -> tuple[Complex, ...]:
-    """Coefficients of the polynomial prod (a - tau) (g(a) - z), by falling power, without the 1."""
+    """Coefficients of the polynomial prod (a - tau) (g(a) - z) in a, by falling power.
+
+    The first coefficient, 1, is left out. The docstring of the module defines g and tau.
+    """
     mean = aspect_ratio * np.tensordot(weights, atoms, 1)
     points = z.astype(complex)
     if len(atoms) == 1:
@@ -170,7 +177,10 @@ def _coefficients(
 
 
 def _monic_roots(*coefficients: Complex) -> Complex:
-    """Roots of a quadratic or, by Cardano's formula, of a cubic, along a new last axis."""
+    """Roots of quadratic or, by Cardano's formula, cubic polynomials, along a new last axis.
+
+    The coefficients are by falling power, without the first one, which is 1.
+    """
     b, c, *rest = coefficients
     if not rest:
         half = b / -2
@@ -185,12 +195,15 @@ def _monic_roots(*coefficients: Complex) -> Complex:
 
 
 def _aligned(root: Complex, reference: Complex) -> Complex:
-    """Of the square root and its negative, the one whose sum with the reference does not cancel."""
+    """Of the square root `root` and -`root`, the one whose sum with `reference` does not cancel."""
     return np.where((reference.conj() * root).real >= 0, root, -root)
 
 
 def _polished(roots: Complex, *coefficients: Complex) -> Complex:
-    """Improve roots by a Newton step, because the shift by b / 3 makes small roots inexact."""
+    """Improve roots of polynomials by one iteration of Newton's method.
+
+    The subtraction of b / 3 in `_monic_roots`, where b is a coefficient, makes small roots inexact.
+    """
     value, slope = np.ones_like(roots), np.zeros_like(roots)
     for coefficient in coefficients:
         value, slope = value * roots + coefficient, slope * roots + value

@@ -1,6 +1,7 @@
-"""The Tracy-Widom law for real matrices (beta = 1).
+"""The Tracy-Widom distribution for real matrices (the case that is called beta = 1).
 
-It describes how the largest noise eigenvalue of a random matrix scatters around its edge.
+This distribution describes how the largest eigenvalue of a random matrix scatters around its edge,
+the value that theory predicts for an infinitely large matrix.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from scipy.special import airy
 
 QUADRATURE_NODES = 40
 CUTOFF = 16.0
-"""Right end of the quadrature. Beyond it the kernel is below 1e-12."""
+"""Right end of the quadrature in `tracy_widom_cdf`. Beyond this end the kernel is below 1e-12."""
 
 
 def tracy_widom_cdf(x: float) -> float:
     """Tracy-Widom distribution function F_1(x) = det(I - V_x).
 
-    V_x is the integral operator with kernel Ai((u + v) / 2) / 2 on (x, infinity), where Ai is the
-    Airy function. The determinant is computed on Gauss-Legendre nodes, with an error that falls
-    exponentially with their number.
+    V_x is the integral operator with kernel Ai((u + v) / 2) / 2 for u and v in (x, infinity), where
+    Ai is the Airy function, and I is the identity. The determinant is computed on Gauss-Legendre
+    nodes, with an error that falls exponentially with the number of nodes.
 
     Args:
-        x: Largest eigenvalue minus edge, divided by the scale `BulkLaw.edge_fluctuation`.
+        x: Largest noise eigenvalue minus the edge (the value that theory predicts for it), divided
+            by the scale `BulkLaw.edge_fluctuation`.
 
     Returns:
         The probability that a Tracy-Widom variable lies below x.
