@@ -23,10 +23,10 @@ TINY = float(np.finfo(float).tiny)
 
 @dataclass(frozen=True)
 class HermiteSeries:
-    """Hermite series of s(tau xi) - mean at n scales tau, where xi is standard normal.
+    """Hermite series of an activation s, minus its mean, at n scales tau of its inputs.
 
-    The series is sum_k c_k He_k(xi) / sqrt(k!), with the Hermite polynomials He_k. The activation
-    is s, its slope is s', and E is the mean over xi.
+    The function s(tau xi) - mean of a standard normal number xi is the sum of c_k He_k(xi) /
+    sqrt(k!) over k, with the Hermite polynomials He_k. E is the mean over xi, and s' the slope.
 
     Args:
         scales: The n scales tau, shape (n,).

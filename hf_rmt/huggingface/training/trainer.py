@@ -1,4 +1,8 @@
-"""Checks and scores for callbacks. A callback finds its Trainer by the state of the Trainer."""
+"""Checks of the Trainer that a callback belongs to, and the model's score on held-out rows.
+
+Transformers passes a `TrainerState` to a callback, but not the Trainer. So the Trainer is found as
+the object that holds this state.
+"""
 
 from __future__ import annotations
 

@@ -167,7 +167,10 @@ def depth_figure(
 
 
 def _lines(names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
-    """For each kind of layer, its layers by depth: the depth (block) and the index in `names`."""
+    """For each kind of layer, pairs (number of the block, index in `names`), from the first block.
+
+    Layers outside of the blocks count as one block more.
+    """
     spots = places(names)
     outside = 1 + max((spot.block for spot in spots if spot.block is not None), default=-1)
     lines: dict[str, list[tuple[int, int]]] = {}
