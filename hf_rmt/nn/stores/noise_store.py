@@ -86,7 +86,7 @@ class NoiseStore(nn.Module):
         shape = (self.out_features, self.in_features)
         if tuple(weight.shape) != shape:
             raise ValueError(
-                f"weight must have the shape of the store, {shape}, got {tuple(weight.shape)}"
+                f"weight must have the store's shape {shape}, got {tuple(weight.shape)}"
             )
         if self.kind == "keep":
             for start, rows in row_chunks(weight, signal):
