@@ -1,4 +1,4 @@
-"""Loops over packed noise, compiled by Numba for this processor and shared out over its threads.
+"""Loops that pack and unpack noise, compiled by Numba and shared out over the processor's threads.
 
 Numba is optional (`pip install "hf_rmt[fast]"`). Without it, torch does the work.
 """
@@ -31,15 +31,15 @@ PART = 2**17
 microseconds, and to pass two parts to threads takes 50 microseconds."""
 
 
-def can_read(codes: Tensor) -> bool:
-    """Whether compiled loops can read codes: the codes lie on the CPU, and Numba works.
+def can_read(tensor: Tensor) -> bool:
+    """Whether compiled loops can read a tensor: it lies on the CPU, and Numba works.
 
     Args:
-        codes: Codes of a packed `NoiseStore`.
+        tensor: Codes of a packed `NoiseStore`, or weights that are to be packed.
     """
-    if codes.device.type != "cpu" or torch.compiler.is_compiling():
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(codes) and has_numba()
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor) and has_numba()
 
 
 def has_numba() -> bool:
