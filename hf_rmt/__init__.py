@@ -82,7 +82,7 @@ _WITHOUT_TRANSFORMERS = {
     "compress": "hf_rmt.compression.model",
     "export_dense": "hf_rmt.compression.model",
 }
-"""If transformers is not installed, these functions are imported from these modules."""
+"""For each function, the module from which it is imported if transformers is not installed."""
 
 __all__ = [*_HOMES, "__version__"]
 

@@ -61,11 +61,14 @@ REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
     MODELS: _register_saving,
     LORA: _register_lora,
 }
-"""For the name of each module, the function to call after the module was imported."""
+"""By the name of a module, the function that is called with this module after its import."""
 
 
 class _Finder(MetaPathFinder):
-    """Finds a module as usual, and calls `register` with the module after it was executed."""
+    """An import hook that waits for one module, such as `peft.tuners.lora.model`.
+
+    Python imports the module as usual. Then `register` is called with the module.
+    """
 
     def __init__(self, name: str, register: Callable[[ModuleType], None]) -> None:
         self.name, self.register = name, register

@@ -75,7 +75,11 @@ def publish(aside: Path, target: Path, *, stale: Callable[[str], bool]) -> None:
 
 
 def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> bool:
-    """Link the files that stay into the new folder, then exchange the folders; False on failure."""
+    """Replace the files in `target` by those in `aside` in one step; return False on failure.
+
+    First, the files in `target` that must stay are hard-linked into `aside`. These are files that
+    are not written again and not stale. Then the two folders exchange their names.
+    """
     written = {entry.name for entry in aside.iterdir()}
     try:
         for entry in target.iterdir():
@@ -93,7 +97,10 @@ def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> b
 
 
 def _rescue(old: Path, target: Path, stale: Callable[[str], bool]) -> None:
-    """Move files from the old folder to the target if another process wrote them meanwhile."""
+    """Move to `target` the files that another process wrote into the old folder during the save.
+
+    `old` had the name of `target` until the two folders were exchanged. Stale files are left.
+    """
     for entry in old.iterdir():
         if not (target / entry.name).exists() and not stale(entry.name):
             entry.rename(target / entry.name)
@@ -113,7 +120,7 @@ def _move_files(aside: Path, target: Path, stale: Callable[[str], bool]) -> None
 
 
 def _can_be_exchanged(target: Path) -> bool:
-    """Whether the folder may be exchanged for another one.
+    """Whether a folder may exchange its name with another folder in one step.
 
     It must hold only files, and be neither a mount point nor a folder that this process works in.
     """
@@ -122,12 +129,12 @@ def _can_be_exchanged(target: Path) -> bool:
 
 
 def _is_worked_in(target: Path) -> bool:
-    """Whether the working folder of this process is the folder or lies below it."""
+    """Whether the working folder of this process is `target` or lies below it."""
     return Path.cwd().is_relative_to(target)
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Exchange two folders by one system call, which only Linux has."""
+    """Exchange the names of two folders in one system call; only Linux has this call."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         raise OSError(errno.ENOSYS, "this system cannot exchange two folders at once")
@@ -138,7 +145,11 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _aside(target: Path) -> Path:
-    """The temporary folder: beside the target, or in the target if its parent cannot be used."""
+    """The path of the temporary folder for a save, which is not made here.
+
+    It lies beside the target, or in the target if the parent is read-only or on another disk.
+    Temporary folders that killed processes left behind are removed.
+    """
     parent = target.parent
     device = target.stat().st_dev if target.exists() else parent.stat().st_dev
     if target.exists() and (parent.stat().st_dev != device or not os.access(parent, os.W_OK)):
@@ -153,7 +164,10 @@ def _aside(target: Path) -> Path:
 
 
 def _remove_left_over(folders: Iterable[tuple[Path, int]]) -> None:
-    """Remove the temporary folders that killed processes of this machine left behind."""
+    """Remove temporary folders whose process is not alive any more, because it was killed.
+
+    `folders` are pairs of a folder and the id of the process that made it.
+    """
     for folder, process in folders:
         if not _is_alive(process):
             shutil.rmtree(folder, ignore_errors=True)
@@ -170,7 +184,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _make_parents(target: Path) -> list[Path]:
-    """Make the missing folders above the target, and return them, the deepest first."""
+    """Make the missing folders above `target`; return the folders made, the deepest first."""
     missing = [parent for parent in target.parents if not parent.exists()]
     for parent in reversed(missing):
         parent.mkdir(exist_ok=True)

@@ -62,9 +62,10 @@ def _hyphenated(words: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _any_characters(stream: Any) -> Iterator[None]:
-    """Print `?` for a character that the encoding of a stream lacks, such as an arrow in ASCII.
+    """A context in which a stream prints `?` for a character that its encoding lacks.
 
-    Standard error is left alone, because Python writes such characters as escapes there.
+    An arrow is such a character in ASCII. Standard error needs no context, because Python writes
+    such characters as escapes there.
     """
     errors = stream.errors if isinstance(stream, io.TextIOWrapper) else None
     if errors == "strict":
@@ -78,9 +79,9 @@ def _any_characters(stream: Any) -> Iterator[None]:
 
 @contextmanager
 def _loudness(quiet: bool) -> Iterator[None]:
-    """Send progress bars and warnings to standard error, or suppress them if `quiet` is set.
+    """A context that shows warnings of hf_rmt and progress bars, or hides them if `quiet` is set.
 
-    Settings of the program that calls `main` are restored at the end.
+    At the end, log level, environment and progress bars are set as they were before.
     """
     logger = logging.getLogger("hf_rmt")
     level, before = logger.level, dict(os.environ)

@@ -90,7 +90,11 @@ def run_demo(options: argparse.Namespace) -> None:
 
 
 def _deliver(options: argparse.Namespace, result: Any, source: str) -> None:
-    """Write a model or adapter, with other files of its source, to OUTPUT, the Hub, or both."""
+    """Write a model or adapter to the folder OUTPUT, to the Hub, or to both, as the user asked.
+
+    `source` is the folder or Hub id of the original model. Its other files, such as those of the
+    tokenizer, are written too.
+    """
     from hf_rmt.huggingface.delivery import deliver
 
     repo = getattr(options, "push_to_hub", None)
@@ -100,26 +104,32 @@ def _deliver(options: argparse.Namespace, result: Any, source: str) -> None:
 
 
 def _show(options: argparse.Namespace, result: Any) -> None:
-    """Print the result to standard output, as JSON if asked for."""
+    """Print the result to standard output, as JSON if the user passed --json."""
     print(result.to_json() if options.json else result)
 
 
 def _note(options: argparse.Namespace, text: str) -> None:
-    """Tell the user what was done, and keep it for the message after Ctrl-C."""
+    """Print a note on what was done to standard error, unless --quiet is set.
+
+    The notes are kept, because after Ctrl-C the program prints all of them in its last message.
+    """
     options.done = [*getattr(options, "done", []), text]
     if not options.quiet:
         print(text, file=sys.stderr)
 
 
 def _write_page(options: argparse.Namespace, report: Any) -> None:
-    """Write the report as one HTML file with the model's name as title, if asked for."""
+    """If the user passed --html, write the report as one HTML file.
+
+    The title of the page is the name of the model.
+    """
     if options.html is not None:
         report.to_html(options.html, title=Path(options.model).name or options.model)
         _note(options, f"page written to {options.html}")
 
 
 def _check_page(options: argparse.Namespace) -> None:
-    """Check, before the long work, whether the HTML page can be written."""
+    """Refuse, before the long work, a file of --html that cannot be written."""
     from hf_rmt.report.page.page import PAGES
     from hf_rmt.report.records import place
 
@@ -138,16 +148,20 @@ def _check_page(options: argparse.Namespace) -> None:
 
 
 def _targets(options: argparse.Namespace) -> list[str] | str | None:
-    """The target modules: names as a list, `all-linear` or one regular expression as a string."""
+    """The layers that the user chose with --target-modules; None without this flag.
+
+    They are a list of names, or one string: `all-linear` or a regular expression.
+    """
     values = options.target_modules
     one = values[0] if values is not None and len(values) == 1 else ""
     return one if one == "all-linear" or re.search(r"[^\w.]", one) else values
 
 
 def _check_output(options: argparse.Namespace, *sources: str) -> None:
-    """Refuse an OUTPUT that is an input, holds another model, or cannot be written to.
+    """Refuse a folder OUTPUT that is one of `sources`, holds another model, or is not writable.
 
-    It also refuses a REPO that the Hub would refuse, and --private without --push-to-hub.
+    It also refuses a repository name that the Hub would refuse, and --private without
+    --push-to-hub.
     """
     from hf_rmt.huggingface.delivery import check_output, check_repo
 
@@ -158,13 +172,19 @@ def _check_output(options: argparse.Namespace, *sources: str) -> None:
 
 
 def _check_writable(folder: str | None, argument: str) -> None:
-    """Check, before the long work, whether the result can be written."""
+    """Refuse, before the long work, a folder that cannot be written to.
+
+    `argument`, such as "--save", names the folder in the error.
+    """
     from hf_rmt.huggingface.delivery import check_writable
 
     check_writable(folder, argument=argument)
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The method's options that the user gave on the command line, by name."""
+    """The options of methods that the user gave on the command line, as values by name.
+
+    Options that were not given are left out, so their defaults apply.
+    """
     known = [*method_options(), *(option.name for option in COMMON_OPTIONS if option.parse)]
     return {name: getattr(options, name) for name in known if hasattr(options, name)}

@@ -45,7 +45,10 @@ def parser(words: str | None) -> argparse.ArgumentParser:
 
 
 def _method_options(names: Sequence[str], known: Iterable[Option]) -> argparse.ArgumentParser:
-    """A parser with the flag --method and one flag for each option in `known`."""
+    """A parser with the flag --method (choices: `names`) and a flag for each option in `known`.
+
+    The parsers of the commands inherit these flags.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("method")
     group.add_argument(

@@ -38,17 +38,18 @@ _JOURNAL: ContextVar[list[tuple[LayerPlan, SpectrumFit | None]] | None] = Contex
     "journal", default=None
 )
 SHIFT = "bias_shift"
-"""Name of the tensor that is added to the bias of a layer, in the dict of a decision's tensors."""
+"""Key in the dicts of tensors that `carried_out` returns: what is added to the layer's bias."""
 NEW_WEIGHT = "weight"
-"""Name of the new dense weight of a layer, in the dict of a decision's tensors."""
+"""Key in the dicts of tensors that `carried_out` returns: the layer's new dense weight."""
 
 
 class Journal:
     """A context manager that records the changes to layers, to report them after an error.
 
     Attributes:
-        decisions: A pair (plan, None) for each plan that was carried out so far, in this order.
-            None stands for the singular values of the weight, which are not recorded.
+        decisions: A pair (plan, None) for each changed layer so far, in this order. The plan says
+            what was done. None stands for the singular values of the weight, which are not
+            recorded.
     """
 
     def __init__(self) -> None:
@@ -197,8 +198,8 @@ def carried_out(
 def _bias_shift(decision: Decision, weight: Tensor, new: Callable[[], Tensor]) -> dict[str, Tensor]:
     """A dict with the tensor that is added to the bias, so that the mean output stays the same.
 
-    The tensor is (W - V) E[x], where W is the old weight, V the new weight and E[x] the mean input.
-    The dict is empty if E[x] is unknown.
+    If the decision holds no such shift yet, it is (W - V) E[x], where W is the old weight, V the
+    new weight and E[x] the mean input. The dict is empty if E[x] is unknown too.
     """
     if decision.mean_input is None or decision.bias_shift is not None:
         return {} if decision.bias_shift is None else {SHIFT: decision.bias_shift}
@@ -236,7 +237,10 @@ def apply_plan(
 
 
 def _out_of_inference_mode(layer: nn.Module) -> None:
-    """Copy parameters made in inference mode, because torch cannot write or train them."""
+    """Replace parameters of a layer that were made in inference mode by normal copies.
+
+    Torch can neither change nor train a parameter that was made in inference mode.
+    """
     for key, parameter in layer._parameters.items():
         if parameter is not None and parameter.is_inference():
             copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)

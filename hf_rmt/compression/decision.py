@@ -13,7 +13,7 @@ from hf_rmt.plan import Cause, LayerPlan, Outcome
 from hf_rmt.spectra import SpectrumFit
 
 Build = Callable[[Tensor], nn.Module]
-"""Makes a compressed layer, without a bias, from a dense weight."""
+"""A function that makes a compressed layer, without a bias, from a dense weight."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,11 @@ class SpikedBuild:
     recovery: Tensor | None = None
 
     def __call__(self, weight: Tensor) -> SpikedLinear:
-        """Make the layer. The noise is the weight minus the product of the factors."""
+        """Make the compressed layer from the dense weight.
+
+        Its signal is the product of the factors, and its noise is the weight minus this product.
+        If `recovery` is given, it then scales the signal.
+        """
         layer = SpikedLinear.from_factors(self.left, self.right, weight, None, noise=self.noise)
         if self.recovery is not None:
             layer.scale_signal(self.recovery)
@@ -95,9 +99,9 @@ class SpikedBuild:
         return left @ self.right
 
     def recovered(self) -> Tensor | None:
-        """The part of the signal that `recovery` removes as it multiplies singular values.
+        """What the signal loses when `recovery` shrinks its singular values, shape (out, in).
 
-        Shape (out, in); None without `recovery`.
+        None without `recovery`.
         """
         return None if self.recovery is None else self.left * (1 - self.recovery) @ self.right
 

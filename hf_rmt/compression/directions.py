@@ -16,18 +16,19 @@ from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 from hf_rmt.spectra import SpectrumFit
 
 FAIR_RETURN, ALL_PAY = 1 / 4, ("int8",)
-"""A spike (a direction of signal) becomes factors if it saves at least this part of the bits that
-its factors cost. The largest spike always becomes factors. If only the error of the weight counted,
-the part would have to be 1. But inputs are larger in the strongest directions than in other
-directions. On the trained BERT and ViT, the similarities between embeddings stayed closer to the
-original with spikes that save a quarter of their bits. The kinds of noise in ALL_PAY have a small
-error. With them, all spikes helped (`recipes/bench_fidelity.py`)."""
+"""A spike (a direction of signal) can be stored as factors, so that the rest of the weight needs
+fewer bits. This is done if it saves at least the part FAIR_RETURN of the bits that its factors
+cost, and always for the largest spike. If only the error of the weight counted, the part would
+have to be 1. But inputs are larger in the strongest directions than in other directions. On the
+trained BERT and ViT, the similarities between embeddings stayed closer to the original with spikes
+that save a quarter of their bits. The kinds of noise in ALL_PAY have a small error. With them, all
+spikes helped (`recipes/bench_fidelity.py`)."""
 MOST_STORED = 1 / 9
-"""At most this share of a weight's directions is stored as factors beside packed noise. If more
-directions stand out, the spectrum has a heavy tail, and more factors would cost more bits than they
-save. With this limit the trained BERT takes 10.5 bits a weight."""
+"""At most this share of a weight's directions (singular values with their vectors) is stored as
+factors, if the noise is rounded to few bits. If more directions stand out, more factors would cost
+more bits than they save. With this limit the trained BERT takes 10.5 bits a weight."""
 FACTOR_BITS = 16
-"""Bits of an entry of a factor. Beside packed noise, factors are saved in bfloat16."""
+"""Bits of an entry of a factor: beside noise in few bits, factors are saved in bfloat16."""
 
 
 def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) -> Tensor:
@@ -58,7 +59,7 @@ def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) 
 
 
 def removal(settings: CompressionSettings, name: str) -> float | None:
-    """Fraction of the singular values that are noise to remove; None if a layer stays as it is."""
+    """The share of a layer's noise singular values to remove; None if the layer stays as it is."""
     removed = settings.noise_removal
     return removed.get(name) if isinstance(removed, Mapping) else removed
 
@@ -96,6 +97,7 @@ def _paying_rank(fit: SpectrumFit, fair_return: float) -> int:
     A direction is a singular value with its two singular vectors. If a direction with a fraction f
     of the noise's energy (squared norm) is taken out of the noise, the entries of the noise become
     (1 - f)^{1/2} times as large. At equal error this saves -log2(1 - f) / 2 bits for every weight.
+    The result is at least 1.
     """
     tiny, (rows, columns) = np.finfo(float).tiny, fit.shape
     rest = np.maximum(np.cumsum(fit.eigenvalues[::-1])[::-1], tiny)

@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from hf_rmt.compression.execution.threads import suited_threads
 from hf_rmt.compression.lapack import lapack
 
 FEW = 1 / 4
-"""Up to this share of the eigenvectors, it is faster to compute each of them than all at once."""
+"""If at most this share of the eigenvectors is wanted, it is faster to compute each of them alone
+than all at once."""
 BLOCK = 32
-"""Number of columns that LAPACK reduces together."""
+"""How many columns LAPACK treats together when it brings a matrix to tridiagonal form."""
 
 
 class Eigenvectors:
@@ -60,7 +62,7 @@ class Eigenvectors:
         return self.columns[:, positions.to(self.columns.device)]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that the object consists of, as `eigenvectors_of` takes them."""
+        """The tensors by name from which `eigenvectors_of` can make this object again."""
         return {"columns": self.columns}
 
 
@@ -88,13 +90,14 @@ class TridiagonalForm:
 
     @classmethod
     def of(cls, matrix: Tensor) -> TridiagonalForm:
-        """Write a symmetric matrix on the CPU in this form; the matrix is overwritten."""
+        """Bring a symmetric matrix on the CPU to tridiagonal form; the matrix is overwritten."""
         entries = np.ascontiguousarray(matrix.detach().numpy())
         side, letter = len(entries), "s" if matrix.dtype == torch.float32 else "d"
         diagonal, work = np.empty(side, entries.dtype), np.empty(BLOCK * side, entries.dtype)
         beside, factors = np.empty((2, side - 1), entries.dtype)
         numbers = diagonal, beside, factors, work, len(work)
-        lapack(f"{letter}sytrd", b"L", side, entries, side, *numbers)
+        with suited_threads(matrix.shape):
+            lapack(f"{letter}sytrd", b"L", side, entries, side, *numbers)
         # LAPACK stores columns one after the other, and torch stores rows.
         parts = entries.T, factors, diagonal.astype(np.float64), beside.astype(np.float64)
         return cls(*map(torch.from_numpy, parts))
@@ -106,22 +109,25 @@ class TridiagonalForm:
         return torch.from_numpy(values).flip(0)
 
     def chosen(self, positions: Tensor) -> Tensor:
-        """Some eigenvectors of the symmetric matrix; `Eigenvectors.chosen` explains the argument.
+        """Some eigenvectors of the symmetric matrix, in columns, by position.
 
-        The last result is remembered.
+        `Eigenvectors.chosen` explains the positions. The last result is remembered.
         """
         key = tuple(positions.tolist())
         if key not in self._last:
-            product = self._inner(np.asarray(key, dtype=np.intp))
-            if len(product) > 1:
-                below = self.reflections[1:, :-1]
-                product[1:] = torch.ormqr(below, self.factors, product[1:])
             self._last.clear()
-            self._last[key] = product
+            with suited_threads(self.reflections.shape):
+                self._last[key] = self._outer(self._inner(np.asarray(key, dtype=np.intp)))
         return self._last[key]
 
+    def _outer(self, vectors: Tensor) -> Tensor:
+        """Q times some vectors, shape (p, r), which are overwritten."""
+        if len(vectors) > 1:
+            vectors[1:] = torch.ormqr(self.reflections[1:, :-1], self.factors, vectors[1:])
+        return vectors
+
     def _inner(self, positions: NDArray[np.intp]) -> Tensor:
-        """Eigenvectors of the tridiagonal matrix at positions in its descending eigenvalues.
+        """Eigenvectors of the tridiagonal matrix, in columns; position 0 has the largest value.
 
         They have the dtype of the symmetric matrix that was brought to tridiagonal form.
         """
@@ -133,7 +139,10 @@ class TridiagonalForm:
         return torch.from_numpy(vectors).to(self.reflections.dtype)
 
     def _run(self, run: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Eigenvectors of the tridiagonal matrix for successive descending eigenvalues."""
+        """Eigenvectors of the tridiagonal matrix for neighbouring eigenvalues, in columns.
+
+        The positions in the descending eigenvalues have no gaps, as in [3, 4, 5].
+        """
         last = len(self.diagonal) - 1
         if not len(run):
             return np.empty((last + 1, 0))
@@ -156,7 +165,7 @@ class TridiagonalForm:
         return rows[::-1].T
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that the object consists of, as `eigenvectors_of` takes them."""
+        """The tensors by name from which `eigenvectors_of` can make this object again."""
         names = "reflections", "factors", "diagonal", "beside"
         return {name: getattr(self, name) for name in names}
 

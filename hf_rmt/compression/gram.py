@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 PARTS, SPLIT_FROM = 4, 256
-"""Number of column blocks of a Gram matrix on a CPU, and its least side with several blocks."""
+"""A CPU computes a Gram matrix in PARTS blocks of columns, if its side is at least SPLIT_FROM."""
 
 
 def tall(matrix: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lengths(rows: Tensor) -> Tensor:
-    """Lengths of rows, without overflow: each row is first divided by its largest entry."""
+    """The norm of each row. A row is first divided by its largest entry; no square overflows."""
     peaks = rows.abs().amax(1, keepdim=True) if rows.shape[1] else rows.new_zeros(len(rows), 1)
     units = torch.where(peaks > 0, peaks, 1)
     return torch.linalg.vector_norm(rows / units, dim=1) * units[:, 0]

@@ -54,7 +54,8 @@ def _renamed(
 ) -> tuple[CompressionPlan, list[LayerSpectrum]]:
     """Plans and squared singular values of the layers whose names begin with `old`.
 
-    In the names of these layers, `new` replaces `old`.
+    In these names, `new` replaces `old`. With old="" and new="bert.", "pooler" becomes
+    "bert.pooler".
     """
     plans = tuple(
         replace(plan, name=new + plan.name.removeprefix(old))
@@ -70,5 +71,5 @@ def _renamed(
 
 
 def _stands(plan: LayerPlan, parts: Mapping[str, Any]) -> bool:
-    """Whether a layer still exists, and is still compressed or still dense as its plan says."""
+    """Whether a plan still holds: its layer exists, and is compressed or dense as planned."""
     return plan.name in parts and plan.compressed == is_compressed(parts[plan.name])

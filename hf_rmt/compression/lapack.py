@@ -23,7 +23,8 @@ from threadpoolctl import ThreadpoolController
 _CAPSULE = ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p
 _LOCK = threading.Lock()
 _CONTEXTS: list[Any] = []
-"""One entry for each context that is open; the first entry knows the number of threads before."""
+"""The contexts of `torch_threads_for_numpy` that are open now. The first of them knows how many
+threads NumPy had before."""
 
 
 def lapack(name: str, *arguments: bytes | int | NDArray[Any]) -> None:

@@ -19,22 +19,23 @@ MIN_PAIRS, SETTLED_PAIRS, MAX_PAIRS = 4, 32, 100
 dense layer. At least MIN_PAIRS and at most MAX_PAIRS are timed, after one pair to warm up. From
 SETTLED_PAIRS on, the measurement may end after each pair; see AGREEMENT."""
 AGREEMENT = 1.1
-"""The even pairs are one half of all pairs, and the odd pairs are the other half. Each half gives a
-time ratio. The measurement ends when the two ratios differ by at most this factor."""
+"""A pair is one timed call of the compressed layer and one of the dense layer. The even pairs give
+one ratio of the times, and the odd pairs another. The measurement ends when the two ratios differ
+by at most this factor."""
 TRUSTED = 2.0
-"""If the ratios of the two halves still differ by more than this factor at the end, the machine is
-too busy, and no ratio is returned. This factor is larger than AGREEMENT, because the returned ratio
-comes from all pairs and is more precise than the ratio of one half."""
+"""The even and the odd pairs of timed calls give one time ratio each. If these still differ by
+more than this factor at the end, the machine is too busy, and no ratio is returned. This factor is
+larger than AGREEMENT, because the returned ratio comes from all pairs and is more precise."""
 LARGEST_SIDE = 1024
 """Longer sides of a weight are cut to this length for the measurement. This hardly changes the
 ratio, and saves time and memory. For a convolution, the limit holds for the number of channels
 times the longer side of the kernel."""
 BUDGET = 0.5
-"""Seconds after which no further pair is begun, except for the first MIN_PAIRS."""
+"""After this many seconds no further pair of calls is timed, except for the first MIN_PAIRS."""
 
 
 _MEASURED: dict[Any, float] = {}
-"""Ratios that were already measured in this process, by the arguments of `latency_ratio`."""
+"""Time ratios that were already measured in this process, by the arguments of `latency_ratio`."""
 
 
 def latency_ratio(
@@ -128,7 +129,11 @@ def _ratio(times: Sequence[tuple[float, float]]) -> float:
 def _measured(
     shape: tuple[int, int], geometry: Mapping[str, Any] | None, tokens: int
 ) -> tuple[nn.Module, Tensor]:
-    """A dense layer with random weights whose time is measured, and a random input for it."""
+    """Make a dense layer with random weights, and a random input, for a measurement of time.
+
+    Long sides of the weight are cut to `LARGEST_SIDE`. `geometry` has the arguments of a
+    convolution; it is empty for a linear layer.
+    """
     if not geometry:
         out_features, in_features = (min(side, LARGEST_SIDE) for side in shape)
         return nn.Linear(in_features, out_features), torch.randn(tokens, in_features)

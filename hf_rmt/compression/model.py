@@ -79,7 +79,10 @@ def analyze(
 
 
 def _settings(config: CompressionSettings | None, keywords: dict[str, Any]) -> CompressionSettings:
-    """The settings of an analysis, from a config or from keywords."""
+    """The settings of an analysis: the config, or settings made from the keywords.
+
+    An error is raised for both together, or for a method that looks at no spectrum.
+    """
     check_settings(config)
     if config is not None and keywords:
         raise ValueError(

@@ -12,8 +12,8 @@ from torch import Tensor
 SPARSITY_RATE = 0.5
 """This share of the rows and of the columns of a weight counts as unimportant."""
 REDUCTION_RATE = 0.5
-"""Unimportant rows and columns keep this share of the rank. If both rates are 1/2, a quarter of the
-entries of the factors is 0."""
+"""In two factors that approximate a weight, unimportant rows and columns keep this share of their
+entries. If this and SPARSITY_RATE are 1/2, a quarter of the entries of the factors is 0."""
 
 
 def largest_entries(weight: Tensor, *, fraction: float) -> Tensor:

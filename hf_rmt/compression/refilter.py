@@ -82,9 +82,9 @@ def first_plan(result: Decision, settings: CompressionSettings) -> LayerPlan | N
 
 
 def _zeroed(result: Decision, update: Tensor) -> Decision:
-    """The decision on an update, which is what training added to a weight.
+    """The decision `result`, or the decision to set an update without signal to zero.
 
-    An update without signal becomes zero. For any other update the decision stays the same.
+    An update is what training added to a weight. An update without signal would otherwise be kept.
     """
     if result.plan.cause is not Cause.NO_SIGNAL:
         return result
@@ -97,7 +97,7 @@ def _zeroed(result: Decision, update: Tensor) -> Decision:
 def _again(
     name: str, weight: Tensor, settings: CompressionSettings, first: LayerPlan, of_update: bool
 ) -> Decision:
-    """Remove the noise of a weight, or of its update, again.
+    """Remove the noise of a weight, or of its update, once more, and return the decision.
 
     `filter_weight` explains the arguments.
     """
@@ -113,11 +113,11 @@ def _again(
 def _project(
     name: str, weight: Tensor, settings: CompressionSettings, first: LayerPlan, of_update: bool
 ) -> Decision:
-    """Keep the largest directions (singular values with their vectors) of a filtered weight.
+    """Keep the largest directions (singular values with their vectors) of a weight.
 
-    They are as many as the first filter kept; for an update, which training added to a weight, they
-    may be more. A filtered weight has nearly low rank, so float32 Gram matrices are not precise
-    enough.
+    The noise of the weight was removed before, and as many directions stay as then. For an update
+    (what training added to a weight) it may be more. Such a weight has nearly low rank, so float32
+    Gram matrices are not precise enough, and float64 is used.
     """
     values, basis = eigensystem(gram(weight.to(torch.float64)))
     values = without_rounding(values, RELATIVE_NULL[torch.float64])

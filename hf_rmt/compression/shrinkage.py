@@ -86,10 +86,11 @@ def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
 
 
 def _bulk_unit(values: Tensor, shape: tuple[int, int]) -> float:
-    """The scale of the noise in a matrix with given singular values.
+    """The scale of the noise in a matrix, estimated from its singular values.
 
-    White noise (independent entries of equal variance) of this scale has the same median value.
-    If most singular values are 0, the scale is the largest one. For a matrix of zeros it is 1.
+    White noise (independent entries of equal variance) of this scale has the same median singular
+    value. If most singular values are 0, the scale is the largest one. For a matrix of zeros it is
+    1.
     """
     if not values.any():
         return 1.0

@@ -26,26 +26,27 @@ from hf_rmt.spectra.eigenvalues import RANGE, RELATIVE_ZERO
 from hf_rmt.spectra.split import without_law
 
 FLOAT32_RANGE = 1e4
-"""Ratio of the largest to the median eigenvalue up to which a float32 Gram matrix is precise
-enough. The upper edge, the largest eigenvalue that counts as noise, is then right to about 1e-3 of
-the median. The ratio of a trained transformer's weight is about 1e2."""
+"""A float32 Gram matrix X'X of a weight X is precise enough if its largest eigenvalue is at most
+this many times the median one. Then the largest eigenvalue that counts as noise is right to about
+1e-3 of the median. The ratio of a trained transformer's weight is about 1e2."""
 FLOAT32_FOOT = 1 / 20
-"""Share of the eigenvalues that a float32 Gram matrix may lose to rounding. If a weight of full
-rank loses more, such as two weights of a trained ViT, the shape of its noise spectrum is lost
-too."""
+"""The largest share of its eigenvalues that a float32 Gram matrix may lose to rounding. If more
+are lost, as in two weights of a trained ViT, the shape of the noise spectrum of a weight of full
+rank is lost too."""
 FLOAT32_ROUNDING = 3e-8
 """Typical error of a small eigenvalue of a float32 Gram matrix, as a fraction of the largest: a
 quarter of the float32 epsilon. Smaller eigenvalues are replaced by this value."""
 FLOAT32_SQUARES = (1e-12, 1e12)
 """Range of a weight's largest entry in which squares and their sums stay normal float32 numbers."""
 FLOAT64_SQUARES = (1e-100, 1e100)
-"""The same range for float64. A weight outside this range is divided by a power of two near its
-largest entry."""
+"""Range of a weight's largest entry in which squares and their sums stay normal float64 numbers. A
+weight outside of it is divided by a power of two near its largest entry."""
 RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
-"""Eigenvalues below this fraction of the largest may be rounding errors of the Gram matrix."""
+"""For each dtype of a Gram matrix: eigenvalues below this fraction of the largest one may be
+rounding errors."""
 ITERATIONS, CLEARLY = 3, 10.0
-"""The number of inverse iterations for the smallest eigenvalue. The eigenvalue is clearly not zero
-if it exceeds CLEARLY times the limit up to which eigenvalues count as zero."""
+"""How many steps of inverse iteration find the smallest eigenvalue. It is clearly not zero if it
+exceeds CLEARLY times the limit up to which eigenvalues count as zero."""
 
 
 @dataclass(frozen=True)
@@ -173,10 +174,11 @@ def _fit(weight: Tensor, settings: CompressionSettings, *, vectors: bool) -> Dec
 def _eigen_of_entries(
     weight: Tensor, peak: float, vectors: bool
 ) -> tuple[Tensor, Basis, torch.dtype]:
-    """Descending eigenvalues of a Gram matrix in float64, its eigenvectors, and its dtype.
+    """Descending eigenvalues of a weight's Gram matrix X'X, its eigenvectors, and its dtype.
 
-    The Gram matrix is X'X, where X is the weight or its transpose, whichever is taller. It is
-    computed in float32 if that is precise enough for a weight of largest entry `peak`.
+    X is the weight or its transpose, whichever is taller, and X' is the transpose of X. X'X is
+    computed in float32 if that is precise enough, else in float64; the eigenvalues are in float64.
+    `peak` is the largest absolute entry. `vectors` is an argument of `eigensystem`.
     """
     low, high = FLOAT32_SQUARES
     if weight.dtype != torch.float64 and low < peak < high:
@@ -189,7 +191,10 @@ def _eigen_of_entries(
 
 
 def _unit(weight: Tensor) -> float:
-    """A power of two near a weight's largest entry if squares could overflow or vanish, else 1."""
+    """The number by which a weight is divided before its entries are squared; usually 1.
+
+    If squares could overflow or vanish, it is a power of two near the weight's largest entry.
+    """
     if weight.dtype != torch.float64:
         return 1.0
     peak, (low, high) = _largest_entry(weight), FLOAT64_SQUARES
@@ -197,15 +202,16 @@ def _unit(weight: Tensor) -> float:
 
 
 def _in_units(weight: Tensor, unit: float) -> Tensor:
-    """The weight divided by a power of two; this division rounds nothing."""
+    """The weight divided by `unit`. This is a power of two, so the division rounds nothing."""
     return weight if unit == 1.0 else weight / unit
 
 
 def _reviewed(fit: SpectrumFit, weight: Tensor, basis: Basis, exact: torch.dtype) -> SpectrumFit:
-    """The fitted spectrum, after `review` has checked whether entries explain its spikes.
+    """The fit of a weight's spectrum, after a check whether the entries explain the spikes.
 
-    A spike is a squared singular value that stands out from the noise. If large or uneven entries
-    of the weight explain the spikes, the verdict changes.
+    The fit is the list of squared singular values, split into signal and noise; a spike stands out
+    from the noise. If large or uneven entries of the weight explain the spikes, the verdict of the
+    fit changes.
     """
     if fit.phase != Phase.SPIKED:
         return fit
@@ -218,11 +224,11 @@ def _reviewed(fit: SpectrumFit, weight: Tensor, basis: Basis, exact: torch.dtype
 
 
 def _float32_serves(weight: Tensor, values: Tensor) -> bool:
-    """Whether descending eigenvalues from a float32 Gram matrix are precise enough.
+    """Whether squared singular values that were computed in float32 are precise enough.
 
-    An eigenvalue is lost if it may be a rounding error. It could be zero or only small. A zero is
-    not part of the noise, but the smallest eigenvalue of a square weight is. So a weight that loses
-    an eigenvalue must have full rank.
+    The answer is no if the largest is too far above the median, or if too many may be rounding
+    errors. A value that may be a rounding error could be zero in truth. A zero is not part of the
+    noise, but a small value is. So if there is such a value, the weight must have full rank.
     """
     lost = values <= RELATIVE_NULL[torch.float32] * values[0]
     if float(lost.double().mean()) > FLOAT32_FOOT:
@@ -233,13 +239,13 @@ def _float32_serves(weight: Tensor, values: Tensor) -> bool:
 
 
 def _full_rank(weight: Tensor, largest: float) -> bool:
-    """Whether no squared singular value of a weight counts as zero for `live_count`.
+    """Whether a weight has full rank: none of its squared singular values counts as zero.
 
-    A square weight has full rank if its smallest squared singular value lies far above the limit up
-    to which values count as zero. This value is computed in float32 first, and counts only if
-    float32 could not round it up that far. In all other cases the limit is subtracted from the
-    diagonal of the Gram matrix. The result has a Cholesky factor only if all squared singular
-    values exceed the limit.
+    The limit up to which values count as zero is that of `live_count`. A square weight has full
+    rank if its smallest squared singular value lies far above the limit. This value is computed in
+    float32 first, and counts only if float32 could not round it up that far. In all other cases
+    the limit is subtracted from the diagonal of the Gram matrix. The result has a Cholesky factor
+    only if all squared singular values exceed the limit. `largest` is the largest of them.
     """
     wide, side = weight.to(torch.float64), min(weight.shape)
     limit = RELATIVE_ZERO * side * largest
@@ -255,11 +261,11 @@ def _full_rank(weight: Tensor, largest: float) -> bool:
 
 
 def _least_eigenvalue(square: Tensor) -> float:
-    """The smallest eigenvalue of X'X for a square matrix X, by inverse iteration.
+    """The smallest squared singular value of a square matrix X, found by inverse iteration.
 
-    X' is the transpose of X. The result is 0 or tiny if X is singular. It is never too small except
-    for rounding, and converges within a few iterations. To factorize X takes less time than to
-    compute X'X, and no digits are lost by squaring.
+    It is the smallest eigenvalue of X'X, where X' is the transpose of X. The result is 0 or tiny
+    if X is singular. It is never too small except for rounding, and is close after a few steps. To
+    factorize X takes less time than to compute X'X, and no digits are lost by squaring.
     """
     factor, pivots, _ = torch.linalg.lu_factor_ex(square)
     vectors = torch.arange(2.0 * len(square), device=square.device).view(-1, 2).to(square).cos()
@@ -273,7 +279,7 @@ def _least_eigenvalue(square: Tensor) -> float:
 
 
 def _largest_entry(weight: Tensor) -> float:
-    """Largest absolute entry, found in one pass; nan if an entry is nan or there is no entry."""
+    """The largest absolute entry of a weight; nan if an entry is nan or there is no entry."""
     if weight.numel() == 0:
         return math.nan
     low, high = torch.aminmax(weight.detach())

@@ -89,7 +89,7 @@ def report_on(
 
 
 def _sizes(plan: CompressionPlan, model: Any) -> Sizes:
-    """Bytes of the model's file before and after compression, and parameters of the dense model."""
+    """Bytes of the file before and after compression, and the dense model's parameter count."""
     state = model.state_dict(keep_vars=True)  # a second one may pack its codes anew
     tensors = {id(tensor): tensor for tensor in state.values()}
     for layer in plan.compressed:

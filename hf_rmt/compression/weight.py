@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FAINT = 1e-15
-"""If all entries of a weight are smaller than this, its noise may be too small to be packed: the
-scales of packed noise do not hold entries below about 1e-36."""
+"""If all entries of a weight are smaller than this, its noise may be too small to be packed
+(rounded to few bits): the scales of packed noise do not hold entries below about 1e-36."""
 NOTHING_LEFT = "no signal stands out from the noise, so nothing would be left"
 
 
@@ -194,7 +194,11 @@ def plan_layer(
 def _energies(
     fit: SpectrumFit, kept: Tensor, factors: NDArray[Any] | float, noise: str
 ) -> tuple[float, float]:
-    """Squared norms of a weight's signal and of its dropped part, divided by that of the weight."""
+    """Squared norms of a weight's signal and of its dropped part, divided by that of the weight.
+
+    The singular values at the positions `kept` are signal. They are multiplied by `factors`; what
+    this takes from them counts as dropped.
+    """
     stored, whole = fit.eigenvalues[kept.numpy()], fit.eigenvalues.sum()
     lost = float((stored * (1 - factors) ** 2).sum())
     if noise == "drop":

@@ -15,9 +15,11 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 
 ALARM = "this model was compressed by hf_rmt: pip install hf_rmt, then import hf_rmt"
-"""The text of the alarm. With a slash, transformers would take it for the name of a kernel."""
+"""The text that a saved config names as its attention implementation, so that loading stops
+without this package. It has no slash: with one, transformers would take it for the name of a
+kernel."""
 ALARMS = (ALARM, "import hf_rmt")
-"""All alarms that any version of this package has written."""
+"""All texts that any version of this package has written as the alarm."""
 
 
 def without_alarm(value: Any) -> Any:

@@ -137,7 +137,10 @@ def compress(
 
 
 def _own(config: CompressionSettings | None) -> RMTConfig:
-    """A copy of a config, or an `RMTConfig` that is made from plain settings."""
+    """An `RMTConfig` for one call, so that the config of the caller is never changed.
+
+    It is a copy of an `RMTConfig`, or is made from plain settings. None gives the defaults.
+    """
     if isinstance(config, RMTConfig):
         return config.replace()
     return RMTConfig() if config is None else RMTConfig(**config.to_dict())

@@ -37,7 +37,8 @@ REMEDIES = {
     "weight_u": "call torch.nn.utils.remove_spectral_norm(layer) first",
     "bias": "instead of removing a bias, set it to zeros; an added bias cannot be saved",
 }
-"""How to free a layer of tensors that cannot be saved, by the start of the tensor's name."""
+"""What a user can do about a tensor that cannot be saved, by the start of the tensor's name. The
+error message ends with these words."""
 OTHERWISE = "remove these tensors, or replace the layer by layer.to_dense()"
 
 logger = logging.getLogger(__name__)
@@ -132,9 +133,11 @@ def _part(model: nn.Module, name: str) -> Any:
 
 
 def _is_layer(module: Any, plan: LayerPlan) -> bool:
-    """Whether the module that now has a layer's name can be saved as this layer.
+    """Whether a module can be saved under the name of a recorded layer.
 
-    `plan` is what a saved model records about the layer; `module` is None if it is gone.
+    `plan` is the record of the layer, and `module` is what has its name now (None if nothing has).
+    If the layer was recorded as compressed, the module must be a compressed layer or have a weight
+    that is a matrix.
     """
     if module is None or not plan.compressed:
         return module is not None
@@ -142,9 +145,10 @@ def _is_layer(module: Any, plan: LayerPlan) -> bool:
 
 
 def _of_now(model: nn.Module, name: str, layer: Any, plan: LayerPlan | None) -> LayerPlan:
-    """The plan of a layer, made from the earlier plan (if any) and from the layer as it is now.
+    """The record of one layer (its plan), updated to the layer as it is now.
 
-    A plan is what a saved model records about a layer: whether and how it was compressed.
+    A plan says whether and how a layer was compressed. `plan` is the earlier one; None if there is
+    none. A layer that was made dense later, for example, is now recorded as dense.
     """
     if plan is None:
         plan = LayerPlan(name, matrix_shape(layer), Outcome.KEPT)
@@ -190,10 +194,10 @@ def _dense_now(layer: Any, plan: LayerPlan) -> LayerPlan:
 
 
 def _with_step_of_now(model: nn.Module, layer: Any, plan: LayerPlan) -> LayerPlan:
-    """The plan of a layer, without a step activation that is no longer in the model.
+    """The record of a layer (its plan), without a step function that is no longer in the model.
 
-    A plan is what a saved model records about a layer. A step activation outputs the values of a
-    step function.
+    Compression may replace an activation by a step function, which the field `step` records. If
+    the function is gone, this field becomes None.
     """
     if plan.step is None:
         return plan
@@ -208,7 +212,9 @@ def _with_step_of_now(model: nn.Module, layer: Any, plan: LayerPlan) -> LayerPla
 def _check_tensors(plan: LayerPlan, layer: Any, given: Mapping[str, Any] | None) -> None:
     """Refuse a compressed layer if the tensors to be written are not the ones that loading needs.
 
-    If tensors are given, only these are checked, because a caller may save only some of them.
+    `plan` records how the layer was compressed. `given` holds the tensors that a caller writes, by
+    name; None means the layer's own tensors. Tensors missing in `given` are no error, because a
+    caller may save only some.
     """
     if not is_compressed(layer):
         return
@@ -237,7 +243,10 @@ def _check_tensors(plan: LayerPlan, layer: Any, given: Mapping[str, Any] | None)
 
 
 def _tensors_of(plan: LayerPlan, layer: Any) -> dict[str, torch.Size]:
-    """The shape of each tensor that loading will need, by the name of the tensor in the layer."""
+    """The shape of each tensor that a file must hold for a compressed layer, by tensor name.
+
+    `plan` records how the layer was compressed.
+    """
     with torch.device("meta"):
         dense: Any = layer.empty_dense()
         there = layer.bias is not None if layer.took_bias is None else layer.took_bias

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 PICTURE = "spectrum.png"
 DRAWN = "_rmt_picture"
-"""Attribute in which a model keeps its picture and the report that the picture shows."""
+"""Name of the attribute in which a model keeps the picture for its card, and the report that was
+drawn."""
 PROCESSORS = {
     "tokenizer_config.json": "AutoTokenizer",
     "preprocessor_config.json": "AutoImageProcessor",
@@ -118,7 +119,11 @@ def processor_in(folder: Path) -> str | None:
 
 
 def _metadata(auto: str, about: dict[str, Any]) -> CardMetadata:
-    """The metadata for the Hub: the task, and what the card of the original model says."""
+    """The metadata of a model card: what the Hub reads, such as the task and the language.
+
+    `about` is the metadata of the card of the original model, which is used if it is there. If it
+    names no task, the task follows from `auto`, the name of an Auto class.
+    """
     return CardMetadata(
         pipeline_tag=about.get("pipeline_tag") or task_of(auto),
         language=_several(about.get("language")),
@@ -149,9 +154,9 @@ def _loads(auto: Any, model: Any) -> bool:
 
 
 def _plan_as_saved(model: Any) -> CompressionPlan:
-    """The plan (what was done to each layer), with bits for the dtype in which the model is saved.
+    """What was done to each layer (the plan), with sizes in bits for the model's present dtype.
 
-    The model may have got this dtype after the compression.
+    The plan was made by the compression, and the dtype may have been changed since.
     """
     return CompressionPlan(tuple(_as_saved(model, layer) for layer in _plan(model)))
 
@@ -170,7 +175,7 @@ def _as_saved(model: Any, layer: LayerPlan) -> LayerPlan:
 
 
 def _sizes(plan: CompressionPlan, folder: Path) -> dict[str, int]:
-    """Bytes of the saved weights (`after`) and of the weights with dense layers (`before`).
+    """The size of the saved weights in bytes (`after`), and that of the dense model (`before`).
 
     As in the report, file headers are not counted, because a dense file has another header.
     """
@@ -180,7 +185,10 @@ def _sizes(plan: CompressionPlan, folder: Path) -> dict[str, int]:
 
 
 def _tensor_bytes(path: Path) -> int:
-    """The size of a safetensors file without its header, whose length is in the first 8 bytes."""
+    """Bytes of the tensors in a safetensors file, which is its size without the header.
+
+    The first 8 bytes of the file hold the length of the header; they are not counted either.
+    """
     with path.open("rb") as file:
         return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
@@ -195,7 +203,10 @@ def foreign_card(repo_id: str, token: str | None) -> ModelCard | None:
 
 
 def _source_card(source: str, token: str | None, *, online: bool) -> dict[str, Any]:
-    """The metadata of the card of the original model; empty if the card cannot be read."""
+    """The metadata of the card of the original model; empty if the card cannot be read.
+
+    `source` is the folder or Hub id of that model. The Hub is asked only if `online` is set.
+    """
     if not source:
         return {}
     try:

@@ -60,9 +60,10 @@ def write_companions(model: Any, folder: Path, target: Path) -> None:
 
 
 def _complete_config(model: Any, folder: Path, target: Path) -> None:
-    """Write the alarm, the digests of files and the name of the code file into config.json.
+    """Add what loading needs to a saved config.json: alarm, file digests, name of the code file.
 
     The alarm is a text that stops loading where neither this package nor the code file is used.
+    `folder` holds the new files, and `target` may hold files of an earlier save.
     """
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -78,7 +79,10 @@ def _complete_config(model: Any, folder: Path, target: Path) -> None:
 
 
 def _with_ours(auto_map: dict[str, Any]) -> dict[str, Any]:
-    """The `auto_map` with our config class; the user's own class moves to another key."""
+    """The `auto_map` of a config.json, with our config class under the key `AutoConfig`.
+
+    If the user's own class is there, it moves to the key `OWN_CONFIG`.
+    """
     before = auto_map.get("AutoConfig")
     own = {} if before is None or REMOTE_MODULE in str(before) else {OWN_CONFIG: before}
     return {**auto_map, **own, "AutoConfig": REMOTE_CONFIG}
@@ -90,7 +94,11 @@ def _alarm(config: dict[str, Any]) -> None:
 
 
 def _other_variants(record: dict[str, Any], target: Path) -> dict[str, str]:
-    """Digests of weights in other variants, such as fp16, that are already in `target`."""
+    """Digests of files with weights that already lie in `target`, such as an fp16 variant.
+
+    They come from the config.json there, and count only if it has the same layers as `record`, the
+    `quantization_config` of the new save.
+    """
     try:
         before = json.loads((target / CONFIG).read_text(encoding="utf-8"))["quantization_config"]
         files = before["files"] if before["layers"] == record["layers"] else {}
@@ -100,9 +108,10 @@ def _other_variants(record: dict[str, Any], target: Path) -> dict[str, str]:
 
 
 def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) -> None:
-    """For each part of a model that can be loaded alone, write a record into the part's config.
+    """Write into the config of each part of a model how the layers of this part were compressed.
 
-    The record says how each layer of the part was compressed.
+    So the part, such as an image encoder, can be loaded alone. `config` is the model's config,
+    which holds the configs of the parts. `record` is the `quantization_config` of the whole model.
     """
     plan = CompressionPlan.from_dict(record["layers"])
     for key, part in sub_configs(model.config).items():
@@ -117,9 +126,10 @@ def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) 
 
 
 def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]:
-    """The layers of a plan in the modules that have this config, by their names in these modules.
+    """How the layers of one part of a model were compressed, by their names within this part.
 
-    The plan says how each layer of the model was compressed.
+    The part is made of the modules that have `config`. `plan` says how each layer of the model was
+    compressed. In the part `encoder`, the layer `encoder.fc` has the name `fc`.
     """
     found: dict[str, Any] = {}
     outer: list[str] = []
@@ -135,7 +145,10 @@ def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]
 
 
 def _write_card(model: Any, folder: Path, target: Path) -> None:
-    """Write a card and its picture, unless a person has written a card."""
+    """Write a model card and its picture into `folder`, unless a person wrote a card in `target`.
+
+    The files in `folder` are moved to `target` later. Checkpoints of a Trainer get no picture.
+    """
     if not writes_card(target):
         return
     picture = folder / PICTURE

@@ -101,9 +101,10 @@ def converted_parameters(model: Any) -> dict[str, str]:
 
 @register_rule
 def converted(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers whose weight is not one tensor of the checkpoint.
+    """The layers that stay dense because their weight is not one tensor of the checkpoint.
 
-    In the checkpoint, low-rank factors cannot replace such a weight.
+    In the checkpoint, low-rank factors cannot replace such a weight. The result gives the reason,
+    by the name of the layer.
     """
     found = {}
     for prefix, part in transformers_models(model).items():
@@ -215,7 +216,8 @@ def _nothing() -> None:
 
 
 _last_search: tuple[Callable[[], Any], Callable[[], Any]] = _nothing, _nothing
-"""References to the last state that was searched for, and to the Trainer that holds it."""
+"""Weak references to the state for which a Trainer was last searched, and to the Trainer that was
+found. So the search is not repeated for the same state."""
 
 
 def mark_loaded(module: nn.Module) -> None:

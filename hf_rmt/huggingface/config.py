@@ -16,15 +16,17 @@ from hf_rmt.settings import CompressionSettings, Option, all_options, methods
 RECORDED = ("layers", "base_model", "size", "calibrated", "format_version", "quant_method")
 OF_COMPRESS = ("size", "calibrated")
 OF_FILES = ("digest", "files", "code")
-"""Fields that the library fills in. Those of `OF_COMPRESS` are taken from the arguments of
-`compress`, and those of `OF_FILES` describe the files that are saved with a record."""
+"""Fields of a config that the library fills in, not the user. Those of `OF_COMPRESS` come from the
+arguments of `compress`, and those of `OF_FILES` describe the files that are saved with the
+config."""
 IN_MEMORY = ("layout", "activations")
-"""Fields that say how a model lies in memory; the files are the same for all values."""
+"""Fields of a config that say how a loaded model lies in memory; saved files are the same for all
+values."""
 PER_LINE = 88
 
 
 class _Fields:
-    """The dataclass fields of an `RMTConfig`, including the options of the methods.
+    """A descriptor that returns the dataclass fields of `RMTConfig`, with the options of methods.
 
     The fields of the base class lack these options, so `dataclasses.replace` and `asdict` would
     lose every option without an error.
@@ -150,7 +152,10 @@ class RMTConfig(CompressionSettings, CompressionRecord):
 
 
 def _described(options: Mapping[str, Option]) -> str:
-    """The options in the form of a docstring's `Args:` entries."""
+    """Lines for the `Args:` section of a docstring: the name and the help of each option.
+
+    They are added to the docstring of `RMTConfig` at import.
+    """
     from textwrap import fill
 
     rows = [f"method: One of {', '.join(methods())}; see `hf_rmt.settings.methods()`."]

@@ -136,13 +136,17 @@ def deliver(
 
 
 def _is_stale(name: str, *, keep: str) -> bool:
-    """Whether a file in the target describes only the old, replaced model and must be removed."""
+    """Whether a file in the target folder belongs to the replaced model and must be removed.
+
+    `name` is the name of the file. Configs, weights and cards are such files; the file `keep`
+    stays.
+    """
     of_it = name in (CONFIG, ADAPTER) or WEIGHTS.fullmatch(name) or OF_ONE_MODEL.fullmatch(name)
     return name != keep and bool(of_it)
 
 
 def _push_files(folder: Path, names: list[str], repo: str) -> None:
-    """Push the files that were copied from the source, if any."""
+    """Push the files `names` of a folder to a repository of the Hub; do nothing without names."""
     if names:
         api = HfApi()
         repo_id = api.create_repo(repo, exist_ok=True).repo_id

@@ -25,7 +25,10 @@ def _resize_token_embeddings(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Resize as transformers does, but refuse if the layer that scores tokens is compressed."""
+    """Resize as transformers does, but refuse if the layer that scores tokens is compressed.
+
+    transformers would resize this output layer too. A resize to the present size is allowed.
+    """
     if is_compressed(head := model.get_output_embeddings()):
         embeddings = model.get_input_embeddings()
         if pad_to_multiple_of is None and new_num_tokens in (None, len(embeddings.weight)):

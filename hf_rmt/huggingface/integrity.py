@@ -23,7 +23,8 @@ from hf_rmt.nn.stores.noise_store import NoiseStore
 from hf_rmt.nn.ternary import TernaryLinear
 
 STORED = {"codes": "U8", "fine": "U8", "coarse": "U8", "base": "I32"}
-"""The safetensors dtype of each tensor that holds the packed noise of a layer, by its name."""
+"""The dtype that a safetensors file must give for each tensor of a layer's packed noise, by the
+name of the tensor. U8 is an unsigned byte, and I32 an integer of 32 bits."""
 
 
 def digest_of(layers: Mapping[str, Any]) -> str:
@@ -102,7 +103,10 @@ def names_of_tensors(files: Iterable[str | Path]) -> set[str]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The header entry of each tensor in a safetensors file; empty if the file is not readable."""
+    """What the header of a safetensors file says about each tensor (dtype, shape), by its name.
+
+    The result is empty for other files and for unreadable headers.
+    """
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -223,7 +227,11 @@ def _damaged(name: str, key: str, fault: str, where: str) -> ValueError:
 
 
 def _fault(tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> str:
-    """What is wrong with a tensor; empty if nothing is wrong."""
+    """What is wrong with a loaded tensor, in words for an error; empty if nothing is wrong.
+
+    The tensor should have this dtype and shape, and no nan or inf. All floating dtypes count as
+    equal.
+    """
     if tensor.is_floating_point() != dtype.is_floating_point or (
         not dtype.is_floating_point and tensor.dtype != dtype
     ):
@@ -236,9 +244,10 @@ def _fault(tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> str:
 
 
 def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
-    """Yield (name, fault) for each tensor of a layer with codes or scales that are never saved.
+    """Yield (name, fault) for each tensor of a layer with values that saving never writes.
 
-    The codes are small integers that stand for the entries of the noise or of a ternary weight.
+    Checked are codes and their scales. Codes are small integers that stand for the entries of the
+    noise or of a ternary weight (entries -1, 0, 1).
     """
     packed = layer.weight if isinstance(layer, TernaryLinear) else None
     if packed is not None and packed.dim() == 1 and _most(packed) >= len(TRITS):
@@ -257,14 +266,17 @@ def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
 
 
 def _most(codes: torch.Tensor) -> int:
-    """The largest byte of a tensor of integer codes; 0 if the tensor is empty or not loaded yet."""
+    """The largest byte in a tensor of integers; 0 if the tensor is empty or not loaded yet."""
     if codes.device.type == "meta" or not codes.numel():
         return 0
     return int(codes.view(torch.uint8).amax())
 
 
 def _owned(model: nn.Module, keys: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Yield (layer, tensor), two names, for each tensor that belongs to a compressed layer."""
+    """Yield (layer, tensor) for each name in `keys` that belongs to a compressed layer.
+
+    Both are full names, such as `encoder.fc` and `encoder.fc.weight`.
+    """
     names = compressed_layers(model)
     for key in sorted(keys):
         if owner := next((name for name in _above(key) if name in names), None):
@@ -272,6 +284,9 @@ def _owned(model: nn.Module, keys: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _above(key: str) -> Iterable[str]:
-    """The names of all modules around the tensor `key`, the innermost module first."""
+    """The names of all modules around the tensor `key`, the innermost module first.
+
+    For "a.b.weight" these are "a.b", "a" and "", the model itself.
+    """
     parts = key.split(".")
     return (".".join(parts[:end]) for end in range(len(parts) - 1, -1, -1))

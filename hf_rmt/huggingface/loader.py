@@ -35,10 +35,12 @@ from hf_rmt.nn.swap import swap_module
 from hf_rmt.plan.plans import CompressionPlan, LayerPlan
 
 PART = "_rmt_part"
-"""Attribute in which a part of a model, itself a transformers model, keeps its own record."""
+"""Attribute of a part of a model that holds how the layers of this part were compressed. The part
+is itself a transformers model."""
 
 REPLACED = ("save_pretrained", "push_to_hub", "resize_token_embeddings", "tie_weights")
-"""Methods that are replaced on each compressed model."""
+"""Names of the methods that are replaced on each compressed model, so that it saves its own layers
+and refuses wrong changes."""
 
 
 class RMTLoader(HfQuantizer):
@@ -156,9 +158,10 @@ def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
 
 
 def _watch_missing(model: Any, where: str) -> None:
-    """Make transformers check for missing tensors before it fills them with random numbers.
+    """Make transformers call our check of the loaded files before it fills in missing tensors.
 
-    The check is `_found_all`.
+    Without it, missing tensors would get random numbers. The check is `_found_all`, and `where`
+    names the files in its errors.
     """
     model.mark_tied_weights_as_initialized = partial(_found_all, model, where)
 

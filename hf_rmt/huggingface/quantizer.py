@@ -119,7 +119,10 @@ def quantized_already(name: str, method: object, remedy: str) -> ValueError:
 
 
 class _CompressWeight(ConversionOps):
-    """Turns a dense weight into a compressed layer, and removes it from the loaded tensors."""
+    """The operation that transformers calls for each weight to compress while a model loads.
+
+    It puts the compressed layer into the model, so the dense weight is not loaded.
+    """
 
     def __init__(self, quantizer: RMTQuantizer) -> None:
         self.quantizer = quantizer
@@ -134,7 +137,11 @@ class _CompressWeight(ConversionOps):
         missing_keys: set[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
-        """Compress the one weight in `input_dict`; return the weight only if it stays dense."""
+        """Compress one weight, and return what transformers loads in its place.
+
+        This is nothing (an empty dict) if the layer was replaced. If it stays dense, it is the
+        weight, perhaps with new values. `input_dict` holds the weight.
+        """
         (value,) = input_dict.values()
         weight = value[0] if isinstance(value, list) else value
         name = self.quantizer.pending[full_layer_name]

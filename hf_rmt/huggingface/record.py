@@ -16,7 +16,8 @@ QUANT_METHOD = "rmt"
 REMOTE_MODULE = "hf_rmt_remote"
 """Name, without ".py", of the code file that is saved with a compressed model."""
 OWN_CONFIG = "own AutoConfig"
-"""Key of `auto_map` for a user's own config class, because our class takes the usual key."""
+"""Key of `auto_map` in config.json for a user's own config class, because our class takes the
+usual key."""
 FORMAT_VERSION = 1
 """Version of the format of the saved files; a higher version is refused."""
 

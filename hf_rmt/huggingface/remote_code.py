@@ -77,7 +77,8 @@ BUNDLED: tuple[ModuleType, ...] = (
     integrity,
     loader,
 )
-"""The modules of which the code file is made. Each comes after the modules that it imports."""
+"""The modules that make up the code file, which is saved with a model. Each comes after the
+modules that it imports."""
 
 EPILOGUE = '''
 from transformers import AutoConfig, PreTrainedConfig
@@ -175,7 +176,10 @@ def _body() -> str:
 
 
 def _without_own_imports(source: str) -> str:
-    """A module's source without its docstring and without imports of this package or __future__."""
+    """The source of a module, changed so that many modules can be joined into one file.
+
+    Docstrings of the module and its constants, and imports of this package or __future__, are cut.
+    """
     lines = source.splitlines()
     for node in ast.parse(source).body:
         own = isinstance(node, ast.ImportFrom) and (node.module or "").startswith(

@@ -85,7 +85,10 @@ def _push_to_hub(
     save_options: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Push as `PreTrainedModel.push_to_hub` does, but with the generated model card."""
+    """Push as `PreTrainedModel.push_to_hub` does, but with a generated model card.
+
+    If a person wrote the card in the repository, it stays.
+    """
     from transformers.utils.hub import hf_api
 
     make_savable(model, (save_options or {}).get("state_dict"))  # before a repository is made
@@ -104,7 +107,10 @@ def _push_to_hub(
 
 @contextmanager
 def _given(model: Any, state_dict: dict[str, Any] | None) -> Iterator[None]:
-    """A context in which the quantizer saves the caller's tensors, if any, and not the model's."""
+    """A context in which the tensors of `state_dict` are saved, not the model's own tensors.
+
+    They are what the caller passed to `save_pretrained`. None means the model's own tensors.
+    """
     model.hf_quantizer.given_state = state_dict
     try:
         yield
@@ -113,9 +119,10 @@ def _given(model: Any, state_dict: dict[str, Any] | None) -> Iterator[None]:
 
 
 def _stale(folder: Path, variant: str | None) -> Callable[[str], bool]:
-    """Return a test for files of an earlier save that must not stay after a new save.
+    """Return a function that says of a file's name whether a new save must remove this file.
 
-    These are the weights of the same variant, their index, and the picture on the generated card.
+    Such files are the weights of the same variant, their index, and the picture on the generated
+    card.
 
     A save in one file would leave the shards of an earlier save behind. A save in shards would
     leave the one file of an earlier save behind. Transformers would read these old files.
@@ -188,7 +195,10 @@ def _warn_of_unused(model: Any) -> None:
 
 @contextmanager
 def _config_of_its_own(model: Any) -> Iterator[None]:
-    """A context in which a model has a copy of its config; this copy may be changed."""
+    """A context in which a model has a copy of its config, which may be changed.
+
+    At the end, the model gets its unchanged config back.
+    """
     shared = model.config
     model.config = copy.deepcopy(shared)
     try:
@@ -199,7 +209,10 @@ def _config_of_its_own(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _on_its_own(part: Any) -> Iterator[None]:
-    """A context in which a part of a compressed model can be saved as a model of its own."""
+    """A context in which a part of a compressed model can be saved as a model of its own.
+
+    In it, the part has a quantizer and the record of how its own layers were compressed.
+    """
     from hf_rmt.huggingface.quantizer import RMTQuantizer
 
     record = copy.deepcopy(part.__dict__[PART])

@@ -160,7 +160,11 @@ def carry(source: str | PathLike[str], target: Path) -> tuple[list[str], list[st
 
 
 def _other_models(folder: Path, modules: set[str]) -> list[Path]:
-    """Folders inside a model's folder that hold another model, such as an earlier output."""
+    """Folders inside a model's folder that hold another model, such as an earlier output.
+
+    Folders of a sentence encoder's modules (`modules`) and of checkpoints do not count. The paths
+    are relative to `folder`.
+    """
     found = {
         path.relative_to(folder).parent
         for path in folder.rglob("*")
@@ -176,7 +180,10 @@ def _has_weights(folder: Path, *, besides: re.Pattern[str] | None = None) -> boo
 
 
 def _modules(folder: Path) -> set[str]:
-    """Folders of the modules of a sentence encoder; their weights are copied too."""
+    """Names of the folders inside `folder` that hold the modules of a sentence encoder.
+
+    They belong to the model, so their weights are copied too. Other models have none.
+    """
     try:
         entries = json.loads((folder / MODULES).read_text(encoding="utf-8"))
         return {Path(entry["path"]).parts[0] for entry in entries if entry["path"]}
@@ -185,7 +192,10 @@ def _modules(folder: Path) -> set[str]:
 
 
 def _local(source: str | PathLike[str]) -> Path | None:
-    """The folder of a source; None if a Hub id cannot be read. Weights are not downloaded."""
+    """The folder of a model on this machine; a Hub id is downloaded without its weights.
+
+    It is None if the Hub id cannot be read.
+    """
     if Path(source).is_dir():
         return Path(source)
     formats = ("safetensors", "bin", "h5", "msgpack", "ot", "onnx", "onnx_data", "pt", "gguf")

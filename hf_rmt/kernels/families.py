@@ -56,7 +56,7 @@ def one_level_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def _narrow_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
-    """A starting point of `one_level_patterns` with a large height b.
+    """At most one starting point of `one_level_patterns`, with a large height b.
 
     Both thresholds lie near a number s, at a small distance w from each other. The moments of this
     step activation (see `GaussianMoments`) are m1 = -b w s phi(s), m2 = b w (1 - s^2) phi(s) and m3
@@ -129,9 +129,9 @@ def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 def quantized_patterns(problem: MatchingProblem, levels: int) -> Iterator[Pattern]:
     """Two starting points of the search for a step activation with levels + 1 values.
 
-    They are the best approximations by so many values (see `quantized`) of two functions. The first
-    function is the average of two: the activation, with mean 0 and variance 1, and
-    `MatchingProblem.quadratic`. The second function is `quadratic` alone.
+    They approximate the functions (f + q) / 2 and q best by so many values (see `quantized`). Here
+    f is the activation, shifted and scaled to mean 0 and variance 1, and q is
+    `MatchingProblem.quadratic`.
     """
     function = resolve_activation(problem.activation)
     stretch = problem.target.tau

@@ -105,10 +105,11 @@ def _stretched(activation: Activation, tau: float) -> Activation:
 
 
 def _interpolated(logs: Array, row: Callable[[float], Array]) -> Array:
-    """Interpolated values of `row` at n logarithms of variances, shape (values of a row, n).
+    """The values of a function at n variances, given by their logarithms, shape (row size, n).
 
-    `row` is a function of the scale, the square root of the variance. If the interpolation would
-    need as many nodes as there are logarithms, `row` is computed at each logarithm instead.
+    The function `row` takes the scale, the square root of the variance, and returns an array. It is
+    evaluated at fewer than n scales, and its values are interpolated. If the interpolation would
+    need n scales or more, `row` is evaluated at each variance instead.
     """
     middle, half = (logs.max() + logs.min()) / 2, max(np.ptp(logs) / 2, 1e-6)
     nodes = SCALES

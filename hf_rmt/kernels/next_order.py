@@ -21,7 +21,8 @@ from hf_rmt.kernels.gaussian_moments import GaussianMoments
 DEGREE = 3
 Polynomial = dict[tuple[int, int, int], float]
 """A polynomial in (g, psi_i, psi_j), the three quantities of the module's docstring: maps the three
-exponents of each term to the coefficient. The sum of the exponents is at most 3."""
+exponents of each term to the coefficient. {(1, 0, 2): 5.0} is 5 g psi_j^2. The sum of the exponents
+is at most 3."""
 
 
 def kernel_polynomials(
@@ -94,6 +95,7 @@ def _lifted(
     With order=0 the layer has the activation s, and with order=1 the slope s' in place of s. The
     polynomial is sum_k cross^k / k! M_{k+order}(i) M_{k+order}(j). Here M_k(i) is the mean of the
     k-th derivative of s for the input i, and `cross` is the polynomial before the layer.
+    `deviation` is the argument's variance for the input i, minus tau^2.
     """
     means = (0.0, *moments.derivative_means[1:])
     total: Polynomial = {}
@@ -110,9 +112,10 @@ def _lifted(
 
 
 def _composed(slopes: tuple[float, ...], deviation: Polynomial) -> Polynomial:
-    """The Taylor series sum_r slopes[r] deviation^r / r!, up to degree 3.
+    """The polynomial f(x + deviation) up to degree 3, by the Taylor series of a function f at x.
 
-    `slopes[r]` is the r-th derivative of a function, and `deviation` is a polynomial.
+    The result is sum_r slopes[r] deviation^r / r!. `slopes[r]` is the r-th derivative of f at x,
+    and `deviation` is a polynomial.
     """
     total: Polynomial = {}
     power: Polynomial = {(0, 0, 0): 1.0}

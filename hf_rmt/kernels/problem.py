@@ -110,10 +110,10 @@ class MatchingProblem:
 
     @property
     def needed_share(self) -> float:
-        """The fraction of a step activation's variance that its `quadratic` part must hold.
+        """The fraction of a step activation's variance that must be linear and quadratic.
 
-        The fraction is needed only if the variance of the outputs has to match that of the
-        replaced activation.
+        The linear and quadratic parts together are `quadratic`. The fraction is needed only if the
+        variance of the outputs has to match that of the replaced activation.
         """
         return float(self.goal[0] ** 2 + self.goal[1] ** 2 / 2)
 

@@ -211,9 +211,9 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return np.concatenate(planes, axis=1)
 
     def _signs(self, rows: slice) -> NDArray[np.int8]:
-        """Rows of the matrix sqrt(1 - sparsity) W, where W holds the weights.
+        """Unpack the signs -1, 0 or 1 of the weights in some rows of W, shape (rows, n_features).
 
-        The entries are -1, 0 and 1.
+        They are sqrt(1 - sparsity) times the weights.
         """
         bits = np.unpackbits(self.packed_weights_[:, rows], axis=2, count=self.n_features_in_)
         nonzero, negative = bits.view(np.int8)

@@ -108,9 +108,9 @@ class _Family:
         return replace(self.pattern, points=points, values=values)
 
     def derivative(self, z: Array) -> Array:
-        """The derivative of the `matched_quantities` by the unknowns z of `_Family`.
+        """Derivatives of four moments of the step by the unknowns z, shape (4, len(z)).
 
-        The shape is (4, len(z)).
+        The moments are the `matched_quantities`; `_Family` tells what z holds.
         """
         at = self.member(z)
         _, by_points, by_heights = matched_quantities(at.points, at.heights)

@@ -136,10 +136,11 @@ def matched_quantities(points: Array, heights: Array) -> tuple[Array, Array, Arr
 
 
 def _drops(points: Array, density: Array) -> tuple[Array, Array]:
-    """phi(left) - phi(right) and left phi(left) - right phi(right) of all cells but the first.
+    """By how much phi(x) and x phi(x) fall from the left end of each cell to its right end.
 
-    A cell is the interval from a threshold (left) to the next (right), and phi is the normal
-    density. Plain subtraction would lose the digits that a narrow cell of large height needs.
+    A cell is the interval from a threshold to the next, or from the last one to infinity. phi is
+    the normal density, given as `density` at the thresholds. In a narrow cell, plain subtraction
+    would lose digits. They are needed if the step is very high there.
     """
     left, right = points[:-1], points[1:]
     growth = (right - left) * (right + left) / 2
@@ -150,7 +151,7 @@ def _drops(points: Array, density: Array) -> tuple[Array, Array]:
 
 
 def _by_heights(weights: Array) -> Array:
-    """Derivative of sum_j weights_j (h_{j+1} - h_j) by h, the heights of a step activation."""
+    """Derivatives of sum_j w_j (h_{j+1} - h_j) by the heights h: [w, v] gives [-w, w - v, v]."""
     return np.concatenate([[0.0], weights]) - np.concatenate([weights, [0.0]])
 
 

@@ -6,17 +6,20 @@ import torch
 from torch import Tensor
 
 BASE = 254
-"""Inputs are written as digits d_1 + d_2 / BASE + d_3 / BASE^2, each digit from -127 to 127."""
+"""Base of the digits in which inputs are written. An input, scaled to [-127, 127], is d_1 + d_2 /
+BASE + d_3 / BASE^2, where each digit is a whole number from -127 to 127."""
 ENTRIES_AT_ONCE = 2**18
-"""Number of entries of the input or output that are processed at once, to stay in the cache."""
+"""Number of entries of the input or output that are processed at once, so that they fit into the
+cache."""
 SMALLEST = 1e-30
-"""Rows whose largest absolute entry is below this number lose precision."""
+"""A row of numbers is divided by its largest absolute entry, or by this number if that is larger,
+to avoid a division by 0. Rows with only smaller entries lose precision."""
 SHORTEST_SIDE = 384
 """Smallest number of rows, and of columns, of a weight that uses integer products. For a smaller
-weight, to make the digits takes more time than the integer product saves."""
+weight, to convert the inputs to integer digits takes more time than the product saves."""
 LONGEST = 2**16
-"""Largest number of columns of a weight that uses integer products. With more columns, sums of two
-digits could overflow 32 bits."""
+"""Largest number of columns of a weight that uses integer products. With more columns, the sum for
+inputs of two digits could overflow 32 bits."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -72,9 +75,10 @@ def integer_linear(
 
 
 def _digits(rows: Tensor, digits: int) -> Tensor:
-    """Write entries in [-127, 127] as int8 digits of base 254, the most significant digit first.
+    """Split each entry of `rows`, a number from -127 to 127, into int8 digits of base 254.
 
-    The entries in `rows` are overwritten.
+    The result has shape (digits, *shape of rows), the most significant digit first. For example,
+    3.1 becomes 3 and 25, because 3.1 is about 3 + 25 / 254. `rows` is overwritten.
     """
     parts = rows.new_empty((digits, *rows.shape), dtype=torch.int8)
     for part in parts[:-1]:
@@ -86,10 +90,10 @@ def _digits(rows: Tensor, digits: int) -> Tensor:
 
 
 def _joined(sums: Tensor) -> Tensor:
-    """Combine the matrix products of single digits of base 254 into the product of whole numbers.
+    """Combine the products of a matrix with each digit of its inputs into one product.
 
-    `sums` holds the product of the most significant digits first. The result is in units of the
-    last digit.
+    An input is written in digits of base 254, and `sums[0]` belongs to the most significant one.
+    The result counts in units of the last digit: for two digits it is 254 sums[0] + sums[1].
     """
     total = sums[0]
     if len(sums) > 1:

@@ -62,7 +62,7 @@ class Transposed:
     shape: torch.Size
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        """The gradient with respect to inputs, from the gradient with respect to outputs."""
+        """The gradient with respect to x, if `gradient` is that of the noise applied to x."""
         noise = self.layer.noise.dense(gradient.dtype, scratch=True)
         return self.layer._gradient(gradient, noise, self.shape)
 
@@ -92,7 +92,7 @@ class NoiseGradient(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        """The derivative along a tangent of the gradient."""
+        """The derivative along a tangent of the gradient: the same product of the tangent."""
         return NoiseGradient.apply(tangent, ctx.transposed)
 
 

@@ -131,7 +131,7 @@ class SpikedLinear(LaidOutLayer):
             ValueError: If shapes disagree, or the weight is None and the noise is not `drop`.
         """
         if weight is None and noise != "drop":
-            raise ValueError(f"noise={noise!r} stores the weight minus the signal; pass weight")
+            raise ValueError(f"noise={noise!r} stores the weight minus the signal; pass the weight")
         if left.shape[1] != right.shape[0]:
             raise ValueError(
                 f"left {tuple(left.shape)} and right {tuple(right.shape)} disagree on the rank; "
@@ -155,12 +155,12 @@ class SpikedLinear(LaidOutLayer):
 
     @classmethod
     def _inputs(cls, columns: int) -> int:
-        """Number of inputs (for a convolution, channels) if the matrix has this many columns."""
+        """Number of inputs (of a convolution: channels) if the matrix has `columns` columns."""
         return columns
 
     @classmethod
     def _geometry(cls, dense: nn.Module) -> dict[str, Any]:
-        """The arguments of a convolution except its channels; empty for a linear layer."""
+        """Arguments of the convolution `dense` besides its channels; empty for a linear layer."""
         return {}
 
     @torch.no_grad()
@@ -175,10 +175,11 @@ class SpikedLinear(LaidOutLayer):
             self._refit(weight)
 
     def _refit(self, weight: Tensor) -> None:
-        """Set the factor left of the signal left right to (weight - noise) right^+.
+        """Compute the factor left of the signal left @ right again, after the noise was packed.
 
-        Here right^+ is the pseudoinverse of right. Then the packed noise causes no error for inputs
-        that are combinations of the rows of right. The layer takes no more bits than before.
+        Packing rounds the noise. Let right^+ be the pseudoinverse of right, and left the matrix
+        (weight - noise) right^+. Then the rounding causes no error for inputs that are
+        combinations of the rows of right. The layer takes no more bits than before.
         """
         inverse = torch.linalg.pinv(self.factors()[1].to(torch.float32))
         step = rows_at_once(weight.shape)
@@ -226,7 +227,7 @@ class SpikedLinear(LaidOutLayer):
         return layout.forward(self, x, weight, bias)
 
     def _compiled(self, x: Tensor, handle: int) -> Tensor:
-        """Apply the layer in its layout (form of the weight in memory) under torch.compile."""
+        """Apply the layer to x in a compiled program, which knows it by its number `handle`."""
         if torch.is_grad_enabled():
             noise = torch.ops.hf_rmt.layout_noise(x, handle, self.out_features)
             return self._signal(x, self.weight, self.bias) + noise
@@ -245,23 +246,23 @@ class SpikedLinear(LaidOutLayer):
         return product.add_(NoiseProduct.forward(x, self))  # apply itself takes 50 microseconds
 
     def _act_plainly(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The result of `forward`, by operations that every exported graph can hold."""
+        """The output for x, by plain operations that every exported graph, as in ONNX, can hold."""
         if self.noise.kind == "drop":
             return self._signal(x, weight, bias)
         noise, (left, right) = self.noise.plain(x.dtype), split_factors(weight, self.in_features)
         return self._act(x, noise + left @ right if self.rank else noise, bias)
 
     def _act_noise(self, x: Tensor) -> Tensor:
-        """The noise part of the weight, applied to x; not unpacked as a whole for few rows."""
+        """The noise part of the weight, applied to x; unpacked piece by piece if possible."""
         product = self.noise.product(x)
         return self._act(x, self.noise.dense(x.dtype, scratch=True)) if product is None else product
 
     def _act(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The output of a dense layer whose weight is `matrix`, of shape (any, in)."""
+        """The output for x of a dense layer with the weight `matrix`, of shape (any, in)."""
         return functional.linear(x, matrix, bias)
 
     def _gradient(self, gradient: Tensor, matrix: Tensor, like: torch.Size) -> Tensor:
-        """The gradient with respect to x, of shape `like`, from the gradient of `_act(x)`."""
+        """The gradient of x, of shape `like`, from the gradient of the output `_act(x, matrix)`."""
         return gradient @ matrix
 
     def _signal(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -269,11 +270,14 @@ class SpikedLinear(LaidOutLayer):
         return functional.linear(self._act(x, right), left, cast(bias, x.dtype))
 
     def _positions(self, x: Tensor) -> int:
-        """Number of input vectors in x; the matrix is applied to each of them."""
+        """Number of input vectors in x, to each of which the weight matrix is applied."""
         return x.numel() // max(1, self.in_features)
 
     def _merges(self, x: Tensor) -> bool:
-        """Whether one product of x with signal plus noise costs less than separate products."""
+        """Whether to add signal and noise to one matrix first, and multiply x only once.
+
+        This costs less if x has many rows. It is not done if derivatives may be needed.
+        """
         if self.noise.kind == "drop" or is_differentiating():
             return False
         sides = self.in_features + self.out_features

@@ -124,12 +124,12 @@ class SpikedConv2d(SpikedLinear):
         return self.unpacked_forward(x, self.weight, self.bias)
 
     def _pads_inside(self) -> bool:
-        """Whether torch's convolution can pad x: with zeros, equally on opposite sides."""
+        """Whether torch's `conv2d` can pad the images: with zeros, equally on opposite sides."""
         left, right, above, below = edges(self)
         return self.padding_mode == "zeros" and (left, above) == (right, below)
 
     def _options(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Stride, padding and dilation of the convolution; no padding if `forward` pads x."""
+        """Stride, padding and dilation for `conv2d`; the padding is 0 if `forward` pads."""
         left, _, above, _ = edges(self) if self._pads_inside() else [0, 0, 0, 0]
         return self.stride, (above, left), self.dilation
 

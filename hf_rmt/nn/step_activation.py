@@ -78,9 +78,10 @@ class StepActivation(nn.Module):
         return self._chosen(x, self.heights, self.mean)
 
     def _chosen(self, x: Tensor, heights: Tensor, mean: Tensor) -> Tensor:
-        """For each x, the entry of `heights` for the piece that contains x, minus the mean.
+        """Replace each number in x by the height of the piece in which it lies, minus the mean.
 
-        The thresholds cut the line into pieces.
+        The thresholds cut the line into pieces, each with an entry of `heights`. With the
+        thresholds [0], the heights [5, 8] and the mean 1, x = [-3, 2] becomes [4, 7].
         """
         dtype = torch.promote_types(x.dtype, heights.dtype)
         wide, values = x.to(dtype), heights.to(dtype) - mean.to(dtype)

@@ -38,15 +38,16 @@ GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 BOUND_HOOK = "_hf_hook"
 """The attribute in which accelerate keeps the hook that it has put around a module's forward."""
 WRAPPED = "_old_forward"
-"""The attribute in which accelerate keeps the forward that it has wrapped."""
+"""The attribute in which accelerate keeps the module's own forward while a hook is around it."""
 CARRIERS: dict[str, Callable[[nn.Module, nn.Module], None]] = {}
-"""How to move what other libraries add to a module. A key is the attribute that shows the addition;
-the value is a function that moves it from the old module to the new one."""
+"""Functions that move what other libraries add to a module. A key is the attribute that shows such
+an addition; the function moves the addition from the old module to the new one."""
 LIBRARIES = ("torch", "transformers", "accelerate")
-"""Packages whose hooks on gradients do not prevent a replacement. Such a hook belongs to one
-training run, which ends before the layer is replaced or begins after the replacement."""
+"""Packages whose hooks on the gradient of a weight do not prevent the replacement of the layer.
+Such a hook belongs to one training run, which ends before the replacement or begins after it."""
 INITIALISED = "_is_hf_initialized"
-"""The attribute by which transformers marks initialised modules and tensors; it is not moved."""
+"""The attribute by which transformers marks initialised modules and tensors; the mark is not
+moved."""
 OWN_ATTRIBUTES = {
     *vars(nn.Module()),
     *("weight", "bias", "in_features", "out_features", "nx", "nf"),
@@ -54,10 +55,11 @@ OWN_ATTRIBUTES = {
     *("transposed", "output_padding", "padding_mode", "_reversed_padding_repeated_twice"),
     *(BOUND_HOOK, WRAPPED, INITIALISED),
 }
-"""Attributes that the constructors of torch and transformers set on dense layers, and those that
-libraries set on any module."""
+"""Names of attributes that no user has set: constructors of torch and transformers set them on
+dense layers, or libraries set them on any module."""
 OF_COMPRESSED = {"rank", "noise", "scale", "step", "unpacked", "_layout", "_source"}
-"""Further attributes that the constructors of compressed layers set."""
+"""Further names of attributes that no user has set, because constructors of compressed layers set
+them."""
 
 
 def swap_module(model: nn.Module, name: str, new: nn.Module) -> None:
@@ -136,12 +138,15 @@ def user_attributes(module: nn.Module) -> list[str]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether the attributes that the module's class sets are known; not so for activations."""
+    """Whether a module is a linear layer, a convolution or a compressed layer.
+
+    Of these it is known which attributes their classes set, so that all others are a user's.
+    """
     return isinstance(module, CompressedLayer | nn.Linear | nn.Conv2d) or is_conv1d(module)
 
 
 def _given(module: Any) -> set[str]:
-    """Names that a module has from its class: attributes, tensors and children."""
+    """Names of attributes, tensors and children that a module has from its class, not a user."""
     given = set(OWN_ATTRIBUTES)
     for kind in type(module).__mro__:
         given |= set(inspect.get_annotations(kind))
@@ -154,7 +159,7 @@ def _given(module: Any) -> set[str]:
 
 
 def _held(module: nn.Module) -> Iterator[str]:
-    """Names of the tensors and children that are registered in a module itself."""
+    """Names of the parameters, buffers and child modules that are registered in a module itself."""
     yield from (*module._parameters, *module._buffers, *module._modules)
 
 
@@ -171,7 +176,10 @@ def _patched(module: nn.Module) -> Iterator[str]:
 
 
 def _why_own(layer: Any) -> str:
-    """Why a user's addition to a layer or its weight cannot be moved; empty if all can be moved."""
+    """Why a user's addition to a layer cannot be moved to a new layer; empty if all can be.
+
+    An addition is a tensor, a child, an attribute, or a hook on the gradient of the weight.
+    """
     given = _given(layer)
     more = [key for key in _held(layer) if key not in given and not hasattr(type(layer), key)]
     if more:
@@ -196,23 +204,26 @@ def _taken(key: str) -> str:
 
 
 def _why_taken(old: nn.Module, new: nn.Module) -> str:
-    """Why a user's attribute cannot be set on the new module; empty if all can be set."""
+    """Why a user's attribute cannot be moved to the new module; empty if all can be moved.
+
+    It cannot be moved if the new module uses an attribute of the same name.
+    """
     known = [key for key in user_attributes(old) if hasattr(new, key)]
     taken = set(known) - set(user_attributes(new)) if known and _is_layer(old) else ()
     return _taken(min(taken)) if taken else ""
 
 
 def _is_hooked(parameter: Any) -> bool:
-    """Whether a user has put a hook on the gradient of a parameter."""
+    """Whether a user, not one of `LIBRARIES`, has put a hook on the gradient of a parameter."""
     hooks = [hook for key in GRADIENT_HOOKS for hook in (getattr(parameter, key) or {}).values()]
     homes = (str(getattr(hook, "__module__", "")).partition(".")[0] for hook in hooks)
     return any(home not in LIBRARIES for home in homes)
 
 
 def _carry_gradients(old: Any, new: Any) -> None:
-    """Copy `requires_grad` of the weight and the bias to the new layer.
+    """Copy `requires_grad` of the weight and the bias from the old layer to the new one.
 
-    If the new layer has no trainable weight, an attribute stores the value.
+    If the new layer's weight is no parameter, `new.dense_requires_grad` stores that of the weight.
     """
     trains = _trains(old, "weight", getattr(old, "dense_requires_grad", True))
     if isinstance(getattr(new, "weight", None), nn.Parameter):
@@ -235,9 +246,9 @@ def _set_trains(parameter: nn.Parameter, trains: bool) -> None:
 
 
 def _carry_weight_attributes(old: Any, new: Any) -> None:
-    """Move the attributes of the weight to the new weight.
+    """Copy the attributes that were set on the old layer's weight to the new layer's weight.
 
-    If the new weight cannot be trained, a dict of the new layer stores them.
+    If the new weight is no parameter, `new.dense_attributes` stores them.
     """
     weight = getattr(old, "weight", None)
     trained = isinstance(weight, nn.Parameter)
@@ -249,7 +260,10 @@ def _carry_weight_attributes(old: Any, new: Any) -> None:
 
 
 def _carry_bias(old: Any, new: Any) -> None:
-    """Move the attributes of the bias, and the hooks on its gradient, to the new bias."""
+    """Give the new bias the attributes of the old bias and the hooks on its gradient.
+
+    A new compressed layer also notes in `took_bias` whether the dense layer had a bias.
+    """
     before, after = getattr(old, "bias", None), getattr(new, "bias", None)
     if isinstance(new, CompressedLayer):
         new.took_bias = getattr(old, "took_bias", before is not None)
@@ -267,9 +281,9 @@ def _attributes(parameter: Any) -> dict[str, Any]:
 
 
 def _move_hooks(old: dict[str, Any], new: dict[str, Any], key: str) -> None:
-    """Move the dict of hooks itself to the new module, no copy.
+    """Move the dict of hooks under `key` from the attributes of one module to those of another.
 
-    The handles that remove hooks refer to this dict.
+    The dict is not copied: the handle with which a user removes a hook refers to this dict.
     """
     moved, own = old.get(key), new.get(key)
     if moved:

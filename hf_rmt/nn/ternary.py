@@ -249,7 +249,10 @@ class TernaryLinear(CompressedLayer):
         return unpack_trits(self.weight, shape)
 
     def _kept(self, dtype: torch.dtype) -> Tensor:
-        """The unpacked weight: signs (-1, 0, 1) if the dtype is int8, or signs times scales."""
+        """The unpacked weight, which is kept in memory until the packed one changes.
+
+        For the dtype int8 it holds the signs -1, 0 and 1, otherwise the signs times the scales.
+        """
         kept, traced = self.unpacked, torch.compiler.is_compiling()  # traces have no addresses
         current = traced or self._source.get(identities((self.weight, self.scale, kept)))
         if kept is not None and kept.dtype == dtype and current:

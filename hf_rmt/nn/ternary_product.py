@@ -14,7 +14,8 @@ from hf_rmt.nn.stores.export_ops import is_exporting, plain_signs
 from hf_rmt.nn.transforms import are_wrapped, is_differentiating, is_transformed
 
 FEW_TOKENS = 64
-"""Up to this many tokens (rows of the input), integer products are faster than float products."""
+"""For a packed weight and up to this many tokens (rows of the input), integer products are faster
+than float products."""
 
 
 def ternary_linear(x: Tensor, layer: Any) -> Tensor:
@@ -50,9 +51,9 @@ def _ternary_product(x: Tensor, layer: Any, bias: Tensor | None = None) -> Tenso
 
 
 class _TernaryProduct(torch.autograd.Function):
-    """The product of x and the transposed weight of a `TernaryLinear`.
+    """The product of x and the transposed weight of a `TernaryLinear`, with its derivatives.
 
-    To save memory, the gradient unpacks the weight again.
+    To save memory, the unpacked weight is not kept for the backward pass, which unpacks it again.
     """
 
     generate_vmap_rule = True

@@ -81,8 +81,8 @@ MOST_SIDE = 2**31
 """Every side of a weight matrix must be smaller than this; no model has larger matrices."""
 _COUNT = ("a whole number of at least 0", _is_count)
 _ENERGY = ("a number of at least 0", _is_energy)
-"""An energy is a squared norm, divided by that of the weight. It may exceed 1, because directions
-that calibration chooses need not be orthogonal."""
+"""The rule for a field that holds an energy: a squared norm, divided by that of the weight. It may
+exceed 1, because directions that calibration chooses need not be orthogonal."""
 _TEXT = ("a text", lambda value: isinstance(value, str))
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": _TEXT,
@@ -110,4 +110,4 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: value is None or is_step(value),
     ),
 }
-"""The rule and the check for each field of a recorded layer."""
+"""For each field of a layer in config.json: its rule in words, and a check of its value."""

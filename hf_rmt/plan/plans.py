@@ -14,9 +14,9 @@ from hf_rmt.plan.field_rules import checked_fields
 from hf_rmt.plan.outcomes import SPIKED, Cause, Outcome
 
 NOTABLE_LOSS = 0.01
-"""If the mean `dropped_energy` is larger than this, a warning tells the user to fine-tune. Rounding
-the noise to 4 bits causes half of this error in the trained BERT and ViT. That already changes
-their outputs visibly."""
+"""If the mean `dropped_energy` (share of a weight's squared norm that is removed) is larger than
+this, a warning tells the user to fine-tune. Rounding the noise to 4 bits causes half of this error
+in the trained BERT and ViT. That already changes their outputs visibly."""
 
 STATES = {
     Outcome.REPLACED: "compressed",
@@ -67,12 +67,13 @@ class LayerPlan:
         kind: Kind of the new layer: `spiked` holds a signal and noise, `ternary` holds one matrix
             of -1, 0 and 1 with scales.
         step: The step activation (a piecewise constant function) that replaces an activation; None
-            if nothing is replaced so. It has `thresholds`, the `heights` between them, and
-            `module`, the name of the replaced module. If the model calls its activation as a
-            function, four other fields stand in place of `module`. `function` names the function,
-            whose inputs are the heights. `values` and `slopes` are its outputs and derivatives at
-            the heights. `gain` is the factor of at most 1 that scales the wanted values into the
-            range of the function.
+            if nothing is replaced so. It has `thresholds`, the `heights` of the pieces between
+            them, and `module`, the name of the replaced module. If the model calls its activation
+            as a function f, four other fields stand in place of `module`, because f is still
+            called after the step activation. `function` names f, whose inputs are the heights.
+            `values` and `slopes` are the outputs and derivatives of f at the heights. `gain` is 1,
+            or less if the pieces should have had values too far apart for f: then they were
+            multiplied by it.
     """
 
     name: str
@@ -206,7 +207,7 @@ class CompressionPlan:
 
     @property
     def rounding_error(self) -> float | None:
-        """Mean of `LayerPlan.rounding_error` of the compressed layers; None if none has one."""
+        """Mean `LayerPlan.rounding_error` of the compressed layers; None if it is None for all."""
         errors = [x.rounding_error for x in self.compressed if x.rounding_error is not None]
         return sum(errors) / len(errors) if errors else None
 

@@ -18,8 +18,8 @@ STEP_FIELDS: tuple[set[str], ...] = (
     {"module", "thresholds", "heights"},
     {"function", "thresholds", "heights", "values", "slopes", "gain"},
 )
-"""The fields of a step activation that replaces a module, and of one whose heights are the inputs
-of a function; see `LayerPlan.step`."""
+"""The two possible sets of fields of a step activation (a piecewise constant function): of one
+that replaces a module, and of one before a function that the model calls; see `LayerPlan.step`."""
 
 
 def is_step(value: object) -> bool:
@@ -42,9 +42,9 @@ def is_step(value: object) -> bool:
 
 
 def _fits_function(step: Mapping[str, Any], pieces: int) -> bool:
-    """Whether the fields of a step activation (a piecewise constant function) are valid.
+    """Whether `values`, `slopes` and `gain` of a step activation before a function are valid.
 
-    The heights of this step activation are the inputs of a function; see `LayerPlan.step`.
+    A step activation is a piecewise constant function with `pieces` pieces; see `LayerPlan.step`.
     """
     return (
         _are_levels(step["values"], pieces)

@@ -256,9 +256,9 @@ class CompressionReport:
 
 
 def _why(state: str, layers: Sequence[LayerPlan]) -> str:
-    """A line that counts the layers of a state, such as `Left dense`, by reason.
+    """A line that says how many layers are in a state for which reason; empty without layers.
 
-    The text is empty if there are no layers.
+    For example, `Left dense: 3 (all weights are zero); 1 (no reason given)`.
     """
     if not layers:
         return ""

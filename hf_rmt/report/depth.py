@@ -76,7 +76,11 @@ def short_names(names: Sequence[str], *, longest: int = 30) -> list[str]:
 
 
 def _split(name: str) -> tuple[str, int | None, str]:
-    """The stack of blocks before the first number in a name, that number, and the kind after it."""
+    """Split the name of a layer at its first number: the text before, the number, the text after.
+
+    `h.3.mlp.up` becomes ("h", 3, "mlp.up"). Later numbers are left out. A name without a number
+    gives ("", None, name).
+    """
     parts = name.split(".")
     at = next((k for k, part in enumerate(parts) if part.isdecimal()), None)
     if at is None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Report(Protocol):
-    """What `save_report` needs of a report on layers."""
+    """The methods of a report on layers that `save_report` calls."""
 
     def __len__(self) -> int: ...
 

@@ -11,7 +11,8 @@ from hf_rmt.spectra import Phase, SpectrumFit
 
 MISFITS = (Phase.HEAVY_TAILED, Phase.UNEVEN, Phase.DEGENERATE)
 MISFIT = "hollow: the law of the noise does not hold"
-"""What a hollow marker means in the figures of spectra."""
+"""What a hollow marker means in the figures of spectra. The law is the density that theory
+predicts for noise."""
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def _law_of(law: Mapping[str, Any]) -> BulkLaw:
 
 
 def _numbers(value: Any) -> Any:
-    """Undo `plain` for numbers: null becomes nan, a list an array, "inf" and "-inf" numbers."""
+    """Turn JSON back into numbers: null becomes nan, "inf" infinity, and a list an array."""
     if isinstance(value, list):
         return np.array([_numbers(entry) for entry in value], dtype=float)
     return float("nan" if value is None else value) if value in (None, "inf", "-inf") else value

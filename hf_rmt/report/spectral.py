@@ -62,7 +62,7 @@ class SpectralReport:
         return self.table()
 
     def summary(self) -> str:
-        """One line: how many layers have which verdict on the spectrum, and the median signal."""
+        """One line: how many layers have which verdict on the spectrum, and medians over layers."""
         if not self.layers:
             return "no layers"
         phases = Counter(str(layer.fit.phase) for layer in self.layers)

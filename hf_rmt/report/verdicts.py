@@ -37,7 +37,7 @@ VERDICTS = {
         "notes say that noise cannot have such a spectrum (store the layer in int8)."
     ),
 }
-"""One sentence for each verdict."""
+"""For each verdict on the spectrum of a weight, a sentence: what it means and what to do."""
 UNKNOWN = (
     "This verdict is unknown to this version of hf_rmt: upgrade the package to read what it means."
 )

@@ -43,7 +43,7 @@ SEED = Option(
     parse=int,
 )
 COMMON_OPTIONS = (TARGET_MODULES, MODULES_TO_NOT_CONVERT, SEED)
-"""The options of every method."""
+"""The options that every method reads."""
 DEFAULT_METHOD = "pdb"
 
 

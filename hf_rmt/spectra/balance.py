@@ -17,7 +17,7 @@ from hf_rmt.spectra.laws.spike_map import Array
 SWEEPS = 100
 EVEN = 1e-6
 """In `balance`, a sweep scales all rows, then all columns. The sweeps end when the mean square of
-every row is that of the average row, up to this relative difference."""
+every row differs from the average of these by at most this share."""
 
 
 def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
@@ -32,8 +32,8 @@ def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
 
     Returns:
         The balanced weight B, the row scales r of shape (out,), and the column scales c of shape
-        (in,). Up to rounding, the weight is W = r[:, None] * B * c. B has the mean square of W, and
-        c has the mean square 1 as long as no column is zero.
+        (in,). Up to rounding, the weight is W = r[:, None] * B * c. The mean square of c is 1. As
+        long as no column is zero, B has the mean square of W.
 
     Raises:
         ValueError: If the weight is no matrix, or holds nan or inf.
@@ -70,16 +70,18 @@ def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
 
 
 def _live(energies: Array) -> Array:
-    """Mean squares of rows or columns, with 1 in place of 0, so that one can divide by them."""
+    """Replace 0 by 1 in the mean squares of rows or columns, so that one can divide by them."""
     return np.where(energies > 0, energies, 1.0)
 
 
 def _split(
     matrix: Array, rows: Array, columns: Array, mean_square: float
 ) -> tuple[Array, Array, Array]:
-    """The result of `balance`: the balanced weight, its row scales and its column scales.
+    """Divide a matrix by its row scales and column scales, and return it with both scales.
 
-    `rows` and `columns` hold the squares of the scales, up to factors that this function sets.
+    `rows` and `columns` hold the squares of the scales, up to a common factor. The factor is chosen
+    so that the mean square of the column scales is 1. `mean_square` is that of the matrix, divided
+    by the square of its largest entry.
     """
     common = columns.mean()
     row_scale, column_scale = np.sqrt(rows * common / mean_square), np.sqrt(columns / common)

@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike
 from hf_rmt.spectra.laws.spike_map import Array
 
 MIN_EIGENVALUES = 24
-"""With fewer eigenvalues, no law (a predicted distribution of noise eigenvalues) is fitted."""
+"""With fewer eigenvalues than this, no law (a predicted distribution of noise eigenvalues) is
+fitted."""
 MAX_NULL_FRACTION = 0.1
-"""If a larger share of the eigenvalues is 0, the matrix has low rank, and no law (a predicted
-distribution of noise eigenvalues) is fitted."""
+"""If a larger share of the eigenvalues than this is 0, the matrix has low rank, and no law (a
+predicted distribution of noise eigenvalues) is fitted."""
 RELATIVE_ZERO = 1e-14
 """An eigenvalue counts as 0 if it is at most this times the largest eigenvalue times the number of
 eigenvalues."""
@@ -24,14 +25,14 @@ MOST_NEGATIVE = 1e-3
 """Rounding may make an eigenvalue negative, by at most this share of the largest eigenvalue."""
 RANGE = (1e-303, 1e304)
 """Allowed range of the largest eigenvalue. Beyond this range, sums and variances that are computed
-from the eigenvalues overflow or vanish in float64, because they grow like squares of the weight's
-entries. So the largest entry may lie within about 1e-152 to 1e151."""
+from the eigenvalues overflow or vanish in float64. An eigenvalue grows like the square of the
+weight's entries, so the largest entry may lie within about 1e-152 to 1e151."""
 COINCIDENT = 1e-5
 """Two neighbouring eigenvalues count as equal if their relative difference is at most this. Noise
 eigenvalues are rarely so close: among 4,000 of them about one pair of neighbours in a thousand."""
 MAX_COINCIDENT = 0.5
-"""If a larger share of the pairs of neighbouring eigenvalues is equal, no law (the distribution
-predicted for noise) is fitted: the matrix has too few distinct singular values."""
+"""If a larger share of the pairs of neighbouring eigenvalues than this is equal, no law (the
+distribution predicted for noise) is fitted: the matrix has too few distinct singular values."""
 NARROWEST = 0.5
 """The relative variance of eigenvalues is Var / mean^2. For noise with N rows and p columns, theory
 says that this variance is at least c = p / N. If the variance is below NARROWEST times c, the

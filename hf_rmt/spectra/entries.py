@@ -24,8 +24,8 @@ HEAVY = 6.0
 the eigenvalues above those that theory predicts for noise. The kurtosis of the Laplace distribution
 is 6."""
 REPEATED = 0.02
-"""If a larger share of the N rows is repeated or zero, a spectrum that theory predicts for N rows
-of noise is wrong."""
+"""If a larger share of the N rows than this is zero or repeats an earlier row, a spectrum that
+theory predicts for N rows of noise is wrong."""
 SAME_ROW = 1e-6
 """Two rows of norm 1 count as equal if their projections on two random directions, which are
 numbers of about 1, differ by at most this."""
@@ -54,12 +54,15 @@ class EntryDiagnostics:
 
     @property
     def repeats(self) -> bool:
-        """Whether so many rows repeat that a noise spectrum predicted for all rows is wrong."""
+        """Whether a larger share of the rows than `REPEATED` is zero or repeats an earlier row.
+
+        Then a spectrum that theory predicts for noise with all these rows is wrong.
+        """
         return too_many_repeats(self.repeated_rows, self.rows)
 
     @property
     def cause(self) -> str:
-        """The most likely cause of spikes without a signal.
+        """The most likely cause of spikes without a signal, as text: `sparse entries (95% zeros)`.
 
         Spikes are eigenvalues above those that theory predicts for noise.
         """
@@ -188,5 +191,5 @@ def row_groups(tall: Array) -> NDArray[np.intp]:
 
 
 def too_many_repeats(repeated: int, rows: int) -> bool:
-    """Whether so many rows repeat that a noise spectrum predicted for all rows is wrong."""
+    """Whether `repeated`, a number of zero or repeated rows, is more than `REPEATED` allows."""
     return repeated > REPEATED * rows

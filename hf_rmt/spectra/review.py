@@ -181,7 +181,7 @@ def localised(squares: ArrayLike) -> Mask:
 
 @dataclass(frozen=True)
 class _Side:
-    """The rows or columns of a weight, where repeated ones are rotated into one (see the module).
+    """Energies of a weight's rows (or columns); repeated ones are rotated into one, see the module.
 
     Attributes:
         groups: The number of the group of each row, see `row_groups`, shape (N,).
@@ -203,24 +203,24 @@ class _Side:
 
 
 def _rotated(energies: Array, groups: NDArray[np.intp]) -> Array:
-    """Sums of squares of rows after each group of rows is rotated into one row; others are 0."""
+    """Add up the energies of rows by group: [3, 1, 5] in the groups 0, 1, 0 become [8, 1, 0]."""
     result = np.zeros_like(energies)
     np.add.at(result, groups, energies)  # rows of zeros, group -1, add nothing to the last one
     return result
 
 
 def _sides(tall: Array) -> list[Array]:
-    """The tall weight `tall` and, if this weight is square, its transpose too."""
+    """The matrices whose rows are tested: the tall weight and, if it is square, its transpose."""
     return [tall, tall.T] if tall.shape[0] == tall.shape[1] else [tall]
 
 
 def _possible(fit: SpectrumFit, law: BulkLaw, side: _Side, signal: Array) -> Mask:
-    """Which signal eigenvalues lie below the edge of noise with the full row energies.
+    """Which signal eigenvalues the entries may explain, judged by the row energies alone.
 
-    The edge is the largest eigenvalue of this noise by theory. The full row energies (sums of
-    squares) include those of the signal. So no edge in `explained_spikes` is larger, and no
-    eigenvalue above this edge can be explained. If the eigenvalues below this edge are too few or
-    too weak, the eigenvectors need not be computed.
+    They lie below the edge, the largest eigenvalue by theory of noise with the row energies (sums
+    of squares) of the weight. These include those of the signal. So no edge in `explained_spikes`
+    is larger, and no eigenvalue above this edge can be explained. If the eigenvalues below this
+    edge are too few or too weak, the eigenvectors need not be computed.
     """
     edge = TOLERANCE * profile_edges(law, side.energies[None])[0] * _finite_size(fit, law)
     return np.asarray(signal <= edge)
@@ -235,14 +235,13 @@ def _telling(fit: SpectrumFit, explained: Mask) -> bool:
 
 
 def _below(fit: SpectrumFit, law: BulkLaw, side: _Side, images: Array) -> Mask:
-    """Which localised spikes lie below the edge of noise to which their own energy is added.
+    """Which spikes (signal eigenvalues) unequal rows explain: those below the edge of noise.
 
-    Spikes are signal eigenvalues. The edge is the largest noise eigenvalue by theory. `images`
-    holds the energy (sum of squares) that each spike adds to each row. The rest of the energy of a
-    row is noise. This rest and the energy of a spike together give the edge for this spike.
-    Eigenvectors of nearly equal eigenvalues may be mixtures of each other, so their energies are
-    added up. If the rows repeat, spikes that are not `localised` count too. Their edge is that of
-    the noise alone.
+    `images` holds the energy (sum of squares) that each spike adds to each row. The rest of the
+    energy of a row is noise. This rest and the energy of a spike together give the edge, the
+    largest eigenvalue of noise by theory, for this spike. Eigenvectors of nearly equal eigenvalues
+    may be mixtures of each other, so their energies are added up. Only spikes that are `localised`
+    count. If the rows repeat, the others count too, and their edge is that of the noise alone.
     """
     images = _rotated(images, side.groups)
     few = localised(images)
@@ -271,7 +270,7 @@ def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
 
 
 def _in_noise_units(fit: SpectrumFit, weight: ArrayLike) -> Array:
-    """The tall weight, scaled so that its noise has a mean sum of squares of 1 in a row."""
+    """The tall weight, scaled so that the noise in a row has the sum of squares 1 on average."""
     tall = tall_matrix(weight)
     unit = np.sqrt(fit.noise.mean() * (len(fit.noise) / len(tall)))
     return tall / tall.dtype.type(unit)
@@ -292,6 +291,9 @@ def _changed(fit: SpectrumFit, weight: ArrayLike, explained: Mask) -> SpectrumFi
 
 
 def _unusual(tall: Array) -> EntryDiagnostics:
-    """Statistics of the entries; for a square weight, of the more unusual of rows and columns."""
+    """Statistics of the entries of a weight whose rows are at least as many as its columns.
+
+    For a square weight, the transpose is tried too, and the more unusual statistics are returned.
+    """
     found = [entry_diagnostics(side) for side in _sides(tall)]
     return max(found, key=lambda each: (each.repeats, each.heavy, each.row_spread))

@@ -22,8 +22,8 @@ from hf_rmt.spectra.laws.law import BulkLaw
 from hf_rmt.spectra.laws.spike_map import Array
 
 GRID = 48
-"""Number of values of u, as in the module's docstring. The function z(u) is flat near its minimum,
-so the edge is exact to about 0.5 %."""
+"""Number of values of u that are tried; the module's docstring defines u. The function z(u) is flat
+near its minimum, so the edge is exact to about 0.5 %."""
 FINE_GRID = 480
 NEAREST_POLE = 1e-4
 """The values of u keep this distance from 0 and from 1 / max(d), where E[d / (1 - d u)] is

@@ -27,10 +27,11 @@ TOO_FEW = f"is kept: at least {FEW} samples are needed to compare a step with it
 class _Trial:
     """One way to make a head ternary, with or without step activations, and how good the result is.
 
-    The head is the last layers of a model. A step activation takes a few values.
+    The head is the last layers of a model. Ternary weights are -1, 0 and 1, times a scale. A step
+    activation takes a few values.
 
     Attributes:
-        decisions: The decisions on the hidden layers.
+        decisions: What was decided on each layer of the head except the last.
         seen: The `Regression` sums over all samples; the last layer can be fitted to them.
         error: The error of the last layer's outputs on every fourth sample, after a fit to the
             other samples; nan if there are fewer than `FEW` samples.
@@ -42,7 +43,10 @@ class _Trial:
 
 
 class _Snapshot:
-    """The modules and biases of a head (last layers) as they are now, to restore them later."""
+    """The modules of a head and the values of their biases, to restore them after a trial.
+
+    The head is the last layers of a model.
+    """
 
     def __init__(self, head: Head) -> None:
         self._model = head.model
@@ -54,7 +58,7 @@ class _Snapshot:
                 self._biases[name] = bias.detach().clone()
 
     def put_back(self) -> None:
-        """Put the saved modules back into the model and restore their biases."""
+        """Put the saved modules back into the model, with the values that their biases had."""
         for name, part in self._parts.items():
             swap_module(self._model, name, part)
         for name, bias in self._biases.items():
@@ -93,9 +97,10 @@ def choose(head: Head, *, dry_run: bool = False) -> Decided:
 
 
 def _better(head: Head, before: _Snapshot) -> _Trial:
-    """Try the head, the last layers, with and without step activations.
+    """Make a head ternary with and without step activations, and return the better trial.
 
-    The better one is left in the model.
+    The head is the last layers of a model; a step activation takes a few values. The better
+    version stays in the model. `before` is the head as it was.
     """
     kept = _tried(head, "keep")
     if all(head.found[name].kept for name in head.hidden):
@@ -130,14 +135,14 @@ def _tried(head: Head, activation: str) -> _Trial:
 
 
 def _reasoned(head: Head, decisions: Decided, words: str, others: Decided | None = None) -> Decided:
-    """The decisions on a head without step activations, and why each activation is kept.
+    """Add to the decision on each layer of a head the reason why its activation is kept.
 
     Args:
-        head: The head.
+        head: The head, which is the last layers of a model, without step activations.
         decisions: The decisions on its hidden layers.
         words: The reason for each activation that a step activation could replace.
-        others: The decisions on the same layers in the head with step activations. If a layer got
-            no step activation in that head either, the layer's plan is taken from there, because
+        others: The decisions on the same layers in a trial with step activations. If a layer got
+            no step activation in that trial either, the layer's plan is taken from there, because
             that plan says why.
     """
     reasoned = {}
@@ -154,7 +159,7 @@ def _reasoned(head: Head, decisions: Decided, words: str, others: Decided | None
 
 
 def _stepped(decisions: Decided, words: str) -> Decided:
-    """The decisions, with `words` added to the reason of each layer that has a step activation."""
+    """Add `words` to the reason in the plan of each layer that has a step activation."""
     return {
         name: (plan if plan.step is None else _noted(plan, words), fit)
         for name, (plan, fit) in decisions.items()
@@ -166,6 +171,6 @@ def _noted(plan: LayerPlan, words: str) -> LayerPlan:
 
 
 def _module_of(head: Head, name: str) -> str:
-    """Full name of the activation module that only this layer feeds; empty if there is none."""
+    """Full name of the activation module that reads only the layer `name`; empty if none does."""
     activation = head.found[name].activation
     return f"{name.rpartition('.')[0]}.{activation}".lstrip(".") if activation else ""

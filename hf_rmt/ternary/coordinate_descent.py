@@ -17,8 +17,8 @@ SWEEPS = 8
 1536 x 384 weight by only 1e-3.
 """
 COLUMNS = 64
-"""Number of columns of a weight whose changes are collected and then applied in one matrix product.
-"""
+"""Number of columns of a weight that are changed one after the other, before one matrix product
+computes how this affects all columns."""
 
 
 @torch.no_grad()
@@ -68,9 +68,11 @@ def fitted_scales(ternary: Tensor, scales: Tensor, cross: Tensor, moment: Tensor
 
 
 def _sweep(ternary: Tensor, scales: Tensor, slope: Tensor, moment: Tensor) -> None:
-    """Make one pass over the entries of T, in place; symbols as in `descend`.
+    """Set each entry of `ternary` in turn to the best of -1, 0 and 1, in place.
 
-    `slope` is (s T - W) C before the pass.
+    The best gives outputs nearest to those of the weight W, which `scales` times `ternary`
+    replaces. `moment` is the mean C of x x' over the inputs x. `slope` is (scales ternary - W) C;
+    it is overwritten.
     """
     diagonal = moment.diagonal()
     for start in range(0, ternary.shape[1], COLUMNS):

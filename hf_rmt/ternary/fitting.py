@@ -31,13 +31,13 @@ from hf_rmt.ternary.weight import check_varied, made, refit_weight, ternarize_we
 logger = logging.getLogger(__name__)
 
 FEW = 64
-"""With fewer calibration samples the user is warned, and step activations are not compared with
-activations."""
+"""With fewer calibration samples than this, the user is warned, and step activations (with a few
+values) are not tried in place of activations."""
 REFITTED = "refitted to its outputs in the dense model"
 NO_READER = "after this layer is kept: no layer that reads the activation can be refitted"
 Decided = dict[str, tuple[LayerPlan, SpectrumFit | None]]
-"""Decisions by the name of the layer: the plan of the layer, and the fit to its singular values, if
-there is one."""
+"""What was decided on each layer, by its name: the plan of the layer, and the fit to its singular
+values or None."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,11 @@ class Head:
         return stepped(self.model, name, place, result, arguments, free=self.is_free(name))
 
     def seen(self) -> tuple[Regression, Regression]:
-        """Sums over samples of the last layer's present inputs and its outputs in the dense model.
+        """Sums over samples of the last layer's inputs and wanted outputs, for `Regression`.
 
-        There are two `Regression`s: one for a fit, and one over samples that are held out. The
-        function `regression` computes them.
+        The inputs are those in the model as it is now, with hidden layers that may be ternary
+        already. The wanted outputs are those of the dense model. There are two `Regression`s: one
+        for a fit, and one over samples that are held out.
         """
         assert self.last is not None
         return regression(self.model, self.last, self.batches, self.outputs)
@@ -186,9 +187,10 @@ class Head:
         return held.error(weight if layer is None else layer.dense(), bias)
 
     def _gain(self, hidden: Decided) -> float:
-        """The factor by which a step activation scaled the last layer's inputs, or 1.
+        """The factor by which the inputs of the last layer were scaled; 1 if they were not.
 
-        It is the `gain` of `Levels`.
+        A step activation (a function with a few values) may scale them: see `Levels.gain`.
+        `hidden` holds the decisions on the other layers.
         """
         for name, (plan, _) in hidden.items():
             if plan.step is not None and self.is_free(name):

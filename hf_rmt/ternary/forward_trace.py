@@ -29,7 +29,7 @@ UNFOLLOWED = "no known activation reads its output"
 UNREACHED = "no batch reached it; its activation is kept"
 SHARED = "more than one activation or function reads its output; all of them are kept"
 OUTPUT = "output"
-"""The name that is noted among the readers of a tensor if the model returns the tensor."""
+"""If the model returns a tensor, this name is noted among the names of the calls that read it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Position:
 
 @dataclass
 class _Reading:
-    """A call that read a tensor: the name of what was called.
+    """A call of a module or function that got a tensor: the name of what was called.
 
     For an activation, also the function that it applies, and the tensor that came out.
     """
@@ -68,7 +68,7 @@ class _Reading:
 
 @dataclass
 class _Value:
-    """A tensor and the calls that read it. The tensor stays in memory, to keep its id unique."""
+    """A tensor, its layer, and the calls that read it. It is kept, so that its id stays unique."""
 
     maker: str
     tensor: Tensor
@@ -76,11 +76,11 @@ class _Value:
 
 
 class _Trace(TorchFunctionMode):
-    """Notes which calls read which tensors.
+    """Runs a model, and notes which calls of modules and functions read which tensors.
 
-    Hooks see calls of modules, and `__torch_function__` sees calls of functions. A function that is
-    called inside a module with such a hook does not count as a reader. Some models create
-    activation modules in `forward`; hooks on all modules see these while the trace runs.
+    Hooks see calls of modules, and `__torch_function__` sees calls of functions. A function that
+    is called inside a module with such a hook does not count. Some models create activation
+    modules in `forward`; hooks on all modules see these while the trace runs.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ class _Trace(TorchFunctionMode):
             self._note(tensor, _Reading(OUTPUT))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function, and note it as a reader of each traced tensor that it gets."""
+        """Call a function of torch, and note it for each followed tensor among its arguments."""
         kwargs = kwargs or {}
         if self._depth:
             return func(*args, **kwargs)
@@ -147,7 +147,7 @@ class _Trace(TorchFunctionMode):
         self._depth += self._is_made(module)
 
     def _leave_made(self, module: nn.Module, given: Any, result: Any) -> None:
-        """If a module is an activation that `forward` created, note the tensors that it read."""
+        """A hook after each module: note what it read if it is an activation made in `forward`."""
         if not self._is_made(module):
             return
         self._checking = True
@@ -158,7 +158,7 @@ class _Trace(TorchFunctionMode):
             self._note(tensor, _Reading(type(module).__name__, function), result)
 
     def _is_made(self, module: nn.Module) -> bool:
-        """Whether a module is an activation that the model does not hold: `forward` created it."""
+        """Whether a module is an activation that is no part of the model: `forward` created it."""
         if self._checking or id(module) in self._registered:
             return False
         return type(module).__module__ in ACTIVATION_MODULES
@@ -255,7 +255,7 @@ def _position(trace: _Trace, name: str) -> Position:
 
 
 def _module_beside(trace: _Trace, name: str) -> str:
-    """Name of the activation module that only this linear layer feeds, as in `Position`; or ""."""
+    """Name, in the parent of linear layer `name`, of the activation that reads only it; or ""."""
     given = [reading.name for value in trace.made[name] for reading in value.readings]
     fed = [reader for reader in given if reader in trace.activations]
     if not fed:
@@ -266,7 +266,7 @@ def _module_beside(trace: _Trace, name: str) -> str:
 
 
 def _reader(trace: _Trace, readings: Sequence[_Reading]) -> str:
-    """Name of the linear layer that alone reads an activation at every call; or ""."""
+    """Name of the linear layer that alone reads what an activation returns, in all calls; or ""."""
     found = {
         tuple(after.name for after in reading.made.readings) if reading.made else ()
         for reading in readings
@@ -281,7 +281,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _tensors(given: Any) -> Iterator[Tensor]:
-    """The tensors in nested arguments or results."""
+    """All tensors in nested lists, tuples and mappings, such as the arguments of a call."""
     if isinstance(given, Tensor):
         yield given
     elif isinstance(given, Mapping):

@@ -77,7 +77,7 @@ def compress_head(
 
 
 def _check_sparsity(model: Any, names: Sequence[str], settings: CompressionSettings) -> None:
-    """Refuse a sparsity (share of zeros in a row) that would leave rows of zeros only."""
+    """Raise an error if the wanted share of zeros in a row leaves no entry that is not zero."""
     for name in names:
         width = model.get_submodule(name).in_features
         if round((1 - (settings.sparsity or 0.0)) * width) < 1:

@@ -108,7 +108,7 @@ class TernaryHead(Method):
         )
 
     def why_no_filter(self) -> str:
-        """Why `RMTCallback` cannot be used: it filters singular values; this method has none."""
+        """Why `RMTCallback`, which filters singular values, cannot be used: there are none here."""
         return (
             f"RMTCallback filters spectra, but method={self.name!r} uses no spectra; call "
             "hf_rmt.compress(model, config, calibration=batches), and train the result with "

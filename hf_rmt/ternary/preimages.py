@@ -17,16 +17,17 @@ from hf_rmt.kernels.activations import Array
 from hf_rmt.ternary.functions import Function
 
 POINTS = 4097
-"""Number of inputs at which `_pieces` computes the function; they are closer together near 0."""
+"""Number of inputs at which a function is computed, to find where it rises and where it falls. The
+inputs are closer together near 0."""
 REACH = 30.0
-"""Inputs with wanted outputs are searched up to this size. If the largest wanted output is above 1,
-the size is multiplied by that output."""
+"""Inputs that give the wanted outputs are searched between minus and plus this number. It is
+multiplied by the largest absolute wanted output if that is above 1."""
 FLAT = 0.01
 """A function counts as flat where the slope is below this part of the function's largest slope."""
 HALVINGS = 60
 MARGIN = 0.1
-"""If the wanted outputs of a function must be moved into its range, they keep this distance from
-the ends of the range, as a part of the span of the outputs."""
+"""If the wanted outputs of a function must be moved into its range, they keep a distance from the
+ends of the range if there is room: this number times (largest - smallest output)."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,10 @@ def levels_before(function: Function, wanted: Sequence[float], *, free: bool) ->
 
 
 def _pieces(function: Function, reach: float) -> Iterator[tuple[Array, Array]]:
-    """Inputs and values on each interval where the function is monotone and not flat.
+    """The intervals in which a function only rises or only falls, each as (inputs, values there).
 
-    The interval with the widest range of values comes first.
+    Flat parts are left out. Inputs lie between -reach and reach. The interval with the widest
+    range of values comes first.
     """
     bound = np.arcsinh(100 * reach)
     x = np.sinh(np.linspace(-bound, bound, POINTS)) / 100
@@ -107,9 +109,10 @@ def _pieces(function: Function, reach: float) -> Iterator[tuple[Array, Array]]:
 
 
 def _levels(function: Function, x: Array, y: Array, values: Array, **told: Any) -> Levels:
-    """The inputs at which a function has the wanted values, in one interval where it is monotone.
+    """The inputs at which a function has the given `values`, found by bisection.
 
-    x and y are points of this interval and the values there. Bisection finds the inputs.
+    x holds inputs in an interval where the function only rises or only falls, and y its values
+    there. `told` holds further attributes of the result.
     """
     if y[0] > y[-1]:
         x, y = x[::-1], y[::-1]

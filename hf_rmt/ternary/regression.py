@@ -15,8 +15,8 @@ from hf_rmt.compression.execution.parallel import sum_over_processes
 from hf_rmt.ternary.least_squares import Regression
 
 HELD_OUT = 4
-"""One in this many samples is held out of the fit that decides whether step activations are
-used."""
+"""One in this many samples is left out of the fit. These samples then decide whether step
+activations (with a few values) are used."""
 
 
 def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[list[Tensor]]:
@@ -34,7 +34,7 @@ def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[li
 def regression(
     model: Any, last: str, batches: Iterable[Batch], outputs: Sequence[Sequence[Tensor]]
 ) -> tuple[Regression, Regression]:
-    """Sums over samples of a layer's present inputs and its earlier outputs, as a `Regression`.
+    """Sums over samples of a layer's inputs in the model as it is now, and of its earlier outputs.
 
     Padding is left out.
 
@@ -44,9 +44,8 @@ def regression(
         batches: Batches with keyword arguments of the model; every process may have its own.
         outputs: Earlier outputs of the layer on the same batches, from `outputs_of`.
 
-    Returns:
-        Two results, each summed over the tokens of all processes. The first is for a fit and covers
-        three of every four samples. The second covers the fourth samples, which are held out.
+    Returns: Two results, each summed over the tokens of all processes. The first is for a fit and
+    covers three of every four samples. The second covers the fourth samples, which are held out.
     """
     layer = model.get_submodule(last)
     entries: list[tuple[Tensor, Tensor | None]] = []
@@ -106,9 +105,10 @@ def _add(
     target: Tensor,
     mask: Tensor | None,
 ) -> None:
-    """Add a batch to the sums of `regression`, with a layer's inputs `entry` and outputs `target`.
+    """Add the inputs `entry` and the outputs `target` of a layer, from one batch, to sums.
 
-    Samples that are held out are added to the second of `parts`, and the others to the first.
+    `held` says which samples of the batch are held out of the fit. They are added to the second of
+    `parts`, and the others to the first. If a `mask` fits, it leaves out padding.
     """
     masked = mask is not None and mask.shape == entry.shape[:-1]
     for sums, chosen in zip(parts, (~held, held), strict=True):

@@ -31,8 +31,8 @@ RANDOM_SPARSITY = 1 / 3
 """Share of zeros in random weights if no sparsity is set: -1, 0 and 1 are equally frequent."""
 UNVARIED = "not refitted: its inputs are the same in all samples"
 ODD = 1e-9
-"""An activation f counts as odd, f(-x) = -f(x), if its |m2| tau^2 / tau_out is below this; the
-symbols are those of `GaussianMoments`."""
+"""An activation f counts as odd, f(-x) = -f(x), if |m2| tau^2 / tau_out is below this number. The
+symbols are those of `GaussianMoments`; m2 is 0 if f is odd."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TernaryBuild:
     made: TernaryLinear
 
     def __call__(self, weight: Tensor) -> TernaryLinear:
-        """The layer; it was made earlier, so the weight is not read."""
+        """Return the layer `made`. It was made earlier, so the weight is not read."""
         return self.made
 
 
@@ -220,10 +220,10 @@ def _bits(layer: TernaryLinear) -> int:
 def _approximate(
     layer: TernaryLinear, weight: Tensor, settings: CompressionSettings, moment: Tensor
 ) -> None:
-    """Fit the scales of a ternary layer to the outputs that the dense weight gives.
+    """Change a ternary layer in place so that its outputs are close to those of the dense weight.
 
-    If no sparsity (share of zeros) is set, choose the entries -1, 0 and 1, too. `moment` is the
-    second moment of the inputs x, the mean of x x'.
+    The scales are fitted. If no sparsity (share of zeros) is set, the entries -1, 0 and 1 are
+    chosen again, too. `moment` is the second moment of the inputs x, the mean of x x'.
     """
     ridged, signs = damped(moment, RIDGE).float(), layer.dense().sign().float()
     if settings.sparsity is None:
@@ -241,9 +241,10 @@ def _rounded(weight: Tensor, settings: CompressionSettings) -> TernaryLinear:
 
 
 def _drawn(name: str, weight: Tensor, settings: CompressionSettings) -> TernaryLinear:
-    """A layer of random entries -1, 0 and 1, with the same scale in each row.
+    """A ternary layer whose entries -1, 0 and 1 are random, not rounded from the weight.
 
-    The entries are the same on every process.
+    Each row has the same scale, which gives the layer about the norm of the weight. The entries
+    are the same on every process.
     """
     rows, columns = weight.shape
     sparsity = RANDOM_SPARSITY if settings.sparsity is None else settings.sparsity

@@ -103,6 +103,22 @@ def test_the_same_positions_give_the_same_bits(share: float) -> None:
     assert all(torch.equal(each, wanted) for each in found)
 
 
+@pytest.mark.parametrize("side", [24, 48, 64, 200])
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_the_number_of_threads_does_not_matter(side: int, share: float) -> None:
+    matrix, positions = matrices(side, torch.float32)["noise"], torch.arange(int(side * share))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            values, basis = eigensystem(matrix.clone())
+            found.append((values, basis.chosen(positions)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *found))
+
+
 def test_vectors_of_other_devices_are_computed_when_they_are_needed() -> None:
     matrix = matrices(40, torch.float64)["noise"]
     all_columns = torch.linalg.eigh(matrix).eigenvectors.flip(1)

@@ -21,8 +21,9 @@ ROW_DIMENSIONS = {
     "inputs_embeds": 2,
     "pixel_values": 3,
 }
-"""How many dimensions one row (one example) of an argument has. If the first of these arguments in
-a batch has no more dimensions, the batch is a single row."""
+"""How many dimensions one example of each argument has, such as 1 for `input_ids`. A batch of
+several examples has one dimension more. So if the first of these arguments in a batch has just
+this many dimensions, the batch is a single example."""
 REMEDY = (
     "pass tokenizer(texts, padding=True, return_tensors='pt'), "
     "dataset.with_format('torch').iter(batch_size=8), or a DataLoader with a collator"
@@ -67,7 +68,11 @@ class Batches:
 
 
 def _with_tensors(batch: Batch, number: int) -> Batch:
-    """The batch, with its lists converted to tensors; a single row becomes a batch of one row."""
+    """The batch with its lists of numbers converted to tensors; an error if it is empty.
+
+    A single example, such as one row of a data set, becomes a batch of one example. `number` is
+    the place of the batch, for error messages.
+    """
     given = {key: _as_tensor(key, value, number) for key, value in batch.items()}
     if _is_row(given):
         given = {
@@ -79,7 +84,10 @@ def _with_tensors(batch: Batch, number: int) -> Batch:
 
 
 def _as_tensor(key: str, value: Any, number: int) -> Any:
-    """Convert an array or a list of numbers to a tensor; return any other value as it is."""
+    """Convert an array or a list of numbers to a tensor; return any other value as it is.
+
+    `key` is the name of the argument, and `number` the place of its batch, for an error message.
+    """
     numbers = isinstance(value, list | tuple) and _is_numeric(value)
     array = isinstance(value, np.ndarray) and value.dtype.kind not in "US"
     if not numbers and not array:
@@ -97,14 +105,20 @@ def _as_tensor(key: str, value: Any, number: int) -> Any:
 
 
 def _is_numeric(value: Any) -> bool:
-    """Whether nested lists hold numbers."""
+    """Whether a value is a number or an array, or a list of these, such as [[1, 2], [3]].
+
+    Only the first entry of a list is looked at.
+    """
     while isinstance(value, list | tuple) and len(value):
         value = value[0]
     return isinstance(value, int | float | np.number | np.ndarray)
 
 
 def _is_row(batch: Batch) -> bool:
-    """Whether a batch is a single row: its first `ROW_DIMENSIONS` entry has no batch dimension."""
+    """Whether a batch is a single example, so that its tensors have no batch dimension.
+
+    If `input_ids` has the shape (tokens,), for instance, it is; `ROW_DIMENSIONS` has the rule.
+    """
     held = [(batch[key], rank) for key, rank in ROW_DIMENSIONS.items() if key in batch]
     tensors = [(value, rank) for value, rank in held if isinstance(value, Tensor)]
     return bool(tensors) and tensors[0][0].dim() == tensors[0][1]
@@ -117,7 +131,7 @@ def _scalar(value: Any) -> Any:
 
 
 def _check_not_empty(batch: Batch, number: int) -> None:
-    """Refuse a batch that is empty, holds only padding, or has inputs that are not tensors."""
+    """Raise an error if a batch is empty, is all padding, or has inputs that are no tensors."""
     if not batch or any(isinstance(v, Tensor) and not v.numel() for v in batch.values()):
         raise ValueError(f"calibration batch number {number} is empty; leave it out")
     mask = batch.get("attention_mask")

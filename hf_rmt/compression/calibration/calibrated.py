@@ -44,9 +44,9 @@ from hf_rmt.settings import CompressionSettings
 
 Seen = TypeVar("Seen")
 NOT_REACHED = "no calibration: no batch reached the layer, or the layer is not linear"
-"""Why a layer is compressed without calibration, or stays dense if a size was given."""
+"""The reason in the plan of a layer whose inputs could not be measured on the batches."""
 WHOLE = "so many of its directions are worth keeping that factors would save no memory"
-"""Why a layer stays dense although a size was given."""
+"""The reason in the plan of a layer that stays dense, as it would keep too many directions."""
 
 
 def compress_calibrated(
@@ -145,9 +145,10 @@ def measured(
 
 
 def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, LayerMoments]:
-    """Measure the second moments of a group of layers on the batches of all processes.
+    """Run the model on the batches, and return the second moments of a group of layers by name.
 
-    These are the means of x x' over inputs x (' is the transpose), and of g g' over gradients g.
+    These are the means of x x' over the layers' inputs x (' is the transpose), and of g g' over
+    the gradients g of their outputs. The batches of all processes count.
     """
 
     def work() -> tuple[None, dict[str, Tensor]]:
@@ -166,12 +167,12 @@ def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, LayerMome
 
 
 def _sites(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]) -> Sites:
-    """The groups of layers that share an input, found on the first batch that any process has."""
+    """Run the model on one batch, and group the layers that get the same input tensor in it."""
     return on_first_batch(batches, lambda batch: sites(model, names, batch))
 
 
 def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> Seen:
-    """Look at the first batch that any process has, and return what was seen.
+    """Call a function on the first batch of every process, and return the first result.
 
     Args:
         batches: Keyword arguments of the model; a process may have no batch.
@@ -194,7 +195,7 @@ def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> S
 
 
 def _groups(model: nn.Module, found: Sites, budget: int, *, gradients: bool) -> Iterator[Sites]:
-    """Split layers into groups whose second moments have at most `budget` entries in all.
+    """Split layers into groups; the second moments of one group have at most `budget` entries.
 
     These moments are matrices, which `LayerMoments` explains: one for each input and, if wanted,
     one for the gradients of each layer's outputs. Layers with the same input stay in one group,
@@ -224,9 +225,9 @@ def _ranks(
     settings: CompressionSettings,
     size: float,
 ) -> dict[str, int | None]:
-    """How many directions each layer keeps; None for a layer that stays dense.
+    """How many directions each layer keeps, by layer name; None for a layer that stays dense.
 
-    A direction is a singular value with its vectors. Those that are most costly to lose are kept.
+    A direction is a singular value with its vectors. Those whose loss costs most are kept.
     """
     worth: dict[str, Tensor] = {}
     shapes: dict[str, tuple[int, int]] = {}
@@ -242,7 +243,7 @@ def _ranks(
 def _importances(
     model: nn.Module, shapes: Mapping[str, tuple[int, int]], excited: Mapping[str, LayerMoments]
 ) -> dict[str, Tensor]:
-    """The cost of losing each direction (singular value with its vectors) of some layers' weights.
+    """The cost of losing each direction (singular value with its vectors), by layer name.
 
     `low_rank.importance` explains the costs. The processes share the work.
     """
@@ -286,7 +287,7 @@ def _decision(
 
 
 def _checked_size(size: float | None, settings: CompressionSettings) -> float | None:
-    """The size (share of parameters to keep) as a float, after a check that settings allow one."""
+    """The share of parameters to keep, as a float; an error if the settings allow no share."""
     if size is None:
         return None
     share = check_number("size", size, "(0")

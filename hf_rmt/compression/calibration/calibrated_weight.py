@@ -39,9 +39,10 @@ from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 
 @dataclass(frozen=True)
 class CalibratedBuild(SpikedBuild):
-    """Makes a `SpikedLinear` whose signal and noise codes are chosen by the layer's inputs.
+    """Makes a compressed layer (`SpikedLinear`) that suits the inputs that a layer usually gets.
 
-    They are chosen so that the outputs on calibration batches change little.
+    Its signal, and the codes of its noise in few bits, are chosen so that the outputs on
+    calibration batches change little.
 
     Attributes:
         excitation: Second moments of the layer's inputs and gradients, measured on batches;
@@ -51,9 +52,10 @@ class CalibratedBuild(SpikedBuild):
     excitation: LayerMoments = field(kw_only=True, repr=False)
 
     def __call__(self, weight: Tensor) -> SpikedLinear:
-        """Make the layer.
+        """Make the compressed layer from the dense weight.
 
-        If its noise is rounded to few bits, its signal is fitted to make up for this error.
+        If its noise (the weight minus the signal) is rounded to few bits, the signal is then
+        fitted anew, to make up for the rounding errors.
         """
         layer = super().__call__(weight)
         if self.noise in PACKED_KINDS:
@@ -130,13 +132,13 @@ def compress_calibrated_weight(
 
 @torch.no_grad()
 def _settle(layer: SpikedLinear, weight: Tensor, excitation: LayerMoments) -> None:
-    """Choose the codes of the noise N in few bits, and then a signal S that fits these codes.
+    """Fit the noise and the signal of a new layer in place, so that its outputs change little.
 
-    N stores the weight W minus the old signal. The new S is (W - N) C^{1/2}, cut to its r leading
-    singular directions, times C^{-1/2}. C is the mean of x x' over the layer's inputs x, and r is
-    the rank of the layer. A second round of both gains nothing on the trained BERT. The right
-    factor of S is rounded to bfloat16. The left factor is then fitted to the rounded right factor,
-    and rounded too.
+    The noise N stores the weight W minus the old signal in few bits; its codes are chosen first.
+    Then the signal becomes W - N, cut to the rank of the layer with the least error of the
+    outputs. The right factor of the signal is rounded to bfloat16. The left factor is then fitted
+    to the rounded right factor, and rounded too. To repeat both steps gains nothing on the trained
+    BERT.
     """
     moment = damped(excitation.inputs, INPUT_DAMPING)
     left, right = (factor.float() for factor in layer.factors())

@@ -21,7 +21,8 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, Codebook
 from hf_rmt.nn.stores.noise_store import NoiseStore
 
 COLUMNS = 64
-"""The errors of this many columns are passed on to all later columns in one matrix product."""
+"""The columns of a weight are rounded in runs of this many. After a run, one matrix product
+corrects all later columns for the errors of the run."""
 
 
 @torch.no_grad()
@@ -59,15 +60,17 @@ def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
 def _aims(
     rest: Tensor, scales: Tensor, moment: Tensor, nearest: Callable[[Tensor], Tensor], joint: int
 ) -> Tensor:
-    """The weights, with each column corrected for the rounding errors of earlier columns.
+    """The weights as they should be before rounding, so that rounding changes the outputs little.
 
-    They are not rounded yet.
+    The columns are treated from left to right. For each column, the error that rounding will cause
+    is computed, and all later columns are changed to make up for it. The caller rounds the result.
 
     Args:
         rest: The weights, shape (out, in); they are overwritten.
         scales: The number by which each weight is divided before rounding.
-        moment: The second moment of the layer's inputs x, which is the mean of x x'.
-        nearest: A function that rounds scaled weights.
+        moment: The second moment of the layer's inputs x, which is the mean of x x' (' is the
+            transpose).
+        nearest: A function that rounds weights that were divided by their scales.
         joint: Number of weights in one code.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
@@ -86,11 +89,12 @@ def _aims(
 
 
 def _order(moment: Tensor, joint: int, begin: int) -> Tensor:
-    """Positions of the columns, sorted by the mean square of their inputs, largest first.
+    """The order in which the columns of a weight are rounded: those with large inputs first.
 
-    Columns with large inputs come first, because later columns can correct their errors. One code
-    may hold several weights. Columns whose code also holds weights of another row come last,
-    because the error of such a code is not known.
+    Inputs are compared by their mean squares. Later columns can correct the errors of earlier
+    ones. One code holds `joint` neighbouring weights; `begin` is the column where the first whole
+    code of a row begins. Columns whose code also holds weights of another row come last, because
+    the error of such a code is not known.
     """
     columns = torch.arange(len(moment), device=moment.device)
     end = len(moment) - (len(moment) - begin) % joint
@@ -101,7 +105,10 @@ def _order(moment: Tensor, joint: int, begin: int) -> Tensor:
 
 
 def _nearest(book: Codebook, values: Tensor, joint: int) -> Tensor:
-    """A few columns, shape (out, joint), with each value rounded to that of the nearest code."""
+    """Round a few columns of weights, shape (out, joint), to values that codes can stand for.
+
+    The weights are divided by their scales already. One code of `book` holds `joint` weights.
+    """
     width = max(2, book.block)
     filled = nn.functional.pad(values, (0, width - joint))
     return book.decode(book.encode(filled).flatten()).view(-1, width)[:, :joint]

@@ -30,14 +30,14 @@ from hf_rmt.compression.calibration.low_rank import (
 from hf_rmt.compression.eigensystem import eigensystem
 
 FITTING = 1.5
-"""A two-sided cut may lose at most this multiple of the loss of the orthogonal cut; the module's
-docstring explains both cuts."""
+"""`cut` makes a two-sided cut of a weight, which the module's docstring explains. If it loses more
+than this multiple of what the orthogonal cut would lose (as norms), the orthogonal cut is used."""
 NULL = 1e-6
-"""Singular values of H' W K (symbols as in the module's docstring) below this part of the largest
-one are ignored."""
+"""When `cut` inverts the matrix H' W K of the module's docstring, singular values below this part
+of the largest one count as 0."""
 CLEAR = 1e-4
-"""A loss above this share of the energy can be computed as the difference of two energies, with an
-error of about a percent or less."""
+"""The loss of a cut can be computed as the difference of two energies (squared norms). If it is
+above this share of the weight's energy, this computation is right to about a percent or better."""
 
 
 def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,13 +74,13 @@ def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor
 def _directions(
     matrix: Tensor, rows: Tensor | None, columns: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared singular values s^2 of R^{1/2} M C^{1/2}, and two matrices that store its directions.
+    """Squared singular values of R^{1/2} M C^{1/2}, and two matrices that store its directions.
 
-    M is a matrix with at least as many rows as columns, and ' is the transpose. R and C are the
-    second moments (means of x x') of the vectors x that belong to its rows and columns: inputs or
-    gradients. None stands for the identity. An eigendecomposition
-    C^{1/2} M' R M C^{1/2} = V s^2 V' gives s^2 and the two matrices (probes) R M C^{1/2} V and
-    C^{1/2} V, whose columns get norm 1. So R needs no square root.
+    M is a weight, or its transpose if that has more rows; ' is the transpose. R and C are the
+    second moments (means of x x') of the vectors x that belong to the rows and the columns of M:
+    inputs or gradients. None stands for the identity. V has the eigenvectors of C^{1/2} M' R M
+    C^{1/2} in its columns. The two matrices are R M C^{1/2} V and C^{1/2} V, with columns scaled
+    to norm 1. So R needs no square root.
     """
     weighted = matrix if rows is None else _times(rows, matrix)
     gram = matrix.T @ weighted
@@ -94,16 +94,16 @@ def _directions(
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """The vectors in the columns of a matrix, each divided by its norm."""
+    """The columns of a matrix, each divided by its norm; a column of zeros stays zero."""
     norms = torch.linalg.vector_norm(vectors, dim=0)
     return vectors / norms.clamp_min(torch.finfo(norms.dtype).tiny)
 
 
 def _damped(moment: Tensor, damping: float) -> Tensor:
-    """A second moment plus a part of its mean diagonal entry on the diagonal; see `damped`.
+    """A second moment, with `damping` times its mean diagonal entry added to the diagonal.
 
-    The second moment of vectors x is the mean of x x'. It may be given as the vector of its
-    diagonal.
+    So it has an inverse. The second moment of vectors x is the mean of x x' (' is the transpose);
+    it may be given as the vector of its diagonal.
     """
     if moment.ndim == 2:
         return damped(moment, damping)
@@ -112,9 +112,10 @@ def _damped(moment: Tensor, damping: float) -> Tensor:
 
 
 def _root(moment: Tensor) -> Tensor:
-    """Lower triangular L with L L' = moment, where L' is the transpose of L.
+    """A square root L of a second moment: L is lower triangular, and L L' is `moment`.
 
-    If `moment` is a vector, which stands for a diagonal matrix, L is the vector of square roots.
+    L' is the transpose of L. If `moment` is a vector, it stands for a diagonal matrix, and L is
+    the vector of square roots.
     """
     return moment.sqrt() if moment.ndim == 1 else torch.linalg.cholesky(moment)
 
@@ -161,12 +162,12 @@ def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor
 
 
 def _fits_well(matrix: Tensor, fitted: Tensor, inside: Tensor) -> bool:
-    """Whether a two-sided cut of a weight W loses little more than the orthogonal cut would.
+    """Whether the two-sided cut of a weight W loses little more than the orthogonal cut would.
 
-    The module's docstring explains both cuts and the probes H and K. The orthogonal cut loses
-    |W|^2 - |Q'W|^2, where Q is a basis of the range of W K. This difference is exact enough unless
-    it is small; then the answer is no. The answer is also no if the two-sided cut holds nan,
-    because H' W K has no inverse.
+    The module's docstring explains both cuts and the matrices H and K. `fitted` is W after the
+    two-sided cut, and `inside` is Q'W, where Q is a basis of the range of W K. The orthogonal cut
+    loses |W|^2 - |Q'W|^2. If this difference is too small to be exact, the answer is no. It is
+    also no if `fitted` holds nan, because H' W K has no inverse.
     """
     lost, whole, kept = (
         torch.linalg.vector_norm(part, dtype=torch.float64).square()

@@ -19,17 +19,18 @@ from hf_rmt.compression.eigensystem import eigensystem
 from hf_rmt.compression.gram import balanced, factors_of, gram
 
 INPUT_DAMPING, GRADIENT_DAMPING = 0.02, 0.05
-"""These fractions of the mean diagonal entry are added to the diagonal of a second moment, because
+"""These fractions of the mean diagonal entry are added to the diagonals of the second moments
+(means of x x') of inputs and of gradients. Without this, the matrices may have no inverse, because
 a few batches miss some directions."""
 ALIKE = 1e-11
-"""If the variance divided by mean^2 is at most this, the samples count as equal: their differences
-may come from rounding in float32."""
+"""Samples count as equal if their variance, divided by the squared norm of their mean, is at most
+this: their differences may come from rounding in float32."""
 ROUNDINGS = 8
-"""A second limit for variance / mean^2, in units of the rounding error (eps) of the second moment's
-dtype. The larger of the two limits counts."""
+"""Samples also count as equal if variance / |mean|^2 is at most this many times the rounding error
+(eps) of their dtype."""
 SMALLEST = 1e-150
-"""The least number that damping adds to the diagonal of a second moment, so that the inverse is
-finite."""
+"""The least number that is added to the diagonal of a matrix that may have no inverse, so that the
+inverse is finite."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,11 @@ def _squares(gram: Tensor) -> Tensor:
 
 
 def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
-    """A'D B for an update D, which is what fine-tuning added to a weight; ' is the transpose.
+    """A' D B: an update D (what fine-tuning added to a weight), weighted by gradients and inputs.
 
-    AA' is the second moment of the output gradients g (the mean of g g'), and BB' that of the
-    inputs. For an embedding, whose rows are tokens, AA' belongs to inputs and BB' to gradients.
+    A A' is the second moment of the output gradients g (the mean of g g', where ' is the
+    transpose), and B B' that of the inputs. For an embedding, whose rows are tokens, A belongs to
+    the inputs and B to the gradients.
     """
     rows, columns = _roots(excitation)
     matrix = update.double()
@@ -157,10 +159,11 @@ def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
 
 
 def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
-    """Triangular L with L L' = M for the rows and for the columns of a weight; ' is the transpose.
+    """Square roots of the second moments that belong to the rows and to the columns of a weight.
 
-    M is the second moment of the output gradients g (the mean of g g') or of the inputs. For an
-    embedding, its inputs have token frequencies instead, and L is the vector of their roots. None
+    For the rows it is the mean of g g' over the output gradients g (' is the transpose), for the
+    columns the mean of x x' over the inputs x. A root is a triangular L with L L' = moment. An
+    embedding has its inputs in rows, with token frequencies; L is the vector of their roots. None
     stands for the identity.
     """
     slopes, inputs = excitation.gradients, excitation.inputs.double()
@@ -215,9 +218,10 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
 
 
 def _divided(vectors: Tensor, root: Tensor | None) -> Tensor:
-    """Solve root' x = vectors for x, where root' is the transpose of a triangular matrix `root`.
+    """Undo the product with root': solve root' x = vectors for x.
 
-    None stands for the identity matrix, and a vector for a diagonal matrix.
+    Here root' is the transpose of the triangular matrix `root`. None stands for the identity
+    matrix, and a vector for a diagonal matrix.
     """
     if root is None:
         return vectors

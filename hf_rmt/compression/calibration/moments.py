@@ -23,7 +23,7 @@ from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.tensor_checks import version_of
 
 Sites = dict[str, list[str]]
-"""Groups of layers that always get the same input tensor, by the name of the first layer."""
+"""Groups of layers with the same input tensor, by first layer, as in {"q": ["q", "k", "v"]}."""
 
 
 def measured_moments(
@@ -53,7 +53,10 @@ def measured_moments(
 
 
 class TensorNumbers:
-    """Gives each tensor a number that stays the same while its values do not change."""
+    """Gives each tensor a number that stays the same while its values do not change.
+
+    If two layers get inputs of the same number, they get the same input tensor.
+    """
 
     def __init__(self) -> None:
         self._alive: dict[int, tuple[Any, int, int]] = {}
@@ -95,7 +98,7 @@ class Moments:
         self._calls: list[tuple[str, Tensor, Tensor, Tensor | None]] = []
 
     def gather(self, batches: Iterable[Batch]) -> None:
-        """Run the model in evaluation mode, and add up inputs and outer products over tokens."""
+        """Run the model on batches, and add inputs and gradients of layers to sums over tokens."""
         generator, graph = torch.Generator().manual_seed(0), bool(self.slopes)
         heard = self._keep if graph else self._add_inputs
         names = self.leaders if graph else self.inputs
@@ -107,7 +110,7 @@ class Moments:
                 self.batches += 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """The sums over tokens of inputs and of outer products, by name.
+        """The sums over tokens that were gathered so far, by layer name and kind of sum.
 
         The sums of other processes may be added to them in place. Divided by the number of tokens,
         they give the second moments; see `LayerMoments`.
@@ -136,7 +139,7 @@ class Moments:
         self._calls.append((name, entry.detach(), result, self._masks.of(name, entry)))
 
     def _add_inputs(self, name: str, entry: Tensor, result: Tensor) -> None:
-        """Add the inputs in one call of a layer to the sums over tokens; padding is left out."""
+        """Add a layer's inputs in one call to its sums over tokens; padding is left out."""
         self._add_tokens(name, entry, result, self._masks.of(name, entry))
 
     def _add_tokens(self, name: str, entry: Tensor, result: Tensor, mask: Tensor | None) -> None:
@@ -144,10 +147,10 @@ class Moments:
         self.inputs[name].add(entry.expand(*lead, *entry.shape[len(lead) :])[kept])
 
     def _add_gradients(self, output: Tensor, generator: torch.Generator) -> None:
-        """Add the gradients of a sum of all outputs of the model, with random weights.
+        """Run a backward pass, and add g g' to the sums, for the gradients g of layers' outputs.
 
-        A gradient g is a derivative by a layer's outputs; the outer product g g' is added to a sum
-        over tokens. On average, this is the sum of such products for all single outputs.
+        What is differentiated is the sum of all outputs of the model, each times a random number.
+        On average, this gives the sum of g g' over all single outputs; g' is the transpose.
         """
         if not self._calls:
             return
@@ -167,7 +170,7 @@ class Moments:
 
 
 def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
-    """Which tokens count: those in the attention mask, or all if its shape is not the tokens'."""
+    """Which tokens of an output are no padding, as booleans; all if the mask has another shape."""
     lead = result.shape[:-1]
     if mask is not None and mask.shape == lead:
         return mask.bool().to(result.device)
@@ -175,12 +178,12 @@ def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _Inputs:
-    """Sums over tokens of a layer's inputs x and of outer products x x'.
+    """Sums over tokens of a layer's inputs x and of outer products x x' (' is the transpose).
 
-    For an embedding, these are counts of the tokens.
+    An embedding gets token ids; for it, how often each id occurs is counted.
 
-    The sums are in float64. So the mean can be subtracted later, even if it is much larger than the
-    differences between the inputs.
+    The sums are in float64. So the mean can be subtracted later, even if it is much larger than
+    the differences between the inputs.
     """
 
     def __init__(self, module: Any) -> None:
@@ -256,10 +259,10 @@ def listening(
     *,
     graph: bool,
 ) -> Iterator[None]:
-    """Pass (name, input, output) of each call of a layer to `heard`, with the model in eval mode.
+    """A context in which each call of a layer passes (name, input, output) to `heard`.
 
-    If `graph` is true, the outputs belong to an autograd graph. Inside the context the parameters
-    are frozen, so a backward pass goes through activations only.
+    The model is in evaluation mode, and its parameters are frozen. If `graph` is true, the outputs
+    belong to an autograd graph, so a backward pass can go through the activations.
     """
 
     def hook(name: str) -> Callable[..., Tensor]:

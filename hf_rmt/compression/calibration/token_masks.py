@@ -14,7 +14,8 @@ INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input
 """Names of the arguments by which a module gets a text, an image or a sound."""
 MASK, DECODER_MASK, LABELS = "attention_mask", "decoder_attention_mask", "labels"
 STATES, STATES_MASK = "encoder_hidden_states", "encoder_attention_mask"
-"""Arguments of a decoder: the states of the encoder, and the mask of the encoder's tokens."""
+"""Names of the arguments by which a decoder gets the encoder's outputs, and the mask of its
+tokens."""
 IGNORED = -100
 """The label of a token that does not count in the loss, such as padding."""
 
@@ -36,7 +37,11 @@ class Tokens(NamedTuple):
     states_mask: Tensor | None = None
 
     def mask_of(self, entry: Tensor | None) -> Tensor | None:
-        """The attention mask of a layer's input, which in a cross attention may be `states`."""
+        """The attention mask that belongs to the input `entry` of a layer.
+
+        In a cross attention, the input may be the output of the encoder; then it is the encoder's
+        mask.
+        """
         if entry is None or self.states is None or entry.shape != self.states.shape:
             return self.mask
         return self.states_mask if entry.data_ptr() == self.states.data_ptr() else self.mask
@@ -112,7 +117,11 @@ class TokenMasks:
 
 
 def _tokens(module: nn.Module, given: dict[str, Any], around: Tokens) -> Tokens:
-    """What is known of a module's tokens, from its arguments and from the module around it."""
+    """What is known of the tokens that a called module works on, such as their attention mask.
+
+    It comes from the arguments `given` in the call. If they have no usable mask, it may come from
+    the labels, or from `around`, the tokens of the module that makes the call.
+    """
     states = given.get(STATES)
     has_encoder = DECODER_MASK in _parameters(type(module).forward)
     decodes = has_encoder or states is not None
@@ -127,7 +136,10 @@ def _tokens(module: nn.Module, given: dict[str, Any], around: Tokens) -> Tokens:
 
 
 def _before_padding(labels: Any) -> Tensor | None:
-    """A mask that is true up to the last token with a label; None without usable labels."""
+    """A mask that is true up to the last token with a label; None if there are no such labels.
+
+    The labels [5, -100, 7, -100] give [true, true, true, false].
+    """
     if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
         return None
     return (labels != IGNORED).flip(1).cumsum(1).flip(1) > 0
@@ -135,10 +147,10 @@ def _before_padding(labels: Any) -> Tensor | None:
 
 @cache
 def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of the parameters of a module's forward, without self."""
+    """The names of the arguments in the signature of a module's `forward`, without `self`."""
     return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _arguments(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call, by their names in the signature of forward."""
+    """All arguments of a call of a module, by their names in the signature of `forward`."""
     return {**dict(zip(_parameters(type(module).forward), args, strict=False)), **kwargs}

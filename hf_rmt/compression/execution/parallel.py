@@ -31,8 +31,8 @@ TensorLayout = dict[str, tuple[torch.Size, torch.dtype]]
 
 EIGEN_COST = 8
 """To decompose an N x p matrix takes N p^2 operations for the Gram matrix and p^3 operations for
-its eigenvectors. One for the eigenvectors takes this many times as long as one for the Gram
-matrix."""
+its eigenvectors. An operation of the second kind takes this many times as long as one of the first
+kind."""
 
 
 def assign(costs: Sequence[float], n_processes: int) -> list[int]:
@@ -178,7 +178,11 @@ def is_silent() -> bool | None:
 def _own_outcomes(
     work: Callable[[Item], WorkResult], items: Sequence[Item], doing: str
 ) -> tuple[list[WorkResult], Failure | None]:
-    """The results of the work that this process does, and its error if it failed, for others."""
+    """Do the work for each item in this process; return the results, and the failure or None.
+
+    After an error there are no results. The caller then reports the failure to the other
+    processes.
+    """
     outcomes = []
     for item in items:
         try:
@@ -195,7 +199,12 @@ def _transfers(
     owners: Sequence[int],
     device: torch.device | str,
 ) -> Iterator[WorkResult]:
-    """The results of work on all items, in order; the process that made a tensor sends it."""
+    """Give the results for all items in order, while the processes send each other the tensors.
+
+    `owners` names the process that did the work on each item. That process sends the tensors of
+    the result, and the others receive them. The plain values and the tensors' shapes (`headers`)
+    were exchanged before.
+    """
     rank = distributed.get_rank()
     announced = [iter(outcomes) for outcomes in headers]
     held = iter(own)
@@ -217,7 +226,7 @@ def _room(layout: TensorLayout, device: torch.device | str) -> dict[str, Tensor]
 
 
 def _broadcast(tensors: dict[str, Tensor], owner: int) -> dict[str, Tensor]:
-    """Send tensors to all other processes, or receive them from their owner.
+    """Send tensors to all other processes, or receive them if process `owner` is another one.
 
     They are sent as bytes, because the backends of torch.distributed do not support every dtype.
     """

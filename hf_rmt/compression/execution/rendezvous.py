@@ -14,9 +14,11 @@ from torch import distributed
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TOLD = "_hf_rmt_told"
-"""Name of an attribute. It marks an error that all processes know, so it is not reported again."""
+"""Name of an attribute that is set on an error when all processes know it, so that it is not
+reported again."""
 _transfers: list[Iterator[Any]] = []
-"""The last series of broadcasts. If a process fails, it must finish this series for the others."""
+"""An iterator over the last series of broadcasts. A process that fails must still run it to its
+end, because other processes wait for these broadcasts."""
 
 
 class Failure(NamedTuple):
@@ -93,7 +95,10 @@ def collective(function: F) -> F:
 
 
 def begin_transfers(series: Iterator[Any]) -> Iterator[Any]:
-    """Note a series of broadcasts that other processes wait for, and return it."""
+    """Remember a series of broadcasts that other processes wait for, and return it.
+
+    If this process fails, it must still run the series to its end.
+    """
     _transfers[:] = [series]
     return series
 
@@ -105,7 +110,7 @@ def _finish_transfers() -> None:
 
 
 def _said(failure: Failure | None) -> tuple[str, str] | None:
-    """What other processes are told about an error: what this process did, and the message."""
+    """What other processes are told of an error: what this process did, and the message."""
     if failure is None:
         return None
     error, doing = failure

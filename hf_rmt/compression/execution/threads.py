@@ -30,10 +30,11 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 SMALL_SIDE, SMALL_ENTRIES = 1024, 2**22
-"""A weight counts as small up to this smaller side and this number of entries. At 2048 x 2048 two
-threads decompose one weight 1.6 times as fast as one thread does; at 768 x 3072, 1.0 times."""
+"""One thread alone works on a weight if its shorter side and its number of entries are at most
+these. At 2048 x 2048 two threads decompose one weight 1.6 times as fast as one thread does; at 768
+x 3072, 1.0 times."""
 IN_FLIGHT = 2**24
-"""The most entries of all weights that are worked on, or wait to enter the model, at one time."""
+"""The most entries of all weights that are worked on, or whose results wait, at one time."""
 
 
 def is_small(shape: Sequence[int]) -> bool:
@@ -49,12 +50,15 @@ def suited_threads(shape: Sequence[int]) -> Iterator[None]:
         shape: Shape of the weight.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if is_small(shape) else threads)
+    alone = threads > 1 and is_small(shape)
+    if alone:
+        torch.set_num_threads(1)
     try:
         with torch_threads_for_numpy():
             yield
     finally:
-        torch.set_num_threads(threads)
+        if alone:
+            torch.set_num_threads(threads)
 
 
 def layer_map(
@@ -131,13 +135,16 @@ def map_over_threads(
 
 
 def _on_this_thread(work: Callable[[Item], Outcome], item: Item) -> Outcome:
-    """Work on an item without other threads; torch has one thread here."""
+    """Call the work with an item, on a thread of the pool, with one thread for torch and NumPy."""
     with torch_threads_for_numpy():
         return work(item)
 
 
 def _first(waiting: deque[tuple[int, Future[Outcome]]], threads: int) -> Outcome:
-    """Wait for the next result of the work and return it; nothing else keeps a reference to it."""
+    """Take the oldest piece of work from the queue, wait until it is done, and return its result.
+
+    So the queue keeps no reference to the result, and its memory can be freed.
+    """
     outcome = waiting.popleft()[1].result()
     torch.set_num_threads(threads)  # a new thread takes the number that was set last, in any thread
     return outcome
@@ -145,7 +152,10 @@ def _first(waiting: deque[tuple[int, Future[Outcome]]], threads: int) -> Outcome
 
 @contextmanager
 def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of this many threads; on each of them torch uses one thread."""
+    """A context with a pool of this many threads; each of them uses one thread of torch.
+
+    At its end, work that has not begun is cancelled, and torch has `threads` threads again.
+    """
     pool = ThreadPoolExecutor(threads, "hf_rmt", _prepare, (torch.is_grad_enabled(),))
     try:
         yield pool
@@ -157,13 +167,16 @@ def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _prepare(grad: bool) -> None:
-    """Set the settings of torch that a new thread has for itself: one thread, and gradients."""
+    """Set up torch on a new thread of a pool: one thread for torch, and gradients on or off.
+
+    Each thread of Python has these settings of torch for itself.
+    """
     torch.set_num_threads(1)
     torch.set_grad_enabled(grad)
 
 
 def _is_plain_thread() -> bool:
-    """Whether new threads can work as this one does.
+    """Whether new threads can work in the same way as the current thread.
 
     This is so if no torch mode such as autocast is set, and torch uses OpenMP.
     """

@@ -67,7 +67,10 @@ class PowerLawBulk(SpectralMethod):
 
 
 class Bema(SpectralMethod):
-    """Fits noise of one variance to the middle quantiles of a weight's squared singular values."""
+    """Finds the variance of the noise from the middle of a weight's squared singular values.
+
+    All entries of the noise have this variance.
+    """
 
     name = "bema"
     help = "Noise of one variance, fitted to quantiles of the spectrum (Ke, Ma & Lin 2023)."
@@ -86,7 +89,10 @@ class Bema(SpectralMethod):
 
 
 class Kernel(SpectralMethod):
-    """Fits noise of one variance to a smoothed density of a weight's singular values."""
+    """Finds the variance of the noise from a smoothed density of a weight's singular values.
+
+    All entries of the noise have this variance.
+    """
 
     name = "kernel"
     help = (

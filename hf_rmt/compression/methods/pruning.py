@@ -37,12 +37,15 @@ class Pruning(SpectralMethod):
 
     @abstractmethod
     def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:
-        """The weight with a share of its entries kept and all others set to zero."""
+        """The weight with a share of its entries kept and all others set to zero.
+
+        `fraction` is this share. `generator` is for methods that choose the entries at random.
+        """
 
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Report squared singular values, of which none counts as signal.
+        """Return the squared singular values without a split: none of them counts as signal.
 
         `hf_rmt.spectra.truncation.unsplit` does this.
         """

@@ -219,7 +219,7 @@ class SpectralMethod(Method):
         )
 
     def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """Keep the directions of a weight that are signal, as its singular values show.
+        """Decide on one weight: what its singular values show to be signal is kept.
 
         `Method.decide` explains the arguments.
         """

@@ -22,7 +22,7 @@ UNKNOWN = object()
 
 
 def value_of(node: ast.expr, module: object) -> Any:
-    """The value of a condition in a module's code.
+    """The value that a condition in a module's code, such as `self.scale > 1`, has for a module.
 
     The value is `UNKNOWN` if the module's attributes or config do not decide the condition.
     """
@@ -50,7 +50,10 @@ def value_of(node: ast.expr, module: object) -> Any:
 
 
 def _joined(node: ast.BoolOp, module: object) -> Any:
-    """Value of conditions joined by `and` or `or`; one known condition may decide the whole."""
+    """The value of conditions joined by `and` or `or`; `UNKNOWN` if it is not decided.
+
+    One known condition may decide it: if one is false, `and` gives false.
+    """
     values = [value_of(part, module) for part in node.values]
     settles = isinstance(node.op, ast.Or)
     if any(value is not UNKNOWN and bool(value) is settles for value in values):

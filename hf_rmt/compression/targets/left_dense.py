@@ -17,7 +17,8 @@ from hf_rmt.nn.swap import why_not_swapped
 from hf_rmt.plan import Cause
 
 GATES = ("gate", "shared_expert_gate")
-"""Names of layers that choose among experts, if there are experts in the same module."""
+"""Names of layers that choose among experts (parallel parts of a model), if there are experts in
+the same module."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,11 @@ class LeftDense:
 
 
 Rule = Callable[[nn.Module], Mapping[str, LeftDense]]
-"""Takes a model and gives the reasons why layers stay dense, by name in `model.named_modules()`."""
+"""A function of a model. It returns why some layers stay dense, by name in
+`model.named_modules()`."""
 RULES: list[Rule] = []
-"""All rules. If several rules find one layer, the first of them gives the reason."""
+"""All functions that find layers which stay dense. If several of them find one layer, the first of
+them gives the reason."""
 
 
 def left_dense(model: nn.Module) -> dict[str, LeftDense]:

@@ -14,14 +14,16 @@ ALL_WEIGHTS = {"parameters", "named_parameters", "state_dict"}
 BY_NAME = {"getattr", "get_submodule", "get_parameter"}
 """Functions and methods that give a part of a module by its name."""
 NUMBERED = {"enumerate", "items", "named_parameters", "named_children", "named_modules"}
-"""Functions and methods that give pairs. The second entry of each pair is a part of a module."""
+"""Functions and methods that give pairs: a number or a name, and then a part of a module."""
 WEIGHT = ".weight"
 BELOW = ".**"
-"""End of a path that stands for all layers below a module, at any depth."""
+"""A path (dotted name of a module) with this end stands for all layers below, at any depth."""
 LIST = "[]"
-"""End of a key in `Known`: if a variable x is a list, the key "x[]" has the paths of its items."""
+"""End of a key in `Known`: if a variable x in a module's code is a list, the key "x[]" has the
+dotted names of the layers in it."""
 Known = dict[str, tuple[str, ...]]
-"""The paths that each variable stands for, by the name of the variable."""
+"""The layers that variables in a module's code stand for. After `x = self.up` it has {"x":
+("up",)}."""
 
 
 class Paths:
@@ -38,7 +40,7 @@ class Paths:
         self.known: Known = dict(known)
 
     def bind(self, target: ast.expr, value: ast.expr) -> None:
-        """Record which layers the variables of an assignment in the code stand for."""
+        """Record which layer the variable of an assignment such as `x = self.up` stands for."""
         if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
             for one, part in zip(target.elts, value.elts, strict=False):
                 self.bind(one, part)
@@ -46,9 +48,9 @@ class Paths:
             self.known |= self.given(target.id, value)
 
     def given(self, name: str, value: ast.expr) -> Known:
-        """The entries of `known` for a variable with this value; empty if it holds no layer.
+        """What `known` should hold for a variable with this value; empty if it is no layer.
 
-        They are the paths of layers, which the class explains.
+        For `x = self.up` this is {"x": ("up",)}. If x is a list, the key "x[]" has its layers.
         """
         listed = () if isinstance(value, ast.Name | ast.Attribute) else self.members(value)
         if isinstance(value, ast.Name):
@@ -58,7 +60,7 @@ class Paths:
         }
 
     def bind_each(self, target: ast.expr, source: ast.expr) -> None:
-        """Record which layers the variables of a loop in the code stand for."""
+        """Record which layers the variable of a loop such as `for x in self.layers` stands for."""
         if isinstance(target, ast.Tuple) and called_name(source) in NUMBERED:
             target = target.elts[-1]
         if paths := self.members(source):
@@ -67,7 +69,10 @@ class Paths:
                     self.known[variable.id] = paths
 
     def members(self, node: ast.expr) -> tuple[str, ...]:
-        """Paths (dotted names) of the layers or weights that a loop over an expression gives."""
+        """Paths (dotted names) of the layers or weights that a loop over an expression gives.
+
+        For a loop over `self.layers` this is ("layers.*",), where `*` stands for any name.
+        """
         if isinstance(node, ast.Tuple | ast.List | ast.Set):
             return tuple(path for part in node.elts for path in self.of(part))
         if isinstance(node, ast.Dict):
@@ -105,7 +110,7 @@ class Paths:
     def _by_name(self, node: ast.Call) -> tuple[str, ...]:
         """Paths (dotted names) of the layers that a call such as `getattr(self, name)` may give.
 
-        `*` stands for an unknown name.
+        For `getattr(self, "up")` this is ("up",); `*` stands for an unknown name.
         """
         owner = [node.func.value] if isinstance(node.func, ast.Attribute) else []
         if called_name(node) not in BY_NAME or len(arguments := [*owner, *node.args]) < 2:
@@ -116,7 +121,10 @@ class Paths:
 
 
 def everywhere(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """Paths (dotted names) of modules, and a path for all layers below each, which ends in `**`."""
+    """The paths (dotted names) of modules, and for each a path of all layers below it.
+
+    ("mlp",) becomes ("mlp", "mlp.**").
+    """
     below = (f"{path}{BELOW}".lstrip(".") for path in paths)
     return (*filter(None, paths), *below)
 

@@ -86,13 +86,16 @@ class Reader(ast.NodeVisitor):
         return self.reads
 
     def visit(self, node: ast.AST) -> None:
-        """Visit a node. In a comprehension, record the variables before the result is visited."""
+        """Visit a node of the parsed code, but in a comprehension record its loop variables first.
+
+        In `[f(x) for x in self.layers]`, f(x) comes first, but can be read only if x is known.
+        """
         for part in getattr(node, "generators", ()):
             self._bind_each(part.target, part.iter)
         super().visit(node)
 
     def visit_If(self, node: ast.If) -> None:
-        """Visit both branches of an `if`, and keep its condition in `guards` meanwhile."""
+        """Visit both branches of an `if`; each read in them notes the condition it needs."""
         self.visit(node.test)
         for branch, wanted in ((node.body, True), (node.orelse, False)):
             self.guards.append((node.test, wanted))
@@ -101,14 +104,14 @@ class Reader(ast.NodeVisitor):
             self.guards.pop()
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        """Record the variables of an assignment that stand for layers."""
+        """Record which variables stand for layers after an assignment such as `x = self.up`."""
         self.generic_visit(node)
         self.paths.bind(node.targets[0], node.value)
         if isinstance(node.value, ast.Lambda) and isinstance(node.targets[0], ast.Name):
             self.local[node.targets[0].id] = node.value
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        """Record a variable that is assigned with a type annotation."""
+        """Record what a variable stands for after an assignment such as `x: Any = self.up`."""
         self.generic_visit(node)
         if node.value is not None:
             self.paths.bind(node.target, node.value)
@@ -119,22 +122,28 @@ class Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
-        """Record a variable that is assigned within an expression."""
+        """Record what a variable stands for that `(x := self.up)` assigns in an expression."""
         self.generic_visit(node)
         self.paths.bind(node.target, node.value)
 
     def visit_For(self, node: ast.For) -> None:
-        """Record the variables of a loop over layers."""
+        """Record which layers the variables of a loop stand for, and visit its body."""
         self._bind_each(node.target, node.iter)
         self.generic_visit(node)
 
     def _bind_each(self, target: ast.expr, source: ast.expr) -> None:
-        """Record the variables of a loop. Weights count as read only where the loop uses them."""
+        """Record what the variables of a loop such as `for w in self.parameters()` stand for.
+
+        The call after `in` is no read of the weights. Only a use of w in the loop is one.
+        """
         self.paths.bind_each(target, source)
         self.looped |= {node for node in ast.walk(source) if isinstance(node, ast.Call)}
 
     def visit_Call(self, node: ast.Call) -> None:
-        """Skip `isinstance`, which reads no value. Read the code of any other called function."""
+        """Look for reads of weights in the arguments of a call, and in the called function.
+
+        `isinstance` is skipped, because it reads no values.
+        """
         if isinstance(node.func, ast.Name) and node.func.id == "isinstance":
             return
         self.generic_visit(node)
@@ -163,7 +172,7 @@ class Reader(ast.NodeVisitor):
             self.generic_visit(node)
 
     def _note(self, paths: tuple[str, ...]) -> None:
-        """Record a read for each path (dotted name of a layer or weight) that names a weight."""
+        """Record a read of a weight for each path (dotted name) that ends in ".weight"."""
         layers = [path.removesuffix(WEIGHT) for path in paths if path.endswith(WEIGHT)]
         if "forward" not in self.method.split(" in "):
             # other methods, such as those that save a model, may go through all of its weights
@@ -171,7 +180,7 @@ class Reader(ast.NodeVisitor):
         self.reads += [Read(path, self.method, tuple(self.guards)) for path in layers]
 
     def _follow(self, node: ast.Call) -> None:
-        """Read the code of a called function if the function gets layers as arguments."""
+        """Look for reads of weights in a called function too, if it gets layers as arguments."""
         names, inner, is_method = self._called(node.func)
         if inner is None or getattr(inner, "name", "") in self.method.split(" in "):
             return  # a function may call itself
@@ -184,7 +193,10 @@ class Reader(ast.NodeVisitor):
             self.reads.append(Read(read.path, self.method, (*self.guards, *guards)))
 
     def _passed(self, node: ast.Call, arguments: ast.arguments, is_method: bool) -> Known:
-        """The layers that the arguments of a called function stand for."""
+        """The layers that a call passes to a function, by the names of the function's arguments.
+
+        If `f(self.up)` calls `def f(layer)`, this is {"layer": ("up",)}.
+        """
         names = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
         known: Known = {names.pop(0): ("",)} if is_method and names else {}
         for name, value in zip(names, node.args, strict=False):
@@ -197,7 +209,10 @@ class Reader(ast.NodeVisitor):
         return known
 
     def _called(self, node: ast.expr) -> tuple[Any, ast.FunctionDef | ast.Lambda | None, bool]:
-        """Global names and code of a called function, and whether it is a method of the module."""
+        """Global names and code of a called function, and whether it is a method of the module.
+
+        The code is parsed; it is None if it was not found.
+        """
         found, is_method = None, False
         if isinstance(node, ast.Name):
             if node.id in self.local:

@@ -41,7 +41,10 @@ def unregistered_references(model: nn.Module) -> dict[int, str]:
 
 
 def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
-    """The modules that a value holds, but not the modules inside these modules."""
+    """The modules that a value such as a list holds, at any depth, but not modules inside them.
+
+    `seen` has the ids of the values that were searched already.
+    """
     if isinstance(value, nn.Module):
         yield value
     elif id(value) not in seen:
@@ -51,7 +54,7 @@ def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """What a container or a function holds; nothing for any other value."""
+    """What a container, or a function in its defaults and closure, holds; else nothing."""
     if isinstance(value, Mapping):
         yield from value.values()
     elif isinstance(value, list | tuple | set | frozenset):

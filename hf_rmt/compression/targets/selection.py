@@ -132,7 +132,7 @@ def _tied(
     heads: Collection[str],
     settings: CompressionSettings,
 ) -> dict[str, LeftDense]:
-    """Layers that share their weight. `heads` are listed only if target_modules names layers."""
+    """Layers that stay dense because they share their weight, each with this reason."""
     shared = _shared_weights(model)
     named = settings.target_modules not in (None, ALL_LINEAR)
     why = LeftDense(Cause.TIED, f"its weight {TIED}")
@@ -145,7 +145,7 @@ def _tied(
 
 
 def _held(found: Mapping[str, LeftDense], settings: CompressionSettings) -> dict[str, LeftDense]:
-    """Layers that stay dense, without those that are compressed because the user names them."""
+    """The reasons in `found` why layers stay dense; a few do not hold if the user names layers."""
     by_name = settings.target_modules not in (None, ALL_LINEAR)
     return {name: why for name, why in found.items() if why.if_named or not by_name}
 
@@ -168,7 +168,7 @@ def _kept_dense(
     shared: Collection[int],
     protected: Collection[str],
 ) -> dict[str, str]:
-    """The reasons why some of the chosen layers stay dense, by name."""
+    """The reasons why some of the chosen layers stay dense, by layer name."""
     by_name = settings.target_modules not in (None, ALL_LINEAR)
     reasons = {}
     for name in chosen:
@@ -210,13 +210,13 @@ def _why_none(
 
 
 def _grouped(reasons: Mapping[str, str]) -> str:
-    """Reasons why layers stay dense as one text, each after the names of the layers."""
+    """One text of the reasons: {"a": "is tied", "b": "is tied"} becomes "a, b is tied"."""
     groups = {why: [name for name in reasons if reasons[name] == why] for why in reasons.values()}
     return ". ".join(f"{some(names)} {why}" for why, names in groups.items())
 
 
 def _shared_weights(model: nn.Module) -> set[int]:
-    """The ids of parameters that occur several times in a model, or that lie in such a module."""
+    """Ids of parameters that a model has in several places, alone or with their whole module."""
     counts = Counter(
         id(parameter)
         for _, module in model.named_modules(remove_duplicate=False)
@@ -229,7 +229,7 @@ def _shared_weights(model: nn.Module) -> set[int]:
 def _check_targets(
     settings: CompressionSettings, layers: Collection[str], model: nn.Module
 ) -> None:
-    """Raise an error for the first target that matches no layer."""
+    """Raise an error for the first entry of `target_modules` that matches no layer."""
     targets = settings.target_modules
     if targets is None or targets == ALL_LINEAR:
         return
@@ -256,7 +256,7 @@ def _check_targets(
 
 
 def _why_refused(target: list[str] | str, model: nn.Module) -> Iterator[str]:
-    """Modules that a target selects but that cannot be compressed, each with the reason."""
+    """Name and reason, as a text, of each selected module that cannot be compressed."""
     held = left_dense(model)
     for name, module in model.named_modules():
         if not name or not is_selected(name, target):
@@ -268,7 +268,7 @@ def _why_refused(target: list[str] | str, model: nn.Module) -> Iterator[str]:
 
 
 def _protected_everywhere(model: nn.Module, settings: CompressionSettings) -> set[str]:
-    """Names of tied layers and (if not asked for) heads of all transformers models in a module."""
+    """Names of layers of transformers models that share a weight, or are heads not asked for."""
     return {
         f"{prefix}.{name}".lstrip(".")
         for prefix, part in transformers_models(model).items()
@@ -277,7 +277,7 @@ def _protected_everywhere(model: nn.Module, settings: CompressionSettings) -> se
 
 
 def _protected(model: Any, settings: CompressionSettings) -> set[str]:
-    """Names of a transformers model's tied layers and, unless asked for, of its head layers."""
+    """Names of one transformers model's layers that share a weight, or are heads not asked for."""
     tied = model.all_tied_weights_keys
     names = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
     of_head = settings.target_modules is None and method_of(settings).takes_heads
@@ -291,7 +291,7 @@ def _protected(model: Any, settings: CompressionSettings) -> set[str]:
 
 
 def _heads(model: nn.Module, prefix: str) -> Iterator[str]:
-    """Names of layers outside the body (the model without its head) and outside repeated blocks."""
+    """Names of head layers: those outside the model's body `prefix` and outside its blocks."""
     for name, _ in model.named_modules():
         outside = name.split(".")[0] not in (prefix, "")
         if outside and not in_repeated_block(name, model):

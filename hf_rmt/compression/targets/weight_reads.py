@@ -77,7 +77,11 @@ def class_reads(kind: type) -> tuple[Read, ...]:
 
 
 def _methods(kind: type) -> Iterator[tuple[str, ast.FunctionDef, Any]]:
-    """Names, parsed code and global names of the methods that instances of a class run."""
+    """Give name, parsed code and global variables of the methods that may run in a forward pass.
+
+    They are those of a class and of its base classes below `nn.Module`. An overridden method
+    counts only if the new one calls `super()`.
+    """
     done: set[str] = set()
     for base in kind.__mro__:
         if base is nn.Module:

@@ -155,7 +155,10 @@ class ExtractedAdapter:
             self._card(hub_id(base_model), repo_id).save(aside / "README.md")
 
     def _peft_config(self, base_model: str | None) -> Any:
-        """PEFT's config, with a rank for each layer. `lora_alpha` is the rank: scale 1."""
+        """PEFT's config of the adapter, with a rank for each layer.
+
+        PEFT scales an adapter by `lora_alpha` / rank. Both are equal here, so the scale is 1.
+        """
         try:
             from peft import LoraConfig
         except ImportError as error:

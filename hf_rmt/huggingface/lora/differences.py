@@ -105,7 +105,7 @@ def paired(base: nn.Module, tuned: nn.Module) -> dict[str, nn.Module]:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own parameters and saved buffers."""
+    """The parameters and saved buffers of a module itself, without modules in it, by name."""
     buffers = {
         key: value
         for key, value in module._buffers.items()
@@ -116,7 +116,10 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _changed(name: str, original: nn.Module, module: nn.Module) -> list[str]:
-    """Names of a module's own tensors that differ from the same tensors of `original`."""
+    """Names of the tensors of a module that training changed; modules inside it do not count.
+
+    `original` is the same module in the base model. `name` is used in errors.
+    """
     before, changed = _tensors(original), []
     for key, after in _tensors(module).items():
         if key not in before or before[key].shape != after.shape:
@@ -139,7 +142,11 @@ def _inside(name: str, modules: Collection[str]) -> bool:
 
 
 def _takes_factors(name: str, module: Any, targets: list[str] | str | None) -> bool:
-    """Whether a module is a selected matrix and has more entries than factors of rank two."""
+    """Whether the change of a layer is stored as low-rank factors.
+
+    The layer must be linear or an embedding, be selected by `targets`, and have more entries than
+    two factors of rank 2 would have.
+    """
     if type(module) not in (nn.Linear, nn.Embedding):
         return False
     rows, columns = module.weight.shape
@@ -151,7 +158,10 @@ def _takes_factors(name: str, module: Any, targets: list[str] | str | None) -> b
 
 
 def _holds_matrices(name: str, module: nn.Module) -> bool:
-    """Whether a module is the whole model, or contains a linear layer or an embedding."""
+    """Whether a linear layer or an embedding lies inside a module.
+
+    Such a module is not copied whole. The model itself (name "") counts as such a module.
+    """
     return not name or any(
         type(part) in (nn.Linear, nn.Embedding) for part in module.modules() if part is not module
     )

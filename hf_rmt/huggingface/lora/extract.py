@@ -114,7 +114,11 @@ def extract_adapter(
 
 
 class _Extraction:
-    """The differences between the weights of two models, computed one layer at a time."""
+    """Computes what fine-tuning added to the weight of each layer, and low-rank factors of it.
+
+    `excited` holds, by layer, the second moments (means of products of two entries) of inputs and
+    gradients on the calibration batches.
+    """
 
     def __init__(self, base: nn.Module, tuned: Any, excited: Mapping[str, LayerMoments]) -> None:
         self.originals: dict[str, Any] = paired(base, tuned)
@@ -128,7 +132,11 @@ class _Extraction:
     def ranks(
         self, names: Iterable[str], *, size: float | None, threshold: float | None, rank: int | None
     ) -> dict[str, int]:
-        """The rank of each layer's low-rank factors. Only eigenvalues are computed, no factors."""
+        """Choose the rank of each layer's low-rank factors, by the name of the layer.
+
+        `size`, `threshold` and `rank` are those of `extract_adapter`. The factors are computed
+        later.
+        """
         shapes = {name: tuple(self.tuned.get_submodule(name).weight.shape) for name in names}
         if rank is not None:
             return {name: min(rank, *shape) for name, shape in shapes.items()}
@@ -151,10 +159,10 @@ class _Extraction:
     def factors(
         self, ranks: Mapping[str, int], dtype: torch.dtype | None
     ) -> tuple[tuple[LowRankUpdate, ...], dict[str, Tensor]]:
-        """The low-rank factors of each update, and a shift for the bias of a layer with data.
+        """The low-rank factors of each layer's update, and by layer a vector to add to its bias.
 
-        An update is the tuned minus the base weight. The shift is the mean output of what the
-        factors lose of the update.
+        An update is the tuned minus the base weight. The factors lose a part of it. The vector is
+        the mean output of this part on the calibration batches; layers without data have none.
         """
         updates, shifts = [], {}
         for name in tqdm(ranks, desc="Extracting", disable=None):
@@ -197,7 +205,11 @@ class _Extraction:
 def _carried(
     tuned: nn.Module, found: Differences, ranks: Mapping[str, int], shifts: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors of the adapter that are not factors, by their names in the adapter's file."""
+    """The tensors that an adapter copies from the tuned model, by their names in its file.
+
+    These are changed tensors without low-rank factors, such as biases, and whole modules, such as
+    new heads. `shifts` holds the vectors that are added to biases.
+    """
     state = tuned.state_dict()
     carried = {
         f"{PREFIX}{name}": tensor.clone()
@@ -214,7 +226,10 @@ def _carried(
 
 
 def _load_base(base: ModelOrPath, tuned: Any) -> tuple[Any, list[str]]:
-    """The base, loaded with the class of `tuned`, and the modules that the base's files lack."""
+    """The pretrained model, and the names of modules that its files lack, such as a new head.
+
+    A path is loaded with the class of `tuned`, the fine-tuned model. A loaded model lacks nothing.
+    """
     if isinstance(base, nn.Module):
         return unwrapped(base), []
     check_source(base)

@@ -65,7 +65,7 @@ class CompressedLoraLinear(Linear):
 
     @property
     def lora_variants(self) -> dict[Any, Any]:
-        """Only plain LoRA, because variants such as DoRA need the dense weight."""
+        """Only plain LoRA works here, because variants such as DoRA need the dense weight."""
         return {(): None}
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -110,9 +110,10 @@ class CompressedLoraLinear(Linear):
             self._shift_bias(name, -1.0)
 
     def _append(self, name: str, layer: SpikedLinear, rows: Tensor) -> None:
-        """Add rows to the low-rank factors (the signal) of a layer.
+        """Append the rows of an adapter to the low-rank factors (the signal) of a layer.
 
-        If the rows of the factors then depend on each other, fewer rows are written.
+        If the rows of the factors then depend linearly on each other, the same matrix is written
+        with fewer rows. `name` is the name of the adapter.
         """
         before = layer.weight.detach()
         factors = torch.cat([before, rows.to(before)])
@@ -127,9 +128,10 @@ class CompressedLoraLinear(Linear):
         self._rewritten[name] = before, _digest(layer.weight)
 
     def _rows(self, name: str, sign: float = 1.0) -> Tensor:
-        """The adapter of rank r, or its negative, as r rows of the layer's factors.
+        """An adapter of rank r as r rows of the layer's factors, shape (r, in + out).
 
-        The shape is (r, in + out).
+        Row i is row i of A, followed by column i of s B. A and B are the factors of the adapter,
+        and s is its scale. With `sign=-1`, the rows stand for the negative of the adapter.
         """
         right: Any = self.lora_A[name].weight
         left: Any = self.lora_B[name].weight
@@ -192,7 +194,7 @@ def _digest(factors: Tensor) -> str:
 
 
 def _set_factors(layer: SpikedLinear, factors: Tensor) -> None:
-    """Give a layer other low-rank factors. Saving writes them in bfloat16 only if that is exact."""
+    """Replace the low-rank factors of a layer; the number of rows becomes its rank."""
     trains = layer.weight.requires_grad
     layer.weight = nn.Parameter(factors.contiguous(), requires_grad=trains)
     layer.rank = len(factors)

@@ -15,7 +15,7 @@ from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.plan import Cause
 
 UNFIT = (Cause.READ_BY_PARENT, Cause.REFERRED_TO, Cause.ROUTER, Cause.SUBCLASS)
-"""A layer that stayed dense for one of these causes gets no adapter."""
+"""Causes for which the compression left a layer dense, and for which it gets no adapter either."""
 
 
 def lora_targets(model: nn.Module) -> dict[str, list[str]]:
@@ -72,14 +72,20 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _takes_lora(model: nn.Module, name: str, layer: Mapping[str, Any]) -> bool:
-    """Whether a layer stayed dense in the compression and can have an adapter around it."""
+    """Whether a layer stayed dense in the compression and can have an adapter around it.
+
+    `layer` is the record of the layer, with the cause for which it stayed dense.
+    """
     if is_compressed(model.get_submodule(name)) or layer.get("cause") in UNFIT:
         return False
     return not refused_by_peft(model, name) and not _is_asked_for_more(model, name)
 
 
 def _is_asked_for_more(model: nn.Module, name: str) -> bool:
-    """Whether code may read the stride of a convolution, which no adapter of PEFT has."""
+    """Whether the parent module's code may read the `stride` of this layer, a convolution.
+
+    An adapter of PEFT has no `stride`, so such a layer gets no adapter.
+    """
     parent, _, own = name.rpartition(".")
     kind: type = type(model.get_submodule(parent))
     return hasattr(model.get_submodule(name), "stride") and own in handed_on(kind)

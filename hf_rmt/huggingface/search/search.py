@@ -27,7 +27,8 @@ from hf_rmt.report.search import SearchReport, within
 FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Fractions of the noise that are tried by default, with the range of a published experiment."""
 MAX_EVALUATIONS = 100
-"""The default limit: three evaluations of each of 30 layers, and the curve over `FRACTIONS`."""
+"""Default limit on calls of `evaluate`: three for each of 30 layers, and the curve over
+`FRACTIONS`."""
 DECIDED = ("noise_removal", "layers", "base_model")
 """Fields of a config that the search or the library sets; they are no choice of the user."""
 
@@ -118,7 +119,11 @@ def search(
 
 
 class _Search:
-    """Tries one state after the other. A state says which fraction of its noise a layer loses."""
+    """Tries one state of the model after the other, and measures the metric of each.
+
+    A state says for each layer which fraction of its noise is removed. The noise of a layer is the
+    part of its weight that is not signal.
+    """
 
     def __init__(self, states: NoiseStates, log: Log, tolerance: float, grid: list[float]) -> None:
         self.states, self.log, self.tolerance, self.grid = states, log, tolerance, grid
@@ -134,7 +139,7 @@ class _Search:
         """Run the search: the curve, the bisection and the final check.
 
         The curve removes the same fraction of noise from all layers. The bisection then raises the
-        fraction of one layer after the other.
+        fraction of one layer after the other. The check measures the result again.
         """
         alike = [self._alike(fraction) for fraction in self.grid]
         curve = [(self._mean(state), self._first_metric(state)) for state in alike]
@@ -157,25 +162,31 @@ class _Search:
         )
 
     def _alike(self, fraction: float) -> Removal:
-        """The state of the model in which every layer loses this fraction of its noise.
+        """The state in which all layers lose the same fraction of their noise.
 
-        A layer that cannot lose this fraction is left out and stays as it is.
+        A state gives a fraction by layer name. A layer that cannot lose this fraction is left out
+        and stays as it is.
         """
         return {name: fraction for name, grid in self.grids.items() if fraction in grid}
 
     def _mean(self, state: Removal) -> float:
-        """The mean, over all layers, of the fractions of their noise that a state removes."""
+        """The mean over all layers of the fraction of its noise that a layer loses in a state.
+
+        A layer that the state does not name loses 0.
+        """
         return fmean(state.get(name, 0.0) for name in self.states.shapes)
 
     def _refined(self, accepted: list[Removal]) -> list[Removal]:
-        """Raise the fraction of its noise that a layer loses, one layer after the other.
+        """Raise the fraction of noise that is removed from a layer, one layer after the other.
+
+        Each fraction is found by bisection: the metric must stay within the tolerance.
 
         Args:
             accepted: A list with the state (a fraction for each layer) to begin with, or an empty
                 list.
 
         Returns:
-            All states within the tolerance; each removes more noise than the state before it.
+            The states within the tolerance; each removes more noise than the state before it.
         """
         for name, grid in self.grids.items():
             state = accepted[-1] if accepted else {}
@@ -194,12 +205,12 @@ class _Search:
         return accepted
 
     def _checked(self, accepted: list[Removal]) -> tuple[Removal, float]:
-        """An accepted state whose metric holds in a second measurement, and this metric.
+        """Measure accepted states again; return one whose metric holds again, and this metric.
 
         A state says which fraction of its noise each layer loses. A metric holds if it is within
-        the tolerance. The last state is measured first. If the metric fails, the later half of the
-        states is left out, and so on. A metric that gives the same number each time confirms the
-        last state.
+        the tolerance. The last state, which removes most noise, is measured first. If its metric
+        fails, the later half of the states is left out, and so on. If no state is left, the result
+        is the unchanged model with its metric.
         """
         while accepted:
             metric = self.log.metric(accepted[-1], again=True)
@@ -212,9 +223,10 @@ class _Search:
         return within(metric, self.baseline, self.tolerance)
 
     def _first_metric(self, removal: Removal) -> float:
-        """The metric of the unchanged model, or with one fraction of noise removed everywhere.
+        """The metric of a state that the search measures at its start.
 
-        `_check` made sure that the limit on evaluations allows these measurements.
+        These states are the unchanged model, and those in which all layers lose the same fraction
+        of their noise. `_check` made sure that the limit on evaluations allows this.
         """
         metric = self.log.metric(removal)
         return math.nan if metric is None else metric
@@ -223,7 +235,7 @@ class _Search:
 def _check_types(
     model: object, evaluate: object, tolerance: object, fractions: object, most: object
 ) -> list[float]:
-    """Refuse arguments of a wrong type; return the fractions in ascending order, each once."""
+    """Refuse arguments of a wrong type; return the fractions ascending, each once."""
     check_module(model)
     if not callable(evaluate):
         raise TypeError(f"evaluate must be a function of the model, got {evaluate!r}")
@@ -260,14 +272,21 @@ def _check(config: RMTConfig, tolerance: float, grid: list[float], most: int) ->
 
 
 def _settings(config: RMTConfig) -> dict[str, Any]:
-    """The fields that a user chose, as plain values."""
+    """The fields of a config that the user chose, as plain values by name.
+
+    Fields that the search or the library sets (`DECIDED`) are left out.
+    """
     return {key: value for key, value in config.to_dict().items() if key not in DECIDED}
 
 
 def _identity(
     model: nn.Module, config: RMTConfig, tolerance: float, grid: list[float]
 ) -> dict[str, Any]:
-    """Values by which a resumed file is recognised as this search; `max_evaluations` may differ."""
+    """Values that identify a search in the file from which it can be resumed.
+
+    If one of them differs, the file belongs to another search. `grid` holds the fractions to try.
+    `max_evaluations` is not among the values, because it may change.
+    """
     tensors = {
         name: value.cpu() for name, value in model.state_dict().items() if isinstance(value, Tensor)
     }

@@ -79,7 +79,10 @@ class NoiseStates:
         return {name: removal[name] for name in self.shapes if name in self.plans}
 
     def restore(self) -> None:
-        """Put the model's own modules back, with their own weights and in their own modes."""
+        """Put the model's own modules back, with their own weights.
+
+        Each module is in training or evaluation mode as before.
+        """
         for name in self._originals:
             self._reset(name)
         for module, training in self._modes:
@@ -129,9 +132,10 @@ class NoiseStates:
         return self.config.replace(noise_removal={name: fraction})
 
     def _decompose(self, name: str) -> Decomposition | None:
-        """The decomposition of a layer: eigenvalues, and what singular vectors are computed from.
+        """Compute the eigenvalues (squared singular values) of a layer's weight.
 
-        It is None for a layer that `compress` would not touch.
+        They come with what is needed to compute singular vectors later. The result is None for a
+        layer that `compress` would not touch, such as one below `min_size`.
         """
         if min(self.shapes[name]) < self.config.min_size:
             return None
@@ -148,7 +152,10 @@ class NoiseStates:
         return [f for f, rank in ranks.items() if 0 < rank < len(fit.eigenvalues)]
 
     def _put(self, name: str, fraction: float | None) -> None:
-        """Remove a fraction of the noise of one layer; put back the original layer for None."""
+        """Put a layer without a fraction of its noise into the model; None: the original layer.
+
+        `fraction` is the part of the noise that is removed.
+        """
         original = self._originals[name]
         training = self.model.get_submodule(name).training
         self._reset(name)
@@ -237,7 +244,10 @@ class Log:
         return metric
 
     def _write(self, path: Path, evaluations: list[Evaluation]) -> None:
-        """Replace the file at once: a run that is killed leaves the old one or the new one."""
+        """Write all evaluations to the file of the search, in place of its old content.
+
+        The file is replaced in one step: a run that is killed leaves the old or the new file.
+        """
         content = {"search": self.identity, "evaluations": evaluations}
         part = path.with_name(f"{path.name}.part")
         records.written(records.json_text(content), part)
@@ -258,7 +268,7 @@ class Log:
 
 
 def _content(path: Path) -> tuple[dict[str, Any], tuple[Evaluation, ...]]:
-    """What a file of a search holds: values that identify this search, and its evaluations."""
+    """Read the file of a search: the values that identify the search, and its evaluations."""
     try:
         content = records.read(path)
         return dict(content["search"].items()), evaluations_of(content["evaluations"])
@@ -270,7 +280,10 @@ def _content(path: Path) -> tuple[dict[str, Any], tuple[Evaluation, ...]]:
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
-    """A path that can be written to, checked before anything is evaluated."""
+    """The path of the file of a search; refuse a folder, and a file in a folder that is missing.
+
+    This is checked before anything is evaluated.
+    """
     check_path("resume_from", path)
     file = Path(path)
     if file.is_dir() or not file.absolute().parent.is_dir():

@@ -34,11 +34,11 @@ from hf_rmt.settings import CompressionSettings
 logger = logging.getLogger(__name__)
 
 EVERY, CUTS = 8, 16
-"""A cut shrinks the noise in the weights. At most `EVERY` update steps lie between two cuts, and at
-least `CUTS` cuts are made while the noise falls. Evaluation and saving are preceded by a cut."""
+"""A cut shrinks the noise in the weights. At most `EVERY` update steps lie between two cuts, and
+at least `CUTS` cuts lead to zero noise. Each evaluation and save follows a cut."""
 RETURNED = 0.05
-"""If noise again has more than this share of the weights' energy after it was all removed, then
-something else writes old weights back, and a warning is logged."""
+"""If noise again has more than this share of the weights' squared norm after it was all removed,
+then something else writes old weights back, and a warning is logged."""
 MOSTLY_DENSE = 0.9
 """If more than this share of the parameters is kept, little is saved, and a warning is logged."""
 PROBES_FILE = "_rmt_probes-{step}.safetensors"
@@ -113,7 +113,7 @@ class AnnealedFilter:
             shared_ranks({name: torch.ones(1) for name in names}, shapes, least)
 
     def step_begins(self, state: Any) -> None:
-        """Measure the batches of a training step, if it is soon chosen what the weights keep."""
+        """Measure layers' inputs and gradients in this step, if they soon decide what is kept."""
         if self._windows is not None:
             self._windows.step_begins(state.global_step)
 
@@ -140,7 +140,7 @@ class AnnealedFilter:
             self._cut(model, state.global_step)
 
     def saved(self, args: Any, state: Any) -> None:
-        """Save with a checkpoint what was measured so far to choose what the weights keep."""
+        """Save beside a checkpoint the sums over inputs and gradients that were measured."""
         if self._windows is not None:
             self._windows.save(args, state.global_step)
 
@@ -152,7 +152,7 @@ class AnnealedFilter:
     def finish(
         self, args: Any, state: Any, model: Any, *, loaded_best: bool
     ) -> CompressionReport | None:
-        """Compress the model after training; return None if it was not chosen what weights keep."""
+        """Compress the model after training; None if training ended before ranks were chosen."""
         self.stop()
         if not self.chosen:
             logger.warning(
@@ -198,10 +198,7 @@ class AnnealedFilter:
         self.memory |= {"left": left, "cut_at": step}
 
     def _shrink(self, model: nn.Module, ratio: float) -> float:
-        """Multiply the noise in all weights by `ratio`; the processes share the work.
-
-        Returns the share of the weights' energy (squared norm) that this removed.
-        """
+        """Multiply the noise in all weights by `ratio`; return the lost share of squared norm."""
 
         def work(name: str) -> WorkResult:
             weight = weight_matrix(model.get_submodule(name))
@@ -219,7 +216,10 @@ class AnnealedFilter:
     def _choose(
         self, args: Any, model: nn.Module, step: int, excited: Mapping[str, LayerMoments]
     ) -> None:
-        """Choose ranks and directions (parts of rank one) by recent batches, ranks only once."""
+        """Choose the parts of rank one that weights keep; the first call also chooses the ranks.
+
+        `excited` holds, by layer, second moments of inputs and gradients in recent batches.
+        """
         assert self._windows is not None
         if not_finite := self._windows.not_finite:
             _warn_not_finite(not_finite, step)
@@ -253,7 +253,7 @@ class AnnealedFilter:
         }
 
     def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """The low-rank factors of a layer, which are exact: its weight now has the chosen rank."""
+        """The exact low-rank factors of a layer, whose noise is gone; or why it stays dense."""
         entry = self.chosen[name]
         if entry["rank"] is None:
             cause, phase = Cause(entry["cause"]), entry.get("phase", "")

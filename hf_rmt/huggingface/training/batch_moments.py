@@ -25,11 +25,11 @@ from hf_rmt.nn.spiked_conv import padded
 TOKENS = 512
 """Largest number of tokens of a batch that are measured, unless another number is passed."""
 BLOCK = 512
-"""A wider matrix of sums is computed in blocks. The blocks below the diagonal are left out, because
-the matrix is symmetric."""
+"""A matrix of sums with more columns is computed in blocks. The blocks below the diagonal are left
+out, because the matrix is symmetric."""
 WIDEST = 4096
-"""Up to this width, a side of a weight has a matrix as second moment. A wider side has only the
-diagonal of that matrix."""
+"""The largest number of inputs (or outputs) of a layer for which the products of each two entries
+are summed up. For more, only the squares of the entries are, the diagonal of this matrix."""
 
 
 class BatchMoments:
@@ -94,9 +94,10 @@ class BatchMoments:
         self._masks.stop()
 
     def hear(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
-        """Add the inputs and output gradients of one call of a layer to the sums of products.
+        """Add the input `entry` of one call of a layer to the sums of products.
 
-        Calls without gradients (evaluations) are left out.
+        The gradient of the output `result` is added when the backward pass computes it. Calls
+        without gradients (evaluations) are left out.
         """
         mask = self._masks.of(name, entry)
         if torch.is_grad_enabled():
@@ -104,7 +105,7 @@ class BatchMoments:
                 self._add(name, layer, entry.detach(), result, mask)
 
     def _add_room(self, name: str) -> None:
-        """Make zeros for a layer's sums of products of inputs and of gradients over tokens."""
+        """Make the tensors of zeros to which a layer's products and counts are added."""
         layer: Any = self.model.get_submodule(name)
         (rows, columns), device = matrix_shape(layer), layer.weight.device
         self.sums[f"{name} slopes"] = _room(rows, device)
@@ -156,20 +157,23 @@ class BatchMoments:
         self.sums[f"{name} batches"] += 1
 
     def _unpadded(self, tokens: Tensor, mask: Any) -> Tensor:
-        """One row for each token; padding is left out if the mask has the shape of the tokens."""
+        """The vectors of all tokens as the rows of a matrix.
+
+        Padding is left out if the attention mask has the shape (batch, length) of the tokens.
+        """
         if mask is not None and mask.shape == tokens.shape[:-1]:
             return tokens[mask.bool().to(tokens.device)]
         return tokens.reshape(-1, tokens.shape[-1])
 
     def _thinned(self, rows: Tensor) -> Tensor:
-        """At most `tokens` of the rows, evenly spaced."""
+        """At most `self.tokens` of the rows of a matrix, evenly spaced, to save time."""
         return rows[:: max(1, -(-len(rows) // self.tokens))]
 
 
 class _Listener:
-    """A hook that measures the calls of a layer for its second moments.
+    """A forward hook that passes each call of a layer to a `BatchMoments`, which measures it.
 
-    The copy of the hook in a model that is copied or pickled measures nothing.
+    If the model is copied or pickled, the copy of the hook does nothing.
     """
 
     def __init__(self, moments: BatchMoments | None, name: str) -> None:
@@ -190,9 +194,9 @@ def _is_finite(moments: LayerMoments) -> bool:
 
 
 def _room(width: int, device: Any) -> Tensor:
-    """Zeros for the sums of products of each two entries of a vector, a matrix.
+    """Zeros of shape (width, width), for sums of the products of each two entries of vectors.
 
-    If the matrix is wider than `WIDEST`, only the diagonal is stored.
+    If `width` is above `WIDEST`, the shape is (width,), and only squares of entries will be added.
     """
     return torch.zeros((width, width) if width <= WIDEST else (width,), device=device)
 
@@ -217,7 +221,10 @@ def _add_products(total: Tensor, rows: Tensor) -> None:
 
 
 def _symmetric(total: Tensor) -> Tensor:
-    """Complete a symmetric matrix of sums whose part below the diagonal may be missing."""
+    """Fill the part of a symmetric matrix below the diagonal by the part above it.
+
+    `total` is a matrix of sums; a vector, which holds only the diagonal, is returned as it is.
+    """
     return total if total.ndim == 1 else total.triu() + total.triu(1).T
 
 

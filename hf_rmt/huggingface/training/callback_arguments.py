@@ -125,7 +125,10 @@ def check_same(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments and config fields that must stay the same when a run is resumed."""
+    """The arguments of the callback that must stay the same when a run is resumed, in one dict.
+
+    The fields of the config are among them, by their own names.
+    """
     others = {key: arguments[key] for key in arguments if key not in ("config", *FREE)}
     kind = {"kind": "annealed" if arguments["schedule"] is None else "at once"}
     return {**filter_config(arguments["config"]).to_dict(), **kind, **others}

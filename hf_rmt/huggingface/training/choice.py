@@ -30,7 +30,7 @@ FROZEN = "its weight is frozen, and RMTCallback filters weights that are trained
 NO_GRADIENT = "the loss gave it no gradient before the directions were chosen"
 TOO_SMALL = "the smaller side is below min_size"
 NO_SIGNAL = "no signal stands out from the noise, so nothing would be left"
-"""Reasons for which a layer stays dense."""
+"""This text and the five texts before it are reasons for which a layer stays dense."""
 CAUSES = {
     WHOLE: Cause.ALL_WORTH,
     NOT_REACHED: Cause.NOT_REACHED,
@@ -39,13 +39,14 @@ CAUSES = {
     NO_GRADIENT: Cause.NO_GRADIENT,
     TOO_SMALL: Cause.TOO_SMALL,
 }
-"""The cause that the plan of a dense layer gets, by the reason for which the layer stays dense."""
+"""The cause, one of a few fixed words, that a report gives for a dense layer, by the reason."""
 LOST = 5e-4
-"""Share of what all directions are worth to the loss that `size="auto"` may lose.
+"""Share of what all directions (parts of rank one) are worth to the loss that `size="auto"` may
+lose.
 
-With 5e-4, 47 % of the parameters of a BERT on SST-2 are left. The accuracy falls by 0.3 points, and
-the 95 % interval of this fall contains 0. With 1e-3, 36 % are left. The accuracy then falls by 0.5
-points, and the interval does not contain 0. See docs/results.md."""
+With 5e-4, 47 % of the parameters of a BERT on SST-2 are left. The accuracy falls by 0.3 points,
+and the 95 % interval of this fall contains 0. With 1e-3, 36 % are left. The accuracy then falls by
+0.5 points, and the interval does not contain 0. See docs/results.md."""
 
 Size = float | Literal["auto"] | None
 
@@ -177,7 +178,10 @@ def _unmeasured(
     excited: Mapping[str, LayerMoments],
     not_finite: Collection[str],
 ) -> str:
-    """The reason why the training batches did not measure a layer, which therefore stays dense."""
+    """The reason, in words, why a layer cannot be measured on batches and so stays dense.
+
+    `excited` has the layers that a batch reached, and `not_finite` those with nan or inf.
+    """
     layer = model.get_submodule(name)
     if min(matrix_shape(layer)) < settings.min_size:
         return TOO_SMALL
@@ -191,9 +195,10 @@ def _unmeasured(
 def _by_rule(
     name: str, weight: Tensor, settings: CompressionSettings
 ) -> tuple[int | None, dict[str, Any]]:
-    """The rank that the method finds, or None to keep a weight dense; facts on the spectrum.
+    """The rank that the method finds for a weight; None to keep the weight dense.
 
-    The spectrum is made of the squared singular values of the weight.
+    The method looks at the eigenvalues, the squared singular values of the weight. The second
+    result is a dict with facts on them, and the reason if the weight stays dense.
     """
     fit = spectrum(weight, settings)
     about: dict[str, Any] = {"phase": str(fit.phase)}
@@ -212,12 +217,12 @@ def _by_rule(
 
 
 def _thin(directions: Tensor, rank: int) -> Tensor:
-    """The first `rank` directions (columns) in float32, as a training keeps them in memory."""
+    """The first `rank` columns of a matrix of directions, in float32 to take less memory."""
     return directions[:, :rank].float().contiguous()
 
 
 def _most(weight: Tensor) -> int:
-    """The largest rank whose factors have no more entries than the weight."""
+    """The largest rank whose factors are no larger than the weight: 50 for shape (100, 100)."""
     return weight.numel() // sum(weight.shape)
 
 

@@ -30,9 +30,12 @@ from hf_rmt.nn.dense_matrix import to_matrix, to_weight
 from hf_rmt.plan import CompressionPlan
 
 SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.2)
-"""The factors by which the update is scaled, one after the other."""
+"""The factors by which an update, what training added to the weights, is scaled, one after the
+other."""
 EARLY = 0.25
-"""Part of the training after which the leading directions of updates are taken as signal."""
+"""Part of the training after which the leading directions (singular vectors) of updates are
+stored. An update is what training added to a weight; what it has added so early is taken as
+signal."""
 
 UNCHANGED = "unchanged at the early checkpoint, so all of its update stays"
 
@@ -159,7 +162,7 @@ class DosedUpdate:
         return Dose(scale, cut, told)
 
     def _scores(self, evaluate: Callable[[], float]) -> dict[tuple[float, bool], float]:
-        """The score of each scale, by (scale, whether only the spikes of the update are kept).
+        """The score of the model for each scaled update, by (scale, whether only spikes are kept).
 
         The update is what training added; its spikes are a few large singular values.
         """
@@ -210,10 +213,10 @@ class DosedUpdate:
         return CompressionPlan(tuple(plans))
 
     def _spikes(self) -> dict[str, Tensor]:
-        """The shrunk spikes of each layer's update, computed once; the processes share the work.
+        """The update of each layer, reduced to its shrunk spikes, by the name of the weight.
 
         The update is what training added. Spikes are a few large singular values; they are made
-        smaller.
+        smaller. This is computed once, and the processes share the work.
         """
         if self._cut is not None:
             return self._cut

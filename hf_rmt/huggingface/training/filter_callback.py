@@ -256,7 +256,7 @@ class RMTCallback(TrainerCallback, ExportableState):
         return ScheduledFilter(self.config, self.schedule, self.target, self.dose)
 
     def _log(self, state: Any, control: Any, logs: dict[str, float] | None) -> None:
-        """Log through the Trainer, so that every report gets the numbers."""
+        """Log numbers through the Trainer, so that reports such as TensorBoard get them."""
         if not logs or not self.log:
             return
         logs = logs if self.log == "layers" else summary(logs)

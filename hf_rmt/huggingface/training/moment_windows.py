@@ -64,15 +64,18 @@ class MomentWindows:
         self._moments: BatchMoments | None = None
 
     def gathers(self, step: int) -> bool:
-        """Whether the batches of the next update step are measured, after `step` update steps."""
+        """Whether the batches of the next update step are measured, if `step` steps are done.
+
+        At most `GATHERED` update steps before each choice of directions are measured.
+        """
         if not self.choices:
             return False
         return max(self._start, self.choices[0] - GATHERED) <= step < self.choices[0]
 
     def step_begins(self, step: int) -> None:
-        """Start to measure the batches of an update step that lies in a window.
+        """Start to measure the batches of this update step, if it is one of those to be measured.
 
-        A window is made of the last update steps before it is chosen what the weights keep.
+        These are the last update steps before it is chosen which parts of the weights are kept.
         """
         if self.gathers(step):
             self._opened().listen()
@@ -82,10 +85,10 @@ class MomentWindows:
         return bool(self.choices) and step >= self.choices[0]
 
     def take(self, step: int) -> dict[str, LayerMoments]:
-        """The second moments of a layer's inputs and output gradients in the window, by layer.
+        """End the measurement; return the second moments of inputs and output gradients, by layer.
 
-        A window is made of the update steps that are measured before a choice of what weights keep.
-        The next window begins after this step.
+        They come from the update steps that were measured for the choice that is made now, after
+        update step `step`. The next measurement starts with new sums.
         """
         window = self._opened()
         found, self.not_finite = window.measured_moments(), window.not_finite
@@ -101,9 +104,9 @@ class MomentWindows:
         self._moments = None
 
     def save(self, args: Any, step: int) -> None:
-        """Save what this process has summed up over batches next to a checkpoint, if anything.
+        """Save beside a checkpoint the sums over batches of this process, if there are any.
 
-        These are products of entries of layers' inputs and of output gradients.
+        They sum up products of entries of layers' inputs and of output gradients.
         """
         if self._moments is not None:
             save_start(
@@ -138,9 +141,9 @@ class MomentWindows:
         )
 
     def _opened(self) -> BatchMoments:
-        """The object with the sums of products over the batches that are measured now.
+        """The `BatchMoments` that sums up products over the batches that are measured now.
 
-        A new object, with zeros, is made where there is none.
+        If there is none, a new one is made, with zeros.
         """
         if self._moments is None:
             tokens = TOKENS_AGAIN if self._start else TOKENS

@@ -32,9 +32,10 @@ logger = logging.getLogger(__name__)
 
 EARLY_FILE = "_rmt_early.safetensors"
 OTHER = "parameter:"
-"""Prefix of the names of parameters at the start of training that no filtered layer has."""
+"""Prefix for the names of start values of parameters other than the filtered weights."""
 HARMFUL = 0.1
-"""A warning is logged if one filter removes more than this share of the energy of the weights."""
+"""A warning is logged if one filter removes more than this share of the squared norm of the
+weights."""
 
 
 class ScheduledFilter:
@@ -82,7 +83,7 @@ class ScheduledFilter:
         self._early = carry_start(args, began, early, name=EARLY_FILE) if early else {}
 
     def step_begins(self, state: Any) -> None:
-        """Do nothing before a training step."""
+        """Do nothing before a training step, because no batch is measured."""
 
     def stop(self) -> None:
         """Do nothing, because nothing is measured during a training step."""
@@ -91,7 +92,7 @@ class ScheduledFilter:
         """Do nothing, because a checkpoint holds everything that is needed."""
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """If the schedule says so, remove noise after this training step, before saving."""
+        """If the schedule says so, remove noise before this step is saved; return what to log."""
         if self.dose == "auto" and state.global_step == max(1, round(EARLY * state.max_steps)):
             self._keep_early(args, model)
         every = self.schedule if isinstance(self.schedule, int) else None
@@ -100,7 +101,7 @@ class ScheduledFilter:
         return self.filter(state, model) if due else {}
 
     def epoch_ends(self, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """Remove noise from the layers after an epoch that ended early."""
+        """Remove noise from the layers after an epoch that ended early; return what to log."""
         due = self.schedule == "epoch" and self.filtered_at != state.global_step
         return self.filter(state, model) if due and not control.should_training_stop else {}
 
@@ -172,7 +173,7 @@ class ScheduledFilter:
         return {**spectral_logs(fits), "rmt/energy_dropped": dropped}
 
     def _keep_start(self, args: Any, model: nn.Module) -> None:
-        """Keep the weights at the start in memory, and store them beside the checkpoints."""
+        """Keep the weights at the start of training in memory and beside the checkpoints."""
         weights = {name: weight_matrix(model.get_submodule(name)) for name in self._names}
         if self.dose not in (None, "auto"):
             layers = {f"{name}.weight" for name in self._names}
@@ -207,7 +208,7 @@ class ScheduledFilter:
         """Scale the whole update (what training added), or keep only a part of it.
 
         The part lies in the leading directions that a layer's update had after a quarter of the
-        training.
+        training. If the part scores worse on evaluation rows, the model stays as it was trained.
         """
         if self.dose != "auto":
             DosedUpdate(model, self._parameters(model), self._names).place(self.dose or 1.0)
@@ -245,7 +246,7 @@ class ScheduledFilter:
                 set_matrix(model.get_submodule(name), trained[name])
 
     def _parameters(self, model: nn.Module) -> dict[str, Tensor]:
-        """The parameters at the start of training, by their names in the model."""
+        """The values of parameters at the start of training, by their names in the model."""
         found = {}
         for name, start in self._start.items():
             if name.startswith(OTHER):
@@ -263,7 +264,7 @@ class ScheduledFilter:
         return None if entry is None else CompressionPlan.from_dict({name: entry}).layers[0]
 
     def _matrix(self, model: nn.Module, name: str) -> Tensor:
-        """The matrix that is filtered: a weight, or what training added to it."""
+        """The matrix of a layer that is filtered: its weight, or what training added to it."""
         weight = weight_matrix(model.get_submodule(name))
         return weight if self.target == "weights" else weight - self._start[name].to(weight)
 

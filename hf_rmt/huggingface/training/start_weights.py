@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 START_FILE = "_rmt_start.safetensors"
-"""Name of a file in the output folder. Trainer pushes no file whose name begins with "_"."""
+"""Name of the file in the output folder that holds the weights at the start of training. Trainer
+pushes no file whose name begins with "_"."""
 
 
 def save_start(

@@ -113,7 +113,10 @@ def _layers(model: nn.Module, kind: type[Any]) -> dict[str, Any]:
 
 
 def _packed(model: nn.Module, name: str, *, layout: str = "packed") -> TernaryLinear:
-    """Replace a trainable ternary layer by a packed one; record the number of non-zero entries."""
+    """Replace a trainable ternary layer by one with packed entries -1, 0 and 1, and return it.
+
+    The number of its non-zero entries is recorded for the saved model.
+    """
     latent: Any = model.get_submodule(name)
     layer: TernaryLinear = latent.freeze(layout=layout)
     swap_module(model, name, layer)

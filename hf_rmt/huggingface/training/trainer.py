@@ -109,7 +109,7 @@ def held_out_score(args: Any, state: Any) -> Callable[[], float] | None:
 
 
 def _count(rows: Any) -> int:
-    """The number of rows; 1 if it is not known."""
+    """The number of rows of a data set; 1 if it has no length."""
     return len(rows) if hasattr(rows, "__len__") else 1
 
 

@@ -108,7 +108,10 @@ def filter_update(
 def _filtered(
     starts: Sequence[Tensor], tuned: nn.Module, names: Sequence[str], config: RMTConfig
 ) -> CompressionReport:
-    """Remove noise from each update (a layer's tuned minus base weight), by its eigenvalues."""
+    """Remove noise from what training added to each weight (its update), by its eigenvalues.
+
+    `starts` are the base weights, to which the filtered updates are added again.
+    """
     layers = [tuned.get_submodule(name) for name in names]
     start_of = dict(zip(names, starts, strict=True))
 
@@ -136,7 +139,10 @@ def _filtered(
 
 
 def _check_told(dose: object, early: object, evaluate: object) -> None:
-    """Refuse dose "auto" without exactly one of `early` and `evaluate`, or these without "auto"."""
+    """Refuse arguments of `filter_update` that do not fit each other.
+
+    The dose "auto" needs exactly one of `early` and `evaluate`, and any other dose takes neither.
+    """
     given = [key for key, value in (("early", early), ("evaluate", evaluate)) if value is not None]
     if len(given) != (dose == "auto"):
         raise ValueError(
@@ -152,8 +158,8 @@ def _persistent(
 ) -> CompressionReport:
     """Keep the part of each update that lies in the leading directions of the early update.
 
-    An update is a weight minus the base weight, of `tuned` or of `early`. The directions are
-    singular vectors.
+    An update is a weight minus the base weight in `starts`: the weight of `tuned`, or for the
+    early update that of `early`, an earlier checkpoint. The directions are singular vectors.
     """
     earlier = _starts(early, tuned, names)
     check_agreed(lambda: {"the weights of early": digest(earlier)})
@@ -194,9 +200,10 @@ def _dosed(
     dose: float | Literal["auto"],
     evaluate: Callable[[nn.Module], float] | None,
 ) -> CompressionReport:
-    """Scale all that training added; keep only its spikes if that gives a better score.
+    """Scale all that training added by `dose`; "auto" tries several factors and takes the best.
 
-    Spikes are the few large singular values of what training added to a layer.
+    "auto" also tries to keep only the spikes, the few large singular values of what training added
+    to a layer. The best is what `evaluate` gives the highest score.
     """
     update = DosedUpdate(tuned, parameters_of(base, tuned), names)
     chosen = update.apply(dose, lambda: evaluate(tuned) if evaluate is not None else 0.0)
@@ -215,7 +222,7 @@ def parameters_of(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
 
 
 def _starts(base: nn.Module, tuned: nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """The weights that the base has in the layers `names` of the tuned model."""
+    """The weights of the base, in the order of `names`, which are layers of the tuned model."""
     originals, starts = paired(base, tuned), []
     for name in names:
         after, original = weight_matrix(tuned.get_submodule(name)), originals.get(name)

@@ -24,17 +24,20 @@ from hf_rmt.nn.noise_product import NoiseProduct, noise_gradient
 from hf_rmt.nn.spiked import SpikedLinear
 
 ACTIVATIONS = ("int8", "int16")
-"""How an integer layout rounds its inputs: `int8` to one digit of 8 bits, `int16` to two digits."""
+"""How a layout (form of a weight in memory) that multiplies integers rounds its inputs: `int8` to
+one digit of 8 bits, `int16` to two digits."""
 
 LAYOUTS: dict[str, type[Layout]] = {}
-"""The layouts by name. The module of each layout adds its layout with `register`."""
+"""The classes of layouts (forms of a weight in memory) by name, such as `dense`. The module of
+each layout adds its class with `register`."""
 
 _STEPS = 0
 """Number of steps that all optimizers of this process have made."""
 _LOCK = usable_after_fork(threading.RLock())
 _HANDLES = count(1)
 _LAYERS: WeakValueDictionary[int, SpikedLinear] = WeakValueDictionary()
-"""Layers by the number (handle) by which compiled programs find them."""
+"""Compressed layers by number (handle). A program that torch.compile made holds the number and
+finds the layer here."""
 
 
 def register(layout: type[Layout]) -> type[Layout]:

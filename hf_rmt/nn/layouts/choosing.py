@@ -31,22 +31,24 @@ from hf_rmt.nn.ternary import TernaryLinear
 
 CHOICES = ("fastest", "smallest")
 TOKENS = (16, 128, 512)
-"""Numbers of rows of the inputs for which layouts are compared by default."""
+"""Numbers of rows (tokens) of the inputs with which layouts, the forms of a weight in memory, are
+compared by default."""
 REPEATS, BUDGET = 15, 0.4
-"""Largest number of rounds of a measurement, and the seconds after which no further round begins.
-Each round calls every layout."""
+"""Limits of a measurement of times: the most rounds, and the seconds after which no further round
+begins. Each round calls the layer in every layout (form of the weight in memory)."""
 COLD, MOST_COPIES = 2**24, 32
 """A measurement calls several copies of the layer in turn, because a loop over one layer would keep
 its weights in the cache. In a model they do not stay there, because a model has more weights than
 a cache holds. The copies have dense weights of about COLD bytes together, but there are at most
 MOST_COPIES copies."""
 MARGIN = 0.97
-"""`fastest` takes another layout than `dense` only if this other layout needs at most this fraction
-of the time of `dense`."""
+"""`fastest` chooses `dense`, one plain matrix in memory, unless another layout (form of the weight
+in memory) needs at most this fraction of its time."""
 FILE = "layouts.json"
 
 _CHOSEN: dict[tuple[Path, str], str] = {}
-"""The layouts that this process has chosen or read, by the folder of the file and by `_key`."""
+"""Layouts (forms of a weight in memory) that this process has measured or read from a file. A key
+is the folder of this file, with the text by which `_key` describes the layer."""
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +141,10 @@ def measure(
 
 
 def _without_hooks(layer: nn.Module) -> Any:
-    """A copy of a layer without the user's hooks, which must not see measurement inputs."""
+    """A copy of a layer without the user's forward hooks.
+
+    The copy is called with random inputs to measure its time, and hooks must not see these.
+    """
     hooks = layer._forward_hooks, layer._forward_pre_hooks
     return copy.deepcopy(layer, {id(each): type(each)() for each in hooks})
 
@@ -162,7 +167,11 @@ def _interleaved(layers: Mapping[str, list[Any]], x: Tensor) -> dict[str, float]
 
 
 def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[int, ...]) -> str:
-    """One line with all on which the choice of a layout (form of the weight in memory) depends."""
+    """A line of text that describes the layer, the machine and the options of a measurement.
+
+    It names all on which the choice of a layout (form of the weight in memory) depends. Choices
+    are saved under this text.
+    """
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
     kind = "ternary layer" if isinstance(layer, TernaryLinear) else layer.noise.kind
     rank = 0 if isinstance(layer, TernaryLinear) else layer.rank
@@ -197,9 +206,10 @@ def device_name(device: torch.device) -> str:
 
 
 def remembered() -> dict[str, str]:
-    """Layouts (forms of a weight in memory) chosen on this machine, by the line that `_key` makes.
+    """Layouts (forms of a weight in memory) that were chosen on this machine before.
 
-    The result is empty if there is no readable file.
+    The keys are lines of text, made by `_key`, that describe the layers. The result is empty if
+    there is no readable file.
     """
     try:
         content = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))

@@ -16,9 +16,10 @@ from hf_rmt.nn.layouts.base import LAYOUTS, Layout, layer_of
 
 
 def _layout(layer: Any) -> Layout:
-    """The `Layout`, the form of the weight in memory, of a layer.
+    """The `Layout` of a layer: the object that holds its weight in memory in some form.
 
-    It is `packed` if another thread has just removed the layout of the layer.
+    If another thread has just removed it, the result is a new layout `packed`, which works for
+    every layer.
     """
     layout: Layout | None = layer.layout_object
     return LAYOUTS["packed"](layer) if layout is None else layout
@@ -28,9 +29,9 @@ def _layout(layer: Any) -> Layout:
 def layout_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int
 ) -> Tensor:
-    """The output of the layer with the number `handle`, its signal and noise, without gradients.
+    """The output of the layer with the number `handle` for the input x, without gradients.
 
-    `weight` holds the low-rank factors of the signal.
+    `weight` holds the low-rank factors of the signal; the layer itself holds the noise.
     """
     layer: Any = layer_of(handle)
     with torch.no_grad():

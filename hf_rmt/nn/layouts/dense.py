@@ -31,9 +31,9 @@ class DenseLayout(Layout):
 
     name = "dense"
     _parametrized = False
-    """Whether a parametrization, such as an adapter of PEFT, has computed the weight before. Then
-    the matrix holds the noise alone, because PEFT merges an adapter by writes that do not change
-    the version of the weight."""
+    """Whether a parametrization, such as an adapter of PEFT, has ever computed the layer's weight.
+    From then on the matrix in memory holds the noise alone, and the signal is read in each call.
+    The reason: PEFT merges an adapter by writes that do not change the version of the weight."""
 
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
@@ -61,11 +61,12 @@ class DenseLayout(Layout):
         return layer._act(x, self._noise(layer, x.dtype))
 
     def _keeps_noise(self, layer: SpikedLinear, weight: Tensor, training: bool) -> bool:
-        """Whether the matrix in memory holds the noise alone, not signal plus noise.
+        """Whether the matrix in memory holds only the noise: the weight minus its low-rank signal.
 
-        The noise is alone if the signal trains, if the next call may have another weight, or if
-        writes to the weight may go unnoticed. A weight that is no `Parameter` is for one call: a
-        parametrization has computed it, or `functional_call` has replaced the weight.
+        Otherwise it holds signal plus noise. It holds only the noise if the signal trains, if the
+        next call may have another `weight` (factors of the signal), or if writes to it may go
+        unnoticed. A `weight` that is no `Parameter` is for one call: a parametrization has
+        computed it, or `functional_call` has replaced it.
         """
         passing = type(weight) is Tensor
         if passing and "weight" not in layer._parameters:

@@ -24,7 +24,7 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS
 from hf_rmt.nn.transforms import is_differentiating
 
 DECODED = ("int8", "int4", "ternary")
-"""The kinds of noise that the kernel can decode."""
+"""The formats of stored noise, among `NOISE_KINDS`, that the Triton kernel can decode."""
 
 
 @register

@@ -24,17 +24,18 @@ ROWS, OUTPUTS, INPUTS = 16, 64, 64
 """Sizes of the tiles. Each program computes ROWS x OUTPUTS results (rows of x, outputs of the
 layer), and each step of its loop reads INPUTS inputs."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton's interpreter runs the kernel. The interpreter rounds to bfloat16 wrongly. So the
-kernel does not round if the interpreter runs it."""
+"""Whether Triton's interpreter runs the kernel. The interpreter rounds to bfloat16 wrongly, so the
+kernel then computes in float32."""
 
 
 @triton.jit
 def _decoded(
     codes, points, place, mask, KIND: tl.constexpr, BLOCK: tl.constexpr, BEND: tl.constexpr
 ):
-    """Decode stored bytes to weights divided by their scale.
+    """The weights at the positions `place` of the flattened matrix, divided by their scales.
 
-    `place` is the index of the weights in the flattened matrix.
+    They are decoded from the stored bytes `codes`, by a formula or by the table `points`. Where
+    `mask` is false, nothing is read, and the result has no meaning.
     """
     byte = tl.load(codes + place // BLOCK, mask=mask, other=0).to(tl.int32)
     component = (place % BLOCK).to(tl.int32)
@@ -54,9 +55,10 @@ def _decoded(
 def _scales(
     fine, coarse, base, place, mask, GROUP: tl.constexpr, GROUPS: tl.constexpr, STEP: tl.constexpr
 ):
-    """The scales by which decoded weights are multiplied.
+    """The scales of the weights at the positions `place` of the flattened matrix.
 
-    `place` is the index of the weights in the flattened matrix.
+    A decoded number times its scale is the weight. A scale is stored as two codes, one in `coarse`
+    and one in `fine`; `base` holds the largest scale.
     """
     group = place // GROUP
     run, number = group // GROUPS, (group % GROUPS).to(tl.int32)
@@ -74,7 +76,10 @@ def _product(
     GROUPS: tl.constexpr, STEP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One tile of x W', where W is the noise that the codes stand for and ' is the transpose."""
+    """Compute one tile of the product x W' and write it to `out`, where ' is the transpose.
+
+    W is a matrix of noise, stored as codes and scales. Parts of it are decoded when needed.
+    """
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     total = tl.zeros((BM, BN), dtype=tl.float32)

@@ -84,10 +84,11 @@ class Int8Layout(Layout):
         return result if flat else result.view(*x.shape[:-1], layer.out_features)
 
     def _signal(self, layer: SpikedLinear, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any]:
-        """The factors of the low-rank signal, and the bias, in float32; made again after a change.
+        """The factors of the low-rank signal and the bias, as float32: ((first, second), bias).
 
-        The tensors are kept, because to make them takes a tenth of the time of a small layer. For a
-        float32 layer they are views.
+        The signal maps x to x first second. A part that the layer does not have is None. The
+        tensors are kept until the weight changes, because to make them takes a tenth of the time
+        of a small layer. For a float32 layer they are views.
         """
         parts = [part for part in (weight, bias) if part is not None]
         key = [signal_identity(layer, part) for part in parts]

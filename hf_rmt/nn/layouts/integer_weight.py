@@ -21,12 +21,13 @@ from hf_rmt.nn.int8_matmul import ENTRIES_AT_ONCE, SMALLEST
 from hf_rmt.nn.layouts.locks import usable_after_fork
 
 TOP = 127
-"""Largest digit, and largest integer of a weight."""
+"""Largest integer to which a weight is rounded, and largest digit of an input."""
 NARROW = 63
-"""Largest digit on processors (AVX2) that add two products of bytes in 16 bits, where larger digits
-could overflow."""
+"""Largest digit of an input on processors (AVX2) that add two products of bytes in 16 bits, where
+products of larger digits could overflow."""
 LARGEST_BLOCK = 32
-"""Largest side of the Hadamard matrices that rotate the inputs."""
+"""Largest side of the matrices, see `hadamard`, that rotate neighbouring inputs to spread
+outliers."""
 CUDA_ROWS, CUDA_MULTIPLE = 17, 8
 """The integer product of cuBLAS needs at least CUDA_ROWS rows, and a number of columns that is a
 multiple of CUDA_MULTIPLE."""
@@ -95,11 +96,12 @@ class IntegerWeight:
     def _product(
         self, rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
     ) -> Tensor:
-        """The result of `product` for rows in float32, by few operations.
+        """The result of `product` for a few rows in float32.
 
-        An operation takes 3 us or more. Each row is divided by its unit, a multiple of its largest
-        absolute entry. The unit of a row of zeros is 0, and the division gives arbitrary integers.
-        Their product is finite and is multiplied by the unit, so the result is 0.
+        The code needs few operations, because each takes 3 us or more. It divides a row by a unit,
+        which is a multiple of its largest absolute entry, rounds, and multiplies the product by
+        the unit. A row of zeros has the unit 0: its integers are arbitrary but finite, so its
+        result is 0.
         """
         total = _signal(rows, factors, bias)
         rows = self._rotated(rows)
@@ -118,10 +120,10 @@ class IntegerWeight:
         return sums.mul_(unit) if total is None else torch.addcmul(total, sums, unit)
 
     def _sums(self, scaled: Tensor) -> Tensor:
-        """The product of rounded inputs with the integer matrix.
+        """Round the inputs `scaled`, and multiply them by the transposed matrix.
 
-        The entries of `scaled` are rounded to one digit or two, integers from -`top` to `top`, in
-        units of `step`.
+        One digit is an integer from -`top` to `top`, in units of `step`. With two digits, the
+        second is what the first leaves, in units that are 2 `top` times smaller.
         """
         if self.digits == 1:
             return self._integer_product(scaled)
@@ -149,9 +151,9 @@ class IntegerWeight:
 def _signal(
     rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
 ) -> Tensor | None:
-    """The matrix rows first second + bias, where `factors` is the pair (first, second).
+    """The product rows @ first @ second, plus the bias, where `factors` is (first, second).
 
-    It is None if there are no factors and no bias.
+    It is the bias alone if `factors` is None, and None if both are None.
     """
     if factors is None:
         return bias
@@ -201,7 +203,10 @@ def why_no_integers(device: torch.device, width: int) -> str:
 
 @cache
 def _engine(device: torch.device) -> str:
-    """Which integer matrix product of torch a device uses: `fbgemm` if possible, or `int_mm`."""
+    """The name of torch's code for integer products on a device: `fbgemm` or `int_mm`.
+
+    The first is a library for CPUs, which is used if possible. The second is `torch._int_mm`.
+    """
     if device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
         return "int_mm"
     try:
@@ -240,6 +245,9 @@ def saturates() -> bool:
 
 @cache
 def _wraps(device: torch.device) -> bool:
-    """Whether torch's plain integer product is inexact on this device."""
+    """Whether `torch._int_mm`, the product of integer matrices, gives wrong sums on this device.
+
+    A product of two matrices whose entries are 127 shows it.
+    """
     digits = torch.full((32, 64), TOP, dtype=torch.int8, device=device)
     return not bool(torch._int_mm(digits, digits.T).eq(TOP * TOP * 64).all())

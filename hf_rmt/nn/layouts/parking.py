@@ -24,12 +24,12 @@ from torch import Tensor
 from hf_rmt.nn.memory import trim_memory
 
 SMALLEST = 2**16
-"""Tensors of fewer bytes stay in memory."""
+"""`park` moves a tensor to a file only if it has at least this many bytes."""
 IN_MEMORY = ("tmpfs", "ramfs")
 PAGEOUT = 21
 
 _PARKED: set[int] = set()
-"""Addresses of the parked storages that still exist."""
+"""Memory addresses of all tensors that `park` has moved to a file and that still exist."""
 
 
 def park(tensor: Tensor) -> Tensor:
@@ -81,10 +81,11 @@ def _mapped(tensor: Tensor, folder: Path) -> Tensor:
 
 
 def _private_memory(handle: int, size: int) -> Any:
-    """The content of an open file as memory of this process; the memory is freed with the result.
+    """Map `size` bytes of an open file into memory, where `handle` is its file descriptor.
 
-    Torch can map files as well, but it cannot pass such a tensor to another process. Python's
-    `mmap` keeps a further file open for each tensor.
+    The result is an array of bytes; when it is freed, the mapping ends. Torch can map files as
+    well, but it cannot pass such a tensor to another process. Python's `mmap` keeps a further file
+    open for each tensor.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
@@ -136,7 +137,7 @@ def give_back() -> None:
 
 
 def _mappings() -> list[tuple[int, int, str]]:
-    """Start, end and path of all files that are mapped into the memory of this process.
+    """The files that are mapped into the memory of this process: start, end and path of each.
 
     The list is empty if the system does not tell them.
     """

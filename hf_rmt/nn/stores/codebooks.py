@@ -20,25 +20,29 @@ from torch import Tensor
 from hf_rmt.nn.constants import constant
 
 SCALE_STEP = 8
-"""Number of scale codes per factor of 2, so that a scale is rounded in steps of 9 %. This causes
-almost no error, because the codes of the weights are chosen after the scale is rounded."""
+"""Each group of weights has a scale, which is stored as a code. This many codes cover a factor of
+2, so scales are rounded in steps of 9 %. This causes almost no error, because the codes of the
+weights are chosen after the scale is rounded."""
 RUN = 16
 """Number of groups in a run. A group is some neighbouring weights with one scale; the groups of a
 run share a coarse scale code, see `FINE_CODES`."""
 FINE_CODES = 16
-"""Number of fine scale codes, so that a nibble (4 bits) holds one. The scale code of a group is
-the coarse code of its run plus its own fine code."""
+"""Number of fine scale codes, so that 4 bits hold one. A group is some neighbouring weights with
+one scale, and a run is RUN groups. The code of the scale is the coarse code of the run plus the
+fine code of the group."""
 CUBIC = 0.3
-"""Curvature of the 8-bit levels c (1 + CUBIC (c / 128)^2) for c from -128 to 127. It is close to
-the best value for groups of 8 Gaussians, and the best value for the heavier tails of trained
-weights."""
+"""Curvature of the numbers (levels) for which the 8-bit codes stand: c (1 + CUBIC (c / 128)^2) for
+c from -128 to 127. The value is close to the best one for groups of 8 Gaussian numbers, and is the
+best one for the heavier tails of trained weights."""
 SPIRAL_MASS = 0.85
-"""Share of a Gaussian's probability inside the spiral of the 4-bit points. This value is best for
-groups of 16, because their scale adapts to weights outside of the spiral."""
+"""A byte of the format `int4` stands for two weights, the coordinates of a point on a spiral. This
+is the share of the probability of a Gaussian, of variance 2 in each coordinate, inside the spiral.
+The value is best for groups of 16 weights, because their scale adapts to weights outside."""
 LEVEL_CELLS = 2**14
 CELLS = 256
-"""The range of the 8-bit levels is cut into LEVEL_CELLS equal cells, and a square around the spiral
-into CELLS x CELLS. A table holds the nearest point for each cell."""
+"""Numbers of cells in the tables that speed up rounding. A table holds for each cell the nearest
+of the points for which codes stand. The range of the 8-bit levels is cut into LEVEL_CELLS equal
+cells, and a square around the spiral of `int4` into CELLS x CELLS."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,13 @@ class Codebook:
 
 
 SCALES = tuple(2.0 ** (-code / SCALE_STEP) for code in range(256))
-"""Scale divided by the largest scale, for each scale code."""
+"""For each of the 256 codes of a scale: the scale divided by the largest scale of the weight."""
 LEVELS = tuple(c * (1 + CUBIC * (c / 128) ** 2) for c in range(-128, 128))
 LEVEL_FACTOR = LEVEL_CELLS / (LEVELS[-1] - LEVELS[0])
-"""Number of cells per unit of the levels."""
+"""Number of cells (see `CELLS`) per unit of length on the axis of the 8-bit levels, `LEVELS`."""
 TRITS = tuple(tuple(code // 3**k % 3 - 1.0 for k in range(5)) for code in range(243))
-"""The five trits (-1, 0 or 1) of each of the 243 bytes, least significant first."""
+"""For each of the 243 bytes of the format `ternary`, the five numbers (-1, 0 or 1) for which it
+stands, the least significant first."""
 
 
 def _spiral() -> tuple[tuple[float, float], ...]:
@@ -118,7 +123,7 @@ def _spiral() -> tuple[tuple[float, float], ...]:
 SPIRAL = _spiral()
 HALF_WIDTH = 1.05 * max(abs(x) for point in SPIRAL for x in point)
 SPIRAL_FACTOR = CELLS / 2 / HALF_WIDTH
-"""Number of cells per unit of the spiral points."""
+"""Number of cells (see `CELLS`) per unit of length on both axes of the plane of the spiral."""
 
 _TABLES: dict[tuple[int, torch.device], Tensor] = {}
 
@@ -151,9 +156,10 @@ def table(
 
 @constant
 def _nearest_level() -> Tensor:
-    """For each cell of the range of `LEVELS`, the index of the level nearest to the middle.
+    """A table that rounds numbers to `LEVELS`, the values of the 8-bit codes.
 
-    The levels are the values of the 8-bit codes. There are LEVEL_CELLS equal cells.
+    The range of the levels is cut into LEVEL_CELLS equal cells. For each cell, the table holds the
+    index of the level that is nearest to the middle of the cell.
     """
     levels = table(LEVELS, torch.device("cpu"))
     cells = torch.arange(LEVEL_CELLS, device="cpu") + 0.5
@@ -171,9 +177,10 @@ def _encode_levels(values: Tensor) -> Tensor:
 
 @cache
 def _level_pairs() -> tuple[tuple[float, float], ...]:
-    """The two values of `LEVELS` for each pair of 8-bit codes.
+    """A table that decodes two 8-bit codes at once: for each pair of bytes, their two values.
 
-    The pairs of bytes are in their order as little-endian numbers.
+    The entry low + 256 high is (LEVELS[low], LEVELS[high]), where `LEVELS` are the values of the
+    codes.
     """
     return tuple((low, high) for high in LEVELS for low in LEVELS)
 
@@ -193,10 +200,10 @@ def _gather_pairs(values: Sequence[object], index: Tensor) -> Tensor:
 
 @constant
 def _nearest() -> Tensor:
-    """For each cell of a square, row by row, the index of the nearest point of `SPIRAL`.
+    """A table that rounds pairs of weights to `SPIRAL`, the points of the bytes of `int4`.
 
-    The square has CELLS x CELLS cells and contains the points. A point is the pair of weights that
-    a byte of `int4` stands for.
+    A square around all points is cut into CELLS x CELLS cells. For each cell, row by row, the
+    table holds the index of the point that is nearest to the middle of the cell.
     """
     with torch.device("cpu"):
         axis = ((torch.arange(CELLS) + 0.5) / CELLS * 2 - 1) * HALF_WIDTH
@@ -267,5 +274,5 @@ CODEBOOKS = {
         decode=_decode_trits,
     ),
 }
-"""The codebook of each packed kind of noise. Per weight, codes take 8, 4 and 1.6 bits, and scales
-take 9/16, 9/32 and 9/80 bits."""
+"""How each packed format stores noise. Per weight, the codes of `int8`, `int4` and `ternary` take
+8, 4 and 1.6 bits, and the scales take 9/16, 9/32 and 9/80 bits."""

@@ -17,7 +17,7 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES, TRITS
 
 MANTISSA = 2**23
 POWERS = (0.0, *(2.0 ** (exponent - 127) for exponent in range(1, 255)), float("inf"))
-"""The power of 2 that each value of the 8 exponent bits of a float32 stands for."""
+"""For each value of the 8 exponent bits of a float32, the power of 2 for which it stands."""
 
 
 def is_exporting() -> bool:
@@ -65,7 +65,7 @@ def plain_signs(codes: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _as_float(bits: Tensor) -> Tensor:
-    """The float32 number whose bits are those of a positive int32."""
+    """Read the bits of a positive int32 as a float32, by plain operations that can be exported."""
     power = _table(POWERS, bits).index_select(0, bits // MANTISSA)
     return power * (1 + (bits % MANTISSA).to(torch.float32) / MANTISSA)
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from hf_rmt.nn.stores.codebooks import RUN
 
 NIBBLES, ONES = 0x0F0F0F0F0F0F0F0F, 0x0101010101010101
-"""Constants of eight bytes: the mask of the lower nibble of each byte, and a 1 in each byte."""
+"""Two constants of 64 bits: a mask of the lower 4 bits of each byte, and a 1 in each byte."""
 TWICE = 2**32 + 1
-"""The product of a number below 2^32 and this constant holds the number twice, in 32 bits each."""
+"""A number below 2^32, multiplied by this constant, stands twice in the 64 bits of the product."""
 
 
 def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
@@ -52,10 +52,11 @@ def repeated(grid: Tensor, codes: Tensor, group: int) -> Tensor:
 
 
 def _eightfold(grid: Tensor, codes: Tensor) -> Tensor:
-    """The scales that codes stand for, flat, with each scale repeated for its eight weights.
+    """Look up the scale of each code in `grid`, and repeat it for the eight weights of its group.
 
-    Four equal numbers are gathered as one complex number of 128 bits. This is several times as fast
-    as multiplication by a scale that is repeated along rows of eight.
+    The result is flat float32. Four equal numbers are gathered as one complex number of 128 bits.
+    This is several times as fast as multiplication by a scale that is repeated along rows of
+    eight.
     """
     fours = torch.view_as_complex(grid[:, None].expand(-1, 4).contiguous().view(torch.float64))
     twice = codes.to(torch.int64).mul_(TWICE).view(torch.int32)

@@ -30,14 +30,16 @@ from hf_rmt.nn.stores.machine_code import (
 )
 
 FEW = {torch.float32: 64, torch.bfloat16: 16, torch.float16: 16}
-"""Largest number of inputs (rows of x) for which this product is used, by dtype. With more inputs,
-it may be faster to unpack all the weights and to use the processor's own matrix product, above all
-in bfloat16. The numbers are fixed, not measured, so that a model gives the same bits in each
-process."""
+"""Largest number of inputs (rows of x), by dtype, for which the compiled product of this module is
+used. With more inputs, it may be faster to unpack all the weights and to use the processor's own
+matrix product, above all in bfloat16. The numbers are fixed, not measured, so that a model gives
+the same bits in each process."""
 TOGETHER = 4
-"""Number of inputs that are multiplied by two weights while the weights are in registers."""
+"""Number of inputs (rows of x) that the inner loop multiplies by two weights while these weights
+are in registers."""
 REORDERED = {"reassoc", "contract", "nsz"}
-"""What the compiler may do with sums, to make vector instructions of them (names of LLVM)."""
+"""What the compiler may do with sums, such as change their order, to compute them with vector
+instructions. The names are those of LLVM."""
 library.define(
     "hf_rmt::noise_product",
     "(Tensor x, Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, int rows)"
@@ -115,7 +117,7 @@ library.register_fake("hf_rmt::noise_product", _shape)
 
 @cache
 def _kernel(kind: str) -> Callable[..., None]:
-    """The compiled loop that multiplies inputs by noise of a kind, such as `int8`."""
+    """The machine code that multiplies inputs by noise, stored in a format such as `int8`."""
     bytes_, floats = np.zeros(0, np.uint8), np.zeros(0, np.float32)
     matrix = np.zeros((0, 0), np.float32)
     example = bytes_, bytes_, bytes_, floats, floats, floats, matrix, matrix, 0, 0
@@ -123,9 +125,10 @@ def _kernel(kind: str) -> Callable[..., None]:
 
 
 def _product(book: Codebook) -> Callable[..., None]:
-    """Make the loop that multiplies inputs by packed noise, for two rows of the noise at a time.
+    """Make the loop that multiplies inputs by packed noise; `compiled` makes it machine code.
 
-    A row may begin and end in the middle of a group (weights with one scale).
+    It unpacks two rows of the noise at a time. A row may begin and end in the middle of a group,
+    which is some neighbouring weights with one scale.
     """
     group, bytes_, half = book.group, book.group // book.block, RUN // 2
     unpacked = callable_in_loops(_looked_up(book) if book.cubic is None else _computed(book))
@@ -153,9 +156,9 @@ def _product(book: Codebook) -> Callable[..., None]:
 
 
 def _computed(book: Codebook) -> Callable[..., None]:
-    """Make a loop that unpacks groups of weights with one scale each.
+    """Make a loop that unpacks weights; it computes the value of each code by a formula.
 
-    The loop computes the value of each code, and multiplies the value by the scale.
+    The code c stands for d + cubic d^3 with d = c - 128, times the scale of its group of weights.
     """
     group, cubic, middle = book.group, np.float32(book.cubic), np.float32(128)
 
@@ -172,9 +175,9 @@ def _computed(book: Codebook) -> Callable[..., None]:
 
 
 def _looked_up(book: Codebook) -> Callable[..., None]:
-    """Make a loop that unpacks groups of weights with one scale each.
+    """Make a loop that unpacks weights; it finds the values of each code in a table.
 
-    The loop looks up the values of each code, and multiplies the values by the scale.
+    Then it multiplies the values by the scale of their group of weights.
     """
     block, bytes_ = book.block, book.group // book.block
 
@@ -190,7 +193,10 @@ def _looked_up(book: Codebook) -> Callable[..., None]:
 
 
 def _multiplied(row, other, x, out, out_other):
-    """Write the products of each input (row of x) with two rows of weights to two outputs."""
+    """Multiply each input (row of x) by two rows of weights, `row` and `other`.
+
+    The products (one number for each input) go to `out` and `out_other`.
+    """
     full = len(x) // TOGETHER * TOGETHER
     for number in range(0, full, TOGETHER):
         x0, x1, x2, x3 = x[number], x[number + 1], x[number + 2], x[number + 3]

@@ -22,7 +22,8 @@ from hf_rmt.nn.stores.machine_code import can_read, compiled, largest, points, s
 
 __all__ = ["can_read", "unpack"]
 RUNS_AT_ONCE = 8
-"""Number of runs (of RUN groups) that are unpacked together, so that they fit the first cache."""
+"""Number of runs that are unpacked together, so that they fit into the first cache. A run is RUN
+groups of weights, with one scale for each group."""
 library.define(
     "hf_rmt::unpack",
     "(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()",
@@ -78,7 +79,7 @@ library.register_fake("hf_rmt::unpack", lambda *_: None)
 
 @cache
 def _kernel(kind: str) -> Callable[..., None]:
-    """The compiled loop that unpacks noise of a kind, such as `int8`."""
+    """The machine code that unpacks noise, stored in a format such as `int8`."""
     book = CODEBOOKS[kind]
     loop = _lookup(book) if book.cubic is None else _polynomial(book)
     bytes_, floats = np.empty(0, np.uint8), np.empty(0, np.float32)
@@ -86,7 +87,7 @@ def _kernel(kind: str) -> Callable[..., None]:
 
 
 def _lookup(book: Codebook) -> Callable[..., None]:
-    """Make a loop that unpacks noise: it looks up the weights that each byte stands for."""
+    """Make a loop that unpacks noise: it finds the weights of each byte in a table."""
     block, bytes_, half = book.block, book.group // book.block, RUN // 2
 
     def loop(codes, fine, coarse, scales, points, out):
@@ -105,10 +106,10 @@ def _lookup(book: Codebook) -> Callable[..., None]:
 
 
 def _polynomial(book: Codebook) -> Callable[..., None]:
-    """Make a loop that unpacks noise: it computes the weight that each byte stands for.
+    """Make a loop that unpacks noise: it computes the weight of each byte by a formula.
 
-    The inner loops become vector instructions. The loop takes half of the time of `_lookup`, with
-    AVX2 and with AVX-512.
+    The inner loops become vector instructions. So it takes half of the time that the loop of
+    `_lookup` takes, with AVX2 and with AVX-512.
     """
     group, run, half, once = book.group, book.run, RUN // 2, RUNS_AT_ONCE
     cubic, middle = np.float32(book.cubic), np.float32(128)

@@ -27,8 +27,8 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES
 logger = logging.getLogger(__name__)
 
 PART = 2**17
-"""The smallest number of weights for a thread. To unpack this many weights takes 80 to 100
-microseconds, and to pass two parts to threads takes 50 microseconds."""
+"""The smallest number of weights that one thread unpacks. To unpack this many takes 80 to 100
+microseconds, and to pass two such parts to threads takes 50 microseconds."""
 
 
 def can_read(tensor: Tensor) -> bool:
@@ -95,7 +95,7 @@ def _compiled(loop: Callable[..., None], example: Any, **options: Any) -> Callab
 
 @cache
 def _target() -> str:
-    """A name for this processor and this version of Numba."""
+    """A short text that is different for another processor or another version of Numba."""
     from numba.core.registry import cpu_target
 
     processor = cpu_target.target_context.codegen().magic_tuple()
@@ -141,9 +141,10 @@ def pool(process: int) -> ThreadPoolExecutor:
 
 @cache
 def points(kind: str) -> Any:
-    """The weights, divided by their scale, that the 256 bytes stand for in a kind of noise.
+    """For each of the 256 bytes, the weights, divided by their scale, for which it stands.
 
-    The result is flat float32, with 0 for bytes that are never used.
+    `kind` is the format of the noise, such as `int8`. The result is flat float32, with 0 for bytes
+    that are never used.
     """
     book = CODEBOOKS[kind]
     values = np.zeros((256, book.block), dtype=np.float32)

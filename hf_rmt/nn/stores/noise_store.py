@@ -15,12 +15,12 @@ from hf_rmt.nn.stores.packing import pack_runs, row_chunks, store_sizes
 from hf_rmt.settings.noise_kinds import NOISE_KINDS
 
 PIECE = 640 * 2048
-"""Number of weights that are unpacked at once: a multiple of `Codebook.run` of every kind. A larger
-number takes more memory for temporary tensors, and a smaller number takes more time."""
+"""Number of weights that are unpacked at once: a multiple of `Codebook.run` of every format. A
+larger number takes more memory for temporary tensors, and a smaller number takes more time."""
 unpacker: Any = None
 multiplier: Any = None
-"""The modules `jit_unpack` and `jit_product`, which the package sets. Both are None in a code file
-that is saved with a model."""
+"""`unpacker` and `multiplier` are the modules `jit_unpack` and `jit_product`. The package sets
+them; in a code file that is saved with a model, both are None."""
 
 
 class NoiseStore(nn.Module):
@@ -173,7 +173,7 @@ class NoiseStore(nn.Module):
         return result.view(stop - start, self.in_features)
 
     def _weights(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
-        """Weights `first` to `last` of the flattened matrix, in float32 or the dtype of `out`."""
+        """Unpack entries `first` to `last` (exclusive) of the flat noise, into `out` if given."""
         book = CODEBOOKS[self.kind]
         low, high = first // book.run, -(-last // book.run)
         size = (high - low) * book.run
@@ -184,7 +184,10 @@ class NoiseStore(nn.Module):
         return out.copy_(values[first - low * book.run : last - low * book.run])
 
     def _unpacked(self, low: int, high: int, out: Tensor | None) -> Tensor:
-        """Unpack runs `low` to `high` (a run is 16 groups of weights), into `out` if given."""
+        """Unpack all weights of the runs `low` to `high` (exclusive), into `out` if given.
+
+        A run is 16 groups of weights, with one scale for each group.
+        """
         book = CODEBOOKS[self.kind]
         codes = self.codes[low * book.run_bytes : high * book.run_bytes]
         fine, coarse = self.fine[low * RUN // 2 : high * RUN // 2], self.coarse[low:high]

@@ -25,7 +25,7 @@ NOISE_WORDS = {
 RECORDS = ("base_model", "format_version", "layers", "size", "calibrated")
 NO_METADATA = CardMetadata()
 FOLD = 12
-"""A table of more layers than this is hidden until the reader opens it."""
+"""A table of more layers than this is hidden in the README.md until the reader opens it."""
 
 
 def model_card(
@@ -123,9 +123,9 @@ def _spiked_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str
 
 
 def _recovery_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
-    """The sentence that says that singular values of the signal were estimated without the noise.
+    """The sentence of the card that says: noise was removed from the signal's singular values.
 
-    The text is empty if they were not.
+    The text is empty if it was not removed.
     """
     recovers = config.get("recover_spikes")
     if recovers is None:
@@ -182,9 +182,9 @@ def _what_was_lost(plan: CompressionPlan) -> str:
 
 
 def _rounding_words(plan: CompressionPlan) -> str:
-    """How much the rounding of the noise changed the weights: relative error and cosine.
+    """A sentence for the card: how much the rounding of the noise changed the weights.
 
-    The cosine is that of the angle between a weight and its stored form.
+    It gives the relative error, and the cosine of the angle between a weight and its stored form.
     """
     rounded = [layer for layer in plan if layer.rounds]
     if not rounded:
@@ -204,7 +204,7 @@ def _rounding_words(plan: CompressionPlan) -> str:
 
 
 def _about(cosine: float) -> str:
-    """A cosine in five digits; a value below 1 is not rounded to 1."""
+    """A cosine as words, such as `of about 0.98765`; a value below 1 is never shown as 1."""
     return "above 0.99999" if 0.99999 < cosine < 1 else f"of about {cosine:.5f}"
 
 
@@ -220,7 +220,7 @@ def _pair(sizes: Mapping[str, int] | None) -> tuple[int, int] | None:
 
 
 def _size_section(plan: CompressionPlan, sizes: Sizes) -> str:
-    """The section on sizes: the file, the compressed layers, and their share of the model."""
+    """The section of the card on sizes: the file, bits per weight, and the changed share."""
     rows = [_bytes_row("all weights in the file", sizes.file)]
     weights = sum(layer.entries for layer in plan.compressed)
     if weights:
@@ -273,7 +273,7 @@ def _row(layer: LayerPlan) -> dict[str, Any]:
 
 
 def _settings(plan: CompressionPlan, config: Mapping[str, Any]) -> str:
-    """The section with the settings that the user gave, without records that the library added."""
+    """The section of the card with the user's settings; records of the library are left out."""
     given = {
         key: value
         for key, value in config.items()

@@ -53,7 +53,7 @@ def by_law(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> bool:
 
 
 def _how_many(config: Mapping[str, Any]) -> str:
-    """The sentence on how many singular directions of a weight the settings ask for.
+    """A sentence for the card: how many singular directions of a weight the settings ask for.
 
     The text is empty if no setting asks for a number.
     """

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from hf_rmt.spectra import SpectrumFit
 
 REASON_WIDTH = 26
-"""Characters in a line of the reason why no law was fitted, so that it fits into a small panel."""
+"""Number of characters in a line of the text that says, in a small panel, why no law was fitted.
+The law is the density that theory predicts for noise."""
 DENSE_DECADES = 1.5
-"""Logarithmic axes over more decades than this have ticks at powers of ten only."""
+"""Logarithmic axes over more decades (factors of 10) than this have ticks at powers of ten
+only."""
 TICK_HEIGHT = 0.035
-"""Height of the middle of the mark of a spike, as a fraction of the height of the axes."""
+"""Height at which a mark shows a spike (a value that stands out of the noise), as a fraction of
+the height of the axes."""
 
 
 def abscissa(*, square_root: bool, short: bool = False) -> str:
@@ -109,7 +112,8 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
 def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> float:
     """Draw the law, the density that theory predicts for noise, and the edges, where it ends.
 
-    The law is drawn with the area of the noise in the histogram. Returns the height that it needs.
+    The law is drawn with the area of the noise in the histogram. Returns the height of the law;
+    over eigenvalues it returns 0, because the law may be infinite there.
     """
     if fit.noise_law is None:
         return 0.0
@@ -205,9 +209,10 @@ def _draw_histogram(
 def _draw_lawless(
     axes: Axes, groups: list[NDArray[np.float64]], reason: str, colours: Palette
 ) -> None:
-    """Draw a whole spectrum, to which no law of the noise was fitted, as a stacked histogram.
+    """Draw a whole spectrum, to which no law was fitted, as a stacked histogram.
 
-    The two groups are noise and signal. The reason is written into a corner.
+    A law is the density that theory predicts for noise. `groups` holds the values of noise and of
+    signal. `reason` says why there is no law; it is written into a corner.
     """
     if any(group.any() for group in groups):
         looks = [(colours.faint, "measured, no law"), (colours.signal, "signal, measured")]
@@ -242,7 +247,7 @@ def _note(axes: Axes, text: str) -> None:
 
 
 def _plain_ticks(axis: Axis, locator: Locator) -> None:
-    """Label few ticks with full numbers, without an offset that would cover the label."""
+    """Put few ticks on an axis, each with its full value, such as 1002, and no common offset."""
     ticker = matplotlib_part("ticker")
     axis.set_major_locator(locator)
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))

@@ -19,15 +19,17 @@ LONG_TAIL = 2.5
 """The edge is the end of the noise. If the largest value exceeds this many times the edge, only a
 part of the spectrum is drawn."""
 BULK_VIEW = 1.5
-"""A spectrum with a long tail, see `LONG_TAIL`, is drawn up to this many times the edge."""
+"""A spectrum with a long tail, see `LONG_TAIL`, is drawn up to this many times the edge, the end
+of the noise."""
 BINS = (20, 60)
-"""Smallest and largest number of bins between 0 and the edge."""
+"""Smallest and largest number of bins between 0 and the edge, the end of the noise."""
 CURVE_POINTS = 200
 MISFIT = 0.1
-"""If the share of the noise that `law_misfit` returns is larger than this, a note says so."""
+"""A note is made if more than this share of the noise does not follow the law; see
+`law_misfit`."""
 MISFIT_COUNT = 10
-"""No note is made if the law misses at most this number of eigenvalues. In simulations of 50 to 768
-eigenvalues, the true law missed up to 9."""
+"""No note (see `MISFIT`) is made if at most this number of eigenvalues does not follow the law. In
+simulations of 50 to 768 eigenvalues that have the law, up to 9 did not seem to follow it."""
 
 
 @dataclass(frozen=True)

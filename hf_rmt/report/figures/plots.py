@@ -167,9 +167,10 @@ def depth_figure(
 
 
 def _lines(names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
-    """For each kind of layer, pairs (number of the block, index in `names`), from the first block.
+    """Group the layers of a model by kind, such as `mlp.up`, to draw a line for each kind.
 
-    Layers outside of the blocks count as one block more.
+    A line is a list of pairs (x, index of the layer in `names`), sorted by x. Here x is the number
+    of the block that holds the layer; layers outside of the blocks come after the last block.
     """
     spots = places(names)
     outside = 1 + max((spot.block for spot in spots if spot.block is not None), default=-1)
@@ -190,7 +191,7 @@ def _draw_line(
     kind: str,
     colours: Palette,
 ) -> None:
-    """Draw a line with a marker at each point (x, y, hollow), where `hollow` means not filled."""
+    """Draw the line of one kind of layer; a point is (x, y, whether the marker is hollow)."""
     look: dict[str, Any] = {
         "color": colours.of(style),
         "marker": MARKERS[style % len(MARKERS)],
@@ -205,7 +206,7 @@ def _draw_line(
 
 
 def _tidy(axes: Axes, label: str, values: Sequence[float], colours: Palette) -> None:
-    """Label the vertical axis, start it at zero, and use whole numbers for counts."""
+    """Label the vertical axis, start it at 0, and put ticks at whole numbers for whole `values`."""
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0.0)
     if all(float(value).is_integer() for value in values):

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FONT, SMALL_FONT = 9, 8
-"""Sizes in points; they are legible if a figure of 7 inches fills the width of a page."""
+"""Sizes of text in points; it is legible if a figure of 7 inches fills the width of a page."""
 LEGEND_TEXT, LEGEND_KEY = 13, 7
 """Estimated sizes in a legend: characters per inch, and the width of one coloured sign with its
 margins, in characters."""
 DATES = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-"""Metadata that keep the time of writing out of a file."""
+"""Metadata without the date for each ending of a figure's file, so that equal figures make equal
+files."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 
 

@@ -187,7 +187,10 @@ def _content(
     facts: Sequence[tuple[str, str, str]],
     hollow: str,
 ) -> dict[str, Any]:
-    """The content of an HTML page; columns of the table without any value are left out."""
+    """The values that the HTML page of a report shows, without table columns that have no value.
+
+    `fits` holds the known spectra by layer; `hollow` says what a hollow marker in a figure means.
+    """
     shown = [
         column
         for column in columns
@@ -220,7 +223,7 @@ def _spectral_values(fit: SpectrumFit | None) -> dict[str, Any]:
 
 
 def _plan_values(layer: LayerPlan) -> dict[str, Any]:
-    """What the plan says of a layer, by column; a value that the layer does not have is None."""
+    """Values of a layer's row in the table, by column, from the plan; None if there is none."""
     kept, lost = layer.compressed, layer.lost_energy
     return {
         "state": layer.state,

@@ -8,7 +8,8 @@ from hf_rmt.plan import SPIKED, LayerPlan
 from hf_rmt.report.tables import percent
 
 WHOLE = 1e-6
-"""The stored and the lost share count as complete if their sum differs from 1 by less than this."""
+"""The stored and the lost share of a squared norm count as all of it if their sum differs from 1
+by less than this."""
 
 
 def energy_words(layer: LayerPlan) -> dict[str, Any]:

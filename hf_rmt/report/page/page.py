@@ -66,5 +66,5 @@ def _part(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """The hash by which the security policy of a page allows an inline script or style."""
+    """The hash of a script or style in a page, by which the page's security policy allows it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

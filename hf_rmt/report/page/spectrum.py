@@ -12,13 +12,15 @@ from hf_rmt.report.figures.bins import BINS, below_edge, binned, law_curve, posi
 from hf_rmt.spectra import SpectrumFit
 
 DIGITS = 4
-"""Significant digits: a figure of 1000 pixels shows no more."""
+"""Significant digits of the numbers in a page: a figure of 1000 pixels shows no more."""
 CURVE_POINTS = 90
-"""Number of points of the law's curve in each interval in which the law has eigenvalues."""
+"""Number of points of the curve of the law, the density that theory predicts for noise, in each
+interval where it is not 0."""
 MOST_TICKS = 400
-"""The most spikes that are drawn, and the most signal values below the edge."""
+"""The most spikes (values that stand out of the noise) that are marked, and the most signal values
+below the edge (the end of the noise)."""
 TAIL_POINTS = 60
-"""Number of points of the curve of counts; see `spectrum_record`."""
+"""Number of points of the curve that says for a value how many values are at least as large."""
 
 
 def rounded(value: float) -> float | None:
@@ -89,9 +91,9 @@ def _lawless(fit: SpectrumFit, values: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _tail(values: NDArray[np.float64], is_signal: NDArray[np.bool_]) -> list[Any]:
-    """Points of the curve that counts how many values are at least as large as a given value.
+    """The curve that says for a value how many values are at least as large, as three lists.
 
-    They are values, the count at each, and whether each is signal.
+    They hold some values, the count at each of them, and 1 or 0 for signal or noise.
     """
     live = int(np.sum(values > 0))
     ranks = np.unique(np.geomspace(1, live, TAIL_POINTS).round().astype(int))

@@ -110,7 +110,7 @@ def fitted(
 
 
 def _published(rows: int, values: Array) -> SpectrumFit:
-    """The fit of the published estimator PDBLS, which `published_bulk` describes.
+    """Fit noise and signal by PDBLS, the published estimator that `published_bulk` describes.
 
     Eigenvalues above the largest one that theory predicts for noise are signal, without a margin
     for chance. Gaps within the noise and eigenvalues of 0 are not treated in any special way.

@@ -32,20 +32,20 @@ CONTOUR_HEIGHT = 0.2
 """The square roots of the points of `_contour` form half an ellipse with half axes of 1.06 and 0.2
 times half the range of singular values. Heights of 0.1 to 0.3 were as good in simulations."""
 STEEPEST = 0.1
-"""Least Re sqrt(z) / Im sqrt(z) of a point z of `_contour`, so that z avoids negative numbers."""
+"""Least Re sqrt(z) / Im sqrt(z) of a point z of `_contour`. So z is not near a negative number."""
 GRID = 20
 SMALLEST_SHARE = 0.05
 """Least share of the noise eigenvalues that each of the two variances of the noise may have."""
 SMALLEST_BULK = 8
-"""Noise with two variances has at least this many eigenvalues of each; fewer may be signal."""
+"""Each of the two noise variances has at least this many eigenvalues; fewer may be signal."""
 LARGEST_FLOOR = 0.35
-"""Largest value of `least_mixing`. So even fewer than 24 eigenvalues can have two variances."""
+"""Largest value of `least_mixing`. With 15 eigenvalues, 8 / count alone would be over one half."""
 SMALLEST_VARIANCE = 1e-3
 """Lower bound of a variance of the noise, in units of the mean eigenvalue."""
 SAME_VARIANCE = 1e-6
 """If the two variances of the noise differ by at most this share, they count as one."""
 SMALLEST_DEVIATION = 1e-6
-"""Least standard deviation of s_N(z), see `_Problem`, times Im z, against a division by zero."""
+"""The standard deviation of s_N(z) (see `_Problem`) counts as at least this divided by Im z."""
 MAX_EVALUATIONS = 100
 ADEQUATE = 1.8
 """A fit to noise holds if its `BulkEstimate.residual` is at most this. None of 180 simulated cases
@@ -84,7 +84,7 @@ class BulkEstimate:
 
 
 class Residuals(Protocol):
-    """The functions that `least_squares` needs; the array x holds the unknowns."""
+    """The equations that `least_squares` solves; the array x holds the unknowns."""
 
     def residual(self, x: Array) -> Array:
         """The residual of each equation at the unknowns x, shape (equations,)."""
@@ -143,7 +143,7 @@ def estimate_bulk(
 
 
 def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
-    """The best noise law of two variances on a coarse grid; arguments as for `estimate_bulk`."""
+    """The best law of noise with two variances on a coarse grid; arguments: see `estimate_bulk`."""
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
     return problem.law(problem.grid_search(), scale)
@@ -151,11 +151,11 @@ def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The equations s(z) = s_N(z), with s of a law and s_N of the noise eigenvalues.
+    """The equations s(z) = s_N(z) that fit noise of two variances; z are complex points.
 
-    s and s_N are functions of complex points z, as in the module's docstring. A fraction t of the
-    noise has variance sigma_1^2, the rest sigma_2^2. (t, log sigma_1^2, log sigma_2^2) lies in a
-    box from `lower` to `upper`. The unknowns x are the logits of the position in this box.
+    s is the transform of a law, s_N that of the noise eigenvalues (see the module). A fraction t of
+    the noise has variance sigma_1^2, the rest sigma_2^2. (t, log sigma_1^2, log sigma_2^2) lies in
+    a box from `lower` to `upper`. The unknowns x are the logits of the position in this box.
     """
 
     points: np.ndarray
@@ -169,7 +169,7 @@ class _Problem:
 
     @classmethod
     def of(cls, noise: Array, aspect_ratio: float) -> _Problem:
-        """Compute s = s_N (see `_Problem`) and N times its standard deviation, for N rows of noise.
+        """Make the equations of `_Problem` for N rows of noise: s_N(z) and N times its deviation.
 
         The standard deviation follows from N^2 Var s_N(z) = |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2|
         up to a factor of order 1 (Bai & Silverstein 2004, eq. 1.20); s' is ds/dz, * the conjugate.
@@ -188,13 +188,13 @@ class _Problem:
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def solve(self, x: Array, precision: float) -> tuple[Array, float, bool]:
-        """Solve the equations from x on: unknowns, root mean square residual / rows, success."""
+        """Solve, starting at x; returns the unknowns, root mean square residual, and success."""
         with np.errstate(over="ignore"):  # in the unused covariance, if t is at its bound
             position, residuals, converged = least_squares(self, x, precision)
         return position, float(np.sqrt(np.mean(residuals**2))), converged
 
     def unit_start(self) -> Array:
-        """Unknowns near noise of one variance: two halves whose variances differ little."""
+        """Unknowns x for two halves of noise with similar variances, where the solver may start."""
         apart = np.sqrt(self.aspect_ratio) / 2
         return self._inside(0.5, apart, -apart)
 
@@ -203,13 +203,13 @@ class _Problem:
         return split_parts((s - self.transform) / self.deviation)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of residuals by x, from (SS) in the module's docstring: ds = -dz / z'(s)."""
+        """Derivatives of the residuals by the unknowns x, shape (equations, unknowns)."""
         (mixing, first, second), s = self._model(x)
         high, low = first / (1 + first * s), second / (1 + second * s)
         rise_high, rise_low = mixing * high**2, (1 - mixing) * low**2
         columns = np.stack([high - low, rise_high / first, rise_low / second], axis=1)
         steepness = 1 / s**2 - self.aspect_ratio * (rise_high + rise_low)
-        weight = -self.aspect_ratio / (steepness * self.deviation)
+        weight = -self.aspect_ratio / (steepness * self.deviation)  # by (SS): ds = -dz / z'(s)
         chain = (self.upper - self.lower) * expit(x) * expit(-x)
         return split_parts(columns * weight[:, None]) * chain
 
@@ -232,7 +232,7 @@ class _Problem:
         return self._inside(mixing[best], logs[high[best]], logs[low[best]])
 
     def position(self, law: DoubleBulk, scale: float) -> Array:
-        """The unknowns x (see `_Problem`) that describe a law."""
+        """The unknowns x (see `_Problem`) that describe `law`, its variances divided by `scale`."""
         return self._inside(law.mixing, *np.log(np.array(law.variances) / scale))
 
     def _inside(self, *values: float) -> Array:
@@ -249,7 +249,7 @@ class _Problem:
         return DoubleBulk(float(mixing), variances, self.aspect_ratio)
 
     def _model(self, x: Array) -> tuple[tuple[float, float, float], np.ndarray]:
-        """(t, sigma_1^2, sigma_2^2) at x, and s(z) for them; symbols as in `_Problem`."""
+        """The noise parameters (t, sigma_1^2, sigma_2^2) at x, and their s(z); see `_Problem`."""
         key = x.tobytes()
         if key not in self._last:
             self._last.clear()
@@ -261,7 +261,7 @@ class _Problem:
         return self._last[key]
 
     def _values(self, x: Array) -> tuple[float, float, float]:
-        """(t, sigma_1^2, sigma_2^2) at x; symbols as in `_Problem`."""
+        """The noise parameters (t, sigma_1^2, sigma_2^2) at the unknowns x; see `_Problem`."""
         inside = np.where(np.isfinite(x), x, 0.0)  # a flat Jacobian can make the solver try nan
         mixing, *logs = self.lower + (self.upper - self.lower) * expit(inside)
         first, second = np.exp(logs)
@@ -296,5 +296,5 @@ def _contour(noise: Array) -> np.ndarray:
 
 
 def split_parts(values: np.ndarray) -> Array:
-    """Real parts followed by imaginary parts, as one real vector."""
+    """The real parts of `values`, then the imaginary parts: [1 + 2j] becomes [1, 2]."""
     return np.concatenate([values.real, values.imag])

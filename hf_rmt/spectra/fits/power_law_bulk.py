@@ -182,9 +182,9 @@ def estimate_power_law(
 
 
 class _Problem:
-    """The equations s(z) = s_N(z), as in `estimation._Problem`, for a `PowerLawBulk`.
+    """The equations s(z) = s_N(z), as in `estimation._Problem`, that fit a `PowerLawBulk`.
 
-    The unknowns x give, by `_shape`, log m, the half width h and the tilt k h. The noise variances
+    `_shape` turns the unknowns x into log m, the half width h and the tilt k h. The noise variances
     tau have the density tau^(k - 1), and log tau lies between log m - h and log m + h.
     """
 
@@ -197,7 +197,7 @@ class _Problem:
         self._last: tuple[bytes, Model] | None = None
 
     def solve(self, x: Array, precision: float) -> tuple[Array, Array, bool]:
-        """The unknowns and residuals that the solver finds from x, and whether it converged."""
+        """Start the solver at x; returns the unknowns, the residuals, and whether it converged."""
         with np.errstate(all="ignore"):
             position, residuals, converged = least_squares(self, x, precision)
             return position, residuals, converged and _solves(self._transform(position)[-1])
@@ -208,7 +208,7 @@ class _Problem:
         return found if _solves(s) else np.full_like(found, UNSOLVED)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of the residuals, from (SS): -1/s + c E[tau / (1 + tau s)] - z = 0.
+        """Derivatives of the residuals by x, from (SS): -1/s + c E[tau / (1 + tau s)] - z = 0.
 
         The docstring of the module `estimation` tells what (SS) and its symbols are.
         """
@@ -237,7 +237,7 @@ class _Problem:
         return np.array([-np.log(mean), logit(share), STEEPEST_TILT * np.arctanh(inside)])
 
     def position(self, law: PowerLawBulk, scale: float) -> Array:
-        """The unknowns x (see `_Problem`) that describe a law."""
+        """The unknowns x (see `_Problem`) that describe `law`, its variances divided by `scale`."""
         x = self.start(law.half_width, law.exponent * law.half_width)
         x[0] = np.log(np.sqrt(law.variances[0] / scale) * np.sqrt(law.variances[1] / scale))
         return x
@@ -249,7 +249,7 @@ class _Problem:
         return PowerLawBulk(tilt / width, (first, second), self.aspect_ratio)
 
     def _transform(self, x: Array) -> Model:
-        """The `Model` at the unknowns x; Newton's method finds s(z), starting from the last one."""
+        """The `Model` (a law and its s(z)) at x; Newton's method starts from the last s(z)."""
         if self._last is not None and self._last[0] == x.tobytes():
             return self._last[1]
         middle, width, tilt = _shape(x)
@@ -274,7 +274,7 @@ class _Problem:
         return np.full_like(s, np.nan)
 
     def _followed(self, tau: Array, weights: Array) -> np.ndarray:
-        """The roots s of (SS), see module `estimation`, at points z, followed from far above."""
+        """The roots s(z) of (SS), see `estimation`, followed as z comes down from far above."""
         size = np.abs(self.points) + tau[-1]
         s = -1 / (self.points + 1j * HEIGHTS[0] * size)
         for height in HEIGHTS:
@@ -287,7 +287,7 @@ def _solves(s: np.ndarray) -> bool:
 
 
 def _shape(x: Array) -> tuple[float, float, float]:
-    """Log m, half width h (at least 0.1 % of WIDEST) and tilt k h, which `_Problem` defines."""
+    """Turn the unknowns x into log m, half width h and tilt k h (see `_Problem`), within limits."""
     middle, share, steepness = np.nan_to_num(x)  # with a flat Jacobian the solver may try nan
     width = WIDEST * max(float(expit(share)), 1e-3)
     tilt = STEEPEST_TILT * np.tanh(steepness / STEEPEST_TILT)

@@ -90,11 +90,11 @@ def criteria(values: Array, rows: int) -> tuple[Array, Array]:
 
 
 def _grid(noise: Array, aspect_ratio: float) -> Array:
-    """Points z: 20 in (-10, 0), 20 in (0, lambda_min / 2) if c < 1, 20 in (5, 10) lambda_max.
+    """The real points z at which `published_bulk` solves its equation.
 
-    `published_bulk` solves its equation at these real points. Here lambda_min and lambda_max are
-    the smallest and the largest noise eigenvalue, and c is the number of columns divided by that of
-    rows.
+    There are 20 points in (-10, 0), 20 in (0, lambda_min / 2) if c < 1, and 20 in (5 lambda_max, 10
+    lambda_max). Here lambda_min and lambda_max are the smallest and the largest noise eigenvalue,
+    and c is the number of columns divided by that of rows.
     """
     inner = np.arange(1, POINTS_PER_RANGE + 1) / (POINTS_PER_RANGE + 1)
     parts = [-10 * inner, noise[0] * (5 + 5 * inner)]

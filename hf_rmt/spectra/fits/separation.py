@@ -36,11 +36,11 @@ EDGE_CONFIDENCE = 0.999
 """With this probability, the largest noise eigenvalue lies below the largest of the limits that
 `finite_size_edges` gives."""
 MAX_SPIKE_FRACTION = 1 / 6
-"""If a larger share of the eigenvalues are spikes (signal), the iteration stops, and the verdict is
-`heavy-tailed`. `most_spikes` allows more in a small matrix."""
+"""If a larger share of the eigenvalues than this are spikes (signal), the iteration stops, and the
+verdict is `heavy-tailed`. `most_spikes` allows more in a small matrix."""
 MAX_GAP_FRACTION = 0.02
 """A gap between two intervals of noise does not count as a gap if it holds a larger share of the
-eigenvalues."""
+eigenvalues than this."""
 EMPTY_BULK = 0.5
 """If a fit predicts two intervals of noise eigenvalues, the upper one counts as noise only if it
 holds at least this share of the eigenvalues that the fit puts there."""
@@ -58,8 +58,8 @@ SMALL_SHARE = 0.2
 """If the fraction of noise that has the larger variance is at most this, this part of the noise may
 also be signal."""
 PINNED = 1.4
-"""If the fraction of noise that has the larger variance is at most this times `least_mixing`, the
-fraction would be smaller without this limit."""
+"""The fraction of noise that has the larger variance cannot fall below `least_mixing`. If it is at
+most this times `least_mixing`, it would probably be smaller without this limit."""
 DISTINCT = 1.5
 """If the ratio of two noise variances is at most this, they count as one variance, and the fraction
 of each has no meaning."""
@@ -130,6 +130,7 @@ def separate(values: Array, rows: int) -> Separation:
     adequate = result.converged and result.adequate and alternative.adequate
     if adequate and not _at_floor(result, len(values)):
         return min(result, alternative, key=lambda each: int(each.signal.sum()))
+    # with a gap in the noise, fewer than 8 eigenvalues are signal; without one, residuals decide
     if _at_floor(result, len(values)) and len(result.estimate.law.bulk_edges) > 1:
         handful = alternative.signal.sum() < SMALLEST_BULK
         return alternative if handful else result
@@ -239,7 +240,7 @@ def _round(
 
 
 def _certain_spikes(values: Array, rows: int) -> Mask:
-    """Eigenvalues that are certainly signal: far above noise fitted to the lowest 90 % of them."""
+    """Mark the eigenvalues that are certainly signal: far above noise fitted to the lowest 90 %."""
     cut = int(np.ceil((1 - START_QUANTILE) * len(values)))
     certain = values > START_FACTOR * coarse_bulk(values[cut:], rows - cut).upper_edge
     # If more than half of the values lie outside, the law is wrong, and too few are left to fit.
@@ -247,10 +248,13 @@ def _certain_spikes(values: Array, rows: int) -> Mask:
 
 
 def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
-    """Which eigenvalues are signal if some noise is read as signal or some signal as noise.
+    """A second choice of signal, in which large eigenvalues change between signal and noise.
 
-    The result is None if neither is possible. The n eigenvalues of noise of one variance with N
-    rows reach up to (1 + sqrt(n / N))^2 times the mean of these n, whatever lies below them.
+    The noise of `result` has two variances. If the fit is bad or `_at_floor`, the noise of the
+    larger variance becomes signal, as long as it is a small part. Otherwise the signal that noise
+    of one variance explains becomes noise: the n eigenvalues of such noise with N rows reach up to
+    (1 + sqrt(n / N))^2 times the mean of these n, whatever lies below them. None if neither is
+    possible.
     """
     law, floor = result.estimate.law, least_mixing(len(values))
     if not result.adequate or _at_floor(result, len(values)):
@@ -266,12 +270,11 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
 
 
 def _at_floor(result: Separation, count: int) -> bool:
-    """Whether, in a small matrix, noise of the larger variance is hardly above its least size.
+    """Whether so little noise has the larger variance that it may really be signal.
 
-    The least size is the fraction `least_mixing` of all eigenvalues. Such eigenvalues may really be
-    signal. If the law (predicted density) of the noise has a gap, they are read as signal only if
-    the signal then has fewer than 8 eigenvalues. If the law has no gap, the residuals of the two
-    readings decide.
+    The fraction of the noise with the larger variance cannot be less than `least_mixing`. The
+    answer is True if this limit is above 5 % (a small matrix), the fraction is near the limit, and
+    the two variances clearly differ.
     """
     law, floor = result.estimate.law, least_mixing(count)
     small = floor > SMALLEST_SHARE and law.weights[-1] <= PINNED * floor
@@ -279,7 +282,11 @@ def _at_floor(result: Separation, count: int) -> bool:
 
 
 def _outside(values: Array, law: BulkLaw, rows: int) -> Mask:
-    """Which eigenvalues lie above the noise or in a real gap between two intervals of noise."""
+    """Mark the signal: eigenvalues above the noise or in a gap between its two intervals.
+
+    The gap counts only if few eigenvalues lie in it. If the upper interval is less than half full,
+    it is signal too.
+    """
     edges = finite_size_edges(law, rows)
     above = values > edges[-1, 1]
     if len(edges) == 1:

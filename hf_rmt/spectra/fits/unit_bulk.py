@@ -30,8 +30,8 @@ BETAS = ("[0.000001", "0.999999]")
 """Range of `beta` in `fit_unit_bulk`; outside of this range `tracy_widom_quantile` is not
 precise."""
 KERNEL_WINDOW = 15
-"""The number k. `kernel_density` smooths each singular value by a Gaussian. The width of the
-Gaussian is half the distance between the k-th larger and the k-th smaller singular value."""
+"""`kernel_density` smooths each singular value by a Gaussian. The width of the Gaussian is half the
+distance between the singular values this many places before and after in sorted order."""
 SCALES = (1 / 3, 3.0)
 """The kernel estimator searches sigma, where sigma^2 is the variance of the noise, in this range.
 The unit is the sigma that the median eigenvalue gives."""
@@ -145,10 +145,11 @@ def _bema(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
 def _kernel(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
     """The noise law that `kernel` fits, see `fit_unit_bulk`, and the residual of the fit.
 
-    The residual is the root mean square difference between the density of singular values that the
-    law gives and the smoothed one. The singular values are divided by a scale first, so scaling a
-    weight changes only the variance sigma^2. The densities are compared on a grid that ends at the
-    largest singular value of noise in the search, above which sigma makes no difference.
+    The residual is the root mean square difference between two densities of singular values: that
+    of the law and the smoothed one of the weight. The singular values are divided by a scale first,
+    so scaling a weight changes only the variance sigma^2. The densities are compared on a grid. It
+    ends at the largest singular value that noise has in the search: beyond it, every law has the
+    density 0.
     """
     aspect_ratio = len(values) / rows
     standard = MarchenkoPastur(1.0, aspect_ratio)

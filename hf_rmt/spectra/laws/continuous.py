@@ -52,11 +52,12 @@ class ContinuousBulk(BulkLaw):
         return np.array([bottom * self._turn(bottom, 1 - CLOSE, 0.0), right])
 
     def _turn(self, atom: float, near: float, far: float) -> float:
-        """The root of g' = `spike_slope` between `near` and `far`; all are multiples of `atom`.
+        """The point between `near` and `far` where the slope g' = `spike_slope` is 0.
 
-        An atom is one of the noise variances `atoms`. In this unit the absolute tolerance of the
-        solver suits any atom. If the weight of the atom is nearly 0, the root lies between the atom
-        and `near`. Then `near` is returned.
+        All three are multiples of `atom`, one of the noise variances `atoms`: 1.5 stands for 1.5
+        times the atom. In this unit the absolute tolerance of the solver suits any atom. If the
+        weight of the atom is nearly 0, the point lies between the atom and `near`. Then `near` is
+        returned.
         """
 
         def slope(multiple: float) -> float:
@@ -160,6 +161,6 @@ class ContinuousBulk(BulkLaw):
 
 
 def _angle(root: Array, lower: float, upper: float) -> Array:
-    """The angle of a singular value: 0 at the lower and pi at the upper end of the noise range."""
+    """Map a singular value to an angle: 0 at the lower end of the noise range, pi at the upper."""
     cosine = ((lower + upper) / 2 - root) / ((upper - lower) / 2)
     return np.asarray(np.arccos(np.clip(cosine, -1.0, 1.0)))

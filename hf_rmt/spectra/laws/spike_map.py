@@ -146,17 +146,17 @@ def _has_gap(atoms: Array, weights: Array, aspect_ratio: float) -> bool:
 
 
 def _scale(points: NDArray[Any], atoms: Array) -> Array:
-    """The unit for each point z: the largest atom (variance), or |z| if powers of z could overflow.
+    """The number by which z and the variances are divided before g(a) = z is solved, for each z.
 
-    Both units give the same roots a of g(a) = z, but in the second one the roots near the atoms
-    round to 0. g is the spike map, see the module's docstring.
+    It is the largest atom (variance), or |z| if powers of z could overflow. Both give the same
+    roots a, but with |z| the roots near the atoms round to 0. g is the spike map, see the module.
     """
     size = np.abs(points)
     return np.where(size / FAR > atoms[-1], size, atoms[-1])
 
 
 def _over(atoms: Array, scale: Array) -> Array:
-    """The m atoms (variances of the noise) in the unit of each point, shape (m, *points)."""
+    """The m atoms (noise variances) divided by the `_scale` of each point, shape (m, *points)."""
     return atoms.reshape(-1, *np.ones(scale.ndim, dtype=int)) / scale
 
 
@@ -165,7 +165,8 @@ def _coefficients(
 ) -> tuple[Complex, ...]:
     """Coefficients of the polynomial prod (a - tau) (g(a) - z) in a, by falling power.
 
-    The first coefficient, 1, is left out. The docstring of the module defines g and tau.
+    Its roots are the solutions a of g(a) = z. The first coefficient, 1, is left out. The docstring
+    of the module defines g and tau.
     """
     mean = aspect_ratio * np.tensordot(weights, atoms, 1)
     points = z.astype(complex)
@@ -177,7 +178,7 @@ def _coefficients(
 
 
 def _monic_roots(*coefficients: Complex) -> Complex:
-    """Roots of quadratic or, by Cardano's formula, cubic polynomials, along a new last axis.
+    """Roots of polynomials of degree 2 or, by Cardano's formula, 3, along a new last axis.
 
     The coefficients are by falling power, without the first one, which is 1.
     """
@@ -195,7 +196,7 @@ def _monic_roots(*coefficients: Complex) -> Complex:
 
 
 def _aligned(root: Complex, reference: Complex) -> Complex:
-    """Of the square root `root` and -`root`, the one whose sum with `reference` does not cancel."""
+    """`root` or -`root`, whichever points like `reference`, so that their sum loses no digits."""
     return np.where((reference.conj() * root).real >= 0, root, -root)
 
 

@@ -99,7 +99,7 @@ class Headed(Model):
             "no linear layer, the only",
         ),
         (nn.ModuleList([Model().layers]), {"method": "ntk"}, (), "after its blocks; name layers"),
-        (Headed(), {"method": "ntk"}, ["head"], "means head. head is a head or .*; name it"),
+        (Headed(), {"method": "ntk"}, ["head"], "picks head. head is a head or .*; name it"),
         (nn.Sequential(nn.Linear(4, 4)), {"target_modules": "all-linear"}, ["0"], "0 is a head or"),
         (Headed(), {"target_modules": ["head"]}, ["head"], "head is tied to another layer"),
         (Model(), {"target_modules": ["head"]}, (), "head is tied to another layer"),
