@@ -2,15 +2,14 @@
 
 SciPy's own wrappers hold the lock of the interpreter, so that only one thread at a time computes.
 Here the lock is free during a call. NumPy and SciPy have threads of their own for matrix products,
-and the last bits of a result depend on how many they use. So they use as many as torch does.
+and the last bits of a result depend on how many they use. `numpy_threads` sets this number.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -21,10 +20,6 @@ from scipy.linalg import cython_lapack
 from threadpoolctl import ThreadpoolController
 
 _CAPSULE = ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p
-_LOCK = threading.Lock()
-_CONTEXTS: list[Any] = []
-"""The contexts of `torch_threads_for_numpy` that are open now. The first of them knows how many
-threads NumPy had before."""
 
 
 def lapack(name: str, *arguments: bytes | int | NDArray[Any]) -> None:
@@ -39,8 +34,7 @@ def lapack(name: str, *arguments: bytes | int | NDArray[Any]) -> None:
         torch.linalg.LinAlgError: If the routine reports an error.
     """
     info = ctypes.c_int(0)
-    with torch_threads_for_numpy():
-        _routine(name)(*map(_pointer, arguments), ctypes.byref(info))
+    _routine(name)(*map(_pointer, arguments), ctypes.byref(info))
     if info.value:
         raise torch.linalg.LinAlgError(f"LAPACK's {name} ended with info={info.value}")
 
@@ -62,25 +56,19 @@ def _pointer(argument: bytes | int | NDArray[Any]) -> Any:
     return ctypes.byref(made)
 
 
-@contextmanager
-def torch_threads_for_numpy() -> Iterator[None]:
-    """A context in which NumPy and SciPy use as many threads as torch does on this thread.
+def numpy_threads(number: int) -> AbstractContextManager[Any]:
+    """A context in which NumPy and SciPy use so many threads, in the whole process.
 
-    The number belongs to the whole process. So the first of several contexts at a time sets it, and
-    the last one restores it.
+    If another Python thread has opened such a context, that one counts, and this one does nothing.
+    So a thread that hands out work to others opens the context for all of them.
+
+    Args:
+        number: Number of threads for a matrix product.
     """
-    with _LOCK:
-        limits = None if _CONTEXTS else torch.get_num_threads()
-        _CONTEXTS.append(_libraries().limit(limits=limits, user_api="blas"))
-    try:
-        yield
-    finally:
-        with _LOCK:
-            entry = _CONTEXTS.pop()
-            if not _CONTEXTS:  # only the first entry is left, so this is it
-                entry.restore_original_limits()
+    context: AbstractContextManager[Any] = _libraries().limit(limits=number, user_api="blas")
+    return context
 
 
 @cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
+def _libraries() -> Any:
+    return ThreadpoolController().select(user_api="blas")

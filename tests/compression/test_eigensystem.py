@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,8 @@ from hf_rmt.compression.eigensystem import (
     eigensystem,
     eigenvectors_of,
 )
-from hf_rmt.compression.lapack import lapack, torch_threads_for_numpy
+from hf_rmt.compression.execution.threads import map_over_threads, suited_threads
+from hf_rmt.compression.lapack import lapack
 
 SIDES = [1, 2, 3, 40, 200]
 DTYPES = [torch.float32, torch.float64]
@@ -88,18 +87,17 @@ def test_the_same_positions_give_the_same_bits(share: float) -> None:
     assert torch.equal(basis.chosen(positions), wanted)
     copy = eigenvectors_of({name: part.clone() for name, part in basis.tensors().items()})
     assert torch.equal(copy.chosen(positions), wanted)
-    found: list[torch.Tensor] = []
 
-    def work() -> None:
-        torch.set_num_threads(1)
-        found.append(eigensystem(matrix.clone())[1].chosen(positions))
+    def work(_: int) -> torch.Tensor:
+        return eigensystem(matrix.clone())[1].chosen(positions)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = list(map_over_threads(work, range(20), [matrix.shape] * 20))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 20
     assert all(torch.equal(each, wanted) for each in found)
 
 
@@ -145,25 +143,32 @@ def test_an_error_of_lapack_is_one_of_linear_algebra() -> None:
         lapack("dsterf", -1, np.zeros(1), np.zeros(1))
 
 
-def test_numpy_uses_as_many_threads_as_torch_and_all_of_them_afterwards() -> None:
-    def numbers() -> set[int]:
-        return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+def numbers_of_threads() -> set[int]:
+    return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
 
-    threads = torch.get_num_threads()
-    with threadpool_limits(2, user_api="blas"):
-        if not numbers():
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_numpy_uses_as_many_threads_as_are_suited(threads: int) -> None:
+    """One for small weights, also on the threads of a pool; afterwards as many as before."""
+    small, large = (24, 24), (2048, 2048)
+    before, seen = torch.get_num_threads(), []
+    with threadpool_limits(4, user_api="blas"):
+        if not numbers_of_threads():
             pytest.skip("NumPy and SciPy use a library whose threads cannot be set")
-        torch.set_num_threads(1)
+
+        def work(_: int) -> tuple[set[int], int]:
+            return numbers_of_threads(), torch.get_num_threads()
+
+        torch.set_num_threads(threads)
         try:
-            with torch_threads_for_numpy():
-                assert numbers() == {1}
-                torch.set_num_threads(2)
-                with torch_threads_for_numpy():
-                    assert numbers() == {1}
-                assert numbers() == {1}
-            assert numbers() == {2}
+            seen = list(map_over_threads(work, range(4), [small, small, large, small]))
+            with suited_threads(small):
+                seen.append(work(0))
+            assert torch.get_num_threads() == threads
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(before)
+        assert seen == [({n}, n) for n in (1, 1, threads, 1, 1)]
+        assert numbers_of_threads() == {4}
 
 
 def test_a_matrix_is_reduced_in_place() -> None:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from hf_rmt.compression.lapack import torch_threads_for_numpy
+from hf_rmt.compression.lapack import numpy_threads
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.settings import CompressionSettings, method_of
 
@@ -50,14 +50,14 @@ def suited_threads(shape: Sequence[int]) -> Iterator[None]:
         shape: Shape of the weight.
     """
     threads = torch.get_num_threads()
-    alone = threads > 1 and is_small(shape)
-    if alone:
-        torch.set_num_threads(1)
+    suited = 1 if is_small(shape) else threads
+    if suited < threads:
+        torch.set_num_threads(suited)
     try:
-        with torch_threads_for_numpy():
+        with numpy_threads(suited):
             yield
     finally:
-        if alone:
+        if suited < threads:
             torch.set_num_threads(threads)
 
 
@@ -127,17 +127,14 @@ def map_over_threads(
                 held -= waiting[0][0]
                 yield _first(waiting, threads)
             if size:
-                waiting.append((size, pool.submit(copy_context().run, _on_this_thread, work, item)))
+                waiting.append((size, pool.submit(copy_context().run, work, item)))
             else:
-                yield work(item)
+                with numpy_threads(threads):
+                    outcome = work(item)
+                yield outcome
+                del outcome
         while waiting:
             yield _first(waiting, threads)
-
-
-def _on_this_thread(work: Callable[[Item], Outcome], item: Item) -> Outcome:
-    """Call the work with an item, on a thread of the pool, with one thread for torch and NumPy."""
-    with torch_threads_for_numpy():
-        return work(item)
 
 
 def _first(waiting: deque[tuple[int, Future[Outcome]]], threads: int) -> Outcome:
@@ -152,13 +149,14 @@ def _first(waiting: deque[tuple[int, Future[Outcome]]], threads: int) -> Outcome
 
 @contextmanager
 def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A context with a pool of this many threads; each of them uses one thread of torch.
+    """A context with a pool of this many threads; on each, torch and NumPy use no further ones.
 
     At its end, work that has not begun is cancelled, and torch has `threads` threads again.
     """
     pool = ThreadPoolExecutor(threads, "hf_rmt", _prepare, (torch.is_grad_enabled(),))
     try:
-        yield pool
+        with numpy_threads(1):
+            yield pool
     finally:
         try:
             pool.shutdown(cancel_futures=True)
@@ -171,6 +169,7 @@ def _prepare(grad: bool) -> None:
 
     Each thread of Python has these settings of torch for itself.
     """
+    torch.get_num_threads()  # on its first call, a thread takes the number that was set last
     torch.set_num_threads(1)
     torch.set_grad_enabled(grad)
 
