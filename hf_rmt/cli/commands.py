@@ -109,7 +109,7 @@ def _show(options: argparse.Namespace, result: Any) -> None:
 
 
 def _note(options: argparse.Namespace, text: str) -> None:
-    """Print a note on what was done to standard error, unless --quiet is set.
+    """Print to standard error what was done, unless --quiet is set.
 
     The notes are kept, because after Ctrl-C the program prints all of them in its last message.
     """

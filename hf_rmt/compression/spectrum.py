@@ -241,11 +241,12 @@ def _float32_serves(weight: Tensor, values: Tensor) -> bool:
 def _full_rank(weight: Tensor, largest: float) -> bool:
     """Whether a weight has full rank: none of its squared singular values counts as zero.
 
-    The limit up to which values count as zero is that of `live_count`. A square weight has full
-    rank if its smallest squared singular value lies far above the limit. This value is computed in
-    float32 first, and counts only if float32 could not round it up that far. In all other cases
-    the limit is subtracted from the diagonal of the Gram matrix. The result has a Cholesky factor
-    only if all squared singular values exceed the limit. `largest` is the largest of them.
+    Values count as zero up to the limit RELATIVE_ZERO times their number times `largest`, the
+    largest of them. A square weight has full rank if its smallest value lies far above the limit.
+    The smallest value is computed in float32 first. If it also lies far above the rounding errors
+    of float32, it decides; else it is computed in float64. If this is not clear either, the limit
+    is subtracted from the diagonal of the Gram matrix. The result has a Cholesky factor only if
+    all values exceed the limit.
     """
     wide, side = weight.to(torch.float64), min(weight.shape)
     limit = RELATIVE_ZERO * side * largest

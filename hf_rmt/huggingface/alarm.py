@@ -33,10 +33,11 @@ def without_alarm(value: Any) -> Any:
 
 
 def silence_alarm() -> None:
-    """Make every config of transformers treat the alarm as if no implementation was chosen.
+    """Make transformers ignore the alarm, because this package is there.
 
-    The alarm is a text that a saved config names as the attention implementation. It stops loading
-    where this package is missing.
+    The alarm is a text that a saved config names as its attention implementation. Without this
+    package, transformers finds no such implementation, and loading fails with this text. With the
+    package, a config that holds the alarm counts as one that names no implementation.
     """
     attention: Any = PreTrainedConfig.__dict__["_attn_implementation"]
     if getattr(attention.fset, "reads_alarm", False):

@@ -139,8 +139,8 @@ def check_activation(model: nn.Module, linear: str, name: str) -> None:
         plain = isinstance(found, nn.PReLU) or not found.state_dict()
     if not plain or isinstance(found, nn.Dropout | nn.Identity | StepActivation):
         raise ValueError(
-            f"the step's module must be an activation beside the layer {linear!r}, got {name!r}; "
-            f"the modules there are {', '.join(beside)}; compress the model again"
+            f"a step activation must replace an activation beside the layer {linear!r}, got "
+            f"{name!r}; the modules there are {', '.join(beside)}; compress the model again"
         )
 
 

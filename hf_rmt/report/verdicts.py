@@ -15,8 +15,8 @@ VERDICTS = {
     ),
     Phase.SPIKED: (
         "Some directions, the spikes, stand out of the noise: store the layer in int8 or int4; "
-        "drop the noise only from a fine-tuned model, with calibration and a size, or during "
-        "training."
+        "drop the noise only from a fine-tuned model (with calibration and a size), from a "
+        "network trained from nothing, or during training."
     ),
     Phase.HEAVY_TAILED: (
         "The noise law does not hold, so the number of spikes is a choice and not a finding: "

@@ -90,7 +90,7 @@ def why_degenerate(values: Array) -> str:
 
 
 def live_count(values: Array) -> int:
-    """How many eigenvalues are larger than rounding errors."""
+    """How many descending eigenvalues are larger than rounding errors; see `RELATIVE_ZERO`."""
     return int(np.sum(values > RELATIVE_ZERO * len(values) * values[:1]))
 
 

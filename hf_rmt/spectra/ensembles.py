@@ -57,8 +57,8 @@ def double_bulk_matrix(
     bulk = columns - len(spikes)
     if bulk < 0:
         raise ValueError(
-            f"a matrix of shape {tuple(shape)} can have at most {columns} spikes, got "
-            f"{len(spikes)}; pass fewer"
+            f"a matrix of shape {tuple(shape)} can have at most {columns} eigenvalues "
+            f"of a signal, got {len(spikes)} spikes; pass fewer"
         )
     upper = round(mixing * bulk)
     population = np.repeat(

@@ -70,9 +70,9 @@ def fitted_scales(ternary: Tensor, scales: Tensor, cross: Tensor, moment: Tensor
 def _sweep(ternary: Tensor, scales: Tensor, slope: Tensor, moment: Tensor) -> None:
     """Set each entry of `ternary` in turn to the best of -1, 0 and 1, in place.
 
-    The best gives outputs nearest to those of the weight W, which `scales` times `ternary`
-    replaces. `moment` is the mean C of x x' over the inputs x. `slope` is (scales ternary - W) C;
-    it is overwritten.
+    The product of `scales` and `ternary` replaces a weight W. The best entry is the one with which
+    the outputs are nearest to those of W. `moment` is C, the mean of x x' over the inputs x, where
+    x' is the transpose of x. `slope` is (scales ternary - W) C; it is overwritten.
     """
     diagonal = moment.diagonal()
     for start in range(0, ternary.shape[1], COLUMNS):

@@ -64,7 +64,7 @@ NOISE = Option(
     _noise,
     "How the noise is stored: int8 (the default; outputs stay as they are), int4, ternary, keep "
     "(exact, saves nothing) or drop (the noise is removed: for tuned models with calibration and "
-    "size, or if training follows).",
+    "size, for networks trained from nothing, or if training follows).",
     choices=NOISE_KINDS,
 )
 NOISE_REMOVAL = Option(

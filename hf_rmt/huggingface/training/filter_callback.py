@@ -204,7 +204,7 @@ class RMTCallback(TrainerCallback, ExportableState):
             self._log(state, control, self._filter.observe(model))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the batches by which the directions (parts of rank one) to keep are chosen."""
+        """Begin to measure inputs and gradients if the next choice of what to keep needs them."""
         self._filter.step_begins(state)
 
     def on_step_end(

@@ -73,9 +73,9 @@ class MomentWindows:
         return max(self._start, self.choices[0] - GATHERED) <= step < self.choices[0]
 
     def step_begins(self, step: int) -> None:
-        """Start to measure the batches of this update step, if it is one of those to be measured.
+        """Start to measure the batches of this update step, if they are to be measured.
 
-        These are the last update steps before it is chosen which parts of the weights are kept.
+        A few update steps are measured before each choice of the parts of the weights to keep.
         """
         if self.gathers(step):
             self._opened().listen()

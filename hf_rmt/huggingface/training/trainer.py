@@ -1,4 +1,4 @@
-"""Checks of the Trainer that a callback belongs to, and the model's score on held-out rows.
+"""What a callback needs of its Trainer: to check its options, and to score the model.
 
 Transformers passes a `TrainerState` to a callback, but not the Trainer. So the Trainer is found as
 the object that holds this state.

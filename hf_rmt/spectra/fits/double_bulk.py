@@ -1,4 +1,4 @@
-"""Fits the double bulk (noise of two variances) to a weight together with its signal."""
+"""Fits the double bulk, a law of noise with two variances, to a weight that also has a signal."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ tau_k. Everything about such a law follows from one rational function, the spike
 
     g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)),                     c = p / N,
 
-because a = -1/s(z) solves g(a) = z, where s is the companion Stieltjes transform, defined in
-`BulkLaw.stieltjes_transform` (Silverstein & Choi 1995, eq. 1.3). The values of g where g' = 0 are
-the edges, the ends of the intervals that the eigenvalues fill. A population spike is the size of a
-signal before noise is added. Where g increases, g maps a population spike to the eigenvalue that
-this spike produces. The complex roots of g(a) = z give the density.
+where the sum runs over the values k (Silverstein & Choi 1995, eq. 1.3). The values of g at points
+of slope zero are the edges, the ends of the intervals that the eigenvalues fill. A population spike
+is the size of a signal before noise is added. Where g increases, it maps a population spike to the
+eigenvalue that this spike produces. The density at an eigenvalue z follows from the complex root a
+of g(a) = z: -1/a is the companion Stieltjes transform; see `BulkLaw.stieltjes_transform`.
 """
 
 from __future__ import annotations
