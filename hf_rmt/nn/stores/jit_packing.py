@@ -38,7 +38,15 @@ from hf_rmt.nn.stores.machine_code import (
     shared_out,
 )
 
-__all__ = ["best_codes", "can_read"]
+
+def can_pack(kind: str, runs: Tensor) -> bool:
+    """Whether compiled loops can pack weights: the kind is a built-in one, and Numba works.
+
+    Args:
+        kind: A kind of noise; kinds that are added later are packed by torch.
+        runs: The weights, as `best_codes` takes them.
+    """
+    return kind in _ENCODERS and can_read(runs)
 
 
 def best_codes(kind: str, runs: Tensor, start: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,9 +102,7 @@ def _kernel(kind: str) -> Callable[..., None]:
 
 def _search(kind: str, book: Codebook) -> Callable[..., None]:
     """A loop over groups, which tries the scales one after the other."""
-    encode: Any = callable_in_loops(
-        {"int8": _level, "int4": _spiral, "ternary": _trits}[kind](book)
-    )
+    encode: Any = callable_in_loops(_ENCODERS[kind](book))
     group, block, bytes_ = book.group, book.block, book.group // book.block
     first, last, most = book.offsets.start, book.offsets.stop, FINE_CODES - 1
 
@@ -171,3 +177,7 @@ def _trits(book: Codebook) -> Callable[..., Any]:
         return np.uint32(code)
 
     return encode
+
+
+_ENCODERS = {"int8": _level, "int4": _spiral, "ternary": _trits}
+"""For each kind of noise, what makes the function that encodes its weights."""

@@ -72,7 +72,7 @@ def pack_runs(kind: str, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     size = runs.abs().amax(2) if book.largest else runs.square().mean(2).sqrt()
     start = torch.round(-SCALE_STEP * torch.log2(size)).clamp_max(255)
     coarse = (start.amin(1, keepdim=True) + book.offsets[0]).clamp(0, 256 - FINE_CODES)
-    compiled = packer is not None and packer.can_read(runs)
+    compiled = packer is not None and packer.can_pack(kind, runs)
     codes, fine = (packer.best_codes if compiled else _best_codes)(kind, runs, start, coarse)
     low, high = fine.view(-1, 2, RUN // 2).unbind(1)
     return codes, low | high << 4, coarse.flatten().to(torch.uint8)
