@@ -23,7 +23,7 @@ _CAPSULE = ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p
 
 
 def lapack(name: str, *arguments: bytes | int | NDArray[Any]) -> None:
-    """Call a routine of LAPACK, with as many threads as torch uses.
+    """Call a routine of LAPACK; other Python threads can run meanwhile.
 
     Args:
         name: Name of the routine with the letter of its dtype, such as `dsterf`.

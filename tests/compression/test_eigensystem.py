@@ -7,6 +7,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from hf_rmt.compression.calibration.excited import excited_directions
+from hf_rmt.compression.calibration.low_rank import LayerMoments, low_rank
 from hf_rmt.compression.eigensystem import (
     Eigenvectors,
     TridiagonalForm,
@@ -169,6 +171,17 @@ def test_numpy_uses_as_many_threads_as_are_suited(threads: int) -> None:
             torch.set_num_threads(before)
         assert seen == [({n}, n) for n in (1, 1, threads, 1, 1)]
         assert numbers_of_threads() == {4}
+
+
+def test_matrices_on_the_cpu_are_decomposed_under_any_default_device() -> None:
+    weight, matrix = torch.randn(40, 30), matrices(40, torch.float64)["noise"]
+    positions = torch.arange(3)
+    with torch.device("meta"):
+        values, basis = eigensystem(matrix.clone())
+        found, factors = basis.chosen(positions), low_rank(weight, 4)
+        directions = excited_directions(weight, LayerMoments(torch.eye(30, device="cpu")))
+    assert values.device == found.device == factors[0].device == directions[0].device
+    assert found.device.type == "cpu"
 
 
 def test_a_matrix_is_reduced_in_place() -> None:

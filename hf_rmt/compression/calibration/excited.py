@@ -88,7 +88,7 @@ def _directions(
     if root is not None:
         gram = root[:, None] * gram * root if root.ndim == 1 else root.T @ gram @ root
     values, basis = eigensystem(gram)
-    vectors = basis.chosen(torch.arange(len(values)))
+    vectors = basis.chosen(torch.arange(len(values), device="cpu"))
     probes = vectors if root is None else _times(root, vectors)
     return values.clamp_min(0), _unit(weighted @ probes), _unit(probes)
 

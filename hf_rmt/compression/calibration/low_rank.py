@@ -133,7 +133,7 @@ def low_rank(
     """
     matrix = update.double() if excitation is None else _weighted(update, excitation)
     basis = eigensystem(gram(matrix))[1]
-    left, right = factors_of(matrix, basis.chosen(torch.arange(rank)))
+    left, right = factors_of(matrix, basis.chosen(torch.arange(rank, device="cpu")))
     if excitation is not None:
         rows, columns = _roots(excitation)
         left, right = balanced(_divided(left, rows), _divided(right.T, columns).T)
@@ -192,7 +192,7 @@ def damped(moment: Tensor, damping: float) -> Tensor:
     """
     moment = moment.double()
     shift = (damping * moment.diagonal().mean()).clamp_min(SMALLEST)
-    return moment + shift * torch.eye(len(moment)).to(moment)
+    return moment + shift * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
 
 
 def covariance(moment: Tensor, mean: Tensor) -> Tensor:

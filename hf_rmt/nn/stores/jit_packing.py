@@ -62,8 +62,8 @@ def best_codes(kind: str, runs: Tensor, start: Tensor, coarse: Tensor) -> tuple[
         The codes, uint8 of shape (runs, run_bytes), and the fine codes, uint8 of shape (runs, RUN).
     """
     book, kernel = CODEBOOKS[kind], _kernel(kind)
-    codes = torch.empty((len(runs), book.run_bytes), dtype=torch.uint8)
-    fine = torch.empty((len(runs), RUN), dtype=torch.uint8)
+    codes = torch.zeros((len(runs), book.run_bytes), dtype=torch.uint8, device="cpu")
+    fine = torch.zeros((len(runs), RUN), dtype=torch.uint8, device="cpu")
     given = runs.contiguous().numpy(), start.contiguous().numpy(), coarse.contiguous().numpy()
     tables = _scales(kind), _cells(kind), points(kind)
     made = codes.numpy(), fine.numpy()

@@ -72,6 +72,15 @@ def test_a_large_weight_is_shared_out_over_the_threads(monkeypatch: pytest.Monke
     assert torch.equal(compiled["codes"], tensors(filled("int4", weight))["codes"])
 
 
+@pytest.mark.parametrize("kind", CODEBOOKS)
+def test_weights_on_the_cpu_are_packed_under_any_default_device(kind: str) -> None:
+    weight = gaussian(37, 53)
+    store, wanted = NoiseStore(kind, *weight.shape), tensors(filled(kind, weight))
+    with torch.device("meta"):
+        store.store(weight)
+    assert all(map(torch.equal, tensors(store).values(), wanted.values()))
+
+
 @pytest.mark.parametrize("width", [1, 5, 8, 16, 40])
 def test_sums_do_not_depend_on_the_layout_of_the_rows(width: int) -> None:
     rows = gaussian(100, width)
