@@ -107,7 +107,7 @@ def autocast_input(x: Tensor) -> Tensor:
             f"a compressed layer takes inputs in a real floating-point dtype, got {x.dtype}; "
             "convert them, for example with x.float()"
         )
-    kind = x.device.type
+    kind = "cpu" if x.is_cpu else x.device.type  # the name of a device takes 0.3 us to read
     if x.is_meta or not torch.is_autocast_enabled(kind):  # autocast does nothing on meta
         return x
     return x.to(torch.get_autocast_dtype(kind))

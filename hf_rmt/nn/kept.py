@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
 
 from hf_rmt.nn.tensor_checks import version_of
 
+_address = Tensor.data_ptr
+_version = attrgetter("_version")
 NOTHING: tuple[Any, Any, tuple[Tensor, ...]] = (None, None, ())
 
 
@@ -18,6 +21,8 @@ class Kept:
     The key holds the addresses of the tensors. The tensors are kept as well: if they were freed,
     other tensors could get the same addresses.
     """
+
+    __slots__ = ("_state",)
 
     def __init__(self) -> None:
         self._state = NOTHING
@@ -40,18 +45,17 @@ class Kept:
         """Forget the value that was kept."""
         self._state = NOTHING
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_state": NOTHING}
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        return Kept, ()  # a copy, or an object that was pickled, keeps nothing
 
 
-def identity(tensor: Tensor) -> tuple[int, int]:
-    """The address of a tensor, and its version, which counts the writes to the tensor.
+def identities(tensors: Collection[Tensor]) -> list[int]:
+    """The addresses of the tensors, then their versions, which count the writes to them.
 
-    Two tensors that exist at the same time have different addresses.
+    Two tensors that exist at the same time have different addresses. Layers compute this in each
+    forward pass, so functions written in C do the work.
     """
-    return tensor.data_ptr(), version_of(tensor)
-
-
-def identities(tensors: Iterable[Tensor | None]) -> list[tuple[int, int]]:
-    """The `identity` of each tensor; entries that are None are left out."""
-    return [identity(tensor) for tensor in tensors if tensor is not None]
+    try:
+        return [*map(_address, tensors), *map(_version, tensors)]
+    except RuntimeError:  # an inference tensor counts no writes
+        return [*map(_address, tensors), *map(version_of, tensors)]

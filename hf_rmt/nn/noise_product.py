@@ -122,7 +122,7 @@ def noise_gradient(gradient: Tensor, layer: Any, shape: torch.Size) -> Tensor:
 
 def cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The bias converted to a dtype; None if there is no bias."""
-    return None if bias is None else bias.to(dtype)
+    return bias if bias is None or bias.dtype == dtype else bias.to(dtype)
 
 
 def split_factors(weight: Tensor, in_features: int) -> tuple[Tensor, Tensor]:

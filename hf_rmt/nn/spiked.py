@@ -16,7 +16,7 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS
 from hf_rmt.nn.stores.export_ops import is_exporting
 from hf_rmt.nn.stores.noise_store import NoiseStore
 from hf_rmt.nn.stores.packing import rows_at_once
-from hf_rmt.nn.transforms import are_wrapped, is_differentiating, is_transformed
+from hf_rmt.nn.transforms import are_wrapped, is_differentiating, is_transformed, runs_plainly
 
 
 @register_layer
@@ -217,10 +217,24 @@ class SpikedLinear(LaidOutLayer):
         The result has the dtype of the input; under autocast, it has the dtype of autocast.
         """
         x = autocast_input(input)
-        weight, bias, layout = self.weight, self.bias, self.layout_object
-        if is_exporting() or (is_transformed() and are_wrapped(self.noise.buffers())):
-            return self._act_plainly(x, weight.to(x.dtype), cast(bias, x.dtype))
+        own: dict[str, Any] = self._parameters
+        if "weight" in own and "bias" in own:  # `self.weight` takes ten times as long
+            weight, bias = own["weight"], own["bias"]
+        else:  # there is no bias, or a parametrization computes one of them
+            weight, bias = self.weight, self.bias
+        layout = self.layout_object
+        if not runs_plainly():
+            return self._traced_forward(x, weight, bias)
         if layout is None or x.is_meta:
+            return self.unpacked_forward(x, weight, bias)
+        return layout.forward(self, x, weight, bias)
+
+    def _traced_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the layer to x while torch compiles, exports or transforms it."""
+        transformed, layout = is_transformed(), self.layout_object
+        if is_exporting() or (transformed and are_wrapped(self.noise.buffers())):
+            return self._act_plainly(x, weight.to(x.dtype), cast(bias, x.dtype))
+        if layout is None or x.is_meta or (transformed and not layout.is_transformable):
             return self.unpacked_forward(x, weight, bias)
         if torch.compiler.is_compiling():
             return self._compiled(x, layout.handle)

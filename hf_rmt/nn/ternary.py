@@ -254,9 +254,10 @@ class TernaryLinear(CompressedLayer):
         For the dtype int8 it holds the signs -1, 0 and 1, otherwise the signs times the scales.
         """
         kept, traced = self.unpacked, torch.compiler.is_compiling()  # traces have no addresses
-        current = traced or self._source.get(identities((self.weight, self.scale, kept)))
-        if kept is not None and kept.dtype == dtype and current:
-            return kept
+        if kept is not None and kept.dtype == dtype:
+            source = self.weight, self.scale, kept
+            if traced or self._source.get(identities(source)):
+                return kept
         with torch.inference_mode(False):  # tensors made in that mode record no writes
             if not traced and self.scale.is_inference():
                 self.scale = self.scale.clone()

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_is_tracing = torch._C._is_tracing
+_peek = torch._C._functorch.peek_interpreter_stack
+"""The functions of torch that say whether `torch.jit.trace` runs, and which transform is active."""
+
 
 def is_differentiating() -> bool:
     """Whether gradients are enabled or a transform of `torch.func` is active.
@@ -22,8 +26,20 @@ def is_transformed() -> bool:
     """Whether a transform of `torch.func` or a forward-mode derivative is active."""
     if torch.compiler.is_compiling():  # torch.compile traces without transforms
         return False
-    interpreted = torch._C._functorch.peek_interpreter_stack() is not None
-    return interpreted or forward_ad._current_level >= 0
+    return _peek() is not None or forward_ad._current_level >= 0
+
+
+def runs_plainly() -> bool:
+    """Whether torch only runs this code: it does not compile, export, trace or transform it.
+
+    A small layer calls this in each forward pass. So all questions are asked in one function.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or _is_tracing()
+        or _peek() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def are_wrapped(tensors: Iterable[Tensor]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import count
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from hf_rmt.nn.kept import Kept, identities, identity
+from hf_rmt.nn.kept import Kept, identities
 from hf_rmt.nn.layouts.locks import usable_after_fork
 from hf_rmt.nn.layouts.parking import park, unpark
 from hf_rmt.nn.noise_product import NoiseProduct, noise_gradient
@@ -59,10 +59,13 @@ class Layout(ABC):
     Attributes:
         name: The name by which a user asks for the layout.
         by_name_only: Whether the options `fastest` and `smallest` of `set_layout` never choose it.
+        is_transformable: Whether `forward` works while a transform of `torch.func`, such as `vmap`,
+            is active. If not, the layer then unpacks its noise as without a layout.
     """
 
     name: ClassVar[str]
     by_name_only: ClassVar[bool] = False
+    is_transformable: ClassVar[bool] = True
 
     def __init__(self, layer: SpikedLinear, *, activations: str = "int8") -> None:
         self.activations = activations
@@ -133,21 +136,17 @@ class Layout(ABC):
         setattr(layer.noise, name, unpark(getattr(layer.noise, name)))
 
     def keep(
-        self,
-        layer: SpikedLinear,
-        key: tuple[Any, ...],
-        make: Callable[[], Any],
-        *signal: Tensor,
+        self, layer: SpikedLinear, make: Callable[..., Any], argument: Any, *signal: Tensor
     ) -> Any:
-        """The value that `make` returns; it is kept until the key or the layer's noise changes.
+        """The value of `make(layer, argument, *signal)`, kept until a tensor that it uses changes.
 
         Args:
-            layer: The layer.
-            key: Everything that the value depends on, except the noise.
-            make: A function that makes the value.
-            *signal: The tensors whose `signal_identity` is part of the key.
+            layer: The layer; `make` may use its stored noise.
+            make: A function.
+            argument: Its second argument, such as a dtype.
+            *signal: The tensors, besides the stored noise, that `make` uses.
         """
-        kept = self._kept.get((key, identities(layer.noise._buffers.values())))
+        kept = self._kept.get(_state(layer, make, argument, signal))
         if kept is not None:
             return kept
         with _LOCK, torch.inference_mode(False), torch.no_grad(), exact(layer.weight.device):
@@ -155,11 +154,11 @@ class Layout(ABC):
             for name, buffer in layer.noise.named_buffers(recurse=False):
                 if buffer.is_inference():  # it records no writes; a copy of it does
                     setattr(layer.noise, name, buffer.clone())
-            kept = make()
+            kept = make(layer, argument, *signal)
             name = stored_name(layer)
             setattr(layer.noise, name, park(getattr(layer.noise, name)))
-            stored = tuple(layer.noise.buffers())
-            self._kept.put((key, identities(stored)), kept, (*signal, *stored))
+            state = _state(layer, make, argument, signal)
+            self._kept.put(state, kept, (*signal, *layer.noise.buffers()))
         return kept
 
     def __getstate__(self) -> dict[str, Any]:
@@ -214,15 +213,32 @@ def has_rows(layer: SpikedLinear, x: Tensor) -> bool:
     return x.shape[-1:] == (layer.in_features,) and not x.is_nested
 
 
-def signal_identity(layer: SpikedLinear, tensor: Tensor) -> tuple[Any, ...]:
-    """A value that changes if a factor of the low-rank signal was replaced, or perhaps written to.
+def signal_state(
+    layer: SpikedLinear, signal: Collection[Tensor], noise: Collection[Tensor] = ()
+) -> tuple[Any, ...]:
+    """A value that changes if one of the tensors was replaced, or if one was perhaps written to.
 
-    Fused optimizers and writes through `.data` do not change the version of a tensor, which counts
-    writes. So each step of any optimizer changes this value, and so does each call of `train` or
-    `eval`. The value contains `requires_grad`, because PEFT freezes a weight before it adds an
-    adapter to the data of the weight.
+    The signal is the low-rank part of the weight. Fused optimizers and writes through `.data` do
+    not change the version of its tensors, which counts writes. So each step of any optimizer
+    changes the value, and so does each call of `train` or `eval`. The value contains
+    `requires_grad`, because PEFT freezes a weight before it adds an adapter to the data of the
+    weight.
     """
-    return *identity(tensor), tensor.requires_grad, _STEPS, layer.mode_changes
+    trained = (tensor.requires_grad for tensor in signal)
+    return _STEPS, layer.mode_changes, *trained, *identities((*signal, *noise))
+
+
+def _state(layer: SpikedLinear, make: Any, argument: Any, signal: tuple[Tensor, ...]) -> Any:
+    """Everything that a kept value of a layer depends on.
+
+    Each forward pass computes it. So it is one flat tuple, and reads few objects: those that are
+    not in the processor's cache cost more time than the rest of the work.
+    """
+    store: Any = layer._modules["noise"]  # `layer.noise` takes five times as long
+    noise = store._buffers.values()
+    if not signal:
+        return make, argument, *identities(noise)
+    return make, argument, *signal_state(layer, signal, noise)
 
 
 def _count_step(*_: Any) -> None:

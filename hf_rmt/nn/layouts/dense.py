@@ -12,12 +12,10 @@ from hf_rmt.nn.layouts.base import (
     Layout,
     register,
     signal_bytes,
-    signal_identity,
     store_bytes,
 )
 from hf_rmt.nn.noise_product import cast, split_factors
 from hf_rmt.nn.spiked import SpikedLinear
-from hf_rmt.nn.transforms import is_transformed
 
 
 @register
@@ -30,6 +28,7 @@ class DenseLayout(Layout):
     """
 
     name = "dense"
+    is_transformable = False  # what is made of tensors of a transform must not outlive it
     _parametrized = False
     """Whether a parametrization, such as an adapter of PEFT, has ever computed the layer's weight.
     From then on the matrix in memory holds the noise alone, and the signal is read in each call.
@@ -42,23 +41,22 @@ class DenseLayout(Layout):
 
         If the matrix holds the noise alone, the product with the signal is added.
         """
-        if is_transformed():  # what is made of tensors of a transform must not outlive it
-            return layer.unpacked_forward(x, weight, bias)
         if self._keeps_noise(layer, weight, torch.is_grad_enabled()):
-            return layer._signal(x, weight, bias) + layer._act(x, self._noise(layer, x.dtype))
-        return layer._act(x, self._merged(layer, x.dtype, weight), cast(bias, x.dtype))
+            return layer._signal(x, weight, bias) + self.noise_product(layer, x)
+        matrix = self.keep(layer, merged, x.dtype, weight)
+        return layer._act(x, matrix, cast(bias, x.dtype))
 
     def prepare(self, layer: SpikedLinear) -> None:
         """Make the matrix now: signal plus noise, or the noise alone; see `_keeps_noise`."""
         weight = layer.weight
         if self._keeps_noise(layer, weight, layer.training):
-            self._noise(layer, weight.dtype)
+            self.keep(layer, unpacked, weight.dtype)
         else:
-            self._merged(layer, weight.dtype, weight)
+            self.keep(layer, merged, weight.dtype, weight)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
         """The noise part of the weight, applied to x; the unpacked noise stays in memory."""
-        return layer._act(x, self._noise(layer, x.dtype))
+        return layer._act(x, self.keep(layer, unpacked, x.dtype))
 
     def _keeps_noise(self, layer: SpikedLinear, weight: Tensor, training: bool) -> bool:
         """Whether the matrix in memory holds only the noise: the weight minus its low-rank signal.
@@ -74,13 +72,6 @@ class DenseLayout(Layout):
         trains = training and weight.requires_grad
         return passing or trains or self._parametrized or weight.is_inference()
 
-    def _noise(self, layer: SpikedLinear, dtype: torch.dtype) -> Tensor:
-        return self.keep(layer, ("noise", dtype), lambda: layer.noise.dense(dtype))
-
-    def _merged(self, layer: SpikedLinear, dtype: torch.dtype, weight: Tensor) -> Tensor:
-        key = "merged", dtype, signal_identity(layer, weight)
-        return self.keep(layer, key, lambda: merged(layer, weight, dtype), weight)
-
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
         """Bytes of the matrix, the factors of the signal, the bias, and the scales of the noise."""
@@ -88,7 +79,12 @@ class DenseLayout(Layout):
         return matrix + signal_bytes(layer) + store_bytes(layer, without_codes=True)
 
 
-def merged(layer: SpikedLinear, weight: Tensor, dtype: torch.dtype) -> Tensor:
+def unpacked(layer: SpikedLinear, dtype: torch.dtype) -> Tensor:
+    """The noise of a layer as one matrix, shape (out, in)."""
+    return layer.noise.dense(dtype)
+
+
+def merged(layer: SpikedLinear, dtype: torch.dtype, weight: Tensor) -> Tensor:
     """Signal plus noise as one matrix, summed in float32 or wider and rounded once.
 
     `weight` holds the low-rank factors of the signal.

@@ -18,7 +18,7 @@ from hf_rmt.nn.layouts.base import (
     has_rows,
     register,
     signal_bytes,
-    signal_identity,
+    signal_state,
     store_bytes,
 )
 from hf_rmt.nn.layouts.integer_weight import IntegerWeight, why_no_integers
@@ -91,7 +91,7 @@ class Int8Layout(Layout):
         of a small layer. For a float32 layer they are views.
         """
         parts = [part for part in (weight, bias) if part is not None]
-        key = [signal_identity(layer, part) for part in parts]
+        key = signal_state(layer, parts)
         made: tuple[Any, Any] | None = self._made.get(key)
         if made is None:
             left, right = split_factors(weight.detach().to(torch.float32), layer.in_features)
@@ -111,12 +111,15 @@ class Int8Layout(Layout):
 
     def _integers(self, layer: SpikedLinear) -> IntegerWeight:
         digits = 2 if self.activations == "int16" else 1
-        return self.keep(
-            layer, (), lambda: IntegerWeight(layer.noise.dense(torch.float32), digits=digits)
-        )
+        return self.keep(layer, integer_weight, digits)
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
         """Bytes of the integers, of a scale and a sum for each row, and of signal and bias."""
         integers = layer.out_features * (layer.in_features + 12)
         return integers + signal_bytes(layer) + store_bytes(layer, without_codes=True)
+
+
+def integer_weight(layer: SpikedLinear, digits: int) -> IntegerWeight:
+    """The noise of a layer as a matrix of integers, whose inputs have 1 or 2 digits of 8 bits."""
+    return IntegerWeight(layer.noise.dense(torch.float32), digits=digits)
