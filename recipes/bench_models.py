@@ -1,6 +1,7 @@
 """Measure whole models: latency relative to the dense model, memory, file size and fidelity.
 
     python recipes/bench_models.py [--model trained bert-base t5-base vit-base] [--batches 1 32]
+    python recipes/bench_models.py --model trained --batches 1 --only dense
     python recipes/bench_models.py --embedded
 
 `trained` is the BERT of the extra `demo`. Its fidelity is the Spearman correlation of the pairwise
@@ -52,6 +53,7 @@ def main() -> None:
     for name in options.model:
         model, batch, fidelity = (tiny if options.embedded else subject)(name)
         variants, notes = contestants(model, batch(2), options)
+        variants = chosen(variants, options.only)
         for size in options.batches:
             show(name, variants, batch(size), options)
         for label, variant in variants.items():
@@ -71,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", help="models to compare", **models)
     made.add_argument("--batches", nargs="+", type=int, default=[1, 32], help="texts in a batch")
     made.add_argument("--noise", default="int8", help="how noise is stored")
+    made.add_argument("--only", nargs="+", help="compare only these rows with the dense model")
     return made
 
 
@@ -137,6 +140,15 @@ def contestants(
     variants["int8, two digits"] = copy.deepcopy(compressed)
     set_layout(variants["int8, two digits"], "int8", activations="int16")
     return variants, list(peers(model, compressed, batch, variants))
+
+
+def chosen(variants: dict[str, Any], only: list[str] | None) -> dict[str, Any]:
+    """The rows that `--only` names, and the dense model, which all are compared with."""
+    if wrong := sorted(set(only or ()) - set(variants)):
+        raise SystemExit(f"--only {wrong[0]!r} is no row; choose among {', '.join(variants)}")
+    return {
+        row: made for row, made in variants.items() if row in ("dense fp32", *(only or variants))
+    }
 
 
 def show(
