@@ -64,8 +64,8 @@ def _hyphenated(words: Sequence[str]) -> list[str]:
 def _any_characters(stream: Any) -> Iterator[None]:
     """A context in which a stream prints `?` for a character that its encoding lacks.
 
-    An arrow is such a character in ASCII. Standard error needs no context, because Python writes
-    such characters as escapes there.
+    For example, ASCII lacks arrows. Standard error needs no context: Python writes such characters
+    as escapes there.
     """
     errors = stream.errors if isinstance(stream, io.TextIOWrapper) else None
     if errors == "strict":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, TypeGuard
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +150,9 @@ class SpikedLinear(LaidOutLayer):
         )
         layer._fill(left, right, weight)
         if bias is not None:
-            layer.bias = bias if _fits(bias, dtype) else nn.Parameter(bias.detach().to(dtype))
+            fits = isinstance(bias, nn.Parameter) and bias.dtype == dtype
+            own: Any = bias if fits else nn.Parameter(bias.detach().to(dtype))
+            layer.bias = own
         return layer
 
     @classmethod
@@ -175,11 +177,11 @@ class SpikedLinear(LaidOutLayer):
             self._refit(weight)
 
     def _refit(self, weight: Tensor) -> None:
-        """Compute the factor left of the signal left @ right again, after the noise was packed.
+        """Change the signal after the noise was packed, so that it makes up for the rounding.
 
-        Packing rounds the noise. Let right^+ be the pseudoinverse of right, and left the matrix
-        (weight - noise) right^+. Then the rounding causes no error for inputs that are
-        combinations of the rows of right. The layer takes no more bits than before.
+        In the signal `left @ right`, `left` becomes (weight - noise) right^+, where right^+ is the
+        pseudoinverse of `right`. Then the rounding of the noise causes no error for inputs that are
+        combinations of the rows of `right`. The layer takes no more bits than before.
         """
         inverse = torch.linalg.pinv(self.factors()[1].to(torch.float32))
         step = rows_at_once(weight.shape)
@@ -217,12 +219,7 @@ class SpikedLinear(LaidOutLayer):
         The result has the dtype of the input; under autocast, it has the dtype of autocast.
         """
         x = autocast_input(input)
-        own: dict[str, Any] = self._parameters
-        if "weight" in own and "bias" in own:  # `self.weight` takes ten times as long
-            weight, bias = own["weight"], own["bias"]
-        else:  # there is no bias, or a parametrization computes one of them
-            weight, bias = self.weight, self.bias
-        layout = self.layout_object
+        weight, bias, layout = self.weight, self.bias, self.layout_object
         if not runs_plainly():
             return self._traced_forward(x, weight, bias)
         if layout is None or x.is_meta:
@@ -304,7 +301,3 @@ class SpikedLinear(LaidOutLayer):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"rank={self.rank}, bias={self.bias is not None}{layout}"
         )
-
-
-def _fits(bias: Tensor, dtype: torch.dtype) -> TypeGuard[nn.Parameter]:
-    return isinstance(bias, nn.Parameter) and bias.dtype == dtype

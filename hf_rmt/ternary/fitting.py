@@ -199,10 +199,10 @@ class Head:
 
 
 def last_of(found: Mapping[str, Position]) -> str | None:
-    """Name of the layer to refit: the last layer after which no activation can be replaced.
+    """Name of the layer to refit: the last one after which no step function is possible.
 
-    The layer that is called last also counts if no other linear layer reads the activation after
-    it.
+    A step function can take the place of the activation after a layer. The layer that is called
+    last also counts if no other linear layer reads the activation after it.
 
     Args:
         found: Positions of the layers in the forward pass, in the order of their calls.

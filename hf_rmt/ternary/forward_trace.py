@@ -266,7 +266,10 @@ def _module_beside(trace: _Trace, name: str) -> str:
 
 
 def _reader(trace: _Trace, readings: Sequence[_Reading]) -> str:
-    """Name of the linear layer that alone reads what an activation returns, in all calls; or ""."""
+    """Name of the one linear layer whose input is the output of an activation.
+
+    It is empty if another layer reads this output too, or if not all calls of the activation agree.
+    """
     found = {
         tuple(after.name for after in reading.made.readings) if reading.made else ()
         for reading in readings

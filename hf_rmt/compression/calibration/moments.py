@@ -98,7 +98,7 @@ class Moments:
         self._calls: list[tuple[str, Tensor, Tensor, Tensor | None]] = []
 
     def gather(self, batches: Iterable[Batch]) -> None:
-        """Run the model on batches, and add inputs and gradients of layers to sums over tokens."""
+        """Run the model on batches; sum up x x' for inputs x of layers, g g' for gradients g."""
         generator, graph = torch.Generator().manual_seed(0), bool(self.slopes)
         heard = self._keep if graph else self._add_inputs
         names = self.leaders if graph else self.inputs

@@ -209,9 +209,11 @@ class Reader(ast.NodeVisitor):
         return known
 
     def _called(self, node: ast.expr) -> tuple[Any, ast.FunctionDef | ast.Lambda | None, bool]:
-        """Global names and code of a called function, and whether it is a method of the module.
+        """What the code of a module calls: three facts on the function that `node` names.
 
-        The code is parsed; it is None if it was not found.
+        Returns:
+            The global names that the function sees; its parsed code, None if it was not found; and
+            whether it is a method of the `nn.Module` whose code is read.
         """
         found, is_method = None, False
         if isinstance(node, ast.Name):

@@ -168,7 +168,8 @@ def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs:
         **kwargs: Other arguments that PEFT passes.
 
     Raises:
-        ValueError: If the layer is a compressed convolution, or ends with a step function.
+        ValueError: If PEFT cannot adapt the layer: a compressed convolution, or a ternary layer
+            that also applies its activation function (a step function) to its outputs.
     """
     layer = getattr(target, "base_layer", target)
     if kwargs.get("parameter_name") is not None or not isinstance(layer, CompressedLayer):

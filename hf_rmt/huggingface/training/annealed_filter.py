@@ -156,7 +156,7 @@ class AnnealedFilter:
         self.stop()
         if not self.chosen:
             logger.warning(
-                "training ended after step %d, and the directions were to be chosen after step "
+                "training ended after step %d, but what weights keep was to be chosen after step "
                 "%d: the model stays as it was trained; train longer, or let anneal start earlier",
                 state.global_step,
                 self.first,
@@ -273,8 +273,8 @@ def forget_best(state: Any) -> None:
 def _warn_not_finite(names: Sequence[str], step: int) -> None:
     logger.warning(
         "the batches before step %d gave nan or inf to %d layers, such as %r: these layers stay "
-        "dense, or keep their old directions; check the loss, lower the learning rate, or train in "
-        "bfloat16 or float32",
+        "dense, or keep the parts that earlier batches chose; check the loss, lower the learning "
+        "rate, or train in bfloat16 or float32",
         step,
         len(names),
         names[0],
@@ -293,8 +293,8 @@ def _warn_returned(share: float) -> None:
 
 def _warn_mostly_dense(share: float) -> None:
     logger.warning(
-        "size='auto' keeps %.0f %% of the parameters: with less, directions that matter for the "
-        "loss on the training batches would be lost; to keep only half of the parameters anyway, "
-        "pass size=0.5, and compare the accuracy",
+        "size='auto' keeps %.0f %% of the parameters: with less, parts of the weights that matter "
+        "for the loss on the training batches would be lost; to keep only half of the parameters "
+        "anyway, pass size=0.5, and compare the accuracy",
         100 * share,
     )

@@ -45,11 +45,16 @@ def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
 def resolved_schedule(
     config: RMTConfig, target: str, schedule: Any, size: Size, anneal: Any
 ) -> Any:
-    """The schedule on which noise in weights is removed at once; None if it is scaled down slowly.
+    """When `RMTCallback` removes noise in one step; None if it scales the noise down step by step.
+
+    The arguments are those of `RMTCallback`.
+
+    Returns:
+        A value for the argument `schedule`, such as `"epoch"`: after each epoch. Or None.
 
     Raises:
         ValueError: If `size` or `anneal` is given with a schedule, with `target="update"`, or with
-            a config whose noise cannot be scaled down slowly.
+            a config whose noise cannot be scaled down step by step.
     """
     method = method_of(config)
     directional = isinstance(method, SpectralMethod) and method.stores_noise
@@ -93,7 +98,11 @@ def dosed_schedule(target: str, schedule: Any, dose: Any) -> Any:
 
 
 def filter_config(config: RMTConfig | Mapping[str, Any] | None) -> Any:
-    """The config for filtering noise. A mapping comes from the state of a checkpoint.
+    """The config with which `RMTCallback` filters noise.
+
+    Args:
+        config: A config; or a mapping with its fields, as a checkpoint stores it; or None for the
+            default of the callback, `RMTConfig(noise="drop")`.
 
     Raises:
         ValueError: If `RMTCallback` cannot filter with the method of the config.

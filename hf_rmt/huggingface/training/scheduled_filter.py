@@ -287,8 +287,8 @@ def _warn_of_harm(dropped: float) -> None:
     if dropped > HARMFUL:
         logger.warning(
             "this filter removed %.0f %% of the energy of the weights at once, which destroys "
-            "most pretrained models; RMTCallback() chooses directions by the inputs and scales "
-            "the rest down slowly, and RMTCallback(target='update') filters only what training "
-            "added",
+            "most pretrained models; instead, use RMTCallback(), which keeps what the inputs need "
+            "and scales the rest down slowly, or RMTCallback(target='update'), which filters only "
+            "what training added",
             100 * dropped,
         )

@@ -61,10 +61,10 @@ class DenseLayout(Layout):
     def _keeps_noise(self, layer: SpikedLinear, weight: Tensor, training: bool) -> bool:
         """Whether the matrix in memory holds only the noise: the weight minus its low-rank signal.
 
-        Otherwise it holds signal plus noise. It holds only the noise if the signal trains, if the
-        next call may have another `weight` (factors of the signal), or if writes to it may go
-        unnoticed. A `weight` that is no `Parameter` is for one call: a parametrization has
-        computed it, or `functional_call` has replaced it.
+        Otherwise it holds signal plus noise. It holds only the noise in three cases: the signal
+        trains; the next call may have another signal; or writes to the signal may go unnoticed.
+        The argument `weight` holds the factors of the signal. If it is no `Parameter`, it is for
+        one call: a parametrization has computed it, or `functional_call` has replaced it.
         """
         passing = type(weight) is Tensor
         if passing and "weight" not in layer._parameters:

@@ -169,10 +169,10 @@ class _Problem:
 
     @classmethod
     def of(cls, noise: Array, aspect_ratio: float) -> _Problem:
-        """Make the equations of `_Problem` for N rows of noise: s_N(z) and N times its deviation.
+        """Make the equations of `_Problem` from the eigenvalues of noise with N rows.
 
-        The standard deviation follows from N^2 Var s_N(z) = |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2|
-        up to a factor of order 1 (Bai & Silverstein 2004, eq. 1.20); s' is ds/dz, * the conjugate.
+        The standard deviation of s_N(z) follows, up to a factor of order 1, from N^2 Var s_N(z) =
+        |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2| (Bai & Silverstein 2004, eq. 1.20), with s' = ds/dz.
         """
         z = _contour(noise)
         resolvent = 1 / (noise - z[:, None])

@@ -174,13 +174,14 @@ def finite_size_edges(law: BulkLaw, rows: int) -> Array:
 
 
 def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
-    """Find spikes as `separate` does, but for a law with one interval instead of the double bulk.
+    """Find spikes as `separate` does, but with another law than the double bulk.
 
     Spikes are signal eigenvalues. A law is a predicted density of noise eigenvalues. The double
-    bulk is the law of noise with two variances. If a law has a wide range of variances, its long
-    tail can hide spikes. So if the first result did not converge or does not fit, the iteration
-    also starts from the spikes of the double bulk. If only one of the two results converged, this
-    one is taken. If both or none converged, the one with the smaller residual is taken.
+    bulk is the law of noise with two variances, and `estimator` fits a law with any variances. If
+    these have a wide range, the long tail of the law can hide spikes. So if the first result did
+    not converge or does not fit, the iteration also starts from the spikes of the double bulk. If
+    only one of the two results converged, this one is taken. If both or none converged, the one
+    with the smaller residual is taken.
 
     Args:
         estimator: Fits a law to noise eigenvalues, as `estimate_bulk` does.
