@@ -180,6 +180,6 @@ def _check_not_of_compress(recorded: Mapping[str, Any]) -> None:
     """
     for name in (name for name in OF_COMPRESS if recorded.get(name)):
         raise ValueError(
-            f"{name}={recorded[name]!r} is no option of RMTConfig, because only the library sets "
-            "it; pass size and calibration to hf_rmt.compress"
+            f"{name}={recorded[name]!r} is no option of RMTConfig: the field {name} only records "
+            "what hf_rmt.compress did; pass the arguments size and calibration to hf_rmt.compress"
         )

@@ -38,9 +38,10 @@ LEAST = 1e-100
 
 
 class NoMatchError(ValueError):
-    """No step activation with the wanted Gaussian moments was found.
+    """No step activation matches a given activation; see `MatchedStep`.
 
-    `residual` is the distance between the wanted moments and those of the nearest step activation.
+    To match means to have the same `GaussianMoments`. `residual` is the distance between the wanted
+    moments and those of the nearest step activation.
     """
 
     def __init__(self, message: str, residual: float) -> None:
@@ -144,7 +145,7 @@ class MatchingProblem:
 
         Args:
             found: A step activation and its residual, from `search`.
-            chosen: The weights that the search gave to the four moments of `goal`.
+            chosen: How much each of the four moments of `goal` counted in the search; 0 if not.
             levels: Number of distinct values minus one.
             remedy: The advice in the message of the error.
 

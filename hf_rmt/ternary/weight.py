@@ -139,8 +139,9 @@ def matched_step(
     """The step activation with two values that matches an activation with inputs of N(mean, tau^2).
 
     To match means to have the same m1, m2 and, if m2 is not 0, m3 of `GaussianMoments`. The step
-    also has the mean output of the activation. An odd activation, f(-x) = -f(x), is matched around
-    0, where one threshold is enough. Other activations are matched around `mean`.
+    also has the mean output of the activation. It changes between its two values at two thresholds.
+    An odd activation, f(-x) = -f(x), needs only one, and is matched around 0. Other activations are
+    matched around `mean`.
 
     Args:
         function: The activation, on float64 arrays.

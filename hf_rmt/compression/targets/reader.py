@@ -86,9 +86,10 @@ class Reader(ast.NodeVisitor):
         return self.reads
 
     def visit(self, node: ast.AST) -> None:
-        """Visit a node of the parsed code, but in a comprehension record its loop variables first.
+        """Visit a node of the parsed code. Loop variables of a comprehension are recorded first.
 
-        In `[f(x) for x in self.layers]`, f(x) comes first, but can be read only if x is known.
+        For example, `[f(x) for x in self.layers]` begins with f(x), which can be read only if it
+        is known what x is.
         """
         for part in getattr(node, "generators", ()):
             self._bind_each(part.target, part.iter)

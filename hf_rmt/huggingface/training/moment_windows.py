@@ -134,8 +134,9 @@ class MomentWindows:
                     value.copy_(kept[key])
                 return
         logger.warning(
-            "no file %s of this version is in %s, so the directions are chosen by the batches "
-            "after the checkpoint only; to continue exactly, put the file back into the folder",
+            "the file %s is missing in %s, or another version of hf_rmt wrote it, so only the "
+            "batches after the checkpoint decide what weights keep; to continue exactly, put the "
+            "file back, and use the version that wrote it",
             name,
             " or ".join(map(str, dict.fromkeys(places))),
         )

@@ -258,6 +258,7 @@ def _check_finite(tuned: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if not torch.isfinite(weight_matrix(tuned.get_submodule(name))).all():
             raise ValueError(
-                f"the weight of {name!r} in tuned holds nan or inf, so its update has no "
-                "directions; take an earlier checkpoint, or train with a lower learning rate"
+                f"the weight of {name!r} in the tuned model holds nan or inf, so what training "
+                "added to it cannot be filtered; take an earlier checkpoint, or train with a lower "
+                "learning rate"
             )

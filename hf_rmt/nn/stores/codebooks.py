@@ -200,10 +200,11 @@ def _gather_pairs(values: Sequence[object], index: Tensor) -> Tensor:
 
 @constant
 def _nearest() -> Tensor:
-    """A table that rounds pairs of weights to `SPIRAL`, the points of the bytes of `int4`.
+    """A table that rounds pairs of weights to points of `SPIRAL`.
 
-    A square around all points is cut into CELLS x CELLS cells. For each cell, row by row, the
-    table holds the index of the point that is nearest to the middle of the cell.
+    A pair of weights is a point in the plane. In `int4` each of the 256 bytes stands for one point
+    of `SPIRAL`. A square around all points is cut into CELLS x CELLS cells. For each cell, row by
+    row, the table holds the index of the point that is nearest to the middle of the cell.
     """
     with torch.device("cpu"):
         axis = ((torch.arange(CELLS) + 0.5) / CELLS * 2 - 1) * HALF_WIDTH

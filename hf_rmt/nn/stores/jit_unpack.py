@@ -35,11 +35,11 @@ def unpack(
 ) -> Tensor:
     """Unpack the weights of some runs that a `NoiseStore` has packed.
 
-    A run is RUN groups, and a group is some neighbouring weights with one scale.
+    A group is some neighbouring weights that share one scale. A run is 16 groups.
 
     Args:
         codes: Codes of the runs, uint8, contiguous.
-        fine: Fine codes of the scales, 4 bits for each group, so RUN / 2 bytes per run.
+        fine: Fine codes of the scales, 4 bits for each group, so 8 bytes per run.
         coarse: Coarse codes of the scales, one byte per run.
         base: The largest scale, as the bits of its float32.
         kind: `int8`, `int4` or `ternary`.

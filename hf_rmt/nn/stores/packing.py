@@ -65,8 +65,9 @@ def pack_runs(kind: str, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             The weights along the last dimension have one scale.
 
     Returns:
-        The codes, shape (runs, run_bytes); the fine codes of the scales, shape (runs, RUN / 2); and
-        their coarse codes, shape (runs,). All are uint8.
+        `codes`, `fine` and `coarse` as in `NoiseStore`, all uint8: the codes of the weights, shape
+        (runs, bytes of a run); the fine part of the codes of the scales, shape (runs, RUN / 2); and
+        their coarse part, shape (runs,).
     """
     book = CODEBOOKS[kind]
     size = runs.abs().amax(2) if book.largest else runs.square().mean(2).sqrt()

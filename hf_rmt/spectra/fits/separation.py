@@ -139,14 +139,14 @@ def separate(values: Array, rows: int) -> Separation:
 
 
 def most_spikes(count: int) -> float:
-    """How many of `count` eigenvalues may be spikes (signal); with more, the iteration stops.
+    """How many of `count` eigenvalues may be spikes (signal); with more, `separate` stops.
 
     Args:
         count: Number of eigenvalues.
 
     Returns:
-        A sixth of the eigenvalues. With fewer than 48 eigenvalues the result is 8, the least number
-        that noise of one variance may have, but not more than a quarter of the eigenvalues.
+        A sixth of the eigenvalues. With fewer than 48 eigenvalues it is 8, or a quarter of them if
+        that is less.
     """
     return max(MAX_SPIKE_FRACTION * count, min(float(SMALLEST_BULK), count / 4))
 

@@ -69,7 +69,7 @@ def test_a_diverged_model_is_refused_by_the_name_of_its_layer() -> None:
     tuned = moved()
     tuned.get_submodule(QUERY).weight.data[0, 0] = torch.nan
     for told in ({"evaluate": lambda _: 1.0}, {"early": moved(2)}):
-        with pytest.raises(ValueError, match=rf"'{QUERY}' in tuned holds nan or inf"):
+        with pytest.raises(ValueError, match=rf"'{QUERY}' in the tuned model holds nan or inf"):
             filter_update(classifier(), tuned, dose="auto", **told)
 
 
