@@ -53,11 +53,11 @@ class DemoResult:
     Attributes:
         folder: Folder to which model, tables and plots were written.
         layers: Number of compressed layers.
-        bits_per_weight: Stored bits per weight in these layers.
+        bits_per_weight: Stored bits per entry of the weights of these layers.
         bytes_before: Size of the original model.safetensors in bytes.
         bytes_after: Size of the compressed model.safetensors in bytes.
-        reload_difference: Largest difference between an entry of the embeddings before saving and
-            the same entry after reloading.
+        reload_difference: Largest difference between an entry of the sentence embeddings (see
+            `embed`) before saving and the same entry after reloading.
         spearman: Rank correlation of two sets of numbers: the similarities of all pairs of
             sentences in the compressed model, and those in the original model.
     """
@@ -90,7 +90,7 @@ def demo_model_path() -> Path:
     """Folder of the trained BERT that the `demo` extra installs.
 
     Raises:
-        ImportError: If the package is not installed.
+        ImportError: If the package is not installed, or holds no model.
     """
     spec = find_spec(DEMO_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -141,7 +141,7 @@ def run_demo(folder: Path, config: RMTConfig | None = None) -> DemoResult:
     Args:
         folder: The target folder; `model/` (the compressed model) and `spectra/` (tables and plots)
             are written into it.
-        config: The settings of the compression; by default the noise is stored in 8 bits.
+        config: The settings of the compression; None for the defaults of `RMTConfig`.
 
     Returns:
         The measurements.

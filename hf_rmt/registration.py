@@ -1,8 +1,8 @@
 """Registers this package with transformers and PEFT without importing them early.
 
-After `import hf_rmt`, `from_pretrained` must know the method "rmt", and PEFT must know compressed
-layers. But `import hf_rmt.spectra` must not import torch. So if a module of these libraries is not
-imported yet, an import hook runs the registration right after its import.
+After `import hf_rmt`, `from_pretrained` must know the quantization method "rmt", and PEFT must know
+compressed layers. But `import hf_rmt.spectra` must not import torch. So if a module of these
+libraries is not imported yet, an import hook runs the registration right after its import.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
     MODELS: _register_saving,
     LORA: _register_lora,
 }
-"""By the name of a module, the function that is called with this module after its import."""
+"""For each name of a module, the function that is called with this module after its import."""
 
 
 class _Finder(MetaPathFinder):

@@ -1,4 +1,4 @@
-"""Writes a folder so that it has either the old or the new files after a kill or on a full disk.
+"""Writes a folder so that it has the old or the new files, also after a kill or on a full disk.
 
 All files are written into a temporary folder on the same file system, and put in place at the end.
 """
@@ -65,7 +65,7 @@ def staged(
 
 
 def publish(aside: Path, target: Path, *, stale: Callable[[str], bool]) -> None:
-    """Put the files of one folder into another one, as described in `staged`."""
+    """Put the files of `aside` into `target`, as described in `staged`."""
     if not _is_worked_in(target):
         with contextlib.suppress(OSError):  # the target exists and is not empty
             aside.rename(target)
@@ -78,7 +78,7 @@ def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> b
     """Replace the files in `target` by those in `aside` in one step; return False on failure.
 
     First, the files in `target` that must stay are hard-linked into `aside`. These are files that
-    are not written again and not stale. Then the two folders exchange their names.
+    are not written again and not stale (see `staged`). Then the two folders exchange their names.
     """
     written = {entry.name for entry in aside.iterdir()}
     try:
@@ -99,7 +99,8 @@ def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> b
 def _rescue(old: Path, target: Path, stale: Callable[[str], bool]) -> None:
     """Move to `target` the files that another process wrote into the old folder during the save.
 
-    `old` had the name of `target` until the two folders were exchanged. Stale files are left.
+    `old` had the name of `target` until the two folders were exchanged. Stale files (see `staged`)
+    are not moved.
     """
     for entry in old.iterdir():
         if not (target / entry.name).exists() and not stale(entry.name):
@@ -145,7 +146,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _aside(target: Path) -> Path:
-    """The path of the temporary folder for a save, which is not made here.
+    """The path of the temporary folder for a save; the folder itself is not created.
 
     It lies beside the target, or in the target if the parent is read-only or on another disk.
     Temporary folders that killed processes left behind are removed.

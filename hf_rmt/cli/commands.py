@@ -69,7 +69,7 @@ def run_export(options: argparse.Namespace) -> None:
 
 
 def run_extract_lora(options: argparse.Namespace) -> None:
-    """Write what fine-tuning changed in the weights as a LoRA adapter."""
+    """Make a LoRA adapter of what fine-tuning changed in the weights, and write it."""
     from hf_rmt.huggingface.lora.extract import extract_adapter
 
     _check_output(options, options.base, options.tuned)
@@ -129,7 +129,7 @@ def _write_page(options: argparse.Namespace, report: Any) -> None:
 
 
 def _check_page(options: argparse.Namespace) -> None:
-    """Refuse, before the long work, a file of --html that cannot be written."""
+    """Refuse a file name after --html that cannot be written; called before the long work."""
     from hf_rmt.report.page.page import PAGES
     from hf_rmt.report.records import place
 
@@ -172,7 +172,7 @@ def _check_output(options: argparse.Namespace, *sources: str) -> None:
 
 
 def _check_writable(folder: str | None, argument: str) -> None:
-    """Refuse, before the long work, a folder that cannot be written to.
+    """Refuse a folder that cannot be written to; called before the long work.
 
     `argument`, such as "--save", names the folder in the error.
     """
@@ -182,7 +182,7 @@ def _check_writable(folder: str | None, argument: str) -> None:
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of methods that the user gave on the command line, as values by name.
+    """A dict from name to value of the method options that the user gave on the command line.
 
     Options that were not given are left out, so their defaults apply.
     """

@@ -14,7 +14,7 @@ from hf_rmt.settings.method import method_options
 
 
 def parser(words: str | None) -> argparse.ArgumentParser:
-    """The parser of all commands; `words` say what the program does."""
+    """The parser of all commands; `words` describe the program in its --help."""
     parser = argparse.ArgumentParser(prog="hf-rmt", description=words)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     added = parser.add_subparsers(required=True, metavar="command")

@@ -47,9 +47,9 @@ class Journal:
     """A context manager that records the changes to layers, to report them after an error.
 
     Attributes:
-        decisions: A pair (plan, None) for each changed layer so far, in this order. The plan says
-            what was done. None stands for the singular values of the weight, which are not
-            recorded.
+        decisions: A pair (plan, None) for each layer changed so far, in the order of the changes.
+            The plan says what was done. None stands for the singular values of the weight, which
+            are not recorded.
     """
 
     def __init__(self) -> None:
@@ -153,9 +153,11 @@ def apply_decision(model: Any, decision: Decision, weight: Tensor) -> LayerPlan:
 def with_rounding(decision: Decision, weight: Tensor, layer: CompressedLayer | None) -> LayerPlan:
     """The plan of a decision, with the signal energy and rounding error measured on the new layer.
 
-    The signal energy is the squared norm of the signal. It is measured, because calibration may
-    change the signal after the noise is packed (rounded to few bits). The option `recover_spikes`
-    shrinks the signal to its size without noise. This change is no rounding error.
+    The signal is the product of the layer's factors, and the noise is the rest. The signal energy
+    is the squared norm of the signal, divided by that of the weight. It is measured, because
+    calibration may change the signal after the noise is rounded to few bits. The option
+    `recover_spikes` shrinks the signal. This change does not count as rounding error. If no noise
+    is rounded, the plan is returned as it is.
 
     Args:
         decision: What happens to the layer.
@@ -198,8 +200,8 @@ def carried_out(
 def _bias_shift(decision: Decision, weight: Tensor, new: Callable[[], Tensor]) -> dict[str, Tensor]:
     """A dict with the tensor that is added to the bias, so that the mean output stays the same.
 
-    If the decision holds no such shift yet, it is (W - V) E[x], where W is the old weight, V the
-    new weight and E[x] the mean input. The dict is empty if E[x] is unknown too.
+    A shift that the decision holds already is used. Otherwise the shift is (W - V) E[x], where W is
+    the old weight, V the new weight and E[x] the mean input. Without E[x] the dict is empty.
     """
     if decision.mean_input is None or decision.bias_shift is not None:
         return {} if decision.bias_shift is None else {SHIFT: decision.bias_shift}
@@ -237,7 +239,7 @@ def apply_plan(
 
 
 def _out_of_inference_mode(layer: nn.Module) -> None:
-    """Replace parameters of a layer that were made in inference mode by normal copies.
+    """Replace the parameters of a layer that are inference tensors by normal copies.
 
     Torch can neither change nor train a parameter that was made in inference mode.
     """

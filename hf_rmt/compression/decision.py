@@ -94,7 +94,7 @@ class SpikedBuild:
         return layer
 
     def product(self) -> Tensor:
-        """The signal as a dense matrix, shape (out, in)."""
+        """The signal (the product of the factors) as a dense matrix, shape (out, in)."""
         left = self.left if self.recovery is None else self.left * self.recovery
         return left @ self.right
 
@@ -142,7 +142,7 @@ def dense_plan(
     phase: str = "",
     outcome: Outcome = Outcome.KEPT,
 ) -> LayerPlan:
-    """The plan of a layer that stays dense, with the reason."""
+    """The plan of a layer that stays dense, with the reason for it."""
     bits = weight.numel() * weight.element_size() * 8
     return LayerPlan(
         name=name,

@@ -1,4 +1,4 @@
-"""Chooses the directions of a weight that become factors.
+"""Chooses the directions of a weight that are stored as low-rank factors.
 
 A direction is a singular value with its two singular vectors. A spike is a direction of signal.
 """
@@ -32,7 +32,7 @@ FACTOR_BITS = 16
 
 
 def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) -> Tensor:
-    """Positions of the directions of a weight that become factors.
+    """Positions of the directions of a weight that are stored as low-rank factors.
 
     A direction is a singular value with its two singular vectors.
 
@@ -59,7 +59,7 @@ def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) 
 
 
 def removal(settings: CompressionSettings, name: str) -> float | None:
-    """The share of a layer's noise singular values to remove; None if the layer stays as it is."""
+    """The share of a layer's noise (in singular values) to remove; None if the layer is kept."""
     removed = settings.noise_removal
     return removed.get(name) if isinstance(removed, Mapping) else removed
 
@@ -71,11 +71,11 @@ def layers_named(settings: CompressionSettings) -> set[str]:
 
 
 def stores_all_spikes(settings: CompressionSettings) -> bool:
-    """Whether every spike (a direction of signal) is stored as factors.
+    """Whether every spike (a singular value of signal with its vectors) is stored as factors.
 
-    This is so with the option stored_spikes="all", and with None if the noise is not packed in few
-    bits. If the options say how many singular values to keep (as for `svd`), all of them become
-    factors, except with stored_spikes="paying".
+    The option `stored_spikes` decides. With "all" the answer is yes, with "paying" it is no. With
+    None it is no only if the noise is rounded to few bits and the method itself finds how much is
+    signal; `svd`, for example, does not.
     """
     if settings.stored_spikes is None:
         return settings.noise not in PACKED_KINDS or not spectral_method_of(settings).finds_law
@@ -83,7 +83,7 @@ def stores_all_spikes(settings: CompressionSettings) -> bool:
 
 
 def recovers_spikes(settings: CompressionSettings) -> bool:
-    """Whether singular values of the signal are reduced to their sizes without noise."""
+    """Whether singular values of the signal are reduced to what they would be without noise."""
     if not spectral_method_of(settings).finds_law:
         return False
     return bool(

@@ -121,15 +121,16 @@ class TridiagonalForm:
         return self._last[key]
 
     def _outer(self, vectors: Tensor) -> Tensor:
-        """Q times some vectors, shape (p, r), which are overwritten."""
+        """Q (see `TridiagonalForm`) times some vectors, shape (p, r), which are overwritten."""
         if len(vectors) > 1:
             vectors[1:] = torch.ormqr(self.reflections[1:, :-1], self.factors, vectors[1:])
         return vectors
 
     def _inner(self, positions: NDArray[np.intp]) -> Tensor:
-        """Eigenvectors of the tridiagonal matrix, in columns; position 0 has the largest value.
+        """Eigenvectors of the tridiagonal matrix at some positions, in columns.
 
-        They have the dtype of the symmetric matrix that was brought to tridiagonal form.
+        Position 0 belongs to the largest eigenvalue. The eigenvectors have the dtype of the
+        symmetric matrix that was brought to tridiagonal form.
         """
         if len(positions) > FEW * len(self.diagonal):
             vectors = self._all()[:, positions]

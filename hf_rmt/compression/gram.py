@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 PARTS, SPLIT_FROM = 4, 256
-"""A CPU computes a Gram matrix in PARTS blocks of columns, if its side is at least SPLIT_FROM."""
+"""A CPU computes a Gram matrix in `PARTS` blocks of columns if its side reaches `SPLIT_FROM`."""
 
 
 def tall(matrix: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def gram(matrix: Tensor) -> Tensor:
 
 
 def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Balanced factors of some singular directions: left @ right = sum of s u v'.
+    """The part of a matrix in some singular directions: `left @ right` = sum of s u v'.
 
     Here s is the singular value of a direction, u and v are its singular vectors, and v' is a row.
 
@@ -49,8 +49,8 @@ def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
             its transpose, whichever has at least as many rows as columns, and p is its width.
 
     Returns:
-        left of shape (out, r) and right of shape (r, in), both in the dtype of the vectors. In each
-        direction, left holds s^{1/2} u and right holds s^{1/2} v'.
+        `left` of shape (out, r) and `right` of shape (r, in), both in the dtype of the vectors. In
+        each direction, `left` holds s^{1/2} u and `right` holds s^{1/2} v'.
     """
     images = tall(matrix).to(vectors.dtype) @ vectors
     singular = torch.linalg.vector_norm(images, dim=0)
@@ -63,10 +63,10 @@ def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors with the same product and, in each direction, equal norms of left and right.
+    """Factors with the same product and, in each direction, equal norms of `left` and `right`.
 
-    A direction is a column of left with the same row of right. One learning rate cannot train two
-    factors whose norms differ by a factor of hundreds.
+    A direction is a column of `left` with the same row of `right`. One learning rate cannot train
+    two factors whose norms differ by a factor of hundreds.
 
     Args:
         left: The left factor, shape (out, r).
@@ -88,7 +88,7 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lengths(rows: Tensor) -> Tensor:
-    """The norm of each row. A row is first divided by its largest entry; no square overflows."""
+    """The norm of each row, computed so that no square of an entry overflows."""
     peaks = rows.abs().amax(1, keepdim=True) if rows.shape[1] else rows.new_zeros(len(rows), 1)
     units = torch.where(peaks > 0, peaks, 1)
     return torch.linalg.vector_norm(rows / units, dim=1) * units[:, 0]
@@ -97,9 +97,9 @@ def _lengths(rows: Tensor) -> Tensor:
 def fewest_directions(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of the same product with the fewest directions, at most min(out, in).
 
-    A direction is a column of left with the same row of right. In the new factors both have equal
-    norms. The computation is in float64. A direction that is zero up to rounding errors is left
-    out.
+    A direction is a column of `left` with the same row of `right`. In the new factors both have
+    equal norms. The computation is in float64. A direction that is zero up to rounding errors is
+    left out.
 
     Args:
         left: The left factor, shape (out, r), finite; r may be larger than out and in.

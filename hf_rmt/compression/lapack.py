@@ -36,7 +36,10 @@ def lapack(name: str, *arguments: bytes | int | NDArray[Any]) -> None:
     info = ctypes.c_int(0)
     _routine(name)(*map(_pointer, arguments), ctypes.byref(info))
     if info.value:
-        raise torch.linalg.LinAlgError(f"LAPACK's {name} ended with info={info.value}")
+        raise torch.linalg.LinAlgError(
+            f"LAPACK's {name} ended with info={info.value}, so the matrix cannot be decomposed; "
+            "look for nan, inf or huge entries in the weights"
+        )
 
 
 @cache
@@ -57,7 +60,7 @@ def _pointer(argument: bytes | int | NDArray[Any]) -> Any:
 
 
 def numpy_threads(number: int) -> AbstractContextManager[Any]:
-    """A context in which NumPy and SciPy use so many threads, in the whole process.
+    """A context in which NumPy and SciPy use `number` threads, in the whole process.
 
     If another Python thread has opened such a context, that one counts, and this one does nothing.
     So a thread that hands out work to others opens the context for all of them.

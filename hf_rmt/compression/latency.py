@@ -16,8 +16,8 @@ from hf_rmt.plan import SPIKED
 
 MIN_PAIRS, SETTLED_PAIRS, MAX_PAIRS = 4, 32, 100
 """Limits on the number of timed pairs. A pair is one call of the compressed layer and one of the
-dense layer. At least MIN_PAIRS and at most MAX_PAIRS are timed, after one pair to warm up. From
-SETTLED_PAIRS on, the measurement may end after each pair; see AGREEMENT."""
+dense layer. At least `MIN_PAIRS` and at most `MAX_PAIRS` are timed, after one pair to warm up. From
+`SETTLED_PAIRS` on, the measurement may end after each pair; see `AGREEMENT`."""
 AGREEMENT = 1.1
 """A pair is one timed call of the compressed layer and one of the dense layer. The even pairs give
 one ratio of the times, and the odd pairs another. The measurement ends when the two ratios differ
@@ -25,13 +25,13 @@ by at most this factor."""
 TRUSTED = 2.0
 """The even and the odd pairs of timed calls give one time ratio each. If these still differ by
 more than this factor at the end, the machine is too busy, and no ratio is returned. This factor is
-larger than AGREEMENT, because the returned ratio comes from all pairs and is more precise."""
+larger than `AGREEMENT`, because the returned ratio comes from all pairs and is more precise."""
 LARGEST_SIDE = 1024
 """Longer sides of a weight are cut to this length for the measurement. This hardly changes the
 ratio, and saves time and memory. For a convolution, the limit holds for the number of channels
 times the longer side of the kernel."""
 BUDGET = 0.5
-"""After this many seconds no further pair of calls is timed, except for the first MIN_PAIRS."""
+"""After this many seconds no further pair of calls is timed, except for the first `MIN_PAIRS`."""
 
 
 _MEASURED: dict[Any, float] = {}
@@ -51,7 +51,7 @@ def latency_ratio(
     """The forward time of a compressed layer divided by the forward time of the dense layer.
 
     Both layers run in turn. The shortest time of each layer counts, because other work on the
-    machine only adds time. Longer sides of the weight are cut to LARGEST_SIDE.
+    machine only adds time. Longer sides of the weight are cut to `LARGEST_SIDE`.
 
     Args:
         shape: Shape of the weight: (out_features, in_features), or (out, in k_h k_w) for a
@@ -67,7 +67,7 @@ def latency_ratio(
 
     Returns:
         The ratio of the shortest times; below 1 the compressed layer is faster. None if the times
-        vary too much, for example because the machine is busy; see TRUSTED.
+        vary too much, for example because the machine is busy; see `TRUSTED`.
 
     Raises:
         ValueError: If the rank is out of range, or the kind of noise is unknown.

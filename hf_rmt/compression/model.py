@@ -1,8 +1,8 @@
 """`analyze`, `compress` and `export_dense` for any torch module, without Hugging Face libraries.
 
-Without transformers, `hf_rmt.analyze`, `hf_rmt.compress` and `hf_rmt.export_dense` are these
-functions. With transformers, they are the functions of the same names in `hf_rmt.huggingface.api`.
-These also do what transformers models need to load and save.
+If transformers is not installed, `hf_rmt.analyze`, `hf_rmt.compress` and `hf_rmt.export_dense` are
+the functions of this file. If it is installed, they are the functions of the same names in
+`hf_rmt.huggingface.api`, which can also load transformers models and make them ready to be saved.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def analyze(
 ) -> SpectralReport:
     """Split the spectrum of each attention and MLP weight of a model into signal and noise.
 
-    The spectrum of a weight is the list of its squared singular values.
+    The spectrum of a weight is the list of its squared singular values. `hf_rmt.spectra` explains
+    signal and noise.
 
     Args:
         model: Any module with its weights in memory.
@@ -57,14 +58,15 @@ def analyze(
         **options: Options of the method, such as `rank` for `svd`.
 
     Returns:
-        The report on the spectra. It prints as a table, and gives plots, JSON and CSV. A compressed
-        layer is analysed as the dense weight that gives the same outputs. If a model has compressed
-        layers, only these are analysed.
+        The report on the spectra. It prints as a table, and gives plots, JSON and CSV. If a model
+        has compressed layers, only these are analysed. The analysed weight of such a layer is the
+        dense (not compressed) weight that gives the same outputs.
 
     Raises:
         TypeError: If the model is not a module, or `config` is not a config.
         ValueError: If a target matches no layer, the method is unknown, an option is missing or not
-            allowed, both a config and keywords are given, or a weight cannot be decomposed.
+            allowed, both a config and keywords are given, or the singular values of a weight cannot
+            be computed.
     """
     check_module(model)
     named = {"target_modules": target_modules, "method": method}
@@ -81,7 +83,8 @@ def analyze(
 def _settings(config: CompressionSettings | None, keywords: dict[str, Any]) -> CompressionSettings:
     """The settings of an analysis: the config, or settings made from the keywords.
 
-    An error is raised for both together, or for a method that looks at no spectrum.
+    A `ValueError` is raised if both are given, or if the method uses no spectrum (squared singular
+    values of the weights).
     """
     check_settings(config)
     if config is not None and keywords:
@@ -137,12 +140,12 @@ def compress(
 
 
 def export_dense(model: nn.Module) -> nn.Module:
-    """A plain dense copy of a compressed model; the model is not changed.
+    """A dense (not compressed) copy of a compressed model; the model is not changed.
 
     Raises:
         TypeError: If the model is not a module.
         ValueError: If the model has no compressed layer, or has activations that were replaced by
-            step activations (piecewise constant functions), which need this package.
+            step activations (piecewise constant functions), which a plain model cannot have.
     """
     check_module(model)
     check_has_compressed(model)
@@ -173,12 +176,13 @@ def compress_layers(
         size: Share of the layers' parameters to keep; None if the method decides how much to keep.
 
     Returns:
-        The report. It also lists layers that stay dense because of how the model uses them.
+        The report. It also lists the layers that stay dense (not compressed) because of how the
+        model uses them.
 
     Raises:
         TypeError: If `dry_run` is not a boolean.
-        ValueError: If a weight cannot be decomposed, or a layer cannot be replaced. The model is
-            not changed then.
+        ValueError: If the singular values of a weight cannot be computed, or a layer cannot be
+            replaced. The model is not changed then.
     """
     if not isinstance(dry_run, bool):
         raise TypeError(f"dry_run must be True or False, got {dry_run!r}")

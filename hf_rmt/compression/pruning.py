@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 SPARSITY_RATE = 0.5
-"""This share of the rows and of the columns of a weight counts as unimportant."""
+"""`sparse_factors` counts this share of the rows and of the columns of a weight as unimportant."""
 REDUCTION_RATE = 0.5
-"""In two factors that approximate a weight, unimportant rows and columns keep this share of their
-entries. If this and SPARSITY_RATE are 1/2, a quarter of the entries of the factors is 0."""
+"""In the two factors that `sparse_factors` returns, unimportant rows and columns keep this share of
+their entries. If this and `SPARSITY_RATE` are 1/2, a quarter of the entries of the factors is 0."""
 
 
 def largest_entries(weight: Tensor, *, fraction: float) -> Tensor:
@@ -60,17 +60,19 @@ def random_entries(weight: Tensor, *, fraction: float, generator: np.random.Gene
 
 
 def sparse_factors(left: Tensor, right: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Sparse low rank (SLR): factors whose unimportant rows and columns have a lower rank.
+    """Sparse low rank (SLR): in two factors of a weight, set some entries to zero.
 
     The importance of a row (an output) or a column (an input) of the weight is the sum of its
-    absolute values. The paper has other measures too, but only this one needs no data. In the
-    factors, the least important rows and columns keep only their first entries, and their other
-    entries become zero. `SPARSITY_RATE` is the share of least important rows and columns, and
-    `REDUCTION_RATE` the share of entries that they keep.
+    absolute values. The paper has other measures too, but only this one needs no data. A row of the
+    weight belongs to a row of the left factor, and a column to a column of the right factor. There
+    the least important ones keep only their first entries, and their other entries become zero.
+    `SPARSITY_RATE` is the share of least important rows and columns, and `REDUCTION_RATE` the share
+    of entries that they keep.
 
     Args:
-        left: The left factor, shape (out, rank), by descending singular value.
-        right: The right factor, shape (rank, in).
+        left: The left factor, shape (out, rank). The first column belongs to the largest singular
+            value of the weight, and so on.
+        right: The right factor, shape (rank, in), with rows in the same order.
         weight: The weight that the factors approximate, shape (out, in).
 
     Returns:

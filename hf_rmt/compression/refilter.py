@@ -1,13 +1,14 @@
 """Filters one weight repeatedly while it is trained.
 
-To filter a weight is to remove its noise. A spike is a singular value that stands out from the
-noise. To recover a spike is to shrink it to its size without noise. The first filter finds the
-spikes, recovers them and decides the rank. After that the noise is gone, except for the little that
-training has added. This rest does not look like noise, so later filters keep the same rank. They
-recover no spikes, because that would shrink a spike twice. A method that zeroes entries instead of
-directions (singular values with their vectors) chooses the entries anew each time. The plan of a
-later filter reports the energy (squared norm) that the first filter removed, if that was more,
-because the training had to make up for this loss.
+To filter a weight is to remove its noise (see `hf_rmt.spectra`). A spike is a singular value that
+stands out from the noise. To recover a spike is to shrink it to its size without noise. The first
+filter finds the spikes, recovers them and decides the rank. After that the noise is gone, except
+for the little that training has added. What was added does not look like noise, so later filters
+keep the same rank. They recover no spikes, because that would shrink a spike twice. Some methods
+set entries to zero, not directions (singular values with their vectors). They choose the entries
+anew each time. Energy is the squared norm. If the first filter removed more energy than a later
+one, the plan of the later one reports the larger number, because the training had to make up for
+the larger loss.
 """
 
 from __future__ import annotations
@@ -52,15 +53,15 @@ def filter_weight(
         name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in); it is not changed.
         settings: The method and its options.
-        first: What the first filter decided, with the rank that it kept; None if this is the first
-            filter.
+        first: The plan that `first_plan` returned for the first filter; None if this call is the
+            first filter.
         of_update: Whether the weight is an update, which is what training added. If so, a later
             filter may keep more directions than the first, and an update without spikes becomes
             zero.
 
     Returns:
-        The decision. A whole weight without spikes is not changed, because nothing would be left of
-        it.
+        The decision (see `Decision`). A whole weight without spikes is not changed, because nothing
+        would be left of it.
     """
     if first is None:
         result = compress_weight(name, weight, settings)
@@ -74,7 +75,8 @@ def first_plan(result: Decision, settings: CompressionSettings) -> LayerPlan | N
     """The plan of a weight's first filter (the removal of its noise), for later filters.
 
     The rank in it is the number of directions (singular values with their vectors) that the first
-    filter kept. None if this filter changed nothing.
+    filter kept. The result is None if this filter changed nothing, or if its method does not use
+    the singular values of the weight.
     """
     if result.fit is None or result.plan.outcome is Outcome.KEPT:
         return None
@@ -84,7 +86,8 @@ def first_plan(result: Decision, settings: CompressionSettings) -> LayerPlan | N
 def _zeroed(result: Decision, update: Tensor) -> Decision:
     """The decision `result`, or the decision to set an update without signal to zero.
 
-    An update is what training added to a weight. An update without signal would otherwise be kept.
+    An update is what training added to a weight. It has no signal if none of its singular values
+    stands out. `result` is then the decision to keep it.
     """
     if result.plan.cause is not Cause.NO_SIGNAL:
         return result
@@ -113,11 +116,12 @@ def _again(
 def _project(
     name: str, weight: Tensor, settings: CompressionSettings, first: LayerPlan, of_update: bool
 ) -> Decision:
-    """Keep the largest directions (singular values with their vectors) of a weight.
+    """Keep the largest directions (singular values with their vectors) of a filtered weight.
 
-    The noise of the weight was removed before, and as many directions stay as then. For an update
-    (what training added to a weight) it may be more. Such a weight has nearly low rank, so float32
-    Gram matrices are not precise enough, and float64 is used.
+    The first filter removed the noise, and the number of directions that it kept stays the same.
+    Only of an update (what training added to a weight) may more be kept. A filtered weight has
+    nearly low rank. Its singular values are computed in float64, because float32 is not precise
+    enough for that. `filter_weight` explains the arguments.
     """
     values, basis = eigensystem(gram(weight.to(torch.float64)))
     values = without_rounding(values, RELATIVE_NULL[torch.float64])

@@ -14,7 +14,7 @@ from hf_rmt.nn.swap import cannot_swap, why_not_swapped
 from hf_rmt.settings import CompressionSettings
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes of weights that can be decomposed."""
+"""Dtypes of weights that can be decomposed into singular values and vectors."""
 REMEDY = "name the layer in modules_to_not_convert, or make its weight a dense float32 tensor"
 
 
@@ -63,7 +63,7 @@ def check_settings(config: object) -> None:
 
 
 def check_has_compressed(model: nn.Module) -> None:
-    """Refuse a model that is dense already.
+    """Refuse a model that is dense already, so that none of its layers is compressed.
 
     Raises:
         ValueError: If the model has no compressed layer.
@@ -77,6 +77,12 @@ def check_has_compressed(model: nn.Module) -> None:
 
 def check_layers(model: nn.Module, names: list[str]) -> None:
     """Refuse weights that cannot be decomposed and layers that cannot be replaced.
+
+    To decompose a weight is to compute its singular values and vectors.
+
+    Args:
+        model: The model.
+        names: Names of the layers to check, as in `model.named_modules()`.
 
     Raises:
         ValueError: If a layer fails the check. The error names the layer, its problem and the
@@ -92,7 +98,11 @@ def check_layers(model: nn.Module, names: list[str]) -> None:
 
 
 def check_weights(model: nn.Module, names: list[str]) -> None:
-    """Refuse weights that cannot be decomposed.
+    """Refuse weights that cannot be decomposed into singular values and vectors.
+
+    Args:
+        model: The model.
+        names: Names of the layers to check, as in `model.named_modules()`.
 
     Raises:
         ValueError: If a weight fails the check. The error names the layer, its problem and the

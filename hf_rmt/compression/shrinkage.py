@@ -2,9 +2,9 @@
 
 An update is what fine-tuning added to a weight. A spike is a singular value that stands out from
 the noise. If some labels were wrong, many large singular values of the update are noise. So a
-method that finds few spikes is better here: the published information criteria (`fit_double_bulk`
-with `published=True`). Noise changes both the singular value and the vectors of a spike. The
-singular value is shrunk to correct for both, so that the squared error is least.
+method that finds few spikes is better here: `fit_double_bulk` with `published=True`. Noise changes
+both the singular value and the vectors of a spike. The singular value is shrunk to correct for
+both, so that the squared error of the estimated signal is least.
 
 A training first learns from the right labels, and memorises the wrong labels later (Arpit et al.,
 ICML 2017). So the leading singular vectors of an early update can show what is signal, even where
@@ -22,13 +22,15 @@ from hf_rmt.spectra.fits.double_bulk import fit_double_bulk
 from hf_rmt.spectra.laws.marchenko_pastur import MarchenkoPastur
 
 FLATTEST = 1e-12
-"""A median singular value below this part of the largest one is a rounding error."""
+"""A median singular value below this part of the largest one counts as a rounding error."""
 
 
 def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float) -> Tensor:
     """Shrink singular values, to estimate a low-rank signal in white noise with the least error.
 
-    White noise has independent entries of equal variance. The error is the squared error.
+    The given singular values are those of a sum of two matrices. One is the signal, a matrix of low
+    rank. The other is white noise: its entries are independent and have equal variance. The error
+    is the squared error of the estimated signal.
 
     Args:
         values: y, the singular values of signal plus noise.
@@ -57,9 +59,9 @@ def optimal_singular_values(values: Tensor, shape: tuple[int, int], noise: float
 def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
     """The signal of an update: the directions that stand out, with shrunk singular values.
 
-    A direction is a singular value with its two vectors. The criteria of `fit_double_bulk` with
-    `published=True` count those that stand out from the noise. The count depends on the scale of
-    the singular values. So they are first divided by the scale of the noise. Then the scale of the
+    A direction is a singular value with its two vectors. `fit_double_bulk` with `published=True`
+    counts the directions that stand out from the noise. The count depends on the scale of the
+    singular values. So they are first divided by the scale of the noise. Then the scale of the
     update has no effect on the directions that are kept.
 
     Args:
@@ -88,9 +90,10 @@ def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
 def _bulk_unit(values: Tensor, shape: tuple[int, int]) -> float:
     """The scale of the noise in a matrix, estimated from its singular values.
 
-    White noise (independent entries of equal variance) of this scale has the same median singular
-    value. If most singular values are 0, the scale is the largest one. For a matrix of zeros it is
-    1.
+    White noise has independent entries of equal variance. The scale s is such that white noise of
+    standard deviation s / N^(1/2) would have the same median singular value as the matrix. Here N
+    is the longer side. If the median is 0 or a rounding error, s is the largest singular value. For
+    a matrix of zeros, s is 1.
     """
     if not values.any():
         return 1.0
@@ -100,10 +103,12 @@ def _bulk_unit(values: Tensor, shape: tuple[int, int]) -> float:
 
 
 def participation_ratio(values: Tensor) -> float:
-    """Over how many singular values s the energy (sum of s^2) spreads: (sum s^2)^2 / sum s^4.
+    """The number of singular values over which the energy of a matrix spreads.
+
+    The energy is the sum of the squared singular values s. The number is (sum s^2)^2 / sum s^4.
 
     Args:
-        values: Singular values s of a matrix, shape (any,).
+        values: The singular values s of the matrix, shape (n,).
 
     Returns:
         1 if only one singular value is not 0. The number of singular values if all are equal. 0 for
@@ -138,7 +143,7 @@ def leading_directions(update: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def along(update: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """The part of an update D that lies in given left and right singular vectors: U U' D V V'.
+    """The part of an update D along given left and right singular vectors: U U' D V V'.
 
     An update is what fine-tuning added to a weight; U' is the transpose of U.
 

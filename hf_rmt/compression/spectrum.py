@@ -4,7 +4,7 @@ X is the weight or its transpose, whichever has at least as many rows as columns
 transpose of X. The eigenvalues of X'X are the squared singular values of the weight.
 
 The Gram matrix loses half of the digits of the smallest singular values. These digits matter only
-if the noise is very small compared with the largest eigenvalue. In this case the Gram matrix is
+if most eigenvalues are very small compared with the largest one. In this case the Gram matrix is
 computed in float64.
 """
 
@@ -27,34 +27,35 @@ from hf_rmt.spectra.split import without_law
 
 FLOAT32_RANGE = 1e4
 """A float32 Gram matrix X'X of a weight X is precise enough if its largest eigenvalue is at most
-this many times the median one. Then the largest eigenvalue that counts as noise is right to about
-1e-3 of the median. The ratio of a trained transformer's weight is about 1e2."""
+this many times the median one. Then the largest eigenvalue that does not stand out is right to
+about 1e-3 of the median. The ratio of a trained transformer's weight is about 1e2."""
 FLOAT32_FOOT = 1 / 20
 """The largest share of its eigenvalues that a float32 Gram matrix may lose to rounding. If more
-are lost, as in two weights of a trained ViT, the shape of the noise spectrum of a weight of full
-rank is lost too."""
+are lost, as in two weights of a trained ViT, the distribution of the small eigenvalues cannot be
+seen, not even for a weight of full rank."""
 FLOAT32_ROUNDING = 3e-8
 """Typical error of a small eigenvalue of a float32 Gram matrix, as a fraction of the largest: a
-quarter of the float32 epsilon. Smaller eigenvalues are replaced by this value."""
+quarter of the float32 epsilon. Eigenvalues below this fraction are raised to it."""
 FLOAT32_SQUARES = (1e-12, 1e12)
-"""Range of a weight's largest entry in which squares and their sums stay normal float32 numbers."""
+"""Range of a weight's largest entry in which float32 squares neither overflow nor vanish."""
 FLOAT64_SQUARES = (1e-100, 1e100)
-"""Range of a weight's largest entry in which squares and their sums stay normal float64 numbers. A
-weight outside of it is divided by a power of two near its largest entry."""
+"""Range of a weight's largest entry in which float64 squares neither overflow nor vanish. A weight
+outside of it is divided by a power of two near its largest entry."""
 RELATIVE_NULL = {torch.float32: 1e-6, torch.float64: 1e-14}
 """For each dtype of a Gram matrix: eigenvalues below this fraction of the largest one may be
 rounding errors."""
 ITERATIONS, CLEARLY = 3, 10.0
-"""How many steps of inverse iteration find the smallest eigenvalue. It is clearly not zero if it
-exceeds CLEARLY times the limit up to which eigenvalues count as zero."""
+"""`ITERATIONS` steps of inverse iteration find the smallest eigenvalue. This value is clearly not
+zero if it exceeds `CLEARLY` times the limit that `_full_rank` explains."""
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """A weight's fitted spectrum, with the eigenvectors that are needed to extract its signal.
+    """A weight's split spectrum, with the eigenvectors that are needed to extract its signal.
 
     Attributes:
-        fit: The spectrum (the squared singular values), split into signal and noise.
+        fit: The spectrum (the squared singular values), split into signal (the values that stand
+            out) and noise (all others); see `SpectrumFit`.
         basis: Gives chosen eigenvectors of the Gram matrix X'X, where X is the weight or its
             transpose, whichever is taller; see `eigensystem`. None if the spectrum is degenerate:
             it cannot be split into signal and noise.
@@ -64,18 +65,18 @@ class Decomposition:
     basis: Basis | None = field(repr=False)
 
     def factors(self, weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors of the chosen directions of the weight: left @ right = sum of s u v'.
+        """The two factors of chosen directions of the weight; their product is the sum of s u v'.
 
-        A direction is a singular value s with its singular vectors u and v. In each direction, left
-        holds s^{1/2} u and right holds s^{1/2} v'.
+        A direction is a singular value s with its singular vectors u and v. For each direction, the
+        left factor holds the column s^{1/2} u, and the right factor holds the row s^{1/2} v'.
 
         Args:
             weight: The decomposed weight, shape (out, in).
-            indices: Positions of the directions in the descending singular values, ascending, shape
-                (r,).
+            indices: Positions of the directions in the list of descending singular values, in
+                ascending order, shape (r,).
 
         Returns:
-            left of shape (out, r) and right of shape (r, in), in the weight's dtype.
+            The left factor, shape (out, r), and the right, shape (r, in), in the weight's dtype.
 
         Raises:
             ValueError: If the singular values could not be split into signal and noise.
@@ -90,11 +91,11 @@ class Decomposition:
     def recovery(self, indices: Tensor) -> Tensor:
         """Numbers that turn singular values of the signal into their sizes without noise.
 
-        The number is sqrt(alpha / lambda) for a direction of signal, else 1. Here lambda is the
-        squared singular value of the direction, and alpha is what it would be without noise.
+        The number is sqrt(alpha / lambda) for a singular value that is signal (it stands out), else
+        1. Here lambda is its square, and alpha is what lambda would be without noise.
 
         Args:
-            indices: Positions of the directions in the descending singular values, shape (r,).
+            indices: Positions in the list of descending singular values, shape (r,).
 
         Returns:
             The numbers by which to multiply the singular values, float64 on the CPU, shape (r,).
@@ -114,8 +115,8 @@ def spectrum(weight: Tensor, settings: CompressionSettings) -> SpectrumFit:
         settings: The method and its options.
 
     Returns:
-        The fit, which is the spectrum split in two. If a weight cannot be fitted, the verdict
-        `phase` is `degenerate`, and `reason` says why.
+        The split spectrum; see `hf_rmt.spectra`. If a weight cannot be split, the verdict `phase`
+        is `degenerate`, and `reason` says why.
     """
     return _fit(weight, settings, vectors=False).fit
 
@@ -123,15 +124,15 @@ def spectrum(weight: Tensor, settings: CompressionSettings) -> SpectrumFit:
 def decompose(weight: Tensor, settings: CompressionSettings) -> Decomposition:
     """Split the spectrum of a weight into signal and noise and keep the eigenvectors.
 
-    The spectrum is the list of the squared singular values. They are the eigenvalues of a Gram
-    matrix, whose eigenvectors are the shorter singular vectors.
+    The spectrum is the list of the squared singular values. They are the eigenvalues of the Gram
+    matrix X'X of the weight or its transpose X, whichever is taller; see `hf_rmt.spectra`.
 
     Args:
         weight: Shape (out, in), floating point, any device.
         settings: The method and its options.
 
     Returns:
-        The split spectrum, with the eigenvectors.
+        The split spectrum, with the eigenvectors of X'X.
     """
     return _fit(weight, settings, vectors=True)
 
@@ -148,8 +149,8 @@ def fit_spectrum(
         settings: The method and its options.
 
     Returns:
-        The fit: which eigenvalues are signal, and the law of the noise (the distribution of the
-        eigenvalues of pure noise) if the method fits one.
+        The fit (see `hf_rmt.spectra`): which eigenvalues are signal, and the law of the noise (the
+        distribution of the eigenvalues of pure noise) if the method fits one.
     """
     return spectral_method_of(settings).fit(values.cpu().numpy(), shape, settings)
 
@@ -178,7 +179,7 @@ def _eigen_of_entries(
 
     X is the weight or its transpose, whichever is taller, and X' is the transpose of X. X'X is
     computed in float32 if that is precise enough, else in float64; the eigenvalues are in float64.
-    `peak` is the largest absolute entry. `vectors` is an argument of `eigensystem`.
+    `peak` is the largest absolute entry. `vectors` is passed to `eigensystem`.
     """
     low, high = FLOAT32_SQUARES
     if weight.dtype != torch.float64 and low < peak < high:
@@ -202,16 +203,16 @@ def _unit(weight: Tensor) -> float:
 
 
 def _in_units(weight: Tensor, unit: float) -> Tensor:
-    """The weight divided by `unit`. This is a power of two, so the division rounds nothing."""
+    """The weight divided by `unit`, a power of two, so that the division rounds nothing."""
     return weight if unit == 1.0 else weight / unit
 
 
 def _reviewed(fit: SpectrumFit, weight: Tensor, basis: Basis, exact: torch.dtype) -> SpectrumFit:
     """The fit of a weight's spectrum, after a check whether the entries explain the spikes.
 
-    The fit is the list of squared singular values, split into signal and noise; a spike stands out
-    from the noise. If large or uneven entries of the weight explain the spikes, the verdict of the
-    fit changes.
+    The fit is the list of squared singular values; a spike is one that stands out. If large or
+    uneven entries of the weight explain the spikes, the verdict of the fit changes. `basis` gives
+    the eigenvectors, and `exact` is the dtype of the check.
     """
     if fit.phase != Phase.SPIKED:
         return fit
@@ -227,8 +228,8 @@ def _float32_serves(weight: Tensor, values: Tensor) -> bool:
     """Whether squared singular values that were computed in float32 are precise enough.
 
     The answer is no if the largest is too far above the median, or if too many may be rounding
-    errors. A value that may be a rounding error could be zero in truth. A zero is not part of the
-    noise, but a small value is. So if there is such a value, the weight must have full rank.
+    errors. A value that may be a rounding error could be zero in truth, and zeros are treated in
+    another way than small values. So if there is such a value, the weight must have full rank.
     """
     lost = values <= RELATIVE_NULL[torch.float32] * values[0]
     if float(lost.double().mean()) > FLOAT32_FOOT:
@@ -241,12 +242,12 @@ def _float32_serves(weight: Tensor, values: Tensor) -> bool:
 def _full_rank(weight: Tensor, largest: float) -> bool:
     """Whether a weight has full rank: none of its squared singular values counts as zero.
 
-    Values count as zero up to the limit RELATIVE_ZERO times their number times `largest`, the
-    largest of them. A square weight has full rank if its smallest value lies far above the limit.
-    The smallest value is computed in float32 first. If it also lies far above the rounding errors
-    of float32, it decides; else it is computed in float64. If this is not clear either, the limit
-    is subtracted from the diagonal of the Gram matrix. The result has a Cholesky factor only if
-    all values exceed the limit.
+    `largest` is the largest of the p values. Up to the limit `RELATIVE_ZERO` * p * `largest` they
+    count as zero. A square weight has full rank if its smallest value lies far above the limit. The
+    smallest value is first computed in float32. If it is too small to decide, it is computed in
+    float64. If that does not decide, or the weight is not square, the limit is subtracted from the
+    diagonal of the Gram matrix. The result has a Cholesky factor only if all values exceed the
+    limit.
     """
     wide, side = weight.to(torch.float64), min(weight.shape)
     limit = RELATIVE_ZERO * side * largest
@@ -265,8 +266,8 @@ def _least_eigenvalue(square: Tensor) -> float:
     """The smallest squared singular value of a square matrix X, found by inverse iteration.
 
     It is the smallest eigenvalue of X'X, where X' is the transpose of X. The result is 0 or tiny
-    if X is singular. It is never too small except for rounding, and is close after a few steps. To
-    factorize X takes less time than to compute X'X, and no digits are lost by squaring.
+    if X is singular. Up to rounding it is never below the true value, and a few steps bring it
+    close. An LU factorization of X takes less time than X'X, and loses no digits by squaring.
     """
     factor, pivots, _ = torch.linalg.lu_factor_ex(square)
     vectors = torch.arange(2.0 * len(square), device=square.device).view(-1, 2).to(square).cos()

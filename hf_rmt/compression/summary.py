@@ -34,8 +34,9 @@ def analyze_layers(
 ) -> SpectralReport:
     """Report how the spectrum of each layer's weight splits into signal and noise.
 
-    The spectrum of a weight is the list of its squared singular values. For a compressed layer, the
-    weight is the dense weight that gives the same outputs.
+    The spectrum of a weight is the list of its squared singular values; `hf_rmt.spectra` explains
+    signal and noise. For a compressed layer, the weight is the dense (not compressed) weight that
+    gives the same outputs.
     """
     settings = settings or CompressionSettings()
 
@@ -55,8 +56,8 @@ def compression_report(
     """The report on the decisions on a model's layers.
 
     Args:
-        decisions: The plan of each layer, with the fitted spectrum of its weight (the squared
-            singular values, split into signal and noise) or None.
+        decisions: The plan of each layer with the `SpectrumFit` of its weight (the squared singular
+            values, split into signal and noise), or with None if they were not split.
         model: The model, before or after the plans are carried out.
     """
     decisions = list(decisions)
@@ -75,8 +76,8 @@ def report_on(
     Args:
         model: The model, before or after the plan is carried out.
         plan: The plan, in which layers have the same names as in this model.
-        spectra: The squared singular values of each weight, if they were split into signal and
-            noise.
+        spectra: The squared singular values of the weights, as far as they were split into signal
+            and noise; see `hf_rmt.spectra`.
     """
     like = next(model.parameters(), torch.empty(0))
     geometries = {layer.name: geometry_of(model.get_submodule(layer.name)) for layer in plan}
@@ -89,7 +90,7 @@ def report_on(
 
 
 def _sizes(plan: CompressionPlan, model: Any) -> Sizes:
-    """Bytes of the file before and after compression, and the dense model's parameter count."""
+    """Bytes of the saved model before and after compression; its parameter count when dense."""
     state = model.state_dict(keep_vars=True)  # a second one may pack its codes anew
     tensors = {id(tensor): tensor for tensor in state.values()}
     for layer in plan.compressed:
@@ -123,8 +124,9 @@ def with_latencies(
 ) -> CompressionPlan:
     """The plan, with the time of each compressed layer divided by the time of the dense layer.
 
-    The times are measured now. Layers with the same shape, way to store noise and geometry (stride,
-    padding and so on) are measured once, at their largest rank (number of signal directions).
+    The times are measured now; only those of ternary layers (entries -1, 0 and 1) are not. Layers
+    with the same shape, `noise` and geometry (stride, padding and so on) are measured once, at the
+    largest `rank` among them. `LayerPlan` explains `noise` and `rank`.
 
     Args:
         plan: The plan without times.
@@ -158,7 +160,7 @@ def with_latencies(
 
 
 def warn_of_loss(plan: CompressionPlan) -> None:
-    """Log one warning if the plan drops much energy (squared norm) of the weights."""
+    """Log one warning if the plan drops more than `NOTABLE_LOSS` of the weights' squared norm."""
     if plan.dropped_energy > NOTABLE_LOSS:
         logger.warning(
             "%.0f %% of the energy of %d changed layers was dropped: fine-tune a pretrained model "

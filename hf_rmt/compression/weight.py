@@ -1,8 +1,8 @@
 """Decides what happens to one weight.
 
-The singular values of the weight are split into signal and noise. Then the directions (singular
-values with their vectors) to keep are chosen, the layer is planned, and the factors of these
-directions are computed. The new layer is built from the factors later.
+The singular values of the weight are split into signal and noise (see `hf_rmt.spectra`). Then the
+directions (singular values with their vectors) to keep are chosen, the plan of the layer is made,
+and the factors of these directions are computed. The new layer is built from the factors later.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FAINT = 1e-15
-"""If all entries of a weight are smaller than this, its noise may be too small to be packed
-(rounded to few bits): the scales of packed noise do not hold entries below about 1e-36."""
+"""If all entries of a weight are smaller than this, its noise (the weight minus its signal) may be
+too small to be rounded to few bits: the scales of such noise hold no entries below about 1e-36."""
 NOTHING_LEFT = "no signal stands out from the noise, so nothing would be left"
 
 
@@ -42,7 +42,7 @@ def compress_weight(name: str, weight: Tensor, settings: CompressionSettings) ->
         settings: The method and its options.
 
     Returns:
-        The decision of the method that the settings name.
+        The decision: keep the layer, rewrite its weight, or replace the layer; see `Decision`.
     """
     decision: Decision = method_of(settings).decide(name, weight, settings)
     return decision
@@ -53,7 +53,8 @@ def split_weight(
 ) -> Decomposition | Decision:
     """The squared singular values of a weight, split into signal and noise, with their vectors.
 
-    For a weight that cannot be split, the result is the decision to keep the weight.
+    `Decomposition` explains the result. If the values cannot be split, or the options exclude the
+    layer, the result is instead the decision to keep the weight.
 
     Args:
         name: Name of the module in `model.named_modules()`.
@@ -79,8 +80,9 @@ def choose_directions(
 ) -> Tensor | Decision:
     """Positions of the directions of a weight that become factors, or the decision to keep it.
 
-    A direction is a singular value with its two singular vectors; `found` says which are signal. If
-    all noise is dropped, a layer without any signal is kept, because nothing of it would remain.
+    A direction is a singular value with its two singular vectors. `found` says which of them are
+    signal, because they stand out. If the options drop the noise (all others) and no direction is
+    chosen, the decision is to keep the layer, because nothing of it would remain.
     """
     kept = kept_directions(found.fit, settings, name)
     if settings.noise == "drop" and len(kept) == 0:
@@ -96,13 +98,15 @@ def keep_directions(
     Args:
         name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in).
-        found: The singular values of this weight, split into signal and noise, with the vectors.
+        found: The singular values of this weight, split into signal and noise, with the vectors;
+            see `hf_rmt.spectra`.
         kept: Positions of the directions, ascending, shape (rank,).
         settings: The method and its options.
 
     Returns:
         The decision to replace the layer. But if the factors would be larger than the dense weight,
-        the weight is rewritten (if noise is dropped) or kept (if noise is stored).
+        the weight is rewritten (if noise is dropped) or kept (if noise is stored). It is also kept
+        if the noise is too small or too large to be stored in few bits.
     """
     recovery = found.recovery(kept) if recovers_spikes(settings) else None
     plan = plan_layer(name, weight, found.fit, kept, settings, recovery=recovery)
@@ -116,13 +120,14 @@ def keep_directions(
 
 
 def factored(plan: LayerPlan, fit: SpectrumFit | None, build: SpikedBuild) -> Decision:
-    """The decision to carry out a plan with the factors of a layer's signal.
+    """The decision that carries out a plan with the two factors computed for a layer.
 
     Args:
         plan: The plan. If it does not replace the layer, the product of the factors becomes the new
             weight.
-        fit: The squared singular values of the old weight, split into signal and noise.
-        build: The factors.
+        fit: The squared singular values of the old weight, split into signal and noise; see
+            `hf_rmt.spectra`.
+        build: The factors; see `SpikedBuild`.
     """
     if plan.outcome is Outcome.REPLACED:
         return Decision(plan, fit, build=build)
@@ -145,7 +150,8 @@ def plan_layer(
     Args:
         name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in).
-        fit: The squared singular values of the weight, split into signal and noise.
+        fit: The squared singular values of the weight, split into signal and noise; see
+            `hf_rmt.spectra`.
         kept: Positions of these directions, shape (rank,).
         settings: The method and its options.
         recovery: Numbers by which the singular values are multiplied, shape (rank,); None to leave
@@ -153,7 +159,8 @@ def plan_layer(
 
     Returns:
         The plan. If the factors and the stored noise would not be smaller than the dense weight,
-        the layer stays dense. But if the noise is kept exactly, the layer is replaced even then.
+        the layer stays dense (not compressed). But with `noise="keep"`, which stores the noise
+        exactly, the layer is replaced even then.
     """
     rank, factors = len(kept), 1.0 if recovery is None else recovery.numpy()
     energy, dropped = _energies(fit, kept, factors, settings.noise)
@@ -230,10 +237,7 @@ def why_not_storable(rest: Tensor, noise: str) -> str:
 
 
 def _is_faint(weight: Tensor) -> bool:
-    """Whether a weight has so small entries that its noise may be too small for packed formats.
-
-    Packed formats store noise as codes of few bits with scales.
-    """
+    """Whether all entries of a weight are smaller than `FAINT`, and not all are zero."""
     return 0 < float(weight.detach().abs().amax()) < FAINT
 
 
@@ -268,7 +272,9 @@ def energies(weight: Tensor, new: Tensor) -> tuple[float, float, float]:
 
 
 def energy_of_product(left: Tensor, right: Tensor) -> float:
-    """The energy (squared Frobenius norm) of left @ right in float64, without the product itself.
+    """The energy (squared Frobenius norm) of `left @ right`, without computing this product.
+
+    It is computed in float64.
 
     Args:
         left: Shape (out, r).

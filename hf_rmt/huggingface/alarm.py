@@ -16,8 +16,8 @@ from transformers.configuration_utils import PreTrainedConfig
 
 ALARM = "this model was compressed by hf_rmt: pip install hf_rmt, then import hf_rmt"
 """The text that a saved config names as its attention implementation, so that loading stops
-without this package. It has no slash: with one, transformers would take it for the name of a
-kernel."""
+without this package. It has no slash: with one, transformers would take it for the name of an
+attention kernel on the Hub."""
 ALARMS = (ALARM, "import hf_rmt")
 """All texts that any version of this package has written as the alarm."""
 

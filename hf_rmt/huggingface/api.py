@@ -46,8 +46,9 @@ def analyze(
 ) -> SpectralReport:
     """Tell signal from noise in every attention and MLP weight of a model.
 
-    The two are told apart by the squared singular values of a weight, called its eigenvalues. By
-    default the double bulk, a model of noise with two variances, is fitted to them.
+    The two are told apart by the squared singular values of a weight, called its eigenvalues; see
+    `hf_rmt.spectra`. By default the double bulk, a model of noise with two variances, is fitted to
+    them.
 
     Args:
         model_or_path: A loaded model, a folder or a Hub id.
@@ -88,7 +89,8 @@ def compress(
 
     Args:
         model: A model with its weights in memory.
-        config: The method and its options; by default the noise is stored in 8 bits.
+        config: The method and its options. By default each weight is split into signal and noise
+            (see `hf_rmt.spectra`), and the noise is stored in 8 bits.
         dry_run: Whether to return only the plan (ranks, kept shares of the squared norm, bits,
             latencies) and leave the model unchanged.
         calibration: Batches of the model's arguments, such as a few hundred tokenized sentences.
@@ -147,7 +149,7 @@ def _own(config: CompressionSettings | None) -> RMTConfig:
 
 
 def export_dense(model_or_path: ModelOrPath) -> nn.Module:
-    """A plain dense copy of a compressed model, which loads anywhere without this package.
+    """A dense (not compressed) copy of a compressed model, which loads without this package.
 
     Args:
         model_or_path: A compressed model, or the folder or Hub id of a saved one. A loaded model is

@@ -1,9 +1,9 @@
 """Checks and updates before a compressed model is saved, so that its files can be loaded.
 
-After the compression, layers may have been merged with adapters, made dense, moved, removed, or
-changed by another library. The record, the part of config.json that says how each layer was
-compressed, is updated to the layers that are there now. A layer that no record can describe is
-refused before anything is written.
+After the compression, layers may have been merged with adapters, made dense (not compressed),
+moved, removed, or changed by another library. The record, the part of config.json that says how
+each layer was compressed, is updated to the layers that are there now. A layer that no record can
+describe is refused before anything is written.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def make_savable(model: Any, state_dict: Mapping[str, Any] | None = None) -> Non
     The record, the `quantization_config` of the model, says how each layer was compressed.
 
     Args:
-        model: A transformers model with a quantizer of this package, or with parts that have one.
+        model: A transformers model with a quantizer of this package, or one whose parts have such a
+            quantizer.
         state_dict: The tensors that will be written; None for those of the model.
 
     Raises:
@@ -148,7 +149,7 @@ def _of_now(model: nn.Module, name: str, layer: Any, plan: LayerPlan | None) -> 
     """The record of one layer (its plan), updated to the layer as it is now.
 
     A plan says whether and how a layer was compressed. `plan` is the earlier one; None if there is
-    none. A layer that was made dense later, for example, is now recorded as dense.
+    none. A layer that was made dense (not compressed) later, for example, is recorded as dense.
     """
     if plan is None:
         plan = LayerPlan(name, matrix_shape(layer), Outcome.KEPT)

@@ -47,10 +47,10 @@ def hub_id(name: str | None) -> str | None:
 def picture_of(model: Any) -> bytes:
     """The picture on a model's card as the bytes of a PNG file; empty if there is no picture.
 
-    If the report of the compression has spectra (the eigenvalues of each weight), the picture shows
-    them. If not, it shows what was done to each layer, from the first layer to the last. It is
-    drawn once for each report, with matplotlib. If all compressed layers are ternary (entries -1, 0
-    and 1), there is nothing to draw.
+    If the report of the compression has spectra (the squared singular values of each weight), the
+    picture shows them. If not, it shows what was done to each layer, from the first layer to the
+    last. It is drawn once for each report, with matplotlib. If all compressed layers are ternary
+    (entries -1, 0 and 1), there is nothing to draw.
     """
     report = getattr(model, "compression_report", None)
     known, content = model.__dict__.get(DRAWN, (None, b""))
@@ -89,7 +89,10 @@ def _plan(model: Any) -> CompressionPlan:
 def card_of(
     model: Any, folder: Path, *, repo_id: str | None = None, token: str | None = None
 ) -> ModelCard:
-    """The generated model card for a folder with saved weights. Only a push uses the network."""
+    """The generated model card for a folder with saved weights.
+
+    `repo_id` is the repository of a push. The network is used only if it is given.
+    """
     config = model.hf_quantizer.quantization_config
     auto, about = auto_class(model), _source_card(source_of(model), token, online=bool(repo_id))
     report = getattr(model, "compression_report", None)
@@ -194,7 +197,7 @@ def _tensor_bytes(path: Path) -> int:
 
 
 def foreign_card(repo_id: str, token: str | None) -> ModelCard | None:
-    """The repository's card if a person wrote it, otherwise None."""
+    """The repository's card; None if there is none or this package generated it."""
     try:
         card = ModelCard.load(repo_id, token=token)
     except (EntryNotFoundError, RepositoryNotFoundError):

@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 CONFIG, CARD = "config.json", "README.md"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
-"""Names of the checkpoint folders of a `Trainer`. They get no picture, because drawing it takes
-seconds."""
+"""Names of the checkpoint folders of a `Trainer`. A model card there gets no picture, because
+drawing it takes seconds."""
 
 
 def has_config(folder: Path) -> bool:
-    """Whether a save wrote a model and not only an adapter."""
+    """Whether a save wrote a config.json into `folder`, so a model and not only an adapter."""
     return (folder / CONFIG).exists()
 
 
@@ -46,7 +46,7 @@ def write_companions(model: Any, folder: Path, target: Path) -> None:
 
     Args:
         model: The compressed model.
-        folder: The folder into which its config and weights have been written.
+        folder: The folder into which the config and the weights of the model have been written.
         target: The folder into which all files will be moved. If a person wrote a card there, the
             card is not changed.
     """
@@ -62,8 +62,9 @@ def write_companions(model: Any, folder: Path, target: Path) -> None:
 def _complete_config(model: Any, folder: Path, target: Path) -> None:
     """Add what loading needs to a saved config.json: alarm, file digests, name of the code file.
 
-    The alarm is a text that stops loading where neither this package nor the code file is used.
-    `folder` holds the new files, and `target` may hold files of an earlier save.
+    The alarm is a text that stops loading where neither this package nor the code file is used
+    (see `hf_rmt.huggingface.remote_code`). `folder` holds the new files, and `target` may hold
+    files of an earlier save.
     """
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -79,9 +80,10 @@ def _complete_config(model: Any, folder: Path, target: Path) -> None:
 
 
 def _with_ours(auto_map: dict[str, Any]) -> dict[str, Any]:
-    """The `auto_map` of a config.json, with our config class under the key `AutoConfig`.
+    """Return the `auto_map` of a config.json with `REMOTE_CONFIG` under the key `AutoConfig`.
 
-    If the user's own class is there, it moves to the key `OWN_CONFIG`.
+    `REMOTE_CONFIG` names a class of the code file (see `hf_rmt.huggingface.remote_code`). If the
+    user has a class under this key, it moves to the key `OWN_CONFIG`.
     """
     before = auto_map.get("AutoConfig")
     own = {} if before is None or REMOTE_MODULE in str(before) else {OWN_CONFIG: before}
@@ -96,8 +98,8 @@ def _alarm(config: dict[str, Any]) -> None:
 def _other_variants(record: dict[str, Any], target: Path) -> dict[str, str]:
     """Digests of files with weights that already lie in `target`, such as an fp16 variant.
 
-    They come from the config.json there, and count only if it has the same layers as `record`, the
-    `quantization_config` of the new save.
+    They are read from the config.json in `target`. `record` is the `quantization_config` of the new
+    save. If config.json records other layers than `record`, the result is empty.
     """
     try:
         before = json.loads((target / CONFIG).read_text(encoding="utf-8"))["quantization_config"]
@@ -128,8 +130,9 @@ def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) 
 def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]:
     """How the layers of one part of a model were compressed, by their names within this part.
 
-    The part is made of the modules that have `config`. `plan` says how each layer of the model was
-    compressed. In the part `encoder`, the layer `encoder.fc` has the name `fc`.
+    `config` is the config of the part: the modules with this config make up the part. `plan` says
+    how each layer of the model was compressed. In the part `encoder`, the layer `encoder.fc` has
+    the name `fc`.
     """
     found: dict[str, Any] = {}
     outer: list[str] = []

@@ -37,10 +37,8 @@ def is_pretrained(model: object) -> bool:
 def pass_on_loading_attributes(registry: Any, config: type) -> None:
     """Make transformers read the loading attributes of a config, such as `layout`.
 
-    These are options for loading: `layout` is the form of the weights in memory.
-
-    Without this call, transformers ignores the config that a user passes for a model that is
-    quantized already.
+    These are options for loading: `layout` is the form of the weights in memory. Without this call,
+    transformers ignores the config that a user passes for a model that is quantized already.
 
     Args:
         registry: The module `transformers.quantizers.auto`.
@@ -56,7 +54,7 @@ def source_of(model: Any) -> str:
 
 
 def move_accelerate_hook(old: nn.Module, new: nn.Module) -> None:
-    """Move the hook that accelerate has put around a module's forward to another module."""
+    """Move to `new` the hook that accelerate has put around the `forward` of `old`."""
     from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 
     hook: Any = getattr(old, BOUND_HOOK)
@@ -101,7 +99,7 @@ def converted_parameters(model: Any) -> dict[str, str]:
 
 @register_rule
 def converted(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers that stay dense because their weight is not one tensor of the checkpoint.
+    """The layers that are not compressed because their weight is not one tensor of the checkpoint.
 
     In the checkpoint, low-rank factors cannot replace such a weight. The result gives the reason,
     by the name of the layer.
@@ -119,7 +117,7 @@ def converted(model: nn.Module) -> dict[str, LeftDense]:
 
 
 def teach_peft(lora_model: Any) -> None:
-    """Let PEFT put our LoRA layer around compressed layers.
+    """Let PEFT put the LoRA layer of this package, `CompressedLoraLinear`, on compressed layers.
 
     PEFT asks several functions in turn for the LoRA layer of a module. It looks up the last one,
     `dispatch_default`, by name each time. So this name gets a function that tries our layer first.
@@ -170,7 +168,7 @@ def adapter_layers(model: nn.Module) -> list[str]:
 
 
 def shed_adapters(model: nn.Module) -> None:
-    """Remove the wrapper that PEFT leaves around a layer after its last adapter was deleted."""
+    """Remove the wrappers that PEFT leaves around layers after their last adapter was deleted."""
     left = {name: model.get_submodule(name) for name in adapter_layers(model)}
     for name in reversed(left):  # the inner ones first
         wrapper: Any = left[name]
@@ -197,8 +195,8 @@ def task_of(auto: str) -> str | None:
 def trainer_holding(state: Any) -> Any:
     """The Trainer to which a Trainer state belongs; None if no Trainer has this state.
 
-    Callbacks get the state and not the Trainer, but only the Trainer can log to the reports. So all
-    objects of the process are searched, once for each state.
+    A callback gets the state and not the Trainer, but only the Trainer can log to the services in
+    `report_to`. So all objects of the process are searched, once for each state.
     """
     global _last_search
     from transformers import Trainer
@@ -221,7 +219,7 @@ found. So the search is not repeated for the same state."""
 
 
 def mark_loaded(module: nn.Module) -> None:
-    """Tell transformers that the tensors of a module are not to be initialised."""
+    """Tell transformers that it must not initialise the tensors of a module."""
     marked: Any = module
     marked._is_hf_initialized = True
     for child in module.modules():

@@ -1,4 +1,4 @@
-"""What every compression does at the end: it records and reports the result, prepares saving."""
+"""Ends every compression: records the result, reports it, and prepares the model for saving."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def conclude(
     model: Any, config: RMTConfig, report: CompressionReport, *, learnt: bool = False
 ) -> CompressionReport:
-    """Record on a model what was done to it.
+    """Record in a model how it was compressed, and prepare it for saving.
 
     `from_pretrained`, `compress` and `RMTCallback` all call this function at the end. The model or
     parts of it may be transformers models. A transformers model with replaced layers gets a
@@ -61,9 +61,10 @@ def conclude(
 
 
 def lay_out(model: Any, config: RMTConfig) -> None:
-    """Set the layout that a config names; log one line if it is not the default.
+    """Give a model the layout that a config names, and log one line about it.
 
-    A layout is the form of the weights in memory.
+    A layout is the form of the weights in memory (see `hf_rmt.set_layout`). For `DEFAULT_LAYOUT`,
+    nothing is done.
     """
     if config.layout != DEFAULT_LAYOUT:
         line = set_layout(model, config.layout, activations=config.activations)
@@ -71,10 +72,10 @@ def lay_out(model: Any, config: RMTConfig) -> None:
 
 
 def adopt(model: Any) -> None:
-    """Add to the record of a transformers model what was done to its parts, if this is missing.
+    """Complete the record of a transformers model: add how its parts were compressed.
 
-    The record says how each layer was compressed. A part may have been compressed by itself, before
-    or after it became a part of this model.
+    The record says how each layer was compressed. Layers are missing in it if a part was compressed
+    by itself, before or after it became a part of this model.
 
     Args:
         model: A transformers model that is to be saved or made dense as a whole.
@@ -108,7 +109,7 @@ def adopt(model: Any) -> None:
 def attach(model: Any, config: RMTConfig, report: CompressionReport, *, name: str = "") -> None:
     """Give a transformers model the quantizer with which it is saved and loaded.
 
-    A model in which nothing was replaced gets no quantizer, and an earlier one is removed.
+    If no layer of the model was replaced, it gets no quantizer, and an earlier one is removed.
 
     Args:
         model: The model, with its compressed layers.
@@ -154,9 +155,10 @@ def _release(part: Any) -> None:
 
 
 def keep_record(part: Any, config: RMTConfig, plan: CompressionPlan) -> None:
-    """Keep on a part of a model the record for saving this part without the whole model.
+    """Store in a part of a model the record that is needed to save this part alone.
 
-    The record says how each layer of the part was compressed.
+    The record says how each layer of the part was compressed. A part without compressed layers
+    gets none.
     """
     part.__dict__.pop(PART, None)
     if any(layer.compressed or layer.step for layer in plan):
@@ -166,7 +168,7 @@ def keep_record(part: Any, config: RMTConfig, plan: CompressionPlan) -> None:
 
 
 def stays_plain(plan: CompressionPlan, name: str) -> bool:
-    """Whether no layer was replaced; if so, log the reasons. Such a model loads without hf_rmt."""
+    """Whether no layer of the model `name` was replaced; if so, log the reasons in `plan`."""
     if any(layer.compressed or layer.step for layer in plan):
         return False
     if not len(plan):  # only a head of the saved model was compressed

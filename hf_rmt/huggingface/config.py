@@ -26,10 +26,10 @@ PER_LINE = 88
 
 
 class _Fields:
-    """A descriptor that returns the dataclass fields of `RMTConfig`, with the options of methods.
+    """A descriptor for the dataclass fields of `RMTConfig`, with the options of all methods.
 
-    The fields of the base class lack these options, so `dataclasses.replace` and `asdict` would
-    lose every option without an error.
+    The fields of the base class lack these options. With those fields, `dataclasses.replace` and
+    `asdict` would lose every option without an error.
     """
 
     def __get__(self, instance: object, owner: type) -> dict[str, dataclasses.Field[Any]]:
@@ -128,7 +128,7 @@ class RMTConfig(CompressionSettings, CompressionRecord):
 
         Args:
             config_dict: The fields of a config, by name.
-            return_unused_kwargs: Whether to return also the keyword arguments that are no fields.
+            return_unused_kwargs: Whether to return also the keyword arguments that are not fields.
             **kwargs: Values that override those in `config_dict`.
 
         Returns:

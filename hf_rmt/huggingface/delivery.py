@@ -1,4 +1,4 @@
-"""Checks, before the work, where the command line may write; writes the files after the work."""
+"""Checks early that the command line can write its output, and writes the output at the end."""
 
 from __future__ import annotations
 
@@ -81,10 +81,13 @@ def check_writable(folder: str | None, *, argument: str = "OUTPUT") -> None:
 
 
 def check_repo(repo: str | None) -> None:
-    """Refuse, before the long work, a text that cannot be the name of a repository.
+    """Refuse, before the long work, a text that cannot be the name of a repository on the Hub.
+
+    Args:
+        repo: The name; None if nothing is pushed.
 
     Raises:
-        ValueError: If the Hub allows no such name.
+        ValueError: If the Hub does not allow this name.
     """
     if repo is None:
         return
@@ -105,13 +108,13 @@ def deliver(
     Args:
         result: The model or adapter, with `save_pretrained` and `push_to_hub`.
         source: Folder or Hub id with the tokenizer and the other files.
-        output: The folder, or None. All files are written into a temporary folder first and moved
-            at the end.
+        output: The folder; None for no folder. All files are written into a temporary folder first
+            and moved at the end.
         repo: The repository; None for no repository.
         private: Whether a new repository is private.
 
     Yields:
-        Notes on what was done.
+        Lines for the user that say what was done.
     """
     parts = (result, *processors(source))
     with tempfile.TemporaryDirectory() as nowhere:

@@ -13,7 +13,7 @@ from hf_rmt.nn.counterparts import compressed_layers
 
 
 def guard_embeddings(model: Any) -> None:
-    """Make one model refuse, before any change, to resize or tie (share) compressed embeddings."""
+    """Make a model raise an error if compressed embeddings are to be resized or tied (shared)."""
     model.resize_token_embeddings = partial(_resize_token_embeddings, model)
     model.tie_weights = partial(_tie_weights, model)
 

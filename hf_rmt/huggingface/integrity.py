@@ -24,7 +24,7 @@ from hf_rmt.nn.ternary import TernaryLinear
 
 STORED = {"codes": "U8", "fine": "U8", "coarse": "U8", "base": "I32"}
 """The dtype that a safetensors file must give for each tensor of a layer's packed noise, by the
-name of the tensor. U8 is an unsigned byte, and I32 an integer of 32 bits."""
+name of the tensor (see `NoiseStore`). U8 is an unsigned byte, and I32 an integer of 32 bits."""
 
 
 def digest_of(layers: Mapping[str, Any]) -> str:
@@ -77,7 +77,7 @@ def check_one_save(record: Any, files: Iterable[str | Path]) -> None:
 def check_types(files: Iterable[str | Path]) -> None:
     """Refuse files in which the integer codes of stored noise have a wrong dtype.
 
-    transformers would convert these codes without an error.
+    `NoiseStore` explains these codes. transformers would convert them without an error.
 
     Args:
         files: The files with the weights. Only safetensors files are checked.
@@ -171,7 +171,7 @@ def check_none_extra(model: nn.Module, unexpected: Iterable[str], where: str) ->
 
 
 def check_none_left(mismatched: Iterable[tuple[str, Any, Any]], where: str) -> None:
-    """Refuse a compressed tensor for which this model has a dense layer.
+    """Refuse a compressed tensor for which this model has a dense (not compressed) layer.
 
     With `ignore_mismatched_sizes=True` transformers would give the dense layer random weights.
 
@@ -206,8 +206,8 @@ def check_values(
         where: The name of the file, for the error message.
 
     Raises:
-        ValueError: If a tensor has another dtype or shape, is not finite, or holds invalid
-            integers as codes.
+        ValueError: If a tensor has another dtype or shape, is not finite, or holds codes (integers
+            that stand for entries of a weight) that saving never writes.
     """
     for name, layer in compressed_layers(model).items():
         state = layer.state_dict(keep_vars=True)
@@ -229,8 +229,7 @@ def _damaged(name: str, key: str, fault: str, where: str) -> ValueError:
 def _fault(tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> str:
     """What is wrong with a loaded tensor, in words for an error; empty if nothing is wrong.
 
-    The tensor should have this dtype and shape, and no nan or inf. All floating dtypes count as
-    equal.
+    The tensor must have `dtype` and `shape`, and no nan or inf. All floating dtypes count as equal.
     """
     if tensor.is_floating_point() != dtype.is_floating_point or (
         not dtype.is_floating_point and tensor.dtype != dtype
@@ -246,8 +245,8 @@ def _fault(tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> str:
 def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
     """Yield (name, fault) for each tensor of a layer with values that saving never writes.
 
-    Checked are codes and their scales. Codes are small integers that stand for the entries of the
-    noise or of a ternary weight (entries -1, 0, 1).
+    Codes and scales are checked. Codes are small integers that stand for the entries of the noise
+    (see `NoiseStore`) or of a ternary weight (entries -1, 0, 1). A scale is their factor.
     """
     packed = layer.weight if isinstance(layer, TernaryLinear) else None
     if packed is not None and packed.dim() == 1 and _most(packed) >= len(TRITS):

@@ -35,7 +35,7 @@ from hf_rmt.nn.swap import swap_module
 from hf_rmt.plan.plans import CompressionPlan, LayerPlan
 
 PART = "_rmt_part"
-"""Attribute of a part of a model that holds how the layers of this part were compressed. The part
+"""Name of the attribute in which a part of a model keeps how its layers were compressed. The part
 is itself a transformers model."""
 
 REPLACED = ("save_pretrained", "push_to_hub", "resize_token_embeddings", "tie_weights")
@@ -44,7 +44,10 @@ and refuses wrong changes."""
 
 
 class RMTLoader(HfQuantizer):
-    """Rebuilds the compressed layers that a config records, on any device, before weights load."""
+    """Builds the compressed layers that a config records, before transformers loads their weights.
+
+    It works on any device.
+    """
 
     quantization_config: CompressionRecord
     pre_quantized: bool
@@ -105,9 +108,10 @@ class RMTLoader(HfQuantizer):
     def get_state_dict_and_metadata(
         self, model: nn.Module
     ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """The state dict to save, with low-rank factors in bfloat16 if that is exact.
+        """The state dict to save, and empty metadata.
 
-        If `given_state` is set, it is used instead of the model's own state dict.
+        Low-rank factors are in bfloat16 if this changes no value. If `given_state` is set, it is
+        used instead of the model's own state dict.
         """
         state = dict(model.state_dict() if self.given_state is None else self.given_state)
         record = self.quantization_config
@@ -140,10 +144,13 @@ def uninstall_saving(model: Any) -> None:
 
 
 def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
-    """Replace a dense layer by the compressed layer in a record, which has no values yet.
+    """Replace a dense layer of a model by the compressed layer that `layer`, a record, describes.
+
+    Its values are loaded later. If the record has a step activation (see `StepActivation`), it is
+    put in too.
 
     Raises:
-        ValueError: If the record does not fit the layer. The error names the layer and the rule.
+        ValueError: If the record does not fit the layer. The error names the layer and the reason.
     """
     try:
         if layer.compressed:
@@ -160,8 +167,8 @@ def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
 def _watch_missing(model: Any, where: str) -> None:
     """Make transformers call our check of the loaded files before it fills in missing tensors.
 
-    Without it, missing tensors would get random numbers. The check is `_found_all`, and `where`
-    names the files in its errors.
+    Without this check, missing tensors would get random numbers. The check is the function
+    `_found_all`. `where` names the files in its errors.
     """
     model.mark_tied_weights_as_initialized = partial(_found_all, model, where)
 
@@ -182,15 +189,15 @@ def _found_all(model: Any, where: str, info: Any) -> None:
 def runtime_names(
     model: nn.Module, plan: CompressionPlan, files: Iterable[str] = ()
 ) -> CompressionPlan:
-    """Find the recorded layers in this model, which may have another head, or none.
+    """Find in a model the compressed layers that a saved model recorded.
 
-    The recorded layers are those of a saved model. A head is made of the layers for a task.
+    The model may have another head than the saved model, or none. A head is the layers for a task.
 
     Args:
         model: A transformers model.
-        plan: The layers by their names in the model that was saved.
+        plan: The recorded layers, with their names in the saved model.
         files: The files with the weights. They tell whether the saved model had a head. If only
-            this head was compressed, a model without it has no recorded layer.
+            this head was compressed, a model without it has none of the recorded layers.
 
     Returns:
         The recorded layers that this model has, by their names in this model.

@@ -38,7 +38,7 @@ class RMTQuantizer(RMTLoader):
     pre_quantized: bool
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        """Refuse offloading while compressing: a weight must be in memory to be decomposed."""
+        """Refuse to offload weights while compressing, because each must be in memory for that."""
         places = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
         offloads = "disk" in places or ("cpu" in places and len(places) > 1)
         if offloads and not self.pre_quantized:
@@ -90,10 +90,11 @@ def _check_on_the_fly(config: CompressionSettings) -> None:
 
 
 def layers_left(model: Any, config: RMTConfig) -> list[str]:
-    """The layers that `compressible_layers` selects, in a model that may be partly compressed.
+    """Names of the layers that a config selects, in a model that may be partly compressed.
 
     Raises:
-        ValueError: If a selected layer is compressed already, or the selection is wrong.
+        ValueError: If a selected layer is compressed already, a target of the config matches no
+            layer, or no layer is left to compress.
     """
     before = compressed_layers(model)
     if not before:
@@ -139,8 +140,8 @@ class _CompressWeight(ConversionOps):
     ) -> dict[str, torch.Tensor]:
         """Compress one weight, and return what transformers loads in its place.
 
-        This is nothing (an empty dict) if the layer was replaced. If it stays dense, it is the
-        weight, perhaps with new values. `input_dict` holds the weight.
+        `input_dict` holds the weight. If the layer was replaced by a compressed layer, the result
+        is an empty dict. Otherwise it holds the weight, perhaps with new values.
         """
         (value,) = input_dict.values()
         weight = value[0] if isinstance(value, list) else value

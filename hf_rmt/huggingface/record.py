@@ -16,14 +16,14 @@ QUANT_METHOD = "rmt"
 REMOTE_MODULE = "hf_rmt_remote"
 """Name, without ".py", of the code file that is saved with a compressed model."""
 OWN_CONFIG = "own AutoConfig"
-"""Key of `auto_map` in config.json for a user's own config class, because our class takes the
-usual key."""
+"""Key of `auto_map` in config.json for a user's own config class. The usual key, `AutoConfig`,
+names a class of the code file."""
 FORMAT_VERSION = 1
 """Version of the format of the saved files; a higher version is refused."""
 
 
 class CompressionRecord(QuantizationConfigMixin):
-    """The record of a compressed model, with its settings as they were written.
+    """The `quantization_config` of a compressed model: its settings and how each layer was changed.
 
     Args:
         layers: The decision on each layer, by its name in the model.
@@ -38,7 +38,7 @@ class CompressionRecord(QuantizationConfigMixin):
         **settings: The settings of the user; they are stored unchanged.
 
     Raises:
-        ValueError: If the record belongs to another method, or a newer version wrote it.
+        ValueError: If the record is of another quantization method, or a newer version wrote it.
         TypeError: If a value has the wrong type.
     """
 
@@ -95,10 +95,11 @@ def sub_configs(config: Any) -> dict[str, Any]:
 
 
 def drop_records(config: Any, *, parts_only: bool = False) -> None:
-    """Remove the record and the name of our code file from a config and the configs in it.
+    """Remove from a config, and from the configs in it, what this package has added.
 
-    The record, `quantization_config`, says how each layer of the model was compressed. With
-    `parts_only`, the outer config itself is not changed.
+    This is `quantization_config`, which says how each layer was compressed, and the entry of
+    `auto_map` that names the file `REMOTE_MODULE`. With `parts_only`, only the configs inside are
+    changed.
     """
     if not parts_only and is_record(config.__dict__.get("quantization_config")):
         del config.quantization_config

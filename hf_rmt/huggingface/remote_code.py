@@ -153,10 +153,10 @@ class RemoteConfig:
 
 @cache
 def remote_code() -> str:
-    """The text of one file with all that loading needs: layers, stored noise, config, loader.
+    """The text of the code file, which holds all that is needed to load a compressed model.
 
     Returns:
-        Python source that imports torch and transformers only.
+        Python source that imports torch and transformers, but not this package.
     """
     head = f'"""{REMOTE_MODULE}: made by hf_rmt from its modules; change the code there."""\n'
     start = f"{head}from __future__ import annotations\n\nCODE = {version_of_code()!r}"

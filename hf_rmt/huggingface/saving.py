@@ -1,4 +1,4 @@
-"""Saving and pushing a compressed model, whole or in parts, so that it loads everywhere."""
+"""Saves and pushes a compressed model or its parts, with what they need to load without hf_rmt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def install_saving(model: Any) -> None:
-    """Make `save_pretrained` and `push_to_hub` of one model write files that load everywhere."""
+    """Make `save_pretrained` and `push_to_hub` of a model add files to load it without hf_rmt."""
     # a partial can be copied and pickled; a bound method whose name the class lacks cannot
     model.save_pretrained = partial(_save_pretrained, model)
     model.push_to_hub = partial(_push_to_hub, model)
@@ -121,11 +121,11 @@ def _given(model: Any, state_dict: dict[str, Any] | None) -> Iterator[None]:
 def _stale(folder: Path, variant: str | None) -> Callable[[str], bool]:
     """Return a function that says of a file's name whether a new save must remove this file.
 
-    Such files are the weights of the same variant, their index, and the picture on the generated
-    card.
+    Such files are the weights of the same variant (such as fp16), their index, and the picture on
+    the generated card.
 
-    A save in one file would leave the shards of an earlier save behind. A save in shards would
-    leave the one file of an earlier save behind. Transformers would read these old files.
+    Otherwise a save in one file would leave the shards of an earlier save behind, and a save in
+    shards would leave the one file. transformers would read these old files.
     """
     picture = PICTURE if writes_card(folder) else ""
     middle = rf"\.{re.escape(variant)}" if variant else ""

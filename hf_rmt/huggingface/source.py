@@ -1,4 +1,4 @@
-"""Checks whether a folder or a Hub id holds a readable model; copies files beside its weights."""
+"""Checks if a folder or Hub id holds a readable model; copies its tokenizer and other files."""
 
 from __future__ import annotations
 
@@ -130,8 +130,9 @@ def carry(source: str | PathLike[str], target: Path) -> tuple[list[str], list[st
         target: Folder in which the new model and its tokenizer have been saved.
 
     Returns:
-        Names of the files that were copied, and of what was left out: weights in other formats, the
-        source's config and card, files of a training, and folders with another model.
+        Two lists of names: the files that were copied, and what was left out. The second list has
+        weights, the source's config and card, files that a training wrote, and folders with another
+        model.
     """
     folder = _local(source)
     if folder is None:
@@ -213,7 +214,7 @@ def _only_gguf(folder: Path) -> bool:
 
 
 def processors(source: str | PathLike[str]) -> list[Any]:
-    """The tokenizer and the image processor of a folder or Hub id, as far as they exist."""
+    """The tokenizer and the image processor of a folder or Hub id; those that exist."""
     found = []
     for processor in (AutoTokenizer, AutoImageProcessor):
         try:

@@ -3,9 +3,10 @@
 A kernel is an n x n matrix that compares n inputs. The conjugate kernel (CK) is the expected Gram
 matrix of the outputs of the last hidden layer. The neural tangent kernel (NTK) is the expected Gram
 matrix of the gradients. When the number n of inputs and the number p of their features grow
-together, both kernels depend on the activation s only through a few Gaussian moments: means of s,
-s^2 and their derivatives over normal arguments. They do not depend on the distribution of the
-weights. A step activation is a function that takes only a few values.
+together, both kernels depend on the activation s only through a few Gaussian moments. These are the
+means of s, s^2 and their derivatives when the argument of s is normally distributed. The kernels do
+not depend on the distribution of the weights. A step activation is a piecewise constant function:
+it takes only a few values.
 
 All modules use this model. A layer maps x to s(W x) / sqrt d. W has d rows and independent entries
 of mean 0 and variance 1. The activation s is centred: E s(tau xi) = 0, where E is the mean over a

@@ -1,6 +1,7 @@
 """Formulas that approximate the kernels of wide networks, the matrices that compare inputs.
 
-For inputs with p features, the error of a formula is of order sqrt(log p / p), or of order 1 / p.
+For inputs with p features, the error of a formula is of order sqrt(log p / p) with `order=1`, and
+of order 1 / p with `order=2`.
 """
 
 from __future__ import annotations
@@ -73,10 +74,10 @@ def kernel_coefficients(
 
 
 def layer_moments(activations: Sequence[Activation], *, tau: float) -> tuple[GaussianMoments, ...]:
-    """Gaussian moments of each activation: means over normal arguments; see `GaussianMoments`.
+    """The `GaussianMoments` of each activation, at the scale of its arguments in the network.
 
-    The standard deviation of the arguments is tau for the first activation, and the `tau_out` of
-    the activation before for each other one.
+    The scale is the standard deviation of the arguments. It is tau for the first activation. For
+    each other activation, it is the `tau_out` of the activation before.
 
     Args:
         activations: One activation for each hidden layer, at least one.
@@ -136,8 +137,8 @@ def conjugate_kernel_equivalent(
         statistics: Statistics of the Gaussian mixture; None estimates them from the data, as if all
             inputs were of one class.
         order: 1 for the formula above; its error in operator norm is of order sqrt(log p / p). 2
-            for more terms: X'X o X'X, the diagonal and every term of the third degree (see
-            `next_order`); its error is of order 1 / p.
+            for more terms: X'X o X'X, the diagonal and every term of the third degree (see the
+            module `hf_rmt.kernels.next_order`); its error is of order 1 / p.
         published: Whether to subtract tau_0^4 a3 from the multiple of I, as published; only with
             order=1.
 

@@ -1,7 +1,7 @@
 """Families of step activations, and starting points for a search in these families.
 
-A step activation is a function with a few values. The search is for one that has the Gaussian
-moments (means over normal arguments) of another activation.
+A step activation is a piecewise constant function with a few values. The search is for one that
+has the same Gaussian moments as another activation; see `GaussianMoments`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from hf_rmt.kernels.solver import LEAST_GAP, Pattern
 from hf_rmt.kernels.steps import matched_quantities, normal_density
 
 REACH = 4.5
-"""A search for a step activation starts with no threshold beyond this number: the normal
-probability there, 7e-6, is too small for the solver."""
+"""A search for a step activation starts with no threshold whose absolute value is larger than this.
+The normal probability of larger values, 7e-6, is too small for the solver."""
 PLACES = (1e-6, 8.0)
 """The interval in which s2 is searched, for a step activation with the thresholds -s2 and s2."""
 OUTER = np.array([[1.0], [0.0], [1.0]])
 
 
 def sign_pattern(problem: MatchingProblem) -> Pattern:
-    """The step activation b 1{x > 0} whose m1, the mean slope, is the wanted one.
+    """The step activation b 1{x > 0} that has the mean slope m1 which `problem` asks for.
 
-    The height is b, and 1{x > 0} is 1 if x > 0, and otherwise 0.
+    The height is b, and 1{x > 0} is 1 if x > 0, and otherwise 0. For m1, see `GaussianMoments`.
     """
     points = np.zeros(1)
     height = problem.goal[0] / normal_density(points)
@@ -101,7 +101,7 @@ def published_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
     """Starting points for step activations b 1{x < r1 or r2 < x <= r3 or x > r4}.
 
     The height is b, and the thresholds have r4 - r3 = r2 - r1. 1{...} is 1 if the condition holds,
-    otherwise 0. A search for wanted moments starts from these points.
+    otherwise 0. The search for a step activation that solves `problem` starts from these points.
     """
     ratio = 0.0 if problem.is_odd else problem.goal[2] / problem.goal[1]
     height = 2 * np.sqrt(ratio**2 + 1)
@@ -116,8 +116,8 @@ def published_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
     """Starting points for step activations b (1{x > s2} - 1{x <= s1}) of height b.
 
-    The thresholds are s1 and s2, and 1{...} is 1 if the condition holds, else 0. A search for
-    wanted moments starts from these points.
+    The thresholds are s1 and s2, and 1{...} is 1 if the condition holds, otherwise 0. The search
+    for a step activation that solves `problem` starts from these points.
     """
     height = np.sign(problem.goal[0])
     for first in (-2.0, -1.0, -0.5, 0.0):
@@ -129,9 +129,9 @@ def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 def quantized_patterns(problem: MatchingProblem, levels: int) -> Iterator[Pattern]:
     """Two starting points of the search for a step activation with levels + 1 values.
 
-    They approximate the functions (f + q) / 2 and q best by so many values (see `quantized`). Here
-    f is the activation, shifted and scaled to mean 0 and variance 1, and q is
-    `MatchingProblem.quadratic`.
+    They are the best approximations of the functions (f + q) / 2 and q by functions with this
+    number of values (see `quantized`). Here f is the activation of `problem`, shifted and scaled to
+    mean 0 and variance 1, and q is `MatchingProblem.quadratic`.
     """
     function = resolve_activation(problem.activation)
     stretch = problem.target.tau

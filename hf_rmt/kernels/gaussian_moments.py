@@ -1,7 +1,7 @@
-"""Gaussian moments: means of an activation, its square and its derivatives over normal arguments.
+"""Gaussian moments: means of an activation, its square and its derivatives.
 
-Only these numbers of an activation affect the kernels of wide networks (matrices that compare
-inputs).
+The argument of the activation is normally distributed. Only these numbers of an activation affect
+the kernels of wide networks, which are matrices that compare inputs.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ class GaussianMoments:
 def gaussian_moments(
     activation: Activation, *, tau: float, degree: int = DEGREE
 ) -> GaussianMoments:
-    """The Gaussian moments of an activation s: means over normal arguments tau xi.
+    """Compute the Gaussian moments of an activation s, which `GaussianMoments` defines.
 
-    `GaussianMoments` defines them. The means are integrals over a standard normal xi, computed over
-    short intervals. Each interval is halved until a polynomial fits s in it. At a kink or a jump,
-    the last interval is as narrow as the rounding of xi. The relative error is about 1e-12 for any
-    piecewise smooth function.
+    They are means over the argument tau xi, where xi is standard normal. Each mean is an integral
+    over xi, computed over short intervals. Each interval is halved until a polynomial fits s in it.
+    At a kink or a jump, the last interval is as narrow as the rounding of xi. The relative error is
+    about 1e-12 for any piecewise smooth function.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
@@ -175,8 +175,9 @@ def gaussian_moments(
 def _even_slopes(hermite: Array, weighted: Array, tau: float, count: int) -> Array:
     """The derivatives of E f(tau xi) with respect to tau^2, of the orders r = 0 .. count - 1.
 
-    The r-th derivative is E f^(2r)(tau xi) / 2^r. E is the mean over a standard normal xi.
-    `weighted` holds the values of the function f at the nodes, times the weights of the nodes.
+    The r-th derivative is E f^(2r)(tau xi) / 2^r. E is the mean over a standard normal xi, computed
+    at the nodes of a quadrature rule. `hermite` holds the Hermite polynomials at the nodes, and
+    `weighted` the values of the function f there, times the weights of the nodes.
     """
     return hermite[: 2 * count : 2] @ weighted / (2.0 * tau**2) ** np.arange(count)
 
@@ -192,7 +193,7 @@ def hermite_polynomials(x: Array, degree: int) -> Array:
 def check_scale(tau: object, degree: int = DEGREE) -> None:
     """Raise if tau, the standard deviation of an activation's argument, is no positive number.
 
-    Raise also if a power of tau or of 1 / tau, up to the degree, does not fit into float64.
+    Raise also if tau^k or 1 / tau^k exceeds `LARGEST` for a k up to `degree` (at least 6).
     """
     plain = plain_number(tau)
     if isinstance(plain, bool) or not isinstance(plain, Real):

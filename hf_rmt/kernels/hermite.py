@@ -1,4 +1,7 @@
-"""Hermite series (sums of Hermite polynomials) of an activation, for arguments of many scales."""
+"""Hermite series (sums of Hermite polynomials) of an activation, for arguments of many scales.
+
+The scale of an argument is its standard deviation.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from hf_rmt.kernels.gaussian_moments import gaussian_moments
 from hf_rmt.kernels.steps import StepActivation
 
 SCALES = 24
-"""Number of Chebyshev nodes of the first table that `hermite_series` tries; the next has more."""
+"""Number of Chebyshev nodes in the first table that `hermite_series` tries; the next has more."""
 ACCURACY = 1e-12
 """The number of nodes in `hermite_series` is doubled until the last Chebyshev coefficients are at
 most this fraction of the largest one (or of 1, if that is larger)."""
@@ -25,8 +28,9 @@ TINY = float(np.finfo(float).tiny)
 class HermiteSeries:
     """Hermite series of an activation s, minus its mean, at n scales tau of its inputs.
 
-    The function s(tau xi) - mean of a standard normal number xi is the sum of c_k He_k(xi) /
-    sqrt(k!) over k, with the Hermite polynomials He_k. E is the mean over xi, and s' the slope.
+    Let xi be a standard normal number. Then s(tau xi) - mean is the sum over k of
+    c_k He_k(xi) / sqrt(k!), where He_k are the Hermite polynomials. E is the mean over xi, and s'
+    is the slope of s.
 
     Args:
         scales: The n scales tau, shape (n,).
@@ -53,9 +57,9 @@ class HermiteSeries:
 def hermite_series(
     activation: Activation, variances: Array, *, mean: float = 0.0, degree: int
 ) -> HermiteSeries:
-    """The Hermite series of an activation s for many variances of the argument, from a table.
+    """The Hermite series of an activation s, for many variances of its argument.
 
-    The table is computed at Chebyshev nodes in the logarithm of the variance, and interpolated. It
+    A table is computed at Chebyshev nodes in the logarithm of the variance, and interpolated. It
     holds the coefficients c_k of `HermiteSeries`, divided by the root mean square of s - mean. It
     does not hold the mean derivatives c_k sqrt(k!) / tau^k. They change by many orders of magnitude
     over the range of variances, so no polynomial fits them.

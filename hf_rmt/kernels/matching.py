@@ -1,7 +1,7 @@
 """Finds step activations with the Gaussian moments of another activation, so that kernels agree.
 
-A step activation is a function with a few values. Gaussian moments are means over normal arguments.
-A kernel is a matrix that compares the inputs of a network.
+A step activation is a piecewise constant function with a few values. `GaussianMoments` defines the
+moments. A kernel is a matrix that compares the inputs of a network.
 """
 
 from __future__ import annotations
@@ -114,13 +114,15 @@ def match_step_activation(
 def match_network(
     activations: Sequence[Activation], *, tau: float, levels: int | None = 1
 ) -> tuple[MatchedStep, ...]:
-    """Find a step activation for each layer, at the scale that the steps before this layer give.
+    """Find a step activation for the activation of each layer of a network.
 
-    A step activation is a function with a few values. The scale is the standard deviation of the
-    arguments. With levels=1 the kernels of both networks (matrices that compare inputs) agree up to
-    a multiple of the identity. With levels=None they agree without this multiple. Then every layer
-    needs more levels: after a step with levels=1 for relu, gelu, silu or tanh, no step has the
-    tau_out (standard deviation of the outputs) of the next activation.
+    A step activation is a function with a few values. The scale of a step is the standard deviation
+    of its arguments; it follows from the steps of the layers before. Kernels are matrices that
+    compare inputs. With levels=1, the kernels of the given network and of the network with the
+    steps agree up to a multiple of the identity. With levels=None they agree without this multiple.
+    But then every layer needs more levels. The reason is that after a step with levels=1 for relu,
+    gelu, silu or tanh, no step has the tau_out (standard deviation of the outputs) of the next
+    activation.
 
     A step for an activation with m2 = 0 does not match m3 (see `GaussianMoments`). If a later
     activation has m2 != 0, one part of the kernel then differs: the part that depends on the norms
@@ -150,11 +152,11 @@ def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedSt
     """Find a step activation of three values with the d1, d2 and, if possible, d0 of an activation.
 
     The step is b (1{x > s2} - 1{x <= s1}) - mean, where b is the height, and 1{...} is 1 if the
-    condition holds, else 0. The moments d0, d1 and d2 are those of `GaussianMoments`; d0 is the
-    multiple of the identity in the layer's kernel (the Gram matrix of the outputs). The linear and
-    quadratic parts of a step with three values hold at most 0.83 of its variance. If these parts of
-    the activation hold more, as for relu, the d0 of the step is too large by `identity_shift`. No
-    other such step with this d1 and d2 has a smaller excess.
+    condition holds, otherwise 0. The moments d0, d1 and d2 are those of `GaussianMoments`; d0 is
+    the multiple of the identity in the layer's kernel (the Gram matrix of the outputs). The linear
+    and quadratic parts of a step with three values hold at most 0.83 of its variance. If these
+    parts of the activation hold more, as for relu, the d0 of the step is too large by
+    `identity_shift`. No other such step with this d1 and d2 has a smaller excess.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.

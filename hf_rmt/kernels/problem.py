@@ -1,6 +1,7 @@
 """The matching problem: to find a step activation with the Gaussian moments of another activation.
 
-A step activation is a function with a few values. Gaussian moments are means over normal arguments.
+A step activation is a piecewise constant function with a few values. `GaussianMoments` defines the
+moments.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class MatchedStep(StepActivation):
     def identity_shift(self) -> float:
         """The multiple of the identity that the step adds to the Gram matrix of a layer's outputs.
 
-        It is tau_out^2, the variance of the outputs, of the step minus that of the replaced
-        activation. This multiple acts like the penalty of ridge regression.
+        It is the variance of the step's outputs (tau_out^2), minus that of the replaced
+        activation's outputs. This multiple acts like the penalty of ridge regression.
         """
         return self.moments.variance_slopes[0] - self.target.variance_slopes[0]
 
@@ -85,7 +86,8 @@ class MatchedStep(StepActivation):
 class MatchingProblem:
     """The Gaussian moments of an activation that a step activation has to match.
 
-    They are means over normal arguments; `GaussianMoments` defines m1, m2 and m3.
+    `GaussianMoments` defines these moments, such as m1, m2 and m3. A step activation is a function
+    with a few values. The scale of an activation is the standard deviation of its argument.
 
     Args:
         activation: The activation.
@@ -111,10 +113,10 @@ class MatchingProblem:
 
     @property
     def needed_share(self) -> float:
-        """The fraction of a step activation's variance that must be linear and quadratic.
+        """The fraction of a step's variance that its linear and quadratic parts must hold.
 
-        The linear and quadratic parts together are `quadratic`. The fraction is needed only if the
-        variance of the outputs has to match that of the replaced activation.
+        A step is a step activation, and `quadratic` is the sum of these two parts. The fraction is
+        needed only if the variance of the outputs has to match that of the replaced activation.
         """
         return float(self.goal[0] ** 2 + self.goal[1] ** 2 / 2)
 
@@ -129,7 +131,9 @@ class MatchingProblem:
     def search(self, starts: Iterable[Pattern], chosen: Array) -> tuple[Pattern, float]:
         """The first step activation whose moments meet the goal; the nearest one if none does.
 
-        The second result is the residual, the distance between the moments and the goal.
+        The search begins at each of `starts` in turn. `chosen` tells how much each of the four
+        moments of `goal` counts; 0 means that it need not match. The second result is the residual,
+        the distance between the moments of the step activation and the goal.
         """
         found = []
         for start in starts:
@@ -145,7 +149,8 @@ class MatchingProblem:
 
         Args:
             found: A step activation and its residual, from `search`.
-            chosen: How much each of the four moments of `goal` counted in the search; 0 if not.
+            chosen: How much each of the four moments of `goal` counted in the search; 0 if it did
+                not count.
             levels: Number of distinct values minus one.
             remedy: The advice in the message of the error.
 

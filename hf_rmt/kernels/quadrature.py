@@ -1,4 +1,4 @@
-"""Means over a normal variable of piecewise smooth functions with unknown kinks and jumps."""
+"""Computes means of f(xi) over a standard normal xi, where f may have unknown kinks and jumps."""
 
 from __future__ import annotations
 

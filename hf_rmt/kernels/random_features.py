@@ -53,15 +53,15 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     Args:
         n_components: N, the number of features.
         sparsity: P(weight = 0), in [0, 1). Weights take 2 bits at any sparsity.
-        activation: The activation that s replaces: `rbf`, for the Gaussian kernel of gamma; a name
-            in `ACTIVATIONS`; or a function on arrays, of the argument W x / sqrt p.
-        levels: Number of distinct values of s, minus one. 2 is the ternary b (1{x > s2} - 1{x <=
-            s1}) of height b, where 1{...} is 1 if the condition holds, else 0. If the activation
-            has large d1 and d2, the d0 of s is too large; this acts like a ridge penalty. Other
-            numbers have the meaning that they have in `match_step_activation`. None takes the
+        activation: The activation that s replaces: `rbf`, for the Gaussian kernel with `gamma`; a
+            name in `ACTIVATIONS`; or a function on arrays, of the argument W x / sqrt p.
+        levels: Number of distinct values of s, minus one. 2 gives the ternary step b (1{x > s2} -
+            1{x <= s1}) of height b, where 1{...} is 1 if the condition holds, else 0. If the
+            activation has large d1 and d2, the d0 of s is too large; this acts like a ridge
+            penalty. Other numbers mean the same as in `match_step_activation`. None takes the
             fewest that match all three moments, and is the most accurate choice.
         gamma: The gamma of the Gaussian kernel exp(-gamma |x - y|^2), > 0. `scale` means 1 /
-            (number of columns * their mean variance). Used only with the activation `rbf`.
+            (number of columns * their mean variance). It is used only with the activation `rbf`.
         random_state: Seed of the weights: a number, a RandomState or None.
 
     Attributes:
@@ -240,8 +240,9 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 def gaussian_kernel_activation(x: Array, *, frequency: float) -> Array:
     """The activation cos(f x) + sin(f x), whose random features have a Gaussian kernel.
 
-    With Gaussian weights, the pair of features cos(f x) and sin(f x) has the kernel exp(-f^2 |x -
-    y|^2 / 2). cos + sin has the same moments d0, d1 and d2 as the pair (see `GaussianMoments`):
+    Let x = w'a be the argument for an input a and a vector w of standard normal weights. The pair
+    of features cos(f x) and sin(f x) has the kernel exp(-f^2 |a - b|^2 / 2) for two inputs a and b.
+    cos + sin has the same moments d0, d1 and d2 as the pair (see `GaussianMoments`):
     d1 = f^2 e^(-t^2), d2 = f^4 e^(-t^2) / 4 and d0 = 1 - (1 + t^2) e^(-t^2), where t = f tau, and
     tau is the standard deviation of x.
 

@@ -1,6 +1,7 @@
-"""Inputs, weights and kernels of wide random networks, to compare with the formulas for kernels.
+"""Draws inputs and weights of wide random networks, and computes the kernels of such networks.
 
-A kernel is a matrix that compares the inputs of a network.
+A kernel is a matrix that compares the inputs of a network. The results check the formulas for
+kernels in `hf_rmt.kernels.equivalents`.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def simulated_kernels(
         tau: tau_0, the scale of the inputs, as for `exact_kernels`.
         sparsity: Share of zeros of ternary weights; None for Gaussian weights. With ternary
             weights, the outputs of a whole layer are kept in memory.
-        tangent: Whether to compute the NTK; the slopes s' are central differences.
+        tangent: Whether to compute the NTK; the slopes s' are found by central differences.
         seed: A number or a NumPy generator; see `Seed`.
 
     Returns:

@@ -1,6 +1,6 @@
 """Finds, in a family of step functions, the one whose Gaussian moments are nearest to a goal.
 
-Gaussian moments are means over normal arguments; see `GaussianMoments`.
+`GaussianMoments` defines the moments.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def solve(pattern: Pattern, goal: Array, weights: Array) -> tuple[Pattern, float
 
     Returns:
         The step function, as a `Pattern`, and the Euclidean norm of the weighted differences. If
-        two of its thresholds meet, the start of the search and infinity instead.
+        two of its thresholds meet, the results are the given pattern and infinity.
     """
     family = _Family(pattern)
 
@@ -108,9 +108,10 @@ class _Family:
         return replace(self.pattern, points=points, values=values)
 
     def derivative(self, z: Array) -> Array:
-        """Derivatives of four moments of the step by the unknowns z, shape (4, len(z)).
+        """Derivatives of four moments of a step function with respect to z, shape (4, len(z)).
 
-        The moments are the `matched_quantities`; `_Family` tells what z holds.
+        `matched_quantities` lists the moments. The vector z describes the step function, as in
+        `_Family`.
         """
         at = self.member(z)
         _, by_points, by_heights = matched_quantities(at.points, at.heights)

@@ -1,6 +1,6 @@
-"""Step activations: piecewise constant functions and their Gaussian moments in closed form.
+"""Step activations, which are piecewise constant functions, and formulas for their moments.
 
-Gaussian moments are means over normal arguments; see `GaussianMoments`.
+The moments are the Gaussian moments of `GaussianMoments`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class StepActivation:
     def __post_init__(self) -> None:
         if not self.thresholds or len(self.heights) != len(self.thresholds) + 1:
             raise ValueError(
-                f"a step activation must have at least one threshold and one height more than "
-                f"thresholds, got {len(self.thresholds)} thresholds and {len(self.heights)} heights"
+                "a step activation must have at least one threshold, and one height more than "
+                f"thresholds, got {len(self.thresholds)} thresholds and {len(self.heights)} "
+                "heights; pass one height for each interval below, between and above the thresholds"
             )
         if not (np.diff(self.thresholds) > 0).all():
             raise ValueError(f"thresholds must ascend, got {self.thresholds}; sort them")
@@ -58,7 +59,7 @@ class StepActivation:
         return len(set(self.heights)) - 1
 
     def moments_at(self, tau: float, *, degree: int = DEGREE) -> GaussianMoments:
-        """The Gaussian moments of the step activation s, in closed form; see `GaussianMoments`.
+        """The `GaussianMoments` of the step activation s, by a formula.
 
         They are means E over arguments tau xi, where xi is standard normal. For k > 0,
         E s^(k)(tau xi) is the sum of jump * He_{k-1}(u) phi(u) / tau^k over the thresholds. Here
@@ -151,7 +152,7 @@ def _drops(points: Array, density: Array) -> tuple[Array, Array]:
 
 
 def _by_heights(weights: Array) -> Array:
-    """Derivatives of sum_j w_j (h_{j+1} - h_j) by the heights h: [w, v] gives [-w, w - v, v]."""
+    """Derivatives of sum_j w_j (h_{j+1} - h_j) with respect to h: [a, b] gives [-a, a - b, b]."""
     return np.concatenate([[0.0], weights]) - np.concatenate([weights, [0.0]])
 
 

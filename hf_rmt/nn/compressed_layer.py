@@ -21,7 +21,7 @@ _KINDS: dict[str, list[type[CompressedLayer]]] = {}
 
 
 class CompressedLayer(nn.Module):
-    """A layer that takes the place of a dense one.
+    """A compressed layer, which takes the place of a dense (not compressed) one.
 
     Attributes:
         kind: The word for this type of layer, such as `spiked`, in plans and saved models.
@@ -56,12 +56,12 @@ class CompressedLayer(nn.Module):
     def empty_like(
         cls, dense: Any, rank: int, noise: str, *, device: torch.device | str | None = None
     ) -> Self:
-        """A layer, without values yet, that can replace a dense layer.
+        """Make a layer that can replace a dense layer; its tensors are filled later.
 
         Args:
             dense: A layer that the class can replace; see `stands_for`.
             rank: Rank of the signal, which is the low-rank part of the weight.
-            noise: How the noise is stored, one of `NOISE_KINDS`.
+            noise: How the noise, the rest of the weight, is stored; one of `NOISE_KINDS`.
             device: Device of the tensors; None for the device of the dense layer.
         """
 
@@ -70,7 +70,7 @@ class CompressedLayer(nn.Module):
         """The weight of a dense layer that computes the same as this layer, shape (out, in)."""
 
     def empty_dense(self) -> nn.Module:
-        """A dense layer of the same shape, on the current device, with arbitrary values."""
+        """A dense layer of the same shape, with arbitrary values, on torch's default device."""
         return nn.Linear(self.in_features, self.out_features)
 
     def dense_outline(self) -> nn.Module:
@@ -129,13 +129,13 @@ def register_layer(layer: type[CompressedLayer]) -> type[CompressedLayer]:
 def compressed_like(
     dense: Any, kind: str, rank: int, noise: str, *, device: torch.device | str | None = None
 ) -> CompressedLayer:
-    """A compressed layer of a kind, without values yet, that can replace a dense layer.
+    """Make a compressed layer that can replace a dense layer; its tensors are filled later.
 
     Args:
         dense: A dense layer with a weight matrix; see `has_matrix`.
-        kind: The word for the kind, such as `spiked`.
+        kind: The word for the type of compressed layer, such as `spiked`.
         rank: Rank of the signal, which is the low-rank part of the weight.
-        noise: How the noise is stored, one of `NOISE_KINDS`.
+        noise: How the noise, the rest of the weight, is stored; one of `NOISE_KINDS`.
         device: Device of the tensors; None for the device of the dense layer.
 
     Returns:

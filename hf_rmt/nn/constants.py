@@ -1,4 +1,4 @@
-"""Tensors that never change, made once."""
+"""A decorator of functions that make constant tensors: each tensor is made only once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Constant = TypeVar("Constant", bound=Callable[..., Tensor])
 
 
 def constant(make: Constant) -> Constant:
-    """Decorator of a function that makes a tensor: equal arguments give the same tensor again.
+    """Decorate a function that makes a tensor: equal arguments give the same tensor again.
 
     While torch traces a program, the function may make tensors without values. Those are not
     reused.

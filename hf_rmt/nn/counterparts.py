@@ -67,9 +67,9 @@ def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: If the model has a step activation, which has no dense counterpart; if a layer
-            cannot be replaced (see `why_not_swapped`); or if a layer is offloaded. The model is
-            not changed then.
+        ValueError: If the model has a step activation (see `StepActivation`), which no plain model
+            has; if a layer cannot be replaced (see `why_not_swapped`); or if a layer is offloaded.
+            The model is not changed then.
     """
     check_in_memory(model)
     steps = [name for name, part in model.named_modules() if isinstance(part, StepActivation)]
@@ -89,7 +89,7 @@ def densify(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
-    """Replace the activation after a linear layer by a step activation, which takes few values.
+    """Replace the activation after a linear layer by a step activation; see `StepActivation`.
 
     Args:
         model: The model.
@@ -100,7 +100,7 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: If there is no module of that name, if that module is no activation, or if a
-            step with a `function` is given for a layer that is not ternary.
+            step with a `function` is given for a layer that is no `TernaryLinear`.
     """
     layer: Any = model.get_submodule(linear)
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
@@ -145,13 +145,13 @@ def check_activation(model: nn.Module, linear: str, name: str) -> None:
 
 
 def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:
-    """A compressed layer of the kind that a plan names, without values yet.
+    """Make a compressed layer of the kind that a plan names; its tensors are filled later.
 
     The layer is on the device of the dense layer that it replaces.
 
     Args:
         dense: The dense layer.
-        plan: The plan of this layer, from the record that was saved with the model.
+        plan: The plan of this layer, which was saved with the model.
 
     Raises:
         ValueError: If the dense layer has no matrix of the shape in the plan.

@@ -1,4 +1,4 @@
-"""Which dense layers have one weight matrix, and how to convert a weight to it and back.
+"""Which dense layers have one weight matrix, and how to convert weight to matrix and back.
 
 A matrix has shape (out, in). It is the weight of a linear layer, or the transposed weight of a
 `Conv1D` of transformers. For a convolution it is the kernel with each filter as a row, shape (out,
@@ -59,7 +59,7 @@ def is_plain_convolution(module: nn.Module) -> bool:
 
 
 def why_no_matrix(module: nn.Module) -> str:
-    """Why a convolution is left dense; empty if the layer has a matrix or is no convolution."""
+    """Why a convolution is left dense (not compressed); empty for any other layer."""
     if not is_convolution(module) or has_matrix(module):
         return ""
     if getattr(module, "transposed", False):
@@ -71,7 +71,7 @@ def why_no_matrix(module: nn.Module) -> str:
 
 
 def to_matrix(module: nn.Module, weight: Tensor) -> Tensor:
-    """The matrix, shape (out, in), of the weight of a dense layer; a view if possible."""
+    """The weight of a dense layer as a matrix of shape (out, in); a view if possible."""
     return weight.T if is_conv1d(module) else weight.flatten(1)
 
 

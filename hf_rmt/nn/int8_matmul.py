@@ -16,7 +16,7 @@ SMALLEST = 1e-30
 to avoid a division by 0. Rows with only smaller entries lose precision."""
 SHORTEST_SIDE = 384
 """Smallest number of rows, and of columns, of a weight that uses integer products. For a smaller
-weight, to convert the inputs to integer digits takes more time than the product saves."""
+weight, the conversion of the inputs to integer digits takes more time than the product saves."""
 LONGEST = 2**16
 """Largest number of columns of a weight that uses integer products. With more columns, the sum for
 inputs of two digits could overflow 32 bits."""
@@ -26,8 +26,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 def runs_on_integers(x: Tensor, shape: tuple[int, int]) -> bool:
     """Whether `integer_linear` can be used for x and a weight of this shape, and is faster.
 
-    Integers are faster if the processor multiplies bytes four at a time (VNNI) and the weight is
-    large.
+    Integers are faster than floating point if the processor multiplies bytes four at a time (VNNI)
+    and the weight is large.
     """
     if min(shape) < SHORTEST_SIDE or shape[1] > LONGEST or torch.compiler.is_compiling():
         return False
@@ -90,10 +90,10 @@ def _digits(rows: Tensor, digits: int) -> Tensor:
 
 
 def _joined(sums: Tensor) -> Tensor:
-    """Combine the products of a matrix with each digit of its inputs into one product.
+    """Combine several matrix products, one for each digit of the inputs, into one product.
 
-    An input is written in digits of base 254, and `sums[0]` belongs to the most significant one.
-    The result counts in units of the last digit: for two digits it is 254 sums[0] + sums[1].
+    Inputs are written in digits of base 254. `sums[0]` is the product for the most significant
+    digit. The result counts in units of the last digit: for two digits it is 254 sums[0] + sums[1].
     """
     total = sums[0]
     if len(sums) > 1:

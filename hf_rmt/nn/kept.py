@@ -16,10 +16,10 @@ NOTHING: tuple[Any, Any, tuple[Tensor, ...]] = (None, None, ())
 
 
 class Kept:
-    """One value, the key under which it was kept, and the tensors that the key describes.
+    """A cache of one value; it also holds the key, and the tensors that the key describes.
 
-    The key holds the addresses of the tensors. The tensors are kept as well: if they were freed,
-    other tensors could get the same addresses.
+    The key holds the addresses of the tensors; see `identities`. The tensors are kept as well: if
+    they were freed, other tensors could get the same addresses.
     """
 
     __slots__ = ("_state",)
@@ -33,7 +33,7 @@ class Kept:
         return value if known == key else None
 
     def put(self, key: Any, value: Any, tensors: Iterable[Tensor]) -> None:
-        """Keep a value in place of the last one.
+        """Keep `value` under `key`, in place of the value that was kept before.
 
         Do nothing if one of the tensors is an inference tensor, which does not count writes.
         """

@@ -22,10 +22,11 @@ class LatentTernaryLinear(nn.Linear):
         in_features: Width of the input.
         out_features: Width of the output.
         bias: Whether there is a bias.
-        sparsity: Share of zeros, in [0, 1]; None for the share with the least squared error.
+        sparsity: Share of zeros in T, in [0, 1]; None for the share that brings s T closest to the
+            weight.
         scale: `row` for one scale per row, or `tensor` for a single scale.
         device: Device of the parameters.
-        dtype: Dtype of the parameters; float32 is fine enough for the small updates of training.
+        dtype: Dtype of the parameters; float32 is precise enough for small updates.
 
     Raises:
         ValueError: If sparsity lies outside of [0, 1] or scale is unknown.
@@ -67,7 +68,8 @@ class LatentTernaryLinear(nn.Linear):
 
         Args:
             linear: The linear layer.
-            sparsity: Share of zeros, in [0, 1]; None for the share with the least squared error.
+            sparsity: Share of zeros, in [0, 1]; None for the share that brings the ternary weight
+                closest to the trained one.
             scale: `row` for one scale per row, or `tensor` for a single scale.
         """
         latent = cls(
@@ -87,13 +89,13 @@ class LatentTernaryLinear(nn.Linear):
 
         Args:
             layer: A ternary layer with the weight s T, where s is a scale and the entries of T are
-                -1, 0 or 1. The layer is not changed. Both layers share the bias and `step`, the
-                step activation that follows.
+                -1, 0 or 1. The layer is not changed. Both layers share the bias and `step`, a
+                step function that follows (see `StepBefore`) or None.
 
         Returns:
             The layer, which trains the weight s T, in float32 or wider. If all rows of T have the
             same number of zeros, this number stays fixed in training. Otherwise each forward pass
-            chooses the share of zeros with the least squared error.
+            chooses the share of zeros that brings the ternary weight closest to the trained one.
         """
         zeros = (layer.dense() == 0).sum(1)
         sparsity = float(zeros[0]) / layer.in_features if (zeros == zeros[0]).all() else None
@@ -108,7 +110,8 @@ class LatentTernaryLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer, with the ternary matrix nearest to its weight, to an input (..., in).
 
-        The result has the dtype of the input; under autocast, it has the dtype of autocast.
+        The entries of a ternary matrix are -1, 0 or 1, times a scale. The result has the dtype of
+        the input; under autocast, it has the dtype of autocast.
         """
         signs, scales = ternarize(self.weight.detach(), sparsity=self.sparsity, scale=self.scale)
         ternary = signs * scales[:, None]
@@ -121,7 +124,8 @@ class LatentTernaryLinear(nn.Linear):
     def freeze(self, *, layout: str = "packed") -> TernaryLinear:
         """A `TernaryLinear` with frozen, packed weights and the same outputs as this layer.
 
-        Both layers share the bias and `step`, the step activation that follows.
+        Both layers share the bias and `step`, a step function that follows (see `StepBefore`) or
+        None.
 
         Args:
             layout: How the weight lies in memory, as in `TernaryLinear`.

@@ -1,6 +1,6 @@
 """Merges signal and noise, the two parts of a weight, or multiplies inputs by the noise alone.
 
-The product with the noise has derivatives.
+`SpikedLinear` explains the two parts. The product with the noise has derivatives.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from hf_rmt.nn.transforms import is_differentiating
 class CompiledNoiseProduct(torch.autograd.Function):
     """The noise part of a weight, applied to x; `backward` unpacks the noise again, to save memory.
 
-    torch.compile can trace this function, because it has no `jvp` (forward-mode derivative).
+    `SpikedLinear` explains the noise part. torch.compile can trace this function, because it has no
+    `jvp` (forward-mode derivative).
     """
 
     generate_vmap_rule = True
@@ -30,7 +31,7 @@ class CompiledNoiseProduct(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
-        """Keep the layer for the derivative, but not its unpacked noise."""
+        """Keep the layer for `backward`, but not the unpacked noise part of its weight."""
         ctx.layer, ctx.shape = inputs[1], inputs[0].shape
 
     @staticmethod
@@ -42,27 +43,27 @@ class CompiledNoiseProduct(torch.autograd.Function):
 class NoiseProduct(CompiledNoiseProduct):
     """The noise part of a weight, applied to x, with derivatives of any order.
 
-    These are forward-mode and backward derivatives.
+    The derivatives are backward or forward-mode. `SpikedLinear` explains the noise part.
     """
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        """The derivative along a tangent of x, which is the noise matrix applied to the tangent."""
+        """The derivative along a tangent of x: the noise part, applied to the tangent."""
         return NoiseProduct.apply(tangent, ctx.layer)
 
 
 @dataclass(frozen=True)
 class Transposed:
-    """The transposed noise part of the weight of a layer, for inputs x of one shape.
+    """The transposed noise part of the weight of a `SpikedLinear`, for inputs x of one shape.
 
-    One object holds the layer and the shape, because `vmap` needs one object.
+    One object holds layer and shape, because the `vmap` rule of `NoiseGradient` needs one object.
     """
 
     layer: Any
     shape: torch.Size
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        """The gradient with respect to x, if `gradient` is that of the noise applied to x."""
+        """The gradient with respect to x; `gradient` is that of the noise part applied to x."""
         noise = self.layer.noise.dense(gradient.dtype, scratch=True)
         return self.layer._gradient(gradient, noise, self.shape)
 
@@ -70,7 +71,7 @@ class Transposed:
 class NoiseGradient(torch.autograd.Function):
     """The transposed noise part of a weight, applied to a gradient.
 
-    The derivatives of this product unpack the noise again.
+    `SpikedLinear` explains the noise part. The derivatives of the product unpack it again.
     """
 
     generate_vmap_rule = True
@@ -82,7 +83,7 @@ class NoiseGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Transposed], output: Tensor) -> None:
-        """Keep the layer for the derivative, but not its unpacked noise."""
+        """Keep the layer for `backward`, but not the unpacked noise part of its weight."""
         ctx.transposed = inputs[1]
 
     @staticmethod
@@ -92,7 +93,7 @@ class NoiseGradient(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        """The derivative along a tangent of the gradient: the same product of the tangent."""
+        """The derivative along a tangent of `gradient`: the same map, applied to the tangent."""
         return NoiseGradient.apply(tangent, ctx.transposed)
 
 
@@ -126,15 +127,15 @@ def cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def split_factors(weight: Tensor, in_features: int) -> tuple[Tensor, Tensor]:
-    """The factors (left, right) of the signal left @ right, as views of the parameter `weight`."""
+    """Split `weight` of a `SpikedLinear` into views (left, right); `left @ right` is its signal."""
     return weight[:, in_features:].T, weight[:, :in_features]
 
 
 def merged(weight: Tensor, noise: NoiseStore, in_features: int, *, scratch: bool = False) -> Tensor:
     """Signal plus noise, the dense weight of shape (out, in), in the dtype of `weight`.
 
-    `weight` holds the factors of the signal. With `scratch`, the result may be overwritten later;
-    see `NoiseStore.dense`.
+    `weight` holds the factors of the signal, as in `SpikedLinear`. With `scratch`, the result may
+    be overwritten later; see `NoiseStore.dense`.
     """
     left, right = split_factors(weight, in_features)
     if noise.kind == "drop":

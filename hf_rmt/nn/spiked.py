@@ -195,7 +195,7 @@ class SpikedLinear(LaidOutLayer):
     def scale_signal(self, factors: Tensor) -> None:
         """Multiply each direction of the signal by a number; the noise stays as it is.
 
-        A direction is the product of one column of left and one row of right.
+        Direction i is the product of column i of `left` and row i of `right`; see `factors`.
 
         Args:
             factors: One number for each direction, shape (rank,).
@@ -206,7 +206,7 @@ class SpikedLinear(LaidOutLayer):
         self.weight[:, self.in_features :] = scaled
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """The signal as (left, right), shapes (out, rank) and (rank, in): views of `weight`."""
+        """The low-rank signal as views (left, right) of `weight`: (out, rank) and (rank, in)."""
         return split_factors(self.weight, self.in_features)
 
     def dense(self) -> Tensor:
@@ -238,14 +238,14 @@ class SpikedLinear(LaidOutLayer):
         return layout.forward(self, x, weight, bias)
 
     def _compiled(self, x: Tensor, handle: int) -> Tensor:
-        """Apply the layer to x in a compiled program, which knows it by its number `handle`."""
+        """Apply the layer to x in a compiled program; `handle` is the number of the layer in it."""
         if torch.is_grad_enabled():
             noise = torch.ops.hf_rmt.layout_noise(x, handle, self.out_features)
             return self._signal(x, self.weight, self.bias) + noise
         return torch.ops.hf_rmt.layout_linear(x, self.weight, self.bias, handle, self.out_features)
 
     def unpacked_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply the layer to x with the given weight and bias; unpack the noise from its codes."""
+        """Apply the layer, with this weight and bias, to x; unpack the noise (see `NoiseStore`)."""
         if self._merges(x):
             matrix = merged(weight.to(x.dtype), self.noise, self.in_features, scratch=True)
             return self._act(x, matrix, cast(bias, x.dtype))
@@ -281,11 +281,11 @@ class SpikedLinear(LaidOutLayer):
         return functional.linear(self._act(x, right), left, cast(bias, x.dtype))
 
     def _positions(self, x: Tensor) -> int:
-        """Number of input vectors in x, to each of which the weight matrix is applied."""
+        """Number of input vectors in x; the weight matrix is applied to each of them."""
         return x.numel() // max(1, self.in_features)
 
     def _merges(self, x: Tensor) -> bool:
-        """Whether to add signal and noise to one matrix first, and multiply x only once.
+        """Whether to sum signal and noise into one matrix first, so that x is multiplied only once.
 
         This costs less if x has many rows. It is not done if derivatives may be needed.
         """

@@ -22,10 +22,11 @@ GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 class SpikedConv2d(SpikedLinear):
     """The convolution y = x * (left right + noise) + bias, where * stands for convolution.
 
-    The kernel, of height k_h and width k_w, is a matrix of shape (out, in k_h k_w). Its signal
-    left right has rank r. Two convolutions compute it: one of the kernel's size to r channels, then
-    one of size 1 x 1. The noise is unpacked into a dense kernel. Everything else is as in a
-    `SpikedLinear` with `in_features` = in k_h k_w.
+    The kernel, of height k_h and width k_w, is a matrix of shape (out, in k_h k_w), where in and
+    out are the numbers of channels. Its signal left right has rank r. Two convolutions compute it:
+    the first has the kernel's size and r output channels, the second has the size 1 x 1. The noise
+    is unpacked into a dense kernel. Everything else is as in a `SpikedLinear` with `in_features` =
+    in k_h k_w.
 
     Args:
         in_channels: Channels of the input.
@@ -170,7 +171,7 @@ def geometry_of(layer: nn.Module) -> dict[str, Any]:
 
 
 def edges(conv: Any) -> list[int]:
-    """How far a convolution pads images: columns left and right, rows above and below."""
+    """Padding of a convolution: numbers of columns left and right, and of rows above and below."""
     if conv.padding == "valid":
         return [0, 0, 0, 0]
     if isinstance(conv.padding, str):

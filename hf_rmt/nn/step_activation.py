@@ -19,7 +19,7 @@ class StepActivation(nn.Module):
     is 0 in (r_1, r_2] and b elsewhere has the thresholds (r_1, r_2) and the heights (b, 0, b). At a
     threshold the value is that of the piece on its left, as with `numpy.searchsorted`. The
     comparison with the thresholds and the subtraction of the mean use the dtype of x or that of the
-    buffers, whichever is wider.
+    buffers (`thresholds`, `heights` and `mean`), whichever is wider.
 
     The gradient is that of a surrogate, a smooth activation such as the one that was replaced.
     Without a surrogate, each jump is spread over an interval of length 2 `width` around its
@@ -27,7 +27,7 @@ class StepActivation(nn.Module):
 
     Args:
         thresholds: t_1 < ... < t_k, finite.
-        heights: h_0 .. h_k, one more than thresholds.
+        heights: h_0 .. h_k, so there is one height more than there are thresholds.
         mean: The number that is subtracted, such as the mean height over the inputs.
         surrogate: A differentiable function of a tensor, used for its gradient only; or None.
         width: Half the length of the interval around a threshold over which the gradient spreads

@@ -56,7 +56,7 @@ OWN_ATTRIBUTES = {
     *(BOUND_HOOK, WRAPPED, INITIALISED),
 }
 """Names of attributes that no user has set: constructors of torch and transformers set them on
-dense layers, or libraries set them on any module."""
+layers that are not compressed, or libraries set them on any module."""
 OF_COMPRESSED = {"rank", "noise", "scale", "step", "unpacked", "_layout", "_source"}
 """Further names of attributes that no user has set, because constructors of compressed layers set
 them."""
@@ -140,13 +140,13 @@ def user_attributes(module: nn.Module) -> list[str]:
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module is a linear layer, a convolution or a compressed layer.
 
-    Of these it is known which attributes their classes set, so that all others are a user's.
+    The attributes that the classes of these layers set are known. A user has set all others.
     """
     return isinstance(module, CompressedLayer | nn.Linear | nn.Conv2d) or is_conv1d(module)
 
 
 def _given(module: Any) -> set[str]:
-    """Names of attributes, tensors and children that a module has from its class, not a user."""
+    """Names of attributes, tensors and children that the class of a module gives to it."""
     given = set(OWN_ATTRIBUTES)
     for kind in type(module).__mro__:
         given |= set(inspect.get_annotations(kind))
@@ -176,7 +176,7 @@ def _patched(module: nn.Module) -> Iterator[str]:
 
 
 def _why_own(layer: Any) -> str:
-    """Why a user's addition to a layer cannot be moved to a new layer; empty if all can be.
+    """Why a user's addition to a layer cannot be moved to a new layer; empty if all can be moved.
 
     An addition is a tensor, a child, an attribute, or a hook on the gradient of the weight.
     """
@@ -223,7 +223,7 @@ def _is_hooked(parameter: Any) -> bool:
 def _carry_gradients(old: Any, new: Any) -> None:
     """Copy `requires_grad` of the weight and the bias from the old layer to the new one.
 
-    If the new layer's weight is no parameter, `new.dense_requires_grad` stores that of the weight.
+    If the new layer's weight is no parameter, `new.dense_requires_grad` stores the value for it.
     """
     trains = _trains(old, "weight", getattr(old, "dense_requires_grad", True))
     if isinstance(getattr(new, "weight", None), nn.Parameter):

@@ -1,4 +1,4 @@
-"""How often a tensor was written to."""
+"""Tells how often a tensor was written to, so that a change of its values can be noticed."""
 
 from __future__ import annotations
 

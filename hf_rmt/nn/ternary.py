@@ -31,10 +31,10 @@ class TernaryLinear(CompressedLayer):
     """y = x (s T)' + bias: T is a frozen matrix in {-1, 0, 1}, s a scale, and ' the transpose.
 
     The buffer `weight` holds T, several entries in a byte. It is int8, so that casts of the model
-    do not change it, and a plain linear layer cannot load its shape. In the state dict and until
-    the first use, a byte holds five entries: shape (ceil(out in / 5),). After that a byte holds
-    four, which unpack faster: shape (1, ceil(out in / 4)). Only the bias trains; to train the
-    weight, see `LatentTernaryLinear`.
+    do not change it, and a plain linear layer cannot load its shape. In the state dict, and in a
+    loaded layer until its first use, a byte holds five entries: shape (ceil(out in / 5),). In use a
+    byte holds four, which unpack faster: shape (1, ceil(out in / 4)). Only the bias trains; to
+    train the weight, see `LatentTernaryLinear`.
 
     Attributes:
         step: A `StepBefore` (step function) that is applied to y if the model calls the activation
@@ -98,7 +98,7 @@ class TernaryLinear(CompressedLayer):
 
     @classmethod
     def stands_for(cls, dense: nn.Module) -> bool:
-        """True for `nn.Linear`, but not for its subclasses."""
+        """Whether this class can replace a layer: true for `nn.Linear`, not for its subclasses."""
         return is_linear(dense)
 
     @classmethod
@@ -226,7 +226,7 @@ class TernaryLinear(CompressedLayer):
     def to_linear(self) -> nn.Linear:
         """The plain linear layer with this weight and the same bias tensor.
 
-        The step activation in `step` is left out.
+        The step function in `step` is left out; see `TernaryLinear`.
         """
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
         linear.weight = nn.Parameter(self.dense())

@@ -1,4 +1,4 @@
-"""The product of x and the weight of a ternary layer, in integers if these are faster."""
+"""Multiplies inputs by the weight of a `TernaryLinear`, with integers if this is faster."""
 
 from __future__ import annotations
 

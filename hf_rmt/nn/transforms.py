@@ -1,4 +1,7 @@
-"""Tells whether derivatives may be needed. If so, the products of this package must give them."""
+"""Tells whether derivatives may be needed.
+
+If so, the matrix products of this package use autograd functions of their own, which give them.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ _peek = torch._C._functorch.peek_interpreter_stack
 
 
 def is_differentiating() -> bool:
-    """Whether gradients are enabled or a transform of `torch.func` is active.
+    """Whether gradients are enabled, or a transform of `torch.func` such as `vmap` is active.
 
-    If so, products that round their inputs, or that write into their own memory, use rules of their
-    own for derivatives. If not, they compute the product directly.
+    If so, matrix products that round their inputs, or that write into their own memory, use rules
+    of their own for derivatives. If not, they compute the product directly.
     """
     return torch.is_grad_enabled() or is_transformed()
 

@@ -1,4 +1,4 @@
-"""The plan of a compression: for each layer, what happens to it, its size and its loss."""
+"""The plan of a compression: what happens to each layer, its size, and what its weight loses."""
 
 from hf_rmt.plan.outcomes import SPIKED, TERNARY, Cause, Outcome
 from hf_rmt.plan.plans import NOTABLE_LOSS, CompressionPlan, LayerPlan

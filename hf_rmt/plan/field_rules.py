@@ -81,8 +81,8 @@ MOST_SIDE = 2**31
 """Every side of a weight matrix must be smaller than this; no model has larger matrices."""
 _COUNT = ("a whole number of at least 0", _is_count)
 _ENERGY = ("a number of at least 0", _is_energy)
-"""The rule for a field that holds an energy: a squared norm, divided by that of the weight. It may
-exceed 1, because directions that calibration chooses need not be orthogonal."""
+"""The rule for an energy: the squared norm of a part of a weight, divided by that of the weight. It
+may exceed 1, because parts that calibration chooses need not be orthogonal."""
 _TEXT = ("a text", lambda value: isinstance(value, str))
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": _TEXT,

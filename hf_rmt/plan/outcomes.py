@@ -1,12 +1,12 @@
-"""What happens to a layer, and why it is not replaced."""
+"""Names for what a compression does to a layer, and for why it does not replace a layer."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 SPIKED, TERNARY = "spiked", "ternary"
-"""Kinds of compressed layers: `spiked` holds a low-rank signal and noise, `ternary` holds one
-matrix of -1, 0 and 1 with scales."""
+"""Kinds of compressed layers. A `spiked` layer holds the low-rank signal of a weight, and the rest
+of the weight, the noise. A `ternary` layer holds one matrix of -1, 0 and 1 with scales."""
 
 
 class Outcome(StrEnum):
@@ -15,7 +15,7 @@ class Outcome(StrEnum):
     KEPT = "kept"
     """The layer stays as it is."""
     REWRITTEN = "rewritten"
-    """The layer stays dense and gets another weight."""
+    """The layer is not compressed, but gets another weight."""
     REPLACED = "replaced"
     """A compressed layer takes the place of the layer."""
 

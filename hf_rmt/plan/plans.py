@@ -1,4 +1,4 @@
-"""The plan of a compression: for each layer, what happens to it, its size and its loss.
+"""The plan of a compression: what happens to each layer, its size, and what its weight loses.
 
 A plan holds plain values, which can be written as JSON.
 """
@@ -15,8 +15,8 @@ from hf_rmt.plan.outcomes import SPIKED, Cause, Outcome
 
 NOTABLE_LOSS = 0.01
 """If the mean `dropped_energy` (share of a weight's squared norm that is removed) is larger than
-this, a warning tells the user to fine-tune. Rounding the noise to 4 bits causes half of this error
-in the trained BERT and ViT. That already changes their outputs visibly."""
+this, a warning tells the user to fine-tune. Rounding the noise (a weight minus its low-rank signal)
+to 4 bits causes half of this error, and already changes the outputs of BERT and ViT visibly."""
 
 STATES = {
     Outcome.REPLACED: "compressed",
@@ -29,16 +29,16 @@ STATES = {
 class LayerPlan:
     """What a compression does to one layer with a weight matrix.
 
-    A weight is split into signal (its directions that stand out) and noise (the rest of it). The
-    eigenvalues of a weight are its squared singular values, and their list is its spectrum.
+    A weight is split into signal and noise. The signal is its directions (singular values with
+    their vectors) that stand out, and the noise is the rest. The eigenvalues of a weight are its
+    squared singular values, and their list is its spectrum.
 
     Attributes:
         name: Name of the module in the loaded model, as in `model.get_submodule(name)`.
         shape: Shape of the weight: (out_features, in_features), or (out, in k_h k_w) for a
             convolution with kernels of height k_h and width k_w.
         outcome: Whether the layer is kept, kept with a rewritten weight, or replaced.
-        rank: Number of signal directions (singular values with their vectors) that are stored as
-            factors.
+        rank: Number of signal directions that are stored, as two low-rank factors.
         noise: How the noise is stored: `drop`, `ternary`, `int4`, `int8` or `keep`.
         phase: Verdict on the spectrum; `hf_rmt.spectra.SpectrumFit` explains each verdict.
         n_spikes: Number of signal directions that were found. If nothing limits the rank, this is
@@ -49,14 +49,14 @@ class LayerPlan:
             of the weight.
         dropped_energy: Squared Frobenius norm of what is removed from the weight on purpose,
             divided by that of the weight. Removed are dropped noise, entries that are set to zero,
-            and the amount by which singular values of the signal are reduced to their sizes without
-            noise. This and `signal_energy` need not add up to 1, because reduced or calibrated
-            factors are not a part of the weight.
+            and the amount by which the signal's singular values are reduced, because noise has
+            increased them. This and `signal_energy` need not add up to 1, because factors that were
+            reduced, or computed from calibration data, are not simply a part of the weight.
         rounding_error: Squared Frobenius norm of the error from rounding the noise to few bits,
             divided by that of the weight. None if nothing is rounded, or if it was not measured.
         bits: Stored bits of the weight: the factors of the signal, and the codes and scales of the
             rounded noise.
-        dense_bits: Bits of the dense weight.
+        dense_bits: Bits of the dense weight, which is the weight before compression.
         nonzero: Number of stored parameters that are not zero, if a method sets some to zero;
             otherwise None.
         latency: Time of the compressed layer divided by that of the dense layer, measured on this
@@ -71,9 +71,9 @@ class LayerPlan:
             them, and `module`, the name of the replaced module. If the model calls its activation
             as a function f, four other fields stand in place of `module`, because f is still
             called after the step activation. `function` names f, whose inputs are the heights.
-            `values` and `slopes` are the outputs and derivatives of f at the heights. `gain` is 1,
-            or less if the pieces should have had values too far apart for f: then they were
-            multiplied by it.
+            `values` and `slopes` are the outputs and derivatives of f at the heights. `gain` is 1.
+            It is less if f cannot return values as far apart as those that were wanted. Then the
+            distances between the `values` are the wanted ones times `gain`.
     """
 
     name: str
@@ -105,7 +105,8 @@ class LayerPlan:
     def state(self) -> str:
         """What the layer is after the compression: `compressed`, `filtered in place` or `dense`.
 
-        A layer that is filtered in place stays dense and gets another weight.
+        A layer that is filtered in place is not compressed, but gets another weight. A dense layer
+        stays as it is.
         """
         return STATES[self.outcome]
 
@@ -116,12 +117,12 @@ class LayerPlan:
 
     @property
     def entries(self) -> int:
-        """Number of entries of the dense weight."""
+        """Number of entries of the weight before compression."""
         return self.shape[0] * self.shape[1]
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits per entry of the weight; for a dense layer, the bits of its dense weight."""
+        """Stored bits per entry of the weight; if it is not compressed, the bits of its dtype."""
         return (self.bits if self.compressed else self.dense_bits) / self.entries
 
     @property
@@ -133,11 +134,10 @@ class LayerPlan:
     def parameters(self) -> int:
         """Number of stored parameters of the layer's weight.
 
-        These are the entries of the dense weight, or of the signal's factors and of the noise (the
-        weight minus the signal).
-
-        If a method sets entries to zero, only the nonzero entries count, even if zeros save no
-        memory.
+        In a layer that is not compressed, these are the entries of its weight. In a compressed
+        layer, these are the entries of the signal's factors and of the noise (the weight minus the
+        signal). If a method sets entries to zero, only the nonzero entries count, even if zeros
+        save no memory.
         """
         if self.nonzero is not None:
             return self.nonzero
@@ -147,7 +147,7 @@ class LayerPlan:
 
     @property
     def parameter_share(self) -> float:
-        """Number of stored parameters, divided by the number of entries of the dense weight."""
+        """Number of stored parameters, divided by the number of entries before compression."""
         return self.parameters / self.entries
 
 
@@ -176,7 +176,7 @@ class CompressionPlan:
 
     @property
     def size_ratio(self) -> float:
-        """Stored bits of the compressed layers, divided by the bits of their dense weights.
+        """Stored bits of the compressed layers, divided by their bits before compression.
 
         The ratio is 1 if there are no compressed layers.
         """
@@ -185,13 +185,13 @@ class CompressionPlan:
 
     @property
     def parameter_share(self) -> float:
-        """Stored parameters of all planned layers, divided by those of their dense weights."""
+        """Stored parameters of all planned layers, divided by those before compression."""
         dense = sum(layer.entries for layer in self.layers)
         return sum(layer.parameters for layer in self.layers) / dense if dense else 1.0
 
     @property
     def in_place(self) -> tuple[LayerPlan, ...]:
-        """The plans of the layers that stay dense and get another weight."""
+        """The plans of the layers that are not compressed, but get another weight."""
         return tuple(layer for layer in self.layers if layer.outcome is Outcome.REWRITTEN)
 
     @property
@@ -201,7 +201,7 @@ class CompressionPlan:
 
     @property
     def dropped_energy(self) -> float:
-        """Mean fraction of the squared Frobenius norm that the changed layers lose."""
+        """Mean fraction of the squared Frobenius norm that changed layers lose; 0 without any."""
         losses = [layer.dropped_energy for layer in self.changed]
         return sum(losses) / len(losses) if losses else 0.0
 
@@ -213,7 +213,7 @@ class CompressionPlan:
 
     @property
     def changed_weights(self) -> int:
-        """Number of entries of the dense weights that are replaced or rewritten."""
+        """Number of entries, before compression, of the weights that are replaced or rewritten."""
         return sum(layer.entries for layer in self.changed)
 
     def to_dict(self) -> dict[str, Any]:

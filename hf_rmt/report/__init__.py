@@ -1,7 +1,7 @@
-"""Reports on spectra (eigenvalues of weights) and on the costs of compression.
+"""Reports on spectra (squared singular values of weights) and on the costs of compression.
 
-A report is a table, a file or a figure. This package imports only the packages `spectra` and
-`plan`. Figures need matplotlib: `pip install "hf_rmt[plots]"`.
+A report is a table, a file or a figure. Of this library, this package imports only `hf_rmt.spectra`
+and `hf_rmt.plan`. Figures need matplotlib: `pip install "hf_rmt[plots]"`.
 """
 
 from hf_rmt.report.card.card import model_card

@@ -54,7 +54,7 @@ class CompressionReport:
         return self.timed().table()
 
     def timed(self) -> CompressionReport:
-        """A report with times measured now: for each layer, compressed time divided by dense time.
+        """A report with new times: for each layer, compressed time divided by uncompressed time.
 
         Printing a report measures these times too. If the machine is busy, the times stay unknown.
         """
@@ -64,10 +64,10 @@ class CompressionReport:
 
     @property
     def latency(self) -> float | None:
-        """Compressed time divided by dense time, as a mean over measured layers; None without any.
+        """Time of compressed layers divided by that before compression; None if not measured.
 
-        Each layer is weighted by the number of its entries, because dense time grows with this
-        number.
+        The result is a mean over the measured layers. Each layer is weighted by the number of its
+        entries, because the time before compression grows with this number.
         """
         measured = [layer for layer in self.plan.compressed if layer.latency is not None]
         weights = [layer.entries for layer in measured]
@@ -82,7 +82,7 @@ class CompressionReport:
         return self.sizes.share(self.plan.changed_weights)
 
     def summary(self) -> str:
-        """Lines of text: sizes, losses, changed share of the model, slow layers, dense layers."""
+        """Lines of text: sizes, what was lost, changed share, slow layers, layers left dense."""
         file, covered = (self.sizes.line(self.plan, name) for name in (FILE, COVERED))
         return "\n".join(filter(None, [file, self._totals(), covered, *self._remarks()]))
 
@@ -137,12 +137,12 @@ class CompressionReport:
         return [_row(layer) for layer in self.plan]
 
     def table(self) -> str:
-        """Plain text: one line per layer, what verdicts on spectra mean, then the summary."""
+        """Plain text: one line per layer, then the results of `explain` and `summary`."""
         rows = tables.aligned_table(self.rows())
         return "\n\n".join(filter(None, [rows, self.explain(), self.summary()]))
 
     def explain(self) -> str:
-        """One sentence for each verdict on a spectrum: what the verdict means and what to do."""
+        """One sentence for each verdict: what it means and what to do; see `LayerPlan.phase`."""
         return verdicts.footnotes(layer.phase for layer in self.plan)
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,8 +188,8 @@ class CompressionReport:
         """One HTML page that needs no network and no other file.
 
         The page shows sizes before and after, and a table of the layers that the reader can sort
-        and filter. The page says what happened to each layer, and shows the spectrum of the weight
-        if `spectra` holds this spectrum.
+        and filter. The page says what happened to each layer, and shows the spectrum (the squared
+        singular values) of its weight if `spectra` holds it.
 
         Args:
             path: The file to write, with the ending `.html`; None writes no file.

@@ -21,7 +21,7 @@ class Report(Protocol):
         """The table as plain text."""
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The report as strict JSON."""
+        """The report as strict JSON, without nan and infinity."""
 
     def to_html(self, path: str | Path | None = None) -> str:
         """The report as an HTML page."""

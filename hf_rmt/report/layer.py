@@ -41,17 +41,18 @@ class LayerSpectrum:
 
     @property
     def is_misfit(self) -> bool:
-        """Whether the law, the density that theory predicts for noise, does not hold.
+        """Whether the law, the density that theory predicts for noise, fails for this layer.
 
-        Figures then show a hollow marker.
+        If it fails or could not be fitted, figures show a hollow marker.
         """
         return self.fit.phase in MISFITS
 
     @property
     def notes(self) -> str:
-        """Why the law, the density that theory predicts for noise, does not hold for this layer.
+        """What is unusual about the spectrum of this layer; empty if nothing is.
 
-        The text also says what else is unusual about the spectrum or the fit of the law.
+        For example, the text says why the law, the density that theory predicts for noise, does not
+        hold, or that its fit did not converge.
         """
         fit = self.fit
         remarks = [fit.reason]

@@ -145,8 +145,8 @@ def parameters_of(law: BulkLaw | None) -> tuple[float | None, float | None, floa
     """The parameters of a law for tables: t, sigma_1^2 and sigma_2^2, with None for missing ones.
 
     The law is the density of eigenvalues that theory predicts for noise. In a `DoubleBulk`, a
-    fraction t of the dimensions has variance sigma_1^2, the others have sigma_2^2. A `PowerLawBulk`
-    has no t, and its variances are the ends of a range. `MarchenkoPastur` has only sigma_1^2.
+    fraction t of the noise has variance sigma_1^2, and the rest has sigma_2^2. A `PowerLawBulk` has
+    no t, and its variances are the ends of a range. `MarchenkoPastur` has only sigma_1^2.
     """
     if isinstance(law, DoubleBulk):
         return law.mixing, *law.variances
@@ -168,7 +168,7 @@ def _law_of(law: Mapping[str, Any]) -> BulkLaw:
 
 
 def _numbers(value: Any) -> Any:
-    """Turn JSON back into numbers: null becomes nan, "inf" infinity, and a list an array."""
+    """Restore numbers from JSON: null becomes nan, "inf" becomes infinity, a list an array."""
     if isinstance(value, list):
         return np.array([_numbers(entry) for entry in value], dtype=float)
     return float("nan" if value is None else value) if value in (None, "inf", "-inf") else value

@@ -39,8 +39,8 @@ class Evaluation:
     """One measurement of the metric, on a model of which some noise was removed.
 
     Attributes:
-        removal: The fraction of its noise that each layer lost, by the name of the layer. Layers
-            that are not listed were not changed.
+        removal: The fraction of its noise (see `SearchReport`) that each layer lost, by the name of
+            the layer. Layers that are not listed were not changed.
         metric: The value of the metric.
     """
 
@@ -56,17 +56,17 @@ class SearchReport:
         baseline: Metric of the model with all of its noise.
         tolerance: How far the metric may fall below the baseline.
         metric: Metric of the model without the noise in `removal`.
-        removal: The fraction of its noise directions (singular directions that are no signal) to
-            remove from each layer, by the name of the layer. Layers that stay unchanged are left
-            out.
-        curve: Pairs of a fraction and a metric, ascending. For each pair, all layers lose the same
-            fraction of their noise, and the pair holds the mean of these fractions. At the fraction
-            1, layers without spikes (signal) lose nothing, because nothing would be left of them.
-            Then the mean is below 1.
+        removal: The fraction of its noise directions to remove from each layer, by the name of the
+            layer. Layers that stay unchanged are left out. Noise directions are the singular
+            directions of a weight that are not signal; `hf_rmt.spectra` explains signal and noise.
+        curve: Pairs (fraction, metric), sorted by the fraction. For each pair, all layers lose the
+            same fraction of their noise. But if all noise is removed, layers without a signal lose
+            nothing, because nothing would be left of them. So the pair holds the mean fraction over
+            all layers.
         evaluations: All measurements of the metric, in their order.
         layers: Shape of each layer that was searched, by name.
         plan: What happens to each layer in `removal`.
-        settings: The other settings of the compression, plain values.
+        settings: The settings of the compression that the user chose, as plain values.
     """
 
     baseline: float
@@ -87,9 +87,10 @@ class SearchReport:
 
     @property
     def mean_removal(self) -> float:
-        """The removed fraction of the noise directions of a weight, as a mean over searched layers.
+        """The fraction of noise directions that a layer loses, as the mean over searched layers.
 
-        These are the singular directions that are no signal.
+        Noise directions are the singular directions of a weight that are not signal (see
+        `hf_rmt.spectra`).
         """
         return fmean(self.removal.get(name, 0.0) for name in self.layers)
 
@@ -108,7 +109,7 @@ class SearchReport:
 
     @property
     def size_ratio(self) -> float:
-        """Stored bits divided by dense bits, over all searched layers."""
+        """Bits of the searched layers after the removal, divided by their bits as dense weights."""
         entries = {name: rows * columns for name, (rows, columns) in self.layers.items()}
         stored = {layer.name: layer.bits / layer.dense_bits for layer in self.plan.compressed}
         kept = sum(count * stored.get(name, 1.0) for name, count in entries.items())
@@ -145,7 +146,7 @@ class SearchReport:
         return rows
 
     def table(self) -> str:
-        """Plain text: one line per layer, the metric by fraction of noise removed, a summary."""
+        """Plain text: one line per layer, the metric for each removed fraction, and a summary."""
         points = [(0.0, self.baseline), *self.curve]
         curve = [
             {"noise_removed_everywhere": tables.Share(fraction), "metric": _metric(metric)}
@@ -181,7 +182,7 @@ class SearchReport:
             The report.
 
         Raises:
-            ValueError: If the source is not the JSON of a search.
+            ValueError: If the source is not the JSON of such a report.
         """
         record = records.read(source)
         known = {entry.name for entry in fields(cls)}

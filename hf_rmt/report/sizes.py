@@ -42,10 +42,10 @@ class Sizes:
             )
 
     def share(self, weights: int) -> float | None:
-        """The share of the whole model that `weights` entries make up; None if unknown.
+        """A number of weights divided by `model_parameters`; None if that is unknown.
 
-        If several layers share a weight, the size of the model counts it only once. Then the
-        quotient can exceed 1, so it is limited to 1.
+        If several layers share a weight, `model_parameters` counts it only once. Then the quotient
+        can exceed 1, so it is limited to 1.
 
         Examples:
             >>> Sizes(model_parameters=200).share(50)

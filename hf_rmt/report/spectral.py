@@ -62,7 +62,10 @@ class SpectralReport:
         return self.table()
 
     def summary(self) -> str:
-        """One line: how many layers have which verdict on the spectrum, and medians over layers."""
+        """One line: how many layers have which verdict on the spectrum, then medians over layers.
+
+        The medians are those of the three quantities that `plot_overview` explains.
+        """
         if not self.layers:
             return "no layers"
         phases = Counter(str(layer.fit.phase) for layer in self.layers)
@@ -172,11 +175,12 @@ class SpectralReport:
         )
 
     def plot_layer(self, name: str, *, square_root: bool = True, dark: bool = False) -> Figure:
-        """Draw one layer's spectrum with law, edges and spikes, as `plots.spectrum_figure` says.
+        """Draw one layer's spectrum with law, edges and spikes (see `plots.spectrum_figure`).
 
         Args:
             name: Name of the layer.
-            square_root: Draw over singular values, the square roots of the eigenvalues.
+            square_root: Whether the horizontal axis shows singular values, the square roots of the
+                eigenvalues.
             dark: Draw on a dark background.
 
         Returns:
@@ -195,7 +199,7 @@ class SpectralReport:
         return spectrum_figure(layer.fit, title=title, square_root=square_root, dark=dark)
 
     def plot_overview(self, *, dark: bool = False) -> Figure:
-        """Draw number of spikes, signal energy and Kolmogorov distance over the depth of the model.
+        """Draw spike counts, signal energies and Kolmogorov distances over the depth of the model.
 
         Each kind of layer has a line. A spike is an eigenvalue that stands out of the noise. The
         signal energy is the signal's share of the squared norm. The Kolmogorov distance says how
@@ -242,15 +246,16 @@ class SpectralReport:
         Args:
             names: Names of the layers to draw. None takes up to `max_layers` layers, spread evenly
                 over the model.
-            max_layers: Largest number of layers that are drawn if no names are given.
-            square_root: Draw over singular values, the square roots of the eigenvalues.
+            max_layers: Largest number of layers that are drawn if `names` is None.
+            square_root: Whether the horizontal axis shows singular values, the square roots of the
+                eigenvalues.
             dark: Draw on a dark background.
 
         Returns:
             A `matplotlib.figure.Figure`.
 
         Raises:
-            KeyError: If no layer has this name.
+            KeyError: If no layer has one of the names.
         """
         from hf_rmt.report.figures.plots import grid_figure
 

@@ -26,7 +26,7 @@ class Share(float):
 
 
 def aligned_table(rows: Sequence[Row]) -> str:
-    """Plain text in columns: numbers to the right with three digits, text to the left.
+    """Plain text in columns: numbers (with three digits) are aligned right, text is aligned left.
 
     Args:
         rows: The rows; underscores in the names of columns become spaces. A column without any
@@ -102,7 +102,7 @@ def one_line(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A text as code in Markdown; backticks in the text get a longer row of backticks around them.
+    """A text as code in Markdown; a text with backticks gets a longer row of backticks around it.
 
     Examples:
         >>> code("query"), code("a`b")
@@ -155,9 +155,10 @@ def counted(number: int, noun: str = "spike") -> str:
 
 
 def counted_signal(fit: SpectrumFit) -> str:
-    """The number of singular directions that are signal, with a noun, such as `2 spikes`.
+    """The number of signal directions of a weight, with a noun, such as `2 spikes`.
 
-    With the verdict `no law` (no law of the noise was fitted), the noun is `directions`.
+    `hf_rmt.spectra` explains signal and spikes. If the verdict of the fit is `no law` (see
+    `SpectrumFit`), the noun is `directions`.
     """
     return counted(fit.n_spikes, "direction" if fit.phase == Phase.LAWLESS else "spike")
 

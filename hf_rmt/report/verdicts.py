@@ -61,13 +61,13 @@ def explanation(phase: str) -> str:
 
 
 def explanations(phases: Iterable[str]) -> dict[str, tuple[int, str]]:
-    """The verdicts on spectra that occur, the most frequent first, with count and explanation.
+    """Count and explain the verdicts on spectra that occur, the most frequent first.
 
     Args:
         phases: The verdict of every layer; an empty one is left out.
 
     Returns:
-        By verdict, the number of layers with this verdict and the sentence of `explanation`.
+        For each verdict, the number of layers that have it, and the sentence of `explanation`.
     """
     counts = Counter(str(phase) for phase in phases if phase)
     return {phase: (count, explanation(phase)) for phase, count in counts.most_common()}

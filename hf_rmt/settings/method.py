@@ -3,8 +3,8 @@
 A method says which options it reads, which modules it accepts, which modules it compresses by
 default, whether it needs data, what it decides on one weight and how it compresses a model. The
 file that defines a method also registers the method. No other code depends on which method is used.
-Another package calls `register_method` for its own methods. Or the package lists the module that
-makes this call under the entry point group `hf_rmt.methods`.
+Another package can add methods of its own. To do so, it calls `register_method`, or it lists the
+module that makes this call under the entry point group `hf_rmt.methods`.
 
 The files of the methods import torch only inside of functions. So options can be checked and listed
 without torch.
@@ -44,9 +44,10 @@ class Method(ABC):
         accepted: The kinds of modules that the method accepts, in words.
         takes_heads: Whether the method compresses the head of a model (the layers after the
             repeated blocks) by default, instead of the repeated blocks.
-        reads_spectrum: Whether the method separates signal from noise by the spectrum of a weight
-            (the list of its squared singular values). If so, the decisions of the method hold the
-            spectrum split into signal and noise, and `hf_rmt.analyze` accepts the method.
+        reads_spectrum: Whether the method separates signal from noise (see `hf_rmt.spectra`) by the
+            spectrum of a weight, the list of its squared singular values. If so, the decisions of
+            the method hold the spectrum, split into signal and noise, and `hf_rmt.analyze` accepts
+            the method.
         concurrent: Whether `decide` may be called on several threads at a time. This is safe if a
             call changes nothing that another call sees.
     """
@@ -222,7 +223,7 @@ def method_named(name: str) -> Method:
 def spectral_methods() -> tuple[str, ...]:
     """Names of the methods that separate signal from noise by the spectrum of a weight.
 
-    The spectrum is the list of the squared singular values.
+    The spectrum is the list of the squared singular values; see `hf_rmt.spectra`.
     """
     return tuple(name for name, method in methods().items() if method.reads_spectrum)
 

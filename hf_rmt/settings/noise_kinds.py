@@ -1,4 +1,4 @@
-"""The names of the ways to store noise, which is a weight minus its signal.
+"""The names of the ways to store noise, which is a weight minus its signal (see `hf_rmt.spectra`).
 
 `hf_rmt.nn.stores.noise_store.NoiseStore` describes each of them.
 """

@@ -8,10 +8,12 @@ distribution of the eigenvalues of noise. An edge is an end of the interval that
 fill.
 
 The eigenvalues of Sigma are the population variances. K of them are the spikes alpha_1..alpha_K,
-the signal. The others are the bulk, the noise. The bulk has one variance sigma^2 (unit bulk, the
-Marchenko-Pastur law); or a fraction t has variance sigma_1^2 and the rest has sigma_2^2 < sigma_1^2
-(population double bulk, PDB); or it has a range of variances (power-law bulk). `review` decides
-from the entries of the weight whether the spikes can be trusted.
+the signal. If such a variance is large enough, one eigenvalue of the weight stands out of the
+noise. This eigenvalue is called a spike, too, and its singular vectors are a direction of the
+signal. The other population variances are the bulk, the noise. The bulk has one variance sigma^2
+(unit bulk, the Marchenko-Pastur law); or a fraction t has variance sigma_1^2 and the rest has
+sigma_2^2 < sigma_1^2 (population double bulk, PDB); or it has a range of variances (power-law
+bulk). `review` decides from the entries of the weight whether the spikes can be trusted.
 
 This package uses only NumPy and SciPy, in float64. It does not use torch.
 """

@@ -1,4 +1,4 @@
-"""The distance between noise eigenvalues and a law, which theory predicts for them."""
+"""The distance between noise eigenvalues and their law, the distribution that theory predicts."""
 
 from __future__ import annotations
 

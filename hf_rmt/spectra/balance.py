@@ -16,8 +16,8 @@ from hf_rmt.spectra.laws.spike_map import Array
 
 SWEEPS = 100
 EVEN = 1e-6
-"""In `balance`, a sweep scales all rows, then all columns. The sweeps end when the mean square of
-every row differs from the average of these by at most this share."""
+"""In `balance`, a sweep scales all rows, then all columns. At most SWEEPS sweeps are made. They end
+earlier if the mean square of every row differs from the mean over all rows by at most EVEN."""
 
 
 def balance(weight: ArrayLike) -> tuple[Array, Array, Array]:
@@ -80,8 +80,8 @@ def _split(
     """Divide a matrix by its row scales and column scales, and return it with both scales.
 
     `rows` and `columns` hold the squares of the scales, up to a common factor. The factor is chosen
-    so that the mean square of the column scales is 1. `mean_square` is that of the matrix, divided
-    by the square of its largest entry.
+    so that the mean square of the column scales is 1. `mean_square` is the mean of the squared
+    entries of `matrix`, divided by the largest of them.
     """
     common = columns.mean()
     row_scale, column_scale = np.sqrt(rows * common / mean_square), np.sqrt(columns / common)

@@ -98,9 +98,9 @@ def why_lawless(values: Array, rows: int) -> str:
     """The reason why descending eigenvalues cannot come from noise; empty if they can.
 
     The relative variance of eigenvalues is their variance divided by their squared mean. Let noise
-    have N rows and p columns, and let tau be the variance of a column, which may vary. Then theory
-    says that the relative variance is c + Var(tau) / E(tau)^2 with c = p / N, where E is the mean.
-    So it is at least c, and a signal only increases it. Also, noise has hardly any equal
+    have N rows and p columns. Let tau be the variance of a column; columns may differ in it. Then
+    theory says that the relative variance is c + Var(tau) / E(tau)^2 with c = p / N, where E is the
+    mean. So it is at least c, and a signal only increases it. Also, noise has hardly any equal
     eigenvalues.
 
     Args:

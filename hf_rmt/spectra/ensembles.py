@@ -1,4 +1,4 @@
-"""Seeded random matrices whose spectra are known, for tests, benchmarks and examples."""
+"""Seeded random matrices with known spectra (eigenvalues), for tests, benchmarks and examples."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def double_bulk_matrix(
     """Random matrix X = N^{-1/2} Z Sigma^{1/2} with noise of two variances and K spikes.
 
     Z has independent standard normal entries. Sigma is diagonal. Its diagonal holds the K spikes
-    (the variances of the signal), then round(t (p - K)) times sigma_1^2, then sigma_2^2 for the
-    rest. If the shape is wide, the transpose of X is returned.
+    (the variances of the signal), then round(t (p - K)) entries of sigma_1^2, then entries of
+    sigma_2^2. If the shape is wide, the transpose of X is returned.
 
     Args:
         shape: Shape of the matrix; N is the larger side, p the smaller one.
@@ -91,8 +91,8 @@ def heavy_tailed_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) 
     """Random matrix with heavy-tailed entries: P(|entry| > x) falls like x^{-exponent}.
 
     The entries are independent Student-t numbers, divided by sqrt(N), where N is the longer side.
-    If the exponent is below 4, the largest eigenvalues lie beyond any bulk, the interval that most
-    eigenvalues fill. Below 2 there is no such interval.
+    If the exponent is below 4, the largest eigenvalues lie far above the interval that most
+    eigenvalues fill. If it is below 2, there is no such interval.
 
     Args:
         shape: Shape of the matrix.

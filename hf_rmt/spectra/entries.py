@@ -1,4 +1,4 @@
-"""Finds what the spectrum of a weight hides: heavy tails, zeros and unequal rows.
+"""Finds what the eigenvalues of a weight do not show: heavy tails, zeros and unequal rows.
 
 A noise law, the distribution of eigenvalues that theory predicts for noise, holds if the entries
 are independent and all rows have the same variance. The rows are the N rows of the tall weight,
@@ -20,15 +20,15 @@ SPARSE = 0.5
 """If at least this share of the entries is exactly 0, zeros are named as the cause of spikes, the
 eigenvalues above those that theory predicts for noise."""
 HEAVY = 6.0
-"""If the kurtosis of the entries is at least this, heavy tails are named as the cause of spikes,
-the eigenvalues above those that theory predicts for noise. The kurtosis of the Laplace distribution
-is 6."""
+"""If the kurtosis of the entries (see `EntryDiagnostics`) is at least this, heavy tails are named
+as the cause of spikes, the eigenvalues above those that theory predicts for noise. The kurtosis of
+the Laplace distribution is 6."""
 REPEATED = 0.02
 """If a larger share of the N rows than this is zero or repeats an earlier row, a spectrum that
 theory predicts for N rows of noise is wrong."""
 SAME_ROW = 1e-6
-"""Two rows of norm 1 count as equal if their projections on two random directions, which are
-numbers of about 1, differ by at most this."""
+"""Two rows of norm 1 are projected on two random directions, which gives numbers of about 1. The
+rows count as equal if both projections differ by at most this."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class EntryDiagnostics:
             is 3 for Gaussian entries and larger for heavy tails.
         zeros: Share of entries that are exactly 0.
         row_spread: How much the mean squares of the rows differ: their standard deviation divided
-            by their mean. What chance causes, a relative variance of 2 / p for rows of p Gaussian
-            entries, is subtracted.
+            by their mean. Chance alone causes a relative variance of 2 / p in rows of p Gaussian
+            entries; this part is subtracted.
         repeated_rows: How many rows are zero or a multiple of an earlier row.
     """
 

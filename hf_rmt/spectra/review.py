@@ -6,9 +6,9 @@ on few rows. A spike from unequal rows lies on the large rows. A signal is sprea
 each spike is tested. The energy that the spike adds to each row is added to the energy of the
 noise. Noise with these row energies has an edge, the largest eigenvalue that theory predicts, and a
 spike below this edge is explained. The test changes only the verdict and not the signal, because it
-is always safe to keep a singular direction.
+is always safe to keep a singular value as signal.
 
-Rows of zeros and repeated rows make the number of rows N of a predicted spectrum too large. A
+A prediction of the spectrum counts N rows. If rows are zero or repeated, fewer rows matter. A
 rotation can move the energy of repeated rows into one row and make the other rows zero. The
 rotation does not change the eigenvalues. So the edge is computed from the row energies after this
 rotation.
@@ -99,10 +99,10 @@ def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit
 
     Args:
         fit: The fit of the weight's spectrum.
-        weight: The weight, tall or wide, finite.
-        vectors: A function without arguments, which returns the right singular vectors of the tall
-            weight for the K signal eigenvalues, in columns, in descending order of these, shape
-            (p, K). It is called only if the energies of the rows alone do not decide.
+        weight: The weight, finite. A wide weight is transposed, so that it becomes tall.
+        vectors: A function without arguments. It returns the right singular vectors of the tall
+            weight for the K signal eigenvalues, as columns, the largest eigenvalue first, shape
+            (p, K). It is called only if the sums of squares of the rows alone do not decide.
 
     Returns:
         The fit itself if its verdict stays. If the verdict changes, a copy with the same signal, a
@@ -122,15 +122,15 @@ def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit
 def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) -> Mask:
     """Which spikes (signal eigenvalues) would also appear in pure noise with the same row energies.
 
-    Such a spike lies on few rows (see `localised`) and below the edge, the largest eigenvalue of
-    this noise by theory. In a square weight, both the rows and the columns can be the rows of the
-    theory. So the rows and the columns must both explain a spike. If too many rows (or columns)
-    repeat, the aspect ratio c = p / N of the theory, columns divided by rows, is wrong. Then it is
-    enough that these rows (or columns) explain the spike, and the spike need not be localised.
+    The energy of a row is its sum of squares. Such a spike lies on few rows (see `localised`) and
+    below the edge, the largest eigenvalue that theory predicts for this noise. For a square weight,
+    the transpose is tested too, so rows and columns must both explain the spike. If too many rows
+    (or columns) repeat, theory counts rows that do not matter. Then it is enough that these rows
+    (or columns) explain the spike, and the spike may lie on many of them.
 
     Args:
         fit: A fit with a law (a predicted distribution of noise eigenvalues).
-        weight: The weight, tall or wide.
+        weight: The weight; a wide one is transposed, so that it becomes tall.
         vectors: The right singular vectors of the tall weight for the K signal eigenvalues, in
             columns, shape (p, K).
 
@@ -181,7 +181,7 @@ def localised(squares: ArrayLike) -> Mask:
 
 @dataclass(frozen=True)
 class _Side:
-    """Energies of a weight's rows (or columns); repeated ones are rotated into one, see the module.
+    """Energies of a weight's rows, or columns; the module's docstring explains the rotation.
 
     Attributes:
         groups: The number of the group of each row, see `row_groups`, shape (N,).
@@ -217,10 +217,10 @@ def _sides(tall: Array) -> list[Array]:
 def _possible(fit: SpectrumFit, law: BulkLaw, side: _Side, signal: Array) -> Mask:
     """Which signal eigenvalues the entries may explain, judged by the row energies alone.
 
-    They lie below the edge, the largest eigenvalue by theory of noise with the row energies (sums
-    of squares) of the weight. These include those of the signal. So no edge in `explained_spikes`
-    is larger, and no eigenvalue above this edge can be explained. If the eigenvalues below this
-    edge are too few or too weak, the eigenvectors need not be computed.
+    The energy of a row is its sum of squares. Take noise with the energies of the whole weight, the
+    signal included. The edge of this noise, its largest eigenvalue by theory, is at least each edge
+    in `explained_spikes`. So only eigenvalues below this edge can be explained. If they are too few
+    or too weak, the eigenvectors need not be computed.
     """
     edge = TOLERANCE * profile_edges(law, side.energies[None])[0] * _finite_size(fit, law)
     return np.asarray(signal <= edge)
@@ -238,10 +238,10 @@ def _below(fit: SpectrumFit, law: BulkLaw, side: _Side, images: Array) -> Mask:
     """Which spikes (signal eigenvalues) unequal rows explain: those below the edge of noise.
 
     `images` holds the energy (sum of squares) that each spike adds to each row. The rest of the
-    energy of a row is noise. This rest and the energy of a spike together give the edge, the
-    largest eigenvalue of noise by theory, for this spike. Eigenvectors of nearly equal eigenvalues
-    may be mixtures of each other, so their energies are added up. Only spikes that are `localised`
-    count. If the rows repeat, the others count too, and their edge is that of the noise alone.
+    energy of a row is noise. For each spike, noise with this rest plus the energy of the spike has
+    an edge, the largest eigenvalue by theory. Eigenvectors of nearly equal eigenvalues may be
+    mixtures of each other, so their energies are added up. Only spikes that are `localised` count.
+    If too many rows repeat, the others count too, and their edge is that of the rest alone.
     """
     images = _rotated(images, side.groups)
     few = localised(images)

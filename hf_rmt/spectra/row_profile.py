@@ -2,8 +2,9 @@
 
 In the separable covariance model, X_ij = sqrt(d_i tau_j / N) Z_ij, where X has N rows and p
 columns, and Z has independent entries of variance 1. The column variances tau are those of a fitted
-law of noise. The row energies d, with mean 1, are measured. For each z beyond the edge, two real
-numbers u and v solve
+law (predicted distribution) of noise eigenvalues. The row energies d are measured: they are the
+sums of squares of the rows, divided by their mean. For each z beyond the edge, two real numbers u
+and v solve
 
     z u = c E[tau / (1 - tau v)],    z v = E[d / (1 - d u)],
 

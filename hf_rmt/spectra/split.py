@@ -41,22 +41,23 @@ class SpectrumFit:
         eigenvalues: Squared singular values, descending, shape (p,).
         law: The law, the distribution that theory predicts for the noise eigenvalues, in the model
             of `hf_rmt.spectra`, with the variances of this model and with c = (p - K) / N for K
-            spikes (signal eigenvalues). The law is None if none was fitted or none can hold, as for
-            a degenerate spectrum. `noise_law` is this law, corrected for the effect of K spikes.
+            spikes (signal eigenvalues). It is None if the phase is `degenerate` or `no law`.
+            `noise_law` is this law, corrected for the effect of K spikes.
         is_signal: Which eigenvalues are signal, shape (p,).
         upper_edge: The limit above which an eigenvalue is a spike: the upper end of `noise_law`
             plus the distance that chance explains; nan without a law.
         residual: Root mean square of the residuals of the fit, each divided by its standard
-            deviation. The value is about 0.8 if the law holds, for a weight of any size. A
-            published fit does not divide: its residuals are those of eigenvalues or, for the kernel
-            estimator, of densities.
+            deviation. The value is about 0.8 if the law holds, for a weight of any size. In a
+            published fit (see `published`), they are not divided: they are differences between
+            eigenvalues or, for the kernel estimator, between densities.
         distance: `kolmogorov_distance` between the law and the noise eigenvalues; nan without a
             law.
         converged: Whether the fit has settled: another round would find the same spikes.
         phase: The verdict. `random`: there are no spikes. `bulk+spikes`: there are spikes.
             `heavy-tailed`: the law does not hold, or heavy-tailed entries explain the spikes.
             `uneven entries`: zeros, unequal or repeated rows explain the spikes. `degenerate`: no
-            law can be fitted. `no law`: none was fitted, or none can hold.
+            law can be fitted, for example to a weight of zeros. `no law`: none was fitted, or none
+            can hold.
         reason: Why the law does not hold or was not fitted; empty if it holds.
         published: Whether the law is used as in its paper, without the correction of `noise_law`.
     """
@@ -79,10 +80,11 @@ class SpectrumFit:
 
         A law is the distribution that theory predicts for noise eigenvalues. The shape is (N, p), K
         is the number of spikes (signal eigenvalues), and tau are the noise variances of `law`. A
-        spike far above the noise takes one direction of rows and one of columns away from the
-        noise. In the equation (SS) of `fits.estimation`, the spike adds 1 / (N s) to the right-hand
-        side. With K spikes, (SS) is the equation of a matrix with N - K rows and variances
-        multiplied by (1 - K/N). A published fit ignores this, and `law` itself is returned.
+        spike far above the noise takes one dimension of the rows and one of the columns away from
+        the noise. In the equation (SS) of `hf_rmt.spectra.fits.estimation`, the spike adds
+        1 / (N s) to the right-hand side. With K spikes, (SS) is the equation of a matrix with N - K
+        rows and variances multiplied by (1 - K/N). A published fit ignores this, and `law` itself
+        is returned.
         """
         if self.published or self.law is None:
             return self.law
@@ -192,7 +194,8 @@ def without_law(
 def verdict(law: BulkLaw, noise: Array, has_signal: bool, reason: str = "") -> dict[str, Any]:
     """The fields `distance`, `phase` and `reason` of `SpectrumFit`, which judge a fitted law.
 
-    A law is the predicted distribution of noise eigenvalues; `noise` holds the measured ones.
+    A law is the predicted distribution of noise eigenvalues; `noise` holds the measured ones. If
+    `reason` is given, it says why the law does not hold.
     """
     distance = kolmogorov_distance(law, noise)
     if not reason and distance > MAX_DISTANCE:

@@ -1,4 +1,4 @@
-"""Splits spectra without theory: the user sets how many singular directions count as signal."""
+"""Splits spectra without theory: the user sets how many singular values count as signal."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def truncate(
     energy: float | None = None,
     fraction: float | None = None,
 ) -> SpectrumFit:
-    """Count the largest singular directions of a weight as signal (truncated SVD).
+    """Count the largest singular values of a weight as signal (truncated SVD).
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
-        rank: How many directions to keep, at least 1; all of them if there are fewer.
-        energy: Keep the fewest directions that together hold this share of the squared Frobenius
-            norm, in (0, 1].
-        fraction: Keep this share of all min(shape) directions, in (0, 1]. The number is rounded,
-            and at least 1.
+        rank: How many singular values to keep, at least 1; all of them if there are fewer.
+        energy: Keep the fewest singular values whose squares sum to this share of the squared
+            Frobenius norm, in (0, 1].
+        fraction: Keep this share of all min(shape) singular values, in (0, 1]. The number is
+            rounded, and at least 1.
 
     Returns:
         A fit without a law (a predicted distribution of noise eigenvalues). The verdict `phase` is
@@ -66,7 +66,7 @@ def truncate(
 
 
 def unsplit(eigenvalues: ArrayLike, shape: tuple[int, int]) -> SpectrumFit:
-    """A fit that counts no singular direction as signal, for methods that use a weight's entries.
+    """A fit that counts no singular value as signal, for methods that do not use singular values.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.

@@ -1,4 +1,4 @@
-"""Decides whether step activations are better than activations, on rows that the fit did not see.
+"""Decides whether step activations are better than activations, on samples left out of the fit.
 
 A step activation takes a few values. In the limit of large widths it keeps the kernel of a network:
 how similar the network finds two inputs. But it may still harm a trained head (the last layers) of
@@ -32,9 +32,9 @@ class _Trial:
 
     Attributes:
         decisions: What was decided on each layer of the head except the last.
-        seen: The `Regression` sums over all samples; the last layer can be fitted to them.
+        seen: The `Regression` sums over all samples, from which the last layer can be fitted.
         error: The error of the last layer's outputs on every fourth sample, after a fit to the
-            other samples; nan if there are fewer than `FEW` samples.
+            other samples; nan if there are fewer than `hf_rmt.ternary.fitting.FEW` samples.
     """
 
     decisions: Decided
@@ -66,10 +66,11 @@ class _Snapshot:
 
 
 def choose(head: Head, *, dry_run: bool = False) -> Decided:
-    """Fit a head with and without step activations; keep what predicts dense outputs better.
+    """Fit a head with and without step activations, and keep the better one of the two heads.
 
-    The head is the last layers of a model, and its outputs in the dense model are the target. A
-    step activation takes a few values. Those of all layers are judged together.
+    The head is the last layers of a model. The better one predicts the outputs of the model before
+    compression with a smaller error. A step activation takes a few values. The step activations of
+    all layers are judged together, not one by one.
 
     Args:
         head: The head; its layers are replaced in the model.
@@ -144,6 +145,9 @@ def _reasoned(head: Head, decisions: Decided, words: str, others: Decided | None
         others: The decisions on the same layers in a trial with step activations. If a layer got
             no step activation in that trial either, the layer's plan is taken from there, because
             that plan says why.
+
+    Returns:
+        The decisions with the reasons added.
     """
     reasoned = {}
     for name, (plan, fit) in decisions.items():
@@ -171,6 +175,6 @@ def _noted(plan: LayerPlan, words: str) -> LayerPlan:
 
 
 def _module_of(head: Head, name: str) -> str:
-    """Full name of the activation module that reads only the layer `name`; empty if none does."""
+    """Full name of the activation module that only the layer `name` feeds; empty if none."""
     activation = head.found[name].activation
     return f"{name.rpartition('.')[0]}.{activation}".lstrip(".") if activation else ""

@@ -4,7 +4,7 @@ A weight W is replaced by s T. The entries of T are -1, 0 and 1, and each row ha
 be s T - W, and let C be the second moment of the inputs x, the mean of x x', where a prime means
 the transpose. Then the mean squared error of the outputs is tr(E C E'). Each entry of T in turn is
 set to the best of -1, 0 and 1, while all other entries stay fixed. After that, each scale is fitted
-again. Both stages are repeated. Neither makes the error larger.
+again. Both stages are repeated. Neither stage makes the error larger.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ computes how this affects all columns."""
 def descend(signs: Tensor, scales: Tensor, target: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     """Reduce the error tr((s T - W) C (s T - W)') by coordinate descent over T and s.
 
-    It is the mean squared error of the outputs if s T replaces the weight W.
+    This is the mean squared error of a layer's outputs if s T replaces the weight W. T has the
+    entries -1, 0 and 1, and s is a scale for each row. A prime means the transpose.
 
     Args:
         signs: The initial T, in {-1, 0, 1}, shape (out, in); not changed.
         scales: The initial s, > 0, shape (out,).
-        target: The dense weight W, shape (out, in).
+        target: W, the weight before it is made ternary, shape (out, in).
         moment: C, the mean of x x' over the inputs x, positive definite, shape (in, in). The
             computation has the dtype of C.
 
@@ -59,7 +60,7 @@ def fitted_scales(ternary: Tensor, scales: Tensor, cross: Tensor, moment: Tensor
         ternary: T, the entries -1, 0 and 1 of a ternary weight, shape (out, in).
         scales: The old scales, shape (out,).
         cross: The mean of y x' over outputs y and inputs x, shape (out, in). For outputs y = W x it
-            is W C. The rows of this matrix are the vectors b.
+            is W C. Its rows are the vectors b, one for each row t.
         moment: C, the mean of x x' over the inputs x, shape (in, in).
     """
     energy = ((ternary @ moment) * ternary).sum(1).clamp_min(torch.finfo(moment.dtype).tiny)

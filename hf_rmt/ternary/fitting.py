@@ -1,7 +1,7 @@
 """Makes a head (the last layers of a model) ternary: first the hidden layers, then the last layer.
 
 Ternary weights are -1, 0 and 1, times a scale. The last layer is fitted to the outputs that it has
-in the dense model.
+in the dense model, the model before compression.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Head:
         last: Name of the layer that is fitted to `outputs`; None if there is none.
         batches: Calibration batches, each with keyword arguments of the model. Every process may
             have its own batches.
-        outputs: The last layer's outputs in the dense model: for each batch, one tensor per call.
+        outputs: The last layer's outputs in the model before compression: for each batch, one
+            tensor per call.
     """
 
     model: nn.Module
@@ -81,10 +82,15 @@ class Head:
     def hidden_done(self, activation: str, *, dry_run: bool = False) -> Decided:
         """Make the hidden layers ternary, one after the other, with or without step activations.
 
+        Hidden layers are all layers of the head (the last layers of a model) except the last.
+
         Args:
             activation: `matched` replaces activations by step activations, which take a few values;
                 `keep` keeps the activations.
             dry_run: Only plan; no layer is replaced.
+
+        Returns:
+            The decisions on these layers, by name.
         """
         decisions: Decided = {}
         groups = measured(self.model, self.hidden, self.batches, min_size=1) if self.hidden else ()
@@ -123,19 +129,22 @@ class Head:
         """Sums over samples of the last layer's inputs and wanted outputs, for `Regression`.
 
         The inputs are those in the model as it is now, with hidden layers that may be ternary
-        already. The wanted outputs are those of the dense model. There are two `Regression`s: one
+        already. The wanted outputs are those before compression. There are two `Regression`s: one
         for a fit, and one over samples that are held out.
         """
         assert self.last is not None
         return regression(self.model, self.last, self.batches, self.outputs)
 
     def refit(self, weight: Tensor, seen: Regression, hidden: Decided) -> Decision:
-        """Fit the last layer to its outputs in the dense model, and make it ternary.
+        """Fit the last layer to the outputs that it had before compression, and make it ternary.
 
         Args:
             weight: Weight of the last layer, shape (out, in).
             seen: `Regression` sums over the samples to which the layer is fitted.
             hidden: The decisions on the hidden layers.
+
+        Returns:
+            The decision on the last layer.
         """
         assert self.last is not None
         bias: Any = self.model.get_submodule(self.last).bias
@@ -143,9 +152,10 @@ class Head:
         return refit_weight(self.last, weight, bias, self.settings, seen, gain=gain)
 
     def last_done(self, seen: Regression, hidden: Decided, *, dry_run: bool = False) -> Decided:
-        """Make the last layer ternary, and fit it to its outputs in the dense model.
+        """Replace the last layer by a ternary one, fitted to its outputs before compression.
 
         `seen` holds the sums over samples for the fit, `hidden` the decisions on the other layers.
+        The result is the decision on the last layer, by name. With `dry_run`, nothing is replaced.
         """
         assert self.last is not None
         if seen.count < FEW:
@@ -199,10 +209,10 @@ class Head:
 
 
 def last_of(found: Mapping[str, Position]) -> str | None:
-    """Name of the layer to refit: the last one after which no step function is possible.
+    """Name of the layer to refit: the last one after which there is no activation to replace.
 
-    A step function can take the place of the activation after a layer. The layer that is called
-    last also counts if no other linear layer reads the activation after it.
+    `Position.kept` says why there is none. The layer that is called last counts too if there is one
+    but no other linear layer reads it.
 
     Args:
         found: Positions of the layers in the forward pass, in the order of their calls.

@@ -34,17 +34,17 @@ OUTPUT = "output"
 
 @dataclass(frozen=True)
 class Position:
-    """What stands before and after a linear layer, called the linear, in a forward pass.
+    """What comes before and after a linear layer in a forward pass.
 
     Attributes:
-        activation: Name of the activation module that only this linear feeds; empty if there is
-            none. Both lie in the same parent module, and the name is relative to this module.
-        norm: Full name of the LayerNorm whose output the linear reads; empty if there is none.
+        activation: Name of the activation module that only this layer feeds; empty if there is
+            none. It lies in the layer's parent module, and its name is relative to the parent.
+        norm: Full name of the LayerNorm whose output the layer reads; empty if there is none.
         kept: Why there is no activation to replace; empty if there is one.
-        function: The activation that alone reads the linear's output, if `activation` is empty;
-            None if there is none.
-        reader: Full name of the linear that alone reads the output of `function`; empty if there is
-            none.
+        function: If `activation` is empty: the activation function that reads the layer's output,
+            if nothing else reads it; None if there is none.
+        reader: Full name of the linear layer that reads the output of `function`, if nothing else
+            reads it; empty if there is none.
     """
 
     activation: str = ""
@@ -56,9 +56,9 @@ class Position:
 
 @dataclass
 class _Reading:
-    """A call of a module or function that got a tensor: the name of what was called.
+    """A call of a module or function that got a certain tensor; `name` is what was called.
 
-    For an activation, also the function that it applies, and the tensor that came out.
+    For an activation, `function` is what it computes, and `made` is the tensor that it returned.
     """
 
     name: str
@@ -68,7 +68,11 @@ class _Reading:
 
 @dataclass
 class _Value:
-    """A tensor, its layer, and the calls that read it. It is kept, so that its id stays unique."""
+    """A tensor, the module that made it, and the calls that read it.
+
+    `maker` is the name of a linear layer or LayerNorm, or empty if an activation made the tensor.
+    The tensor is kept in memory: if it were freed, another tensor could get the same `id`.
+    """
 
     maker: str
     tensor: Tensor
@@ -115,7 +119,7 @@ class _Trace(TorchFunctionMode):
             self._note(tensor, _Reading(OUTPUT))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function of torch, and note it for each followed tensor among its arguments."""
+        """Call a function of torch, and note the call for each argument that is in `_followed`."""
         kwargs = kwargs or {}
         if self._depth:
             return func(*args, **kwargs)
@@ -147,7 +151,7 @@ class _Trace(TorchFunctionMode):
         self._depth += self._is_made(module)
 
     def _leave_made(self, module: nn.Module, given: Any, result: Any) -> None:
-        """A hook after each module: note what it read if it is an activation made in `forward`."""
+        """Note what a module read, if it is an activation made in `forward`; a forward hook."""
         if not self._is_made(module):
             return
         self._checking = True
@@ -255,7 +259,7 @@ def _position(trace: _Trace, name: str) -> Position:
 
 
 def _module_beside(trace: _Trace, name: str) -> str:
-    """Name, in the parent of linear layer `name`, of the activation that reads only it; or ""."""
+    """The `Position.activation` of the linear layer `name`; empty if there is none."""
     given = [reading.name for value in trace.made[name] for reading in value.readings]
     fed = [reader for reader in given if reader in trace.activations]
     if not fed:
@@ -268,7 +272,8 @@ def _module_beside(trace: _Trace, name: str) -> str:
 def _reader(trace: _Trace, readings: Sequence[_Reading]) -> str:
     """Name of the one linear layer whose input is the output of an activation.
 
-    It is empty if another layer reads this output too, or if not all calls of the activation agree.
+    `readings` are the calls of the activation. The name is empty if anything else reads the output
+    too, or if not all calls agree.
     """
     found = {
         tuple(after.name for after in reading.made.readings) if reading.made else ()

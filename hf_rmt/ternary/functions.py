@@ -27,7 +27,7 @@ CALLED_NAMES = frozenset(
     )
 )
 """Names of activations in `torch.nn.functional`. Every function or method with such a name counts
-as the activation, also if its name has an underscore at the end, such as `relu_`."""
+as this activation, also if its name has an underscore at the end, such as `relu_`."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Makes a head (the last layers of a model) ternary, and refits its last layer.
 
 Weights become -1, 0 and 1, times a scale, and step activations (with a few values) take the place
-of activations. In the theory the inputs of an activation have the distribution N(0, tau^2). Here
+of activations. Theory takes the inputs of an activation as normally distributed, N(0, tau^2). Here
 tau is measured. Let W be the weight of the layer before the activation, and C the covariance of
-this layer's inputs. Then tau^2 is the mean of the diagonal of W C W', plus the variance of the
-neurons' means. Biases are shifted so that these means stay the same.
+this layer's inputs. Then tau^2 is the mean of the diagonal of W C W' (W' is the transpose), plus
+the variance of the neurons' means. Biases are shifted so that these means stay the same.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def compress_head(
         names: Names of the linear layers, as `select_layers` returns them.
         settings: The user's settings; the method is `ntk`.
         batches: Calibration batches, each with keyword arguments of the model. Every process may
-            have its own batches. The last layer is fitted to its outputs in the dense model. It is
-            not fitted to labels: those of a few hundred sentences contain less information.
+            have its own batches. The last layer is fitted to the outputs that it had before
+            compression. It is not fitted to labels: labels contain less information.
         dry_run: Only plan. With `activation="auto"` the layers are still tried in the model, with
             and without step activations; then the model is restored.
 
@@ -62,8 +62,8 @@ def compress_head(
 
     Raises:
         ValueError: If `activation="matched"` or `weights="random"` needs data that are missing; if
-            no step activation has the moments of an activation; if all samples are equal; or if the
-            sparsity is too high.
+            no step activation has the `GaussianMoments` of an activation; if all samples are equal;
+            or if the sparsity is too high.
         RuntimeError: On every process, if one of them failed.
     """
     _check_sparsity(model, names, settings)

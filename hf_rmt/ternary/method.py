@@ -94,7 +94,7 @@ class TernaryHead(Method):
         return "no linear layer comes after its blocks"
 
     def why_data(self, settings: CompressionSettings) -> str:
-        """Why the settings need calibration data, or "".
+        """Why the settings need calibration data; empty if they do not.
 
         `activation="matched"` and `weights="random"` need data.
         """
@@ -108,7 +108,7 @@ class TernaryHead(Method):
         )
 
     def why_no_filter(self) -> str:
-        """Why `RMTCallback`, which filters singular values, cannot be used: there are none here."""
+        """Why `RMTCallback` cannot be used: it filters singular values, and `ntk` uses none."""
         return (
             f"RMTCallback filters spectra, but method={self.name!r} uses no spectra; call "
             "hf_rmt.compress(model, config, calibration=batches), and train the result with "
@@ -131,7 +131,7 @@ class TernaryHead(Method):
         size: float | None = None,
         dry_run: bool = False,
     ) -> CompressionReport:
-        """Make the layers ternary one after the other; with data, refit the last layer."""
+        """Make layers ternary; with calibration data, refit the last one. See `compress_head`."""
         from hf_rmt.ternary.head import compress_head
 
         if size is not None:

@@ -34,7 +34,7 @@ ends of the range if there is room: this number times (largest - smallest output
 class Levels:
     """The values of a step activation before a function f, so that f returns wanted values.
 
-    For a wanted value h, f returns gain h + shift, with the same gain and shift for all values.
+    For a wanted value h, f returns gain * h + shift, with the same gain and shift for all values.
 
     Attributes:
         heights: The values of the step activation, which are the inputs of f.
@@ -57,13 +57,13 @@ def levels_before(function: Function, wanted: Sequence[float], *, free: bool) ->
     Args:
         function: The function.
         wanted: The wanted values, at least one.
-        free: Whether gain h + shift may replace each wanted value h, with one gain and one shift
+        free: Whether gain * h + shift may replace each wanted value h, with one gain and one shift
             for all. This is harmless before a layer that is refitted with a bias. The gain is below
             1 only if the values lie too far apart.
 
     Returns:
-        The inputs and the values there, as `Levels`. None if no interval in which the function has
-        a slope gives all these values.
+        The inputs and the values there, as `Levels`. None if there is no interval in which the
+        function only rises or only falls and takes all these values.
 
     Examples:
         >>> from torch.nn import functional

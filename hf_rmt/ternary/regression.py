@@ -1,4 +1,7 @@
-"""Regression of a last layer's outputs in the dense model on its inputs in the compressed one."""
+"""Gathers the sums with which a last layer is fitted to its outputs before compression.
+
+The inputs of the layer in these sums are those in the compressed model.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def regression(
 ) -> tuple[Regression, Regression]:
     """Sums over samples of a layer's inputs in the model as it is now, and of its earlier outputs.
 
-    Padding is left out.
+    The model is run on the batches. Padding is left out.
 
     Args:
         model: The model; it is not changed.
@@ -44,8 +47,9 @@ def regression(
         batches: Batches with keyword arguments of the model; every process may have its own.
         outputs: Earlier outputs of the layer on the same batches, from `outputs_of`.
 
-    Returns: Two results, each summed over the tokens of all processes. The first is for a fit and
-    covers three of every four samples. The second covers the fourth samples, which are held out.
+    Returns:
+        Two results, each summed over the tokens of all processes. The first is for a fit and covers
+        three of every four samples. The second covers every fourth sample, which is held out.
     """
     layer = model.get_submodule(last)
     entries: list[tuple[Tensor, Tensor | None]] = []
@@ -108,7 +112,7 @@ def _add(
     """Add the inputs `entry` and the outputs `target` of a layer, from one batch, to sums.
 
     `held` says which samples of the batch are held out of the fit. They are added to the second of
-    `parts`, and the others to the first. If a `mask` fits, it leaves out padding.
+    `parts`, and the others to the first. A `mask` of the shape of the tokens leaves out padding.
     """
     masked = mask is not None and mask.shape == entry.shape[:-1]
     for sums, chosen in zip(parts, (~held, held), strict=True):

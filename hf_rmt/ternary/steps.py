@@ -27,8 +27,8 @@ class Arguments:
     """The inputs of an activation: their mean and variance over samples and neurons.
 
     Attributes:
-        mean: The mean of the inputs, the same in the dense and in the ternary model.
-        variance: The variance of the inputs in the dense model.
+        mean: The mean of the inputs, the same before compression and in the ternary model.
+        variance: The variance of the inputs before compression.
         ternary_variance: The variance of the inputs in the ternary model.
     """
 
@@ -114,7 +114,11 @@ def activation_of(model: nn.Module, name: str, place: Position) -> Function:
 def measured_arguments(
     model: Any, name: str, weight: Tensor, layer: TernaryLinear, seen: LayerMoments
 ) -> Arguments:
-    """Mean and variances of the inputs of the activation after a layer, from calibration data."""
+    """Mean and variances of the inputs of the activation after a layer, from calibration data.
+
+    `weight` is the layer's weight before compression, `layer` replaces it, and `seen` holds the
+    moments of the layer's inputs.
+    """
     bias = model.get_submodule(name).bias
     means = seen.inputs.new_zeros(len(weight))
     if seen.mean is not None:

@@ -1,10 +1,10 @@
-"""Replaces dense weights by ternary ones, and finds step activations that match activations.
+"""Replaces weights by ternary ones, and finds step activations that match activations.
 
 A ternary weight holds -1, 0 and 1, times a scale. A step activation takes a few values. Take a wide
 network with independent random ternary weights, of mean 0 and variance 1 up to a scale. Let its
 activations have the same Gaussian moments (means over normally distributed inputs) as those of a
-dense network. Then both networks have the same kernel (how similar a network finds two inputs), up
-to a multiple of the identity matrix.
+network that is not compressed. Then both networks have the same kernel (how similar a network finds
+two inputs), up to a multiple of the identity matrix.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TernaryBuild:
 
 
 def made(decision: Decision) -> TernaryLinear | None:
-    """The ternary layer of a decision, without a bias; None if the layer stays dense."""
+    """The ternary layer of a decision, without a bias; None if the layer is not replaced."""
     return decision.build.made if isinstance(decision.build, TernaryBuild) else None
 
 
@@ -75,8 +75,8 @@ def ternarize_weight(
             approximates the outputs of the layer instead of the weight. None if not measured.
 
     Returns:
-        The decision with the ternary layer. A weight with nan or inf, or of zeros only, stays
-        dense.
+        The decision with the ternary layer. A weight with nan or inf, or of zeros only, is not
+        replaced.
     """
     if not torch.isfinite(weight).all():
         return keep(name, weight, Cause.NOT_FINITE, "the weight holds nan or inf")
@@ -97,19 +97,19 @@ def refit_weight(
     *,
     gain: float = 1.0,
 ) -> Decision:
-    """Fit a last layer to its outputs in the dense model by ridge regression, and make it ternary.
+    """Fit a last layer by ridge regression to its outputs before compression; make it ternary.
 
-    The ridge is a penalty on the distance from the dense weight. If the layers before are random,
-    it is a penalty on the distance from 0. A ternary weight holds -1, 0 and 1, times a scale in
-    each row. The scales and the bias are fitted last.
+    The ridge is a penalty on the distance from the weight before compression. If the setting
+    `weights` is `random`, it is a penalty on the distance from 0. A ternary weight holds -1, 0 and
+    1, times a scale in each row. The scales and the bias are fitted last.
 
     Args:
         name: Full name of the module.
-        weight: The dense weight, shape (out, in).
-        bias: Bias of the dense layer, shape (out,) or None.
+        weight: The weight before compression, shape (out, in).
+        bias: The bias before compression, shape (out,) or None.
         settings: The user's settings; `sparsity` and `weights` are read.
-        seen: Sums over samples of the layer's inputs in the compressed model and its outputs in the
-            dense one.
+        seen: Sums over samples of the layer's inputs in the compressed model and its outputs before
+            compression.
         gain: The factor by which a step activation before the layer scaled the layer's inputs.
 
     Returns:
@@ -140,13 +140,13 @@ def matched_step(
 
     To match means to have the same m1, m2 and, if m2 is not 0, m3 of `GaussianMoments`. The step
     also has the mean output of the activation. It changes between its two values at two thresholds.
-    An odd activation, f(-x) = -f(x), needs only one, and is matched around 0. Other activations are
-    matched around `mean`.
+    For an odd activation, f(-x) = -f(x), one threshold is enough, and the match is for inputs of
+    mean 0.
 
     Args:
         function: The activation, on float64 arrays.
         mean: Mean of the activation's inputs, over samples and neurons.
-        tau: Standard deviation of these inputs in the dense model.
+        tau: Standard deviation of these inputs in the model before compression.
         step_tau: Standard deviation of these inputs in the ternary model.
 
     Returns:
@@ -173,7 +173,7 @@ def matched_step(
 
 
 def check_varied(name: str, moment: Tensor) -> None:
-    """Refuse samples that are all equal.
+    """Raise an error if a layer's inputs are the same in all samples.
 
     Args:
         name: Name of the layer.
@@ -221,7 +221,7 @@ def _bits(layer: TernaryLinear) -> int:
 def _approximate(
     layer: TernaryLinear, weight: Tensor, settings: CompressionSettings, moment: Tensor
 ) -> None:
-    """Change a ternary layer in place so that its outputs are close to those of the dense weight.
+    """Change a ternary layer in place so that its outputs are close to those of `weight`.
 
     The scales are fitted. If no sparsity (share of zeros) is set, the entries -1, 0 and 1 are
     chosen again, too. `moment` is the second moment of the inputs x, the mean of x x'.

@@ -117,7 +117,7 @@ def _is_numeric(value: Any) -> bool:
 def _is_row(batch: Batch) -> bool:
     """Whether a batch is a single example, so that its tensors have no batch dimension.
 
-    If `input_ids` has the shape (tokens,), for instance, it is; `ROW_DIMENSIONS` has the rule.
+    For example, it is one if `input_ids` has the shape (tokens,). `ROW_DIMENSIONS` has the rule.
     """
     held = [(batch[key], rank) for key, rank in ROW_DIMENSIONS.items() if key in batch]
     tensors = [(value, rank) for value, rank in held if isinstance(value, Tensor)]

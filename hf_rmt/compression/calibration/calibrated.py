@@ -5,7 +5,7 @@ inputs are measured. The second moment of vectors x is the mean of x x', where '
 These inputs contain the errors of all earlier groups. Groups also limit the memory. The moments of
 a group have at most as many entries as all compressed weights together. Only a group whose layers
 all have the same input may have more. A transformer block of usual shape needs two or three forward
-passes over the batches. With `size` it needs two or three times as many passes, with gradients.
+passes over the batches. With a `size` it needs two or three times as many passes, with gradients.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def compress_calibrated(
         names: Names of layers with a weight matrix, as `select_layers` gives them.
         settings: The method and its options.
         batches: Keyword arguments of the model; each process may have its own batches.
-        size: Share of the layers' parameters to keep. From this the ranks (how many singular
-            directions each weight keeps) follow. None if the method finds the rank of each layer.
+        size: Share of the layers' parameters to keep, from which the number of singular values of
+            each weight follows. None if the method finds this number.
         dry_run: Whether to only plan; the model is not changed then.
 
     Returns:
@@ -74,8 +74,8 @@ def compress_calibrated(
         and noise.
 
     Raises:
-        ValueError: If there is no batch, a layer's inputs or gradients hold nan or inf, or the
-            settings do not work with calibration.
+        ValueError: If there is no batch, a layer's inputs or gradients hold nan or inf, or
+            `check_calibratable` refuses the settings.
         RuntimeError: On every process, if one of several processes failed.
     """
     check_calibratable(settings)
@@ -227,7 +227,8 @@ def _ranks(
 ) -> dict[str, int | None]:
     """How many directions each layer keeps, by layer name; None for a layer that stays dense.
 
-    A direction is a singular value with its vectors. Those whose loss costs most are kept.
+    A direction is a singular value with its vectors. Those whose loss costs most are kept. `size`
+    is the share of the parameters of all layers that is kept.
     """
     worth: dict[str, Tensor] = {}
     shapes: dict[str, tuple[int, int]] = {}
@@ -266,8 +267,7 @@ def _decision(
     """The function that decides what happens to each weight of a group of layers.
 
     Args:
-        excited: Second moments of the layers' inputs and gradients, by layer name; see
-            `LayerMoments`.
+        excited: Second moments of the layers' inputs and gradients, by name; see `LayerMoments`.
         ranks: How many singular values with their vectors each layer keeps; None for a layer that
             stays dense. None instead of a mapping if the method itself finds the ranks.
     """
@@ -287,7 +287,7 @@ def _decision(
 
 
 def _checked_size(size: float | None, settings: CompressionSettings) -> float | None:
-    """The share of parameters to keep, as a float; an error if the settings allow no share."""
+    """Return `size` as a float or None; refuse a size if the settings keep some noise."""
     if size is None:
         return None
     share = check_number("size", size, "(0")

@@ -41,8 +41,8 @@ from hf_rmt.settings import PACKED_KINDS, CompressionSettings
 class CalibratedBuild(SpikedBuild):
     """Makes a compressed layer (`SpikedLinear`) that suits the inputs that a layer usually gets.
 
-    Its signal, and the codes of its noise in few bits, are chosen so that the outputs on
-    calibration batches change little.
+    The layer holds the signal (a product of two factors), and may hold the noise (the rest of the
+    weight) in few bits. Both are chosen so that outputs on calibration batches change little.
 
     Attributes:
         excitation: Second moments of the layer's inputs and gradients, measured on batches;
@@ -67,8 +67,8 @@ def check_calibratable(settings: CompressionSettings) -> None:
     """Refuse settings that do not work with calibration.
 
     Raises:
-        ValueError: If the settings store the noise exactly, set single entries to zero, or shrink
-            the singular values of the signal to their sizes without noise.
+        ValueError: If the method sets single entries to zero, or if the options are `noise="keep"`
+            or `recover_spikes=True`.
     """
     if not spectral_method_of(settings).stores_noise:
         raise ValueError(
@@ -134,11 +134,11 @@ def compress_calibrated_weight(
 def _settle(layer: SpikedLinear, weight: Tensor, excitation: LayerMoments) -> None:
     """Fit the noise and the signal of a new layer in place, so that its outputs change little.
 
-    The noise N stores the weight W minus the old signal in few bits; its codes are chosen first.
-    Then the signal becomes W - N, cut to the rank of the layer with the least error of the
-    outputs. The right factor of the signal is rounded to bfloat16. The left factor is then fitted
-    to the rounded right factor, and rounded too. To repeat both steps gains nothing on the trained
-    BERT.
+    The signal is a product of two factors. The noise N stores the rest of the weight W in few bits.
+    First N is chosen again. Then the signal becomes the matrix of the same rank that replaces W - N
+    with the least error of the outputs. Its right factor is rounded to bfloat16. Its left factor is
+    fitted to the rounded right factor, and rounded too. Doing all this twice gains nothing on a
+    trained BERT.
     """
     moment = damped(excitation.inputs, INPUT_DAMPING)
     left, right = (factor.float() for factor in layer.factors())

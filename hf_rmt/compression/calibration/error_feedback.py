@@ -27,12 +27,13 @@ corrects all later columns for the errors of the run."""
 
 @torch.no_grad()
 def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
-    """Choose new codes for noise in few bits that reduce |(target - noise) C^{1/2}|.
+    """Choose new codes for noise in few bits, so that the layer's outputs change less.
 
-    This is the error of the layer's outputs. The scales of the codes do not change.
+    The error of the outputs is |(target - noise) C^{1/2}|. Each code stands for a value, which is
+    multiplied by a scale; the scales do not change (see `NoiseStore`).
 
     Args:
-        store: Packed noise that holds the rounded target already; its codes are replaced.
+        store: Noise in few bits that holds the rounded target already; its codes are replaced.
         target: The matrix that the noise should equal, shape (out, in).
         moment: C, the second moment of the layer's inputs x, which is the mean of x x', plus a
             multiple of the identity; positive definite, shape (in, in), float64.
@@ -60,7 +61,7 @@ def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
 def _aims(
     rest: Tensor, scales: Tensor, moment: Tensor, nearest: Callable[[Tensor], Tensor], joint: int
 ) -> Tensor:
-    """The weights as they should be before rounding, so that rounding changes the outputs little.
+    """Change weights before they are rounded, so that rounding changes the outputs little.
 
     The columns are treated from left to right. For each column, the error that rounding will cause
     is computed, and all later columns are changed to make up for it. The caller rounds the result.
@@ -71,7 +72,7 @@ def _aims(
         moment: The second moment of the layer's inputs x, which is the mean of x x' (' is the
             transpose).
         nearest: A function that rounds weights that were divided by their scales.
-        joint: Number of weights in one code.
+        joint: Number of neighbouring weights that one code stores together.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
     upper = torch.linalg.cholesky(inverse, upper=True).to(rest)
@@ -107,7 +108,8 @@ def _order(moment: Tensor, joint: int, begin: int) -> Tensor:
 def _nearest(book: Codebook, values: Tensor, joint: int) -> Tensor:
     """Round a few columns of weights, shape (out, joint), to values that codes can stand for.
 
-    The weights are divided by their scales already. One code of `book` holds `joint` weights.
+    The weights are divided by their scales already. One code of the `Codebook` stores `joint`
+    neighbouring weights of a row.
     """
     width = max(2, book.block)
     filled = nn.functional.pad(values, (0, width - joint))

@@ -1,18 +1,18 @@
 """Finds the directions of a weight in which its inputs cause large outputs, and shrinks the rest.
 
 Let W be the weight. C is the second moment of the inputs x (the mean of x x'), and G that of the
-gradients of the outputs. Replacing W by a new weight W' costs about |G^{1/2} (W - W') C^{1/2}|^2.
-For all other matrices ' is the transpose. So the best directions are the leading singular vectors
-U and V of G^{1/2} W C^{1/2} = U s V'. Two matrices with k columns, the probes K = C^{1/2} V and
-H = G^{1/2} U, store these directions. The two-sided cut is
+gradients of the outputs; ' is the transpose. To replace W by a matrix N costs about
+|G^{1/2} (W - N) C^{1/2}|^2, where |A|^2 is the sum of squared entries. So the best directions are
+the leading singular vectors U and V of G^{1/2} W C^{1/2} = U s V'. Two matrices with k columns, the
+probes K = C^{1/2} V and H = G^{1/2} U, store these directions. The two-sided cut is
 
     W -> W K (H' W K)^+ H' W
 
 where ^+ is the pseudo-inverse. It gives the best weight of rank k if W is the weight from which the
-probes were made. If W is trained after that, the cut follows the training on both sides. A weight
-of rank k is not changed, for any probes (generalized Nystroem; Nakatsukasa, arXiv 2009.11392). If
-training has moved W so far that the probes no longer fit, the orthogonal cut is used instead: the
-orthogonal projection of W on the range of W K.
+probes were made. If W is trained after that, the columns W K and the rows H' W of the cut follow
+the training. A weight of rank k is not changed, for any probes (generalized Nystroem; Nakatsukasa,
+arXiv 2009.11392). If training has moved W so far that the probes no longer fit, the orthogonal cut
+is used instead: the orthogonal projection of W on the range of W K.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _directions(
     second moments (means of x x') of the vectors x that belong to the rows and the columns of M:
     inputs or gradients. None stands for the identity. V has the eigenvectors of C^{1/2} M' R M
     C^{1/2} in its columns. The two matrices are R M C^{1/2} V and C^{1/2} V, with columns scaled
-    to norm 1. So R needs no square root.
+    to norm 1. This way no square root of R is needed.
     """
     weighted = matrix if rows is None else _times(rows, matrix)
     gram = matrix.T @ weighted
@@ -137,9 +137,9 @@ def cut(weight: Tensor, left: Tensor, right: Tensor, left_over: float) -> Tensor
         left_over: The factor by which the rest is multiplied, in [0, 1].
 
     Returns:
-        S + left_over (W - S), where S is W after the cut that the module's docstring describes; it
-        has the rank of the probes. The result has the dtype of the weight and is computed in
-        float32 or better.
+        S + left_over (W - S). Here S is W after the cut that the module's docstring describes; its
+        rank is at most `rank`. The result has the dtype of the weight and is computed in float32 or
+        better.
 
     Examples:
         >>> probe = torch.tensor([[1.0], [0.0]])

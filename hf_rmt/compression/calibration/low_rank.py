@@ -54,7 +54,7 @@ class LayerMoments:
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """The update (tuned weight - base weight) of one layer as factors: left @ right + an error.
+    """The update (tuned weight - base weight) of one layer as factors: `left @ right` + an error.
 
     Attributes:
         name: Name of the module in `model.named_modules()`.
@@ -120,16 +120,16 @@ def low_rank(
 ) -> tuple[Tensor, Tensor]:
     """Factors of the best approximation of an update that has a given rank.
 
-    The factors are balanced: a column of left and the same row of right have the same norm.
+    The factors are balanced: a column of `left` and the same row of `right` have the same norm.
 
     Args:
         update: What fine-tuning added to a weight, or a whole weight, shape (out, in).
-        rank: Number of columns of left, at most min(out, in).
+        rank: Number of columns of `left`, at most min(out, in).
         excitation: Second moments of inputs and output gradients, which weight the error as in
             `importance`; None to use the plain Frobenius norm of the error.
 
     Returns:
-        left of shape (out, rank) and right of shape (rank, in), float32.
+        `left` of shape (out, rank) and `right` of shape (rank, in), float32.
     """
     matrix = update.double() if excitation is None else _weighted(update, excitation)
     basis = eigensystem(gram(matrix))[1]
@@ -161,10 +161,10 @@ def _weighted(update: Tensor, excitation: LayerMoments) -> Tensor:
 def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
     """Square roots of the second moments that belong to the rows and to the columns of a weight.
 
-    For the rows it is the mean of g g' over the output gradients g (' is the transpose), for the
-    columns the mean of x x' over the inputs x. A root is a triangular L with L L' = moment. An
-    embedding has its inputs in rows, with token frequencies; L is the vector of their roots. None
-    stands for the identity.
+    The moment of the rows is the mean of g g' over the output gradients g (' is the transpose).
+    That of the columns is the mean of x x' over the inputs x. A root is a triangular L with
+    L L' = moment. None stands for the identity. In an embedding, the rows belong to the tokens, and
+    their root is the vector of the square roots of token frequencies. The columns belong to g.
     """
     slopes, inputs = excitation.gradients, excitation.inputs.double()
     gradients = None if slopes is None else torch.linalg.cholesky(damped(slopes, GRADIENT_DAMPING))
@@ -176,8 +176,8 @@ def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
 def damped(moment: Tensor, damping: float) -> Tensor:
     """A second moment plus a multiple of the identity I, in float64: C + damping tr(C)/d I.
 
-    The second moment of vectors x is the mean of x x'. The sum has an inverse, even if the vectors
-    miss some directions.
+    The second moment of vectors x is the mean of x x' (' is the transpose). The sum has an inverse,
+    even if the vectors miss some directions.
 
     Args:
         moment: C, the second moment, shape (d, d).
@@ -199,7 +199,7 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
     """The covariance C = M - m m', without the rounding errors that a large mean causes.
 
     Args:
-        moment: M, the second moment of samples x, which is the mean of x x', shape (d, d).
+        moment: M, the mean of x x' over the samples x (' is the transpose), shape (d, d).
         mean: m, the mean of the samples, shape (d,).
 
     Returns:

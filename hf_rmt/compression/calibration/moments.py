@@ -63,7 +63,7 @@ class TensorNumbers:
         self._numbers = count()
 
     def number(self, tensor: Tensor) -> int:
-        """The number of a tensor. The id of a tensor would not do, because Python reuses ids."""
+        """Return the number of a tensor. Its `id` would not do, because Python reuses ids."""
         known = self._alive.get(id(tensor))
         if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
             known = self._alive[id(tensor)] = (
@@ -98,7 +98,7 @@ class Moments:
         self._calls: list[tuple[str, Tensor, Tensor, Tensor | None]] = []
 
     def gather(self, batches: Iterable[Batch]) -> None:
-        """Run the model on batches; sum up x x' for inputs x of layers, g g' for gradients g."""
+        """Run the model on batches; add layers' inputs and gradients to the sums of `Moments`."""
         generator, graph = torch.Generator().manual_seed(0), bool(self.slopes)
         heard = self._keep if graph else self._add_inputs
         names = self.leaders if graph else self.inputs
@@ -170,7 +170,7 @@ class Moments:
 
 
 def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
-    """Which tokens of an output are no padding, as booleans; all if the mask has another shape."""
+    """Booleans that are false for padding tokens; all are true if the mask does not fit."""
     lead = result.shape[:-1]
     if mask is not None and mask.shape == lead:
         return mask.bool().to(result.device)
@@ -180,7 +180,7 @@ def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
 class _Inputs:
     """Sums over tokens of a layer's inputs x and of outer products x x' (' is the transpose).
 
-    An embedding gets token ids; for it, how often each id occurs is counted.
+    For an embedding, whose inputs are token ids, it counts how often each id occurs.
 
     The sums are in float64. So the mean can be subtracted later, even if it is much larger than
     the differences between the inputs.

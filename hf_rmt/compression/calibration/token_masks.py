@@ -39,8 +39,8 @@ class Tokens(NamedTuple):
     def mask_of(self, entry: Tensor | None) -> Tensor | None:
         """The attention mask that belongs to the input `entry` of a layer.
 
-        In a cross attention, the input may be the output of the encoder; then it is the encoder's
-        mask.
+        In a cross attention, the input may be the output of the encoder. Then the mask of the
+        encoder is returned.
         """
         if entry is None or self.states is None or entry.shape != self.states.shape:
             return self.mask
@@ -51,11 +51,11 @@ class TokenMasks:
     """Finds the attention mask of the tokens that a layer works on.
 
     An encoder, a decoder and an image encoder in one model have different tokens. Each of them is a
-    module that is called with one of `INPUTS`, together with the mask of its tokens if there is
-    one. If the mask is not a matrix, it was computed from the mask of an outer module, and the
-    outer mask is used. Layers that come after encoder and decoder work on the tokens of the
-    decoder. A decoder often has no mask, because no token sees the padding after it. Then the
-    labels show which tokens are padding.
+    module that is called with one of the arguments `INPUTS`, such as `input_ids`, and with the mask
+    of its tokens if there is one. If the mask is not a matrix, it was computed from the mask of an
+    outer module, and the outer mask is used. Layers that come after encoder and decoder work on the
+    tokens of the decoder. A decoder often has no mask, because no token sees the padding after it.
+    Then the labels show which tokens are padding.
 
     Args:
         model: The model. It has hooks between `listen` and `stop`, and is not changed otherwise.

@@ -69,9 +69,9 @@ def assign(costs: Sequence[float], n_processes: int) -> list[int]:
 
 
 def matrix_cost(shape: Sequence[int]) -> float:
-    """Expected time to decompose a matrix: N p^2 for the Gram matrix, 8 p^3 for its eigenvectors.
+    """Expected time to decompose a matrix X: N p^2 for X'X, and 8 p^3 for its eigenvectors.
 
-    N is the longer side of the matrix and p the shorter one.
+    X' is the transpose. N is the longer side of the matrix and p the shorter one.
 
     Args:
         shape: Shape of the matrix or of its transpose.

@@ -71,7 +71,7 @@ def collective(function: F) -> F:
     """A decorator for a function that all processes call: an error on one is raised on all.
 
     Args:
-        function: Any function that exchanges data between processes only by this package.
+        function: Any function that exchanges data between processes only through this package.
 
     Returns:
         The wrapped function. If there is only one process, it just calls the function.

@@ -1,10 +1,10 @@
 """Works on several small weights at a time, each with one thread, in bounded memory.
 
 A second thread gains little on the matrices of a small transformer: their eigendecompositions and
-their packing consist of many short operations. Several weights at once keep the processor busy
-instead. The result for a small weight then has the same bits for any number of threads. Otherwise
-the last bits of an eigendecomposition depend on how many threads share it. A large weight has all
-threads to itself, so that no other weight is worked on at the same time.
+their rounding to few bits consist of many short operations. Several weights at once keep the
+processor busy instead. The result for a small weight then has the same bits for any number of
+threads. Otherwise the last bits of an eigendecomposition depend on how many threads share it. A
+large weight has all threads to itself, so that no other weight is worked on at the same time.
 """
 
 from __future__ import annotations
@@ -92,15 +92,15 @@ def map_over_threads(
 ) -> Generator[Outcome]:
     """Do a piece of work for each item, as many at a time as torch has threads.
 
-    Successive small weights are worked on at the same time, as long as their entries are at most
-    `torch.get_num_threads()` times those of the largest one, and at most `IN_FLIGHT`. An item
-    counts for these limits until the next outcome is requested, because it may be stored before.
+    Successive small weights are worked on at the same time. The number of their entries together
+    is at most `torch.get_num_threads()` times that of the largest one, and at most `IN_FLIGHT`. A
+    finished item counts too, until its outcome is handed out, because it takes memory until then.
 
     Close the iterator if you stop before its end. Closing cancels work that has not begun, waits
     for work that has begun, and restores the number of threads of torch.
 
     Args:
-        work: Called with an item, on any thread; it must not change what other items see.
+        work: Called with an item, on any thread; it must not change data of other items.
         items: What to work on.
         shapes: The shape of the weight of each item.
         concurrent: Whether the work can be done for several items at a time.
@@ -149,7 +149,7 @@ def _first(waiting: deque[tuple[int, Future[Outcome]]], threads: int) -> Outcome
 
 @contextmanager
 def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A context with a pool of this many threads; on each, torch and NumPy use no further ones.
+    """A context with a pool of `threads` threads, on which torch and NumPy start no others.
 
     At its end, work that has not begun is cancelled, and torch has `threads` threads again.
     """

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class PopulationDoubleBulk(SpectralMethod):
     """Fits noise that has one variance in some directions of the weight and another in the rest.
 
-    What is fitted is a law: the distribution of the squared singular values of pure noise.
+    A direction is a unit vector with as many entries as the weight's shorter side. What is fitted
+    is a law: the distribution of the squared singular values of pure noise.
     """
 
     name = "pdb"
@@ -31,7 +32,7 @@ class PopulationDoubleBulk(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Split squared singular values into signal and noise.
+        """Split squared singular values into signal and noise, as `SpectralMethod.fit` explains.
 
         `hf_rmt.spectra.fit_double_bulk` does this.
         """
@@ -43,8 +44,9 @@ class PopulationDoubleBulk(SpectralMethod):
 class PowerLawBulk(SpectralMethod):
     """Fits noise whose variances follow a power law between a least and a largest variance.
 
-    The noise has a variance for each direction of the weight. What is fitted is the distribution of
-    the squared singular values of pure noise.
+    The noise has a variance in each direction, that is a unit vector with as many entries as the
+    weight's shorter side. What is fitted is the distribution of the squared singular values of pure
+    noise.
     """
 
     name = "power-law"
@@ -57,7 +59,7 @@ class PowerLawBulk(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Split squared singular values into signal and noise.
+        """Split squared singular values into signal and noise, as `SpectralMethod.fit` explains.
 
         `hf_rmt.spectra.fits.power_law_bulk.fit_power_law_bulk` does this.
         """
@@ -79,7 +81,7 @@ class Bema(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Split squared singular values into signal and noise.
+        """Split squared singular values into signal and noise, as `SpectralMethod.fit` explains.
 
         `hf_rmt.spectra.fits.unit_bulk.fit_bema` does this.
         """
@@ -104,7 +106,7 @@ class Kernel(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Split squared singular values into signal and noise.
+        """Split squared singular values into signal and noise, as `SpectralMethod.fit` explains.
 
         `hf_rmt.spectra.fits.unit_bulk.fit_kernel` does this.
         """

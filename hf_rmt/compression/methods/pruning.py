@@ -1,4 +1,4 @@
-"""The methods that set entries of a weight to zero: `magnitude` and `uniform`."""
+"""The compression methods that set entries of a weight to zero: `magnitude` and `uniform`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ ZEROS_IN_PLACE = "entries were zeroed in place, and zeros save no memory by them
 
 
 class Pruning(SpectralMethod):
-    """Keeps a share of the entries of a weight.
+    """The base class of methods that keep a share of a weight's entries and zero the others.
 
-    The spectrum (the squared singular values) is reported, but decides nothing.
+    The spectrum of the weight (the list of its squared singular values) is only reported. It has no
+    effect on which entries stay.
     """
 
     options = (FRACTION, *SPECTRAL_OPTIONS)
@@ -45,9 +46,9 @@ class Pruning(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Return the squared singular values without a split: none of them counts as signal.
+        """Return a fit in which none of the squared singular values counts as signal.
 
-        `hf_rmt.spectra.truncation.unsplit` does this.
+        `SpectralMethod.fit` explains the arguments, and `SpectrumFit` explains the result.
         """
         from hf_rmt.spectra.truncation import unsplit
 
@@ -61,9 +62,9 @@ class Pruning(SpectralMethod):
         settings: CompressionSettings,
         kept: Tensor | None = None,
     ) -> Decision:
-        """Set entries of a weight to zero; `SpectralMethod.cut` explains the arguments.
+        """Set entries of a weight to zero; `SpectralMethod.cut` explains arguments and result.
 
-        For one layer, all processes draw the same random numbers.
+        If several processes run, all of them draw the same random numbers for a layer.
         """
         from hf_rmt.compression.decision import Decision, dense_plan
         from hf_rmt.compression.execution.seeding import layer_generator
@@ -91,7 +92,7 @@ class Magnitude(Pruning):
     help = "The largest entries stay, the others become zero (Han et al. 2015)."
 
     def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:
-        """Keep the largest entries of a weight, as `pruning.largest_entries` explains."""
+        """Keep the largest entries; see `hf_rmt.compression.pruning.largest_entries`."""
         from hf_rmt.compression.pruning import largest_entries
 
         return largest_entries(weight, fraction=fraction)
@@ -104,7 +105,7 @@ class Uniform(Pruning):
     help = "Random entries stay, the others become zero."
 
     def prune(self, weight: Tensor, fraction: float, generator: np.random.Generator) -> Tensor:
-        """Keep random entries of a weight, as `pruning.random_entries` explains."""
+        """Keep random entries; see `hf_rmt.compression.pruning.random_entries`."""
         from hf_rmt.compression.pruning import random_entries
 
         return random_entries(weight, fraction=fraction, generator=generator)

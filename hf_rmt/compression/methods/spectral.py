@@ -116,9 +116,10 @@ SPECTRAL_OPTIONS = (NOISE, NOISE_REMOVAL, RECOVER_SPIKES, STORED_SPIKES_OPTION, 
 
 
 def spectral_method_of(settings: CompressionSettings) -> SpectralMethod:
-    """The method that settings name, which must split a spectrum into signal and noise.
+    """The method that the settings name; it must split a spectrum into signal and noise.
 
-    The spectrum of a weight is the list of its squared singular values.
+    The spectrum of a weight is the list of its squared singular values. `hf_rmt.spectra` explains
+    signal and noise.
 
     Raises:
         TypeError: If the method does not look at a spectrum.
@@ -135,10 +136,12 @@ def spectral_method_of(settings: CompressionSettings) -> SpectralMethod:
 class SpectralMethod(Method):
     """A method that splits the squared singular values of a weight into signal and noise.
 
+    The values that stand out are the signal, and all others are the noise; see `hf_rmt.spectra`.
+
     Attributes:
         finds_law: Whether the method fits a law (the distribution of the squared singular values of
-            pure noise). Only such a method decides by itself how much of a weight is signal. It can
-            also reduce the singular values of the signal to their sizes without noise.
+            pure noise). Only such a method decides by itself how much of a weight is signal. Only
+            such a method can shrink the singular values of the signal to their sizes without noise.
         stores_noise: Whether noise can be stored beside the signal. If not, the noise is lost.
         chooses_directions: Whether the method keeps directions (singular values with their vectors)
             of a weight, not single entries.
@@ -160,6 +163,9 @@ class SpectralMethod(Method):
             shape: Shape of the weight.
             settings: The method and its options.
 
+        Returns:
+            Which values are signal and which are noise; see `SpectrumFit`.
+
         Raises:
             NotImplementedError: If the class of the method does not define `fit`.
         """
@@ -168,7 +174,7 @@ class SpectralMethod(Method):
         )
 
     def check(self, settings: Any) -> None:
-        """Refuse options that contradict each other."""
+        """Raise a `ValueError` if options in `settings` contradict each other."""
         super().check(settings)
         noise, removal = settings.noise, settings.noise_removal
         if not self.stores_noise and noise != "drop":
@@ -200,13 +206,13 @@ class SpectralMethod(Method):
             )
 
     def accepts(self, module: Any) -> bool:
-        """Whether a module is a linear layer, or a plain convolution: its kernels form a matrix."""
+        """Whether a module is a linear layer or a plain convolution, as `has_matrix` defines it."""
         from hf_rmt.nn.dense_matrix import has_matrix
 
         return has_matrix(module)
 
     def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
-        """The linear layers of the repeated blocks; option `TARGET_MODULES` has the full rule."""
+        """Names of the layers to compress by default; the help of `TARGET_MODULES` has the rule."""
         from hf_rmt.compression.targets.blocks import of_blocks
 
         return of_blocks(layers, model)
@@ -219,9 +225,10 @@ class SpectralMethod(Method):
         )
 
     def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """Decide on one weight: what its singular values show to be signal is kept.
+        """Decide what happens to one weight, after its singular values are split.
 
-        `Method.decide` explains the arguments.
+        They are split into signal and noise; see `hf_rmt.spectra`. `Method.decide` explains the
+        arguments and the result.
         """
         from hf_rmt.compression.decision import Decision
         from hf_rmt.compression.weight import split_weight
@@ -237,15 +244,18 @@ class SpectralMethod(Method):
         settings: CompressionSettings,
         kept: Tensor | None = None,
     ) -> Decision:
-        """Decide on a weight whose squared singular values are split into signal and noise.
+        """Decide what happens to a weight whose squared singular values are already split.
 
         Args:
             name: Name of the module in `model.named_modules()`.
             weight: Shape (out, in).
-            found: The split values, with the singular vectors.
+            found: The values, split into signal and noise, with vectors; see `Decomposition`.
             settings: The method and its options.
             kept: Positions of the directions (singular values with their vectors) to keep, shape
-                (rank,); None for the directions that `found` calls signal.
+                (rank,); None for those that `choose_directions` returns.
+
+        Returns:
+            The `Decision`: keep the layer, rewrite its weight, or replace the layer.
         """
         from hf_rmt.compression.decision import Decision
         from hf_rmt.compression.weight import choose_directions, keep_directions
@@ -265,9 +275,10 @@ class SpectralMethod(Method):
         size: float | None = None,
         dry_run: bool = False,
     ) -> CompressionReport:
-        """Compress each weight by itself, or so that outputs on calibration data change little.
+        """Compress layers of a model in place.
 
-        `Method.compress_model` explains the arguments.
+        With calibration, the outputs of the layers on its data change little. Without it, each
+        weight is compressed by itself. `Method.compress_model` explains arguments and result.
         """
         if calibration is not None:
             from hf_rmt.compression.calibration.calibrated import compress_calibrated

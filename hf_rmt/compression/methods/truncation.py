@@ -64,9 +64,9 @@ class TruncatedSVD(SpectralMethod):
     def fit(
         self, eigenvalues: NDArray[Any], shape: tuple[int, int], settings: CompressionSettings
     ) -> SpectrumFit:
-        """Count the largest squared singular values as signal.
+        """Count the largest squared singular values as signal, as many as the options say.
 
-        `hf_rmt.spectra.truncation.truncate` does this.
+        `SpectralMethod.fit` explains the arguments, and `SpectrumFit` explains the result.
         """
         from hf_rmt.spectra.truncation import truncate
 
@@ -96,8 +96,8 @@ class SparseLowRank(TruncatedSVD):
     ) -> Decision:
         """Factor the largest directions, and set some entries of the factors to zero.
 
-        A direction is a singular value with its vectors. The plan has the number of entries that
-        are not zero.
+        A direction is a singular value with its vectors. `SpectralMethod.cut` explains the
+        arguments. The plan in the decision holds the number of entries that are not zero.
         """
         from hf_rmt.compression.decision import Decision, SpikedBuild
         from hf_rmt.compression.pruning import sparse_factors
@@ -128,7 +128,10 @@ class SparseLowRank(TruncatedSVD):
 
 
 def of_rank(settings: CompressionSettings, rank: int) -> CompressionSettings:
-    """Settings that keep `rank` directions of a weight; the other options are as in `settings`.
+    """Settings of the method `svd` that keep `rank` directions of a weight.
+
+    The options that all methods with singular values share are copied from `settings`. Only
+    `recover_spikes` is not copied, because `svd` cannot use it.
 
     Args:
         settings: Settings of a method that looks at the singular values of a weight.

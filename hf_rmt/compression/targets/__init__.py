@@ -1,1 +1,1 @@
-"""Chooses the layers to compress, and finds the layers that must stay dense."""
+"""Chooses the layers to compress, and finds the layers that must not be compressed."""

@@ -11,9 +11,10 @@ from hf_rmt.nn.dense_matrix import is_convolution
 
 
 def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
-    """The linear layers of the repeated blocks, such as transformer blocks.
+    """Names of the linear layers in the repeated blocks, such as transformer blocks.
 
-    The help of the option `TARGET_MODULES` has the full rule.
+    `layers` has the layers to choose from, by name. The help of the option `TARGET_MODULES` has the
+    full rule, which also covers models without such layers.
     """
     repeated = {name: part for name, part in layers.items() if in_repeated_block(name, model)}
     if repeated:
@@ -24,10 +25,11 @@ def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
 
 
 def after_blocks(names: list[str], model: nn.Module) -> list[str]:
-    """The names of the head: the layers after the repeated blocks, or all if no block is repeated.
+    """The layers of the head: those after the repeated blocks, or all if no block is repeated.
 
-    A transformers model may register its head before its body (the model without a head). So all
-    layers outside the body also belong to the head, unless they lie in repeated blocks.
+    All are taken from `names`, which has the order of the model. A transformers model may register
+    its head before its body (the model without a head). So all layers outside the body also belong
+    to the head, unless they lie in repeated blocks.
     """
     blocks = [place for place, name in enumerate(names) if in_repeated_block(name, model)]
     last = max(blocks, default=-1)

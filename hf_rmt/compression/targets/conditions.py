@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 CHANGING = {"training"}
-"""Attributes that change between calls. A condition on such an attribute stays unknown."""
+"""Attributes that change between calls. A condition on such an attribute stays `UNKNOWN`."""
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: lambda a, b: a == b,
     ast.NotEq: lambda a, b: a != b,

@@ -1,4 +1,4 @@
-"""Adds to a report the layers that the compression leaves dense on purpose."""
+"""Adds to a report the layers that stay dense (are not compressed) on purpose."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_rmt.settings import CompressionSettings
 
 
 def kept_plans(model: nn.Module, settings: CompressionSettings) -> list[LayerPlan]:
-    """Plans of the selected layers that stay dense because of how the model uses them.
+    """Plans of the selected layers that are not compressed because of how the model uses them.
 
     Args:
         model: The model before it is compressed; its tensors may be on the meta device.
@@ -31,11 +31,11 @@ def kept_plans(model: nn.Module, settings: CompressionSettings) -> list[LayerPla
 def with_kept(
     report: CompressionReport, kept: Iterable[LayerPlan], model: nn.Module
 ) -> CompressionReport:
-    """The report, with plans for layers that stay dense on purpose, in the model's order.
+    """The report with plans of more layers, which are not compressed; in the model's order.
 
     Args:
         report: The report on the other layers.
-        kept: Plans of the layers that stay dense, as `kept_plans` gives them.
+        kept: Plans of the layers that are not compressed, as `kept_plans` gives them.
         model: The model that the report is about.
     """
     plans = {plan.name: plan for plan in (*kept, *report.plan)}

@@ -1,4 +1,4 @@
-"""Finds layers that stay dense, whatever their weight is, because of how the model uses them."""
+"""Finds layers that stay dense (not compressed) because of how the model uses them."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class LeftDense:
 
 
 Rule = Callable[[nn.Module], Mapping[str, LeftDense]]
-"""A function of a model. It returns why some layers stay dense, by name in
-`model.named_modules()`."""
+"""A function that takes a model. For each layer that it finds, it returns why the layer stays dense
+(is not compressed), by the layer's name in `model.named_modules()`."""
 RULES: list[Rule] = []
-"""All functions that find layers which stay dense. If several of them find one layer, the first of
-them gives the reason."""
+"""All functions that find layers which stay dense (are not compressed). If several functions find
+the same layer, the first function gives the reason."""
 
 
 def left_dense(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers of a model that stay dense because of how the model uses them.
+    """The layers of a model that stay dense (not compressed) because of how the model uses them.
 
     Args:
         model: Any module; its tensors may be on the meta device.
@@ -63,7 +63,7 @@ def register_rule(rule: Rule) -> Rule:
     """Add a rule to `RULES`; for use as a function decorator.
 
     Args:
-        rule: A function that finds layers that stay dense, as described for `Rule`.
+        rule: A function that finds layers which must not be compressed; see `Rule`.
     """
     RULES.append(rule)
     return rule
@@ -137,7 +137,7 @@ def made_anew(model: nn.Module) -> dict[str, LeftDense]:
 
 @register_rule
 def subclasses(model: nn.Module) -> dict[str, LeftDense]:
-    """Layers of a subclass of `nn.Linear`; such a class may do anything with its weight."""
+    """Layers of a subclass of `nn.Linear`, which may use its weight in any way."""
     return {
         name: LeftDense(
             Cause.SUBCLASS,
@@ -153,7 +153,7 @@ def subclasses(model: nn.Module) -> dict[str, LeftDense]:
 
 @register_rule
 def carrying(model: nn.Module) -> dict[str, LeftDense]:
-    """Layers that carry what no compressed layer can have, such as a forward of their own."""
+    """Layers with additions that cannot be moved to a new layer; see `why_not_swapped`."""
     layers = {
         name: part
         for name, part in model.named_modules()

@@ -20,7 +20,7 @@ def is_selected(name: str, targets: Collection[str] | str) -> bool:
     Args:
         name: Name of the module in `model.named_modules()`.
         targets: A regular expression for the whole name, or a list. An entry of a list must equal
-            the whole name, or the end of the name that follows a dot.
+            the whole name, or an end of it after a dot: "up" or "mlp.up" for "layer.mlp.up".
     """
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None

@@ -17,13 +17,13 @@ NUMBERED = {"enumerate", "items", "named_parameters", "named_children", "named_m
 """Functions and methods that give pairs: a number or a name, and then a part of a module."""
 WEIGHT = ".weight"
 BELOW = ".**"
-"""A path (dotted name of a module) with this end stands for all layers below, at any depth."""
+"""A path (dotted name of a module) with this end stands for all layers below this module."""
 LIST = "[]"
 """End of a key in `Known`: if a variable x in a module's code is a list, the key "x[]" has the
 dotted names of the layers in it."""
 Known = dict[str, tuple[str, ...]]
-"""The layers that variables in a module's code stand for. After `x = self.up` it has {"x":
-("up",)}."""
+"""For each variable in a module's code, the dotted names of the layers that it stands for. After
+`x = self.up` it is {"x": ("up",)}."""
 
 
 class Paths:
@@ -33,7 +33,8 @@ class Paths:
     for any name and a final `**` for all layers below.
 
     Args:
-        known: The paths that are known at the start, such as those of the function's arguments.
+        known: The paths that are known at the start, by variable, such as those of the function's
+            arguments.
     """
 
     def __init__(self, known: Mapping[str, tuple[str, ...]]) -> None:
@@ -48,7 +49,7 @@ class Paths:
             self.known |= self.given(target.id, value)
 
     def given(self, name: str, value: ast.expr) -> Known:
-        """What `known` should hold for a variable with this value; empty if it is no layer.
+        """The entries of `known` for a variable `name` that gets `value`; empty if it is no layer.
 
         For `x = self.up` this is {"x": ("up",)}. If x is a list, the key "x[]" has its layers.
         """
@@ -121,7 +122,7 @@ class Paths:
 
 
 def everywhere(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The paths (dotted names) of modules, and for each a path of all layers below it.
+    """The given paths (dotted names) of modules, and for each the path of all layers below it.
 
     ("mlp",) becomes ("mlp", "mlp.**").
     """

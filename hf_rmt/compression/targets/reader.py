@@ -67,7 +67,8 @@ class Reader(ast.NodeVisitor):
 
     Args:
         kind: The class of the module, whose methods the function may call.
-        method: Name of the method of the module.
+        method: Name of the method of the module; for a function that the method calls, both names,
+            as in "helper in forward".
         names: Global variables that the function sees, by name.
         known: The layers that the arguments of the function stand for; see `Paths`.
     """
@@ -88,15 +89,15 @@ class Reader(ast.NodeVisitor):
     def visit(self, node: ast.AST) -> None:
         """Visit a node of the parsed code. Loop variables of a comprehension are recorded first.
 
-        For example, `[f(x) for x in self.layers]` begins with f(x), which can be read only if it
-        is known what x is.
+        For example, `[f(x) for x in self.layers]` begins with `f(x)`. To look for reads in it, one
+        must know already which layers `x` stands for.
         """
         for part in getattr(node, "generators", ()):
             self._bind_each(part.target, part.iter)
         super().visit(node)
 
     def visit_If(self, node: ast.If) -> None:
-        """Visit both branches of an `if`; each read in them notes the condition it needs."""
+        """Visit both branches of an `if`; a read in them is recorded with its condition."""
         self.visit(node.test)
         for branch, wanted in ((node.body, True), (node.orelse, False)):
             self.guards.append((node.test, wanted))
@@ -123,7 +124,7 @@ class Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
-        """Record what a variable stands for that `(x := self.up)` assigns in an expression."""
+        """Record what the variable of an expression such as `(x := self.up)` stands for."""
         self.generic_visit(node)
         self.paths.bind(node.target, node.value)
 
@@ -135,7 +136,8 @@ class Reader(ast.NodeVisitor):
     def _bind_each(self, target: ast.expr, source: ast.expr) -> None:
         """Record what the variables of a loop such as `for w in self.parameters()` stand for.
 
-        The call after `in` is no read of the weights. Only a use of w in the loop is one.
+        The call after `in` does not count as a read of the weights. Only a use of `w` in the loop
+        does.
         """
         self.paths.bind_each(target, source)
         self.looped |= {node for node in ast.walk(source) if isinstance(node, ast.Call)}
@@ -161,7 +163,7 @@ class Reader(ast.NodeVisitor):
             self._note(self.paths.of(node))
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        """Record that the code reads a layer's weight, unless it reads only the dtype or so."""
+        """Record that the code reads a layer's weight, unless it reads only its dtype or device."""
         source = node.value
         if node.attr in HARMLESS and (
             not isinstance(source, ast.Call) or called_name(source) == "next"
@@ -173,7 +175,10 @@ class Reader(ast.NodeVisitor):
             self.generic_visit(node)
 
     def _note(self, paths: tuple[str, ...]) -> None:
-        """Record a read of a weight for each path (dotted name) that ends in ".weight"."""
+        """Record a read of a weight for each path (dotted name) that ends in ".weight".
+
+        In methods other than `forward`, paths that stand for all layers of the module are skipped.
+        """
         layers = [path.removesuffix(WEIGHT) for path in paths if path.endswith(WEIGHT)]
         if "forward" not in self.method.split(" in "):
             # other methods, such as those that save a model, may go through all of its weights
@@ -210,7 +215,7 @@ class Reader(ast.NodeVisitor):
         return known
 
     def _called(self, node: ast.expr) -> tuple[Any, ast.FunctionDef | ast.Lambda | None, bool]:
-        """What the code of a module calls: three facts on the function that `node` names.
+        """Find the function that `node` names; `node` is a part of a module's parsed code.
 
         Returns:
             The global names that the function sees; its parsed code, None if it was not found; and

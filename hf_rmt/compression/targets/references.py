@@ -1,8 +1,8 @@
-"""Finds references to layers that torch does not know, such as a module's plain list of layers.
+"""Finds plain attributes of modules that refer to layers, such as a list of layers.
 
-If a layer is replaced, only the child that torch has registered changes. A list, a partial or a
-bound method in another attribute still refers to the old layer. The model would then use the old
-layer.
+If a layer is replaced, only the child that torch has registered changes. A list, a
+`functools.partial` or a bound method in a plain attribute still refers to the old layer. The model
+would then use the old layer.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ REGISTERED = {"_modules", "_parameters", "_buffers", *HOOKS}
 
 
 def unregistered_references(model: nn.Module) -> dict[int, str]:
-    """The attributes that refer to a module, although torch has not registered it there.
+    """Find modules to which plain attributes of other modules refer, such as a list of layers.
 
     Args:
         model: Any module.
 
     Returns:
-        The class and the attribute, such as `Block.steps`, by the id of the module that the
-        attribute refers to.
+        By the `id()` of each such module: the class and the name of an attribute that refers to it,
+        as in `Block.steps`.
     """
     found: dict[int, str] = {}
     for part in model.modules():
@@ -41,9 +41,10 @@ def unregistered_references(model: nn.Module) -> dict[int, str]:
 
 
 def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
-    """The modules that a value such as a list holds, at any depth, but not modules inside them.
+    """The modules that a value such as a list holds, also in lists inside it.
 
-    `seen` has the ids of the values that were searched already.
+    Children of these modules are left out. `seen` holds the `id()` of each value that was searched
+    already.
     """
     if isinstance(value, nn.Module):
         yield value
@@ -54,7 +55,11 @@ def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """What a container, or a function in its defaults and closure, holds; else nothing."""
+    """The objects that a container or a function holds; nothing for any other value.
+
+    A function holds its defaults and the variables of its closure. A partial holds its function and
+    its arguments, and a bound method holds its object.
+    """
     if isinstance(value, Mapping):
         yield from value.values()
     elif isinstance(value, list | tuple | set | frozenset):

@@ -30,8 +30,9 @@ TIED = "is tied to another layer"
 def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list[str]:
     """Names of the layers that settings select, in the model's order.
 
-    Tied embeddings of a transformers model (they share a weight) always stay dense. Its heads, the
-    layers after the blocks, stay dense unless named. So do those of such models inside `model`.
+    In a transformers model, tied embeddings (they share a weight) always stay dense (not
+    compressed). Heads, the layers after the repeated blocks, stay dense unless the user names them
+    or the method compresses heads by default. Both also hold for transformers models in `model`.
 
     Args:
         model: Any module; its tensors may be on the meta device.
@@ -69,7 +70,7 @@ def select_layers(
         model: Any module; its tensors may be on the meta device.
         settings: Only `method`, `target_modules`, `modules_to_not_convert` and the layers that
             `noise_removal` names are used.
-        protected: Names of layers that stay dense, such as tied or output embeddings.
+        protected: Names of layers not to compress, such as tied or output embeddings.
 
     Returns:
         Names for `model.get_submodule`. Layers that share their weight are left out.
@@ -104,7 +105,7 @@ def select_layers(
 
 
 def kept_layers(model: nn.Module, settings: CompressionSettings) -> dict[str, LeftDense]:
-    """The selected layers that stay dense because of how the model uses them.
+    """The selected layers that are not compressed because of how the model uses them.
 
     Args:
         model: Any module; its tensors may be on the meta device.
@@ -132,7 +133,7 @@ def _tied(
     heads: Collection[str],
     settings: CompressionSettings,
 ) -> dict[str, LeftDense]:
-    """Layers that stay dense because they share their weight, each with this reason."""
+    """Layers that are not compressed because they share their weight, each with this reason."""
     shared = _shared_weights(model)
     named = settings.target_modules not in (None, ALL_LINEAR)
     why = LeftDense(Cause.TIED, f"its weight {TIED}")
@@ -145,7 +146,7 @@ def _tied(
 
 
 def _held(found: Mapping[str, LeftDense], settings: CompressionSettings) -> dict[str, LeftDense]:
-    """The reasons in `found` why layers stay dense; a few do not hold if the user names layers."""
+    """The reasons in `found` that hold for these settings; see `LeftDense.if_named`."""
     by_name = settings.target_modules not in (None, ALL_LINEAR)
     return {name: why for name, why in found.items() if why.if_named or not by_name}
 
@@ -168,7 +169,7 @@ def _kept_dense(
     shared: Collection[int],
     protected: Collection[str],
 ) -> dict[str, str]:
-    """The reasons why some of the chosen layers stay dense, by layer name."""
+    """The reasons why some of the chosen layers are not compressed, by layer name."""
     by_name = settings.target_modules not in (None, ALL_LINEAR)
     reasons = {}
     for name in chosen:
@@ -210,13 +211,13 @@ def _why_none(
 
 
 def _grouped(reasons: Mapping[str, str]) -> str:
-    """One text of the reasons: {"a": "is tied", "b": "is tied"} becomes "a, b is tied"."""
+    """The reasons as one text: {"a": "is tied", "b": "is tied"} becomes "a, b is tied"."""
     groups = {why: [name for name in reasons if reasons[name] == why] for why in reasons.values()}
     return ". ".join(f"{some(names)} {why}" for why, names in groups.items())
 
 
 def _shared_weights(model: nn.Module) -> set[int]:
-    """Ids of parameters that a model has in several places, alone or with their whole module."""
+    """The `id()` of each parameter that several modules share, or whose module is shared."""
     counts = Counter(
         id(parameter)
         for _, module in model.named_modules(remove_duplicate=False)
@@ -268,7 +269,7 @@ def _why_refused(target: list[str] | str, model: nn.Module) -> Iterator[str]:
 
 
 def _protected_everywhere(model: nn.Module, settings: CompressionSettings) -> set[str]:
-    """Names of layers of transformers models that share a weight, or are heads not asked for."""
+    """Names of the layers that `_protected` finds in all transformers models inside `model`."""
     return {
         f"{prefix}.{name}".lstrip(".")
         for prefix, part in transformers_models(model).items()
@@ -277,7 +278,7 @@ def _protected_everywhere(model: nn.Module, settings: CompressionSettings) -> se
 
 
 def _protected(model: Any, settings: CompressionSettings) -> set[str]:
-    """Names of one transformers model's layers that share a weight, or are heads not asked for."""
+    """Names of a transformers model's layers that share a weight, or are heads not to compress."""
     tied = model.all_tied_weights_keys
     names = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
     of_head = settings.target_modules is None and method_of(settings).takes_heads
@@ -291,7 +292,7 @@ def _protected(model: Any, settings: CompressionSettings) -> set[str]:
 
 
 def _heads(model: nn.Module, prefix: str) -> Iterator[str]:
-    """Names of head layers: those outside the model's body `prefix` and outside its blocks."""
+    """Names of the head's modules: those outside the body named `prefix` and repeated blocks."""
     for name, _ in model.named_modules():
         outside = name.split(".")[0] not in (prefix, "")
         if outside and not in_repeated_block(name, model):

@@ -18,9 +18,10 @@ class Differences:
     """Where a tuned model differs from its base.
 
     Attributes:
-        matrices: Linear layers and embeddings whose weight changed and gets low-rank factors.
-        modules: Modules that the adapter copies whole.
-        parameters: Other parameters that the adapter copies, most of them biases of linears.
+        matrices: Names of linear layers and embeddings. Low-rank factors store how their weights
+            changed.
+        modules: Names of modules that the adapter copies whole.
+        parameters: Names of other parameters that the adapter copies, mostly biases.
     """
 
     matrices: tuple[str, ...]
@@ -40,16 +41,17 @@ def differences(
     Args:
         base: The pretrained model; it may lack the tuned model's head (the layers for the task).
         tuned: The fine-tuned model.
-        heads: Modules of the tuned model that are copied whole, even if nothing in them changed.
-        targets: Which linears and embeddings get factors: names or their endings, or a regular
-            expression for the whole name; None for all.
+        heads: Names of modules of the tuned model that are copied whole, even if nothing in them
+            changed.
+        targets: Which linear layers and embeddings get low-rank factors: names or their endings, or
+            a regular expression for the whole name; None for all.
 
     Returns:
-        The modules and parameters that differ.
+        The names of the modules and parameters that differ.
 
     Raises:
         ValueError: If a layer exists in one model only, shapes differ, a weight is not finite, or
-            no matrix differs.
+            no weight that could get factors differs.
     """
     originals = paired(base, tuned)
     matrices, modules, loose = [], list(heads), []
@@ -105,7 +107,7 @@ def paired(base: nn.Module, tuned: nn.Module) -> dict[str, nn.Module]:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters and saved buffers of a module itself, without modules in it, by name."""
+    """The parameters and saved buffers of a module, by name, without those of modules in it."""
     buffers = {
         key: value
         for key, value in module._buffers.items()

@@ -60,10 +60,10 @@ def extract_adapter(
 
     The update of a layer is its fine-tuned minus its pretrained weight. It is a sum of directions,
     matrices of rank one. Of all directions of all layers, the ones that are worth most are kept.
-    The worth of a direction is the cost of losing it, as in the module's docstring of
-    `hf_rmt.compression.calibration.low_rank`. Tensors that are not matrices (biases, norms) and new
-    heads (layers for the task) are copied as they are. So the base with the adapter acts like the
-    tuned model with low-rank updates.
+    The worth of a direction is the cost of losing it, which the module's docstring of
+    `hf_rmt.compression.calibration.low_rank` defines. Tensors that are not matrices (biases, norms)
+    and new heads (layers for the task) are copied as they are. So the base with the adapter acts
+    nearly like the tuned model.
 
     Args:
         base: The pretrained model, or the folder or Hub id where it is saved. If its files lack the
@@ -79,7 +79,7 @@ def extract_adapter(
         calibration: Batches of tokenized inputs like those of the task, a hundred sentences or
             more; they make the adapter better at the same size. The second moments (means of the
             products of two entries) of each layer's inputs and gradients are held in memory.
-        target_modules: Which linears and embeddings get factors: names or their endings, or a
+        target_modules: Which linear layers and embeddings get factors: names or their endings, or a
             regular expression for the whole name; by default all of them. Other layers that differ
             are copied whole.
         dtype: Dtype of the factors; by default the dtype of the tuned weights.
@@ -159,10 +159,11 @@ class _Extraction:
     def factors(
         self, ranks: Mapping[str, int], dtype: torch.dtype | None
     ) -> tuple[tuple[LowRankUpdate, ...], dict[str, Tensor]]:
-        """The low-rank factors of each layer's update, and by layer a vector to add to its bias.
+        """The low-rank factors of each layer's update, and vectors to add to biases, by layer.
 
-        An update is the tuned minus the base weight. The factors lose a part of it. The vector is
-        the mean output of this part on the calibration batches; layers without data have none.
+        An update is the tuned minus the base weight. The factors lose a part of it. The vector of a
+        layer is the mean output of the lost part on the calibration batches. A layer without a mean
+        input in `LayerMoments` has no vector.
         """
         updates, shifts = [], {}
         for name in tqdm(ranks, desc="Extracting", disable=None):
@@ -190,6 +191,7 @@ class _Extraction:
         trained tokens occurs 1/n of the time. Here n = (sum a)^2 / sum a^2 for the squared row
         norms a of the update. The second is the root mean square of the embedding's entries,
         because the layers after an embedding work in units of its entries.
+        With calibration, a layer that no batch reached has worth 0 everywhere.
         """
         module, update = self.tuned.get_submodule(name), self.update(name)
         excitation = self.excited.get(name)
@@ -208,7 +210,8 @@ def _carried(
     """The tensors that an adapter copies from the tuned model, by their names in its file.
 
     These are changed tensors without low-rank factors, such as biases, and whole modules, such as
-    new heads. `shifts` holds the vectors that are added to biases.
+    new heads. `ranks` gives the ranks of the factors by layer. `shifts` holds the vectors that are
+    added to biases, by layer.
     """
     state = tuned.state_dict()
     carried = {
@@ -228,7 +231,8 @@ def _carried(
 def _load_base(base: ModelOrPath, tuned: Any) -> tuple[Any, list[str]]:
     """The pretrained model, and the names of modules that its files lack, such as a new head.
 
-    A path is loaded with the class of `tuned`, the fine-tuned model. A loaded model lacks nothing.
+    A path is loaded with the class of `tuned`, the fine-tuned model. If `base` is a model already,
+    there are no such names.
     """
     if isinstance(base, nn.Module):
         return unwrapped(base), []

@@ -25,12 +25,11 @@ class CompressedLoraLinear(Linear):
     """A compressed layer with an adapter: x W' + bias + s (x A') B'.
 
     x is the input, W the compressed weight, A and B are the factors of the adapter, s is the scale
-    of the adapter, and ' is the transpose. Merging appends A and s B to the signal (the low-rank
-    factors) of the layer, so the rank of the signal grows by the rank of the adapter. If the
-    directions of the signal (parts of rank one) then depend on each other, as always above rank
-    min(in, out), the same signal is written with fewer directions. Their entries are rounded to the
-    dtype of the layer. A ternary layer (entries -1, 0, 1) has no signal, so its adapter cannot be
-    merged.
+    of the adapter, and ' is the transpose. Merging appends A and s B to the low-rank factors of the
+    layer (its signal). So the rank grows by the rank of the adapter. If the larger factors are
+    linearly dependent, the same matrix is written with smaller factors, rounded to the dtype of the
+    layer. This always happens if the rank exceeds the smaller side of W. A ternary layer (entries
+    -1, 0, 1) has no low-rank factors, so its adapter cannot be merged.
 
     Args:
         base_layer: The compressed layer, or an adapter around it.
@@ -76,8 +75,8 @@ class CompressedLoraLinear(Linear):
             adapter_names: The adapters; None for the active ones.
 
         Raises:
-            ValueError: If the layer has no signal, or an adapter has values that are not finite, or
-                a bias that the layer lacks.
+            ValueError: If the layer has no low-rank factors, an adapter has values that are not
+                finite, or an adapter has a bias and the layer has none.
         """
         for name in check_adapters_to_merge(self, adapter_names) or []:
             if name not in self.lora_A:
@@ -159,7 +158,7 @@ class CompressedLoraLinear(Linear):
 
 
 def compressed_lora(target: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> Any:
-    """The LoRA layer for a compressed layer; None for other layers, which PEFT itself adapts.
+    """Return the LoRA layer for a compressed layer; None for others, which PEFT itself adapts.
 
     Args:
         target: The layer, or an adapter around it.

@@ -15,18 +15,18 @@ from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.plan import Cause
 
 UNFIT = (Cause.READ_BY_PARENT, Cause.REFERRED_TO, Cause.ROUTER, Cause.SUBCLASS)
-"""Causes for which the compression left a layer dense, and for which it gets no adapter either."""
+"""If a layer was not compressed for one of these causes (see `Cause`), it gets no adapter."""
 
 
 def lora_targets(model: nn.Module) -> dict[str, list[str]]:
     """The targets of LoRA in a compressed model: `LoraConfig(r=8, **lora_targets(model))`.
 
     The factors of a compressed layer are one parameter of shape (rank, in + out), and PEFT adapts
-    this parameter. A LoRA rank above the rank of the layer adds nothing. Layers that stayed dense
-    are adapted as usual, except routers (which choose experts), layers whose weight another module
-    reads, subclasses of nn.Linear, and layers that PEFT refuses. A convolution gets no adapter if
-    other code may read its stride, because an adapter has no stride. `lora_dropout` must stay 0,
-    because PEFT has no dropout for parameters.
+    this parameter. A LoRA rank above the rank of the layer adds nothing. Dense layers (which were
+    not compressed) are adapted as usual, except routers (which choose experts), layers whose weight
+    another module reads, subclasses of nn.Linear, and layers that PEFT refuses. A convolution gets
+    no adapter if other code may read its stride, because an adapter has no stride. `lora_dropout`
+    must stay 0, because PEFT has no dropout for parameters.
 
     `LoraConfig(target_modules=["query", "value"])` works on a compressed model as well. It adapts
     the whole matrix. So a LoRA that was trained on the dense base can be loaded in this way.
@@ -72,9 +72,9 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _takes_lora(model: nn.Module, name: str, layer: Mapping[str, Any]) -> bool:
-    """Whether a layer stayed dense in the compression and can have an adapter around it.
+    """Whether a layer is dense (was not compressed) and PEFT can put an adapter around it.
 
-    `layer` is the record of the layer, with the cause for which it stayed dense.
+    `layer` is the record of the layer. It gives the cause for which the layer was not compressed.
     """
     if is_compressed(model.get_submodule(name)) or layer.get("cause") in UNFIT:
         return False

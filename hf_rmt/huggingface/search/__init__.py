@@ -1,1 +1,1 @@
-"""The search for the most noise to remove from weights while a metric stays within a tolerance."""
+"""Finds how much noise weights can lose while a metric stays within a tolerance (see `search`)."""

@@ -1,4 +1,7 @@
-"""`search` finds the most noise that weights can lose while a metric falls only a little."""
+"""`search` finds how much noise weights can lose while a metric falls only a little.
+
+A weight is a sum of a low-rank part, the signal, and the rest, the noise.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,15 @@ from hf_rmt.plan import CompressionPlan
 from hf_rmt.report.search import SearchReport, within
 
 FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Fractions of the noise that are tried by default, with the range of a published experiment."""
+"""Fractions of the noise that are tried by default. A published experiment had the same range."""
 MAX_EVALUATIONS = 100
-"""Default limit on calls of `evaluate`: three for each of 30 layers, and the curve over
-`FRACTIONS`."""
+"""Default limit on calls of `evaluate`, enough for three calls for each of 30 layers."""
 DECIDED = ("noise_removal", "layers", "base_model")
-"""Fields of a config that the search or the library sets; they are no choice of the user."""
+"""Fields of a config that the search or the library sets, not the user."""
 
 
 class SearchResult(SearchReport):
-    """The result of a search: a table when printed, a curve, JSON, and a config for `compress`."""
+    """The result of `search`: a `SearchReport` that also has a config for `hf_rmt.compress`."""
 
     @property
     def config(self) -> RMTConfig:
@@ -65,18 +67,17 @@ def search(
 ) -> SearchResult:
     """Find the most noise that each layer can lose while metric >= baseline - tolerance.
 
-    The noise of a layer is the part of the weight that is not signal, by the method of `config`.
-    The baseline is the metric of the model as it is. First, the search removes the same fraction of
-    the noise from all layers. It does this for each fraction, which gives a curve. The search goes
-    on from the largest fraction with which the metric stays within the tolerance. It raises the
-    fraction of one layer at a time by bisection, while the fractions of the other layers stay the
-    same. Layers whose noise has the least energy (squared norm) come first, because losing this
-    noise lowers the metric least. The result is evaluated once more at the end. The model is left
-    exactly as it was, also after an error.
+    The method of `config` splits a weight into its signal (a low-rank part) and its noise (the
+    rest). The baseline is the metric of the model as it is. First, the search removes the same
+    fraction of the noise from all layers. It does this for each fraction, which gives a curve. The
+    search goes on from the largest fraction with which the metric stays within the tolerance. It
+    raises the fraction of one layer at a time by bisection. Layers whose noise has the least energy
+    (squared norm) come first, because losing this noise lowers the metric least. The result is
+    evaluated once more at the end. The model is left exactly as it was, also after an error.
 
     In addition to the evaluations, the search takes the time of one `compress`. It holds in memory
-    one filtered copy of the layers, and the singular vectors of their shorter sides. In float32
-    these vectors are at most as large as the layers. If torch.distributed runs, every process calls
+    a second copy of the layers, and singular vectors of the weights. In float32 these vectors are
+    at most as large as the layers. If torch.distributed runs, every process calls
     `search` on its replica and evaluates it. The metric of process 0 counts for all processes.
 
     Args:
@@ -97,8 +98,8 @@ def search(
 
     Raises:
         TypeError: If the model is not a module, or the metric is not a number.
-        ValueError: If an argument is out of range, the file belongs to another search, nothing
-            can be filtered, or the baseline is not finite.
+        ValueError: If an argument is out of range, the file belongs to another search, no layer
+            has noise to remove, or the baseline is not finite.
         RuntimeError: On every process, if one process failed.
     """
     config = RMTConfig(noise="drop") if config is None else config
@@ -235,7 +236,7 @@ class _Search:
 def _check_types(
     model: object, evaluate: object, tolerance: object, fractions: object, most: object
 ) -> list[float]:
-    """Refuse arguments of a wrong type; return the fractions ascending, each once."""
+    """Refuse arguments of a wrong type; return the fractions sorted, without duplicates."""
     check_module(model)
     if not callable(evaluate):
         raise TypeError(f"evaluate must be a function of the model, got {evaluate!r}")

@@ -1,8 +1,8 @@
-"""States of a model with a part of its noise removed, and their metrics.
+"""Removes a part of the noise from a model's weights, and measures the metric of the result.
 
-A state consists of the same layers that `compress` would make. The model's own weights are kept
-aside unchanged. Each layer is decomposed once, and what its singular vectors are computed from is
-kept. So for each layer that changes, a state costs only the singular vectors that stay.
+A weight is a sum of a low-rank part, the signal, and the rest, the noise. A state of the model says
+how much noise each layer loses; `compress` would make the same layers. Each weight is decomposed
+once. Later states compute only singular vectors. The model's own weights are kept unchanged.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from hf_rmt.report.search import Evaluation, evaluations_of
 from hf_rmt.spectra import SpectrumFit
 
 Removal = dict[str, float]
-"""Fraction of its noise that each layer loses; layers that are not named stay as they are."""
+"""By layer name, the fraction of its noise that it loses. Other layers stay as they are."""
 
 
 class NoiseStates:
@@ -47,8 +47,8 @@ class NoiseStates:
 
     Attributes:
         model: The model, in the state that was applied last.
-        plans: By name, what became of each layer that changed.
-        shapes: (out, in) of all layers.
+        plans: For each changed layer, by its name, how it was compressed.
+        shapes: The shape (out, in) of each layer's weight, by the name of the layer.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], config: RMTConfig) -> None:
@@ -64,13 +64,13 @@ class NoiseStates:
         self._applied: Removal = {}
 
     def apply(self, removal: Mapping[str, float]) -> Removal:
-        """Bring the model into a state, in which layers lose a part of their noise.
+        """Remove a part of the noise from layers; other layers get their own weights back.
 
         Args:
-            removal: The fraction of its noise that each layer loses.
+            removal: The fraction of its noise that each layer loses, by the name of the layer.
 
         Returns:
-            The part of `removal` that changed layers.
+            The entries of `removal` for the layers that are changed now.
         """
         for name in self.shapes:
             if removal.get(name) != self._applied.get(name):
@@ -89,15 +89,15 @@ class NoiseStates:
             module.training = training
 
     def grids(self, fractions: Sequence[float]) -> dict[str, list[float]]:
-        """For each layer, the fractions of noise whose removal lowers the rank, but not to 0.
+        """For each layer, the fractions of its noise whose removal lowers the rank, but not to 0.
 
         Args:
             fractions: The fractions to choose from, ascending.
 
         Returns:
-            The fractions by layer, layers whose noise has the least share of the squared norm
-            first, in the same order on every process; a layer for which no fraction works is left
-            out.
+            The fractions by layer name. First come the layers whose noise has the least share of
+            the squared norm. The order is the same on every process. A layer without such a
+            fraction is left out.
 
         Raises:
             ValueError: If no layer has such a fraction.
@@ -152,9 +152,9 @@ class NoiseStates:
         return [f for f, rank in ranks.items() if 0 < rank < len(fit.eigenvalues)]
 
     def _put(self, name: str, fraction: float | None) -> None:
-        """Put a layer without a fraction of its noise into the model; None: the original layer.
+        """Put into the model the layer `name` without the given fraction of its noise.
 
-        `fraction` is the part of the noise that is removed.
+        If `fraction` is None, the original layer is put back.
         """
         original = self._originals[name]
         training = self.model.get_submodule(name).training
@@ -183,7 +183,7 @@ class Log:
     Args:
         evaluate: The metric of a model.
         states: The model, and how to bring it into a state with some noise removed.
-        most: Largest number of evaluations, those in the file included.
+        most: Largest number of evaluations, including those in the file.
         path: JSON file from which evaluations are read and to which they are written; None for no
             file.
         identity: Plain values that distinguish this search from another.
@@ -217,7 +217,7 @@ class Log:
         Args:
             removal: The state, as for `NoiseStates.apply`.
             again: Whether to measure a second time if it was measured once.
-            spare: Evaluations to leave for later.
+            spare: Number of evaluations to leave for later.
 
         Returns:
             The metric on process 0; None if no evaluation is left for it.

@@ -1,1 +1,1 @@
-"""Callbacks for the Trainer, and `filter_update`, which filters what training added to weights."""
+"""Callbacks for the Trainer; `filter_update` removes noise from what training added to weights."""

@@ -1,4 +1,7 @@
-"""The schedule by which the noise in a model's weights becomes zero during a training."""
+"""The schedule by which the noise in a model's weights becomes zero during a training.
+
+The noise is the part of a weight that the compressed model will not keep.
+"""
 
 from __future__ import annotations
 
@@ -98,6 +101,8 @@ class Anneal:
 
 def amount(step: int, first: int, last: int) -> float:
     """Share of the noise that is left after an update step: a cosine from 1 to 0.
+
+    The noise is the part of a weight that the training removes.
 
     Args:
         step: Number of update steps done.

@@ -1,4 +1,4 @@
-"""Scales the noise down to zero while a model trains. Training batches decide what is kept."""
+"""Scales a part of each weight, its noise, down to zero in training; batches decide what stays."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from hf_rmt.settings import CompressionSettings
 logger = logging.getLogger(__name__)
 
 EVERY, CUTS = 8, 16
-"""A cut shrinks the noise in the weights. At most `EVERY` update steps lie between two cuts, and
-at least `CUTS` cuts lead to zero noise. Each evaluation and save follows a cut."""
+"""A cut shrinks the noise in the weights. At most `EVERY` update steps lie between two cuts. If
+there are enough steps, at least `CUTS` cuts are made. Each evaluation and save follows a cut."""
 RETURNED = 0.05
 """If noise again has more than this share of the weights' squared norm after it was all removed,
 then something else writes old weights back, and a warning is logged."""
@@ -45,7 +45,7 @@ PROBES_FILE = "_rmt_probes-{step}.safetensors"
 
 
 class AnnealedFilter:
-    """Chooses directions (parts of rank one) that weights keep; shrinks the rest, the noise.
+    """Chooses directions (parts of rank one) that weights keep, and shrinks the rest, the noise.
 
     While the noise shrinks, the model goes on learning. So the directions are chosen two more
     times, with the same ranks: half-way and at the end.
@@ -74,7 +74,7 @@ class AnnealedFilter:
     def begin(
         self, args: Any, state: Any, model: nn.Module, names: Sequence[str], saved: Any
     ) -> None:
-        """Start a training run, or continue one from a checkpoint."""
+        """Start a training, or continue one from a checkpoint with the memory `saved`."""
         self.first, self.last = self.anneal.steps(
             max_steps=state.max_steps, epochs=state.num_train_epochs
         )
@@ -113,7 +113,7 @@ class AnnealedFilter:
             shared_ranks({name: torch.ones(1) for name in names}, shapes, least)
 
     def step_begins(self, state: Any) -> None:
-        """Measure layers' inputs and gradients in this step, if they soon decide what is kept."""
+        """Measure layers' inputs and gradients in the last steps before directions are chosen."""
         if self._windows is not None:
             self._windows.step_begins(state.global_step)
 
@@ -140,7 +140,7 @@ class AnnealedFilter:
             self._cut(model, state.global_step)
 
     def saved(self, args: Any, state: Any) -> None:
-        """Save beside a checkpoint the sums over inputs and gradients that were measured."""
+        """Save the measured sums (see `BatchMoments`) in the folder of a checkpoint."""
         if self._windows is not None:
             self._windows.save(args, state.global_step)
 
@@ -198,7 +198,7 @@ class AnnealedFilter:
         self.memory |= {"left": left, "cut_at": step}
 
     def _shrink(self, model: nn.Module, ratio: float) -> float:
-        """Multiply the noise in all weights by `ratio`; return the lost share of squared norm."""
+        """Multiply the noise in weights by `ratio`; return the lost share of squared norm."""
 
         def work(name: str) -> WorkResult:
             weight = weight_matrix(model.get_submodule(name))
@@ -239,7 +239,7 @@ class AnnealedFilter:
         keep_start(kept, args, name=PROBES_FILE.format(step=step))
 
     def _numbers(self) -> dict[str, float]:
-        """The four numbers to log: noise left, energy scaled away, parameters kept, mean rank."""
+        """Numbers to log: noise left, share of squared norm lost, parameters kept, mean rank."""
         kept = [entry for entry in self.chosen.values() if entry["rank"] is not None]
         # A checkpoint sorts the layers by name, and fsum does not depend on their order.
         whole = math.fsum(entry["energy"] for entry in kept)
@@ -253,7 +253,7 @@ class AnnealedFilter:
         }
 
     def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """The exact low-rank factors of a layer, whose noise is gone; or why it stays dense."""
+        """The exact low-rank factors of a layer without noise; or why it is not compressed."""
         entry = self.chosen[name]
         if entry["rank"] is None:
             cause, phase = Cause(entry["cause"]), entry.get("phase", "")

@@ -36,10 +36,11 @@ class BatchMoments:
     """Sums of products over the tokens of the training batches, gathered by hooks.
 
     For each layer, the products of each two entries of an input and of each two entries of an
-    output's gradient are added up in float32. No extra pass is run, no batch is stored, and the
-    training is not changed. By these sums, it is chosen what the weights keep. Until then, they
-    hold two to four times as many numbers as the layers. Layers that share an input in one batch
-    may have different inputs in the next, so each layer has sums of its own.
+    output's gradient are added up in float32. For vectors with more than `WIDEST` entries, only the
+    squares are added up. No extra pass is run, no batch is stored, and the training is not changed.
+    The sums decide which low-rank part each weight keeps. Until then, they hold two to four times
+    as many numbers as the layers. Layers that share an input in one batch may have different inputs
+    in the next, so each layer has sums of its own.
 
     Args:
         model: The model that trains, without a wrapper.
@@ -105,7 +106,7 @@ class BatchMoments:
                 self._add(name, layer, entry.detach(), result, mask)
 
     def _add_room(self, name: str) -> None:
-        """Make the tensors of zeros to which a layer's products and counts are added."""
+        """Add to `sums` tensors of zeros for the layer `name`, to which `hear` adds."""
         layer: Any = self.model.get_submodule(name)
         (rows, columns), device = matrix_shape(layer), layer.weight.device
         self.sums[f"{name} slopes"] = _room(rows, device)
@@ -240,7 +241,7 @@ def _patches(layer: Any, images: Tensor) -> Tensor:
 
 
 def measurable(model: nn.Module, names: Iterable[str], smallest: int) -> list[str]:
-    """The layers that are trained and whose weight has at least `smallest` rows and columns."""
+    """Those of `names` whose layer is trained and has at least `smallest` rows and columns."""
     layers = {name: model.get_submodule(name) for name in names}
     trained = {name: layer for name, layer in layers.items() if is_trained(layer)}
     return [name for name, layer in trained.items() if min(matrix_shape(layer)) >= smallest]

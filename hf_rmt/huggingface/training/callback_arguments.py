@@ -45,12 +45,12 @@ def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
 def resolved_schedule(
     config: RMTConfig, target: str, schedule: Any, size: Size, anneal: Any
 ) -> Any:
-    """When `RMTCallback` removes noise in one step; None if it scales the noise down step by step.
+    """Find when `RMTCallback` removes noise at once; None if it scales the noise down slowly.
 
-    The arguments are those of `RMTCallback`.
+    `RMTCallback` explains the arguments, and what noise is.
 
     Returns:
-        A value for the argument `schedule`, such as `"epoch"`: after each epoch. Or None.
+        A value of the argument `schedule`, such as `"epoch"` (after each epoch), or None.
 
     Raises:
         ValueError: If `size` or `anneal` is given with a schedule, with `target="update"`, or with
@@ -79,12 +79,13 @@ def resolved_schedule(
 
 
 def dosed_schedule(target: str, schedule: Any, dose: Any) -> Any:
-    """The schedule of the callback, which is always `"end"` if there is a dose.
+    """Return `schedule`, or `"end"` if a dose is given. The arguments are those of `RMTCallback`.
 
-    A dose says how much is kept of the update, what training added to the weights.
+    A dose says how much of the update is kept. The update is what training added to the weights.
 
     Raises:
-        ValueError: If a dose is given with another schedule, or if whole weights are filtered.
+        ValueError: If a dose is given with another schedule, or with another target than
+            `"update"`.
     """
     check_dose(dose)
     if dose is None:

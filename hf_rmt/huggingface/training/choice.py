@@ -1,6 +1,6 @@
-"""Chooses which directions of each layer a training keeps, from its batches.
+"""Chooses, from the batches of a training, which directions each layer's weight keeps.
 
-A direction is one term of a weight that is written as a sum of matrices of rank one.
+A weight is written as a sum of matrices of rank one. A direction is one term of this sum.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FROZEN = "its weight is frozen, and RMTCallback filters weights that are trained
 NO_GRADIENT = "the loss gave it no gradient before the directions were chosen"
 TOO_SMALL = "the smaller side is below min_size"
 NO_SIGNAL = "no signal stands out from the noise, so nothing would be left"
-"""This text and the five texts before it are reasons for which a layer stays dense."""
+"""This text and the five before it are reasons why a layer stays dense (is not compressed)."""
 CAUSES = {
     WHOLE: Cause.ALL_WORTH,
     NOT_REACHED: Cause.NOT_REACHED,
@@ -39,10 +39,11 @@ CAUSES = {
     NO_GRADIENT: Cause.NO_GRADIENT,
     TOO_SMALL: Cause.TOO_SMALL,
 }
-"""The cause, one of a few fixed words, that a report gives for a dense layer, by the reason."""
+"""For each reason why a layer is not compressed, the cause that a report gives: one of a few fixed
+words."""
 LOST = 5e-4
-"""Share of what all directions (parts of rank one) are worth to the loss that `size="auto"` may
-lose.
+"""The share of the worth of all directions that `size="auto"` may lose. A direction is a part of
+rank one of a weight. Its worth is about how much the loss would rise without it.
 
 With 5e-4, 47 % of the parameters of a BERT on SST-2 are left. The accuracy falls by 0.3 points,
 and the 95 % interval of this fall contains 0. With 1e-3, 36 % are left. The accuracy then falls by
@@ -52,15 +53,15 @@ Size = float | Literal["auto"] | None
 
 
 class Choice(NamedTuple):
-    """The ranks and directions (parts of rank one) of weights that a training keeps.
+    """Which ranks and which directions (parts of rank one) a training keeps in each weight.
 
     Attributes:
         layers: For each layer, by name, a dict of JSON values. `rank` is None if the layer stays
-            dense; `cause` and `reason` then say why. A layer with a rank has `energy`, the squared
-            Frobenius norm of its weight, and `rest`, the part of this energy that will be removed.
-            If the spectrum (eigenvalues) was fitted, the dict also has `phase` (the verdict on the
-            spectrum), `n_spikes` (how many eigenvalues are signal) and `upper_edge` (the limit
-            above which an eigenvalue is signal).
+            dense (not compressed); `cause` and `reason` then say why. A layer with a rank has
+            `energy`, the squared Frobenius norm of its weight, and `rest`, the part of this energy
+            that will be removed. If the eigenvalues were split into noise and signal, the dict also
+            has `phase` (the verdict on them, see `SpectrumFit`), `n_spikes` (how many are signal)
+            and `upper_edge` (the limit above which an eigenvalue is signal).
         probes: Two thin matrices for each layer with a rank, `<name> left` and `<name> right`. They
             hold the directions that the layer keeps, as the module's docstring of
             `hf_rmt.compression.calibration.excited` says.
@@ -81,18 +82,18 @@ def choose(
     *,
     not_finite: Collection[str] = (),
 ) -> Choice:
-    """Choose which directions (parts of rank one) weights keep; the processes share the layers.
+    """Choose the directions (parts of rank one) that each weight keeps; processes share the work.
 
     Args:
         model: The model; it is not changed.
-        names: Names of the layers; each has a weight with the form of a matrix.
+        names: Names of the layers. The weight of each can be written as a matrix.
         excited: Second moments (means of products of each two entries) of the layers' inputs and
-            output gradients, as `BatchMoments` gives them. A layer without gradients stays dense,
-            because its directions cannot be compared with the directions of other layers.
+            output gradients, as `BatchMoments` gives them. A layer without gradients stays dense
+            (not compressed), because its directions cannot be compared with those of other layers.
         settings: The rule that finds the rank of a layer if no size is given.
         size: Share to keep of the parameters of all layers with gradients. `"auto"`: the smallest
-            share that loses at most the part `LOST` of what the directions are worth to the loss.
-            None: use `settings`.
+            share that loses at most the part `LOST` of the worth of all directions. The worth of a
+            direction is about how much the loss would rise without it. None: use `settings`.
         not_finite: Layers that have no moments because batches gave them nan or inf.
 
     Returns:
@@ -145,7 +146,7 @@ def probes_again(
 ) -> dict[str, Tensor]:
     """Choose the directions again from later batches, with the ranks that were chosen before.
 
-    The directions are the parts of rank one that a weight keeps.
+    Directions are parts of rank one of a weight.
 
     Args:
         model: The model; it is not changed.
@@ -166,7 +167,7 @@ def probes_again(
 
 
 def shared(model: nn.Module, names: Sequence[str], work: Callable[[str], WorkResult]) -> Any:
-    """The result of `work` for each layer, in order. Each process works on a part of the layers."""
+    """Yield `work(name)` for the name of each layer, in order. The processes share the layers."""
     costs = [matrix_cost(matrix_shape(model.get_submodule(name))) for name in names]
     return map_over_processes(work, names, costs, device=next(model.parameters()).device)
 
@@ -178,9 +179,10 @@ def _unmeasured(
     excited: Mapping[str, LayerMoments],
     not_finite: Collection[str],
 ) -> str:
-    """The reason, in words, why a layer cannot be measured on batches and so stays dense.
+    """The reason, in words, why a layer has no measurements and so stays dense (not compressed).
 
-    `excited` has the layers that a batch reached, and `not_finite` those with nan or inf.
+    `excited` holds the layers that a batch reached, and `not_finite` those whose inputs or
+    gradients held nan or inf.
     """
     layer = model.get_submodule(name)
     if min(matrix_shape(layer)) < settings.min_size:
@@ -195,10 +197,10 @@ def _unmeasured(
 def _by_rule(
     name: str, weight: Tensor, settings: CompressionSettings
 ) -> tuple[int | None, dict[str, Any]]:
-    """The rank that the method finds for a weight; None to keep the weight dense.
+    """Find the rank of a weight by the method of `settings`; None to leave it uncompressed.
 
-    The method looks at the eigenvalues, the squared singular values of the weight. The second
-    result is a dict with facts on them, and the reason if the weight stays dense.
+    The method looks at the eigenvalues, which are the squared singular values of the weight. The
+    second result is a dict with facts about them. If the rank is None, it also has the reason.
     """
     fit = spectrum(weight, settings)
     about: dict[str, Any] = {"phase": str(fit.phase)}
@@ -217,12 +219,12 @@ def _by_rule(
 
 
 def _thin(directions: Tensor, rank: int) -> Tensor:
-    """The first `rank` columns of a matrix of directions, in float32 to take less memory."""
+    """The first `rank` columns of the matrix `directions`, in float32 to take less memory."""
     return directions[:, :rank].float().contiguous()
 
 
 def _most(weight: Tensor) -> int:
-    """The largest rank whose factors are no larger than the weight: 50 for shape (100, 100)."""
+    """The largest rank whose two factors are no larger than the weight: 50 for (100, 100)."""
     return weight.numel() // sum(weight.shape)
 
 

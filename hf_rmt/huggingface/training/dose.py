@@ -3,9 +3,9 @@
 An update is what training added to the weights. If labels are wrong, a part of the update is
 memorised noise. Two remedies are tried. The first scales down the whole update, that is, it
 interpolates between the weights before and after training (Wortsman et al., CVPR 2022). The second
-keeps only the spikes of the update of each layer in the blocks. Spikes are the few large singular
-values of an update; they are also made smaller. The rows may have wrong labels too. If labels are
-wrong equally often in all classes, the scores change, but not their order.
+keeps only the spikes of the update of each selected layer. Spikes are the few large singular values
+of an update; they are also made smaller. The rows may have wrong labels too. If labels are wrong
+equally often in all classes, the scores change, but not their order.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from hf_rmt.nn.dense_matrix import to_matrix, to_weight
 from hf_rmt.plan import CompressionPlan
 
 SCALES = (1.0, 0.8, 0.65, 0.5, 0.35, 0.2)
-"""The factors by which an update, what training added to the weights, is scaled, one after the
-other."""
+"""The factors that are tried, one after the other, to scale an update. An update is what training
+added to the weights."""
 EARLY = 0.25
 """Part of the training after which the leading directions (singular vectors) of updates are
-stored. An update is what training added to a weight; what it has added so early is taken as
+stored. An update is what training added to a weight. What training adds so early is taken as
 signal."""
 
 UNCHANGED = "unchanged at the early checkpoint, so all of its update stays"
@@ -48,8 +48,8 @@ class Dose:
 
     Attributes:
         scale: The factor by which the whole update was multiplied.
-        spikes: Whether the layers in the blocks kept only the shrunk spikes of their updates: a few
-            large singular values, made smaller.
+        spikes: Whether the selected layers kept only the spikes of their updates. Spikes are the
+            few large singular values, which were also made smaller.
         scores: The score of each scale that was tried, by a name: "0.5" for the whole update,
             "0.5 spikes" for its shrunk spikes only. Empty if nothing was tried.
     """
@@ -76,9 +76,10 @@ def check_dose(dose: Any) -> None:
 
 
 def worse(before: float, after: float) -> bool:
-    """Whether a dose lowered the score on held-out rows; process 0 decides and logs a warning.
+    """Whether a dose lowered the score on held-out rows; if so, a warning is logged.
 
-    A dose cuts down the update of each layer, which is what training added to the weight.
+    A dose cuts down the update of each layer, which is what training added to the weight. Process 0
+    decides for all processes.
 
     Args:
         before: The score of the model as it was trained; higher is better.

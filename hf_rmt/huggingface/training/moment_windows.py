@@ -30,14 +30,14 @@ MOMENTS_FILE = "_rmt_moments-{process}.safetensors"
 
 
 class MomentWindows:
-    """Second moments of the batches before each choice of directions, and the choices to come.
+    """Measures batches before each choice of directions, and tells when the next choice is due.
 
-    Second moments are means of products of each two entries, here of layers' inputs and of their
-    output gradients. Directions are the parts of rank one that a weight keeps. A window is made of
-    the update steps that are measured before a choice.
+    Directions are the parts of rank one that a weight keeps. The update steps that are measured
+    before a choice are called a window. For each layer, the second moments of its inputs and of its
+    output gradients are measured: the means of the products of each two entries.
 
     Args:
-        model: The model that trains, without a wrapper.
+        model: The model that trains, without a wrapper such as `DistributedDataParallel`.
         names: Names of the layers to measure.
         choices: Update steps after which directions are chosen, ascending.
         chosen_at: Update step of the last choice that was made; None before the first choice.
@@ -98,15 +98,15 @@ class MomentWindows:
         return found
 
     def stop(self) -> None:
-        """Stop measuring batches, and free the sums of products of inputs and of gradients."""
+        """Stop measuring batches, and free the memory of what was measured."""
         if self._moments is not None:
             self._moments.stop()
         self._moments = None
 
     def save(self, args: Any, step: int) -> None:
-        """Save beside a checkpoint the sums over batches of this process, if there are any.
+        """Save in the folder of a checkpoint what this process has measured, if there is anything.
 
-        They sum up products of entries of layers' inputs and of output gradients.
+        These are the sums of `BatchMoments`, in the checkpoint after update step `step`.
         """
         if self._moments is not None:
             save_start(
@@ -116,9 +116,9 @@ class MomentWindows:
             )
 
     def load(self, args: Any, began: str, step: int) -> None:
-        """Load what a run had summed up over batches when it was interrupted.
+        """Load what this process had measured when a checkpoint was saved; warn if that is missing.
 
-        These are products of entries of layers' inputs and of output gradients.
+        These are the sums of `BatchMoments`.
 
         Args:
             args: `TrainingArguments` of the resumed run.
@@ -142,9 +142,9 @@ class MomentWindows:
         )
 
     def _opened(self) -> BatchMoments:
-        """The `BatchMoments` that sums up products over the batches that are measured now.
+        """Return the `BatchMoments` that measures the present batches.
 
-        If there is none, a new one is made, with zeros.
+        If there is none, a new one is made, whose sums are zero.
         """
         if self._moments is None:
             tokens = TOKENS_AGAIN if self._start else TOKENS

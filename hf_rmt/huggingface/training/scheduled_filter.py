@@ -41,15 +41,16 @@ weights."""
 class ScheduledFilter:
     """Removes noise from weights, or from updates, without a change of shape.
 
-    An update is what training added to a weight. The first filter decides which ranks are kept.
+    An update is what training added to a weight; `RMTCallback` tells what noise is. The first
+    filter decides which ranks are kept.
 
     Args:
         settings: What is filtered, and how the noise is stored.
         schedule: `"epoch"`, `"end"`, or a number of update steps between two filters.
         target: `"weights"` or `"update"`.
         dose: What happens to the update when training ends. A number scales the whole update.
-            `"auto"` keeps the part of each layer's update that lies in the leading directions that
-            the update had after a quarter of the training. None: the update is filtered.
+            `"auto"` keeps the part of each layer's update that lies in the leading singular
+            directions that it had after a quarter of the training. None: the update is filtered.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class ScheduledFilter:
     def begin(
         self, args: Any, state: Any, model: nn.Module, names: Sequence[str], saved: Any
     ) -> None:
-        """Store the weights at the start, or load the tensors that a checkpoint has kept."""
+        """Begin a run, or resume one from `saved`, the state in a checkpoint (None: a new run)."""
         self._names, self.filtered_at = list(names), -1
         blank: dict[str, Any] = {"first_filter": None, "first_plans": {}, "start_digest": None}
         folder, began = home(args, saved)
@@ -101,7 +102,7 @@ class ScheduledFilter:
         return self.filter(state, model) if due else {}
 
     def epoch_ends(self, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """Remove noise from the layers after an epoch that ended early; return what to log."""
+        """Remove noise if an epoch stopped before its last batch; return what to log."""
         due = self.schedule == "epoch" and self.filtered_at != state.global_step
         return self.filter(state, model) if due and not control.should_training_stop else {}
 
@@ -113,7 +114,10 @@ class ScheduledFilter:
         *,
         loaded_best: bool,
     ) -> CompressionReport | None:
-        """Remove noise from the trained model; return a report if layers were made compact."""
+        """Remove noise from the trained model; return a report if layers were made compact.
+
+        `loaded_best` tells whether the model is the best checkpoint instead of the last one.
+        """
         if self.dose is not None:
             self._apply_dose(args, state, model)
             return None
@@ -131,7 +135,7 @@ class ScheduledFilter:
         return None
 
     def observe(self, model: nn.Module) -> dict[str, float]:
-        """Numbers to log on the present spectra (eigenvalues of layers); nothing is filtered."""
+        """Return numbers to log about the eigenvalues of each layer; nothing is filtered."""
 
         def work(name: str) -> WorkResult:
             return spectrum(self._matrix(model, name), self.settings), {}
@@ -207,8 +211,8 @@ class ScheduledFilter:
     def _apply_dose(self, args: Any, state: Any, model: nn.Module) -> None:
         """Scale the whole update (what training added), or keep only a part of it.
 
-        The part lies in the leading directions that a layer's update had after a quarter of the
-        training. If the part scores worse on evaluation rows, the model stays as it was trained.
+        The part lies in the leading singular directions that a layer's update had after a quarter
+        of the training. If the part scores worse on evaluation rows, the trained model stays.
         """
         if self.dose != "auto":
             DosedUpdate(model, self._parameters(model), self._names).place(self.dose or 1.0)

@@ -19,8 +19,9 @@ def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
     """Numbers to log, such as `rmt/spikes` (the mean) and `rmt/<name>/spikes` (of one layer).
 
     Args:
-        fits: By layer, the spectrum (eigenvalues, squared singular values) of the weight, split
-            into noise and signal; None for a layer that is too small.
+        fits: For each layer, by name, the spectrum of the weight, split into noise and signal. The
+            spectrum is the eigenvalues (squared singular values). None for a layer that is too
+            small.
 
     Returns:
         spikes (the number of signal eigenvalues), signal_energy and stable_rank, as means over the
@@ -48,7 +49,7 @@ def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
 
 
 def summary(logs: Mapping[str, float]) -> dict[str, float]:
-    """The logs without numbers of single layers and without counts of phases (verdicts on them)."""
+    """The logs without the numbers of single layers and the counts of `Phase` values."""
     return {key: value for key, value in logs.items() if not _is_single(key)}
 
 

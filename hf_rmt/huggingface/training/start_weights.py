@@ -46,7 +46,7 @@ def load_start(
 
     Raises:
         FileNotFoundError: If the file is gone.
-        ValueError: If the file holds other tensors.
+        ValueError: If the digest of the tensors in the file is not `expected`.
     """
     path = Path(folder, name)
     if not path.is_file():
@@ -92,7 +92,7 @@ def carry_start(
 
     Raises:
         FileNotFoundError: If the file lies in neither folder.
-        ValueError: If the file holds other tensors.
+        ValueError: If the digest of the tensors in the file is not `expected`.
     """
     if Path(args.output_dir, name).is_file() or not Path(began, name).is_file():
         return load_start(args.output_dir, expected, name=name)
@@ -116,7 +116,7 @@ def home(args: Any, saved: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the names and the values of tensors on the CPU."""
+    """The SHA-256, in hexadecimal, of the names and the values of tensors on the CPU."""
     result = hashlib.sha256()
     for name in sorted(weights):
         result.update(name.encode())

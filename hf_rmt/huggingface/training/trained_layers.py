@@ -42,7 +42,7 @@ def trained_layers(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def refuse_adapter(model: nn.Module) -> None:
-    """Refuse a model with an adapter of PEFT, below which all weights are frozen.
+    """Refuse a model with a PEFT adapter, because the weights of such a model are frozen.
 
     Raises:
         ValueError: If the model has an adapter.

@@ -1,4 +1,4 @@
-"""What a callback needs of its Trainer: to check its options, and to score the model.
+"""Functions with which a callback checks the options of its Trainer, and scores the model.
 
 Transformers passes a `TrainerState` to a callback, but not the Trainer. So the Trainer is found as
 the object that holds this state.

@@ -46,11 +46,13 @@ def filter_update(
 ) -> CompressionReport:
     """Filter what fine-tuning added, in place: W = W_base + filtered(W_tuned - W_base).
 
-    The difference of the two weights is the update of a layer. `RMTCallback(config,
-    target="update", schedule="end")` does the same at the end of training. This function is for a
-    model that was trained without that callback. Embeddings, norms, biases and heads stay as tuned,
-    and the model stays dense. If torch.distributed runs, every process calls `filter_update` on its
-    replica. The processes share the work and end with the same weights.
+    The difference W_tuned - W_base is the update of a layer. By default, the filter splits its
+    singular values into signal and noise (see `hf_rmt.spectra`), and removes the noise.
+    `RMTCallback(config, target="update", schedule="end")` does the same at the end of training.
+    This function is for a model that was trained without that callback. Embeddings, norms, biases
+    and heads stay as tuned, and the weights keep their shape. If torch.distributed runs, every
+    process calls `filter_update` on its replica. The processes share the work and end with the same
+    weights.
 
     Args:
         base: The model that training began with, a folder or a Hub id; it is not changed.
@@ -108,9 +110,10 @@ def filter_update(
 def _filtered(
     starts: Sequence[Tensor], tuned: nn.Module, names: Sequence[str], config: RMTConfig
 ) -> CompressionReport:
-    """Remove noise from what training added to each weight (its update), by its eigenvalues.
+    """Remove noise from the update of each layer, which is what training added to its weight.
 
-    `starts` are the base weights, to which the filtered updates are added again.
+    The eigenvalues of an update tell noise from signal (see `hf_rmt.spectra`). `starts` are the
+    base weights, to which the filtered updates are added again.
     """
     layers = [tuned.get_submodule(name) for name in names]
     start_of = dict(zip(names, starts, strict=True))
@@ -158,8 +161,9 @@ def _persistent(
 ) -> CompressionReport:
     """Keep the part of each update that lies in the leading directions of the early update.
 
-    An update is a weight minus the base weight in `starts`: the weight of `tuned`, or for the
-    early update that of `early`, an earlier checkpoint. The directions are singular vectors.
+    The update of a layer is its weight in `tuned` minus its base weight, which is in `starts`. The
+    early update is its weight in `early`, an earlier checkpoint, minus the base weight. Directions
+    are singular vectors.
     """
     earlier = _starts(early, tuned, names)
     check_agreed(lambda: {"the weights of early": digest(earlier)})
@@ -203,7 +207,7 @@ def _dosed(
     """Scale all that training added by `dose`; "auto" tries several factors and takes the best.
 
     "auto" also tries to keep only the spikes, the few large singular values of what training added
-    to a layer. The best is what `evaluate` gives the highest score.
+    to a layer. The best trial is the one to which `evaluate` gives the highest score.
     """
     update = DosedUpdate(tuned, parameters_of(base, tuned), names)
     chosen = update.apply(dose, lambda: evaluate(tuned) if evaluate is not None else 0.0)

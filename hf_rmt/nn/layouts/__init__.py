@@ -1,4 +1,4 @@
-"""How the weights of compressed layers lie in memory, with one file for each layout."""
+"""Layouts, the forms in which weights of compressed layers lie in memory: one file for each."""
 
 from hf_rmt.nn.layouts import compiled, dense, fused, int8, packed
 from hf_rmt.nn.layouts.base import ACTIVATIONS, LAYOUTS, Layout, register

@@ -1,7 +1,8 @@
 """A layout is the form in which the weight of a compressed layer lies in memory while it runs.
 
-A file holds the weight in the same form for every layout. A layout is made from this stored weight,
-and is never saved. All layouts of a layer compute the same function, each up to its own rounding.
+A saved model holds the weight in the same form for every layout. A layout is made from this stored
+weight, and is never saved. All layouts of a layer compute the same function, each up to its own
+rounding.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def register(layout: type[Layout]) -> type[Layout]:
 class Layout(ABC):
     """A layout, the form in which the weight of one layer lies in memory while it runs.
 
-    Its tensors are made on first use, and made again after the layer changed.
+    The layout makes its tensors on first use, and again after the layer changed.
 
     Args:
         layer: The layer; it is not changed before the first use.
@@ -60,7 +61,7 @@ class Layout(ABC):
         name: The name by which a user asks for the layout.
         by_name_only: Whether the options `fastest` and `smallest` of `set_layout` never choose it.
         is_transformable: Whether `forward` works while a transform of `torch.func`, such as `vmap`,
-            is active. If not, the layer then unpacks its noise as without a layout.
+            is active. If not, the layer computes such calls itself, as without a layout.
     """
 
     name: ClassVar[str]
@@ -84,8 +85,8 @@ class Layout(ABC):
         """The output of the layer for the input x.
 
         Under autocast, x already has the dtype of autocast. `weight` holds the factors of the
-        low-rank signal. `weight` and `bias` may be valid for this call only, as with
-        `torch.func.functional_call`.
+        low-rank signal, as in `SpikedLinear`. `weight` and `bias` may be valid for this call only,
+        as with `torch.func.functional_call`.
         """
 
     @abstractmethod
@@ -107,7 +108,7 @@ class Layout(ABC):
     def prepare(self, layer: SpikedLinear) -> None:
         """Make the tensors of this layout (form of the weight in memory) before the first use.
 
-        The layer must be in memory.
+        The layer must be in memory, not on the meta device.
         """
 
     def bind(self, layer: SpikedLinear) -> None:
@@ -128,8 +129,8 @@ class Layout(ABC):
     def remove(self, layer: SpikedLinear) -> None:
         """Forget the tensors that this layout made, and bring the stored noise back to memory.
 
-        The layout is the form of the weight in memory. While it was used, the noise may have been
-        on disk.
+        The layout is the form of the weight in memory. While it was used, the noise (see
+        `NoiseStore`) may have been on disk.
         """
         self.reset()
         name = stored_name(layer)
@@ -141,9 +142,9 @@ class Layout(ABC):
         """The value of `make(layer, argument, *signal)`, kept until a tensor that it uses changes.
 
         Args:
-            layer: The layer; `make` may use its stored noise.
-            make: A function.
-            argument: Its second argument, such as a dtype.
+            layer: The layer; `make` may use its stored noise (see `NoiseStore`).
+            make: A function that makes tensors of the layout from those of the layer.
+            argument: The second argument of `make`, such as a dtype.
             *signal: The tensors, besides the stored noise, that `make` uses.
         """
         kept = self._kept.get(_state(layer, make, argument, signal))
@@ -168,7 +169,8 @@ class Layout(ABC):
 class LayoutProduct(torch.autograd.Function):
     """The noise part of a weight, applied to x by a `Layout`, the form of the weight in memory.
 
-    Derivatives use the stored noise instead.
+    The noise part is the weight minus its low-rank signal. The derivatives do not use the layout:
+    they unpack the stored noise (see `NoiseStore`).
     """
 
     @staticmethod
@@ -178,24 +180,24 @@ class LayoutProduct(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the layer for the derivative, but not its unpacked noise."""
+        """Keep the layer for `backward`, but not the unpacked noise part of its weight."""
         ctx.layer, ctx.shape = inputs[1], inputs[0].shape
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient with respect to x, from the gradient with respect to the product."""
+        """The gradient with respect to x, from the gradient with respect to the output."""
         return noise_gradient(gradient, ctx.layer, ctx.shape), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        """The derivative of the product along a tangent of x."""
+        """The derivative of the output of `forward` along a tangent of x."""
         return NoiseProduct.apply(tangent, ctx.layer)
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, layer: SpikedLinear, layout: Layout
     ) -> tuple[Tensor, int]:
-        """One product for all mapped inputs, because a `Layout` treats all rows of x alike.
+        """Compute one product for all mapped inputs: a `Layout` treats all rows of x alike.
 
         The mapped dimension becomes the first dimension of x and of the result.
         """
@@ -204,7 +206,7 @@ class LayoutProduct(torch.autograd.Function):
 
 
 def stored_name(layer: SpikedLinear) -> str:
-    """Name of the buffer that holds most of the noise of a layer: its codes, or its entries."""
+    """Name of the buffer of `NoiseStore` that holds most of the noise: `codes` or `residual`."""
     return "residual" if layer.noise.kind == "keep" else "codes"
 
 
@@ -216,23 +218,23 @@ def has_rows(layer: SpikedLinear, x: Tensor) -> bool:
 def signal_state(
     layer: SpikedLinear, signal: Collection[Tensor], noise: Collection[Tensor] = ()
 ) -> tuple[Any, ...]:
-    """A value that changes if one of the tensors was replaced, or if one was perhaps written to.
+    """A value that changes if one of the tensors is replaced, or may have been written to.
 
-    The signal is the low-rank part of the weight. Fused optimizers and writes through `.data` do
-    not change the version of its tensors, which counts writes. So each step of any optimizer
-    changes the value, and so does each call of `train` or `eval`. The value contains
-    `requires_grad`, because PEFT freezes a weight before it adds an adapter to the data of the
-    weight.
+    `signal` holds tensors of the low-rank part of the weight, and `noise` the buffers of the rest.
+    Fused optimizers and writes through `.data` do not change the version of a tensor, which counts
+    writes. So each step of any optimizer changes the value, and so does each call of `train` or
+    `eval`. The value contains `requires_grad`, because PEFT freezes a weight before it adds an
+    adapter to the data of the weight.
     """
     trained = (tensor.requires_grad for tensor in signal)
     return _STEPS, layer.mode_changes, *trained, *identities((*signal, *noise))
 
 
 def _state(layer: SpikedLinear, make: Any, argument: Any, signal: tuple[Tensor, ...]) -> Any:
-    """Everything that a kept value of a layer depends on.
+    """The key of `Layout.keep`: everything on which the kept value of a layer depends.
 
-    Each forward pass computes it. So it is one flat tuple, and reads few objects: those that are
-    not in the processor's cache cost more time than the rest of the work.
+    Each forward pass computes this key. So it is one flat tuple, and the code reads few objects: to
+    read those that are not in the processor's cache takes more time than the rest of the work.
     """
     store: Any = layer._modules["noise"]  # `layer.noise` takes five times as long
     noise = store._buffers.values()
@@ -250,7 +252,7 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def exact(device: torch.device) -> torch.autocast:
-    """A context in which autocast is switched off."""
+    """A context in which autocast is switched off for the type of this device."""
     return torch.autocast(device.type, enabled=False)
 
 
@@ -260,12 +262,12 @@ def layer_of(handle: int) -> SpikedLinear:
 
 
 def signal_bytes(layer: SpikedLinear) -> int:
-    """Bytes of the low-rank factors of the signal, and of the bias."""
+    """Bytes of the low-rank factors of the signal (see `SpikedLinear`), and of the bias."""
     return sum(parameter.nbytes for parameter in layer.parameters())
 
 
 def store_bytes(layer: SpikedLinear, *, without_codes: bool = False) -> int:
-    """Bytes of the stored noise of a layer.
+    """Bytes of the stored noise of a layer; see `NoiseStore`.
 
     With `without_codes`, the largest buffer does not count, because it is on disk; see
     `stored_name`.

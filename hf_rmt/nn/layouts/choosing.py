@@ -1,6 +1,6 @@
 """Chooses the fastest or the smallest layout, the form of a weight in memory, for a layer.
 
-`fastest` measures each shape of layer once on a machine.
+The choice `fastest` measures each shape of layer once on a machine, and saves the result.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ def possible(layer: SpikedLinear | TernaryLinear, activations: str) -> tuple[str
 
 
 def fastest(times: Mapping[str, float]) -> str:
-    """The layout (form of a weight in memory) with the shortest time.
+    """The name of the layout (form of a weight in memory) with the shortest time.
 
-    It is `dense` if no other layout is clearly faster.
+    `times` holds the seconds by the name of the layout. The result is `dense` if no other layout is
+    clearly faster.
     """
     best = min(times, key=lambda name: times[name])
     if "dense" in times and times[best] > MARGIN * times["dense"]:
@@ -119,8 +120,8 @@ def measure(
 ) -> dict[str, float]:
     """Seconds per call of a layer in each layout, the form of the weight in memory.
 
-    The times are medians. For several numbers of rows (`tokens`), the result is the geometric mean
-    of the medians.
+    The result holds the seconds by the name of the layout. They are medians. For several numbers of
+    rows (`tokens`), they are geometric means of the medians.
     """
     from hf_rmt.nn.layouts.placing import place
 
@@ -169,8 +170,8 @@ def _interleaved(layers: Mapping[str, list[Any]], x: Tensor) -> dict[str, float]
 def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[int, ...]) -> str:
     """A line of text that describes the layer, the machine and the options of a measurement.
 
-    It names all on which the choice of a layout (form of the weight in memory) depends. Choices
-    are saved under this text.
+    It names everything on which the choice of a layout (form of the weight in memory) depends.
+    Choices are saved under this text.
     """
     like = layer.scale if isinstance(layer, TernaryLinear) else layer.weight
     kind = "ternary layer" if isinstance(layer, TernaryLinear) else layer.noise.kind
@@ -193,7 +194,10 @@ def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[in
 
 @cache
 def device_name(device: torch.device) -> str:
-    """The model of a processor or accelerator; for a CPU also the instruction set of torch."""
+    """Model name of a CPU, with the instruction set that torch uses, or of a GPU.
+
+    For other devices, the result is the type of the device, such as `mps`.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -221,7 +225,8 @@ def remembered() -> dict[str, str]:
 def remember(key: str, layout: str) -> None:
     """Add a chosen layout (form of a weight in memory) to the file that `remembered` reads.
 
-    There is no error if the folder cannot be written to.
+    `key` is a line of text, made by `_key`, that describes the layer. There is no error if the
+    folder cannot be written to.
     """
     folder = cache_folder()
     try:

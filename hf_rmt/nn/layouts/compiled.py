@@ -1,8 +1,8 @@
 """Layouts in compiled programs: operators that torch.compile calls without tracing into them.
 
 A layout is the form of a weight in memory. It checks the versions of tensors, and keeps its own
-tensors outside of the compiled graph. So the operators get the number (`handle`) of the layer, and
-run its code without compilation.
+tensors outside of the compiled graph. So the operators get only the number (`handle`) of a layer,
+and run the code of its layout without compilation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def layout_linear(
 ) -> Tensor:
     """The output of the layer with the number `handle` for the input x, without gradients.
 
-    `weight` holds the low-rank factors of the signal; the layer itself holds the noise.
+    `weight` holds the low-rank factors of the signal; the layer itself holds the noise (see
+    `SpikedLinear`). The result has shape (..., outputs).
     """
     layer: Any = layer_of(handle)
     with torch.no_grad():
@@ -45,7 +46,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, outputs: int)
 
 @library.custom_op("hf_rmt::layout_noise", mutates_args=())
 def layout_noise(x: Tensor, handle: int, outputs: int) -> Tensor:
-    """The noise part of the weight, applied to x of shape (..., in).
+    """The noise part of the weight of a `SpikedLinear`, applied to x of shape (..., in).
 
     `handle` is the number of the layer. The result has shape (..., outputs).
     """
@@ -61,7 +62,10 @@ def _(x: Tensor, handle: int, outputs: int) -> Tensor:
 
 @library.custom_op("hf_rmt::layout_noise_gradient", mutates_args=())
 def layout_noise_gradient(gradient: Tensor, handle: int, inputs: int) -> Tensor:
-    """The gradient with respect to x, from the gradient with respect to `layout_noise(x)`."""
+    """The gradient with respect to x, from the gradient of the output of `layout_noise`.
+
+    `handle` is the number of the layer, and `inputs` is the width of x.
+    """
     return gradient @ layer_of(handle).noise.dense(gradient.dtype)
 
 

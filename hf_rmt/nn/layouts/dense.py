@@ -1,6 +1,6 @@
 """The layout `dense`, a form of a weight in memory: one matrix of the model's dtype.
 
-The matrix is signal plus noise, as in a dense layer.
+The matrix is signal plus noise (see `SpikedLinear`), which is the weight of a dense layer.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from hf_rmt.nn.spiked import SpikedLinear
 class DenseLayout(Layout):
     """One matrix, signal plus noise, lies in memory; the stored form of the noise lies on disk.
 
-    The matrix is made again after each change of the signal. If the signal needs a gradient, or if
-    the factors of the signal are given for one call only, the matrix holds the noise alone, and the
-    signal is computed separately.
+    Signal and noise are the parts of the weight of a `SpikedLinear`. The matrix is made again after
+    each change of the signal. If the signal needs a gradient, or if the factors of the signal are
+    given for one call only, the matrix holds the noise alone. The product with the signal is then
+    computed separately.
     """
 
     name = "dense"
@@ -39,7 +40,8 @@ class DenseLayout(Layout):
     ) -> Tensor:
         """The output of the layer, from one matrix that holds signal plus noise.
 
-        If the matrix holds the noise alone, the product with the signal is added.
+        Signal and noise are the parts of the weight of a `SpikedLinear`. If the matrix holds the
+        noise alone, the product with the signal is added.
         """
         if self._keeps_noise(layer, weight, torch.is_grad_enabled()):
             return layer._signal(x, weight, bias) + self.noise_product(layer, x)
@@ -55,7 +57,7 @@ class DenseLayout(Layout):
             self.keep(layer, merged, weight.dtype, weight)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise part of the weight, applied to x; the unpacked noise stays in memory."""
+        """See `Layout.noise_product`; the unpacked noise stays in memory."""
         return layer._act(x, self.keep(layer, unpacked, x.dtype))
 
     def _keeps_noise(self, layer: SpikedLinear, weight: Tensor, training: bool) -> bool:
@@ -74,20 +76,24 @@ class DenseLayout(Layout):
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of the matrix, the factors of the signal, the bias, and the scales of the noise."""
+        """Bytes of the matrix, the factors of the signal, the bias, and the scales of the noise.
+
+        `SpikedLinear` and `NoiseStore` explain these tensors.
+        """
         matrix = layer.out_features * layer.in_features * layer.weight.element_size()
         return matrix + signal_bytes(layer) + store_bytes(layer, without_codes=True)
 
 
 def unpacked(layer: SpikedLinear, dtype: torch.dtype) -> Tensor:
-    """The noise of a layer as one matrix, shape (out, in)."""
+    """The noise of a `SpikedLinear` as one matrix, shape (out, in), in this dtype."""
     return layer.noise.dense(dtype)
 
 
 def merged(layer: SpikedLinear, dtype: torch.dtype, weight: Tensor) -> Tensor:
-    """Signal plus noise as one matrix, summed in float32 or wider and rounded once.
+    """The weight of a `SpikedLinear` as one matrix, shape (out, in): signal plus noise.
 
-    `weight` holds the low-rank factors of the signal.
+    `weight` holds the low-rank factors of the signal. The sum is computed in float32 or wider, and
+    rounded once to `dtype`.
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
     left, right = split_factors(weight.detach().to(wide), layer.in_features)

@@ -1,6 +1,6 @@
 """The layout `fused`, a form of a weight in memory for CUDA: the noise stays in codes.
 
-A Triton kernel decodes the codes while it multiplies.
+A Triton kernel decodes the codes (see `NoiseStore`) while it multiplies.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ DECODED = ("int8", "int4", "ternary")
 class FusedLayout(Layout):
     """y = signal(x) + kernel(codes, x): the codes of the noise are never unpacked as a whole.
 
+    Signal and noise are parts of the weight; see `SpikedLinear`. `NoiseStore` explains the codes.
     The kernel is tested in Triton's interpreter and has not run on a GPU yet. So `fastest` and
     `smallest` never choose this layout; ask for it by its name.
     """
@@ -63,8 +64,8 @@ class FusedLayout(Layout):
     ) -> Tensor:
         """The output of the layer for x, in the dtype of x.
 
-        It is the product with the signal plus the product with the noise, which the kernel
-        computes.
+        It is the product with the signal plus the product with the noise. The kernel computes the
+        second of them. Signal and noise are the parts of the weight; see `SpikedLinear`.
         """
         if not has_rows(layer, x):
             return layer.unpacked_forward(x, weight, bias)
@@ -74,7 +75,7 @@ class FusedLayout(Layout):
         return signal + LayoutProduct.apply(x, layer, self)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise part of the weight, applied to x; the kernel decodes the noise in passing."""
+        """See `Layout.noise_product`; the kernel decodes the noise while it multiplies."""
         from hf_rmt.nn.layouts.fused_kernel import fused_product
 
         rows = fused_product(x.detach().reshape(-1, layer.in_features), layer.noise)
@@ -85,5 +86,8 @@ class FusedLayout(Layout):
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of the codes and scales of the noise, the factors of the signal, and the bias."""
+        """Bytes of the codes and scales of the noise, the factors of the signal, and the bias.
+
+        `SpikedLinear` and `NoiseStore` explain these tensors.
+        """
         return signal_bytes(layer) + store_bytes(layer)

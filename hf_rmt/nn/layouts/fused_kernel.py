@@ -1,7 +1,8 @@
 """A Triton kernel that multiplies with packed noise: it decodes codes in registers, tile by tile.
 
-The kernel needs Triton, which comes with CUDA builds of torch. With TRITON_INTERPRET=1 in the
-environment before Triton is imported, the kernel also runs on the CPU, slowly, for tests.
+`NoiseStore` explains the noise and its codes. The kernel needs Triton, which comes with CUDA builds
+of torch. If the environment has TRITON_INTERPRET=1 before Triton is imported, the kernel also runs
+on the CPU, slowly, for tests.
 """
 
 # The functions of the kernel have no types: Triton compiles them.
@@ -35,7 +36,9 @@ def _decoded(
     """The weights at the positions `place` of the flattened matrix, divided by their scales.
 
     They are decoded from the stored bytes `codes`, by a formula or by the table `points`. Where
-    `mask` is false, nothing is read, and the result has no meaning.
+    `mask` is false, nothing is read, and the result has no meaning. KIND is the format (see
+    `NoiseStore`), and BLOCK the number of weights per byte. BEND is a constant of the formula for
+    int8, value = level (1 + BEND level^2), where level is the byte minus 128.
     """
     byte = tl.load(codes + place // BLOCK, mask=mask, other=0).to(tl.int32)
     component = (place % BLOCK).to(tl.int32)
@@ -58,7 +61,9 @@ def _scales(
     """The scales of the weights at the positions `place` of the flattened matrix.
 
     A decoded number times its scale is the weight. A scale is stored as two codes, one in `coarse`
-    and one in `fine`; `base` holds the largest scale.
+    and one in `fine`; `base` holds the largest scale (see `NoiseStore`). GROUP is the number of
+    weights per scale, and GROUPS the number of scales per coarse code. STEP scale codes stand for a
+    factor of 2.
     """
     group = place // GROUP
     run, number = group // GROUPS, (group % GROUPS).to(tl.int32)
@@ -78,7 +83,9 @@ def _product(
 ):  # fmt: skip
     """Compute one tile of the product x W' and write it to `out`, where ' is the transpose.
 
-    W is a matrix of noise, stored as codes and scales. Parts of it are decoded when needed.
+    W is a matrix of noise, stored as codes and scales (see `NoiseStore`). Parts of it are decoded
+    when needed. `_decoded` and `_scales` explain the constants KIND to STEP. BM x BN is the size of
+    the tile, and BK the number of inputs per step. With WIDEN, the product is computed in float32.
     """
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     n = tl.program_id(1) * BN + tl.arange(0, BN)

@@ -1,6 +1,7 @@
 """The layout `int8`, a form of a weight in memory: the noise is a matrix of integers.
 
-The processor computes integer products with this matrix.
+The processor computes integer products with this matrix. The noise is the weight without its
+low-rank signal; see `SpikedLinear`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from hf_rmt.nn.transforms import is_differentiating
 class Int8Layout(Layout):
     """y = signal(x) + integers(x): the signal in floating point, the noise in integers.
 
+    Signal and noise are the parts of the weight; see `SpikedLinear`.
+
     For the noise, the inputs are rounded, each row (token) with a scale of its own. With
     `activations="int8"` a rotation first spreads outliers over the channels, and the rotated inputs
     are rounded to 8 bits. With `activations="int16"` the inputs are rounded to two digits of 8
@@ -59,7 +62,10 @@ class Int8Layout(Layout):
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """The output for x: signal(x) in floating point plus the noise part, an integer product."""
+        """The output for x: signal(x) in floating point plus noise(x), an integer product.
+
+        Signal and noise are the parts of the weight; see `SpikedLinear`.
+        """
         if not has_rows(layer, x):
             return layer.unpacked_forward(x, weight, bias)
         if not is_differentiating():
@@ -67,7 +73,7 @@ class Int8Layout(Layout):
         return layer._signal(x, weight, bias) + LayoutProduct.apply(x, layer, self)
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise part of the weight, applied to x by an integer product."""
+        """See `Layout.noise_product`; here it is an integer product."""
         return self._product(layer, x, (None, None))
 
     def _product(self, layer: SpikedLinear, x: Tensor, signal: tuple[Any, Any]) -> Tensor:
@@ -86,9 +92,9 @@ class Int8Layout(Layout):
     def _signal(self, layer: SpikedLinear, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any]:
         """The factors of the low-rank signal and the bias, as float32: ((first, second), bias).
 
-        The signal maps x to x first second. A part that the layer does not have is None. The
-        tensors are kept until the weight changes, because to make them takes a tenth of the time
-        of a small layer. For a float32 layer they are views.
+        The signal is the part of the weight that maps x to `x @ first @ second`. A part that the
+        layer does not have is None. The tensors are kept until the weight changes, because to make
+        them takes a tenth of the time of a small layer. For a float32 layer they are views.
         """
         parts = [part for part in (weight, bias) if part is not None]
         key = signal_state(layer, parts)
@@ -115,11 +121,14 @@ class Int8Layout(Layout):
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of the integers, of a scale and a sum for each row, and of signal and bias."""
+        """Bytes of the layer: integers, scales and sums of rows, signal, bias and stored scales.
+
+        `SpikedLinear` explains the signal, and `NoiseStore` the stored scales.
+        """
         integers = layer.out_features * (layer.in_features + 12)
         return integers + signal_bytes(layer) + store_bytes(layer, without_codes=True)
 
 
 def integer_weight(layer: SpikedLinear, digits: int) -> IntegerWeight:
-    """The noise of a layer as a matrix of integers, whose inputs have 1 or 2 digits of 8 bits."""
+    """The noise of a `SpikedLinear` as an `IntegerWeight`, for inputs of 1 or 2 8-bit digits."""
     return IntegerWeight(layer.noise.dense(torch.float32), digits=digits)

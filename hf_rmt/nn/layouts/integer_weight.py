@@ -98,10 +98,10 @@ class IntegerWeight:
     ) -> Tensor:
         """The result of `product` for a few rows in float32.
 
-        The code needs few operations, because each takes 3 us or more. It divides a row by a unit,
-        which is a multiple of its largest absolute entry, rounds, and multiplies the product by
-        the unit. A row of zeros has the unit 0: its integers are arbitrary but finite, so its
-        result is 0.
+        The code uses few operations, because each takes 3 us or more. It divides each row by a
+        unit, rounds it, multiplies it by the transposed matrix, and multiplies the product by the
+        unit. The unit of a row is proportional to its largest absolute entry. A row of zeros has
+        the unit 0: its integers are arbitrary but finite, so its result is 0.
         """
         total = _signal(rows, factors, bias)
         rows = self._rotated(rows)
@@ -122,8 +122,8 @@ class IntegerWeight:
     def _sums(self, scaled: Tensor) -> Tensor:
         """Round the inputs `scaled`, and multiply them by the transposed matrix.
 
-        One digit is an integer from -`top` to `top`, in units of `step`. With two digits, the
-        second is what the first leaves, in units that are 2 `top` times smaller.
+        A digit is an integer from -`top` to `top`, in units of `step`. With two digits, the second
+        holds what remains after the first, in units that are 2 `top` times smaller.
         """
         if self.digits == 1:
             return self._integer_product(scaled)
@@ -151,7 +151,7 @@ class IntegerWeight:
 def _signal(
     rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
 ) -> Tensor | None:
-    """The product rows @ first @ second, plus the bias, where `factors` is (first, second).
+    """The product `rows @ first @ second` plus the bias, where `factors` is `(first, second)`.
 
     It is the bias alone if `factors` is None, and None if both are None.
     """
@@ -162,7 +162,7 @@ def _signal(
 
 
 def rotation_block(width: int) -> int:
-    """Side of the matrices, see `hadamard`, that rotate rows of this width; 1 for no rotation."""
+    """Side of the `hadamard` matrices that rotate rows of this width; 1 for no rotation."""
     return min(LARGEST_BLOCK, width & -width)
 
 
@@ -177,7 +177,9 @@ def _hadamard_rows(side: int) -> Tensor:
 
 @constant
 def hadamard(side: int, device: torch.device) -> Tensor:
-    """Orthogonal symmetric matrix with entries +-1 / sqrt(side), for side a power of 2 (Sylvester).
+    """Orthogonal symmetric matrix with entries +-1 / sqrt(side), where `side` is a power of 2.
+
+    It is the Hadamard matrix of Sylvester's construction, divided by sqrt(side).
 
     Examples:
         >>> hadamard(2, torch.device("cpu")).mul(2**0.5).round().tolist()
@@ -234,7 +236,8 @@ def _prepacked(integers: Tensor, scales: Tensor) -> Any:
 def saturates() -> bool:
     """Whether the integer product of fbgemm overflows for numbers up to TOP (127).
 
-    It does on processors without VNNI, the instructions for products of bytes.
+    fbgemm is an integer library in torch. Its product overflows on processors without VNNI, the
+    instructions for products of bytes.
     """
     side = 64
     packed = _prepacked(torch.full((side, side), TOP, dtype=torch.int8), torch.ones(side))

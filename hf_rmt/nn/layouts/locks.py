@@ -13,7 +13,7 @@ def usable_after_fork(lock: Any) -> Any:
     would stay locked in the new process for ever.
 
     Args:
-        lock: A `threading.Lock` or `threading.RLock` of a module.
+        lock: A `threading.Lock` or `threading.RLock` that is a global variable of a module.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lock._at_fork_reinit)

@@ -1,4 +1,4 @@
-"""The layout `packed`, a form of a weight in memory: packed as in a file.
+"""The layout `packed`, a form of a weight in memory: packed as in a saved file.
 
 Every forward unpacks the weight.
 """
@@ -13,7 +13,7 @@ from hf_rmt.nn.spiked import SpikedLinear
 
 @register
 class PackedLayout(Layout):
-    """The weight lies in memory as in a file, packed, and the layer itself unpacks it on use.
+    """The weight lies in memory packed, as in a saved file, and the layer itself unpacks it on use.
 
     Every compressed layer can have this layout.
     """
@@ -28,17 +28,20 @@ class PackedLayout(Layout):
     def forward(
         self, layer: SpikedLinear, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """The output of the layer, which unpacks its noise itself."""
+        """The output for x; the layer itself unpacks its noise, see `SpikedLinear`."""
         return layer.unpacked_forward(x, weight, bias)
 
     def prepare(self, layer: SpikedLinear) -> None:
         """Do nothing, because this layout (form of the weight in memory) keeps no tensors."""
 
     def noise_product(self, layer: SpikedLinear, x: Tensor) -> Tensor:
-        """The noise part of the weight, applied to x; each call decodes the noise again."""
+        """See `Layout.noise_product`; each call decodes the noise again."""
         return layer._act_noise(x)
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of the codes and scales of the noise, the factors of the signal, and the bias."""
+        """Bytes of the codes and scales of the noise, the factors of the signal, and the bias.
+
+        `SpikedLinear` and `NoiseStore` explain these tensors.
+        """
         return signal_bytes(layer) + store_bytes(layer)

@@ -1,9 +1,10 @@
-"""Parks codes of noise that only saving needs: moves them from memory to a temporary file.
+"""Parks tensors that only saving needs: moves them from memory to a temporary file.
 
-The file is mapped into memory and read on use. So a parked tensor is still an ordinary tensor: it
-can be saved, copied and written to. Its pages belong to a temporary file without a name. So they
-are freed together with the tensor, and they count as memory of this process only after they are
-read. The mapping is private: what a forked process writes stays in that process.
+These tensors are the stored noise of weights; see `NoiseStore`. The file is mapped into memory and
+read on use. So a parked tensor is still an ordinary tensor: it can be saved, copied and written to.
+Its pages belong to a temporary file without a name. So they are freed together with the tensor, and
+they count as memory of this process only after they are read. The mapping is private: what a forked
+process writes stays in that process.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _unmap(address: int, size: int) -> None:
 
 
 def let_go(tensor: Tensor) -> None:
-    """Return to the system the memory pages of a tensor that lies in a file.
+    """Give the memory pages of a tensor that lies in a file back to the operating system.
 
     The pages are read from the file again on the next use. No content can be lost, because pages
     that were changed only in memory stay in memory.
@@ -139,7 +140,7 @@ def give_back() -> None:
 def _mappings() -> list[tuple[int, int, str]]:
     """The files that are mapped into the memory of this process: start, end and path of each.
 
-    The list is empty if the system does not tell them.
+    The list is empty if the system has no list of them in `/proc`.
     """
     table = Path("/proc/self/maps")
     found = []
@@ -181,8 +182,8 @@ def parking_folder() -> Path | None:
 def cache_folder() -> Path:
     """This package's folder for files that can be made again.
 
-    It is `HF_RMT_CACHE` if that is set, otherwise `hf_rmt` in the user's cache folder. If the user
-    has no home directory, it is in the folder for temporary files.
+    It is the environment variable `HF_RMT_CACHE` if that is set, otherwise `hf_rmt` in the user's
+    cache folder. If the user has no home directory, it is in the folder for temporary files.
     """
     own, base = os.environ.get("HF_RMT_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:

@@ -27,9 +27,9 @@ def set_layout(
     """Choose how the weights of compressed layers lie in memory. Saved files stay the same.
 
     A layout is the form in which a weight lies in memory. It reads the low-rank factors of the
-    signal again after a write to them, after each step of an optimizer, and after a call of `train`
-    or `eval`. It does not notice a write through `.data`: call `train` or `eval` after such a
-    write.
+    signal (see `SpikedLinear`) again after a write to them, after each step of an optimizer, and
+    after a call of `train` or `eval`. It does not notice a write through `.data`: call `train` or
+    `eval` after such a write.
 
     Args:
         model: A model with compressed layers, or one such layer.
@@ -82,9 +82,10 @@ def _checked_tokens(tokens: Any) -> tuple[int, ...]:
 
 
 def refusals(model: nn.Module, layout: str, *, activations: str = "int8") -> str:
-    """Why some layers cannot have a layout (form of the weight in memory), as the end of a line.
+    """Why some layers cannot have a layout (form of the weight in memory), in one line of text.
 
-    The text is empty if all layers can have it.
+    The text is put behind that of `layout_line`. It is empty if all layers can have the layout, or
+    if `layout` is `fastest` or `smallest`.
     """
     if layout in CHOICES:
         return ""
@@ -104,7 +105,7 @@ def compressed_layers(model: nn.Module) -> list[SpikedLinear | TernaryLinear]:
 def place(layer: SpikedLinear | TernaryLinear, name: str, *, activations: str = "int8") -> None:
     """Give a layer the layout (form of the weight in memory) of this name.
 
-    A layer that cannot have this layout becomes `packed`.
+    A layer that cannot have this layout becomes `packed`. `activations` is as in `set_layout`.
     """
     if isinstance(layer, TernaryLinear):
         layer.layout = name if name in TERNARY_LAYOUTS else "packed"

@@ -1,1 +1,5 @@
-"""Packs weights into few bits and unpacks them: noise as codes with scales, and ternary signs."""
+"""Packs weights into few bits, and unpacks them.
+
+Noise is a weight minus its low-rank signal. It is stored as codes with scales, see `NoiseStore`.
+The entries -1, 0 and 1 of a ternary weight are stored four or five in a byte.
+"""

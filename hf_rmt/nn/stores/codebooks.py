@@ -1,9 +1,10 @@
-"""Codebooks that store Gaussian noise in bytes: a byte stands for one, two or five weights.
+"""Codebooks: tables that say for which weights each byte stands, when noise is stored in bytes.
 
-The weights of a byte are the coordinates of a point. Noise can be rounded like Gaussian numbers if
-its singular values are distributed as those of a random matrix. So the points have the optimal
-density for a Gaussian. Formulas give the points, so they are the same on every machine. Groups of
-neighbouring weights share a scale, and the coordinates are weights divided by this scale.
+Noise is a weight minus its low-rank signal, see `NoiseStore`. Each group of neighbouring weights is
+divided by its scale. Then a byte stands for one, two or five weights, which are the coordinates of
+a point. The points are chosen so that Gaussian numbers can be rounded to them with little error.
+Noise can be treated so if its singular values are distributed as those of a random matrix. Formulas
+give the points, so they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ SCALE_STEP = 8
 2, so scales are rounded in steps of 9 %. This causes almost no error, because the codes of the
 weights are chosen after the scale is rounded."""
 RUN = 16
-"""Number of groups in a run. A group is some neighbouring weights with one scale; the groups of a
+"""Number of groups in a run. A group is some neighbouring weights with one scale. The groups of a
 run share a coarse scale code, see `FINE_CODES`."""
 FINE_CODES = 16
 """Number of fine scale codes, so that 4 bits hold one. A group is some neighbouring weights with
-one scale, and a run is RUN groups. The code of the scale is the coarse code of the run plus the
+one scale, and a run is `RUN` groups. The code of the scale is the coarse code of the run plus the
 fine code of the group."""
 CUBIC = 0.3
-"""Curvature of the numbers (levels) for which the 8-bit codes stand: c (1 + CUBIC (c / 128)^2) for
-c from -128 to 127. The value is close to the best one for groups of 8 Gaussian numbers, and is the
-best one for the heavier tails of trained weights."""
+"""In the format `int8`, the byte c + 128 stands for the number (level) c (1 + CUBIC (c / 128)^2),
+for c from -128 to 127. So large levels are further apart. The value is close to the best one for
+groups of 8 Gaussian numbers, and is the best one for trained weights, of which more are large."""
 SPIRAL_MASS = 0.85
 """A byte of the format `int4` stands for two weights, the coordinates of a point on a spiral. This
-is the share of the probability of a Gaussian, of variance 2 in each coordinate, inside the spiral.
-The value is best for groups of 16 weights, because their scale adapts to weights outside."""
+is the probability that two independent Gaussian numbers of variance 2 lie inside the spiral. The
+value is the best one for groups of 16 weights, whose scale adapts to weights outside."""
 LEVEL_CELLS = 2**14
 CELLS = 256
 """Numbers of cells in the tables that speed up rounding. A table holds for each cell the nearest
-of the points for which codes stand. The range of the 8-bit levels is cut into LEVEL_CELLS equal
-cells, and a square around the spiral of `int4` into CELLS x CELLS."""
+of the points for which codes stand. The range of the levels of `int8`, see `LEVELS`, is cut into
+`LEVEL_CELLS` equal cells, and a square around the spiral of `int4` into `CELLS` x `CELLS`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Codebook:
         group: Number of weights per scale, `8 * block`, so that the codes of a group are 8 bytes.
         largest: True if the search for the scale starts from the group's largest absolute entry,
             False if it starts from the group's root mean square.
-        unit: Scale at the start of the search, divided by this largest entry or root mean square.
+        unit: Scale at the start of the search, divided by the largest absolute entry or the root
+            mean square of the group, depending on `largest`.
         offsets: Codes (indices in `SCALES`) of the scales that are tried, relative to the code of
             the scale at the start.
         encode: Converts weights divided by their scale, shape (n, group), to bytes, shape (n, group
@@ -65,6 +67,7 @@ class Codebook:
         joint: Number of weights that must be rounded together; 1 if each can be rounded alone.
         cubic: If given, the points are c + cubic c^3 with c = byte - 128, in float32. To compute
             such points takes less time than to look them up. None if there is no such formula.
+        cells: Makes the table with which `encode` finds the nearest point; None if it uses none.
     """
 
     points: Sequence[Any] = field(repr=False)
@@ -81,7 +84,7 @@ class Codebook:
 
     @property
     def run(self) -> int:
-        """Number of weights in a run, which is RUN groups of weights with one scale each.
+        """Number of weights in a run, which is `RUN` groups of weights with one scale each.
 
         Packing works on whole runs.
         """
@@ -89,7 +92,7 @@ class Codebook:
 
     @property
     def run_bytes(self) -> int:
-        """Bytes of the codes of a run, which is RUN groups of weights with one scale each."""
+        """Bytes of the codes of a run, which is `RUN` groups of weights with one scale each."""
         return self.run // self.block
 
 
@@ -100,7 +103,7 @@ LEVEL_FACTOR = LEVEL_CELLS / (LEVELS[-1] - LEVELS[0])
 """Number of cells (see `CELLS`) per unit of length on the axis of the 8-bit levels, `LEVELS`."""
 TRITS = tuple(tuple(code // 3**k % 3 - 1.0 for k in range(5)) for code in range(243))
 """For each of the 243 bytes of the format `ternary`, the five numbers (-1, 0 or 1) for which it
-stands, the least significant first."""
+stands. They are the digits of the byte in base 3, minus 1, the least significant first."""
 
 
 def _spiral() -> tuple[tuple[float, float], ...]:
@@ -134,8 +137,8 @@ def table(
     """A tensor of constants, made once per device.
 
     Args:
-        values: The constants, nested in the shape of the tensor. The object must never be freed,
-            because its `id` identifies the tensor.
+        values: The constants, nested in the shape of the tensor. This object must never be freed,
+            because the tensor is found again by the `id` of the object.
         device: Device of the tensor.
         dtype: Dtype of the tensor, which must always be the same for the same object.
 
@@ -158,8 +161,8 @@ def table(
 def _nearest_level() -> Tensor:
     """A table that rounds numbers to `LEVELS`, the values of the 8-bit codes.
 
-    The range of the levels is cut into LEVEL_CELLS equal cells. For each cell, the table holds the
-    index of the level that is nearest to the middle of the cell.
+    The range of the levels is cut into `LEVEL_CELLS` equal cells. For each cell, the table holds
+    the index of the level that is nearest to the middle of the cell.
     """
     levels = table(LEVELS, torch.device("cpu"))
     cells = torch.arange(LEVEL_CELLS, device="cpu") + 0.5
@@ -179,8 +182,8 @@ def _encode_levels(values: Tensor) -> Tensor:
 def _level_pairs() -> tuple[tuple[float, float], ...]:
     """A table that decodes two 8-bit codes at once: for each pair of bytes, their two values.
 
-    The entry low + 256 high is (LEVELS[low], LEVELS[high]), where `LEVELS` are the values of the
-    codes.
+    The entry at the index low + 256 high is (LEVELS[low], LEVELS[high]), where `LEVELS` are the
+    values of the codes.
     """
     return tuple((low, high) for high in LEVELS for low in LEVELS)
 
@@ -203,8 +206,8 @@ def _nearest() -> Tensor:
     """A table that rounds pairs of weights to points of `SPIRAL`.
 
     A pair of weights is a point in the plane. In `int4` each of the 256 bytes stands for one point
-    of `SPIRAL`. A square around all points is cut into CELLS x CELLS cells. For each cell, row by
-    row, the table holds the index of the point that is nearest to the middle of the cell.
+    of `SPIRAL`. A square around all points is cut into `CELLS` x `CELLS` cells. For each cell, row
+    by row, the table holds the index of the point that is nearest to the middle of the cell.
     """
     with torch.device("cpu"):
         axis = ((torch.arange(CELLS) + 0.5) / CELLS * 2 - 1) * HALF_WIDTH
@@ -275,5 +278,5 @@ CODEBOOKS = {
         decode=_decode_trits,
     ),
 }
-"""How each packed format stores noise. Per weight, the codes of `int8`, `int4` and `ternary` take
-8, 4 and 1.6 bits, and the scales take 9/16, 9/32 and 9/80 bits."""
+"""How each packed format stores noise; see `NoiseStore`. Per weight, the codes of `int8`, `int4`
+and `ternary` take 8, 4 and 1.6 bits, and the scales take 9/16, 9/32 and 9/80 bits."""

@@ -33,10 +33,10 @@ def plain_noise(
 
     Args:
         kind: `int8`, `int4` or `ternary`.
-        codes: The buffer `codes` of the `NoiseStore`, which describes its buffers.
-        fine: The buffer `fine` of the `NoiseStore`.
-        coarse: The buffer `coarse` of the `NoiseStore`.
-        base: The buffer `base` of the `NoiseStore`.
+        codes: The buffer `codes` of the store. The docstring of `NoiseStore` explains each buffer.
+        fine: The buffer `fine` of the store.
+        coarse: The buffer `coarse` of the store.
+        base: The buffer `base` of the store.
         shape: Shape of the result, (out, in).
     """
     points = _table(CODEBOOKS[kind].points, codes).index_select(0, codes.to(torch.int32))

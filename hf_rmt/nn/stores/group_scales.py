@@ -1,6 +1,6 @@
-"""Scales of a packed weight, as codes and as numbers by which weights are multiplied.
+"""Turns the codes of scales into the scales by which unpacked weights are multiplied.
 
-Each group of neighbouring weights has one scale.
+Each group of neighbouring weights has one scale. `NoiseStore` explains how weights are packed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from hf_rmt.nn.stores.codebooks import RUN
 NIBBLES, ONES = 0x0F0F0F0F0F0F0F0F, 0x0101010101010101
 """Two constants of 64 bits: a mask of the lower 4 bits of each byte, and a 1 in each byte."""
 TWICE = 2**32 + 1
-"""A number below 2^32, multiplied by this constant, stands twice in the 64 bits of the product."""
+"""The product of this constant and a number below 2^32 holds the number twice: in its upper and in
+its lower 32 bits."""
 
 
 def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
     """The codes of the scales of some runs, flat, one byte for each group.
 
-    A group is some neighbouring weights with one scale, and a run is RUN groups. The code of a
-    scale is the sum of a coarse code and a fine code.
+    A group is some neighbouring weights with one scale, and a run is `RUN` groups. The code of a
+    scale is the coarse code of the run plus the fine code of the group.
 
     Args:
-        fine: Fine codes of the groups, 4 bits each, so RUN / 2 bytes per run.
+        fine: Fine codes of the groups, 4 bits each, so `RUN` / 2 bytes per run.
         coarse: Coarse codes, one byte per run.
     """
     if torch.compiler.is_compiling() or fine.device.type != "cpu":
@@ -38,12 +39,15 @@ def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def repeated(grid: Tensor, codes: Tensor, group: int) -> Tensor:
-    """The scales that codes stand for, in a shape that can multiply rows of `group` weights.
+    """Look up the scale of each group, as a factor for weights of shape (groups, `group`).
 
     Args:
         grid: The scale for each code.
         codes: Codes of scales, one for each group of weights.
         group: Number of weights in a group.
+
+    Returns:
+        Shape (groups, 1), or (groups, `group`) with equal entries in a row, if this is faster.
     """
     compiling = torch.compiler.is_compiling()
     if group == 8 and codes.device.type == "cpu" and not compiling:

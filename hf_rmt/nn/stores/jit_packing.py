@@ -1,8 +1,9 @@
 """Packs noise in one pass, by machine code that Numba compiles for this processor.
 
-Torch takes about fifteen passes over the weights for each scale that is tried. Here one loop tries
-all scales of a group while its weights are in registers or in the first cache. The codes are the
-same as those from torch, bit for bit: every sum and product is rounded in the same order.
+Noise is a weight minus its low-rank signal; `NoiseStore` explains how it is packed. Torch takes
+about fifteen passes over the weights for each scale that is tried. Here one loop tries all scales
+of a group of weights while these are in registers or in the processor's first cache. The codes are
+the same as those from torch, bit for bit: every sum and product is rounded in the same order.
 """
 
 # Numba's decorator has no types, and the functions that it compiles need none.
@@ -40,10 +41,10 @@ from hf_rmt.nn.stores.machine_code import (
 
 
 def can_pack(kind: str, runs: Tensor) -> bool:
-    """Whether compiled loops can pack weights: the kind is a built-in one, and Numba works.
+    """Whether compiled loops can pack weights: the format is a built-in one, and Numba works.
 
     Args:
-        kind: A kind of noise; kinds that are added later are packed by torch.
+        kind: The format, such as `int8`. Formats that other code adds are packed by torch.
         runs: The weights, as `best_codes` takes them.
     """
     return kind in _ENCODERS and can_read(runs)
@@ -52,14 +53,19 @@ def can_pack(kind: str, runs: Tensor) -> bool:
 def best_codes(kind: str, runs: Tensor, start: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
     """The codes of weights, and the fine scale codes of their groups, with the least squared error.
 
+    A group is some neighbouring weights with one scale, and a run is `RUN` groups. The code of a
+    scale is the coarse code of the run plus the fine code of the group.
+
     Args:
         kind: `int8`, `int4` or `ternary`.
-        runs: Weights divided by their largest absolute value, float32, shape (runs, RUN, group).
-        start: Scale codes at which the search starts, float32, shape (runs, RUN).
-        coarse: Coarse scale codes of the runs, float32, shape (runs, 1).
+        runs: Weights divided by the largest absolute value in the matrix, float32, shape (number of
+            runs, `RUN`, weights in a group).
+        start: Scale codes at which the search starts, float32, shape (number of runs, `RUN`).
+        coarse: Coarse codes of the runs, float32, shape (number of runs, 1).
 
     Returns:
-        The codes, uint8 of shape (runs, run_bytes), and the fine codes, uint8 of shape (runs, RUN).
+        The codes, uint8 of shape (number of runs, bytes of a run), and the fine codes, uint8 of
+        shape (number of runs, `RUN`).
     """
     book, kernel = CODEBOOKS[kind], _kernel(kind)
     codes = torch.zeros((len(runs), book.run_bytes), dtype=torch.uint8, device="cpu")
@@ -78,20 +84,20 @@ def best_codes(kind: str, runs: Tensor, start: Tensor, coarse: Tensor) -> tuple[
 
 @cache
 def _scales(kind: str) -> Any:
-    """The scale for each scale code, float32, in units of the largest entry of the weight."""
+    """The scale for each scale code, divided by the weight's largest absolute entry, float32."""
     return np.asarray(SCALES, dtype=np.float32) * np.float32(CODEBOOKS[kind].unit)
 
 
 @cache
 def _cells(kind: str) -> Any:
-    """The table that a kind encodes with, uint8; empty for a kind that needs none."""
+    """The table with which weights are rounded, see `CELLS`; a single 0 if `kind` needs none."""
     book = CODEBOOKS[kind]
     return np.zeros(1, np.uint8) if book.cells is None else book.cells().numpy()
 
 
 @cache
 def _kernel(kind: str) -> Callable[..., None]:
-    """The compiled loop for a kind of noise."""
+    """The machine code that packs noise of a kind such as `int8`; see `NoiseStore`."""
     book = CODEBOOKS[kind]
     values = np.zeros((0, RUN, book.group), np.float32)
     start, coarse = np.zeros((0, RUN), np.float32), np.zeros((0, 1), np.float32)
@@ -101,7 +107,11 @@ def _kernel(kind: str) -> Callable[..., None]:
 
 
 def _search(kind: str, book: Codebook) -> Callable[..., None]:
-    """A loop over groups, which tries the scales one after the other."""
+    """Make the loop that packs noise as `NoiseStore` stores it.
+
+    For each group of weights, it tries one scale after the other. It stores the scale and the codes
+    with the least squared error.
+    """
     encode: Any = callable_in_loops(_ENCODERS[kind](book))
     group, block, bytes_ = book.group, book.block, book.group // book.block
     first, last, most = book.offsets.start, book.offsets.stop, FINE_CODES - 1
@@ -139,7 +149,7 @@ def _search(kind: str, book: Codebook) -> Callable[..., None]:
 
 
 def _level(book: Codebook) -> Callable[..., Any]:
-    """A function that encodes one weight as `int8` does."""
+    """Make a function that returns the `int8` code of one weight."""
     low, factor = np.float32(LEVELS[0]), np.float32(LEVEL_FACTOR)
     zero, top = np.float32(0), np.float32(LEVEL_CELLS - 1)
 
@@ -151,7 +161,7 @@ def _level(book: Codebook) -> Callable[..., Any]:
 
 
 def _spiral(book: Codebook) -> Callable[..., Any]:
-    """A function that encodes two weights as `int4` does."""
+    """Make a function that returns the `int4` code of two weights."""
     factor, middle = np.float32(SPIRAL_FACTOR), np.float32(CELLS / 2)
     zero, top = np.float32(0), np.float32(CELLS - 1)
 
@@ -165,7 +175,7 @@ def _spiral(book: Codebook) -> Callable[..., Any]:
 
 
 def _trits(book: Codebook) -> Callable[..., Any]:
-    """A function that encodes five weights as `ternary` does."""
+    """Make a function that returns the `ternary` code of five weights."""
     block, one = book.block, np.float32(1)
 
     def encode(given, place, scale, cells):
@@ -180,4 +190,5 @@ def _trits(book: Codebook) -> Callable[..., Any]:
 
 
 _ENCODERS = {"int8": _level, "int4": _spiral, "ternary": _trits}
-"""For each kind of noise, what makes the function that encodes its weights."""
+"""For each format: a function that takes its `Codebook`, and returns the function that computes the
+code of one byte."""

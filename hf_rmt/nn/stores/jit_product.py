@@ -1,7 +1,8 @@
 """Multiplies a few inputs by packed noise, with machine code that Numba compiles.
 
-To unpack a weight means to write it to memory and to read it again. If there are few inputs, this
-takes longer than the product. Here the weights of two rows are unpacked into the first cache, and
+Noise is a weight minus its low-rank signal; `NoiseStore` explains how it is packed. To unpack a
+weight means to write it to memory and to read it again. If there are few inputs, this takes longer
+than the product. Here the weights of two rows are unpacked into the processor's first cache, and
 are multiplied there with all the inputs.
 """
 
@@ -48,11 +49,14 @@ library.define(
 
 
 def can_multiply(codes: Tensor, x: Tensor, columns: int) -> bool:
-    """Whether x is an ordinary tensor of few rows on the CPU, and the codes can be read there.
+    """Whether `multiply` can be called with these codes and inputs.
+
+    The codes must lie on the CPU, and Numba must work. The inputs must be an ordinary tensor on the
+    CPU, with few rows; see `FEW`.
 
     Args:
         codes: Codes of a packed `NoiseStore`.
-        x: The inputs.
+        x: The inputs, shape (..., columns).
         columns: Number of columns of the weight.
     """
     if not can_read(codes):
@@ -73,7 +77,7 @@ def multiply(
         x: Shape (..., in), float32 or narrower.
         codes: Codes of the whole weight, as `NoiseStore` packs them.
         fine: Fine codes of the scales, 4 bits for each group of weights with one scale.
-        coarse: Coarse codes of the scales, one byte per run; a run is RUN groups.
+        coarse: Coarse codes of the scales, one byte per run; a run is `RUN` groups.
         base: The largest scale, as the bits of its float32.
         kind: `int8`, `int4` or `ternary`.
         rows: Number of rows of the weight.
@@ -117,7 +121,7 @@ library.register_fake("hf_rmt::noise_product", _shape)
 
 @cache
 def _kernel(kind: str) -> Callable[..., None]:
-    """The machine code that multiplies inputs by noise, stored in a format such as `int8`."""
+    """The machine code that multiplies by noise of a kind such as `int8`; see `NoiseStore`."""
     bytes_, floats = np.zeros(0, np.uint8), np.zeros(0, np.float32)
     matrix = np.zeros((0, 0), np.float32)
     example = bytes_, bytes_, bytes_, floats, floats, floats, matrix, matrix, 0, 0
@@ -125,10 +129,10 @@ def _kernel(kind: str) -> Callable[..., None]:
 
 
 def _product(book: Codebook) -> Callable[..., None]:
-    """Make the loop that multiplies inputs by packed noise; `compiled` makes it machine code.
+    """Make the loop that multiplies inputs by packed noise; `compiled` turns it into machine code.
 
-    It unpacks two rows of the noise at a time. A row may begin and end in the middle of a group,
-    which is some neighbouring weights with one scale.
+    The loop unpacks two rows of the noise at a time; see `NoiseStore`. A row may begin and end in
+    the middle of a group, which is some neighbouring weights with one scale.
     """
     group, bytes_, half = book.group, book.group // book.block, RUN // 2
     unpacked = callable_in_loops(_looked_up(book) if book.cubic is None else _computed(book))
@@ -158,7 +162,8 @@ def _product(book: Codebook) -> Callable[..., None]:
 def _computed(book: Codebook) -> Callable[..., None]:
     """Make a loop that unpacks weights; it computes the value of each code by a formula.
 
-    The code c stands for d + cubic d^3 with d = c - 128, times the scale of its group of weights.
+    The code c stands for d + `book.cubic` d^3 with d = c - 128, times the scale of its group of
+    weights.
     """
     group, cubic, middle = book.group, np.float32(book.cubic), np.float32(128)
 

@@ -1,8 +1,9 @@
 """Unpacks noise in one pass, by machine code that Numba compiles for this processor.
 
-Torch takes several passes over the weights, and looks values up slowly. Here one loop looks up the
-value of a code, multiplies it by the scale of its group of weights and writes the weight. The
-weights are the same as those from torch, bit for bit.
+Noise is a weight minus its low-rank signal; `NoiseStore` explains how it is packed. Torch takes
+several passes over the weights, and looks values up slowly. Here one loop looks up the value of a
+code, multiplies it by the scale of its group of weights and writes the weight. The weights are the
+same as those from torch, bit for bit.
 """
 
 # Numba's decorator has no types, and the functions that it compiles need none.
@@ -22,8 +23,8 @@ from hf_rmt.nn.stores.machine_code import can_read, compiled, largest, points, s
 
 __all__ = ["can_read", "unpack"]
 RUNS_AT_ONCE = 8
-"""Number of runs that are unpacked together, so that they fit into the first cache. A run is RUN
-groups of weights, with one scale for each group."""
+"""Number of runs that are unpacked together, so that they fit into the processor's first cache. A
+run is `RUN` groups of weights, with one scale for each group."""
 library.define(
     "hf_rmt::unpack",
     "(Tensor codes, Tensor fine, Tensor coarse, Tensor base, str kind, Tensor(a!) out) -> ()",
@@ -79,7 +80,7 @@ library.register_fake("hf_rmt::unpack", lambda *_: None)
 
 @cache
 def _kernel(kind: str) -> Callable[..., None]:
-    """The machine code that unpacks noise, stored in a format such as `int8`."""
+    """The machine code that unpacks noise of a kind such as `int8`; see `NoiseStore`."""
     book = CODEBOOKS[kind]
     loop = _lookup(book) if book.cubic is None else _polynomial(book)
     bytes_, floats = np.empty(0, np.uint8), np.empty(0, np.float32)
@@ -87,7 +88,7 @@ def _kernel(kind: str) -> Callable[..., None]:
 
 
 def _lookup(book: Codebook) -> Callable[..., None]:
-    """Make a loop that unpacks noise: it finds the weights of each byte in a table."""
+    """Make a loop that unpacks a `NoiseStore`: it finds the weights of each byte in a table."""
     block, bytes_, half = book.block, book.group // book.block, RUN // 2
 
     def loop(codes, fine, coarse, scales, points, out):
@@ -106,9 +107,9 @@ def _lookup(book: Codebook) -> Callable[..., None]:
 
 
 def _polynomial(book: Codebook) -> Callable[..., None]:
-    """Make a loop that unpacks noise: it computes the weight of each byte by a formula.
+    """Make a loop that unpacks a `NoiseStore`: it computes the weight of each byte by a formula.
 
-    The inner loops become vector instructions. So it takes half of the time that the loop of
+    The inner loops become vector instructions. So this loop takes half of the time that the loop of
     `_lookup` takes, with AVX2 and with AVX-512.
     """
     group, run, half, once = book.group, book.run, RUN // 2, RUNS_AT_ONCE

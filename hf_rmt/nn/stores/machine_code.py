@@ -1,6 +1,7 @@
-"""Loops that pack and unpack noise, compiled by Numba and shared out over the processor's threads.
+"""Compiles loops that pack, unpack and multiply noise with Numba, and runs them on threads.
 
-Numba is optional (`pip install "hf_rmt[fast]"`). Without it, torch does the work.
+Noise is a weight minus its low-rank signal; `NoiseStore` explains how it is packed. Numba is
+optional (`pip install "hf_rmt[fast]"`). Without it, torch does the work.
 """
 
 # Numba's decorator has no types, and the functions that it compiles need none.
@@ -27,8 +28,8 @@ from hf_rmt.nn.stores.codebooks import CODEBOOKS, SCALES
 logger = logging.getLogger(__name__)
 
 PART = 2**17
-"""The smallest number of weights that one thread unpacks. To unpack this many takes 80 to 100
-microseconds, and to pass two such parts to threads takes 50 microseconds."""
+"""Work is shared out among threads only in parts of at least this many weights. To unpack one such
+part takes 80 to 100 microseconds, and to pass two such parts to threads takes 50 microseconds."""
 
 
 def can_read(tensor: Tensor) -> bool:
@@ -69,13 +70,13 @@ def compiled(
 ) -> Callable[..., None]:
     """Machine code of a Python loop, compiled now and, if possible, kept on disk.
 
-    Numba names a file after the loop, and gives a number to each loop of the same name. Two
+    Numba names the file on disk after the loop, and numbers the loops of the same name. Two
     processes that start together can give the same number to two loops, and a later process would
-    run the wrong loop. So each loop gets a name of its own.
+    run the wrong loop. So this function gives each loop a name of its own.
 
     Args:
-        loop: The loop; it is renamed.
-        kind: The kind of noise that the loop unpacks.
+        loop: A function with a loop; it is renamed.
+        kind: A kind of `NoiseStore`, such as `int8`, which becomes part of the name.
         *example: Arguments with the types for which it is compiled; the loop runs once with them.
         **options: Options of `numba.njit`.
     """
@@ -95,7 +96,7 @@ def _compiled(loop: Callable[..., None], example: Any, **options: Any) -> Callab
 
 @cache
 def _target() -> str:
-    """A short text that is different for another processor or another version of Numba."""
+    """A short text that identifies the kind of the processor and the version of Numba."""
     from numba.core.registry import cpu_target
 
     processor = cpu_target.target_context.codegen().magic_tuple()
@@ -141,10 +142,10 @@ def pool(process: int) -> ThreadPoolExecutor:
 
 @cache
 def points(kind: str) -> Any:
-    """For each of the 256 bytes, the weights, divided by their scale, for which it stands.
+    """The weights, divided by their scale, for which each of the 256 possible bytes stands.
 
-    `kind` is the format of the noise, such as `int8`. The result is flat float32, with 0 for bytes
-    that are never used.
+    `kind` is a packed kind of `NoiseStore`, such as `int8`. The result is flat float32, with 0 for
+    bytes that are never used.
     """
     book = CODEBOOKS[kind]
     values = np.zeros((256, book.block), dtype=np.float32)

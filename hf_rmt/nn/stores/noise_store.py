@@ -19,20 +19,20 @@ PIECE = 640 * 2048
 larger number takes more memory for temporary tensors, and a smaller number takes more time."""
 unpacker: Any = None
 multiplier: Any = None
-"""`unpacker` and `multiplier` are the modules `jit_unpack` and `jit_product`. The package sets
-them; in a code file that is saved with a model, both are None."""
+"""The modules `jit_unpack` and `jit_product`, which the package sets. Both are None in the code
+file that is saved with a model, so that the model loads without this package."""
 
 
 class NoiseStore(nn.Module):
     """The frozen noise of one weight: nothing, packed codes with their scales, or the tensor.
 
-    Packed kinds split the flattened weight into groups of neighbours with one scale each, and pad
-    it to whole runs of 16 groups. `codes` has one byte for 1 (`int8`), 2 (`int4`) or 5 (`ternary`)
-    weights. The scales of the groups lie on a logarithmic grid: the code of a scale is `coarse`,
-    one byte per run, plus `fine`, 4 bits per group. `base` holds the largest scale, as the bits of
-    its float32. All of these are integers, which a cast of the model does not change. The kind
-    `keep` holds the noise itself, `residual`, in the dtype of the model. The kind `drop` holds
-    nothing.
+    Noise is the weight minus its low-rank signal. The packed kinds are `int8`, `int4` and
+    `ternary`. They flatten the noise, split it into groups of neighbours with one scale each, and
+    pad it to whole runs of 16 groups. `codes` has one byte for 1 (`int8`), 2 (`int4`) or 5
+    (`ternary`) weights. The scales of the groups lie on a logarithmic grid: the code of a scale
+    is `coarse`, one byte per run, plus `fine`, 4 bits per group. `base` holds the largest scale, as
+    the bits of its float32. All of these are integers, which a cast of the model does not change.
+    `keep` holds the noise itself, `residual`, in the dtype of the model. `drop` holds nothing.
 
     Args:
         kind: One of `NOISE_KINDS`: `drop`, `ternary`, `int4`, `int8` or `keep`.
@@ -127,10 +127,10 @@ class NoiseStore(nn.Module):
             done += runs
 
     def dense(self, dtype: torch.dtype | None = None, *, scratch: bool = False) -> Tensor:
-        """The noise as a tensor of shape (out, in).
+        """The noise (the weight minus its low-rank signal) as a tensor of shape (out, in).
 
         Args:
-            dtype: Dtype of the result; None for float32, or with `keep` for that of `residual`.
+            dtype: Dtype of the result; None for float32, or for `residual.dtype` with kind `keep`.
             scratch: Whether the result may lie in memory that the next call on this thread
                 overwrites. This saves the time to map new memory.
 
@@ -203,7 +203,7 @@ class NoiseStore(nn.Module):
         return torch.mul(groups, scales, out=target).view(-1)
 
     def product(self, x: Tensor) -> Tensor | None:
-        """The product of x and the transposed noise, if it can be computed without `dense`.
+        """The product of x and the transposed noise, if it can be computed from the packed codes.
 
         Args:
             x: Shape (..., in).
@@ -243,7 +243,7 @@ def stored_bits(shape: tuple[int, int], rank: int, noise: str, *, dtype: torch.d
 
     Args:
         shape: (out_features, in_features).
-        rank: Rank of the signal, which is the low-rank part of the weight.
+        rank: Rank of the signal, the low-rank part of the weight, which is stored as two factors.
         noise: One of `NOISE_KINDS`.
         dtype: Dtype of the model. With a packed store the factors take 16 bits per entry for every
             dtype, because they are exact in bfloat16.

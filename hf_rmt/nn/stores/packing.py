@@ -1,4 +1,4 @@
-"""Packs weights into bytes (codes) and scales, a few rows at a time."""
+"""Packs weights into bytes (codes) and scales, a few rows at a time; see `NoiseStore`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CHUNKS = 24
 So packing needs only a fraction of the memory of the matrix."""
 
 packer: Any = None
-"""The module `jit_packing`, which the package sets. It is None in a code file that is saved with a
-model."""
+"""The module `jit_packing`, which the package sets. It is None in the code file that is saved with
+a model, so that the model loads without this package."""
 
 
 def rows_at_once(shape: Sequence[int]) -> int:
@@ -35,7 +35,7 @@ def rows_at_once(shape: Sequence[int]) -> int:
 
 
 def store_sizes(book: Codebook, size: int) -> tuple[int, int, int]:
-    """Bytes of three buffers for `size` weights: codes, and fine and coarse codes of the scales."""
+    """Bytes of the buffers `codes`, `fine` and `coarse` of a `NoiseStore` for `size` weights."""
     runs = -(-size // book.run)
     return runs * book.run_bytes, runs * RUN // 2, runs
 
@@ -43,9 +43,10 @@ def store_sizes(book: Codebook, size: int) -> tuple[int, int, int]:
 def row_chunks(
     weight: Tensor, signal: tuple[Tensor, Tensor] | None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield chunks of rows of a weight minus the low-rank signal.
+    """Yield chunks of rows of a weight, minus its low-rank signal if one is given.
 
-    Each chunk comes with the index of its first row. The rows are in float32 or wider.
+    The signal is the product of the factors (left, right). Each chunk comes with the index of its
+    first row, as (index, rows). The rows are in float32 or wider.
     """
     step, dtype = rows_at_once(weight.shape), torch.promote_types(weight.dtype, torch.float32)
     for start in range(0, len(weight), step):
@@ -59,15 +60,16 @@ def row_chunks(
 def pack_runs(kind: str, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The codes of some weights and of their scales, chosen for the least squared error.
 
+    A group is some neighbouring weights with one scale, and a run is `RUN` groups.
+
     Args:
         kind: `int8`, `int4` or `ternary`.
-        runs: Weights divided by their largest absolute value, float32, shape (runs, RUN, group).
-            The weights along the last dimension have one scale.
+        runs: Weights divided by the largest absolute value in the matrix, float32, shape (number of
+            runs, `RUN`, weights in a group).
 
     Returns:
-        `codes`, `fine` and `coarse` as in `NoiseStore`, all uint8: the codes of the weights, shape
-        (runs, bytes of a run); the fine part of the codes of the scales, shape (runs, RUN / 2); and
-        their coarse part, shape (runs,).
+        `codes`, `fine` and `coarse` as in `NoiseStore`, all uint8. Their shapes are (number of
+        runs, bytes of a run), (number of runs, `RUN` / 2) and (number of runs,).
     """
     book = CODEBOOKS[kind]
     size = runs.abs().amax(2) if book.largest else runs.square().mean(2).sqrt()
@@ -80,7 +82,7 @@ def pack_runs(kind: str, runs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _best_codes(kind: str, runs: Tensor, start: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-    """The codes of weights and the fine scale codes of their groups; see `jit_packing`."""
+    """Do with torch what `jit_packing.best_codes` does, with the same arguments and results."""
     book = CODEBOOKS[kind]
     groups, grid = runs.view(-1, book.group), table(SCALES, runs.device) * book.unit
     best = torch.full_like(start, torch.inf).flatten()
@@ -100,7 +102,7 @@ def _best_codes(kind: str, runs: Tensor, start: Tensor, coarse: Tensor) -> tuple
 
 
 def summed(rows: Tensor) -> Tensor:
-    """Sums of rows, in an order that is the same on every processor and in compiled loops.
+    """The sum of each row, in an order that is the same on every processor and in compiled loops.
 
     The second half of each row is added to the first one as long as the length is even.
     """

@@ -100,7 +100,7 @@ def unpack_trits(codes: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def to_fifths(trits: Tensor) -> Tensor:
-    """Pack n trits (-1, 0 or 1), five per byte, as in a file: int8 of shape (ceil(n / 5),)."""
+    """Pack n trits (-1, 0 or 1), five in a byte, for a file: int8 of shape (ceil(n / 5),)."""
     padded = functional.pad(trits.flatten(), (0, -trits.numel() % 5))
     return CODEBOOKS["ternary"].encode(padded.view(1, -1)).view(torch.int8)[0]
 

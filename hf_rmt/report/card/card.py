@@ -50,7 +50,8 @@ def model_card(
         base_model: Hub id of the model that was compressed; a local path is left out.
         license: The licence of the base model, under the name that the Hub gives it.
         config: The settings that the method reads, as `RMTConfig.to_dict()` gives them.
-        picture: Path of a picture of the spectra, relative to the README.md.
+        picture: Path of a picture of the spectra (squared singular values of the weights), relative
+            to the README.md.
         sizes: Bytes of all weights in their file, `{"before": ..., "after": ...}`.
         auto_class: The Auto class of transformers that loads the model with the task head.
         metadata: Task, languages, data sets and metrics, for the Hub.
@@ -123,9 +124,10 @@ def _spiked_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str
 
 
 def _recovery_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
-    """The sentence of the card that says: noise was removed from the signal's singular values.
+    """The sentence of the card which says that the signal's singular values are free of the noise.
 
-    The text is empty if it was not removed.
+    The noise is the weight minus its low-rank signal, and increases the signal's singular values.
+    The text is empty if they were not replaced by estimates without noise.
     """
     recovers = config.get("recover_spikes")
     if recovers is None:
@@ -184,7 +186,8 @@ def _what_was_lost(plan: CompressionPlan) -> str:
 def _rounding_words(plan: CompressionPlan) -> str:
     """A sentence for the card: how much the rounding of the noise changed the weights.
 
-    It gives the relative error, and the cosine of the angle between a weight and its stored form.
+    The noise is a weight minus its low-rank signal. The sentence gives the relative error, and the
+    cosine of the angle between a weight and its stored form. It is empty if nothing was rounded.
     """
     rounded = [layer for layer in plan if layer.rounds]
     if not rounded:
@@ -220,7 +223,7 @@ def _pair(sizes: Mapping[str, int] | None) -> tuple[int, int] | None:
 
 
 def _size_section(plan: CompressionPlan, sizes: Sizes) -> str:
-    """The section of the card on sizes: the file, bits per weight, and the changed share."""
+    """The section on sizes: the file, bits per weight, and the share of the model that changed."""
     rows = [_bytes_row("all weights in the file", sizes.file)]
     weights = sum(layer.entries for layer in plan.compressed)
     if weights:

@@ -23,9 +23,9 @@ def choice_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
     """How many singular directions (pairs of singular vectors) each weight keeps, and which ones.
 
     Args:
-        layers: The layers that are stored as low-rank factors and noise.
-        config: The settings that the method reads, and whether a size and calibration batches were
-            given.
+        layers: The layers that are stored as low-rank factors and noise (the rest of the weight).
+        config: The settings of the method. If there is an entry `size`, or a true one `calibrated`,
+            calibration batches decided which directions are kept.
 
     Returns:
         One or two sentences.
@@ -47,7 +47,8 @@ def choice_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
 def by_law(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> bool:
     """Whether a law decided how many singular directions at least one layer keeps.
 
-    A law is the density of eigenvalues that theory predicts for noise.
+    A singular direction is a pair of singular vectors of a weight. A law is the density that theory
+    predicts for the squared singular values of noise.
     """
     return not _how_many(config) and any(layer.phase != Phase.LAWLESS for layer in layers)
 
@@ -55,7 +56,8 @@ def by_law(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> bool:
 def _how_many(config: Mapping[str, Any]) -> str:
     """A sentence for the card: how many singular directions of a weight the settings ask for.
 
-    The text is empty if no setting asks for a number.
+    A singular direction is a pair of singular vectors. The text is empty if no setting asks for a
+    number.
     """
     if (size := config.get("size")) is not None:
         return (

@@ -1,10 +1,10 @@
-"""The section of a card about loading a compressed model."""
+"""The section of a model card (README.md) about loading a compressed model."""
 
 from __future__ import annotations
 
 
 def snippet(repo: str, auto_class: str, processor: str | None, argument: str = "") -> str:
-    """The lines that load the model and, if there is one, its tokenizer or processor."""
+    """Lines of Python that load the model and, if there is one, its tokenizer or processor."""
     names = ", ".join(filter(None, [auto_class, processor]))
     lines = [
         f"from transformers import {names}",

@@ -1,1 +1,1 @@
-"""Draws figures of spectra (eigenvalues of weights) in a style of their own."""
+"""Draws figures of spectra (squared singular values of weights), all in the same style."""

@@ -84,10 +84,12 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
 
     Args:
         axes: Where to draw.
-        fit: The spectrum, split into noise and signal. Without a law, the histogram and the reason
-            are drawn, with the signal in another colour.
+        fit: The spectrum (squared singular values of a weight), split into noise and signal. If it
+            has no law, the histogram and the reason for this are drawn, with the signal in another
+            colour.
         colours: The palette.
-        square_root: Draw over singular values, the square roots of the eigenvalues.
+        square_root: Whether the horizontal axis shows singular values, the square roots of the
+            eigenvalues.
     """
     ticker = matplotlib_part("ticker")
     finish(axes, colours)
@@ -128,13 +130,15 @@ def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bo
 
 
 def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> None:
-    """Draw for each value how many values are at least as large, on logarithmic axes.
+    """Draw for each value of a spectrum how many values are at least as large, on log-log axes.
 
     Args:
         axes: Where to draw.
-        fit: A spectrum to which a law, the density that theory predicts for noise, was fitted.
+        fit: A spectrum (squared singular values of a weight) to which a law, the density that
+            theory predicts for noise, was fitted.
         colours: The palette.
-        square_root: Draw over singular values, the square roots of the eigenvalues.
+        square_root: Whether the horizontal axis shows singular values, the square roots of the
+            eigenvalues.
     """
     ticker = matplotlib_part("ticker")
     values = positions(fit.eigenvalues, square_root=square_root)
@@ -163,8 +167,8 @@ def draw_ticks(
         axes: The axes to draw into.
         spikes: Positions of the spikes; if there are none, nothing is drawn.
         colours: The palette.
-        below: Whether the spikes lie below the edge, the limit of the noise. Then hollow triangles
-            mark them, not ticks.
+        below: Whether the spikes lie below the edge, where the law of the noise ends. Then hollow
+            triangles mark them, not ticks.
     """
     if len(spikes):
         look: dict[str, Any] = {"marker": "v", "markersize": 4, "markerfacecolor": "none"}
@@ -211,8 +215,9 @@ def _draw_lawless(
 ) -> None:
     """Draw a whole spectrum, to which no law was fitted, as a stacked histogram.
 
-    A law is the density that theory predicts for noise. `groups` holds the values of noise and of
-    signal. `reason` says why there is no law; it is written into a corner.
+    A spectrum is the singular values of a weight, or their squares. A law is the density that
+    theory predicts for noise. `groups` holds the values of noise and of signal. `reason` says why
+    there is no law; it is written into a corner.
     """
     if any(group.any() for group in groups):
         looks = [(colours.faint, "measured, no law"), (colours.signal, "signal, measured")]
@@ -233,7 +238,7 @@ def _draw_lawless(
 
 
 def _note_beyond(axes: Axes, spikes: NDArray[np.float64], limit: float) -> None:
-    """Write how many spikes (values above the noise) lie outside of the axes, if any does."""
+    """Write how many spikes (values above the noise) lie beyond `limit`, outside of the axes."""
     beyond = spikes[spikes > limit]
     if len(beyond):
         farthest = np.format_float_positional(beyond[0], 3, fractional=False, trim="-")

@@ -1,6 +1,7 @@
 """Counts the eigenvalues of a weight in bins, and measures how badly a law fits the bins.
 
-A law is the density of eigenvalues that theory predicts for noise.
+The eigenvalues of a weight are its squared singular values. A law is the density of eigenvalues
+that theory predicts for noise.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from hf_rmt.spectra.laws.law import BulkLaw
 Array = NDArray[np.float64]
 
 LONG_TAIL = 2.5
-"""The edge is the end of the noise. If the largest value exceeds this many times the edge, only a
-part of the spectrum is drawn."""
+"""The edge is the largest value that counts as noise. If the largest value of a spectrum exceeds
+this many times the edge, only a part of the spectrum is drawn."""
 BULK_VIEW = 1.5
 """A spectrum with a long tail, see `LONG_TAIL`, is drawn up to this many times the edge, the end
 of the noise."""
@@ -35,6 +36,8 @@ simulations of 50 to 768 eigenvalues that have the law, up to 9 did not seem to 
 @dataclass(frozen=True)
 class BinnedSpectrum:
     """A histogram of singular values or eigenvalues of one weight, split into noise and signal.
+
+    The signal values stand out of the noise values; `hf_rmt.spectra` explains how they are split.
 
     Attributes:
         bins: Bounds of the m bins, ascending, shape (m + 1,); one of the bounds is `edge`.
@@ -66,9 +69,10 @@ def positions(eigenvalues: Array, *, square_root: bool) -> Array:
 
 
 def has_long_tail(fit: SpectrumFit, *, square_root: bool) -> bool:
-    """Whether the largest value of a spectrum is far above the noise.
+    """Whether the largest value of a spectrum is far above the noise; see `LONG_TAIL`.
 
-    In a figure of the whole spectrum, the noise would then shrink to a line.
+    In a figure of the whole spectrum, the noise would then shrink to a line. The answer is False if
+    no law (density that theory predicts for noise) was fitted.
     """
     if fit.noise_law is None:
         return False
@@ -82,7 +86,8 @@ def binned(fit: SpectrumFit, *, square_root: bool) -> BinnedSpectrum:
     One bin ends at the edge, the largest value that counts as noise.
 
     Args:
-        fit: A spectrum to which a law, the density that theory predicts for noise, was fitted.
+        fit: A spectrum (squared singular values of a weight) to which a law, the density that
+            theory predicts for noise, was fitted.
         square_root: Whether to bin singular values and not eigenvalues.
 
     Returns:
@@ -135,7 +140,7 @@ def law_misfit(fit: SpectrumFit) -> float:
     difference of the distribution functions, does not show this.
 
     Args:
-        fit: The spectrum of a weight, with the law if one was fitted.
+        fit: The spectrum (squared singular values) of a weight, with the law if one was fitted.
 
     Returns:
         A share between 0 and 1; nan without a law or without noise.
@@ -150,9 +155,9 @@ def law_misfit(fit: SpectrumFit) -> float:
 
 
 def misfit_note(fit: SpectrumFit) -> str:
-    """A note on the share of the noise that does not follow the fitted law (density of noise).
+    """A note on the share of the noise that does not follow the fitted law.
 
-    The text is empty if chance can explain the share; see `law_misfit`.
+    `law_misfit` explains this share and the law. The text is empty if chance can explain the share.
     """
     misfit = law_misfit(fit)
     if not misfit > max(MISFIT, MISFIT_COUNT / max(len(fit.noise), 1)):
@@ -161,10 +166,11 @@ def misfit_note(fit: SpectrumFit) -> str:
 
 
 def below_edge(fit: SpectrumFit) -> NDArray[np.bool_]:
-    """Which eigenvalues are signal although they lie below the upper edge, the end of the noise.
+    """Which eigenvalues are signal although they lie below the upper edge of the noise law.
 
-    They lie in a gap between two intervals of noise eigenvalues, or the count of spikes, the signal
-    eigenvalues, did not converge. The result has one entry for each eigenvalue.
+    The law is the density that theory predicts for noise, and the upper edge is its end. Such
+    eigenvalues lie in a gap between two intervals of noise eigenvalues, or the count of spikes (the
+    signal eigenvalues) did not converge. The result has one entry for each eigenvalue.
     """
     if fit.noise_law is None:
         return np.zeros(len(fit.eigenvalues), dtype=bool)

@@ -51,8 +51,8 @@ def spectrum_figure(
     Args:
         fit: The spectrum, split into noise and spikes.
         title: Text above the figure.
-        square_root: Draw over singular values, the square roots of the eigenvalues. They show the
-            noise better.
+        square_root: Whether the horizontal axis shows singular values, the square roots of the
+            eigenvalues. They show the noise better.
         dark: Draw on a dark background.
 
     Returns:
@@ -85,14 +85,15 @@ def grid_figure(
     dark: bool = False,
     columns: int = 4,
 ) -> Figure:
-    """The spectra (eigenvalues) of several weights side by side, one panel for each.
+    """A figure of the spectra (eigenvalues) of several weights side by side, a panel for each.
 
     Args:
-        fits: Titles of the panels and the fitted spectra.
+        fits: For each panel, its title and the fitted spectrum.
         title: Text above the figure.
-        square_root: Draw over singular values, the square roots of the eigenvalues.
+        square_root: Whether the horizontal axis shows singular values, the square roots of the
+            eigenvalues.
         dark: Draw on a dark background.
-        columns: The most panels in a row.
+        columns: Largest number of panels in a row.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -126,13 +127,13 @@ def depth_figure(
     title: str = "",
     dark: bool = False,
 ) -> Figure:
-    """Quantities over the depth of a model, one line for each kind of layer.
+    """A figure of quantities over the depth of a model, with a line for each kind of layer.
 
     Args:
         names: Names of the layers.
-        panels: The panels, one for each entry. The key is the label of the vertical axis, and the
-            values belong to the layers. A value of nan is not drawn.
-        hollow: Which layers have a hollow marker.
+        panels: One entry for each panel. The key is the label of the vertical axis. The entry holds
+            one value for each layer, in the order of `names`. A value of nan is not drawn.
+        hollow: For each layer, whether its marker is hollow.
         hollow_label: What a hollow marker means.
         title: Text above the figure.
         dark: Draw on a dark background.
@@ -169,8 +170,9 @@ def depth_figure(
 def _lines(names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
     """Group the layers of a model by kind, such as `mlp.up`, to draw a line for each kind.
 
-    A line is a list of pairs (x, index of the layer in `names`), sorted by x. Here x is the number
-    of the block that holds the layer; layers outside of the blocks come after the last block.
+    The result maps each kind to its line: a list of pairs (x, index of the layer in `names`),
+    sorted by x. Here x is the number of the block that holds the layer. Layers outside of the
+    blocks come after the last block.
     """
     spots = places(names)
     outside = 1 + max((spot.block for spot in spots if spot.block is not None), default=-1)
@@ -191,7 +193,10 @@ def _draw_line(
     kind: str,
     colours: Palette,
 ) -> None:
-    """Draw the line of one kind of layer; a point is (x, y, whether the marker is hollow)."""
+    """Draw the line of one kind of layer, with the colour and the marker number `style`.
+
+    A point is (x, y, whether the marker is hollow).
+    """
     look: dict[str, Any] = {
         "color": colours.of(style),
         "marker": MARKERS[style % len(MARKERS)],

@@ -19,14 +19,17 @@ LEGEND_TEXT, LEGEND_KEY = 13, 7
 """Estimated sizes in a legend: characters per inch, and the width of one coloured sign with its
 margins, in characters."""
 DATES = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-"""Metadata without the date for each ending of a figure's file, so that equal figures make equal
-files."""
+"""For each ending of a figure's file, the metadata that leave out the date of the file. So equal
+figures make equal files."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours by role, from the set of Okabe & Ito (2008)."""
+    """Colours by role, from the set of Okabe & Ito (2008).
+
+    `hf_rmt.spectra` explains what noise, its law, an edge, a spike and the signal are.
+    """
 
     background: str
     ink: str
@@ -93,7 +96,10 @@ def new_figure(width: float, height: float, *, dark: bool) -> Figure:
 
 @contextmanager
 def styled(*, dark: bool) -> Iterator[Palette]:
-    """Use this package's style inside a `with` block. After the block, the user's style is back."""
+    """Use this package's style inside a `with` block, which gets the palette.
+
+    After the block, the user's style is back.
+    """
     colours = palette(dark=dark)
     rules = {
         "font.size": FONT,
@@ -144,10 +150,10 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def matplotlib_part(submodule: str = "") -> Any:
-    """The library itself or one of its modules, imported only when a figure is drawn.
+    """Import matplotlib, or one of its modules, only when a figure is drawn.
 
     Args:
-        submodule: `figure`, `ticker`, or empty for the library itself.
+        submodule: `figure`, `ticker`, or empty for matplotlib itself.
 
     Returns:
         The module.

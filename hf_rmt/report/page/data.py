@@ -1,4 +1,4 @@
-"""What the HTML page of a report shows, as plain values: a table of layers and their spectra."""
+"""What the HTML page of a report shows, as plain values: layers and their spectra (eigenvalues)."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def _spectral_values(fit: SpectrumFit | None) -> dict[str, Any]:
 
 
 def _plan_values(layer: LayerPlan) -> dict[str, Any]:
-    """Values of a layer's row in the table, by column, from the plan; None if there is none."""
+    """The values of a layer's row in the table, by column; an unknown value is None."""
     kept, lost = layer.compressed, layer.lost_energy
     return {
         "state": layer.state,

@@ -1,4 +1,4 @@
-"""What became of the squared norm of a weight, in words for the HTML page of a report."""
+"""Says in words, for an HTML page, how much of a weight's squared norm is stored or lost."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from hf_rmt.plan import SPIKED, LayerPlan
 from hf_rmt.report.tables import percent
 
 WHOLE = 1e-6
-"""The stored and the lost share of a squared norm count as all of it if their sum differs from 1
-by less than this."""
+"""The stored and the lost share of a squared norm count as the whole norm if their sum differs from
+1 by less than this."""
 
 
 def energy_words(layer: LayerPlan) -> dict[str, Any]:
-    """Sentences on what became of the squared norm of a weight, and a bar that shows its parts.
+    """Say how much of a weight's squared norm is stored or lost, and give a bar that shows it.
 
-    The stored and the lost share sum to 1 only if the stored directions are singular directions of
-    the weight itself, unchanged. Calibration changes these directions, and the recovery of spikes
-    (an estimate of the signal without noise) changes their singular values. Then there is no bar,
-    and the sentences give only the error.
+    There is a bar only if no noise is stored, and if the stored and the lost share sum to 1. They
+    do if singular values and vectors of the weight are stored unchanged. Calibration changes the
+    vectors. The recovery of spikes (an estimate of the signal without noise) changes the values.
 
     Args:
         layer: What happens to a layer.

@@ -17,10 +17,10 @@ CURVE_POINTS = 90
 """Number of points of the curve of the law, the density that theory predicts for noise, in each
 interval where it is not 0."""
 MOST_TICKS = 400
-"""The most spikes (values that stand out of the noise) that are marked, and the most signal values
-below the edge (the end of the noise)."""
+"""Largest number of marks for spikes (singular values that stand out of the noise). The same limit
+holds for the marks of signal values below the edge (the upper end of the noise)."""
 TAIL_POINTS = 60
-"""Number of points of the curve that says for a value how many values are at least as large."""
+"""Number of points of the curve of counts, which `spectrum_record` describes."""
 
 
 def rounded(value: float) -> float | None:
@@ -91,9 +91,10 @@ def _lawless(fit: SpectrumFit, values: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _tail(values: NDArray[np.float64], is_signal: NDArray[np.bool_]) -> list[Any]:
-    """The curve that says for a value how many values are at least as large, as three lists.
+    """Three lists of equal length for the curve of counts (see `spectrum_record`).
 
-    They hold some values, the count at each of them, and 1 or 0 for signal or noise.
+    The first holds some of the singular values. The second says for each of them how many singular
+    values are at least as large. The third is 1 for signal and 0 for noise.
     """
     live = int(np.sum(values > 0))
     ranks = np.unique(np.geomspace(1, live, TAIL_POINTS).round().astype(int))

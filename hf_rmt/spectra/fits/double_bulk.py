@@ -1,4 +1,7 @@
-"""Fits the double bulk, a law of noise with two variances, to a weight that also has a signal."""
+"""Fits the double bulk (noise of two variances) to the eigenvalues of a weight with a signal.
+
+`hf_rmt.spectra` explains noise, signal and their law.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,8 @@ def fit_double_bulk(
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
-        published: Whether to use the published estimator, PDBLS: one round, and the upper end of
-            the law without the fluctuation.
+        published: Whether to use the published estimator, PDBLS. It makes one round, and every
+            eigenvalue above the upper end of the law is a spike, without a margin for chance.
 
     Returns:
         The fit. If no law can be fitted, the verdict `phase` is `degenerate` or `no law`, and
@@ -55,7 +58,7 @@ def fit_double_bulk(
         ValueError: If the eigenvalues do not fit the shape or are clearly negative.
 
     Source:
-        Wu, Zhu & Li, ICML 2025, algorithm 1; the changes are described in `estimation`.
+        Wu, Zhu & Li, ICML 2025, algorithm 1; the module `estimation` describes the changes.
 
     Examples:
         >>> from hf_rmt.spectra.ensembles import double_bulk_matrix
@@ -84,8 +87,8 @@ def fitted(
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
         shape: Shape of the weight; its orientation does not matter.
-        estimator: The function that fits the law. If the eigenvalues are scaled, the largest one
-            that it gets lies in [1, 2).
+        estimator: The function that fits the law; see `Estimator`. If the eigenvalues are scaled,
+            the largest one that it gets lies in [1, 2).
         normalise: If True, the eigenvalues are always scaled. If False, they are scaled only if
             powers of them would overflow. The published estimator needs False, because its result
             depends on the scale.
@@ -136,8 +139,8 @@ def self_consistent(
 ) -> SpectrumFit:
     """Separate spikes (signal eigenvalues) from noise, and return the fit with its verdict.
 
-    The separator gives the law (the distribution of eigenvalues) of the noise alone. The fit holds
-    this law without the correction for spikes, as the attribute `law` of `SpectrumFit` describes.
+    The separator gives the law, the predicted distribution of eigenvalues, of the noise alone. The
+    fit holds this law in the form that `SpectrumFit` describes for its attribute `law`.
     Eigenvalues of 0 are neither noise nor signal.
 
     Args:

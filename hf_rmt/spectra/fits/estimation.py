@@ -5,13 +5,12 @@ determines the spectrum. s solves the equation (SS), z = -1/s + c E[tau / (1 + t
 the mean over the variances tau of the noise, and c = p / N for N rows and p columns. The published
 estimator, PDBLS, solves (SS) by least squares at real points.
 
-This module uses complex points z on a curve (the contour) around the eigenvalues, where s(z)
-depends more on the shape of the density. The s(z) of a law, a density predicted for noise, is
-compared with that of the eigenvalues. Each difference is divided by its standard deviation, which a
-central limit theorem gives. A first guess comes from (SS): (SS) is linear in t, the fraction of the
-noise that has the larger variance, so all pairs of variances on a grid are tried at once. If the
-law found so does not fit, the solver also starts from noise of one variance. The result with the
-smaller residual is taken.
+This module uses complex points z on a curve around the eigenvalues, where s(z) depends more on the
+shape of the density. The s(z) of a law, a density predicted for noise, is compared with that of the
+eigenvalues. Each difference is divided by its standard deviation, which follows from a central
+limit theorem. The first guess uses that (SS) is linear in t, the fraction of the noise that has the
+larger variance: all pairs of variances on a grid are tried at once. If the law from this guess does
+not fit, the solver also starts from two similar variances. The better result is taken.
 """
 
 from __future__ import annotations
@@ -32,12 +31,11 @@ CONTOUR_HEIGHT = 0.2
 """The square roots of the points of `_contour` form half an ellipse with half axes of 1.06 and 0.2
 times half the range of singular values. Heights of 0.1 to 0.3 were as good in simulations."""
 STEEPEST = 0.1
-"""Least Re sqrt(z) / Im sqrt(z) of a point z of `_contour`. So z is not near a negative number."""
+"""Least ratio Re w / Im w for w = sqrt(z), z in `_contour`. So no z is near a negative number."""
 GRID = 20
 SMALLEST_SHARE = 0.05
-"""Least share of the noise eigenvalues that each of the two variances of the noise may have."""
 SMALLEST_BULK = 8
-"""Each of the two noise variances has at least this many eigenvalues; fewer may be signal."""
+"""Least share and least number of noise eigenvalues per noise variance; fewer may be signal."""
 LARGEST_FLOOR = 0.35
 """Largest value of `least_mixing`. With 15 eigenvalues, 8 / count alone would be over one half."""
 SMALLEST_VARIANCE = 1e-3
@@ -94,11 +92,11 @@ class Residuals(Protocol):
 
 
 def least_squares(problem: Residuals, x: Array, precision: float) -> tuple[Array, Array, bool]:
-    """Find the unknowns with the least sum of squared residuals, starting at x.
+    """Find the unknowns of `problem` with the least sum of squared residuals.
 
     Args:
         problem: The residuals and their derivatives.
-        x: The start, shape (unknowns,).
+        x: The unknowns at which the solver starts, shape (unknowns,).
         precision: Relative tolerance of the unknowns and of the sum of squares.
 
     Returns:
@@ -129,7 +127,7 @@ def estimate_bulk(
         precision: Relative tolerance of the solver on parameters and residual.
 
     Returns:
-        The estimate. If all eigenvalues are multiplied by a factor, only the variances change.
+        The estimate. If all eigenvalues are multiplied by a factor, only its variances change.
     """
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
@@ -143,7 +141,7 @@ def estimate_bulk(
 
 
 def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
-    """The best law of noise with two variances on a coarse grid; arguments: see `estimate_bulk`."""
+    """The best double bulk on a coarse grid of variances; arguments are as in `estimate_bulk`."""
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
     return problem.law(problem.grid_search(), scale)
@@ -153,9 +151,10 @@ def coarse_bulk(noise: Array, rows: int) -> DoubleBulk:
 class _Problem:
     """The equations s(z) = s_N(z) that fit noise of two variances; z are complex points.
 
-    s is the transform of a law, s_N that of the noise eigenvalues (see the module). A fraction t of
-    the noise has variance sigma_1^2, the rest sigma_2^2. (t, log sigma_1^2, log sigma_2^2) lies in
-    a box from `lower` to `upper`. The unknowns x are the logits of the position in this box.
+    s is the transform of a law, s_N that of the noise eigenvalues; see the module `estimation`. In
+    the law, a fraction t of the noise has variance sigma_1^2, the rest has sigma_2^2. The vector
+    (t, log sigma_1^2, log sigma_2^2) lies in a box. The unknowns x are the logits of its position
+    in this box, where `lower` is 0 and `upper` is 1.
     """
 
     points: np.ndarray
@@ -172,7 +171,8 @@ class _Problem:
         """Make the equations of `_Problem` from the eigenvalues of noise with N rows.
 
         The standard deviation of s_N(z) follows, up to a factor of order 1, from N^2 Var s_N(z) =
-        |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2| (Bai & Silverstein 2004, eq. 1.20), with s' = ds/dz.
+        |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2| (Bai & Silverstein 2004, eq. 1.20). Here s' is ds/dz,
+        and * means the complex conjugate.
         """
         z = _contour(noise)
         resolvent = 1 / (noise - z[:, None])
@@ -188,13 +188,13 @@ class _Problem:
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def solve(self, x: Array, precision: float) -> tuple[Array, float, bool]:
-        """Solve, starting at x; returns the unknowns, root mean square residual, and success."""
+        """Solve from `x`; return unknowns, root mean square residual, and whether it converged."""
         with np.errstate(over="ignore"):  # in the unused covariance, if t is at its bound
             position, residuals, converged = least_squares(self, x, precision)
         return position, float(np.sqrt(np.mean(residuals**2))), converged
 
     def unit_start(self) -> Array:
-        """Unknowns x for two halves of noise with similar variances, where the solver may start."""
+        """A start for the solver: the unknowns x (see `_Problem`) for t = 1/2, variances near 1."""
         apart = np.sqrt(self.aspect_ratio) / 2
         return self._inside(0.5, apart, -apart)
 
@@ -203,7 +203,7 @@ class _Problem:
         return split_parts((s - self.transform) / self.deviation)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of the residuals by the unknowns x, shape (equations, unknowns)."""
+        """Derivatives of the residuals by the unknowns `x`, shape (equations, unknowns)."""
         (mixing, first, second), s = self._model(x)
         high, low = first / (1 + first * s), second / (1 + second * s)
         rise_high, rise_low = mixing * high**2, (1 - mixing) * low**2
@@ -214,7 +214,7 @@ class _Problem:
         return split_parts(columns * weight[:, None]) * chain
 
     def grid_search(self) -> Array:
-        """The unknowns that fit best among all pairs of variances on a logarithmic grid."""
+        """The unknowns x (see `_Problem`) that fit best among all pairs of variances on a grid."""
         logs = np.linspace(self.lower[1], self.upper[1], GRID)
         variances = np.exp(logs)
         weight = np.abs(self.slope) / self.deviation
@@ -232,7 +232,7 @@ class _Problem:
         return self._inside(mixing[best], logs[high[best]], logs[low[best]])
 
     def position(self, law: DoubleBulk, scale: float) -> Array:
-        """The unknowns x (see `_Problem`) that describe `law`, its variances divided by `scale`."""
+        """The unknowns x (see `_Problem`) of `law`, after its variances are divided by `scale`."""
         return self._inside(law.mixing, *np.log(np.array(law.variances) / scale))
 
     def _inside(self, *values: float) -> Array:
@@ -271,14 +271,14 @@ class _Problem:
 def contour_problem(
     noise: Array, aspect_ratio: float
 ) -> tuple[np.ndarray, np.ndarray, Array, float]:
-    """What a noise law is fitted to: points z and s(z), as in the module's docstring.
+    """The points z and the values s(z) to which a law is fitted; see the module `estimation`.
 
     Args:
         noise: Eigenvalues without the signal, descending, of mean 1.
         aspect_ratio: c in (0, 1], the columns of the noise divided by its rows.
 
     Returns:
-        z, s(z) and its standard deviations times the row count, shape (CONTOUR_POINTS,), and c.
+        z, s(z), row count times standard deviation of s(z), each shape (CONTOUR_POINTS,); and c.
     """
     problem = _Problem.of(noise, aspect_ratio)
     return problem.points, problem.transform, problem.deviation, aspect_ratio

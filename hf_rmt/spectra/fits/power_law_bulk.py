@@ -2,8 +2,8 @@
 
 The noise of trained weights does not have two variances but a range of them. Most variances lie
 near the lower end. The law (the predicted density of noise eigenvalues) has three parameters: the
-two ends of the range and the exponent k. In the logarithm of the variance, the density of tau is
-uniform for k = 0 and exponential otherwise, so a few Gauss-Legendre nodes represent it well.
+two ends of the range and the exponent k. The logarithm of tau has a uniform density for k = 0 and
+an exponential one otherwise, so numerical integrals need only a few (Gauss-Legendre) nodes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from hf_rmt.spectra.split import SpectrumFit
 NODES = 64
 POSITIONS, QUADRATURE = np.polynomial.legendre.leggauss(NODES)
 RESOLUTION, MOST_PANELS = 8.0, 64
-"""A `PowerLawBulk` gets RESOLUTION h^2 / c quadrature nodes, rounded up to panels of 64, in at most
-MOST_PANELS panels. Here h is the field `half_width` and c is `aspect_ratio`. In the spectrum, a
-node makes a bump about pi c / (2 h) wide. Nodes farther apart than this give separate bumps."""
+"""The number of `PowerLawBulk.atoms` is RESOLUTION h^2 / c, rounded up to a multiple of NODES, but
+at most NODES * MOST_PANELS. Here h is `half_width` and c is `aspect_ratio`. In the spectrum, each
+atom makes a bump about pi c / (2 h) wide. Atoms farther apart would give separate bumps."""
 WIDEST = 4.0
-"""Largest half range of the log of the noise variances: their largest ratio is e^8."""
+"""Half the largest range of the log of the noise variances, so their largest ratio is e^8."""
 FARTHEST = 12.0
 """Largest absolute value of log(m / mean eigenvalue). The middle variance m is the geometric mean
 of the largest and the smallest variance of the noise."""
@@ -102,7 +102,7 @@ class PowerLawBulk(ContinuousBulk):
 
     @cached_property
     def atoms(self) -> Array:
-        """Noise variances that stand for the whole range: m quadrature nodes, ascending."""
+        """Noise variances, ascending, that stand for the whole range in numerical integrals."""
         middle = np.sqrt(self.variances[0]) * np.sqrt(self.variances[1])
         return np.asarray(middle * np.exp(self.half_width * self._quadrature[0]))
 
@@ -197,7 +197,7 @@ class _Problem:
         self._last: tuple[bytes, Model] | None = None
 
     def solve(self, x: Array, precision: float) -> tuple[Array, Array, bool]:
-        """Start the solver at x; returns the unknowns, the residuals, and whether it converged."""
+        """Start the solver at `x`; return the unknowns, the residuals, and whether it converged."""
         with np.errstate(all="ignore"):
             position, residuals, converged = least_squares(self, x, precision)
             return position, residuals, converged and _solves(self._transform(position)[-1])
@@ -208,9 +208,9 @@ class _Problem:
         return found if _solves(s) else np.full_like(found, UNSOLVED)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of the residuals by x, from (SS): -1/s + c E[tau / (1 + tau s)] - z = 0.
+        """Derivatives of the residuals by `x`, from (SS): -1/s + c E[tau / (1 + tau s)] - z = 0.
 
-        The docstring of the module `estimation` tells what (SS) and its symbols are.
+        The docstring of the module `estimation` explains (SS) and its symbols.
         """
         width, tau, weights, s = self._transform(x)
         share = 1 / (1 + np.outer(s, tau))
@@ -237,19 +237,19 @@ class _Problem:
         return np.array([-np.log(mean), logit(share), STEEPEST_TILT * np.arctanh(inside)])
 
     def position(self, law: PowerLawBulk, scale: float) -> Array:
-        """The unknowns x (see `_Problem`) that describe `law`, its variances divided by `scale`."""
+        """The unknowns x (see `_Problem`) of `law`, after its variances are divided by `scale`."""
         x = self.start(law.half_width, law.exponent * law.half_width)
         x[0] = np.log(np.sqrt(law.variances[0] / scale) * np.sqrt(law.variances[1] / scale))
         return x
 
     def law(self, x: Array, scale: float) -> PowerLawBulk:
-        """The law that the unknowns x describe, its variances multiplied by `scale`."""
+        """The law that `x` describes (see `_Problem`), with variances multiplied by `scale`."""
         middle, width, tilt = _shape(x)
         first, second = (float(scale * np.exp(middle + sign * width)) for sign in (1, -1))
         return PowerLawBulk(tilt / width, (first, second), self.aspect_ratio)
 
     def _transform(self, x: Array) -> Model:
-        """The `Model` (a law and its s(z)) at x; Newton's method starts from the last s(z)."""
+        """The `Model` (a law and its s(z)) at `x`; Newton's method starts from the last s(z)."""
         if self._last is not None and self._last[0] == x.tobytes():
             return self._last[1]
         middle, width, tilt = _shape(x)
@@ -274,7 +274,7 @@ class _Problem:
         return np.full_like(s, np.nan)
 
     def _followed(self, tau: Array, weights: Array) -> np.ndarray:
-        """The roots s(z) of (SS), see `estimation`, followed as z comes down from far above."""
+        """Find the roots s(z) of (SS), see `estimation`: start far above z and go down to z."""
         size = np.abs(self.points) + tau[-1]
         s = -1 / (self.points + 1j * HEIGHTS[0] * size)
         for height in HEIGHTS:

@@ -20,8 +20,8 @@ def published_bulk(values: Array, rows: int) -> BulkEstimate:
     """Fit a double bulk (noise of two variances) by the published estimator PDBLS.
 
     First, two information criteria count the spikes (signal eigenvalues), which are removed. As in
-    the paper, these criteria depend on the scale of the weight. Then least squares solve the
-    equation (SS) of the module `estimation` at real points z.
+    the paper, these criteria depend on the scale of the weight. Then the equation (SS) of the
+    module `estimation` is solved by least squares at real points z.
 
     Args:
         values: Eigenvalues, descending, shape (p,).
@@ -92,9 +92,9 @@ def criteria(values: Array, rows: int) -> tuple[Array, Array]:
 def _grid(noise: Array, aspect_ratio: float) -> Array:
     """The real points z at which `published_bulk` solves its equation.
 
-    There are 20 points in (-10, 0), 20 in (0, lambda_min / 2) if c < 1, and 20 in (5 lambda_max, 10
-    lambda_max). Here lambda_min and lambda_max are the smallest and the largest noise eigenvalue,
-    and c is the number of columns divided by that of rows.
+    There are 20 points in (-10, 0) and 20 in (5 lambda_max, 10 lambda_max). If c < 1 and
+    lambda_min > 0, there are 20 more in (0, lambda_min / 2). Here lambda_min and lambda_max are the
+    smallest and the largest noise eigenvalue, and c is the `aspect_ratio`, columns / rows.
     """
     inner = np.arange(1, POINTS_PER_RANGE + 1) / (POINTS_PER_RANGE + 1)
     parts = [-10 * inner, noise[0] * (5 + 5 * inner)]

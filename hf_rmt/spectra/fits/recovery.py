@@ -2,10 +2,10 @@
 
 A spike is an eigenvalue of the signal. The spike map g maps alpha to this eigenvalue; see
 `BulkLaw.spike_forward`. A weak spike is found only if chance lifts this eigenvalue over the edge,
-the limit of the noise. So the plain inverse of g gives too large an alpha. The eigenvalue of a
-found spike is modelled as a normal variable of mean g(alpha), truncated at the edge. The result is
-the alpha for which the observed eigenvalue is the median of this variable. This alpha is too large
-as often as it is too small, for weak and for strong spikes.
+the limit of the noise. So the alpha that the plain inverse of g gives is too large. The eigenvalue
+of a found spike is modelled as a normal variable of mean g(alpha), truncated: it cannot lie below
+the edge. The result is the alpha for which the observed eigenvalue is the median of this variable.
+This alpha is too large as often as it is too small, for weak and for strong spikes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ standard deviation of an eigenvalue is taken to be at least this times
 
 
 def found_spikes(law: BulkLaw, eigenvalues: Array, edge: float, rows: int) -> Array:
-    """Population spikes behind eigenvalues that were found because they exceed an edge.
+    """Compute, from eigenvalues above the edge, the sizes of the signals that produced them.
 
-    A population spike is the size alpha that a signal had before noise was added. The edge is the
-    limit above which an eigenvalue counts as signal.
+    The size alpha of a signal, before noise was added, is called a population spike. The edge is
+    the limit above which an eigenvalue counts as signal.
 
     Args:
         law: The law of the noise, the predicted distribution of its eigenvalues.

@@ -5,9 +5,9 @@ fitted to the rest. The edges (the ends) of this law are moved outwards by their
 fluctuation (the distance that chance explains). The eigenvalues beyond the moved edges are the new
 spikes. This is repeated until law and spikes agree. The iteration starts from eigenvalues that are
 certainly spikes, so it finds no more spikes than needed. A few large eigenvalues can be read in two
-ways: as spikes, or as a small bulk of large variance. If the first reading is doubtful, the other
-reading is tried. The first reading is doubtful if it does not fit, if its small bulk has the least
-size allowed, or if its spikes are as close to each other as the eigenvalues of a bulk.
+ways: as spikes, or as a small bulk of large variance. The iteration finds one reading. The other is
+tried if the result is doubtful: if the law does not fit, if its bulk of larger variance has the
+least size allowed, or if the spikes are as close to each other as the eigenvalues of a bulk.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ ROUGH, FINE = 1e-2, 1e-9
 fit."""
 SMALL_BULK = 2
 """If the fraction of noise that has the larger variance is at most this many times `least_mixing`,
-this part of the noise may really be signal."""
+this part of the noise may in fact be signal."""
 SMALL_SHARE = 0.2
 """If the fraction of noise that has the larger variance is at most this, this part of the noise may
 also be signal."""
@@ -76,15 +76,15 @@ class Estimator(Protocol):
     def __call__(
         self, noise: Array, rows: int, *, start: BulkLaw | None, precision: float
     ) -> BulkEstimate:
-        """Fit the law; arguments as for `estimate_bulk`. A `start` near the result saves time."""
+        """Fit a law (predicted density) to `noise`; the arguments are those of `estimate_bulk`."""
         ...
 
 
 @dataclass(frozen=True)
 class Separation:
-    """A choice of signal, the law of the other eigenvalues, and the signal that this law finds.
+    """A choice of signal, the law fitted to the rest, and the signal that this law finds.
 
-    A law is the density of eigenvalues that theory predicts for noise.
+    A law is the density that theory predicts for noise eigenvalues.
 
     Attributes:
         signal: Which of the p eigenvalues were left out of the fit, shape (p,).
@@ -102,15 +102,16 @@ class Separation:
 
     @property
     def adequate(self) -> bool:
-        """Whether the law fits the noise eigenvalues as well as chance in noise allows."""
+        """Whether the law fits the noise eigenvalues: the residual is at most `ADEQUATE`."""
         return self.estimate.residual <= ADEQUATE
 
 
 def separate(values: Array, rows: int) -> Separation:
-    """Find the fewest spikes for which a double bulk, fitted to the rest, finds the same spikes.
+    """Split eigenvalues into spikes (signal) and a double bulk (noise of two variances).
 
-    Spikes are signal eigenvalues. The double bulk is noise of two variances. Eigenvalues outside of
-    the range of the fitted noise are the spikes that the fit finds.
+    The noise is fitted to all eigenvalues but the spikes. The spikes must be exactly the
+    eigenvalues outside of the range of this noise. If several sets of spikes meet this condition,
+    the smallest set is wanted.
 
     Args:
         values: Eigenvalues, descending, not negative, shape (p,).
@@ -249,13 +250,12 @@ def _certain_spikes(values: Array, rows: int) -> Mask:
 
 
 def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
-    """A second choice of signal, in which large eigenvalues change between signal and noise.
+    """Mark a second choice of signal; return None if there is no such choice.
 
-    The noise of `result` has two variances. If the fit is bad or `_at_floor`, the noise of the
-    larger variance becomes signal, as long as it is a small part. Otherwise the signal that noise
-    of one variance explains becomes noise: the n eigenvalues of such noise with N rows reach up to
-    (1 + sqrt(n / N))^2 times the mean of these n, whatever lies below them. None if neither is
-    possible.
+    The noise of `result` has two variances. If the fit is bad or `_at_floor` is True, the noise of
+    the larger variance becomes signal, as long as it is a small part. Otherwise, the largest
+    eigenvalues become noise if noise of one variance explains them: n eigenvalues of such noise
+    with N rows reach up to (1 + sqrt(n / N))^2 times their mean.
     """
     law, floor = result.estimate.law, least_mixing(len(values))
     if not result.adequate or _at_floor(result, len(values)):
@@ -271,7 +271,7 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
 
 
 def _at_floor(result: Separation, count: int) -> bool:
-    """Whether so little noise has the larger variance that it may really be signal.
+    """Whether the noise of the larger variance is so small a part that it may be signal.
 
     The fraction of the noise with the larger variance cannot be less than `least_mixing`. The
     answer is True if this limit is above 5 % (a small matrix), the fraction is near the limit, and
@@ -285,8 +285,8 @@ def _at_floor(result: Separation, count: int) -> bool:
 def _outside(values: Array, law: BulkLaw, rows: int) -> Mask:
     """Mark the signal: eigenvalues above the noise or in a gap between its two intervals.
 
-    The gap counts only if few eigenvalues lie in it. If the upper interval is less than half full,
-    it is signal too.
+    The gap counts only if few eigenvalues lie in it. If the upper interval holds less than half of
+    the eigenvalues that the law predicts there, these are signal too.
     """
     edges = finite_size_edges(law, rows)
     above = values > edges[-1, 1]

@@ -2,7 +2,7 @@
 
 BEMA is bulk eigenvalue matching analysis. Both methods are used as published, for comparison. The
 law, the density that theory predicts for noise eigenvalues, is fitted to the whole matrix of N rows
-and p columns, without removing spikes (signal eigenvalues), so c = p / N.
+and p columns. Spikes (signal eigenvalues) are not removed, so the law has the aspect ratio p / N.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SCALES = (1 / 3, 3.0)
 """The kernel estimator searches sigma, where sigma^2 is the variance of the noise, in this range.
 The unit is the sigma that the median eigenvalue gives."""
 GRID_POINTS = 2000
-"""Number of points at which densities of singular values are compared, from 0 to the largest
-singular value that noise has in the search."""
+"""Number of points at which densities of singular values are compared, from 0 to the upper end of
+the law with the largest sigma of `SCALES`."""
 COARSE_STEPS = 60
 MIN_WIDTH = 1e-6
 """Least width of a Gaussian in `kernel_density`, in units of the largest singular value: equal
@@ -55,7 +55,7 @@ def fit_unit_bulk(
 
     The law is the density that theory predicts for eigenvalues of noise of one variance sigma^2.
     The edge is the limit above which an eigenvalue counts as a spike, that is, as signal. `bema`
-    fits the eigenvalues lambda_k in the middle of the spectrum to the quantiles q_k of the law of
+    compares eigenvalues lambda_k in the middle of the spectrum with the quantiles q_k of the law of
     variance 1: sigma^2 = sum q_k lambda_k / sum q_k^2 over 0.2 p <= k <= 0.8 p, where p is the
     number of eigenvalues. The edge of `bema` is the upper end of the law plus the distance that
     chance explains (the Tracy-Widom fluctuation). `kernel` smooths each singular value nu_i by a
@@ -73,7 +73,7 @@ def fit_unit_bulk(
         `reason` says why.
 
     Raises:
-        TypeError: If beta is no number or the shape no pair of whole numbers.
+        TypeError: If beta is no number or the shape is no pair of whole numbers.
         ValueError: If the estimator is unknown, the eigenvalues do not fit the shape or are
             clearly negative, or beta lies outside [1e-6, 1 - 1e-6].
 
@@ -147,9 +147,9 @@ def _kernel(values: Array, rows: int) -> tuple[MarchenkoPastur, float]:
 
     The residual is the root mean square difference between two densities of singular values: that
     of the law and the smoothed one of the weight. The singular values are divided by a scale first,
-    so scaling a weight changes only the variance sigma^2. The densities are compared on a grid. It
-    ends at the largest singular value that noise has in the search: beyond it, every law has the
-    density 0.
+    so scaling a weight changes only the variance sigma^2. The densities are compared on a grid. The
+    grid ends at the upper end of the law with the largest sigma that is tried. Beyond this point,
+    every law that is tried has the density 0.
     """
     aspect_ratio = len(values) / rows
     standard = MarchenkoPastur(1.0, aspect_ratio)

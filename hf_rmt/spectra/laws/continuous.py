@@ -1,9 +1,9 @@
-"""Laws (predicted densities) of noise eigenvalues for noise of many variances, without gaps.
+"""Laws (predicted densities) of the eigenvalues of noise of many variances, in one interval.
 
 For one or two variances, `spike_map` has closed formulas. For many, the edges (ends) of a law and
 the density come from the curve in the complex plane on which the spike map g is real (Silverstein &
-Choi 1995, section 4). The docstring of the module `law` defines g, the variances tau_k, the weights
-w_k and c. The critical points are the points where g' is 0. Above every real point u between the
+Choi 1995, section 4). `hf_rmt.spectra.laws.law` defines g, the variances tau_k, the weights w_k
+and c. The critical points are the points where g' is 0. Above every real point u between the
 two outer critical points, there is one height y > 0 with Im g(u + iy) = 0. This y solves
 
     c sum_k w_k tau_k^2 / ((u - tau_k)^2 + y^2) = 1.
@@ -35,15 +35,17 @@ CLOSE = 1e-12
 class ContinuousBulk(BulkLaw):
     """Law (predicted density) of noise eigenvalues that fill one interval, for many variances.
 
-    Quadrature nodes stand for the range of variances of the noise. A subclass is a frozen dataclass
-    with `atoms`, `weights` and `rescaled`.
+    The variances of the noise fill a range. The nodes of a numerical integration over this range,
+    called `atoms`, stand for them. A subclass is a frozen dataclass with `atoms`, `weights` and
+    `rescaled`, see `BulkLaw`.
     """
 
     @cached_property
     def critical_points(self) -> Array:
         """The two outer real roots of g'(a) = 0, shape (2,), where g is that of `spike_forward`.
 
-        Roots between these two are left out, because they exist only due to the quadrature nodes.
+        Roots between these two are left out. They exist only because a finite number of variances,
+        `atoms`, stands for a continuous range.
         """
         top, bottom = self.atoms[-1], self.atoms[0]
         right = top * self._turn(top, 1 + CLOSE, (1 + np.sqrt(self.aspect_ratio)) * 1.001)
@@ -56,8 +58,8 @@ class ContinuousBulk(BulkLaw):
 
         All three are multiples of `atom`, one of the noise variances `atoms`: 1.5 stands for 1.5
         times the atom. In this unit the absolute tolerance of the solver suits any atom. If the
-        weight of the atom is nearly 0, the point lies between the atom and `near`. Then `near` is
-        returned.
+        fraction of the noise that has this variance is nearly 0, the point lies between the atom
+        and `near`. Then `near` is returned.
         """
 
         def slope(multiple: float) -> float:
@@ -141,7 +143,7 @@ class ContinuousBulk(BulkLaw):
         return CubicSpline(nodes, np.concatenate([a[:1], inner[inside], a[-1:]]))
 
     def _height(self, u: Array) -> Array:
-        """Heights y of the curve above the points u, which the module's docstring defines.
+        """Heights y of a curve above the points u; the module's docstring defines the curve.
 
         Newton's method for y^2 solves 1 / F = 1, where F is the left side of the equation in that
         docstring. 1 / F is concave and increasing in y^2.

@@ -13,15 +13,15 @@ from hf_rmt.spectra.laws.spike_map import Array
 
 @dataclass(frozen=True)
 class DoubleBulk(BulkLaw):
-    """Law of the eigenvalues of X'X when a fraction t of the dimensions has variance sigma_1^2.
+    """Law of the eigenvalues of X'X when a fraction t of the columns of X has variance sigma_1^2.
 
-    A law is the distribution that theory predicts. The other dimensions have variance sigma_2^2. X
-    is the tall matrix of noise, with N rows and p columns, which are the dimensions; X' is the
-    transpose. The eigenvalues fill one interval or two intervals. An eigenvalue in the gap between
-    two intervals is not noise.
+    A law is the distribution that theory predicts. The other columns have variance sigma_2^2. X is
+    the tall matrix of noise, with N rows and p columns; X' is the transpose. An entry of X has the
+    variance of its column divided by N. The eigenvalues fill one interval or two intervals. An
+    eigenvalue in the gap between two intervals is not noise.
 
     Args:
-        mixing: t, the fraction of the dimensions with variance sigma_1^2, in [0, 1].
+        mixing: t, the fraction of the columns with variance sigma_1^2, in [0, 1].
         variances: (sigma_1^2, sigma_2^2) with sigma_1^2 >= sigma_2^2 > 0.
         aspect_ratio: c = p / N in (0, 1], the columns divided by the rows.
 

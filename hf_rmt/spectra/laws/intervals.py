@@ -20,12 +20,12 @@ BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Interval:
-    """The mass (fraction of all eigenvalues) in [lower, x], as a function of an angle for x.
+    """Stores which fraction of the noise eigenvalues lies in [lower, x], for each x.
 
-    Eigenvalues fill the interval from lower to upper. The angle of x is given by
-    sqrt(x) = middle - half cos(angle). The mass is a smooth function of this angle. The mass is
-    smooth also at the ends of the interval, where the density falls like a square root, and at 0,
-    where the density of a square matrix is infinite.
+    Noise eigenvalues fill the interval from lower to upper. The fraction is called the mass. It is
+    stored as a function of an angle that stands for x: sqrt(x) = middle - half cos(angle). The mass
+    is a smooth function of this angle, also where the density of the eigenvalues is not: at the
+    ends of the interval, where it falls like a square root, and at 0, where it can be infinite.
 
     Attributes:
         middle: Middle of the interval of sqrt(x).
@@ -43,7 +43,7 @@ class Interval:
 
     @classmethod
     def of(cls, pdf: Callable[[Array], Array], lower: float, upper: float) -> Interval:
-        """Integrate a density of eigenvalues over the interval from lower to upper."""
+        """Make an `Interval` from the density `pdf` of the eigenvalues, by integration."""
         ends = np.sqrt([lower, upper])
         middle, half = float(ends.mean()), float(np.diff(ends)[0] / 2)
         angles = np.linspace(0.0, np.pi, NODES)

@@ -163,7 +163,7 @@ class BulkLaw(ABC):
         The edge is the end of an interval of `bulk_edges`. The scale is
         N^{-2/3} (a^4 |g''(a)| / 2)^{1/3}, with g as in `spike_forward` and a the critical point.
         The distance is random: the scale times a Tracy-Widom variable, see `tracy_widom_cdf`. For
-        the Marchenko-Pastur law this is the formula of the method BEMA.
+        the Marchenko-Pastur law this is the formula of the method BEMA, see `fit_unit_bulk`.
 
         Args:
             critical_point: The one of `critical_points` that belongs to the edge.

@@ -1,8 +1,8 @@
 """Algebra of the spike map g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)) for 1 or 2 variances.
 
 The atoms tau_k are the variances of the noise, ascending, and the weights w_k are the fractions of
-the columns with these variances, which sum to 1. The aspect ratio c is the number of columns of the
-noise divided by that of its rows. The module `law` uses these functions and tells what g means.
+the columns with these variances; the fractions sum to 1. The aspect ratio c is p / N for noise of N
+rows and p columns. `hf_rmt.spectra.laws.law` uses these functions and tells what g means.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def population_moment(
     Args:
         atoms: Population variances, shape (m,).
         weights: The fractions of the columns that have these variances, shape (m,), summing to 1.
-        aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
+        aspect_ratio: c = p / N, for noise of N rows and p columns.
         order: The order k >= 0 of the moment.
 
     Returns:
@@ -72,7 +72,7 @@ def spike_roots(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float)
         z: Points, any shape, real or complex.
         atoms: Variances of the noise, shape (1,) or (2,).
         weights: The fraction of the columns that has each variance, same shape.
-        aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
+        aspect_ratio: c = p / N, for noise of N rows and p columns.
 
     Returns:
         The roots, shape z.shape + (m + 1,) for m variances.
@@ -94,7 +94,7 @@ def upper_root(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) 
         z: Points of the upper half-plane, or real points, which count as limits from above.
         atoms: Variances of the noise, shape (1,) or (2,).
         weights: The fraction of the columns that has each variance, same shape.
-        aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
+        aspect_ratio: c = p / N, for noise of N rows and p columns.
 
     Returns:
         The roots, shape of z.
@@ -115,7 +115,7 @@ def critical_points(atoms: Array, weights: Array, aspect_ratio: float) -> Array:
     Args:
         atoms: Variances of the noise, ascending, shape (m,).
         weights: The fraction of the columns that has each variance, shape (m,).
-        aspect_ratio: c = p / N, the number of columns of the noise divided by that of its rows.
+        aspect_ratio: c = p / N, for noise of N rows and p columns.
 
     Returns:
         The points, shape (2 * intervals,).
@@ -149,7 +149,8 @@ def _scale(points: NDArray[Any], atoms: Array) -> Array:
     """The number by which z and the variances are divided before g(a) = z is solved, for each z.
 
     It is the largest atom (variance), or |z| if powers of z could overflow. Both give the same
-    roots a, but with |z| the roots near the atoms round to 0. g is the spike map, see the module.
+    roots a, but with |z| the roots near the atoms are rounded to 0. The docstring of the module
+    defines g.
     """
     size = np.abs(points)
     return np.where(size / FAR > atoms[-1], size, atoms[-1])
@@ -163,10 +164,10 @@ def _over(atoms: Array, scale: Array) -> Array:
 def _coefficients(
     z: NDArray[Any], atoms: Array, weights: Array, aspect_ratio: float
 ) -> tuple[Complex, ...]:
-    """Coefficients of the polynomial prod (a - tau) (g(a) - z) in a, by falling power.
+    """Coefficients of the polynomial prod (a - tau) (g(a) - z) in a, the highest power first.
 
     Its roots are the solutions a of g(a) = z. The first coefficient, 1, is left out. The docstring
-    of the module defines g and tau.
+    of the module defines g and tau. The product is over the variances tau.
     """
     mean = aspect_ratio * np.tensordot(weights, atoms, 1)
     points = z.astype(complex)
@@ -180,7 +181,7 @@ def _coefficients(
 def _monic_roots(*coefficients: Complex) -> Complex:
     """Roots of polynomials of degree 2 or, by Cardano's formula, 3, along a new last axis.
 
-    The coefficients are by falling power, without the first one, which is 1.
+    The coefficients begin with that of the second highest power. That of the highest power is 1.
     """
     b, c, *rest = coefficients
     if not rest:
@@ -196,7 +197,7 @@ def _monic_roots(*coefficients: Complex) -> Complex:
 
 
 def _aligned(root: Complex, reference: Complex) -> Complex:
-    """`root` or -`root`, whichever points like `reference`, so that their sum loses no digits."""
+    """`root` or -`root`: the one whose sum with `reference` loses no digits by cancellation."""
     return np.where((reference.conj() * root).real >= 0, root, -root)
 
 
