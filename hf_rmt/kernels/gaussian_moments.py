@@ -89,7 +89,8 @@ class GaussianMoments:
     def tau_out(self) -> float:
         """The standard deviation sqrt(E[s^2] - m0^2) of the activation s, which has the mean m0.
 
-        It is the scale (the standard deviation) of the next layer's arguments.
+        The inputs of the next layer's activation have this standard deviation, if each neuron has
+        weights with a sum of squares of 1.
         """
         return float(np.sqrt(self.variance_slopes[0]))
 

@@ -153,10 +153,11 @@ def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedSt
 
     The step is b (1{x > s2} - 1{x <= s1}) - mean, where b is the height, and 1{...} is 1 if the
     condition holds, otherwise 0. The moments d0, d1 and d2 are those of `GaussianMoments`; d0 is
-    the multiple of the identity in the layer's kernel (the Gram matrix of the outputs). The linear
-    and quadratic parts of a step with three values hold at most 0.83 of its variance. If these
-    parts of the activation hold more, as for relu, the d0 of the step is too large by
-    `identity_shift`. No other such step with this d1 and d2 has a smaller excess.
+    the multiple of the identity in the layer's kernel (the Gram matrix of the outputs). A function
+    of a normal variable has a best fit by a polynomial of degree 2. For a step with three values,
+    this fit has at most 0.83 of the variance of the step. If the fit of the activation has more, as
+    for relu, the d0 of the step is too large by `identity_shift`. No other such step with this d1
+    and d2 has a smaller excess.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.

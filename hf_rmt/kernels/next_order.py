@@ -5,8 +5,8 @@ diagonal, K(i, j) is a function of g = x_i'x_j, psi_i = |x_i|^2 - tau_0^2 and ps
 is the mean of |x|^2. All three are of order p^{-1/2}. The polynomials here leave out terms of
 degree 4 and more. So the error of the kernel in operator norm (its largest singular value) is of
 order 1/p. The published formula, order=1 in `equivalents`, keeps fewer terms: the mean of the
-diagonal, and those terms of degree 2 or less that do not vanish in operator norm. Its error is of
-order sqrt(log p / p).
+diagonal, and those terms of degree 2 or less whose operator norm does not go to 0 as p grows. Its
+error is of order sqrt(log p / p).
 """
 
 from __future__ import annotations

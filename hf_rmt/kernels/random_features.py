@@ -151,7 +151,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     @property
     def memory_bits_(self) -> int:
-        """Bits of the packed weights, the means, and the step activation's arrays.
+        """Bits of the packed weights, the means of the inputs, and the arrays of the step.
 
         These arrays are its thresholds and heights.
         """

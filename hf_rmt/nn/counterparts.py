@@ -161,8 +161,8 @@ def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:
         raise ValueError(
             f"layer {plan.name!r} was compressed as a matrix of shape {plan.shape}, this model has "
             f"{found}; its config.json belongs to another model, or an argument such as num_labels "
-            "gives this model another size. Load it without that argument, and put a new layer in "
-            "its place afterwards"
+            "gives this layer another size. Load the model with its own config.json and without "
+            "that argument; afterwards put a new layer in the place of this one"
         )
     return compressed_like(dense, plan.kind, plan.rank, plan.noise)
 

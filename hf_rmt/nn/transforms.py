@@ -35,7 +35,7 @@ def is_transformed() -> bool:
 def runs_plainly() -> bool:
     """Whether torch only runs this code: it does not compile, export, trace or transform it.
 
-    A small layer calls this in each forward pass. So all questions are asked in one function.
+    Layers call this in each forward pass. It is one function, because calls take time.
     """
     return not (
         torch.compiler.is_compiling()

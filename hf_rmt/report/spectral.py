@@ -241,7 +241,7 @@ class SpectralReport:
         square_root: bool = True,
         dark: bool = False,
     ) -> Figure:
-        """Draw the spectra (eigenvalues of the weights) of several layers side by side.
+        """Draw the spectra (squared singular values) of several layers' weights side by side.
 
         Args:
             names: Names of the layers to draw. None takes up to `max_layers` layers, spread evenly

@@ -49,7 +49,7 @@ class SpectrumFit:
         residual: Root mean square of the residuals of the fit, each divided by its standard
             deviation. The value is about 0.8 if the law holds, for a weight of any size. In a
             published fit (see `published`), they are not divided: they are differences between
-            eigenvalues or, for the kernel estimator, between densities.
+            eigenvalues, or between densities if `method="kernel"`.
         distance: `kolmogorov_distance` between the law and the noise eigenvalues; nan without a
             law.
         converged: Whether the fit has settled: another round would find the same spikes.

@@ -133,12 +133,13 @@ def sum_over_processes(
     """Do the same work on every process, each with its own data, and sum the tensors over all.
 
     Args:
-        work: Gives tensors of the same names and shapes on every process.
+        work: Returns a pair: a plain value, which is no tensor, and a dict of tensors that has the
+            same names and shapes on every process.
         doing: What a process does here, for the error message, such as "ran evaluate".
 
     Returns:
-        The plain values of each process, and the sums; both are equal on every process, bit for
-        bit.
+        The plain value of each process, in a list, and the sums of the tensors; both are equal on
+        every process, bit for bit.
 
     Raises:
         RuntimeError: On every process, if the work failed on one; the message says on which.

@@ -171,9 +171,9 @@ class _Search:
         return {name: fraction for name, grid in self.grids.items() if fraction in grid}
 
     def _mean(self, state: Removal) -> float:
-        """The mean over all layers of the fraction of its noise that a layer loses in a state.
+        """The fraction of noise that a layer loses, as a mean over all layers.
 
-        A layer that the state does not name loses 0.
+        `state` holds this fraction by the layer's name. A layer that it does not name loses 0.
         """
         return fmean(state.get(name, 0.0) for name in self.states.shapes)
 

@@ -1,8 +1,9 @@
 """Removes a part of the noise from a model's weights, and measures the metric of the result.
 
-A weight is a sum of a low-rank part, the signal, and the rest, the noise. A state of the model says
-how much noise each layer loses; `compress` would make the same layers. Each weight is decomposed
-once. Later states compute only singular vectors. The model's own weights are kept unchanged.
+A weight is a sum of a low-rank part, the signal, and the rest, the noise. A trial has a dict with
+the fraction of its noise that each layer loses. The filtered layers are those that `compress` would
+make. Each weight is decomposed once; later trials compute only singular vectors. The model's own
+weights are kept unchanged.
 """
 
 from __future__ import annotations

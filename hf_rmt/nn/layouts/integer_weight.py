@@ -44,8 +44,8 @@ class IntegerWeight:
 
     Args:
         matrix: float32, shape (out, in); it is not changed.
-        digits: 1 to rotate the inputs of `product` and round them to 8 bits; 2 to round them to 16
-            bits.
+        digits: How many 8-bit integers (digits) hold one input of `product`. With 1, the inputs and
+            the matrix are first multiplied by an orthogonal matrix, which spreads outliers.
     """
 
     def __init__(self, matrix: Tensor, *, digits: int = 1) -> None:

@@ -180,9 +180,10 @@ def _computed(book: Codebook) -> Callable[..., None]:
 
 
 def _looked_up(book: Codebook) -> Callable[..., None]:
-    """Make a loop that unpacks weights; it finds the values of each code in a table.
+    """Make a loop that unpacks weights, and looks them up in a table.
 
-    Then it multiplies the values by the scale of their group of weights.
+    A code is one byte. The table holds the weights, one or more, for which each code stands. The
+    loop multiplies them by the scale of their group of weights.
     """
     block, bytes_ = book.block, book.group // book.block
 

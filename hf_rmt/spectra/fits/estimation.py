@@ -188,7 +188,7 @@ class _Problem:
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def solve(self, x: Array, precision: float) -> tuple[Array, float, bool]:
-        """Solve from `x`; return unknowns, root mean square residual, and whether it converged."""
+        """Solve the equations from `x`; return unknowns, mean residual, and if it converged."""
         with np.errstate(over="ignore"):  # in the unused covariance, if t is at its bound
             position, residuals, converged = least_squares(self, x, precision)
         return position, float(np.sqrt(np.mean(residuals**2))), converged
