@@ -55,7 +55,7 @@ def test_what_cannot_be_read_is_refused(fields: dict[str, object], words: str) -
     [
         ({"target_modules": "(("}, ValueError, r"regular expression .* got '\(\(': .*; correct it"),
         ({"target_modules": ""}, ValueError, "target_modules='' selects nothing"),
-        ({"size": 0.05}, ValueError, r"size=0\.05 is no option .* pass size and calibration to"),
+        ({"size": 0.05}, ValueError, r"size=0\.05 is no option .* pass the arguments size"),
         ({"calibrated": True}, ValueError, "calibrated=True is no option"),
         ({"layers": []}, TypeError, r"layers must be a dict .* got \[\]"),
         ({"format_version": "x"}, TypeError, "format_version must be an integer .* got 'x'"),

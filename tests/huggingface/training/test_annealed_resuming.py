@@ -52,7 +52,7 @@ def test_a_run_goes_on_in_another_folder(
     if step == 8:
         (checkpoint / MOMENTS_FILE.format(process=0)).unlink()
         fine_tune(tmp_path / "three", RMTCallback(size=0.4), **resume)
-        assert "chosen by the batches after the checkpoint only" in caplog.text
+        assert "only the batches after the checkpoint decide" in caplog.text
         return
     for folder in ("one", "two"):
         (tmp_path / folder / probes).unlink()
