@@ -84,10 +84,6 @@ class Arguments(ProblemArguments):
     calibration_samples: int = field(
         default=512, metadata={"help": "training rows to calibrate on"}
     )
-    augment: bool = field(
-        default=False,
-        metadata={"help": "flip and shift images at random during the distillation"},
-    )
     steps: int = field(default=300, metadata={"help": "steps of distillation; 0 for none"})
     batch_size: int = field(default=32, metadata={"help": "rows in a batch, over all processes"})
     learning_rate: float | None = field(
@@ -128,12 +124,10 @@ def main() -> None:
 
 
 def check_task(arguments: Arguments) -> None:
-    """Refuse several tasks or an unknown one, and options that do not suit the task."""
+    """Refuse several tasks, an unknown task, and an image task without the name of a model."""
     task, known = arguments.task[0], (*TASKS, "embedded", "cifar10")
     if len(arguments.task) > 1 or task not in known:
         raise SystemExit(f"--task takes one of {', '.join(known)}, got {' '.join(arguments.task)}")
-    if arguments.augment and task != "cifar10":
-        raise SystemExit(f"--augment changes images, and --task {task} has none; leave it out")
     if task == "cifar10" and arguments.image_model is None:
         raise SystemExit("--task cifar10 needs a fine-tuned model; pass its folder: --image_model")
 
@@ -228,7 +222,6 @@ def distil(
         teacher=problem.start,
         temperature=arguments.temperature,
         hidden_weight=arguments.hidden_weight,
-        augment=arguments.augment,
         callbacks=callbacks,
     )
     trainer.train()

@@ -81,7 +81,6 @@ def test_the_loss_is_that_of_the_soft_targets_and_the_hidden_states(
 
     trainer = heal.DistillationTrainer.__new__(heal.DistillationTrainer)
     trainer.teacher, trainer.temperature, trainer.hidden_weight = Said([1.0, 3.0], -1.0), 2.0, 0.5
-    trainer.augment = False
     mask = torch.tensor([[1, 1, 0]])
     inputs = {"input_ids": mask, "attention_mask": mask, "labels": torch.tensor([0])}
     found = trainer.compute_loss(Said([0.0, 0.0], 0.0), inputs)
@@ -89,24 +88,6 @@ def test_the_loss_is_that_of_the_soft_targets_and_the_hidden_states(
     divergence = 4 * (wanted * (wanted / 0.5).log()).sum()
     # two tokens (1, 0) and twice (1, -1): mean square 1/2, the teacher's variance 4/3
     assert float(found) == pytest.approx(float(divergence) + 0.5 * 0.5 / (4 / 3), rel=1e-5)
-
-
-def test_images_are_flipped_and_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(RECIPES)
-    distillation = importlib.import_module("workbench.training.distillation")
-    torch.manual_seed(0)
-    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
-    images = (100 * rows + columns).expand(200, 3, 16, 16)
-    changed = distillation.flipped_and_shifted(images)
-    assert changed.shape == images.shape
-    assert set(changed.unique().tolist()) <= set(images[0].unique().tolist())
-    middle = changed[:, :, 8, 8] - images[0, 0, 8, 8]
-    assert (middle == middle[:, :1]).all()  # the three channels move together
-    flipped = changed[:, 0, 8, 8] > changed[:, 0, 8, 9]
-    assert 70 < flipped.sum() < 130
-    down = torch.round(middle[~flipped, 0] / 100)
-    assert (down.min(), down.max()) == (-2, 2)  # an eighth of 16 pixels
-    assert middle[~flipped, 0].remainder(100).unique().tolist() == [0, 1, 2, 98, 99]
 
 
 def test_a_model_without_a_head_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

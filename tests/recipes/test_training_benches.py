@@ -111,7 +111,6 @@ def test_a_model_of_images_is_healed(
 ) -> None:
     told = ["heal.py", "--task", "cifar10", "--data_dir", data, "--image_model", data / "tuned"]
     told += ["--image_size", SIDE, "--size", 0.5, "--steps", 2, "--batch_size", 8, "--use_cpu"]
-    told += ["--augment"]
     monkeypatch.setattr(sys, "argv", [*map(str, told), "--output_dir", str(tmp_path)])
     importlib.import_module("heal").main()
     results = json.loads((tmp_path / "results.json").read_text())
@@ -121,13 +120,10 @@ def test_a_model_of_images_is_healed(
     assert (tmp_path / "preprocessor_config.json").is_file()
 
 
-HOPELESS = [["mnist"], ["t5"], ["sst2", "mrpc"], ["cifar10"], ["sst2", "--augment"]]
-
-
-@pytest.mark.parametrize("told", HOPELESS)
+@pytest.mark.parametrize("told", [["mnist"], ["t5"], ["sst2", "mrpc"], ["cifar10"]])
 def test_what_cannot_be_healed_is_refused(told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["heal.py", "--use_cpu", "--task", *told])
-    with pytest.raises(SystemExit, match=r"--task takes|needs .* --image_model|has none"):
+    with pytest.raises(SystemExit, match=r"--task takes one of|needs .* --image_model"):
         importlib.import_module("heal").main()
 
 
