@@ -145,10 +145,10 @@ def contestants(
 def chosen(variants: dict[str, Any], only: list[str] | None) -> dict[str, Any]:
     """The rows that `--only` names, and the dense model, which all are compared with."""
     if wrong := sorted(set(only or ()) - set(variants)):
-        raise SystemExit(f"--only {wrong[0]!r} is no row; choose among {', '.join(variants)}")
-    return {
-        row: made for row, made in variants.items() if row in ("dense fp32", *(only or variants))
-    }
+        rows = ", ".join(map(repr, variants))
+        raise SystemExit(f"--only {wrong[0]!r} is no row; choose among {rows}")
+    kept = {"dense fp32", *(only or variants)}
+    return {row: variant for row, variant in variants.items() if row in kept}
 
 
 def show(

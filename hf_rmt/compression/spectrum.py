@@ -82,10 +82,8 @@ class Decomposition:
             ValueError: If the singular values could not be split into signal and noise.
         """
         if self.basis is None:
-            raise ValueError(
-                f"the weight is degenerate ({self.fit.reason}), so it has no signal; leave its "
-                "layer dense"
-            )
+            fault = f"the weight is degenerate ({self.fit.reason}), so it has no signal"
+            raise ValueError(f"{fault}; leave its layer dense")
         unit = _unit(weight)
         root, scaled = unit**0.5, _in_units(weight, unit)
         left, right = (root * each for each in factors_of(scaled, self.basis.chosen(indices)))

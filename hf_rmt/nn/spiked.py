@@ -214,10 +214,7 @@ class SpikedLinear(LaidOutLayer):
         return merged(self.weight, self.noise, self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer to an input of shape (..., in).
-
-        The result has the dtype of the input; under autocast, it has the dtype of autocast.
-        """
+        """Apply the layer to an input of shape (..., in), in the input's dtype or autocast's."""
         x = autocast_input(input)
         weight, bias, layout = self.weight, self.bias, self.layout_object
         if not runs_plainly():

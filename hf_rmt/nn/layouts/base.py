@@ -215,19 +215,18 @@ def has_rows(layer: SpikedLinear, x: Tensor) -> bool:
     return x.shape[-1:] == (layer.in_features,) and not x.is_nested
 
 
-def signal_state(
-    layer: SpikedLinear, signal: Collection[Tensor], noise: Collection[Tensor] = ()
-) -> tuple[Any, ...]:
+def signal_state(layer: SpikedLinear, signal: Collection[Tensor]) -> tuple[Any, ...]:
     """A value that changes if one of the tensors is replaced, or may have been written to.
 
-    `signal` holds tensors of the low-rank part of the weight, and `noise` the buffers of the rest.
+    `signal` holds tensors of the low-rank part of the weight, or the bias.
+
     Fused optimizers and writes through `.data` do not change the version of a tensor, which counts
     writes. So each step of any optimizer changes the value, and so does each call of `train` or
     `eval`. The value contains `requires_grad`, because PEFT freezes a weight before it adds an
     adapter to the data of the weight.
     """
     trained = (tensor.requires_grad for tensor in signal)
-    return _STEPS, layer.mode_changes, *trained, *identities((*signal, *noise))
+    return _STEPS, layer.mode_changes, *trained, *identities(signal)
 
 
 def _state(layer: SpikedLinear, make: Any, argument: Any, signal: tuple[Tensor, ...]) -> Any:
@@ -237,10 +236,8 @@ def _state(layer: SpikedLinear, make: Any, argument: Any, signal: tuple[Tensor, 
     read those that are not in the processor's cache takes more time than the rest of the work.
     """
     store: Any = layer._modules["noise"]  # `layer.noise` takes five times as long
-    noise = store._buffers.values()
-    if not signal:
-        return make, argument, *identities(noise)
-    return make, argument, *signal_state(layer, signal, noise)
+    of_signal = signal_state(layer, signal) if signal else ()
+    return make, argument, *identities(store._buffers.values()), *of_signal
 
 
 def _count_step(*_: Any) -> None:
