@@ -104,7 +104,7 @@ class GaussianMoments:
 
     @property
     def d1(self) -> float:
-        """The weight of the linear kernel X'X in one layer's kernel, E[s']^2.
+        """The coefficient E[s']^2 of the linear kernel X'X in one layer's kernel.
 
         This kernel is the Gram matrix of the outputs. The columns of X are the inputs, and E[s'] is
         the mean slope of the activation.
@@ -113,10 +113,11 @@ class GaussianMoments:
 
     @property
     def d2(self) -> float:
-        """The weight of the low-rank part in one layer's kernel, the Gram matrix of the outputs.
+        """The coefficient E[s'']^2 / 4 of the low-rank part in one layer's kernel.
 
-        It is E[s'']^2 / 4, where E[s''] is the mean second derivative of the activation. The
-        low-rank part depends only on the norms and the classes of the inputs.
+        E[s''] is the mean second derivative of the activation. The kernel is the Gram matrix of the
+        outputs. Its low-rank part is the part that depends on the inputs only through their norms
+        and classes.
         """
         return self.m2**2 / 4
 

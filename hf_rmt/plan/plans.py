@@ -71,9 +71,9 @@ class LayerPlan:
             them, and `module`, the name of the replaced module. If the model calls its activation
             as a function f, four other fields stand in place of `module`, because f is still
             called after the step activation. `function` names f, whose inputs are the heights.
-            `values` and `slopes` are the outputs and derivatives of f at the heights. `gain` is 1.
-            It is less if f cannot return values as far apart as those that were wanted. Then the
-            distances between the `values` are the wanted ones times `gain`.
+            `values` and `slopes` are the outputs and derivatives of f at the heights. The fit asks
+            for certain distances between the `values`. f may not be able to return values so far
+            apart. Then all distances are multiplied by `gain`, which is less than 1; else it is 1.
     """
 
     name: str
@@ -191,7 +191,7 @@ class CompressionPlan:
 
     @property
     def in_place(self) -> tuple[LayerPlan, ...]:
-        """The plans of the layers that are not compressed, but get another weight."""
+        """The plans of the layers that are not compressed, but whose weight is rewritten."""
         return tuple(layer for layer in self.layers if layer.outcome is Outcome.REWRITTEN)
 
     @property

@@ -53,7 +53,8 @@ def stepped(
     Args:
         model: The model.
         name: Full name of the layer.
-        place: Position of the layer; it names the activation, a module or a function.
+        place: What stands around the layer; it says which activation follows. The activation is a
+            module or a function.
         result: The decision on the layer so far.
         arguments: Mean and variances of the activation's inputs.
         free: Whether the layer that reads the activation is refitted with a bias.

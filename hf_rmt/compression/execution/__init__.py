@@ -1,1 +1,4 @@
-"""Runs the work on processes and threads, with fixed random numbers and fixed torch modes."""
+"""Runs the work on processes and threads, with fixed random numbers.
+
+Autocast and inference mode are switched off for it.
+"""

@@ -156,8 +156,9 @@ class AnnealedFilter:
         self.stop()
         if not self.chosen:
             logger.warning(
-                "training ended after step %d, but what weights keep was to be chosen after step "
-                "%d: the model stays as it was trained; train longer, or let anneal start earlier",
+                "training ended after step %d, before the step %d after which the callback chooses "
+                "what to keep: the model stays as it was trained; train longer, or let anneal "
+                "start earlier",
                 state.global_step,
                 self.first,
             )

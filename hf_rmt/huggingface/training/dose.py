@@ -198,7 +198,10 @@ class DosedUpdate:
             self.parameters[name].copy_(begin + scale * update)
 
     def plan(self, dose: Dose) -> CompressionPlan:
-        """What became of each layer's update (what training added to the weight), for a report."""
+        """A plan that says how each layer's update was scaled and what was cut off, for a report.
+
+        The update of a layer is what training added to its weight.
+        """
         reason = f"update scaled by {dose.scale:g}" + ", shrunk spikes only" * dose.spikes
         plans = []
         for name in self.names:
@@ -214,10 +217,10 @@ class DosedUpdate:
         return CompressionPlan(tuple(plans))
 
     def _spikes(self) -> dict[str, Tensor]:
-        """The update of each layer, reduced to its shrunk spikes, by the name of the weight.
+        """A dictionary from the name of each weight to the filtered update of this weight.
 
-        The update is what training added. Spikes are a few large singular values; they are made
-        smaller. This is computed once, and the processes share the work.
+        The update is what training added. Its spikes, a few large singular values, are kept and
+        made smaller. This is computed once, and the processes share the work.
         """
         if self._cut is not None:
             return self._cut

@@ -69,9 +69,9 @@ def is_compiled(args: Any, model: nn.Module) -> bool:
 def held_out_score(args: Any, state: Any) -> Callable[[], float] | None:
     """A function that scores the model on the Trainer's evaluation rows; higher is better.
 
-    The score of a classifier is its accuracy. If wrong labels are equally frequent in all classes,
-    they lower the accuracy, but do not reverse the order of two models. Other models get minus the
-    loss.
+    The score of a classifier is its accuracy. Other models get minus the loss. Some evaluation rows
+    may have wrong labels. If these are equally frequent in all classes, they lower the accuracy,
+    but do not change which of two models is better.
 
     Args:
         args: `TrainingArguments`.

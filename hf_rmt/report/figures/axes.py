@@ -114,8 +114,8 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
 def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> float:
     """Draw the law, the density that theory predicts for noise, and the edges, where it ends.
 
-    The law is drawn with the area of the noise in the histogram. Returns the height of the law;
-    over eigenvalues it returns 0, because the law may be infinite there.
+    The law is drawn with the area of the noise in the histogram. Returns the height of the law. If
+    the axis shows eigenvalues, returns 0, because the law of eigenvalues may be infinite.
     """
     if fit.noise_law is None:
         return 0.0
@@ -167,8 +167,8 @@ def draw_ticks(
         axes: The axes to draw into.
         spikes: Positions of the spikes; if there are none, nothing is drawn.
         colours: The palette.
-        below: Whether the spikes lie below the edge, where the law of the noise ends. Then hollow
-            triangles mark them, not ticks.
+        below: Whether the spikes lie below the edge, the largest value that noise alone has. Then
+            hollow triangles mark them, not ticks.
     """
     if len(spikes):
         look: dict[str, Any] = {"marker": "v", "markersize": 4, "markerfacecolor": "none"}
