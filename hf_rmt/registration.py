@@ -32,11 +32,11 @@ def _is_imported(module: ModuleType) -> bool:
 
 
 def _register(registry: ModuleType) -> None:
-    from hf_rmt.huggingface.alarm import silence_alarm
     from hf_rmt.huggingface.compat import pass_on_loading_attributes
     from hf_rmt.huggingface.config import RMTConfig
     from hf_rmt.huggingface.quantizer import RMTQuantizer
-    from hf_rmt.huggingface.record import QUANT_METHOD
+    from hf_rmt.huggingface.saving.alarm import silence_alarm
+    from hf_rmt.huggingface.saving.record import QUANT_METHOD
 
     silence_alarm()
     pass_on_loading_attributes(registry, RMTConfig)
@@ -45,7 +45,7 @@ def _register(registry: ModuleType) -> None:
 
 
 def _register_saving(models: ModuleType) -> None:
-    from hf_rmt.huggingface.saving import keep_records_true
+    from hf_rmt.huggingface.saving.save import keep_records_true
 
     keep_records_true(models.PreTrainedModel)
 

@@ -11,12 +11,12 @@ from hf_rmt.compression.history import report_below, with_earlier
 from hf_rmt.compression.summary import warn_of_loss
 from hf_rmt.compression.targets.names import some
 from hf_rmt.compression.targets.selection import transformers_models
-from hf_rmt.huggingface.card import hub_id
 from hf_rmt.huggingface.compat import WITHIN_ADAPTER, is_pretrained, source_of
 from hf_rmt.huggingface.config import RMTConfig
 from hf_rmt.huggingface.embeddings import guard_embeddings
 from hf_rmt.huggingface.loader import PART, RMTLoader, uninstall_saving
-from hf_rmt.huggingface.saving import install_saving
+from hf_rmt.huggingface.saving.card import hub_id
+from hf_rmt.huggingface.saving.save import install_saving
 from hf_rmt.nn.counterparts import compressed_layers
 from hf_rmt.nn.layouts import set_layout
 from hf_rmt.plan import CompressionPlan

@@ -9,7 +9,7 @@ from inspect import getdoc
 from typing import Any, Self
 
 from hf_rmt.checks import check_choice
-from hf_rmt.huggingface.record import FORMAT_VERSION, QUANT_METHOD, CompressionRecord
+from hf_rmt.huggingface.saving.record import FORMAT_VERSION, QUANT_METHOD, CompressionRecord
 from hf_rmt.nn.layouts import ACTIVATIONS, CHOICES, LAYOUTS
 from hf_rmt.settings import CompressionSettings, Option, all_options, methods
 

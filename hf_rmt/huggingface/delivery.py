@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # lacks __all__
 
 from hf_rmt.checks import check_folder, check_path
-from hf_rmt.huggingface.companions import CARD, writes_card
+from hf_rmt.huggingface.saving.companions import CARD, writes_card
 from hf_rmt.huggingface.source import (
     ADAPTER,
     CONFIG,

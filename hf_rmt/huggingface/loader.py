@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
-from hf_rmt.huggingface.alarm import without_alarm
-from hf_rmt.huggingface.integrity import (
+from hf_rmt.huggingface.saving.alarm import without_alarm
+from hf_rmt.huggingface.saving.integrity import (
     check_found,
     check_none_extra,
     check_none_left,
@@ -28,7 +28,7 @@ from hf_rmt.huggingface.integrity import (
     kinds_of_tensors,
     names_of_tensors,
 )
-from hf_rmt.huggingface.record import CompressionRecord, drop_records
+from hf_rmt.huggingface.saving.record import CompressionRecord, drop_records
 from hf_rmt.nn.counterparts import densify, empty_layer, paired_name, place_step
 from hf_rmt.nn.spiked import SpikedLinear
 from hf_rmt.nn.swap import swap_module
@@ -76,7 +76,7 @@ class RMTLoader(HfQuantizer):
         return True
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Remove from a config the alarm that `hf_rmt.huggingface.alarm` describes."""
+        """Remove from a config the alarm that `hf_rmt.huggingface.saving.alarm` describes."""
         config._attn_implementation = without_alarm(config._attn_implementation)
         return config
 

@@ -20,8 +20,8 @@ from transformers.tokenization_utils_base import (
 )
 from transformers.utils import has_file
 
-from hf_rmt.huggingface.card import PICTURE
-from hf_rmt.huggingface.record import QUANT_METHOD, REMOTE_MODULE
+from hf_rmt.huggingface.saving.card import PICTURE
+from hf_rmt.huggingface.saving.record import QUANT_METHOD, REMOTE_MODULE
 
 CONFIG, ADAPTER, MODULES = "config.json", "adapter_config.json", "modules.json"
 WEIGHTS = re.compile(

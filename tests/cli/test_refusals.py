@@ -230,7 +230,7 @@ def test_ctrl_c_while_pushing_says_what_was_written(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_rmt.huggingface.saving._push_to_hub", interrupt)
+    monkeypatch.setattr("hf_rmt.huggingface.saving.save._push_to_hub", interrupt)
     out = str(tmp_path / "out")
     assert main(["compress", dense, out, "--push-to-hub", "you/small", "--quiet"]) == 130
     expected = f"hf-rmt: interrupted; written to {out}; pushing to you/small\n"

@@ -13,8 +13,8 @@ import transformers
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.huggingface import card
 from hf_rmt.huggingface.api import load_if_path
+from hf_rmt.huggingface.saving import card
 from tests.huggingface.models import tiny_model
 
 State = dict[str, torch.Tensor]

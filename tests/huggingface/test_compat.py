@@ -78,7 +78,7 @@ def test_loading_attributes_of_a_passed_config_are_taken() -> None:
 
 
 def test_a_local_path_is_no_hub_id_even_if_the_folder_is_gone(tmp_path: Path) -> None:
-    from hf_rmt.huggingface.card import hub_id
+    from hf_rmt.huggingface.saving.card import hub_id
 
     assert hub_id("google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
     assert [hub_id(str(tmp_path)), hub_id(f"{tmp_path}/gone"), hub_id(r"C:\gone"), hub_id("")] == [

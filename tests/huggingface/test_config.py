@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hf_rmt import RMTConfig
-from hf_rmt.huggingface.record import FORMAT_VERSION
+from hf_rmt.huggingface.saving.record import FORMAT_VERSION
 
 
 def test_json_and_back() -> None:

@@ -41,7 +41,7 @@ PATCHES = "embeddings.patch_embeddings.projection"
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing the spectra takes longer than all else about saving."""
-    monkeypatch.setattr("hf_rmt.huggingface.companions.picture_of", lambda model: b"")
+    monkeypatch.setattr("hf_rmt.huggingface.saving.companions.picture_of", lambda model: b"")
 
 
 @pytest.fixture(scope="module")

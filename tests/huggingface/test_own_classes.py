@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from hf_rmt import RMTConfig, compress, export_dense
-from hf_rmt.huggingface.record import OWN_CONFIG
+from hf_rmt.huggingface.saving.record import OWN_CONFIG
 from tests.processes import succeed
 
 CODE = """

@@ -24,7 +24,7 @@ from transformers import (
 
 from hf_rmt import RMTCallback, RMTConfig, analyze, compress, export_dense
 from hf_rmt.compression.targets.selection import select_layers
-from hf_rmt.huggingface.remote_code import remote_code
+from hf_rmt.huggingface.saving.remote_code import remote_code
 from hf_rmt.nn import StepActivation, TernaryLinear
 from tests.huggingface.models import WIDTH
 from tests.huggingface.training.training import classifier

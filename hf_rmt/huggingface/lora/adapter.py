@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_rmt.checks import check_folder
 from hf_rmt.compression.calibration.low_rank import LowRankUpdate
-from hf_rmt.huggingface.card import hub_id
+from hf_rmt.huggingface.saving.card import hub_id
 from hf_rmt.report.tables import aligned_table, markdown_table, percent, shape_text
 from hf_rmt.staging import staged
 

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import hf_rmt
-from tests.huggingface.test_before_saving import (  # noqa: F401 - the fixture is used by its name
+from tests.huggingface.saving.test_before_saving import (  # noqa: F401 - the fixture is used by its name
     compressed,
     logits,
     no_picture,

@@ -19,8 +19,8 @@ from transformers import (
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.huggingface.alarm import ALARM
-from hf_rmt.huggingface.card import PICTURE, auto_class
+from hf_rmt.huggingface.saving.alarm import ALARM
+from hf_rmt.huggingface.saving.card import PICTURE, auto_class
 from hf_rmt.report.tables import size_text
 from tests.huggingface.models import WIDTH, outputs, tiny_model
 

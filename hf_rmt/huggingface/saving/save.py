@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from hf_rmt.checks import check_folder
-from hf_rmt.huggingface.before_saving import make_savable, warn_of_latent
-from hf_rmt.huggingface.card import PICTURE, card_of, foreign_card
-from hf_rmt.huggingface.companions import CHECKPOINT, has_config, write_companions, writes_card
 from hf_rmt.huggingface.loader import PART
-from hf_rmt.huggingface.record import CompressionRecord, drop_records, is_record, sub_configs
+from hf_rmt.huggingface.saving.before_saving import make_savable, warn_of_latent
+from hf_rmt.huggingface.saving.card import PICTURE, card_of, foreign_card
+from hf_rmt.huggingface.saving.companions import (
+    CHECKPOINT,
+    has_config,
+    write_companions,
+    writes_card,
+)
+from hf_rmt.huggingface.saving.record import CompressionRecord, drop_records, is_record, sub_configs
 from hf_rmt.nn.counterparts import compressed_layers
 from hf_rmt.staging import staged
 

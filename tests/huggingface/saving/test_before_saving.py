@@ -14,10 +14,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import hf_rmt
 from hf_rmt import RMTConfig, SpikedLinear
-from hf_rmt.huggingface import card
+from hf_rmt.huggingface.saving import card
 from hf_rmt.nn.step_activation import StepActivation
 from hf_rmt.nn.stores.noise_store import NoiseStore
-from tests.huggingface.unsavable import CHANGES, pruned
+from tests.huggingface.saving.unsavable import CHANGES, pruned
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 LOW = RMTConfig(method="svd", rank=8)

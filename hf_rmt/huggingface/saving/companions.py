@@ -1,6 +1,6 @@
 """Adds to a saved model what is not a tensor: code file, digests, alarm, card and its picture.
 
-`hf_rmt.huggingface.alarm` describes the alarm, and `hf_rmt.huggingface.remote_code` the code file.
+The module `alarm` beside this one describes the alarm, and `remote_code` the code file.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from hf_rmt.huggingface.alarm import ALARM
-from hf_rmt.huggingface.card import CARD_TAG, PICTURE, card_of, picture_of
-from hf_rmt.huggingface.integrity import digest_of, digest_of_file
-from hf_rmt.huggingface.record import OWN_CONFIG, REMOTE_MODULE, sub_configs
-from hf_rmt.huggingface.remote_code import (
+from hf_rmt.huggingface.saving.alarm import ALARM
+from hf_rmt.huggingface.saving.card import CARD_TAG, PICTURE, card_of, picture_of
+from hf_rmt.huggingface.saving.integrity import digest_of, digest_of_file
+from hf_rmt.huggingface.saving.record import OWN_CONFIG, REMOTE_MODULE, sub_configs
+from hf_rmt.huggingface.saving.remote_code import (
     REMOTE_CONFIG,
     REMOTE_FILE,
     remote_code,
@@ -63,8 +63,8 @@ def _complete_config(model: Any, folder: Path, target: Path) -> None:
     """Add what loading needs to a saved config.json: alarm, file digests, name of the code file.
 
     The alarm is a text that stops loading where neither this package nor the code file is used
-    (see `hf_rmt.huggingface.remote_code`). `folder` holds the new files, and `target` may hold
-    files of an earlier save.
+    (see the module `remote_code`). `folder` holds the new files, and `target` may hold files of an
+    earlier save.
     """
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -82,8 +82,8 @@ def _complete_config(model: Any, folder: Path, target: Path) -> None:
 def _with_ours(auto_map: dict[str, Any]) -> dict[str, Any]:
     """Return the `auto_map` of a config.json with `REMOTE_CONFIG` under the key `AutoConfig`.
 
-    `REMOTE_CONFIG` names a class of the code file (see `hf_rmt.huggingface.remote_code`). If the
-    user has a class under this key, it moves to the key `OWN_CONFIG`.
+    `REMOTE_CONFIG` names a class of the code file (see the module `remote_code`). If the user has a
+    class under this key, it moves to the key `OWN_CONFIG`.
     """
     before = auto_map.get("AutoConfig")
     own = {} if before is None or REMOTE_MODULE in str(before) else {OWN_CONFIG: before}

@@ -18,7 +18,7 @@ from torch import nn
 
 from hf_rmt.compression.targets.names import some
 from hf_rmt.huggingface.compat import adapter_layers, saves_adapter_only, shed_adapters
-from hf_rmt.huggingface.record import CompressionRecord
+from hf_rmt.huggingface.saving.record import CompressionRecord
 from hf_rmt.nn import LatentTernaryLinear
 from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like, is_compressed
 from hf_rmt.nn.counterparts import compressed_layers, matrix_shape

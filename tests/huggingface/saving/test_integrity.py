@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.huggingface import card
+from hf_rmt.huggingface.saving import card
 from tests.huggingface.models import tiny_model
 
 LAYER = "encoder.layer.0.output.dense"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers.quantizers import auto
 
-from hf_rmt.huggingface.record import QUANT_METHOD
-from hf_rmt.huggingface.remote_code import BUNDLED, remote_code, version_of_code
+from hf_rmt.huggingface.saving.record import QUANT_METHOD
+from hf_rmt.huggingface.saving.remote_code import BUNDLED, remote_code, version_of_code
 
 
 def test_the_code_file_imports_neither_the_package_nor_anything_relative() -> None:

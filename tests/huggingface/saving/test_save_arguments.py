@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.huggingface import card, saving
+from hf_rmt.huggingface.saving import card, save
 from tests.huggingface.models import outputs, tiny_model
 
 
@@ -53,7 +53,7 @@ def _state_dict(model: Any, folder: Path, _: Any) -> None:
 
 def _push(model: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed = []
-    monkeypatch.setattr(saving, "_push_to_hub", lambda *a, **k: pushed.append((a[1:], k)))
+    monkeypatch.setattr(save, "_push_to_hub", lambda *a, **k: pushed.append((a[1:], k)))
     model.save_pretrained(folder, push_to_hub=True, repo_id="me/it", private=True, variant="x")
     ((repo,), options) = pushed.pop()
     assert repo == "me/it"
@@ -176,7 +176,7 @@ def test_an_error_of_the_card_does_not_lose_the_model(
     def fail(*_: Any) -> None:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("hf_rmt.huggingface.companions.card_of", fail)
+    monkeypatch.setattr("hf_rmt.huggingface.saving.companions.card_of", fail)
     model.save_pretrained(tmp_path)
     assert "no ink" in caplog.text
     assert AutoModel.from_pretrained(tmp_path) is not None

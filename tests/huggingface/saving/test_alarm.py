@@ -27,7 +27,7 @@ from transformers import (
 
 import hf_rmt
 from hf_rmt import RMTConfig
-from hf_rmt.huggingface.alarm import ALARM, ALARMS, without_alarm
+from hf_rmt.huggingface.saving.alarm import ALARM, ALARMS, without_alarm
 from hf_rmt.nn.counterparts import compressed_layers
 from tests.huggingface.models import tiny_model
 

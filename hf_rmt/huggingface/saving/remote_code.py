@@ -9,8 +9,9 @@ from functools import cache
 from types import ModuleType
 
 from hf_rmt import checks
-from hf_rmt.huggingface import alarm, integrity, loader, record
-from hf_rmt.huggingface.record import REMOTE_MODULE
+from hf_rmt.huggingface import loader
+from hf_rmt.huggingface.saving import alarm, integrity, record
+from hf_rmt.huggingface.saving.record import REMOTE_MODULE
 from hf_rmt.nn import (
     compressed_layer,
     constants,
