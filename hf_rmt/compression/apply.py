@@ -22,9 +22,9 @@ from hf_rmt.compression.execution.threads import layer_map
 from hf_rmt.compression.summary import compression_report
 from hf_rmt.compression.weight import compress_weight, energies, energy_of_product
 from hf_rmt.nn import SpikedLinear
-from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like
 from hf_rmt.nn.counterparts import matrix_shape, place_step, weight_matrix
 from hf_rmt.nn.dense_matrix import set_matrix
+from hf_rmt.nn.layers.compressed_layer import CompressedLayer, compressed_like
 from hf_rmt.nn.memory import trim_memory
 from hf_rmt.nn.swap import swap_module, why_not_swapped
 from hf_rmt.plan import Cause, LayerPlan, Outcome

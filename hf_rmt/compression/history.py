@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hf_rmt.compression.summary import report_on
-from hf_rmt.nn.compressed_layer import is_compressed
+from hf_rmt.nn.layers.compressed_layer import is_compressed
 from hf_rmt.plan import CompressionPlan, LayerPlan
 from hf_rmt.report import CompressionReport, LayerSpectrum
 

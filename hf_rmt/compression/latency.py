@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.nn.compressed_layer import compressed_like
 from hf_rmt.nn.dense_matrix import dense_shape
+from hf_rmt.nn.layers.compressed_layer import compressed_like
 from hf_rmt.plan import SPIKED
 
 MIN_PAIRS, SETTLED_PAIRS, MAX_PAIRS = 4, 32, 100

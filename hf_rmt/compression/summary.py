@@ -20,7 +20,7 @@ from hf_rmt.compression.execution.threads import layer_map
 from hf_rmt.compression.latency import latency_ratio
 from hf_rmt.compression.spectrum import spectrum
 from hf_rmt.nn.counterparts import compressed_layers, weight_matrix
-from hf_rmt.nn.spiked_conv import geometry_of
+from hf_rmt.nn.layers.spiked_conv import geometry_of
 from hf_rmt.plan import NOTABLE_LOSS, SPIKED, CompressionPlan, LayerPlan
 from hf_rmt.report import CompressionReport, LayerSpectrum, Sizes, SpectralReport
 from hf_rmt.settings import CompressionSettings

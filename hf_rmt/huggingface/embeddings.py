@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.nn.counterparts import compressed_layers
+from hf_rmt.nn.layers.compressed_layer import is_compressed
 
 
 def guard_embeddings(model: Any) -> None:

@@ -30,7 +30,7 @@ from hf_rmt.huggingface.saving.integrity import (
 )
 from hf_rmt.huggingface.saving.record import CompressionRecord, drop_records
 from hf_rmt.nn.counterparts import densify, empty_layer, paired_name, place_step
-from hf_rmt.nn.spiked import SpikedLinear
+from hf_rmt.nn.layers.spiked import SpikedLinear
 from hf_rmt.nn.swap import swap_module
 from hf_rmt.plan.plans import CompressionPlan, LayerPlan
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like, is_compressed
 from hf_rmt.nn.dense_matrix import dense_shape, has_matrix, to_matrix
-from hf_rmt.nn.step_activation import StepActivation, StepBefore
+from hf_rmt.nn.layers.compressed_layer import CompressedLayer, compressed_like, is_compressed
+from hf_rmt.nn.layers.step_activation import StepActivation, StepBefore
+from hf_rmt.nn.layers.ternary import TernaryLinear
 from hf_rmt.nn.swap import cannot_swap, swap_module, why_not_swapped
-from hf_rmt.nn.ternary import TernaryLinear
 from hf_rmt.plan.plans import LayerPlan
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from hf_rmt.nn.compressed_layer import CompressedLayer, is_compressed
 from hf_rmt.nn.dense_matrix import MADE_ANEW, has_matrix, is_conv1d, is_made_anew
+from hf_rmt.nn.layers.compressed_layer import CompressedLayer, is_compressed
 
 HOOKS = (
     "_forward_hooks",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hf_rmt.nn.compressed_layer import autocast_input
 from hf_rmt.nn.int8_matmul import integer_linear, runs_on_integers
+from hf_rmt.nn.layers.compressed_layer import autocast_input
 from hf_rmt.nn.stores.export_ops import is_exporting, plain_signs
 from hf_rmt.nn.transforms import are_wrapped, is_differentiating, is_transformed
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from hf_rmt.compression.calibration.batches import Batch, run_batch
 from hf_rmt.compression.calibration.moments import listening
-from hf_rmt.nn.compressed_layer import is_compressed
+from hf_rmt.nn.layers.compressed_layer import is_compressed
 from hf_rmt.ternary.functions import (
     ACTIVATION_MODULES,
     Function,

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 
 from hf_rmt import RMTConfig, compress, export_dense
 from hf_rmt.nn import SpikedConv2d, SpikedLinear, StepActivation, TernaryLinear
-from hf_rmt.nn.latent_ternary import LatentTernaryLinear
+from hf_rmt.nn.layers.latent_ternary import LatentTernaryLinear
 from hf_rmt.nn.layouts import set_layout
 
 # torch scripts its own rules when a forward-mode derivative is first asked for

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from hf_rmt.nn import LatentTernaryLinear, SpikedConv2d, SpikedLinear, TernaryLinear
 from hf_rmt.nn.counterparts import densify
-from hf_rmt.nn.step_activation import StepActivation
+from hf_rmt.nn.layers.step_activation import StepActivation
 from hf_rmt.nn.swap import (
     BOUND_HOOK,
     CARRIERS,

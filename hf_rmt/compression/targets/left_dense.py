@@ -11,8 +11,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from hf_rmt.compression.targets.references import unregistered_references
 from hf_rmt.compression.targets.weight_reads import weights_read
-from hf_rmt.nn.compressed_layer import is_compressed
 from hf_rmt.nn.dense_matrix import MADE_ANEW, has_matrix, is_made_anew
+from hf_rmt.nn.layers.compressed_layer import is_compressed
 from hf_rmt.nn.swap import why_not_swapped
 from hf_rmt.plan import Cause
 

@@ -15,10 +15,10 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from hf_rmt.compression.gram import fewest_directions
-from hf_rmt.nn.compressed_layer import CompressedLayer
+from hf_rmt.nn.layers.compressed_layer import CompressedLayer
+from hf_rmt.nn.layers.spiked import SpikedLinear
+from hf_rmt.nn.layers.spiked_conv import SpikedConv2d
 from hf_rmt.nn.noise_product import split_factors
-from hf_rmt.nn.spiked import SpikedLinear
-from hf_rmt.nn.spiked_conv import SpikedConv2d
 
 
 class CompressedLoraLinear(Linear):

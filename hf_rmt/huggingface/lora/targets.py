@@ -11,7 +11,7 @@ from hf_rmt.compression.refusals import check_module
 from hf_rmt.compression.targets.weight_reads import handed_on
 from hf_rmt.huggingface.compat import WITHIN_ADAPTER, refused_by_peft
 from hf_rmt.nn import SpikedLinear
-from hf_rmt.nn.compressed_layer import is_compressed
+from hf_rmt.nn.layers.compressed_layer import is_compressed
 from hf_rmt.plan import Cause
 
 UNFIT = (Cause.READ_BY_PARENT, Cause.REFERRED_TO, Cause.ROUTER, Cause.SUBCLASS)

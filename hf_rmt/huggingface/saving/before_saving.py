@@ -20,11 +20,11 @@ from hf_rmt.compression.targets.names import some
 from hf_rmt.huggingface.compat import adapter_layers, saves_adapter_only, shed_adapters
 from hf_rmt.huggingface.saving.record import CompressionRecord
 from hf_rmt.nn import LatentTernaryLinear
-from hf_rmt.nn.compressed_layer import CompressedLayer, compressed_like, is_compressed
 from hf_rmt.nn.counterparts import compressed_layers, matrix_shape
 from hf_rmt.nn.dense_matrix import dense_shape, has_matrix
-from hf_rmt.nn.spiked import SpikedLinear
-from hf_rmt.nn.step_activation import StepActivation
+from hf_rmt.nn.layers.compressed_layer import CompressedLayer, compressed_like, is_compressed
+from hf_rmt.nn.layers.spiked import SpikedLinear
+from hf_rmt.nn.layers.step_activation import StepActivation
 from hf_rmt.nn.stores.noise_store import stored_bits
 from hf_rmt.plan import CompressionPlan, LayerPlan, Outcome
 

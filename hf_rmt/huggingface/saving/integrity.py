@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_rmt.nn.compressed_layer import CompressedLayer
 from hf_rmt.nn.counterparts import compressed_layers
+from hf_rmt.nn.layers.compressed_layer import CompressedLayer
+from hf_rmt.nn.layers.ternary import TernaryLinear
 from hf_rmt.nn.stores.codebooks import CODEBOOKS, FINE_CODES, TRITS
 from hf_rmt.nn.stores.noise_store import NoiseStore
-from hf_rmt.nn.ternary import TernaryLinear
 
 STORED = {"codes": "U8", "fine": "U8", "coarse": "U8", "base": "I32"}
 """The dtype that a safetensors file must give for each tensor of a layer's packed noise, by the

@@ -13,22 +13,24 @@ from hf_rmt.huggingface import loader
 from hf_rmt.huggingface.saving import alarm, integrity, record
 from hf_rmt.huggingface.saving.record import REMOTE_MODULE
 from hf_rmt.nn import (
-    compressed_layer,
     constants,
     counterparts,
     dense_matrix,
     int8_matmul,
     kept,
-    laid_out_layer,
     noise_product,
+    swap,
+    tensor_checks,
+    ternary_product,
+    transforms,
+)
+from hf_rmt.nn.layers import (
+    compressed_layer,
+    laid_out_layer,
     spiked,
     spiked_conv,
     step_activation,
-    swap,
-    tensor_checks,
     ternary,
-    ternary_product,
-    transforms,
 )
 from hf_rmt.nn.stores import (
     codebooks,

@@ -20,7 +20,7 @@ from hf_rmt.compression.execution.rendezvous import n_processes
 from hf_rmt.huggingface.training.trained_layers import is_trained
 from hf_rmt.nn.counterparts import matrix_shape
 from hf_rmt.nn.dense_matrix import is_convolution
-from hf_rmt.nn.spiked_conv import padded
+from hf_rmt.nn.layers.spiked_conv import padded
 
 TOKENS = 512
 """Largest number of tokens of a batch that are measured, unless another number is passed."""

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hf_rmt.nn.kept import Kept, identities
+from hf_rmt.nn.layers.spiked import SpikedLinear
 from hf_rmt.nn.layouts.locks import usable_after_fork
 from hf_rmt.nn.layouts.parking import park, unpark
 from hf_rmt.nn.noise_product import NoiseProduct, noise_gradient
-from hf_rmt.nn.spiked import SpikedLinear
 
 ACTIVATIONS = ("int8", "int16")
 """How a layout (form of a weight in memory) that multiplies integers rounds its inputs: `int8` to

@@ -21,13 +21,13 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
+from hf_rmt.nn.layers.spiked import SpikedLinear
+from hf_rmt.nn.layers.spiked_conv import SpikedConv2d
+from hf_rmt.nn.layers.ternary import LAYOUTS as TERNARY_LAYOUTS
+from hf_rmt.nn.layers.ternary import TernaryLinear
 from hf_rmt.nn.layouts.base import LAYOUTS
 from hf_rmt.nn.layouts.parking import cache_folder
-from hf_rmt.nn.spiked import SpikedLinear
-from hf_rmt.nn.spiked_conv import SpikedConv2d
 from hf_rmt.nn.stores.machine_code import has_numba
-from hf_rmt.nn.ternary import LAYOUTS as TERNARY_LAYOUTS
-from hf_rmt.nn.ternary import TernaryLinear
 
 CHOICES = ("fastest", "smallest")
 TOKENS = (16, 128, 512)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hf_rmt.nn.layers.spiked import SpikedLinear
 from hf_rmt.nn.layouts.base import (
     Layout,
     register,
@@ -15,7 +16,6 @@ from hf_rmt.nn.layouts.base import (
     store_bytes,
 )
 from hf_rmt.nn.noise_product import cast, split_factors
-from hf_rmt.nn.spiked import SpikedLinear
 
 
 @register

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
+from hf_rmt.nn.layers.spiked import SpikedLinear
+from hf_rmt.nn.layers.spiked_conv import SpikedConv2d
 from hf_rmt.nn.layouts.base import (
     Layout,
     LayoutProduct,
@@ -18,8 +20,6 @@ from hf_rmt.nn.layouts.base import (
     signal_bytes,
     store_bytes,
 )
-from hf_rmt.nn.spiked import SpikedLinear
-from hf_rmt.nn.spiked_conv import SpikedConv2d
 from hf_rmt.nn.stores.codebooks import CODEBOOKS
 from hf_rmt.nn.transforms import is_differentiating
 

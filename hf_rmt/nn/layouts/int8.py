@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from hf_rmt.nn.kept import Kept
+from hf_rmt.nn.layers.spiked import SpikedLinear
+from hf_rmt.nn.layers.spiked_conv import SpikedConv2d
 from hf_rmt.nn.layouts.base import (
     Layout,
     LayoutProduct,
@@ -24,8 +26,6 @@ from hf_rmt.nn.layouts.base import (
 )
 from hf_rmt.nn.layouts.integer_weight import IntegerWeight, why_no_integers
 from hf_rmt.nn.noise_product import split_factors
-from hf_rmt.nn.spiked import SpikedLinear
-from hf_rmt.nn.spiked_conv import SpikedConv2d
 from hf_rmt.nn.transforms import is_differentiating
 
 

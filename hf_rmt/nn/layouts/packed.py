@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hf_rmt.nn.layers.spiked import SpikedLinear
 from hf_rmt.nn.layouts.base import Layout, register, signal_bytes, store_bytes
-from hf_rmt.nn.spiked import SpikedLinear
 
 
 @register

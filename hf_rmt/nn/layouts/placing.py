@@ -9,12 +9,12 @@ from torch import nn
 
 from hf_rmt.checks import check_choice, check_integer
 from hf_rmt.nn.counterparts import check_in_memory
+from hf_rmt.nn.layers.spiked import SpikedLinear
+from hf_rmt.nn.layers.ternary import LAYOUTS as TERNARY_LAYOUTS
+from hf_rmt.nn.layers.ternary import TernaryLinear
 from hf_rmt.nn.layouts.base import ACTIVATIONS, LAYOUTS
 from hf_rmt.nn.layouts.choosing import CHOICES, TOKENS, choose
 from hf_rmt.nn.layouts.parking import give_back
-from hf_rmt.nn.spiked import SpikedLinear
-from hf_rmt.nn.ternary import LAYOUTS as TERNARY_LAYOUTS
-from hf_rmt.nn.ternary import TernaryLinear
 
 
 def set_layout(

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import hf_rmt
 from hf_rmt import RMTConfig, SpikedLinear
 from hf_rmt.huggingface.saving import card
-from hf_rmt.nn.step_activation import StepActivation
+from hf_rmt.nn.layers.step_activation import StepActivation
 from hf_rmt.nn.stores.noise_store import NoiseStore
 from tests.huggingface.saving.unsavable import CHANGES, pruned
 

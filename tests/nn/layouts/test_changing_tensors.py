@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, jacfwd, jvp, stack_module_state, vmap
 
 from hf_rmt.nn import SpikedLinear, TernaryLinear
+from hf_rmt.nn.layers.ternary import LAYOUTS as TERNARY_LAYOUTS
 from hf_rmt.nn.layouts import LAYOUTS, set_layout
-from hf_rmt.nn.ternary import LAYOUTS as TERNARY_LAYOUTS
 from tests.nn.layouts.layers import IN, OUT, distance, layer_of, normal
 
 NAMES = tuple(name for name, kind in LAYOUTS.items() if not kind.by_name_only)

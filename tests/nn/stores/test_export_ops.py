@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.nn import SpikedLinear, TernaryLinear
-from hf_rmt.nn.spiked_conv import SpikedConv2d
-from hf_rmt.nn.step_activation import StepActivation
+from hf_rmt.nn.layers.spiked_conv import SpikedConv2d
+from hf_rmt.nn.layers.step_activation import StepActivation
 from hf_rmt.nn.stores.export_ops import plain_signs
 from hf_rmt.nn.stores.noise_store import NoiseStore
 from hf_rmt.settings import NOISE_KINDS

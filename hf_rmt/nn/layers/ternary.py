@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_rmt.checks import check_choice, check_integer, check_number
-from hf_rmt.nn.compressed_layer import CompressedLayer, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_linear
 from hf_rmt.nn.kept import Kept, identities
+from hf_rmt.nn.layers.compressed_layer import CompressedLayer, register_layer
 from hf_rmt.nn.stores.ternary_packing import (
     SCALE_OPTIONS,
     from_fifths,

@@ -14,8 +14,8 @@ from torch import nn
 
 import hf_rmt
 from hf_rmt.nn import TernaryLinear
+from hf_rmt.nn.layers.ternary import LAYOUTS
 from hf_rmt.nn.stores.ternary_packing import ternarize
-from hf_rmt.nn.ternary import LAYOUTS
 from hf_rmt.nn.ternary_product import FEW_TOKENS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hf_rmt.nn import NOISE_KINDS, SpikedConv2d, SpikedLinear
-from hf_rmt.nn.spiked_conv import geometry_of
+from hf_rmt.nn.layers.spiked_conv import geometry_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using padding='same' with even kernel lengths:UserWarning"

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
-from hf_rmt.nn.compressed_layer import register_layer
 from hf_rmt.nn.dense_matrix import is_plain_convolution
+from hf_rmt.nn.layers.compressed_layer import register_layer
+from hf_rmt.nn.layers.spiked import SpikedLinear
 from hf_rmt.nn.noise_product import cast, split_factors
-from hf_rmt.nn.spiked import SpikedLinear
 
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from hf_rmt.nn.compressed_layer import CompressedLayer
+from hf_rmt.nn.layers.compressed_layer import CompressedLayer
 
 
 class LaidOutLayer(CompressedLayer):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_rmt.nn.compressed_layer import autocast_input, register_layer
 from hf_rmt.nn.dense_matrix import dense_shape, is_conv1d
-from hf_rmt.nn.laid_out_layer import LaidOutLayer
+from hf_rmt.nn.layers.compressed_layer import autocast_input, register_layer
+from hf_rmt.nn.layers.laid_out_layer import LaidOutLayer
 from hf_rmt.nn.noise_product import NoiseProduct, cast, merged, noise_product, split_factors
 from hf_rmt.nn.stores.codebooks import CODEBOOKS
 from hf_rmt.nn.stores.export_ops import is_exporting

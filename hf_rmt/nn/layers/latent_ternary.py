@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hf_rmt.nn.layers.ternary import TernaryLinear
 from hf_rmt.nn.stores.ternary_packing import check_options, ternarize
-from hf_rmt.nn.ternary import TernaryLinear
 
 
 class LatentTernaryLinear(nn.Linear):
