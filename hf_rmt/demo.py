@@ -71,7 +71,7 @@ class DemoResult:
     spearman: float
 
     def to_json(self) -> str:
-        """JSON text of the fields."""
+        """The measurements of the demo as JSON text."""
         return json.dumps(asdict(self), indent=2)
 
     def __str__(self) -> str:

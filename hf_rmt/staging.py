@@ -38,7 +38,8 @@ def staged(
             file must be removed if it is not written again.
 
     Yields:
-        The temporary folder. After an error it is removed, and `folder` is unchanged.
+        The temporary folder. After an error in the `with` block it is removed, and `folder` is
+        unchanged.
 
     Raises:
         NotADirectoryError: If `folder` is a file.
@@ -77,8 +78,9 @@ def publish(aside: Path, target: Path, *, stale: Callable[[str], bool]) -> None:
 def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> bool:
     """Replace the files in `target` by those in `aside` in one step; return False on failure.
 
-    First, the files in `target` that must stay are hard-linked into `aside`. These are files that
-    are not written again and not stale (see `staged`). Then the two folders exchange their names.
+    `aside` is the temporary folder of `staged`. First, the files in `target` that must stay are
+    hard-linked into it: those that are not written again and not stale (see `staged`). Then the two
+    folders exchange their names.
     """
     written = {entry.name for entry in aside.iterdir()}
     try:
@@ -99,8 +101,8 @@ def _exchange_with(aside: Path, target: Path, stale: Callable[[str], bool]) -> b
 def _rescue(old: Path, target: Path, stale: Callable[[str], bool]) -> None:
     """Move to `target` the files that another process wrote into the old folder during the save.
 
-    `old` had the name of `target` until the two folders were exchanged. Stale files (see `staged`)
-    are not moved.
+    The old folder is `old`; it had the name `target` before the new folder took this name. Stale
+    files (see `staged`) and files that `target` has already are not moved.
     """
     for entry in old.iterdir():
         if not (target / entry.name).exists() and not stale(entry.name):

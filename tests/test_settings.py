@@ -135,7 +135,7 @@ def test_directions_that_were_asked_for_are_all_stored_and_none_is_recovered() -
     assert (settings.noise, stores_all_spikes(settings)) == ("int8", True)
     assert not stores_all_spikes(CompressionSettings(method="svd", rank=3, stored_spikes="paying"))
     assert not recovers_spikes(CompressionSettings(method="svd", rank=3, noise="drop"))
-    with pytest.raises(ValueError, match="needs a law"):
+    with pytest.raises(ValueError, match="needs a method that fits a law"):
         CompressionSettings(method="svd", rank=3, recover_spikes=True)
     assert recovers_spikes(CompressionSettings(method="bema", noise="drop"))
 

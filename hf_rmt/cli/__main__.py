@@ -1,4 +1,4 @@
-"""`python -m hf_rmt.cli` is `hf-rmt`."""
+"""Runs the command `hf-rmt` when it is called as `python -m hf_rmt.cli`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each command does with its parsed options."""
+"""The functions that run the commands of the command line, with parsed options."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run_compress(options: argparse.Namespace) -> None:
 
 
 def run_export(options: argparse.Namespace) -> None:
-    """Write a plain dense copy of a compressed model."""
+    """Write a copy of a compressed model in which all layers are dense (not compressed)."""
     from hf_rmt.huggingface.api import export_dense
 
     _check_output(options, options.model)

@@ -97,8 +97,8 @@ def decide_shared(
         decide: The function that decides what happens to one weight.
 
     Returns:
-        The plan of each layer, with its fitted spectrum (the squared singular values of the weight,
-        split into signal and noise) or None.
+        A pair for each layer: its plan, and its fitted spectrum (the squared singular values of the
+        weight, split into signal and noise) or None if there is no fit.
 
     Raises:
         RuntimeError: On every process, if one process failed.
@@ -142,7 +142,8 @@ def apply_decision(model: Any, decision: Decision, weight: Tensor) -> LayerPlan:
         weight: The dense weight of the layer, shape (out, in).
 
     Returns:
-        The plan. If the noise is stored in few bits, the plan has the measured rounding error.
+        The plan of the layer. If the noise of the weight (see `SpikedLinear`) is stored in few
+        bits, the plan has the measured rounding error.
     """
     layer, tensors = carried_out(decision, weight)
     plan = with_rounding(decision, weight, layer)
@@ -153,11 +154,11 @@ def apply_decision(model: Any, decision: Decision, weight: Tensor) -> LayerPlan:
 def with_rounding(decision: Decision, weight: Tensor, layer: CompressedLayer | None) -> LayerPlan:
     """The plan of a decision, with the signal energy and rounding error measured on the new layer.
 
-    The signal is the product of the layer's factors, and the noise is the rest. The signal energy
-    is the squared norm of the signal, divided by that of the weight. It is measured, because
-    calibration may change the signal after the noise is rounded to few bits. The option
-    `recover_spikes` shrinks the signal. This change does not count as rounding error. If no noise
-    is rounded, the plan is returned as it is.
+    The signal is the product of the layer's factors, and the noise is the rest of the weight. The
+    signal energy is the squared norm of the signal, divided by that of the weight. Calibration may
+    change the signal after the noise is rounded to few bits, so both numbers are measured at the
+    end. The option `recover_spikes` shrinks the signal; this change does not count as rounding
+    error. If no noise is rounded, the plan is returned as it is.
 
     Args:
         decision: What happens to the layer.
@@ -200,8 +201,9 @@ def carried_out(
 def _bias_shift(decision: Decision, weight: Tensor, new: Callable[[], Tensor]) -> dict[str, Tensor]:
     """A dict with the tensor that is added to the bias, so that the mean output stays the same.
 
-    A shift that the decision holds already is used. Otherwise the shift is (W - V) E[x], where W is
-    the old weight, V the new weight and E[x] the mean input. Without E[x] the dict is empty.
+    If the decision holds a shift, this one is returned. Otherwise the shift is (W - V) E[x], where
+    W is the old weight, V the new weight and E[x] the mean input of the layer. If the decision
+    holds no mean input either, the dict is empty.
     """
     if decision.mean_input is None or decision.bias_shift is not None:
         return {} if decision.bias_shift is None else {SHIFT: decision.bias_shift}

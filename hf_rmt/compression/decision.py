@@ -23,8 +23,8 @@ class Decision:
     Attributes:
         plan: The plan of the layer; `plan.outcome` says whether the layer is kept, rewritten or
             replaced.
-        fit: The spectrum (the squared singular values), split into signal and noise; None if this
-            was not done.
+        fit: The spectrum (the squared singular values), split into signal and noise; see
+            `hf_rmt.spectra`. None if it was not split.
         build: Makes the layer that replaces the dense one; None if the layer is not replaced.
         rewritten: The new dense weight, shape (out, in); None unless the weight is rewritten.
         mean_input: Mean input of a layer with a bias, shape (in,). From this, a shift of the bias
@@ -67,7 +67,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class SpikedBuild:
-    """Makes a `SpikedLinear`, a layer with the signal as two factors and the noise beside them.
+    """Makes a `SpikedLinear`, a layer that stores signal as two low-rank factors, and noise apart.
+
+    `hf_rmt.spectra` explains the signal and the noise of a weight.
 
     Attributes:
         left: Factor of shape (out, rank).
@@ -99,9 +101,9 @@ class SpikedBuild:
         return left @ self.right
 
     def recovered(self) -> Tensor | None:
-        """What the signal loses when `recovery` shrinks its singular values, shape (out, in).
+        """The part of the signal that `recovery` takes away, as a matrix of shape (out, in).
 
-        None without `recovery`.
+        `recovery` makes the singular values of the signal smaller. If it is None, so is the result.
         """
         return None if self.recovery is None else self.left * (1 - self.recovery) @ self.right
 
@@ -129,7 +131,7 @@ def keep(
 
 
 def rewritten_plan(name: str, weight: Tensor, reason: str) -> LayerPlan:
-    """The plan of a layer that stays dense and gets another weight."""
+    """The `LayerPlan` of a layer that stays dense (not compressed) and gets another weight."""
     return dense_plan(name, weight, Cause.NONE, reason, outcome=Outcome.REWRITTEN)
 
 
@@ -142,7 +144,7 @@ def dense_plan(
     phase: str = "",
     outcome: Outcome = Outcome.KEPT,
 ) -> LayerPlan:
-    """The plan of a layer that stays dense, with the reason for it."""
+    """The `LayerPlan` of a layer that stays dense (not compressed), with the reason for it."""
     bits = weight.numel() * weight.element_size() * 8
     return LayerPlan(
         name=name,

@@ -59,13 +59,13 @@ def kept_directions(fit: SpectrumFit, settings: CompressionSettings, name: str) 
 
 
 def removal(settings: CompressionSettings, name: str) -> float | None:
-    """The share of a layer's noise (in singular values) to remove; None if the layer is kept."""
+    """Which share of a layer's noise singular values to remove; None if the layer stays dense."""
     removed = settings.noise_removal
     return removed.get(name) if isinstance(removed, Mapping) else removed
 
 
 def layers_named(settings: CompressionSettings) -> set[str]:
-    """The layers that the option `noise_removal` names; none if it is one number for all layers."""
+    """The layers that `noise_removal` names; an empty set if it is one number for all layers."""
     removed = settings.noise_removal
     return set(removed) if isinstance(removed, Mapping) else set()
 
@@ -92,12 +92,12 @@ def recovers_spikes(settings: CompressionSettings) -> bool:
 
 
 def _paying_rank(fit: SpectrumFit, fair_return: float) -> int:
-    """How many leading directions save at least `fair_return` of the bits that their factors cost.
+    """How many leading directions save enough bits to be stored as low-rank factors; at least 1.
 
-    A direction is a singular value with its two singular vectors. If a direction with a fraction f
-    of the noise's energy (squared norm) is taken out of the noise, the entries of the noise become
-    (1 - f)^{1/2} times as large. At equal error this saves -log2(1 - f) / 2 bits for every weight.
-    The result is at least 1.
+    A direction is a singular value with its two singular vectors. It must save at least the part
+    `fair_return` of the bits that its factors cost. If a direction with a fraction f of the noise's
+    energy (squared norm) is taken out of the noise, the entries of the noise become (1 - f)^{1/2}
+    times as large. At equal error this saves -log2(1 - f) / 2 bits for every entry.
     """
     tiny, (rows, columns) = np.finfo(float).tiny, fit.shape
     rest = np.maximum(np.cumsum(fit.eigenvalues[::-1])[::-1], tiny)

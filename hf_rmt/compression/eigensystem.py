@@ -1,4 +1,4 @@
-"""Eigenvalues of a symmetric matrix, and those of its eigenvectors that are needed.
+"""Computes all eigenvalues of a symmetric matrix, and only the eigenvectors that are needed.
 
 On a CPU, a symmetric matrix A is first written as Q T Q'. Here Q is orthogonal with the transpose
 Q', and T is tridiagonal: it has entries only on its diagonal and directly beside it. So the
@@ -54,7 +54,8 @@ class Eigenvectors:
         """Some eigenvectors of the symmetric matrix.
 
         Args:
-            positions: Positions in the descending eigenvalues, ascending, shape (r,).
+            positions: Numbers of the eigenvectors, ascending, shape (r,). Number 0 is that of the
+                largest eigenvalue.
 
         Returns:
             Unit vectors in columns, shape (p, r). The same positions always give the same bits.
@@ -68,7 +69,7 @@ class Eigenvectors:
 
 @dataclass(frozen=True)
 class TridiagonalForm:
-    """A symmetric matrix A = Q T Q' with a tridiagonal T, as LAPACK's `sytrd` reduces it.
+    """A symmetric matrix A in the form Q T Q' with a tridiagonal T, as LAPACK's `sytrd` makes it.
 
     Q is orthogonal, with the transpose Q'. T has entries only on and directly beside its diagonal.
 
@@ -127,7 +128,7 @@ class TridiagonalForm:
         return vectors
 
     def _inner(self, positions: NDArray[np.intp]) -> Tensor:
-        """Eigenvectors of the tridiagonal matrix at some positions, in columns.
+        """Some eigenvectors of the tridiagonal matrix T (see `TridiagonalForm`), in columns.
 
         Position 0 belongs to the largest eigenvalue. The eigenvectors have the dtype of the
         symmetric matrix that was brought to tridiagonal form.
@@ -140,9 +141,9 @@ class TridiagonalForm:
         return torch.from_numpy(vectors).to(self.reflections.dtype)
 
     def _run(self, run: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Eigenvectors of the tridiagonal matrix for neighbouring eigenvalues, in columns.
+        """Eigenvectors of T (see `TridiagonalForm`) for a run of eigenvalues, in columns.
 
-        The positions in the descending eigenvalues have no gaps, as in [3, 4, 5].
+        A run is positions without gaps in the list of descending eigenvalues, as in [3, 4, 5].
         """
         last = len(self.diagonal) - 1
         if not len(run):
@@ -156,7 +157,7 @@ class TridiagonalForm:
         return np.asarray(found[1][:, ::-1])
 
     def _all(self) -> NDArray[np.float64]:
-        """All eigenvectors of the tridiagonal matrix in columns, by descending eigenvalue."""
+        """All eigenvectors of T (see `TridiagonalForm`) in columns, by descending eigenvalue."""
         side = len(self.diagonal)
         diagonal, beside = self.diagonal.numpy().copy(), self.beside.numpy().copy()
         rows, work = np.empty((side, side)), np.empty(1 + 4 * side + side**2)
@@ -175,15 +176,16 @@ Basis = Eigenvectors | TridiagonalForm
 
 
 def eigensystem(matrix: Tensor, *, vectors: bool = True) -> tuple[Tensor, Basis]:
-    """Eigenvalues of a symmetric matrix, and an object that gives some of its eigenvectors.
+    """Return the eigenvalues of a symmetric matrix, and an object that computes eigenvectors.
 
     Args:
         matrix: Shape (p, p), p > 0, float32 or float64, finite. On a CPU it is overwritten.
-        vectors: Whether eigenvectors are needed in any case. On devices other than a CPU they are
-            then computed together with the eigenvalues, which takes less time than both in turn.
+        vectors: Whether it is already known that eigenvectors are needed. On devices other than a
+            CPU they are then computed together with the eigenvalues, which saves time.
 
     Returns:
-        The descending eigenvalues in the dtype of the matrix, shape (p,), and the eigenvectors.
+        The descending eigenvalues in the dtype of the matrix, shape (p,), and an object whose
+        method `chosen` returns eigenvectors, see `Eigenvectors.chosen`.
 
     Raises:
         torch.linalg.LinAlgError: If the computation does not converge.
@@ -203,5 +205,5 @@ def eigensystem(matrix: Tensor, *, vectors: bool = True) -> tuple[Tensor, Basis]
 
 
 def eigenvectors_of(tensors: Mapping[str, Tensor]) -> Basis:
-    """Make an object that gives eigenvectors, from the tensors that its `tensors()` returned."""
+    """Make an `Eigenvectors` or `TridiagonalForm` from what its method `tensors` returned."""
     return Eigenvectors(**tensors) if "columns" in tensors else TridiagonalForm(**tensors)

@@ -39,14 +39,15 @@ def gram(matrix: Tensor) -> Tensor:
 
 
 def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of a matrix in some singular directions: `left @ right` = sum of s u v'.
+    """Two factors, `left @ right`, of the part of a matrix in some singular directions.
 
-    Here s is the singular value of a direction, u and v are its singular vectors, and v' is a row.
+    This part is the sum of s u v' over the directions. Here s is the singular value of a direction,
+    u and v are its singular vectors, and v' is a row.
 
     Args:
         matrix: Shape (out, in).
         vectors: Eigenvectors of the Gram matrix X'X in columns, shape (p, r). X is the matrix or
-            its transpose, whichever has at least as many rows as columns, and p is its width.
+            its transpose, whichever has at least as many rows as columns, and p is the width of X.
 
     Returns:
         `left` of shape (out, r) and `right` of shape (r, in), both in the dtype of the vectors. In
@@ -63,17 +64,18 @@ def factors_of(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors with the same product and, in each direction, equal norms of `left` and `right`.
+    """Scale the columns of `left` and the rows of `right` to equal norms, with the same product.
 
-    A direction is a column of `left` with the same row of `right`. One learning rate cannot train
-    two factors whose norms differ by a factor of hundreds.
+    A direction is column j of `left` with row j of `right`. Both get the same norm. One learning
+    rate cannot train two factors whose norms differ by a factor of hundreds.
 
     Args:
         left: The left factor, shape (out, r).
         right: The right factor, shape (r, in).
 
     Returns:
-        New factors of the same shapes. A direction becomes zero if its part in one factor is zero.
+        New factors of the same shapes. If the column or the row of a direction is zero, both become
+        zero.
 
     Examples:
         >>> left, right = balanced(torch.tensor([[8.0]]), torch.tensor([[2.0]]))
@@ -97,9 +99,9 @@ def _lengths(rows: Tensor) -> Tensor:
 def fewest_directions(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of the same product with the fewest directions, at most min(out, in).
 
-    A direction is a column of `left` with the same row of `right`. In the new factors both have
-    equal norms. The computation is in float64. A direction that is zero up to rounding errors is
-    left out.
+    A direction is column j of `left` with row j of `right`. In the new factors both have equal
+    norms. The computation is in float64. A direction that is zero up to rounding errors is left
+    out.
 
     Args:
         left: The left factor, shape (out, r), finite; r may be larger than out and in.

@@ -1,6 +1,6 @@
 """Calls LAPACK, the library of linear algebra in SciPy, from several threads at a time.
 
-SciPy's own wrappers hold the lock of the interpreter, so that only one thread at a time computes.
+SciPy's own wrappers hold Python's global lock (GIL), so that only one thread at a time computes.
 Here the lock is free during a call. NumPy and SciPy have threads of their own for matrix products,
 and the last bits of a result depend on how many they use. `numpy_threads` sets this number.
 """
@@ -62,8 +62,8 @@ def _pointer(argument: bytes | int | NDArray[Any]) -> Any:
 def numpy_threads(number: int) -> AbstractContextManager[Any]:
     """A context in which NumPy and SciPy use `number` threads, in the whole process.
 
-    If another Python thread has opened such a context, that one counts, and this one does nothing.
-    So a thread that hands out work to others opens the context for all of them.
+    If another Python thread has such a context open, its number stays, and the new context does
+    nothing. So a thread that hands out work to others opens the context for all of them.
 
     Args:
         number: Number of threads for a matrix product.

@@ -51,13 +51,14 @@ def latency_ratio(
     """The forward time of a compressed layer divided by the forward time of the dense layer.
 
     Both layers run in turn. The shortest time of each layer counts, because other work on the
-    machine only adds time. Longer sides of the weight are cut to `LARGEST_SIDE`.
+    machine only adds time. Sides of the weight longer than `LARGEST_SIDE` are cut to this length.
 
     Args:
         shape: Shape of the weight: (out_features, in_features), or (out, in k_h k_w) for a
             convolution with kernels of height k_h and width k_w.
-        rank: Number of directions (singular values with their vectors) in the signal.
-        noise: How the noise is stored; one of `hf_rmt.settings.NOISE_KINDS`.
+        rank: Rank of the signal, the low-rank part of the compressed weight.
+        noise: How the noise, the rest of the weight, is stored; one of
+            `hf_rmt.settings.NOISE_KINDS`.
         geometry: Arguments of the convolution, such as its stride, as `geometry_of` gives them;
             None for a linear layer.
         tokens: Number of rows of the input. For a convolution, the number of pixels of the output,

@@ -169,8 +169,8 @@ def compress_layers(
         model: Any module with its weights in memory; it is changed in place.
         names: Names of the layers in `model.named_modules()`.
         config: The method and its options.
-        conclude: Stores the report on the model. After an error, `conclude` gets the report on the
-            layers that were changed before the error, so that the model can be used and saved.
+        conclude: A function that stores the report on the model. After an error, it gets the report
+            on the layers that were changed before the error. So the model can be used and saved.
         dry_run: Whether to only plan; the model is not changed then.
         calibration: Batches of the model's arguments; None to compress without data.
         size: Share of the layers' parameters to keep; None if the method decides how much to keep.

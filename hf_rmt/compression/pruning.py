@@ -21,7 +21,7 @@ def largest_entries(weight: Tensor, *, fraction: float) -> Tensor:
 
     Args:
         weight: A tensor of any shape; it is not changed.
-        fraction: Share of the entries that stays, in (0, 1]; the number of entries is rounded.
+        fraction: Share of the entries that stays, in (0, 1]; at least one entry stays.
 
     Returns:
         The new weight.
@@ -44,7 +44,7 @@ def random_entries(weight: Tensor, *, fraction: float, generator: np.random.Gene
 
     Args:
         weight: A tensor of any shape; it is not changed.
-        fraction: Share of the entries that stays, in (0, 1]; the number of entries is rounded.
+        fraction: Share of the entries that stays, in (0, 1]; at least one entry stays.
         generator: The random generator that chooses the entries.
 
     Returns:
@@ -63,11 +63,11 @@ def sparse_factors(left: Tensor, right: Tensor, weight: Tensor) -> tuple[Tensor,
     """Sparse low rank (SLR): in two factors of a weight, set some entries to zero.
 
     The importance of a row (an output) or a column (an input) of the weight is the sum of its
-    absolute values. The paper has other measures too, but only this one needs no data. A row of the
-    weight belongs to a row of the left factor, and a column to a column of the right factor. There
-    the least important ones keep only their first entries, and their other entries become zero.
-    `SPARSITY_RATE` is the share of least important rows and columns, and `REDUCTION_RATE` the share
-    of entries that they keep.
+    absolute values. The paper has other measures too, but only this one needs no data. Each row of
+    the weight has a row in the left factor, and each column has a column in the right factor. In
+    the factors, unimportant rows and columns keep only their first entries. Their other entries
+    become zero. `SPARSITY_RATE` is the share of rows and columns that count as unimportant, and
+    `REDUCTION_RATE` is the share of entries that these keep.
 
     Args:
         left: The left factor, shape (out, rank). The first column belongs to the largest singular

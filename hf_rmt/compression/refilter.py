@@ -84,10 +84,10 @@ def first_plan(result: Decision, settings: CompressionSettings) -> LayerPlan | N
 
 
 def _zeroed(result: Decision, update: Tensor) -> Decision:
-    """The decision `result`, or the decision to set an update without signal to zero.
+    """Replace the decision to keep an update without signal by the decision to set it to zero.
 
     An update is what training added to a weight. It has no signal if none of its singular values
-    stands out. `result` is then the decision to keep it.
+    stands out. Any other decision `result` is returned as it is.
     """
     if result.plan.cause is not Cause.NO_SIGNAL:
         return result
@@ -118,10 +118,10 @@ def _project(
 ) -> Decision:
     """Keep the largest directions (singular values with their vectors) of a filtered weight.
 
-    The first filter removed the noise, and the number of directions that it kept stays the same.
-    Only of an update (what training added to a weight) may more be kept. A filtered weight has
-    nearly low rank. Its singular values are computed in float64, because float32 is not precise
-    enough for that. `filter_weight` explains the arguments.
+    The first filter removed the noise and chose how many directions to keep. The same number is
+    kept now. It may grow only for an update, which is what training added to a weight. A filtered
+    weight has nearly low rank. Its singular values are computed in float64, because float32 is not
+    precise enough for that. `filter_weight` explains the arguments.
     """
     values, basis = eigensystem(gram(weight.to(torch.float64)))
     values = without_rounding(values, RELATIVE_NULL[torch.float64])

@@ -63,7 +63,7 @@ def check_settings(config: object) -> None:
 
 
 def check_has_compressed(model: nn.Module) -> None:
-    """Refuse a model that is dense already, so that none of its layers is compressed.
+    """Refuse a model without compressed layers: it is dense already.
 
     Raises:
         ValueError: If the model has no compressed layer.

@@ -90,10 +90,10 @@ def shrunk_update(update: Tensor) -> tuple[Tensor, int]:
 def _bulk_unit(values: Tensor, shape: tuple[int, int]) -> float:
     """The scale of the noise in a matrix, estimated from its singular values.
 
-    White noise has independent entries of equal variance. The scale s is such that white noise of
-    standard deviation s / N^(1/2) would have the same median singular value as the matrix. Here N
-    is the longer side. If the median is 0 or a rounding error, s is the largest singular value. For
-    a matrix of zeros, s is 1.
+    The scale is the standard deviation of an entry of the noise, times the root of the longer side.
+    It is chosen so that white noise (independent entries of equal variance) of this scale has the
+    same median singular value as the matrix. If the median is 0 or a rounding error, the largest
+    singular value is returned. For a matrix of zeros, 1 is returned.
     """
     if not values.any():
         return 1.0

@@ -209,11 +209,11 @@ def _in_units(weight: Tensor, unit: float) -> Tensor:
 
 
 def _reviewed(fit: SpectrumFit, weight: Tensor, basis: Basis, exact: torch.dtype) -> SpectrumFit:
-    """The fit of a weight's spectrum, after a check whether the entries explain the spikes.
+    """Check whether a weight's entries explain its spikes; return the fit with its verdict.
 
-    The fit is the list of squared singular values; a spike is one that stands out. If large or
-    uneven entries of the weight explain the spikes, the verdict of the fit changes. `basis` gives
-    the eigenvectors, and `exact` is the dtype of the check.
+    A spike is a squared singular value that stands out. If large or uneven entries of the weight
+    explain the spikes, the fit gets another verdict. `basis` gives the eigenvectors, and `exact`
+    is the dtype of the check.
     """
     if fit.phase != Phase.SPIKED:
         return fit
@@ -229,8 +229,8 @@ def _float32_serves(weight: Tensor, values: Tensor) -> bool:
     """Whether squared singular values that were computed in float32 are precise enough.
 
     The answer is no if the largest is too far above the median, or if too many may be rounding
-    errors. A value that may be a rounding error could be zero in truth, and zeros are treated in
-    another way than small values. So if there is such a value, the weight must have full rank.
+    errors. If a few may be rounding errors, the weight must have full rank. Then none of them is
+    zero in truth. This matters because zeros are treated in another way than small values.
     """
     lost = values <= RELATIVE_NULL[torch.float32] * values[0]
     if float(lost.double().mean()) > FLOAT32_FOOT:
@@ -243,12 +243,12 @@ def _float32_serves(weight: Tensor, values: Tensor) -> bool:
 def _full_rank(weight: Tensor, largest: float) -> bool:
     """Whether a weight has full rank: none of its squared singular values counts as zero.
 
-    `largest` is the largest of the p values. Up to the limit `RELATIVE_ZERO` * p * `largest` they
-    count as zero. A square weight has full rank if its smallest value lies far above the limit. The
-    smallest value is first computed in float32. If it is too small to decide, it is computed in
-    float64. If that does not decide, or the weight is not square, the limit is subtracted from the
-    diagonal of the Gram matrix. The result has a Cholesky factor only if all values exceed the
-    limit.
+    `largest` is the largest of the p values. A value counts as zero if it is at most the limit
+    `RELATIVE_ZERO` * p * `largest`. A square weight has full rank if its smallest value lies far
+    above the limit. This value is first computed in float32. If it is too small to decide, it is
+    computed in float64. If that does not decide, or the weight is not square, the limit is
+    subtracted from the diagonal of the Gram matrix. The result has a Cholesky factor only if all
+    values exceed the limit.
     """
     wide, side = weight.to(torch.float64), min(weight.shape)
     limit = RELATIVE_ZERO * side * largest

@@ -53,7 +53,7 @@ def analyze_layers(
 def compression_report(
     decisions: Iterable[tuple[LayerPlan, SpectrumFit | None]], model: Any
 ) -> CompressionReport:
-    """The report on the decisions on a model's layers.
+    """The report on what was decided for each layer of a model.
 
     Args:
         decisions: The plan of each layer with the `SpectrumFit` of its weight (the squared singular
@@ -90,7 +90,10 @@ def report_on(
 
 
 def _sizes(plan: CompressionPlan, model: Any) -> Sizes:
-    """Bytes of the saved model before and after compression; its parameter count when dense."""
+    """The bytes of the saved model before and after compression, and its number of parameters.
+
+    The parameters are counted as in the dense model.
+    """
     state = model.state_dict(keep_vars=True)  # a second one may pack its codes anew
     tensors = {id(tensor): tensor for tensor in state.values()}
     for layer in plan.compressed:
@@ -122,11 +125,11 @@ def with_latencies(
     device: torch.device,
     geometries: Mapping[str, Mapping[str, Any]],
 ) -> CompressionPlan:
-    """The plan, with the time of each compressed layer divided by the time of the dense layer.
+    """Measure the times of compressed layers, and return the plan with these times.
 
-    The times are measured now; only those of ternary layers (entries -1, 0 and 1) are not. Layers
-    with the same shape, `noise` and geometry (stride, padding and so on) are measured once, at the
-    largest `rank` among them. `LayerPlan` explains `noise` and `rank`.
+    A time is divided by the time of the dense layer. Ternary layers (entries -1, 0 and 1) are not
+    measured. Layers with the same shape, `noise` and geometry (stride, padding and so on) are
+    measured once, at the largest `rank` among them. `LayerPlan` explains `noise` and `rank`.
 
     Args:
         plan: The plan without times.

@@ -78,11 +78,12 @@ def split_weight(
 def choose_directions(
     name: str, weight: Tensor, found: Decomposition, settings: CompressionSettings
 ) -> Tensor | Decision:
-    """Positions of the directions of a weight that become factors, or the decision to keep it.
+    """Choose the directions of a weight that become low-rank factors; return their positions.
 
-    A direction is a singular value with its two singular vectors. `found` says which of them are
-    signal, because they stand out. If the options drop the noise (all others) and no direction is
-    chosen, the decision is to keep the layer, because nothing of it would remain.
+    A direction is a singular value with its two singular vectors. `found` says which directions
+    are signal, because they stand out. The others are noise. If the options drop the noise, and no
+    direction is chosen, nothing of the weight would remain. In this case the result is instead the
+    decision to keep the weight.
     """
     kept = kept_directions(found.fit, settings, name)
     if settings.noise == "drop" and len(kept) == 0:
@@ -93,20 +94,22 @@ def choose_directions(
 def keep_directions(
     name: str, weight: Tensor, found: Decomposition, kept: Tensor, settings: CompressionSettings
 ) -> Decision:
-    """Factor the chosen directions (singular values with their vectors) of a weight.
+    """Decide on a weight if some of its directions are to be stored as two low-rank factors.
+
+    A direction is a singular value with its two singular vectors.
 
     Args:
         name: Name of the module in `model.named_modules()`.
         weight: Shape (out, in).
         found: The singular values of this weight, split into signal and noise, with the vectors;
             see `hf_rmt.spectra`.
-        kept: Positions of the directions, ascending, shape (rank,).
+        kept: Positions of these directions, ascending, shape (rank,).
         settings: The method and its options.
 
     Returns:
-        The decision to replace the layer. But if the factors would be larger than the dense weight,
-        the weight is rewritten (if noise is dropped) or kept (if noise is stored). It is also kept
-        if the noise is too small or too large to be stored in few bits.
+        Usually the decision to replace the layer. If the factors would be larger than the dense
+        weight, the decision is to rewrite the weight (if noise is dropped) or to keep it (if noise
+        is stored in few bits). It is also kept if the noise is too small or too large for that.
     """
     recovery = found.recovery(kept) if recovers_spikes(settings) else None
     plan = plan_layer(name, weight, found.fit, kept, settings, recovery=recovery)
@@ -120,14 +123,14 @@ def keep_directions(
 
 
 def factored(plan: LayerPlan, fit: SpectrumFit | None, build: SpikedBuild) -> Decision:
-    """The decision that carries out a plan with the two factors computed for a layer.
+    """The decision on a layer that has a plan and two low-rank factors.
 
     Args:
         plan: The plan. If it does not replace the layer, the product of the factors becomes the new
             weight.
         fit: The squared singular values of the old weight, split into signal and noise; see
             `hf_rmt.spectra`.
-        build: The factors; see `SpikedBuild`.
+        build: Holds the factors; see `SpikedBuild`.
     """
     if plan.outcome is Outcome.REPLACED:
         return Decision(plan, fit, build=build)
@@ -143,7 +146,7 @@ def plan_layer(
     *,
     recovery: Tensor | None = None,
 ) -> LayerPlan:
-    """The plan of a layer when some directions of its weight become factors.
+    """The plan of a layer if some directions of its weight are stored as two low-rank factors.
 
     A direction is a singular value with its two singular vectors.
 
@@ -152,15 +155,15 @@ def plan_layer(
         weight: Shape (out, in).
         fit: The squared singular values of the weight, split into signal and noise; see
             `hf_rmt.spectra`.
-        kept: Positions of these directions, shape (rank,).
+        kept: Positions of these directions in the descending singular values, shape (rank,).
         settings: The method and its options.
         recovery: Numbers by which the singular values are multiplied, shape (rank,); None to leave
             them unchanged.
 
     Returns:
-        The plan. If the factors and the stored noise would not be smaller than the dense weight,
-        the layer stays dense (not compressed). But with `noise="keep"`, which stores the noise
-        exactly, the layer is replaced even then.
+        The plan. With `noise="keep"`, which stores the noise exactly, the layer is always replaced.
+        Otherwise it stays dense (not compressed) if the factors and the stored noise would not be
+        smaller than the dense weight, or if the noise cannot be stored in few bits.
     """
     rank, factors = len(kept), 1.0 if recovery is None else recovery.numpy()
     energy, dropped = _energies(fit, kept, factors, settings.noise)
@@ -201,10 +204,11 @@ def plan_layer(
 def _energies(
     fit: SpectrumFit, kept: Tensor, factors: NDArray[Any] | float, noise: str
 ) -> tuple[float, float]:
-    """Squared norms of a weight's signal and of its dropped part, divided by that of the weight.
+    """Energies of a layer's signal and of what it loses, divided by the energy of its weight.
 
-    The singular values at the positions `kept` are signal. They are multiplied by `factors`; what
-    this takes from them counts as dropped.
+    An energy is a squared Frobenius norm. The signal is made of the singular values at the
+    positions `kept`, multiplied by `factors`. What this multiplication takes away is lost. If
+    `noise` is "drop", all other singular values are lost, too.
     """
     stored, whole = fit.eigenvalues[kept.numpy()], fit.eigenvalues.sum()
     lost = float((stored * (1 - factors) ** 2).sum())
@@ -214,7 +218,7 @@ def _energies(
 
 
 def why_not_storable(rest: Tensor, noise: str) -> str:
-    """Why entries are too small or too large to be stored in few bits; empty if they are not.
+    """Why the entries of a matrix cannot be stored in few bits; empty if they can be stored.
 
     Args:
         rest: The matrix to be stored, or a matrix with entries of about the same size, shape (out,

@@ -46,9 +46,9 @@ def analyze(
 ) -> SpectralReport:
     """Tell signal from noise in every attention and MLP weight of a model.
 
-    The two are told apart by the squared singular values of a weight, called its eigenvalues; see
-    `hf_rmt.spectra`. By default the double bulk, a model of noise with two variances, is fitted to
-    them.
+    The squared singular values of a weight, called its eigenvalues, tell the two apart; see
+    `hf_rmt.spectra`. By default, a model of noise with two variances (the double bulk) is fitted to
+    the eigenvalues.
 
     Args:
         model_or_path: A loaded model, a folder or a Hub id.
@@ -139,9 +139,9 @@ def compress(
 
 
 def _own(config: CompressionSettings | None) -> RMTConfig:
-    """An `RMTConfig` for one call, so that the config of the caller is never changed.
+    """A new `RMTConfig` with the values of `config`, so that the caller's object never changes.
 
-    It is a copy of an `RMTConfig`, or is made from plain settings. None gives the defaults.
+    If `config` is None, the result has the default values.
     """
     if isinstance(config, RMTConfig):
         return config.replace()
@@ -186,7 +186,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def loaded(kind: Any, path: str | PathLike[str], **options: Any) -> Any:
-    """Load a saved model. If a file is wrong, the error names the path.
+    """Load a saved model with the class `kind`. If a file is wrong, the error names the path.
 
     Raises:
         ValueError: If config.json or the weights cannot be read, or do not fit each other, or the
@@ -201,8 +201,8 @@ def loaded(kind: Any, path: str | PathLike[str], **options: Any) -> Any:
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be loaded from its config.json and weights: "
-            f"{type(error).__name__}: {error}"
+            f"{path} cannot be loaded; check that its config.json and weights belong together, or "
+            f"download or save them again: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -225,7 +225,9 @@ def _saved_config(path: str | PathLike[str]) -> Any:
         saved = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except OSError as error:
         if Path(path, CONFIG).is_file():
-            raise ValueError(f"{path}: {CONFIG} cannot be read: {error}") from error
+            raise ValueError(
+                f"{path}: {CONFIG} cannot be read; correct it, or download it again: {error}"
+            ) from error
         raise OSError(
             f"{str(path)!r} is neither a folder with a model nor a Hub id that can be reached; "
             f"pass a local folder, or connect to the Hub. {error}"
@@ -236,7 +238,9 @@ def _saved_config(path: str | PathLike[str]) -> Any:
                 f"{path} brings its own Python code, which hf_rmt does not run; load it with "
                 "from_pretrained(..., trust_remote_code=True) and pass the loaded model"
             ) from error
-        raise ValueError(f"{path}: {CONFIG} cannot be read: {error}") from error
+        raise ValueError(
+            f"{path}: {CONFIG} cannot be read; correct it, or download it again: {error}"
+        ) from error
     check_method(path, getattr(saved, "quantization_config", None))
     return saved
 

@@ -99,10 +99,10 @@ def converted_parameters(model: Any) -> dict[str, str]:
 
 @register_rule
 def converted(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers that are not compressed because their weight is not one tensor of the checkpoint.
+    """The layers that stay dense because transformers makes their weight from other tensors.
 
-    In the checkpoint, low-rank factors cannot replace such a weight. The result gives the reason,
-    by the name of the layer.
+    The checkpoint holds these other tensors. So it has no single tensor that low-rank factors could
+    replace. The result maps the name of each layer to the reason.
     """
     found = {}
     for prefix, part in transformers_models(model).items():
@@ -183,7 +183,10 @@ def auto_mapping(auto: Any) -> Any:
 
 
 def task_of(auto: str) -> str | None:
-    """The first pipeline task whose models this Auto class loads; None if there is no such task."""
+    """The first pipeline task whose models an Auto class loads; None if there is none.
+
+    `auto` is the name of the class. For `AutoModel`, whose models have no head, the result is None.
+    """
     from transformers.pipelines import SUPPORTED_TASKS
 
     for task, entry in SUPPORTED_TASKS.items():

@@ -68,7 +68,7 @@ class RMTLoader(HfQuantizer):
 
     @property
     def is_qat_trainable(self) -> bool:
-        """True, because full training is allowed; only the stored noise of weights is frozen."""
+        """True, because training is allowed; only the stored noise (see `NoiseStore`) is frozen."""
         return True
 
     def is_serializable(self) -> bool:
@@ -76,7 +76,10 @@ class RMTLoader(HfQuantizer):
         return True
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Remove from a config the alarm that `hf_rmt.huggingface.saving.alarm` describes."""
+        """Remove from a config the alarm, a text that `hf_rmt.huggingface.saving.alarm` explains.
+
+        The text stands where the config names the attention implementation.
+        """
         config._attn_implementation = without_alarm(config._attn_implementation)
         return config
 
@@ -144,10 +147,10 @@ def uninstall_saving(model: Any) -> None:
 
 
 def put_recorded(model: nn.Module, layer: LayerPlan) -> None:
-    """Replace a dense layer of a model by the compressed layer that `layer`, a record, describes.
+    """Replace a dense layer of a model by an empty compressed layer, as its record says.
 
-    Its values are loaded later. If the record has a step activation (see `StepActivation`), it is
-    put in too.
+    The record is `layer`. The values of the new layer are loaded later. If the record has a step
+    activation (see `StepActivation`), it is put into the model too.
 
     Raises:
         ValueError: If the record does not fit the layer. The error names the layer and the reason.
@@ -168,7 +171,7 @@ def _watch_missing(model: Any, where: str) -> None:
     """Make transformers call our check of the loaded files before it fills in missing tensors.
 
     Without this check, missing tensors would get random numbers. The check is the function
-    `_found_all`. `where` names the files in its errors.
+    `_found_all`. `where` is the names of the files, for its error messages.
     """
     model.mark_tied_weights_as_initialized = partial(_found_all, model, where)
 
@@ -191,7 +194,7 @@ def runtime_names(
 ) -> CompressionPlan:
     """Find in a model the compressed layers that a saved model recorded.
 
-    The model may have another head than the saved model, or none. A head is the layers for a task.
+    The model may have another head (the last layers, for a task) than the saved model, or none.
 
     Args:
         model: A transformers model.

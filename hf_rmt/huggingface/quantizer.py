@@ -93,8 +93,8 @@ def layers_left(model: Any, config: RMTConfig) -> list[str]:
     """Names of the layers that a config selects, in a model that may be partly compressed.
 
     Raises:
-        ValueError: If a selected layer is compressed already, a target of the config matches no
-            layer, or no layer is left to compress.
+        ValueError: If a selected layer is compressed already, `target_modules` of the config
+            matches no layer, or no layer is left to compress.
     """
     before = compressed_layers(model)
     if not before:
@@ -113,7 +113,10 @@ def layers_left(model: Any, config: RMTConfig) -> list[str]:
 
 
 def quantized_already(name: str, method: object, remedy: str) -> ValueError:
-    """The error for a model or layer that is quantized already."""
+    """The error to raise for a model or layer, called `name`, that is quantized already.
+
+    `remedy` says what the user can do instead of loading the original model.
+    """
     return ValueError(
         f"{name} is quantized already with {method!r}; load the original model, or {remedy}"
     )

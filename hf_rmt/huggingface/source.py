@@ -183,7 +183,8 @@ def _has_weights(folder: Path, *, besides: re.Pattern[str] | None = None) -> boo
 def _modules(folder: Path) -> set[str]:
     """Names of the folders inside `folder` that hold the modules of a sentence encoder.
 
-    They belong to the model, so their weights are copied too. Other models have none.
+    They belong to the model, so their weights are copied too. For other models the set is
+    empty.
     """
     try:
         entries = json.loads((folder / MODULES).read_text(encoding="utf-8"))
@@ -214,7 +215,7 @@ def _only_gguf(folder: Path) -> bool:
 
 
 def processors(source: str | PathLike[str]) -> list[Any]:
-    """The tokenizer and the image processor of a folder or Hub id; those that exist."""
+    """List the tokenizer and the image processor of a folder or Hub id, if they exist."""
     found = []
     for processor in (AutoTokenizer, AutoImageProcessor):
         try:

@@ -208,7 +208,7 @@ def _equivalent(
     layers = layer_moments(activations, tau=known.tau)
     if tangent and not np.isfinite([layer.slope_second_moment for layer in layers]).all():
         raise ValueError(
-            "an activation that jumps has no NTK, because the mean of s'^2 is infinite; use "
+            "an activation that jumps has no NTK: the mean square of its slope is infinite; use "
             "conjugate_kernel_equivalent"
         )
     gram = inputs @ inputs.T

@@ -1,6 +1,6 @@
 """Exact kernels of infinitely wide networks with Gaussian weights, for any data.
 
-A kernel is a matrix that compares the inputs of a network.
+A kernel is a matrix that compares the inputs of a network; see `hf_rmt.kernels`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ def exact_kernels(
 ) -> Kernels:
     """Conjugate kernel (CK) and neural tangent kernel (NTK) of an infinitely wide network.
 
-    The symbols are those of `hf_rmt.kernels`, where the kernels are defined. The inputs have the
-    kernels K_0 = NTK_0 = X'X. Layer l has the CK K_l = E[s(u) s(v)] and the NTK
-    NTK_l = K_l + NTK_{l-1} o E[s'(u) s'(v)], where o is the entrywise product. For two inputs, u
-    and v are Gaussian: K_{l-1} holds their covariance, and rho is their correlation. Let c_k(u) be
-    the Hermite coefficients of s(tau xi) (see `HermiteSeries`), where tau^2 is the variance of u.
-    Then E[s(u) s(v)] = sum_k rho^k c_k(u) c_k(v). The sum stops at a k beyond which the terms are
-    negligible for the largest correlation. This k does not depend on the norms of the inputs,
-    because sum_k c_k^2 = E s^2. For relu, closed formulas replace the sum: the arc-cosine kernels.
+    `hf_rmt.kernels` explains the symbols and defines the two kernels. The inputs have the kernels
+    K_0 = NTK_0 = X'X. Layer l has the CK K_l = E[s(u) s(v)] and the NTK
+    NTK_l = K_l + NTK_{l-1} o E[s'(u) s'(v)], where o is the entrywise product. Here u and v are the
+    arguments of s for two inputs. They are Gaussian, K_{l-1} holds their covariance, and rho is
+    their correlation. Then E[s(u) s(v)] = sum_k rho^k c_k(u) c_k(v), where the c_k(u) are the
+    Hermite coefficients of s (see `HermiteSeries`) at the scale tau, the standard deviation of u.
+    The sum stops at a k beyond which the terms are negligible for the largest correlation. This k
+    does not depend on the norms of the inputs, because sum_k c_k^2 = E s^2. For relu, closed
+    formulas replace the sum: the arc-cosine kernels.
 
     Args:
         data: Inputs divided by sqrt p, shape (samples, features): the rows are the x_i.
@@ -125,7 +126,7 @@ def _degree(correlation: Array) -> int:
 def _check_correlations(kernel: Array | None, activation: Activation) -> None:
     """Raise if a kernel gives two inputs a correlation above 1.
 
-    Then the sum of the Hermite series in `exact_kernels` was inexact.
+    Such a value means that the Hermite series in `exact_kernels` was summed inexactly.
     """
     if kernel is None:
         return

@@ -127,11 +127,12 @@ def ternary_patterns(problem: MatchingProblem) -> Iterator[Pattern]:
 
 
 def quantized_patterns(problem: MatchingProblem, levels: int) -> Iterator[Pattern]:
-    """Two starting points of the search for a step activation with levels + 1 values.
+    """Two starting points of the search for a step activation with `levels` + 1 values.
 
-    They are the best approximations of the functions (f + q) / 2 and q by functions with this
-    number of values (see `quantized`). Here f is the activation of `problem`, shifted and scaled to
-    mean 0 and variance 1, and q is `MatchingProblem.quadratic`.
+    A step activation is piecewise constant. One starting point approximates the function
+    (f + q) / 2, and the other approximates q; see `quantized`. Here f is the activation of
+    `problem`, shifted and scaled to mean 0 and variance 1 for normal arguments, and q is
+    `MatchingProblem.quadratic`.
     """
     function = resolve_activation(problem.activation)
     stretch = problem.target.tau

@@ -34,7 +34,7 @@ class GaussianMoments:
         tau: Standard deviation of the argument tau xi, > 0.
         derivative_means: E s^(k)(tau xi), the mean k-th derivative, k = 0, 1, ...
         variance_slopes: r-th derivatives of E[(s(tau xi) - c)^2] with respect to tau^2, r = 0..3,
-            where the constant c is m0 at this tau.
+            where the constant c is the mean of s at this tau.
         slope_slopes: r-th derivatives of E[s'(tau xi)^2] with respect to tau^2, r = 0..2; infinite
             if s jumps.
 
@@ -51,7 +51,7 @@ class GaussianMoments:
 
     @property
     def m0(self) -> float:
-        """The mean E s(tau xi), which the theory subtracts from s; see `GaussianMoments`."""
+        """The mean E s(tau xi) of the activation; symbols as in `GaussianMoments`."""
         return self.derivative_means[0]
 
     @property
@@ -77,37 +77,39 @@ class GaussianMoments:
 
     @property
     def second_moment(self) -> float:
-        """The mean square E s(tau xi)^2, without a subtracted mean; see `GaussianMoments`."""
+        """The mean square E[s(tau xi)^2]; no mean is subtracted; see `GaussianMoments`."""
         return self.variance_slopes[0] + self.m0**2
 
     @property
     def slope_second_moment(self) -> float:
-        """The mean squared slope E s'(tau xi)^2; infinite if s jumps; see `GaussianMoments`."""
+        """The mean squared slope E[s'(tau xi)^2], see `GaussianMoments`; infinite if s jumps."""
         return self.slope_slopes[0]
 
     @property
     def tau_out(self) -> float:
-        """The standard deviation sqrt(E[s^2] - m0^2) of the activation s, which has the mean m0.
+        """The standard deviation sqrt(E[s^2] - m0^2) of the outputs of s; m0 is their mean.
 
-        The inputs of the next layer's activation have this standard deviation, if each neuron has
-        weights with a sum of squares of 1.
+        The inputs of the next layer's activation have the same standard deviation, if the squared
+        weights of each neuron sum to 1. For s and E, see `GaussianMoments`.
         """
         return float(np.sqrt(self.variance_slopes[0]))
 
     @property
     def d0(self) -> float:
-        """The multiple of the identity in one layer's kernel, E[s^2] - E[s]^2 - tau^2 E[s']^2.
+        """The coefficient E[s^2] - E[s]^2 - tau^2 E[s']^2 of the identity in one layer's kernel.
 
-        This kernel is the Gram matrix of the outputs. For s, tau and E, see `GaussianMoments`.
+        The kernel is the Gram matrix of the outputs of a wide layer. This matrix is approximately
+        d0 I + d1 X'X plus a low-rank part, where the columns of X are the inputs. For s, tau and E,
+        see `GaussianMoments`.
         """
         return self.variance_slopes[0] - self.tau**2 * self.d1
 
     @property
     def d1(self) -> float:
-        """The coefficient E[s']^2 of the linear kernel X'X in one layer's kernel.
+        """The coefficient E[s']^2 of X'X in one layer's kernel; E[s'] is the mean slope.
 
-        This kernel is the Gram matrix of the outputs. The columns of X are the inputs, and E[s'] is
-        the mean slope of the activation.
+        The kernel is the Gram matrix of the outputs of a wide layer. This matrix is approximately
+        d0 I + d1 X'X plus a low-rank part, where the columns of X are the inputs.
         """
         return self.m1**2
 
@@ -116,8 +118,9 @@ class GaussianMoments:
         """The coefficient E[s'']^2 / 4 of the low-rank part in one layer's kernel.
 
         E[s''] is the mean second derivative of the activation. The kernel is the Gram matrix of the
-        outputs. Its low-rank part is the part that depends on the inputs only through their norms
-        and classes.
+        outputs of a wide layer. This matrix is approximately d0 I + d1 X'X plus the low-rank part,
+        where the columns of X are the inputs. The low-rank part depends only on the norms and
+        classes of the inputs.
         """
         return self.m2**2 / 4
 

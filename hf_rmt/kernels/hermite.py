@@ -26,11 +26,11 @@ TINY = float(np.finfo(float).tiny)
 
 @dataclass(frozen=True)
 class HermiteSeries:
-    """Hermite series of an activation s, minus its mean, at n scales tau of its inputs.
+    """Hermite series of an activation s, minus a constant, at n scales tau of its inputs.
 
-    Let xi be a standard normal number. Then s(tau xi) - mean is the sum over k of
-    c_k He_k(xi) / sqrt(k!), where He_k are the Hermite polynomials. E is the mean over xi, and s'
-    is the slope of s.
+    Let xi be a standard normal number. The constant is `mean`, an argument of `hermite_series`.
+    Then s(tau xi) - mean is the sum over k of c_k He_k(xi) / sqrt(k!), where He_k are the Hermite
+    polynomials. E is the expectation over xi, and s' is the slope of s.
 
     Args:
         scales: The n scales tau, shape (n,).
@@ -60,9 +60,9 @@ def hermite_series(
     """The Hermite series of an activation s, for many variances of its argument.
 
     A table is computed at Chebyshev nodes in the logarithm of the variance, and interpolated. It
-    holds the coefficients c_k of `HermiteSeries`, divided by the root mean square of s - mean. It
-    does not hold the mean derivatives c_k sqrt(k!) / tau^k. They change by many orders of magnitude
-    over the range of variances, so no polynomial fits them.
+    holds the coefficients c_k of `HermiteSeries`, divided by the root mean square of s - mean. Mean
+    derivatives, which are c_k sqrt(k!) / tau^k, could not be interpolated: they change by many
+    orders of magnitude over the range of variances, so no polynomial fits them.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
@@ -109,11 +109,11 @@ def _stretched(activation: Activation, tau: float) -> Activation:
 
 
 def _interpolated(logs: Array, row: Callable[[float], Array]) -> Array:
-    """The values of a function at n variances, given by their logarithms, shape (row size, n).
+    """The values of `row` at n variances, shape (length of a row, n); `logs` are their logarithms.
 
-    The function `row` takes the scale, the square root of the variance, and returns an array. It is
-    evaluated at fewer than n scales, and its values are interpolated. If the interpolation would
-    need n scales or more, `row` is evaluated at each variance instead.
+    The function `row` takes a scale, which is the square root of a variance, and returns a vector.
+    It is called at fewer than n scales, and its values are interpolated. If the interpolation would
+    need n scales or more, `row` is called at each variance instead.
     """
     middle, half = (logs.max() + logs.min()) / 2, max(np.ptp(logs) / 2, 1e-6)
     nodes = SCALES

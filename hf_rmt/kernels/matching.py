@@ -57,9 +57,9 @@ def match_step_activation(
     `GaussianMoments`. A step with levels=1 is b 1{x < s1 or x > s2} - mean, where b is the height,
     and 1{...} is 1 if the condition holds, and otherwise 0. If the activation has m2 = 0, as tanh
     has, the step is b 1{x > 0} - mean, because then the kernel of the layer (the Gram matrix of the
-    outputs) does not depend on m3. Steps with more levels also have the tau_out of the activation,
-    and then the kernels agree. With levels=1 the kernels differ by a multiple of the identity,
-    which acts like a ridge penalty.
+    outputs) does not depend on m3. Steps with more levels also have the tau_out (standard
+    deviation of the outputs) of the activation, and then the kernels agree. With levels=1 the
+    kernels differ by a multiple of the identity, which acts like a ridge penalty.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
@@ -69,8 +69,8 @@ def match_step_activation(
         step_tau: Scale of the step's argument in the network that has the step; None for `tau`.
         published: Whether to use the step that the published code has in the last layer: b 1{x < r1
             or r2 < x <= r3 or x > r4} - mean with r4 = r3 + r2 - r1. It needs levels=2. A match
-            exists only if the linear and quadratic parts of the activation hold at most 0.66 of its
-            variance.
+            exists only if the best fit of the activation by a polynomial of degree 2 has at most
+            0.66 of its variance.
 
     Returns:
         The step, with its moments and its residual (see `MatchedStep`).
@@ -156,8 +156,8 @@ def match_ternary_activation(activation: Activation, *, tau: float) -> MatchedSt
     the multiple of the identity in the layer's kernel (the Gram matrix of the outputs). A function
     of a normal variable has a best fit by a polynomial of degree 2. For a step with three values,
     this fit has at most 0.83 of the variance of the step. If the fit of the activation has more, as
-    for relu, the d0 of the step is too large by `identity_shift`. No other such step with this d1
-    and d2 has a smaller excess.
+    for relu, the d0 of the step is too large by `MatchedStep.identity_shift`. No other step with
+    three values and with this d1 and d2 has a smaller excess.
 
     Args:
         activation: A name in `ACTIVATIONS`, a function on arrays, or a `StepActivation`.
@@ -220,8 +220,8 @@ def _check_takes_arrays(activation: Activation) -> None:
 def _fewest(problem: MatchingProblem) -> MatchedStep:
     """The step activation with the fewest values that has the moments of an activation.
 
-    The levels are the number of values, minus one. The search starts at a lower bound of this
-    number. The bound follows from `MatchingProblem.needed_share`.
+    The levels are the number of values, minus one. The search starts at the smallest number of
+    levels that `MatchingProblem.needed_share` allows.
     """
     candidates = range(2, MAX_LEVELS + 1)
 

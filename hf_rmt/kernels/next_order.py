@@ -1,12 +1,12 @@
-"""Kernels with the terms of the next order: polynomials of degree 3 in three small quantities.
+"""Kernels as polynomials of degree 3, with more terms than the published formula has.
 
 A kernel is a matrix K(i, j) that compares the inputs x_i and x_j, which have p features. Off the
-diagonal, K(i, j) is a function of g = x_i'x_j, psi_i = |x_i|^2 - tau_0^2 and psi_j, where tau_0^2
-is the mean of |x|^2. All three are of order p^{-1/2}. The polynomials here leave out terms of
-degree 4 and more. So the error of the kernel in operator norm (its largest singular value) is of
-order 1/p. The published formula, order=1 in `equivalents`, keeps fewer terms: the mean of the
-diagonal, and those terms of degree 2 or less whose operator norm does not go to 0 as p grows. Its
-error is of order sqrt(log p / p).
+diagonal, K(i, j) is a function of three small quantities: the inner product g of x_i and x_j,
+psi_i = |x_i|^2 - tau_0^2, and psi_j, where tau_0^2 is the mean of |x|^2. All three are of order
+p^{-1/2}. The polynomials here leave out terms of degree 4 and more. So the error of the kernel in
+operator norm (its largest singular value) is of order 1/p. The published formula, order=1 in
+`equivalents`, keeps fewer terms: the mean of the diagonal, and those terms of degree 2 or less
+whose operator norm does not go to 0 as p grows. Its error is of order sqrt(log p / p).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ is at most 3."""
 def kernel_polynomials(
     layers: tuple[GaussianMoments, ...], *, tangent: bool
 ) -> tuple[Polynomial, Polynomial]:
-    """Two polynomials of a kernel after the given layers: one off the diagonal, one on it.
+    """The kernel after the given layers, as two polynomials: one off the diagonal, one on it.
 
-    A kernel is a matrix that compares inputs. The quantities g, psi_i and psi_j are those of the
-    module `next_order`. A layer with the activation s maps g to
+    A kernel is a matrix that compares inputs. The module `next_order` explains it, and the
+    variables g, psi_i and psi_j of the polynomials. A layer with the activation s maps g to
     sum_k g^k / k! E s^(k)(u) E s^(k)(v), where E is the mean and s^(k) the k-th derivative. Here u
     and v are Gaussian, and their variances are tau^2 plus small deviations.
 
@@ -71,10 +71,11 @@ def kernel_polynomials(
 
 
 def evaluate(cross: Polynomial, diagonal: Polynomial, gram: Array, psi: Array) -> Array:
-    """The kernel of n inputs, from the two polynomials that `kernel_polynomials` returns.
+    """The kernel (an n x n matrix) of n inputs, from the result of `kernel_polynomials`.
 
-    They are evaluated at g = gram, the inner products of the inputs, shape (n, n), and at psi, the
-    squared norms minus tau_0^2 (the mean squared norm), shape (n,).
+    `cross` is the polynomial off the diagonal, and `diagonal` the one on it. `gram` holds the inner
+    products of the inputs, shape (n, n). `psi` holds their squared norms minus the mean squared
+    norm, shape (n,).
     """
     kernel = np.zeros_like(gram)
     for power in range(DEGREE, -1, -1):
@@ -90,12 +91,13 @@ def evaluate(cross: Polynomial, diagonal: Polynomial, gram: Array, psi: Array) -
 def _lifted(
     cross: Polynomial, deviation: Polynomial, moments: GaussianMoments, *, order: int
 ) -> Polynomial:
-    """The polynomial of a kernel, off the diagonal, after one more layer.
+    """The polynomial of a kernel off its diagonal, after one more layer; see `kernel_polynomials`.
 
-    With order=0 the layer has the activation s, and with order=1 the slope s' in place of s. The
-    polynomial is sum_k cross^k / k! M_{k+order}(i) M_{k+order}(j). Here M_k(i) is the mean of the
-    k-th derivative of s for the input i, and `cross` is the polynomial before the layer.
-    `deviation` is the argument's variance for the input i, minus tau^2.
+    `cross` is this polynomial before the layer. With order=0 the layer has the activation s, and
+    with order=1 the slope s' in place of s. The result is
+    sum_k cross^k / k! M_{k+order}(i) M_{k+order}(j), where M_k(i) is the mean of the k-th
+    derivative of s for the input i. `deviation` is the variance of the argument of s for this
+    input, minus tau^2.
     """
     means = (0.0, *moments.derivative_means[1:])
     total: Polynomial = {}

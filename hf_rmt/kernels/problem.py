@@ -54,8 +54,8 @@ class NoMatchError(ValueError):
 class MatchedStep(StepActivation):
     """A step activation (a function with a few values) that replaces another activation.
 
-    The scale of an activation is the standard deviation of the argument. At the scale of the step,
-    the mean of the step is 0.
+    The scale of an activation is the standard deviation of its argument. For normal arguments of
+    the step's scale, the outputs of the step have the mean 0.
 
     Args:
         thresholds: Points where the value changes, ascending.
@@ -74,10 +74,10 @@ class MatchedStep(StepActivation):
 
     @property
     def identity_shift(self) -> float:
-        """The multiple of the identity that the step adds to the Gram matrix of a layer's outputs.
+        """What the step activation adds to the diagonal of the Gram matrix of a layer's outputs.
 
-        It is the variance of the step's outputs (tau_out^2), minus that of the replaced
-        activation's outputs. This multiple acts like the penalty of ridge regression.
+        It is one number: the variance of the step's outputs (tau_out^2), minus the variance of the
+        replaced activation's outputs. It acts like the penalty of ridge regression.
         """
         return self.moments.variance_slopes[0] - self.target.variance_slopes[0]
 
@@ -113,18 +113,18 @@ class MatchingProblem:
 
     @property
     def needed_share(self) -> float:
-        """The fraction of a step's variance that its linear and quadratic parts must hold.
+        """The share of a step activation's variance that must be linear and quadratic.
 
-        A step is a step activation, and `quadratic` is the sum of these two parts. The fraction is
-        needed only if the variance of the outputs has to match that of the replaced activation.
+        `quadratic` gives the linear plus the quadratic part. A step activation needs this share
+        only if the variance of its outputs has to match that of the replaced activation.
         """
         return float(self.goal[0] ** 2 + self.goal[1] ** 2 / 2)
 
     def quadratic(self, xi: Array) -> Array:
-        """The polynomial of degree 2 that is nearest to a step activation that meets the goal.
+        """The linear plus the quadratic part of a step activation, at standard normal `xi`.
 
-        It is the linear plus the quadratic part of the step activation, at arguments xi of
-        variance 1.
+        All step activations that meet `goal` have the same two parts. Their sum is the polynomial
+        of degree 2 that is nearest to such a step activation in mean square.
         """
         return self.goal[0] * xi + self.goal[1] * (xi**2 - 1) / 2
 

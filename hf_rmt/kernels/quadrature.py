@@ -45,7 +45,8 @@ class Rule:
 def piecewise_quadrature(function: Function) -> Rule:
     """Nodes and weights for means E g(xi, f(xi), f'(xi)) over a standard normal xi.
 
-    The mean E of any function g is the sum of weights times g. The nodes are Gauss-Legendre nodes
+    E is the mean over xi, and f' is the slope of f. For any function g, the mean is the sum over
+    the nodes xi of weight times g(xi, f(xi), f'(xi)). The nodes are Gauss-Legendre nodes
     on short intervals, called panels. A panel is halved until the last terms of the Legendre series
     of f on it are negligible. At a kink or jump the last panel is as narrow as the rounding of xi.
 
@@ -102,8 +103,9 @@ def _evaluate(function: Function, nodes: Array) -> Array:
     values = np.asarray(function(nodes), float)
     if values.shape != nodes.shape or not np.isfinite(values).all():
         raise ValueError(
-            f"the activation must map arrays elementwise to finite numbers, got shape "
-            f"{values.shape} for {nodes.shape} and {np.sum(~np.isfinite(values))} values that are "
-            "nan or inf; vectorise it, or pass one that is finite"
+            "the activation must return finite numbers in an array of the same shape, got shape "
+            f"{values.shape} for an input of shape {nodes.shape}, and "
+            f"{np.sum(~np.isfinite(values))} values that are nan or inf; vectorise it, or pass one "
+            "that is finite"
         )
     return values

@@ -1,4 +1,4 @@
-"""The best approximation of a function by a few values.
+"""Finds the function with a few values that is the best approximation of a given function.
 
 The search for step activations, which are functions with a few values, starts from it.
 """
@@ -37,10 +37,10 @@ class Quantizer:
 def quantized(function: Function, levels: int) -> Quantizer:
     """The function of few values that is nearest to f(xi) in mean square; xi is standard normal.
 
-    Lloyd's algorithm finds it. Each of its rounds replaces each value by the mean of f over the xi
-    where f is nearest to this value. No step function with this number of values has a larger
-    correlation with f. So no such function can match a larger fraction of the variance of f than
-    the `share` of the result.
+    Lloyd's algorithm finds it in rounds. In each round, each value takes the f(xi) that are nearest
+    to it, and becomes their mean. No step function with this number of values has a larger
+    correlation with f. So none matches a larger fraction of the variance of f. The `share` of the
+    result is this fraction.
 
     Args:
         function: The function f, which takes arrays.

@@ -151,9 +151,9 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     @property
     def memory_bits_(self) -> int:
-        """Bits of the packed weights, the means of the inputs, and the arrays of the step.
+        """Bits of the packed weights, of the means of the inputs, and of the step activation.
 
-        These arrays are its thresholds and heights.
+        The step activation is stored as its thresholds and heights.
         """
         check_is_fitted(self)
         step = 64 * (len(self.activation_.thresholds) + len(self.activation_.heights))
@@ -213,7 +213,7 @@ class TernaryRandomFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     def _signs(self, rows: slice) -> NDArray[np.int8]:
         """Unpack the signs -1, 0 or 1 of the weights in some rows of W, shape (rows, n_features).
 
-        They are sqrt(1 - sparsity) times the weights.
+        A weight in W is its sign divided by sqrt(1 - sparsity).
         """
         bits = np.unpackbits(self.packed_weights_[:, rows], axis=2, count=self.n_features_in_)
         nonzero, negative = bits.view(np.int8)

@@ -87,20 +87,20 @@ def simulated_kernels(
     """Conjugate kernel and neural tangent kernel (NTK) of one random network.
 
     Both are Gram matrices: the first of the outputs of the last hidden layer, the second of the
-    gradients. The network is f(x) = w's_L(W_L ... s_1(W_1 x)), with random weights w and W_l and
-    activations s_l (w' is the transpose of w). All layers have the width d, and every s_l is
+    gradients. The network is f(x) = w . s_L(W_L ... s_1(W_1 x)), with random weights w and W_l and
+    activations s_l (the dot is the inner product). All layers have the width d, and every s_l is
     divided by sqrt d.
 
     A Gaussian layer depends on the layers below only through their Gram matrix. So only this matrix
     is kept in memory, and the outputs of a wide layer need not fit there. The NTK of layer l is K_l
     + NTK_{l-1} o S. Here K_l is the conjugate kernel of layer l, o is the entrywise product, and S
-    is the mean of s'(u) s'(v) over the units of the layer, where u and v are the arguments of s for
-    two inputs.
+    is the mean of s'(u) s'(v) over the units of the layer. There u and v are the arguments of s for
+    two inputs, and s' is the slope of s.
 
     Args:
         data: Inputs of the first layer, shape (samples, features).
-        activations: One activation for each hidden layer; its mean is subtracted here, at the scale
-            that follows from tau.
+        activations: One activation for each hidden layer. Its mean over normally distributed
+            arguments is subtracted here; their scale follows from `tau`.
         width: The width d of every layer.
         tau: tau_0, the scale of the inputs, as for `exact_kernels`.
         sparsity: Share of zeros of ternary weights; None for Gaussian weights. With ternary

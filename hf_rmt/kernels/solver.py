@@ -24,12 +24,12 @@ normal density is practically 0."""
 
 @dataclass(frozen=True)
 class Pattern:
-    """A family of step functions, and the member where a search for wanted moments starts.
+    """A family of step functions, and the one of them with which the search in `solve` starts.
 
     Args:
         points: Thresholds, ascending, for an argument of variance 1.
         basis: A matrix of shape (cells, values), where the cells are the intervals between the
-            points. The heights of the step in the cells are basis @ values.
+            points. The heights of the step function in the cells are `basis @ values`.
         values: The numbers that give the heights, at the start of the search.
         gaps: An index for each gap between neighbouring points. Gaps with the same index stay
             equal. With None, all gaps are free.
@@ -54,10 +54,10 @@ def solve(pattern: Pattern, goal: Array, weights: Array) -> tuple[Pattern, float
     Args:
         pattern: The family and the start.
         goal: (m1, m2, m3, variance) at tau = 1; see `GaussianMoments`.
-        weights: Weights of the four differences from the goal.
+        weights: Factors by which the four differences from the goal are multiplied.
 
     Returns:
-        The step function, as a `Pattern`, and the Euclidean norm of the weighted differences. If
+        The step function, as a `Pattern`, and the Euclidean norm of the multiplied differences. If
         two of its thresholds meet, the results are the given pattern and infinity.
     """
     family = _Family(pattern)
@@ -82,10 +82,10 @@ def solve(pattern: Pattern, goal: Array, weights: Array) -> tuple[Pattern, float
 
 
 class _Family:
-    """A family of step functions, described by a vector z of unknowns.
+    """The step functions of a `Pattern`, each of which is described by a vector z.
 
-    The unknowns are the first threshold, the logarithms of the gaps between thresholds, and the
-    values.
+    z holds the first threshold, the logarithms of the gaps between thresholds, and the values. Gaps
+    that stay equal share one entry. Fixed values have none.
     """
 
     def __init__(self, pattern: Pattern) -> None:

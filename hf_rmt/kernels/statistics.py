@@ -1,6 +1,6 @@
 """The second-order statistics of a Gaussian mixture: norms of inputs and traces of covariances.
 
-The formulas for kernels, the matrices that compare the inputs of a network, need them.
+They enter the formulas for kernels: matrices that compare each two inputs of a network.
 """
 
 from __future__ import annotations

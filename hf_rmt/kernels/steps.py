@@ -26,7 +26,7 @@ class StepActivation:
 
     Args:
         thresholds: Points where the value changes, ascending, at least one.
-        heights: Values below, between and above the thresholds, one more than thresholds.
+        heights: Values below, between and above the thresholds; k + 1 values for k thresholds.
 
     Raises:
         ValueError: If the thresholds do not ascend or the number of heights is wrong.
@@ -42,9 +42,9 @@ class StepActivation:
     def __post_init__(self) -> None:
         if not self.thresholds or len(self.heights) != len(self.thresholds) + 1:
             raise ValueError(
-                "a step activation must have at least one threshold, and one height more than "
-                f"thresholds, got {len(self.thresholds)} thresholds and {len(self.heights)} "
-                "heights; pass one height for each interval below, between and above the thresholds"
+                "a step activation needs k + 1 heights for k thresholds, with k at least 1, got "
+                f"{len(self.heights)} heights for {len(self.thresholds)} thresholds; pass one "
+                "height for each interval below, between and above the thresholds"
             )
         if not (np.diff(self.thresholds) > 0).all():
             raise ValueError(f"thresholds must ascend, got {self.thresholds}; sort them")
@@ -55,7 +55,7 @@ class StepActivation:
 
     @property
     def levels(self) -> int:
-        """Number of distinct values (heights), minus one; log2(levels + 1) bits hold an output."""
+        """Number of distinct heights, minus one. An output fits into log2(levels + 1) bits."""
         return len(set(self.heights)) - 1
 
     def moments_at(self, tau: float, *, degree: int = DEGREE) -> GaussianMoments:
@@ -88,7 +88,7 @@ class StepActivation:
 
 
 def cell_masses(points: Array) -> Array:
-    """Standard normal probabilities of the cells, the intervals between ascending points."""
+    """Standard normal probabilities of the intervals below, between and above ascending points."""
     return np.diff(ndtr(np.concatenate([[-np.inf], points, [np.inf]])))
 
 
@@ -98,18 +98,19 @@ def normal_density(x: Array) -> Array:
 
 
 def matched_quantities(points: Array, heights: Array) -> tuple[Array, Array, Array]:
-    """The moments (m1, m2, m3, variance) of a step activation at tau = 1, and their derivatives.
+    """The moments m1, m2, m3 and the variance of a step activation, and their derivatives.
 
-    For the moments and tau, see `GaussianMoments`.
+    A step activation is a piecewise constant function. The moments are those of `GaussianMoments`
+    at tau = 1.
 
     Args:
         points: Thresholds, shape (k,).
-        heights: Values of the step below, between and above the thresholds, shape (k + 1,). The
-            mean of the step need not be 0.
+        heights: Values of the function below, between and above the thresholds, shape (k + 1,). The
+            mean of the function need not be 0.
 
     Returns:
-        The four quantities, their derivatives with respect to the points, shape (4, k), and those
-        with respect to the heights, shape (4, k + 1).
+        The moments and the variance, shape (4,); their derivatives with respect to the points,
+        shape (4, k); and those with respect to the heights, shape (4, k + 1).
     """
     heights = heights - heights[0]  # all four are the same, and large equal heights cancel here
     masses, density = cell_masses(points), normal_density(points)
@@ -141,7 +142,7 @@ def _drops(points: Array, density: Array) -> tuple[Array, Array]:
 
     A cell is the interval from a threshold to the next, or from the last one to infinity. phi is
     the normal density, given as `density` at the thresholds. In a narrow cell, plain subtraction
-    would lose digits. They are needed if the step is very high there.
+    would lose digits. They matter if the step activation has a very large value in that cell.
     """
     left, right = points[:-1], points[1:]
     growth = (right - left) * (right + left) / 2
@@ -152,7 +153,10 @@ def _drops(points: Array, density: Array) -> tuple[Array, Array]:
 
 
 def _by_heights(weights: Array) -> Array:
-    """Derivatives of sum_j w_j (h_{j+1} - h_j) with respect to h: [a, b] gives [-a, a - b, b]."""
+    """Derivatives of sum_j w_j (h_{j+1} - h_j) with respect to the numbers h.
+
+    For the weights w = [a, b] they are [-a, a - b, b].
+    """
     return np.concatenate([[0.0], weights]) - np.concatenate([weights, [0.0]])
 
 

@@ -32,7 +32,7 @@ def matrix_shape(module: Any) -> tuple[int, int]:
 
 
 def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
-    """The compressed layers of a model, by their names in `model.named_modules()`."""
+    """A dict from names in `model.named_modules()` to the compressed layers of a model."""
     found = model.named_modules()
     return {name: part for name, part in found if isinstance(part, CompressedLayer)}
 
@@ -49,7 +49,7 @@ def check_in_memory(model: nn.Module) -> None:
 
 
 def not_in_memory(name: str) -> ValueError:
-    """The error which says that the tensors of the layer of this name are not in memory."""
+    """The error which says that the tensors of the layer `name` are not in memory."""
     return ValueError(
         f"the weight of {name!r} is offloaded or on the meta device, where there is nothing to "
         "read; load the model without offloading"
@@ -109,8 +109,8 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
     if "function" in step:
         if not isinstance(layer, TernaryLinear):
             raise ValueError(
-                "only a ternary layer can hold the step activation of a function that forward "
-                f"calls, and {linear!r} is a {type(layer).__name__}; compress the model again"
+                "only a ternary layer can hold a step activation that replaces a function, and "
+                f"{linear!r} is a {type(layer).__name__}; compress the model again"
             )
         layer.step = StepBefore(*points, values=step["values"], slopes=step["slopes"], **told)
         layer.step.train(layer.training)
@@ -121,7 +121,7 @@ def place_step(model: nn.Module, linear: str, step: Mapping[str, Any]) -> None:
 
 
 def check_activation(model: nn.Module, linear: str, name: str) -> None:
-    """Raise an error if a module beside a linear layer cannot be an activation.
+    """Raise an error if a module is no activation, or is not beside a given linear layer.
 
     Args:
         model: The model.
@@ -147,10 +147,10 @@ def check_activation(model: nn.Module, linear: str, name: str) -> None:
 def empty_layer(dense: nn.Module, plan: LayerPlan) -> CompressedLayer:
     """Make a compressed layer of the kind that a plan names; its tensors are filled later.
 
-    The layer is on the device of the dense layer that it replaces.
+    The layer is on the device of the dense (not compressed) layer that it replaces.
 
     Args:
-        dense: The dense layer.
+        dense: The layer to replace.
         plan: The plan of this layer, which was saved with the model.
 
     Raises:
@@ -187,6 +187,6 @@ def paired_name(name: str, prefix: str, known: Collection[str]) -> str | None:
 
 
 def undoing(model: nn.Module) -> str:
-    """The line of code that makes a compressed model dense again, for use in messages."""
+    """The line of code that undoes the compression of a model, as text for error messages."""
     plain = "model = hf_rmt.export_dense(model)"
     return "model.dequantize()" if hasattr(model, "dequantize") else plain

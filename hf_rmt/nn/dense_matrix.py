@@ -1,8 +1,9 @@
-"""Which dense layers have one weight matrix, and how to convert weight to matrix and back.
+"""Tells which dense layers have one weight matrix, and converts weights to matrices and back.
 
-A matrix has shape (out, in). It is the weight of a linear layer, or the transposed weight of a
-`Conv1D` of transformers. For a convolution it is the kernel with each filter as a row, shape (out,
-in k_h k_w), where the kernel has the height k_h and the width k_w.
+A dense layer is one that is not compressed. A matrix has shape (out, in). It is the weight of a
+linear layer, or the transposed weight of a `Conv1D` of transformers. For a convolution it is the
+kernel with each filter as a row, shape (out, in k_h k_w), where the kernel has the height k_h and
+the width k_w.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def is_plain_convolution(module: nn.Module) -> bool:
 
 
 def why_no_matrix(module: nn.Module) -> str:
-    """Why a convolution is left dense (not compressed); empty for any other layer."""
+    """Why a convolution stays dense (not compressed).
+
+    The text is empty for a convolution that can be compressed, and for any other layer.
+    """
     if not is_convolution(module) or has_matrix(module):
         return ""
     if getattr(module, "transposed", False):

@@ -16,10 +16,10 @@ NOTHING: tuple[Any, Any, tuple[Tensor, ...]] = (None, None, ())
 
 
 class Kept:
-    """A cache of one value; it also holds the key, and the tensors that the key describes.
+    """A cache of one value that was made from tensors.
 
-    The key holds the addresses of the tensors; see `identities`. The tensors are kept as well: if
-    they were freed, other tensors could get the same addresses.
+    The value is found by a key that describes the tensors; see `identities`. The cache also holds
+    the tensors: if they were freed, other tensors could get the same addresses.
     """
 
     __slots__ = ("_state",)
@@ -33,9 +33,10 @@ class Kept:
         return value if known == key else None
 
     def put(self, key: Any, value: Any, tensors: Iterable[Tensor]) -> None:
-        """Keep `value` under `key`, in place of the value that was kept before.
+        """Keep `value`, which was made from `tensors`, in place of the value kept before.
 
-        Do nothing if one of the tensors is an inference tensor, which does not count writes.
+        Do nothing if one of the tensors is an inference tensor: torch does not count writes to it,
+        so `key` (see `identities`) would not change with it.
         """
         tensors = tuple(tensors)
         if not any(tensor.is_inference() for tensor in tensors):

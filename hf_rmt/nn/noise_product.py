@@ -1,6 +1,6 @@
 """Merges signal and noise, the two parts of a weight, or multiplies inputs by the noise alone.
 
-`SpikedLinear` explains the two parts. The product with the noise has derivatives.
+`SpikedLinear` explains the two parts. The product with the noise can be differentiated.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from hf_rmt.nn.transforms import is_differentiating
 
 
 class CompiledNoiseProduct(torch.autograd.Function):
-    """The noise part of a weight, applied to x; `backward` unpacks the noise again, to save memory.
+    """Multiplies inputs x by the noise part of a weight.
 
-    `SpikedLinear` explains the noise part. torch.compile can trace this function, because it has no
-    `jvp` (forward-mode derivative).
+    `SpikedLinear` explains the noise part. To save memory, it is unpacked again in `backward`.
+    torch.compile can trace this function, because it has no `jvp` (forward-mode derivative).
     """
 
     generate_vmap_rule = True
@@ -41,14 +41,14 @@ class CompiledNoiseProduct(torch.autograd.Function):
 
 
 class NoiseProduct(CompiledNoiseProduct):
-    """The noise part of a weight, applied to x, with derivatives of any order.
+    """Multiplies inputs x by the noise part of a weight, with derivatives of any order.
 
-    The derivatives are backward or forward-mode. `SpikedLinear` explains the noise part.
+    Reverse mode and forward mode both work. `SpikedLinear` explains the noise part of a weight.
     """
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        """The derivative along a tangent of x: the noise part, applied to the tangent."""
+        """The forward-mode derivative: the weight's noise part, applied to a tangent of x."""
         return NoiseProduct.apply(tangent, ctx.layer)
 
 
@@ -63,15 +63,15 @@ class Transposed:
     shape: torch.Size
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        """The gradient with respect to x; `gradient` is that of the noise part applied to x."""
+        """The gradient with respect to the input x, from the gradient of the output."""
         noise = self.layer.noise.dense(gradient.dtype, scratch=True)
         return self.layer._gradient(gradient, noise, self.shape)
 
 
 class NoiseGradient(torch.autograd.Function):
-    """The transposed noise part of a weight, applied to a gradient.
+    """Multiplies an output's gradient by the transposed noise part of a weight.
 
-    `SpikedLinear` explains the noise part. The derivatives of the product unpack it again.
+    `SpikedLinear` explains the noise part. The backward pass of this function unpacks it again.
     """
 
     generate_vmap_rule = True
@@ -88,27 +88,27 @@ class NoiseGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The noise matrix applied to the gradient, because two transpositions cancel."""
+        """The weight's noise part, not transposed, applied to the gradient."""
         return NoiseProduct.apply(gradient, ctx.transposed.layer), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        """The derivative along a tangent of `gradient`: the same map, applied to the tangent."""
+        """The forward-mode derivative: the transposed noise, applied to a tangent of `gradient`."""
         return NoiseGradient.apply(tangent, ctx.transposed)
 
 
 def noise_product(x: Tensor, layer: Any) -> Tensor:
-    """The noise part of the weight of a `SpikedLinear`, applied to x, with derivatives."""
+    """Apply the noise part of a `SpikedLinear`'s weight to x; the result can be differentiated."""
     if torch.compiler.is_compiling():
         return CompiledNoiseProduct.apply(x, layer)
     return NoiseProduct.apply(x, layer)
 
 
 def noise_gradient(gradient: Tensor, layer: Any, shape: torch.Size) -> Tensor:
-    """The gradient with respect to x, if the outputs are the noise part of the weight applied to x.
+    """The gradient with respect to the input x of `noise_product`, from that of its output.
 
     Args:
-        gradient: Gradient with respect to the outputs.
+        gradient: Gradient with respect to the output.
         layer: A `SpikedLinear`.
         shape: Shape of x.
 

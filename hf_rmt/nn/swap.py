@@ -128,7 +128,7 @@ def why_not_swapped(module: nn.Module) -> str:
 
 
 def user_attributes(module: nn.Module) -> list[str]:
-    """Names of the attributes that a user, and no library, has set on a module."""
+    """Names of a module's attributes that were set by a user, not by a class or a library."""
     given, is_layer, kind = _given(module), _is_layer(module), type(module)
     return [
         key
@@ -140,7 +140,7 @@ def user_attributes(module: nn.Module) -> list[str]:
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module is a linear layer, a convolution or a compressed layer.
 
-    The attributes that the classes of these layers set are known. A user has set all others.
+    For such a layer it is known which attributes its class sets. A user has set the others.
     """
     return isinstance(module, CompressedLayer | nn.Linear | nn.Conv2d) or is_conv1d(module)
 

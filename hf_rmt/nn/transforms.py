@@ -1,6 +1,7 @@
-"""Tells whether derivatives may be needed.
+"""Tells whether derivatives may be needed, and whether torch compiles, traces or transforms code.
 
-If so, the matrix products of this package use autograd functions of their own, which give them.
+If derivatives may be needed, the matrix products of this package run as autograd functions, with
+derivatives of their own.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ _peek = torch._C._functorch.peek_interpreter_stack
 def is_differentiating() -> bool:
     """Whether gradients are enabled, or a transform of `torch.func` such as `vmap` is active.
 
-    If so, matrix products that round their inputs, or that write into their own memory, use rules
-    of their own for derivatives. If not, they compute the product directly.
+    Some matrix products round their inputs or write into memory of their own, so autograd cannot
+    follow them. If this function returns True, they run as autograd functions that define their
+    derivatives. If it returns False, they compute the product directly.
     """
     return torch.is_grad_enabled() or is_transformed()
 
@@ -35,7 +37,7 @@ def is_transformed() -> bool:
 def runs_plainly() -> bool:
     """Whether torch only runs this code: it does not compile, export, trace or transform it.
 
-    Layers call this in each forward pass. It is one function, because calls take time.
+    Layers call this in each forward pass. It makes all these tests in one call, to save time.
     """
     return not (
         torch.compiler.is_compiling()

@@ -67,13 +67,13 @@ class LayerPlan:
         kind: Kind of the new layer: `spiked` holds a signal and noise, `ternary` holds one matrix
             of -1, 0 and 1 with scales.
         step: The step activation (a piecewise constant function) that replaces an activation; None
-            if nothing is replaced so. It has `thresholds`, the `heights` of the pieces between
-            them, and `module`, the name of the replaced module. If the model calls its activation
-            as a function f, four other fields stand in place of `module`, because f is still
-            called after the step activation. `function` names f, whose inputs are the heights.
-            `values` and `slopes` are the outputs and derivatives of f at the heights. The fit asks
-            for certain distances between the `values`. f may not be able to return values so far
-            apart. Then all distances are multiplied by `gain`, which is less than 1; else it is 1.
+            if there is none. It has `thresholds` and `heights`, the values between thresholds. If
+            the activation was a module, `module` is its name. If the model calls a function f as
+            its activation, f cannot be removed. The step activation is then put before f, and there
+            are four other fields. `function` is the name of f. `values` and `slopes` are the
+            outputs and derivatives of f at the heights. `gain` is 1 if the outputs of f can be as
+            far apart as they should be; otherwise it is the factor, less than 1, by which their
+            distances are reduced.
     """
 
     name: str
@@ -185,7 +185,7 @@ class CompressionPlan:
 
     @property
     def parameter_share(self) -> float:
-        """Stored parameters of all planned layers, divided by those before compression."""
+        """Number of stored parameters of all layers, divided by the number before compression."""
         dense = sum(layer.entries for layer in self.layers)
         return sum(layer.parameters for layer in self.layers) / dense if dense else 1.0
 
@@ -201,7 +201,7 @@ class CompressionPlan:
 
     @property
     def dropped_energy(self) -> float:
-        """Mean fraction of the squared Frobenius norm that changed layers lose; 0 without any."""
+        """Mean share of its weight's squared norm that a changed layer loses; 0 if none changed."""
         losses = [layer.dropped_energy for layer in self.changed]
         return sum(losses) / len(losses) if losses else 0.0
 

@@ -42,9 +42,10 @@ def is_step(value: object) -> bool:
 
 
 def _fits_function(step: Mapping[str, Any], pieces: int) -> bool:
-    """Whether `values`, `slopes` and `gain` of a step activation before a function are valid.
+    """Whether `values`, `slopes` and `gain` in the record of a step activation are valid.
 
-    A step activation is a piecewise constant function with `pieces` pieces; see `LayerPlan.step`.
+    A step activation is a piecewise constant function with `pieces` pieces. It has these three
+    fields if the model calls another function after it; see `LayerPlan.step`.
     """
     return (
         _are_levels(step["values"], pieces)

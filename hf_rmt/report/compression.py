@@ -1,4 +1,4 @@
-"""The report of a compression: what happened to every layer, and the costs."""
+"""The report of a compression: what happened to each layer, its size, loss and time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CompressionReport:
     """A compression plan in words, tables and figures, whether it was carried out or not.
 
     Args:
-        plan: What happens to which layer.
+        plan: What happens to each layer.
         spectra: The spectra (squared singular values of the weights) on which the plan is based.
             They are saved with the report if they are given.
         sizes: Bytes of the saved weights, and number of parameters of the whole model. Unknown ones
@@ -54,9 +54,10 @@ class CompressionReport:
         return self.timed().table()
 
     def timed(self) -> CompressionReport:
-        """A report with new times: for each layer, compressed time divided by uncompressed time.
+        """A report in which each layer's time is measured: compressed divided by dense.
 
         Printing a report measures these times too. If the machine is busy, the times stay unknown.
+        Without a `clock`, the report itself is returned.
         """
         if self.clock is None:
             return self
@@ -82,7 +83,11 @@ class CompressionReport:
         return self.sizes.share(self.plan.changed_weights)
 
     def summary(self) -> str:
-        """Lines of text: sizes, what was lost, changed share, slow layers, layers left dense."""
+        """Some lines of text about the compressed model.
+
+        They tell sizes, losses, the share of the model's parameters that lie in changed layers,
+        how many layers became slower, and why layers were left dense (not compressed).
+        """
         file, covered = (self.sizes.line(self.plan, name) for name in (FILE, COVERED))
         return "\n".join(filter(None, [file, self._totals(), covered, *self._remarks()]))
 
@@ -133,7 +138,7 @@ class CompressionReport:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of the table, one mapping per layer."""
+        """The rows of the table: for each layer, a dict from column to value."""
         return [_row(layer) for layer in self.plan]
 
     def table(self) -> str:
@@ -142,11 +147,11 @@ class CompressionReport:
         return "\n\n".join(filter(None, [rows, self.explain(), self.summary()]))
 
     def explain(self) -> str:
-        """One sentence for each verdict: what it means and what to do; see `LayerPlan.phase`."""
+        """What each verdict on a spectrum means and what to do about it; see `LayerPlan.phase`."""
         return verdicts.footnotes(layer.phase for layer in self.plan)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: totals, and the plan as `CompressionPlan.from_dict` reads it."""
+        """A dict of JSON values: totals, and the plan for `CompressionPlan.from_dict` to read."""
         plan = self.plan
         totals = {
             "layers": len(plan),
@@ -256,7 +261,7 @@ class CompressionReport:
 
 
 def _why(state: str, layers: Sequence[LayerPlan]) -> str:
-    """A line that says how many layers are in a state for which reason; empty without layers.
+    """A line that counts the layers in a state by their reason; empty if there are no layers.
 
     For example, `Left dense: 3 (all weights are zero); 1 (no reason given)`.
     """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Report(Protocol):
-    """The methods of a report on layers that `save_report` calls."""
+    """A report on layers that `save_report` can write: it must have these methods."""
 
     def __len__(self) -> int: ...
 

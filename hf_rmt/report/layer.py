@@ -41,9 +41,10 @@ class LayerSpectrum:
 
     @property
     def is_misfit(self) -> bool:
-        """Whether the law, the density that theory predicts for noise, fails for this layer.
+        """Whether the law, the density that theory predicts for noise, does not hold here.
 
-        If it fails or could not be fitted, figures show a hollow marker.
+        It is True for the phases `heavy-tailed`, `uneven entries` and `degenerate` (see
+        `SpectrumFit`). Figures then show a hollow marker for the layer.
         """
         return self.fit.phase in MISFITS
 

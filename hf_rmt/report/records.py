@@ -42,7 +42,7 @@ def read(source: str | Path) -> Any:
         source: The text, which starts with a brace or a bracket, or a path.
 
     Returns:
-        Plain values.
+        Plain Python values, such as dicts and lists.
 
     Raises:
         ValueError: If the content is no JSON.
@@ -145,8 +145,8 @@ def parameters_of(law: BulkLaw | None) -> tuple[float | None, float | None, floa
     """The parameters of a law for tables: t, sigma_1^2 and sigma_2^2, with None for missing ones.
 
     The law is the density of eigenvalues that theory predicts for noise. In a `DoubleBulk`, a
-    fraction t of the noise has variance sigma_1^2, and the rest has sigma_2^2. A `PowerLawBulk` has
-    no t, and its variances are the ends of a range. `MarchenkoPastur` has only sigma_1^2.
+    fraction t of the noise has variance sigma_1^2, and the rest has sigma_2^2. In a `PowerLawBulk`,
+    t is missing, and the variances are the ends of a range. `MarchenkoPastur` has only sigma_1^2.
     """
     if isinstance(law, DoubleBulk):
         return law.mixing, *law.variances

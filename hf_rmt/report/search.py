@@ -59,10 +59,10 @@ class SearchReport:
         removal: The fraction of its noise directions to remove from each layer, by the name of the
             layer. Layers that stay unchanged are left out. Noise directions are the singular
             directions of a weight that are not signal; `hf_rmt.spectra` explains signal and noise.
-        curve: Pairs (fraction, metric), sorted by the fraction. For each pair, all layers lose the
-            same fraction of their noise. But if all noise is removed, layers without a signal lose
-            nothing, because nothing would be left of them. So the pair holds the mean fraction over
-            all layers.
+        curve: Pairs (fraction, metric), sorted by the fraction: the metric if each layer loses this
+            fraction of its noise. The pair in which layers lose all noise is an exception: layers
+            without a signal lose nothing in it, because nothing would be left of them, and the
+            fraction is the mean over all layers.
         evaluations: All measurements of the metric, in their order.
         layers: Shape of each layer that was searched, by name.
         plan: What happens to each layer in `removal`.
@@ -109,7 +109,7 @@ class SearchReport:
 
     @property
     def size_ratio(self) -> float:
-        """Bits of the searched layers after the removal, divided by their bits as dense weights."""
+        """Bits of the searched layers after noise is removed, divided by those of dense weights."""
         entries = {name: rows * columns for name, (rows, columns) in self.layers.items()}
         stored = {layer.name: layer.bits / layer.dense_bits for layer in self.plan.compressed}
         kept = sum(count * stored.get(name, 1.0) for name, count in entries.items())
@@ -127,7 +127,7 @@ class SearchReport:
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of the table, one mapping per layer."""
+        """The rows of `table`: for each layer, a mapping from names of columns to values."""
         plans = {layer.name: layer for layer in self.plan}
         rows = []
         for name, shape in self.layers.items():
@@ -156,7 +156,7 @@ class SearchReport:
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as `from_json` reads them."""
+        """The report as a dict of plain JSON values; `to_json` writes them as text."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return records.plain({**values, "plan": self.plan.to_dict()})
 

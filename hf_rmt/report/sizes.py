@@ -1,4 +1,4 @@
-"""Sizes of a compressed model: first the file, then the layers."""
+"""The sizes of a compressed model, as numbers and in words: of its file and of its layers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Sizes:
     """Sizes of a whole model. An unknown size is None, and reports do not mention it.
 
     Args:
-        file: Bytes of the saved weights (before, after the compression), without file headers.
+        file: Bytes of the saved weights before and after compression, without file headers.
         model_parameters: Number of parameters of the whole model before compression, embeddings,
             task heads and experts included.
 
     Raises:
-        ValueError: If a size is negative.
+        ValueError: If a size in `file` is negative, or `model_parameters` is below 1.
     """
 
     file: tuple[int, int] | None = None
@@ -54,23 +54,23 @@ class Sizes:
         return None if self.model_parameters is None else min(weights / self.model_parameters, 1.0)
 
     def facts(self, plan: CompressionPlan) -> list[Fact]:
-        """The known sizes in words: the file, the layers, the share of the model that is changed.
+        """Say in words the sizes of the file and the layers, and which share of the model changed.
 
         Args:
             plan: What happens to which layer.
 
         Returns:
-            Label, numbers and remark of each known size.
+            Three texts for each known size: a label, the numbers and a remark.
         """
         found = [_before_after(FILE, self.file), _layers(plan), self._covered(plan)]
         return [fact for fact in found if fact]
 
     def line(self, plan: CompressionPlan, name: str) -> str:
-        """One of the `facts` as a line of text; empty if the size is not known.
+        """Write one of the `facts` as a line of text; empty if the size is not known.
 
         Args:
             plan: What happens to which layer.
-            name: `FILE` or `COVERED`.
+            name: The label of the size, `FILE` or `COVERED`.
 
         Returns:
             The line.

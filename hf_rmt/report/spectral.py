@@ -62,9 +62,10 @@ class SpectralReport:
         return self.table()
 
     def summary(self) -> str:
-        """One line: how many layers have which verdict on the spectrum, then medians over layers.
+        """One line: the number of layers with each verdict, then medians over the layers.
 
-        The medians are those of the three quantities that `plot_overview` explains.
+        `SpectrumFit.phase` lists the verdicts on a layer's eigenvalues. The medians are those of
+        the three quantities that `plot_overview` explains.
         """
         if not self.layers:
             return "no layers"
@@ -85,12 +86,12 @@ class SpectralReport:
         return f"{text}, Kolmogorov distance {median(distances):.3f}"
 
     def table(self) -> str:
-        """Plain text: one line per layer, what verdicts on spectra mean, then the summary."""
+        """A table in plain text, one line per layer, followed by `explain()` and `summary()`."""
         rows = tables.aligned_table([layer.to_row() for layer in self.layers])
         return "\n\n".join(filter(None, [rows, self.explain(), self.summary()]))
 
     def explain(self) -> str:
-        """One sentence for each verdict on a spectrum: what the verdict means and what to do."""
+        """A paragraph for each verdict in this report: what it means and what to do."""
         return verdicts.footnotes(layer.fit.phase for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,7 +144,7 @@ class SpectralReport:
             ) from error
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """The rows of the table as comma-separated values, in full precision.
+        """The rows of `table` as comma-separated values, in full precision.
 
         Args:
             path: The file to write, with the ending `.csv`; None writes no file.

@@ -77,7 +77,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def cell(value: Any) -> str:
-    """One value as text: three digits of a number, percent of a share, `-` if missing.
+    """One value as text: a float in three digits, a share in percent, `-` if it is missing.
 
     Examples:
         >>> cell(0.12345), cell(384), cell(float("nan")), cell("int8"), cell(Share(0.12345))

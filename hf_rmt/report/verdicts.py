@@ -74,7 +74,11 @@ def explanations(phases: Iterable[str]) -> dict[str, tuple[int, str]]:
 
 
 def footnotes(phases: Iterable[str]) -> str:
-    """Plain text: one paragraph for each verdict on a spectrum that occurs, or an empty text."""
+    """Explain each different verdict of `phases` in one paragraph of plain text.
+
+    A verdict says what the spectrum of a weight looks like; see `explanation`. If there is no
+    verdict, the text is empty.
+    """
     entries = explanations(phases).items()
     paragraphs = [f"{phase} ({count}): {text}" for phase, (count, text) in entries]
     return "\n".join("\n  ".join(wrap(paragraph, WIDTH)) for paragraph in paragraphs)

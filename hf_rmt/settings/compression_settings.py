@@ -48,7 +48,7 @@ DEFAULT_METHOD = "pdb"
 
 
 def all_options() -> dict[str, Option]:
-    """Every option by name: first the options of single methods, then those of every method."""
+    """All options by name: first those that only some methods read, then `COMMON_OPTIONS`."""
     return method_options() | {option.name: option for option in COMMON_OPTIONS}
 
 

@@ -91,7 +91,7 @@ class Method(ABC):
         """
 
     def why_no_default(self) -> str:
-        """The reason why `default_targets` may return no layer, for an error message."""
+        """Words for an error message: why `default_targets` returned no layer of a model."""
         return "none of its layers is taken by default"
 
     def why_data(self, settings: Any) -> str:
@@ -190,7 +190,7 @@ def _import_homes() -> None:
 
 
 def methods() -> dict[str, Method]:
-    """All methods by name: first those of this package, in the order of `HOMES`, then others."""
+    """A dict of all methods by name: those of this package, ordered as `HOMES`, then others."""
     _import_homes()
     return dict(sorted(_REGISTERED.items(), key=lambda entry: _place(entry[1])))
 
@@ -229,7 +229,7 @@ def spectral_methods() -> tuple[str, ...]:
 
 
 def method_options() -> dict[str, Option]:
-    """The options of all methods by name. An option that several methods read appears once."""
+    """A dict of the options of all methods by name. Options that methods share appear once."""
     return {option.name: option for method in methods().values() for option in method.options}
 
 

@@ -16,8 +16,8 @@ class Option:
     """A named value that a user may set.
 
     Attributes:
-        name: The keyword in `RMTConfig`. The flag of the command line has hyphens instead of its
-            underscores.
+        name: The keyword in `RMTConfig`. The flag of the command line has hyphens where this
+            keyword has underscores.
         default: The value if the user gives none.
         check: A function that is called with the name and with any value except the default. It
             returns the value as plain JSON. If the value is wrong, it raises a TypeError or

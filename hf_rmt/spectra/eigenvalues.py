@@ -90,7 +90,10 @@ def why_degenerate(values: Array) -> str:
 
 
 def live_count(values: Array) -> int:
-    """How many descending eigenvalues are larger than rounding errors; see `RELATIVE_ZERO`."""
+    """The number of eigenvalues that do not count as 0, for which see `RELATIVE_ZERO`.
+
+    `values` are the eigenvalues; the largest is the first.
+    """
     return int(np.sum(values > RELATIVE_ZERO * len(values) * values[:1]))
 
 

@@ -1,4 +1,4 @@
-"""Seeded random matrices with known spectra (eigenvalues), for tests, benchmarks and examples."""
+"""Seeded random matrices for tests and benchmarks; theory describes their singular values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def double_bulk_matrix(
         shape: Shape of the matrix; N is the larger side, p the smaller one.
         mixing: t, the fraction of the noise with variance sigma_1^2, in [0, 1].
         variances: (sigma_1^2, sigma_2^2), both positive.
-        spikes: The variances alpha of the signal (population spikes); at most p of them.
+        spikes: The K spikes, which are the variances of the signal; at most p of them.
         seed: A number or a NumPy generator; see `Seed`.
 
     Returns:
@@ -57,8 +57,8 @@ def double_bulk_matrix(
     bulk = columns - len(spikes)
     if bulk < 0:
         raise ValueError(
-            f"a matrix of shape {tuple(shape)} can have at most {columns} eigenvalues "
-            f"of a signal, got {len(spikes)} spikes; pass fewer"
+            f"a matrix of shape {tuple(shape)} can have at most {columns} spikes, got "
+            f"{len(spikes)}; pass fewer"
         )
     upper = round(mixing * bulk)
     population = np.repeat(
@@ -91,8 +91,8 @@ def heavy_tailed_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) 
     """Random matrix with heavy-tailed entries: P(|entry| > x) falls like x^{-exponent}.
 
     The entries are independent Student-t numbers, divided by sqrt(N), where N is the longer side.
-    If the exponent is below 4, the largest eigenvalues lie far above the interval that most
-    eigenvalues fill. If it is below 2, there is no such interval.
+    If the exponent is below 4, the largest singular values lie far above the interval that most of
+    them fill. If it is below 2, there is no such interval.
 
     Args:
         shape: Shape of the matrix.
@@ -112,7 +112,7 @@ def heavy_tailed_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) 
 def power_law_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) -> Array:
     """Matrix with random singular vectors and the singular values k^{-exponent}, k = 1 .. p.
 
-    Here p is the shorter side. The eigenvalues do not fill an interval as those of noise do.
+    Here p is the shorter side. The singular values do not fill an interval as those of noise do.
 
     Args:
         shape: Shape of the matrix.
@@ -128,7 +128,7 @@ def power_law_matrix(shape: tuple[int, int], *, exponent: float, seed: Seed) -> 
 
 
 def low_rank_matrix(shape: tuple[int, int], *, rank: int, seed: Seed) -> Array:
-    """Product of two Gaussian factors; up to rounding, `rank` singular values are not zero.
+    """Random matrix of a given rank: the product of two matrices with Gaussian entries.
 
     Args:
         shape: Shape of the matrix.

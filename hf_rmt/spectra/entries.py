@@ -33,7 +33,7 @@ rows count as equal if both projections differ by at most this."""
 
 @dataclass(frozen=True)
 class EntryDiagnostics:
-    """Statistics of the entries of a weight, whose rows are those of `tall_matrix`.
+    """Statistics of the entries of a weight. Its rows are those of `tall_matrix`.
 
     Attributes:
         rows: N, the number of rows.
@@ -41,8 +41,8 @@ class EntryDiagnostics:
             is 3 for Gaussian entries and larger for heavy tails.
         zeros: Share of entries that are exactly 0.
         row_spread: How much the mean squares of the rows differ: their standard deviation divided
-            by their mean. Chance alone causes a relative variance of 2 / p in rows of p Gaussian
-            entries; this part is subtracted.
+            by their mean. The spread that chance alone causes in rows of p Gaussian entries (a
+            variance of 2 / p times the squared mean) is subtracted.
         repeated_rows: How many rows are zero or a multiple of an earlier row.
     """
 
@@ -54,9 +54,9 @@ class EntryDiagnostics:
 
     @property
     def repeats(self) -> bool:
-        """Whether a larger share of the rows than `REPEATED` is zero or repeats an earlier row.
+        """Whether too many rows, a share above `REPEATED`, are zero or repeat an earlier row.
 
-        Then a spectrum that theory predicts for noise with all these rows is wrong.
+        If so, the spectrum that theory predicts for noise with this number of rows is wrong.
         """
         return too_many_repeats(self.repeated_rows, self.rows)
 

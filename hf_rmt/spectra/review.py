@@ -8,10 +8,10 @@ noise. Noise with these row energies has an edge, the largest eigenvalue that th
 spike below this edge is explained. The test changes only the verdict and not the signal, because it
 is always safe to keep a singular value as signal.
 
-A prediction of the spectrum counts N rows. If rows are zero or repeated, fewer rows matter. A
-rotation can move the energy of repeated rows into one row and make the other rows zero. The
-rotation does not change the eigenvalues. So the edge is computed from the row energies after this
-rotation.
+The theory assumes N different rows. Rows that are zero or repeat another row break this assumption.
+A rotation of the rows can move the energy of repeated rows into one of them and make the others
+zero. The rotation does not change the eigenvalues. So the edge is computed from the row energies
+after this rotation.
 """
 
 from __future__ import annotations
@@ -63,14 +63,15 @@ Vectors = Callable[[], ArrayLike]
 def fit_weight(weight: ArrayLike, fit: Callable[..., SpectrumFit] = fit_double_bulk) -> SpectrumFit:
     """Fit a law to the spectrum of a weight, and check whether the entries explain the spikes.
 
-    A law is the predicted distribution of noise eigenvalues. The spikes are the signal eigenvalues.
+    The spectrum is the eigenvalues (squared singular values). A law is the predicted distribution
+    of noise eigenvalues. The others are spikes, and `explained_spikes` says what explains them.
 
     Args:
         weight: A matrix, tall or wide.
-        fit: The method, a function of eigenvalues and shape such as `fit_double_bulk`.
+        fit: The method, such as `fit_double_bulk`; it gets the eigenvalues and the shape.
 
     Returns:
-        The fit, with the verdict that `review` gives it.
+        The fit. Its `phase` is the verdict, after the check of the entries by `review`.
 
     Raises:
         ValueError: If the weight is no matrix or has no entries.
@@ -95,10 +96,10 @@ def fit_weight(weight: ArrayLike, fit: Callable[..., SpectrumFit] = fit_double_b
 
 
 def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit:
-    """Change the verdict of a fit if the entries of the weight explain its spikes (the signal).
+    """Change the verdict of a fit if the entries explain its spikes (see `explained_spikes`).
 
     Args:
-        fit: The fit of the weight's spectrum.
+        fit: The fit of the weight's spectrum. Its verdict is `SpectrumFit.phase`.
         weight: The weight, finite. A wide weight is transposed, so that it becomes tall.
         vectors: A function without arguments. It returns the right singular vectors of the tall
             weight for the K signal eigenvalues, as columns, the largest eigenvalue first, shape
@@ -122,11 +123,11 @@ def review(fit: SpectrumFit, weight: ArrayLike, vectors: Vectors) -> SpectrumFit
 def explained_spikes(fit: SpectrumFit, weight: ArrayLike, vectors: ArrayLike) -> Mask:
     """Which spikes (signal eigenvalues) would also appear in pure noise with the same row energies.
 
-    The energy of a row is its sum of squares. Such a spike lies on few rows (see `localised`) and
-    below the edge, the largest eigenvalue that theory predicts for this noise. For a square weight,
-    the transpose is tested too, so rows and columns must both explain the spike. If too many rows
-    (or columns) repeat, theory counts rows that do not matter. Then it is enough that these rows
-    (or columns) explain the spike, and the spike may lie on many of them.
+    The energy of a row is its sum of squares. A spike is explained if it lies on few rows (see
+    `localised`) and below the edge, the largest eigenvalue that theory predicts for this noise. A
+    square weight is tested twice, by its rows and by its columns, and both tests must explain the
+    spike. There is one exception: if too many rows (or columns) are zero or repeated, their test
+    alone is enough, and in this test the spike may lie on many of them.
 
     Args:
         fit: A fit with a law (a predicted distribution of noise eigenvalues).
@@ -181,12 +182,12 @@ def localised(squares: ArrayLike) -> Mask:
 
 @dataclass(frozen=True)
 class _Side:
-    """Energies of a weight's rows, or columns; the module's docstring explains the rotation.
+    """Energies of a weight's rows or columns, after the rotation in the module's docstring.
 
     Attributes:
         groups: The number of the group of each row, see `row_groups`, shape (N,).
         energies: Sum of squared entries of each row after the rotation, shape (N,).
-        repeats: Whether so many rows repeat that a spectrum predicted for N rows is wrong.
+        repeats: Whether so many rows repeat that a prediction for N different rows is wrong.
     """
 
     groups: NDArray[np.intp]
@@ -203,31 +204,30 @@ class _Side:
 
 
 def _rotated(energies: Array, groups: NDArray[np.intp]) -> Array:
-    """Add up the energies of rows by group: [3, 1, 5] in the groups 0, 1, 0 become [8, 1, 0]."""
+    """Sum `energies` by the number in `groups`: [3, 1, 5] and [0, 1, 0] give [8, 1, 0]."""
     result = np.zeros_like(energies)
     np.add.at(result, groups, energies)  # rows of zeros, group -1, add nothing to the last one
     return result
 
 
 def _sides(tall: Array) -> list[Array]:
-    """The matrices whose rows are tested: the tall weight and, if it is square, its transpose."""
+    """The matrices whose rows `review` tests: the tall weight and, if square, its transpose."""
     return [tall, tall.T] if tall.shape[0] == tall.shape[1] else [tall]
 
 
 def _possible(fit: SpectrumFit, law: BulkLaw, side: _Side, signal: Array) -> Mask:
-    """Which signal eigenvalues the entries may explain, judged by the row energies alone.
+    """True for each signal eigenvalue that `explained_spikes` could call explained.
 
-    The energy of a row is its sum of squares. Take noise with the energies of the whole weight, the
-    signal included. The edge of this noise, its largest eigenvalue by theory, is at least each edge
-    in `explained_spikes`. So only eigenvalues below this edge can be explained. If they are too few
-    or too weak, the eigenvectors need not be computed.
+    This quick test needs no eigenvectors. Its edge is the largest eigenvalue that theory predicts
+    for noise whose rows have the sums of squares of the whole weight, noise and signal. No edge in
+    `explained_spikes` is larger. So an eigenvalue above this edge cannot be explained.
     """
     edge = TOLERANCE * profile_edges(law, side.energies[None])[0] * _finite_size(fit, law)
     return np.asarray(signal <= edge)
 
 
 def _telling(fit: SpectrumFit, explained: Mask) -> bool:
-    """Whether the explained signal eigenvalues are many and strong enough to change the verdict."""
+    """Whether enough spikes are explained (see `explained_spikes`) to change the verdict."""
     edge = 0.0 if fit.noise_law is None else fit.noise_law.upper_edge
     excess = np.maximum(fit.eigenvalues[fit.is_signal] - edge, 0.0)
     enough = excess[explained].sum() >= EXPLAINED_STRENGTH * excess.sum()
@@ -235,13 +235,13 @@ def _telling(fit: SpectrumFit, explained: Mask) -> bool:
 
 
 def _below(fit: SpectrumFit, law: BulkLaw, side: _Side, images: Array) -> Mask:
-    """Which spikes (signal eigenvalues) unequal rows explain: those below the edge of noise.
+    """Which spikes (signal eigenvalues) the row energies explain: those below an edge.
 
-    `images` holds the energy (sum of squares) that each spike adds to each row. The rest of the
-    energy of a row is noise. For each spike, noise with this rest plus the energy of the spike has
-    an edge, the largest eigenvalue by theory. Eigenvectors of nearly equal eigenvalues may be
-    mixtures of each other, so their energies are added up. Only spikes that are `localised` count.
-    If too many rows repeat, the others count too, and their edge is that of the rest alone.
+    The energy of a row is its sum of squares. `images` holds the energy that each spike adds to
+    each row; the rest is noise. The edge of a spike is the largest eigenvalue that theory predicts
+    for noise with the rest plus the energy of this spike, and of spikes of nearly equal size, whose
+    eigenvectors may be mixed. Spikes on many rows (see `localised`) are not explained, unless too
+    many rows repeat. Their edge is then computed from the rest alone.
     """
     images = _rotated(images, side.groups)
     few = localised(images)
@@ -257,8 +257,9 @@ def _below(fit: SpectrumFit, law: BulkLaw, side: _Side, images: Array) -> Mask:
 def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
     """Row energies (sums of squares), moved towards their mean to remove differences due to chance.
 
-    By chance, the energy of a row of p entries with variances tau has the relative variance 2
-    E[tau^2] / (p E[tau]^2), where E is the mean over tau.
+    `law` gives the variances tau of the p entries in a row of noise. Chance alone makes the
+    energies differ by a variance of 2 E[tau^2] / (p E[tau]^2) times their squared mean, where E is
+    the mean over tau. This part of the variance is removed.
     """
     mean = residual.mean()
     variance = float(np.var(residual)) / max(mean**2, np.finfo(float).tiny)
@@ -270,14 +271,14 @@ def _even(residual: Array, law: BulkLaw, columns: int) -> Array:
 
 
 def _in_noise_units(fit: SpectrumFit, weight: ArrayLike) -> Array:
-    """The tall weight, scaled so that the noise in a row has the sum of squares 1 on average."""
+    """The weight, made tall and scaled: the noise in a row has the sum of squares 1 on average."""
     tall = tall_matrix(weight)
     unit = np.sqrt(fit.noise.mean() * (len(fit.noise) / len(tall)))
     return tall / tall.dtype.type(unit)
 
 
 def _finite_size(fit: SpectrumFit, law: BulkLaw) -> float:
-    """The factor by which chance may lift the largest noise eigenvalue above that of theory."""
+    """How much chance may raise the largest noise eigenvalue: a factor on the theoretical value."""
     return max(fit.upper_edge / law.upper_edge, 1.0)
 
 
@@ -291,9 +292,9 @@ def _changed(fit: SpectrumFit, weight: ArrayLike, explained: Mask) -> SpectrumFi
 
 
 def _unusual(tall: Array) -> EntryDiagnostics:
-    """Statistics of the entries of a weight whose rows are at least as many as its columns.
+    """The `EntryDiagnostics` of a weight that has at least as many rows as columns.
 
-    For a square weight, the transpose is tried too, and the more unusual statistics are returned.
+    For a square weight, the statistics of the transpose are returned if they are more unusual.
     """
     found = [entry_diagnostics(side) for side in _sides(tall)]
     return max(found, key=lambda each: (each.repeats, each.heavy, each.row_spread))

@@ -1,15 +1,15 @@
 """The edge (largest eigenvalue) of noise whose rows have unequal variances.
 
-In the separable covariance model, X_ij = sqrt(d_i tau_j / N) Z_ij, where X has N rows and p
-columns, and Z has independent entries of variance 1. The column variances tau are those of a fitted
-law (predicted distribution) of noise eigenvalues. The row energies d are measured: they are the
-sums of squares of the rows, divided by their mean. For each z beyond the edge, two real numbers u
-and v solve
+The noise is a matrix X with N rows and p columns, and its eigenvalues are those of X'X (' is the
+transpose). In the separable covariance model, X_ij = sqrt(d_i tau_j / N) Z_ij, where Z has
+independent entries of variance 1. The column variances tau are those of a fitted law (predicted
+distribution) of noise eigenvalues. The row energies d are measured: they are the sums of squares of
+the rows, divided by their mean. For each number z beyond the edge, two real numbers u and v solve
 
     z u = c E[tau / (1 - tau v)],    z v = E[d / (1 - d u)],
 
-where c = p / N and E is the mean over tau or d. So z is a function of u, and the edge is the least
-value of z. If all d are 1, this is the edge of the fitted law.
+where c = p / N and E is the mean over tau or d. For each u there is one v, and so one z. The edge
+is the least value of this function z(u). If all d are 1, this is the edge of the fitted law.
 
 Source: Couillet & Hachem, Random Matrices: Theory Appl. 3 (2014), section 3.
 """
@@ -34,9 +34,10 @@ module's docstring."""
 
 
 def profile_edges(law: BulkLaw, energies: Array) -> Array:
-    """The edge of noise, its largest eigenvalue by theory, for several sets of row energies.
+    """The edges (largest eigenvalues by theory) of noise, one for each set of row energies.
 
-    The energy of a row is the sum of its squared entries, up to a common factor.
+    The noise is a matrix with N rows. The energy of a row is the sum of its squared entries,
+    divided by the mean of these sums; see the module `row_profile`.
 
     Args:
         law: The law (distribution) of the noise eigenvalues if all rows had one variance.
@@ -63,8 +64,9 @@ def profile_edges(law: BulkLaw, energies: Array) -> Array:
 def _column_solution(law: BulkLaw, product: Array) -> Array:
     """The v between 0 and 1 / max(tau) that solves c v E[tau / (1 - tau v)] = product.
 
-    c is the aspect ratio of the law, columns divided by rows, tau are the noise variances of the
-    law, and E is the mean over tau.
+    This is the first equation of the module `row_profile`, times v. There, c is the number of
+    columns of the noise divided by its number of rows, tau are the variances of its columns, and E
+    is the mean over them. The result has one v for each entry of `product`, which is z u v.
     """
     peak = law.atoms[-1]
     fractions = 1 - np.geomspace(1 - 1e-9, 1e-9, FINE_GRID)

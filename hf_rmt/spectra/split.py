@@ -1,4 +1,4 @@
-"""The result of a fit: a weight's spectrum, split into noise and signal, and its verdict."""
+"""Defines `SpectrumFit`: a weight's eigenvalues, split into noise and signal, and a verdict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ distribution that the fit predicts for them."""
 
 
 class Phase(StrEnum):
-    """The verdict on a spectrum; `SpectrumFit.phase` tells what each one means."""
+    """The possible verdicts on a weight's eigenvalues; `SpectrumFit` tells what each one means."""
 
     RANDOM = "random"
     SPIKED = "bulk+spikes"
@@ -39,10 +39,10 @@ class SpectrumFit:
     Attributes:
         shape: (N, p), the longer and the shorter side of the weight.
         eigenvalues: Squared singular values, descending, shape (p,).
-        law: The law, the distribution that theory predicts for the noise eigenvalues, in the model
-            of `hf_rmt.spectra`, with the variances of this model and with c = (p - K) / N for K
-            spikes (signal eigenvalues). It is None if the phase is `degenerate` or `no law`.
-            `noise_law` is this law, corrected for the effect of K spikes.
+        law: The distribution that theory predicts for the noise eigenvalues; `hf_rmt.spectra`
+            explains the model. Its ratio c is n / N for the n eigenvalues in `noise`, except in a
+            published fit. The law is None if the phase is `degenerate` or `no law`.
+            `noise_law` is this law, corrected for the effect of the spikes (signal eigenvalues).
         is_signal: Which eigenvalues are signal, shape (p,).
         upper_edge: The limit above which an eigenvalue is a spike: the upper end of `noise_law`
             plus the distance that chance explains; nan without a law.
@@ -76,15 +76,14 @@ class SpectrumFit:
 
     @cached_property
     def noise_law(self) -> BulkLaw | None:
-        """The law of the p - K noise eigenvalues, with N - K rows and variances (1 - K/N) tau.
+        """The law of the noise, corrected for the effect of the K spikes (signal eigenvalues).
 
-        A law is the distribution that theory predicts for noise eigenvalues. The shape is (N, p), K
-        is the number of spikes (signal eigenvalues), and tau are the noise variances of `law`. A
-        spike far above the noise takes one dimension of the rows and one of the columns away from
-        the noise. In the equation (SS) of `hf_rmt.spectra.fits.estimation`, the spike adds
-        1 / (N s) to the right-hand side. With K spikes, (SS) is the equation of a matrix with N - K
-        rows and variances multiplied by (1 - K/N). A published fit ignores this, and `law` itself
-        is returned.
+        A law is the distribution that theory predicts for noise eigenvalues. The weight has N rows.
+        A spike far above the noise takes one row and one column away from the noise. So the result
+        is the law of noise with N - K rows, and its variances are those of `law` times 1 - K/N.
+        This follows from the equation (SS) of `hf_rmt.spectra.fits.estimation`, because each spike
+        adds 1 / (N s) to its right-hand side. A published fit ignores this: then `law` itself is
+        returned.
         """
         if self.published or self.law is None:
             return self.law
@@ -103,8 +102,8 @@ class SpectrumFit:
         Spikes are the eigenvalues of the signal. Noise makes the eigenvalue of a spike larger than
         alpha. Also, a weak spike is found only if chance lifts its eigenvalue over `upper_edge`.
         Both effects are corrected, but in a published fit only the first one. If there is no
-        `law` of the noise, the eigenvalues themselves are returned. The same holds for a signal
-        eigenvalue within the range of noise, which is possible if the fit did not converge.
+        `law` of the noise, the eigenvalues themselves are returned. If the fit did not converge, a
+        signal eigenvalue may lie within the range of the noise. It is then returned as it is.
         """
         law, sample = self.noise_law, self.eigenvalues[self.is_signal]
         if law is None:
@@ -118,7 +117,7 @@ class SpectrumFit:
 
     @property
     def signal_energy(self) -> float:
-        """Fraction of the squared Frobenius norm that the signal eigenvalues hold."""
+        """The signal's fraction of the weight's squared Frobenius norm."""
         total = self.eigenvalues.sum()
         if not 0 < total < np.inf:
             return 0.0
@@ -137,7 +136,7 @@ class SpectrumFit:
         return self.eigenvalues[:rank][~self.is_signal[:rank]]
 
     def moment(self, order: int, *, bulk: bool = False) -> float:
-        """The mean of (eigenvalue to the power `order`) that the fit predicts; nan without `law`.
+        """The mean of `eigenvalue**order` that the fit predicts; nan without a `law`.
 
         The mean is over the noise and the recovered signal (see `spikes`) or, with bulk=True, over
         the noise alone.
@@ -154,9 +153,9 @@ class SpectrumFit:
         return population_moment(atoms, weights, columns / rows, order)
 
     def empirical_moment(self, order: int, *, bulk: bool = False) -> float:
-        """The mean of (measured eigenvalue to the power `order`), to compare with `moment`.
+        """The mean of `eigenvalue**order` over the measured eigenvalues, to compare with `moment`.
 
-        The mean is over all eigenvalues or, with bulk=True, over `noise` alone.
+        With bulk=True, the mean is over the eigenvalues in `noise` alone.
         """
         values = self.noise if bulk else self.eigenvalues
         with np.errstate(over="ignore", under="ignore"):
@@ -185,7 +184,7 @@ def without_law(
     n_signal: int = 0,
     phase: Phase = Phase.DEGENERATE,
 ) -> SpectrumFit:
-    """A `SpectrumFit` without a law of the noise; the largest `n_signal` eigenvalues are signal."""
+    """A `SpectrumFit` whose `law` is None; the largest `n_signal` eigenvalues are signal."""
     nan = float("nan")
     signal, oriented = np.arange(len(values)) < n_signal, (max(shape), min(shape))
     return SpectrumFit(oriented, values, None, signal, nan, nan, nan, False, phase, reason)

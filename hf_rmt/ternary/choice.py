@@ -101,7 +101,7 @@ def _better(head: Head, before: _Snapshot) -> _Trial:
     """Make a head ternary with and without step activations, and return the better trial.
 
     The head is the last layers of a model; a step activation takes a few values. The better
-    version stays in the model. `before` is the head as it was.
+    version stays in the model. `before` restores the head as it was.
     """
     kept = _tried(head, "keep")
     if all(head.found[name].kept for name in head.hidden):
@@ -175,6 +175,6 @@ def _noted(plan: LayerPlan, words: str) -> LayerPlan:
 
 
 def _module_of(head: Head, name: str) -> str:
-    """Full name of the activation module that only the layer `name` feeds; empty if none."""
+    """Full name of the activation module that gets inputs only from layer `name`, or empty."""
     activation = head.found[name].activation
     return f"{name.rpartition('.')[0]}.{activation}".lstrip(".") if activation else ""

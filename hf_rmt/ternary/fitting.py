@@ -72,8 +72,8 @@ class Head:
     def is_free(self, name: str) -> bool:
         """Whether the activation after a layer may be scaled and shifted.
 
-        This is allowed if a last layer with a bias reads the activation: the refit of this layer
-        undoes the scale and the shift.
+        This is allowed if the last layer reads the activation and has a bias. The refit of the last
+        layer then undoes the scale and the shift.
         """
         if self.last is None or self.found[name].reader != self.last:
             return False
@@ -126,11 +126,10 @@ class Head:
         return stepped(self.model, name, place, result, arguments, free=self.is_free(name))
 
     def seen(self) -> tuple[Regression, Regression]:
-        """Sums over samples of the last layer's inputs and wanted outputs, for `Regression`.
+        """Two `Regression`s (sums over samples): one to fit the last layer, one to test it.
 
         The inputs are those in the model as it is now, with hidden layers that may be ternary
-        already. The wanted outputs are those before compression. There are two `Regression`s: one
-        for a fit, and one over samples that are held out.
+        already. The outputs are those before compression.
         """
         assert self.last is not None
         return regression(self.model, self.last, self.batches, self.outputs)
@@ -209,10 +208,10 @@ class Head:
 
 
 def last_of(found: Mapping[str, Position]) -> str | None:
-    """Name of the layer to refit: the last one after which there is no activation to replace.
+    """Name of the layer to refit: the last layer without an activation that can be replaced.
 
-    `Position.kept` says why there is none. The layer that is called last counts too if there is one
-    but no other linear layer reads it.
+    `Position.kept` says why it has none. The layer that is called last also counts if it feeds an
+    activation function whose output no other linear layer reads.
 
     Args:
         found: Positions of the layers in the forward pass, in the order of their calls.

@@ -56,9 +56,9 @@ class Position:
 
 @dataclass
 class _Reading:
-    """A call of a module or function that got a certain tensor; `name` is what was called.
+    """A call that got a certain tensor; `name` is the name of the called module or function.
 
-    For an activation, `function` is what it computes, and `made` is the tensor that it returned.
+    If an activation was called, `function` is its function, and `made` is the tensor it returned.
     """
 
     name: str
@@ -82,9 +82,9 @@ class _Value:
 class _Trace(TorchFunctionMode):
     """Runs a model, and notes which calls of modules and functions read which tensors.
 
-    Hooks see calls of modules, and `__torch_function__` sees calls of functions. A function that
-    is called inside a module with such a hook does not count. Some models create activation
-    modules in `forward`; hooks on all modules see these while the trace runs.
+    Hooks note the calls of linear layers, LayerNorms and activation modules. `__torch_function__`
+    notes the calls of functions, except those that one of these modules makes. Some models create
+    activation modules in `forward`. A global hook, on all modules, finds these.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
@@ -151,7 +151,7 @@ class _Trace(TorchFunctionMode):
         self._depth += self._is_made(module)
 
     def _leave_made(self, module: nn.Module, given: Any, result: Any) -> None:
-        """Note what a module read, if it is an activation made in `forward`; a forward hook."""
+        """Note the inputs of a module for which `_is_made` is true. This is a forward hook."""
         if not self._is_made(module):
             return
         self._checking = True
@@ -204,7 +204,7 @@ def layer_positions(model: nn.Module, names: Sequence[str], batch: Batch) -> dic
 
 
 def positions_without_data(model: nn.Module, names: Sequence[str]) -> dict[str, Position]:
-    """The `Position`s of linear layers in a forward pass on dummy inputs.
+    """The `Position`s of linear layers, by name, in a forward pass on dummy inputs.
 
     A position says which activation and which LayerNorm a layer is connected to.
 
@@ -270,10 +270,10 @@ def _module_beside(trace: _Trace, name: str) -> str:
 
 
 def _reader(trace: _Trace, readings: Sequence[_Reading]) -> str:
-    """Name of the one linear layer whose input is the output of an activation.
+    """Name of the one linear layer that reads the output of an activation; empty if there is none.
 
-    `readings` are the calls of the activation. The name is empty if anything else reads the output
-    too, or if not all calls agree.
+    `readings` are the calls of the activation. The name is also empty if anything else reads the
+    output, or if different calls have different readers.
     """
     found = {
         tuple(after.name for after in reading.made.readings) if reading.made else ()

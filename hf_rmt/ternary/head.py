@@ -58,7 +58,7 @@ def compress_head(
             and without step activations; then the model is restored.
 
     Returns:
-        The plan. Its reasons say whether activations were replaced.
+        A report on all the layers. The reasons in its plan say whether activations were replaced.
 
     Raises:
         ValueError: If `activation="matched"` or `weights="random"` needs data that are missing; if
@@ -114,8 +114,9 @@ def _without_data(
             return result.noted(place.kept)
         arguments = arguments_from_norm(model, name, place, layer)
         logger.warning(
-            "the step after %s is matched to inputs of standard deviation tau=%.3g, computed from "
-            "the norm %s without data; pass calibration=batches to hf_rmt.compress to measure tau",
+            "the step activation after %s is made for inputs of standard deviation tau=%.3g, "
+            "which was computed from the LayerNorm %s and not measured; pass calibration=batches "
+            "to hf_rmt.compress to measure it",
             name,
             arguments.variance**0.5,
             place.norm,

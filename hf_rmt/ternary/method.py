@@ -1,7 +1,7 @@
 """The method `ntk`: it makes the head of a model ternary.
 
 The head is the layers after the repeated blocks. A ternary weight holds only -1, 0 and 1, times a
-scale. Activations of the head may become steps, step activations with few values.
+scale. Activations of the head may become step activations, piecewise constant functions.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ class TernaryHead(Method):
         return is_linear(module)
 
     def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
-        """The linear layers after the repeated blocks."""
+        """Names of the linear layers after the repeated blocks; see `after_blocks`."""
         from hf_rmt.compression.targets.blocks import after_blocks
 
         return after_blocks(list(layers), model)
 
     def why_no_default(self) -> str:
-        """Why `default_targets` found no layer."""
+        """The reason that an error message gives if `default_targets` returned no layer."""
         return "no linear layer comes after its blocks"
 
     def why_data(self, settings: CompressionSettings) -> str:
@@ -108,7 +108,7 @@ class TernaryHead(Method):
         )
 
     def why_no_filter(self) -> str:
-        """Why `RMTCallback` cannot be used: it filters singular values, and `ntk` uses none."""
+        """Why `RMTCallback` cannot use this method, and which callback to use instead."""
         return (
             f"RMTCallback filters spectra, but method={self.name!r} uses no spectra; call "
             "hf_rmt.compress(model, config, calibration=batches), and train the result with "
@@ -116,7 +116,7 @@ class TernaryHead(Method):
         )
 
     def decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """Decide on one weight without data: its entries are rounded to ternary values."""
+        """Decide on one weight without data: it is rounded to -1, 0 and 1, times a scale."""
         from hf_rmt.ternary.weight import ternarize_weight
 
         return ternarize_weight(name, weight, settings)
@@ -131,7 +131,10 @@ class TernaryHead(Method):
         size: float | None = None,
         dry_run: bool = False,
     ) -> CompressionReport:
-        """Make layers ternary; with calibration data, refit the last one. See `compress_head`."""
+        """Make the weights of layers ternary: -1, 0 and 1, times a scale.
+
+        With calibration data, the last of the layers is fitted again; see `compress_head`.
+        """
         from hf_rmt.ternary.head import compress_head
 
         if size is not None:

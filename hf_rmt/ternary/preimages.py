@@ -32,16 +32,17 @@ ends of the range if there is room: this number times (largest - smallest output
 
 @dataclass(frozen=True)
 class Levels:
-    """The values of a step activation before a function f, so that f returns wanted values.
+    """Inputs at which a function f returns wanted outputs, which may be scaled and shifted.
 
-    For a wanted value h, f returns gain * h + shift, with the same gain and shift for all values.
+    For a wanted output h, f returns gain * h + shift, with one gain and one shift for all of them.
+    A step activation (see `StepActivation`) with these inputs as its values can stand before f.
 
     Attributes:
-        heights: The values of the step activation, which are the inputs of f.
+        heights: The inputs of f, which are the values of the step activation.
         values: The outputs of f at these inputs.
         slopes: The derivatives of f at these inputs.
-        gain: 1, or less if the wanted values are further apart than the outputs of f can be.
-        moved: Whether f returns other values than the wanted ones.
+        gain: 1, or less if the wanted outputs are further apart than the outputs of f can be.
+        moved: Whether f returns other outputs than the wanted ones: the shift may differ from 0.
     """
 
     heights: list[float]
@@ -58,8 +59,8 @@ def levels_before(function: Function, wanted: Sequence[float], *, free: bool) ->
         function: The function.
         wanted: The wanted values, at least one.
         free: Whether gain * h + shift may replace each wanted value h, with one gain and one shift
-            for all. This is harmless before a layer that is refitted with a bias. The gain is below
-            1 only if the values lie too far apart.
+            for all. This is harmless if the next layer has a bias and is fitted again later. The
+            gain is below 1 only if the values lie too far apart.
 
     Returns:
         The inputs and the values there, as `Levels`. None if there is no interval in which the
@@ -95,7 +96,7 @@ def levels_before(function: Function, wanted: Sequence[float], *, free: bool) ->
 def _pieces(function: Function, reach: float) -> Iterator[tuple[Array, Array]]:
     """The intervals in which a function only rises or only falls, each as (inputs, values there).
 
-    Flat parts are left out. Inputs lie between -reach and reach. The interval with the widest
+    Flat parts are left out. Inputs lie between -`reach` and `reach`. The interval with the widest
     range of values comes first.
     """
     bound = np.arcsinh(100 * reach)
@@ -111,8 +112,8 @@ def _pieces(function: Function, reach: float) -> Iterator[tuple[Array, Array]]:
 def _levels(function: Function, x: Array, y: Array, values: Array, **told: Any) -> Levels:
     """The inputs at which a function has the given `values`, found by bisection.
 
-    x holds inputs in an interval where the function only rises or only falls, and y its values
-    there. `told` holds further attributes of the result.
+    `x` holds inputs in an interval where the function only rises or only falls. `y` holds its
+    values there. `told` holds the attributes `gain` and `moved` of the result, if they are needed.
     """
     if y[0] > y[-1]:
         x, y = x[::-1], y[::-1]

@@ -1,6 +1,7 @@
-"""Gathers the sums with which a last layer is fitted to its outputs before compression.
+"""Gathers sums over samples, from which a new weight of a model's last layer is computed.
 
-The inputs of the layer in these sums are those in the compressed model.
+The new weight shall map the layer's inputs in the compressed model to the outputs that the layer
+had before compression. It is found by least squares.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ def outputs_of(model: nn.Module, last: str, batches: Iterable[Batch]) -> list[li
 def regression(
     model: Any, last: str, batches: Iterable[Batch], outputs: Sequence[Sequence[Tensor]]
 ) -> tuple[Regression, Regression]:
-    """Sums over samples of a layer's inputs in the model as it is now, and of its earlier outputs.
+    """Compute the sums over samples from which the layer `last` is fitted; see `Regression`.
 
-    The model is run on the batches. Padding is left out.
+    The model is run on the batches to get the layer's inputs. The outputs are earlier ones, which
+    are given. Padding is left out.
 
     Args:
         model: The model; it is not changed.
@@ -48,8 +50,8 @@ def regression(
         outputs: Earlier outputs of the layer on the same batches, from `outputs_of`.
 
     Returns:
-        Two results, each summed over the tokens of all processes. The first is for a fit and covers
-        three of every four samples. The second covers every fourth sample, which is held out.
+        Two results, each summed over the tokens of all processes. The first is for the fit and
+        covers three of every four samples. The second covers the other samples, which are held out.
     """
     layer = model.get_submodule(last)
     entries: list[tuple[Tensor, Tensor | None]] = []
@@ -97,7 +99,7 @@ def held_out(count: int, before: int) -> Tensor:
 
     Args:
         count: Number of samples in the batch.
-        before: Number of samples in all batches before.
+        before: Number of samples in all earlier batches.
     """
     return torch.arange(before, before + count) % HELD_OUT == HELD_OUT - 1
 
@@ -109,10 +111,10 @@ def _add(
     target: Tensor,
     mask: Tensor | None,
 ) -> None:
-    """Add the inputs `entry` and the outputs `target` of a layer, from one batch, to sums.
+    """Add a layer's inputs `entry` and outputs `target` from one batch to the sums in `parts`.
 
-    `held` says which samples of the batch are held out of the fit. They are added to the second of
-    `parts`, and the others to the first. A `mask` of the shape of the tokens leaves out padding.
+    `held` says which samples are held out of the fit. These are added to `parts[1]`, and the others
+    to `parts[0]`. If `mask` has the shape of the tokens, padding is left out.
     """
     masked = mask is not None and mask.shape == entry.shape[:-1]
     for sums, chosen in zip(parts, (~held, held), strict=True):

@@ -46,18 +46,17 @@ def stepped(
     *,
     free: bool = False,
 ) -> Decision:
-    """Add the step activation that replaces a layer's activation to the decision on this layer.
+    """Add a step activation to the decision on a layer; it replaces the layer's activation.
 
-    A step activation takes a few values.
+    A step activation is a function with a few values.
 
     Args:
         model: The model.
         name: Full name of the layer.
-        place: What stands around the layer; it says which activation follows. The activation is a
-            module or a function.
+        place: It says which activation follows the layer, a module or a function.
         result: The decision on the layer so far.
         arguments: Mean and variances of the activation's inputs.
-        free: Whether the layer that reads the activation is refitted with a bias.
+        free: Whether the next layer, which reads the activation, is refitted with a bias.
 
     Returns:
         The new decision. It has no step activation if the activation is a function that cannot
@@ -98,7 +97,7 @@ def activation_of(model: nn.Module, name: str, place: Position) -> Function:
     """The activation that a layer feeds.
 
     Raises:
-        ValueError: If the layer feeds no activation.
+        ValueError: If the layer feeds no activation that a step activation can replace.
     """
     if place.function is not None:
         return place.function
@@ -117,8 +116,8 @@ def measured_arguments(
 ) -> Arguments:
     """Mean and variances of the inputs of the activation after a layer, from calibration data.
 
-    `weight` is the layer's weight before compression, `layer` replaces it, and `seen` holds the
-    moments of the layer's inputs.
+    `weight` is the layer's weight before compression, `layer` is the ternary layer that replaces
+    the old one, and `seen` holds the moments of the layer's inputs (see `LayerMoments`).
     """
     bias = model.get_submodule(name).bias
     means = seen.inputs.new_zeros(len(weight))

@@ -1,10 +1,11 @@
 """Replaces weights by ternary ones, and finds step activations that match activations.
 
-A ternary weight holds -1, 0 and 1, times a scale. A step activation takes a few values. Take a wide
-network with independent random ternary weights, of mean 0 and variance 1 up to a scale. Let its
-activations have the same Gaussian moments (means over normally distributed inputs) as those of a
-network that is not compressed. Then both networks have the same kernel (how similar a network finds
-two inputs), up to a multiple of the identity matrix.
+A ternary weight holds -1, 0 and 1, times a scale. A step activation takes only a few values.
+
+The theory compares two wide networks with independent random weights of mean 0 and equal variance.
+The weights of one network are ternary. Let the activations of both have the same Gaussian moments
+(see `GaussianMoments`). Then both have the same kernel, up to a multiple of the identity matrix.
+The kernel says how similar a network finds two inputs.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class TernaryBuild:
     made: TernaryLinear
 
     def __call__(self, weight: Tensor) -> TernaryLinear:
-        """Return the layer `made`. It was made earlier, so the weight is not read."""
+        """Return the layer `made`; the argument `weight` is not used."""
         return self.made
 
 
@@ -71,8 +72,9 @@ def ternarize_weight(
         settings: The user's settings; `sparsity` and `seed` are read.
         random: Draw T at random instead of rounding the weight. s T then has about the norm of the
             weight.
-        moment: Second moment of the inputs x, the mean of x x', shape (in, in). If it is given, s T
-            approximates the outputs of the layer instead of the weight. None if not measured.
+        moment: Second moment of the inputs x, the mean of x x', shape (in, in); x' is the transpose
+            of x. If it is given, s T approximates the outputs of the layer instead of the weight.
+            None if it was not measured.
 
     Returns:
         The decision with the ternary layer. A weight with nan or inf, or of zeros only, is not
@@ -97,11 +99,12 @@ def refit_weight(
     *,
     gain: float = 1.0,
 ) -> Decision:
-    """Fit a last layer by ridge regression to its outputs before compression; make it ternary.
+    """Fit a model's last layer to its outputs before compression, and make it ternary.
 
-    The ridge is a penalty on the distance from the weight before compression. If the setting
-    `weights` is `random`, it is a penalty on the distance from 0. A ternary weight holds -1, 0 and
-    1, times a scale in each row. The scales and the bias are fitted last.
+    A ternary weight holds -1, 0 and 1, times a scale in each row. First, ridge regression finds a
+    weight that is not ternary. Its penalty is on the distance from the weight before compression,
+    divided by `gain`, or from 0 if the setting `weights` is `random`. Then the weight is made
+    ternary. At the end, the scales and the bias are fitted.
 
     Args:
         name: Full name of the module.
@@ -110,7 +113,8 @@ def refit_weight(
         settings: The user's settings; `sparsity` and `weights` are read.
         seen: Sums over samples of the layer's inputs in the compressed model and its outputs before
             compression.
-        gain: The factor by which a step activation before the layer scaled the layer's inputs.
+        gain: The factor by which compression has scaled the layer's inputs, because the activation
+            before the layer was replaced by a step activation (see `StepActivation`).
 
     Returns:
         The decision with the ternary layer and the shift of its bias.
@@ -138,10 +142,10 @@ def matched_step(
 ) -> dict[str, list[float]]:
     """The step activation with two values that matches an activation with inputs of N(mean, tau^2).
 
-    To match means to have the same m1, m2 and, if m2 is not 0, m3 of `GaussianMoments`. The step
-    also has the mean output of the activation. It changes between its two values at two thresholds.
-    For an odd activation, f(-x) = -f(x), one threshold is enough, and the match is for inputs of
-    mean 0.
+    A step activation is piecewise constant; it changes its value at thresholds. It matches the
+    activation if both have the same m1, m2 and, if m2 is not 0, m3 of `GaussianMoments`. Both also
+    have the same mean output. The step activation has two thresholds. For an odd activation,
+    f(-x) = -f(x), it has one, and the match is for inputs of mean 0.
 
     Args:
         function: The activation, on float64 arrays.
@@ -190,7 +194,9 @@ def check_varied(name: str, moment: Tensor) -> None:
 
 
 def spread(weight: Tensor, moment: Tensor) -> Tensor:
-    """The variance w' C w of each output of a layer, shape (out,); w is a row of the weight.
+    """The variance of each output of a layer, shape (out,).
+
+    It is w' C w for the row w of the weight, where w' is the transpose of w.
 
     Args:
         weight: The weight, shape (out, in).
@@ -213,7 +219,7 @@ def _ternarized(name: str, weight: Tensor, layer: TernaryLinear) -> Decision:
 
 
 def _bits(layer: TernaryLinear) -> int:
-    """Bits of a ternary weight on disk: one byte holds five entries, and the scales are added."""
+    """Bits of a ternary weight on disk: one byte for five entries (-1, 0 or 1), plus the scales."""
     codes = -(-layer.in_features * layer.out_features // 5)
     return 8 * (codes + layer.scale.numel() * layer.scale.element_size())
 
@@ -224,7 +230,8 @@ def _approximate(
     """Change a ternary layer in place so that its outputs are close to those of `weight`.
 
     The scales are fitted. If no sparsity (share of zeros) is set, the entries -1, 0 and 1 are
-    chosen again, too. `moment` is the second moment of the inputs x, the mean of x x'.
+    chosen again, too. `moment` is the second moment of the inputs x: the mean of x times its
+    transpose.
     """
     ridged, signs = damped(moment, RIDGE).float(), layer.dense().sign().float()
     if settings.sparsity is None:
@@ -244,7 +251,7 @@ def _rounded(weight: Tensor, settings: CompressionSettings) -> TernaryLinear:
 def _drawn(name: str, weight: Tensor, settings: CompressionSettings) -> TernaryLinear:
     """A ternary layer whose entries -1, 0 and 1 are random, not rounded from the weight.
 
-    Each row has the same scale, which gives the layer about the norm of the weight. The entries
+    All rows have the same scale. With it, the layer has about the norm of the weight. The entries
     are the same on every process.
     """
     rows, columns = weight.shape

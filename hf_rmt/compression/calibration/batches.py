@@ -68,7 +68,7 @@ class Batches:
 
 
 def _with_tensors(batch: Batch, number: int) -> Batch:
-    """The batch with its lists of numbers converted to tensors; an error if it is empty.
+    """Convert lists of numbers in a batch to tensors; raise an error if the batch is empty.
 
     A single example, such as one row of a data set, becomes a batch of one example. `number` is
     the place of the batch, for error messages.

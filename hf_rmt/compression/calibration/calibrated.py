@@ -1,11 +1,11 @@
 """Compresses the layers of a model in groups, with calibration data.
 
 Before a group is compressed, the model runs on the batches, and the second moments of the group's
-inputs are measured. The second moment of vectors x is the mean of x x', where ' is the transpose.
-These inputs contain the errors of all earlier groups. Groups also limit the memory. The moments of
-a group have at most as many entries as all compressed weights together. Only a group whose layers
-all have the same input may have more. A transformer block of usual shape needs two or three forward
-passes over the batches. With a `size` it needs two or three times as many passes, with gradients.
+inputs are measured (see `LayerMoments`). These inputs contain the errors of all earlier groups.
+Groups also limit the memory. The moments of a group have at most as many entries as all compressed
+weights together. Only a group whose layers all have the same input may have more. A transformer
+block of usual shape needs two or three forward passes over the batches. With `size` (an argument of
+`compress_calibrated`) it needs two or three times as many passes, with gradients.
 """
 
 from __future__ import annotations
@@ -116,19 +116,19 @@ def measured(
 ) -> Iterator[tuple[list[str], dict[str, LayerMoments]]]:
     """Give groups of layers, with the second moments of their inputs.
 
-    The second moment of vectors x is the mean of x x', where ' is the transpose. A group is
-    measured when the caller asks for it.
+    `LayerMoments` explains second moments. A group is measured only when the caller's loop asks for
+    it.
 
     Args:
-        model: The model. If the caller compresses a group, the next group sees its errors.
+        model: The model. If the caller compresses a group, later inputs contain its errors.
         names: Names of layers with a weight matrix.
         batches: Keyword arguments of the model; they are iterated once for each group.
         min_size: A layer is not measured if the smaller side of its weight is below this number.
-        gradients: Whether the gradients of the layers' outputs are gathered as well.
+        gradients: Whether to measure second moments of the gradients of the layers' outputs too.
 
     Yields:
-        The names of a group, and the moments of the layers in it that the batches reach. Layers
-        that cannot be measured come in a last group, without moments.
+        The names of the layers of a group, and the moments by name, for layers that some batch
+        reaches. Layers that cannot be measured come in a last group, without moments.
 
     Raises:
         ValueError: If there is no batch, or a layer's inputs or gradients hold nan or inf.
@@ -147,8 +147,8 @@ def measured(
 def _gathered(moments: Moments, batches: Iterable[Batch]) -> dict[str, LayerMoments]:
     """Run the model on the batches, and return the second moments of a group of layers by name.
 
-    These are the means of x x' over the layers' inputs x (' is the transpose), and of g g' over
-    the gradients g of their outputs. The batches of all processes count.
+    They describe the layers' inputs and the gradients of their outputs; see `LayerMoments`. The
+    batches of all processes count.
     """
 
     def work() -> tuple[None, dict[str, Tensor]]:
@@ -172,15 +172,15 @@ def _sites(model: nn.Module, names: Sequence[str], batches: Iterable[Batch]) -> 
 
 
 def on_first_batch(batches: Iterable[Batch], look: Callable[[Batch], Seen]) -> Seen:
-    """Call a function on the first batch of every process, and return the first result.
+    """Call `look` on the first batch of every process; return what the first process found.
 
     Args:
-        batches: Keyword arguments of the model; a process may have no batch.
-        look: Called with a batch; returns what it finds out.
+        batches: Keyword arguments of the model; a process without batches is skipped.
+        look: Called with a batch; returns what it finds out, but not None.
 
     Raises:
         ValueError: If no process has a batch.
-        RuntimeError: On every process, if `look` failed on one of several.
+        RuntimeError: On every process, if `look` failed on one of several processes.
     """
 
     def work() -> tuple[Seen | None, dict[str, Tensor]]:
@@ -268,8 +268,8 @@ def _decision(
 
     Args:
         excited: Second moments of the layers' inputs and gradients, by name; see `LayerMoments`.
-        ranks: How many singular values with their vectors each layer keeps; None for a layer that
-            stays dense. None instead of a mapping if the method itself finds the ranks.
+        ranks: By name, the number of singular values (with their vectors) to keep, or None for a
+            layer that stays dense. None in place of the mapping if the method finds the numbers.
     """
 
     def decide(name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
@@ -287,7 +287,7 @@ def _decision(
 
 
 def _checked_size(size: float | None, settings: CompressionSettings) -> float | None:
-    """Return `size` as a float or None; refuse a size if the settings keep some noise."""
+    """Return `size` of `compress_calibrated`; raise an error if a size is set but noise is kept."""
     if size is None:
         return None
     share = check_number("size", size, "(0")

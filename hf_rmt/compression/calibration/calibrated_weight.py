@@ -3,10 +3,11 @@
 Let C be the second moment of a layer's inputs x, that is the mean of x x', where ' is the
 transpose. If V replaces the weight W, the mean squared error of the layer's outputs is
 |(W - V) C^{1/2}|^2, where |A| is the Frobenius norm. So the best factors of a given rank are those
-of W C^{1/2}, multiplied by C^{-1/2}. Let G be the second moment of the derivatives of the model's
-outputs by the layer's outputs. The error of the model's outputs is then about
-|G^{1/2} (W - V) C^{1/2}|^2. By this measure layers can be compared. C and G are damped
-(`low_rank.damped`), so that their inverses exist even if the inputs miss some directions.
+of W C^{1/2}, multiplied by C^{-1/2}. If the layer has a bias, C is the covariance of x, because the
+bias can correct the mean. Let G be the second moment of the derivatives of the model's outputs by
+the layer's outputs. The error of the model's outputs is then about |G^{1/2} (W - V) C^{1/2}|^2. By
+this measure layers can be compared. C and G are damped (`low_rank.damped`), so that their inverses
+exist even if the inputs miss some directions.
 
 To decide how much is signal, a law of the noise (the distribution of the squared singular values of
 pure noise) is fitted to W, not to W C^{1/2}. The singular values of W C^{1/2} have a heavy tail,
@@ -72,8 +73,8 @@ def check_calibratable(settings: CompressionSettings) -> None:
     """
     if not spectral_method_of(settings).stores_noise:
         raise ValueError(
-            f"calibration chooses directions, but method={settings.method!r} sets entries to zero; "
-            "use svd or a method that fits a law, such as pdb, or leave calibration out"
+            f"calibration chooses low-rank factors, but method={settings.method!r} sets entries to "
+            "zero; use method='svd' or, for example, 'pdb', or leave calibration out"
         )
     if settings.noise == "keep":
         raise ValueError(
@@ -96,21 +97,21 @@ def compress_calibrated_weight(
     *,
     rank: int | None = None,
 ) -> Decision:
-    """Decide what happens to one weight W; its factors are fitted to the inputs of the layer.
+    """Decide how to compress one weight W, with factors that suit the inputs of the layer.
 
     Args:
         name: Name of the module in `model.named_modules()`.
         weight: W, shape (out, in); it is not changed.
         settings: The method and its options; the option `recover_spikes` has no effect.
-        excitation: C, the mean of x x' over the layer's inputs x (' is the transpose), and G, the
-            mean of g g' over the gradients g of its outputs.
+        excitation: Second moments, C of the layer's inputs and G of the gradients of its outputs;
+            `LayerMoments` explains them.
         rank: Number of directions (singular values with their vectors) to keep; None for the number
             that the method finds in the weight itself.
 
     Returns:
         The decision. Its factors are the leading singular directions of G^{1/2} W C^{1/2},
-        transformed back to the coordinates of W. If a dense weight is smaller than the factors, the
-        decision has the product of the factors as new weight, or keeps the layer.
+        transformed back to the coordinates of W. If the factors need more memory than a dense
+        weight, the decision has their product as new weight, or leaves the layer as it is.
     """
     told = settings.replace(recover_spikes=False) if rank is None else of_rank(settings, rank)
     found = split_weight(name, weight, told)
@@ -135,10 +136,10 @@ def _settle(layer: SpikedLinear, weight: Tensor, excitation: LayerMoments) -> No
     """Fit the noise and the signal of a new layer in place, so that its outputs change little.
 
     The signal is a product of two factors. The noise N stores the rest of the weight W in few bits.
-    First N is chosen again. Then the signal becomes the matrix of the same rank that replaces W - N
-    with the least error of the outputs. Its right factor is rounded to bfloat16. Its left factor is
-    fitted to the rounded right factor, and rounded too. Doing all this twice gains nothing on a
-    trained BERT.
+    First `feed_back` chooses N again. Then the signal becomes the matrix of the same rank that
+    approximates W - N with the least error of the outputs. Its right factor is rounded to bfloat16.
+    Its left factor is fitted to the rounded right factor, and rounded too. A second pass over all
+    this gains nothing on a trained BERT.
     """
     moment = damped(excitation.inputs, INPUT_DAMPING)
     left, right = (factor.float() for factor in layer.factors())

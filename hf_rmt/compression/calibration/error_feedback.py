@@ -29,11 +29,11 @@ corrects all later columns for the errors of the run."""
 def feed_back(store: NoiseStore, target: Tensor, moment: Tensor) -> None:
     """Choose new codes for noise in few bits, so that the layer's outputs change less.
 
-    The error of the outputs is |(target - noise) C^{1/2}|. Each code stands for a value, which is
-    multiplied by a scale; the scales do not change (see `NoiseStore`).
+    The error of the outputs is |(target - noise) C^{1/2}|. `NoiseStore` explains codes and scales.
+    Only the codes change, not the scales.
 
     Args:
-        store: Noise in few bits that holds the rounded target already; its codes are replaced.
+        store: The noise. It holds the rounded target already; its codes are replaced in place.
         target: The matrix that the noise should equal, shape (out, in).
         moment: C, the second moment of the layer's inputs x, which is the mean of x x', plus a
             multiple of the identity; positive definite, shape (in, in), float64.
@@ -68,11 +68,14 @@ def _aims(
 
     Args:
         rest: The weights, shape (out, in); they are overwritten.
-        scales: The number by which each weight is divided before rounding.
+        scales: The number by which each weight is divided before rounding, shape (out, in).
         moment: The second moment of the layer's inputs x, which is the mean of x x' (' is the
             transpose).
         nearest: A function that rounds weights that were divided by their scales.
         joint: Number of neighbouring weights that one code stores together.
+
+    Returns:
+        The changed weights, shape (out, in), not yet rounded.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
     upper = torch.linalg.cholesky(inverse, upper=True).to(rest)
@@ -106,10 +109,10 @@ def _order(moment: Tensor, joint: int, begin: int) -> Tensor:
 
 
 def _nearest(book: Codebook, values: Tensor, joint: int) -> Tensor:
-    """Round a few columns of weights, shape (out, joint), to values that codes can stand for.
+    """Round weights, shape (out, joint), to the nearest values that the `Codebook` can store.
 
-    The weights are divided by their scales already. One code of the `Codebook` stores `joint`
-    neighbouring weights of a row.
+    The weights are divided by their scales already. One code stores `joint` neighbouring weights
+    of a row.
     """
     width = max(2, book.block)
     filled = nn.functional.pad(values, (0, width - joint))

@@ -74,13 +74,14 @@ def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor
 def _directions(
     matrix: Tensor, rows: Tensor | None, columns: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared singular values of R^{1/2} M C^{1/2}, and two matrices that store its directions.
+    """Squared singular values of R^{1/2} M C^{1/2}, and two matrices made of its singular vectors.
 
-    M is a weight, or its transpose if that has more rows; ' is the transpose. R and C are the
-    second moments (means of x x') of the vectors x that belong to the rows and the columns of M:
-    inputs or gradients. None stands for the identity. V has the eigenvectors of C^{1/2} M' R M
-    C^{1/2} in its columns. The two matrices are R M C^{1/2} V and C^{1/2} V, with columns scaled
-    to norm 1. This way no square root of R is needed.
+    `matrix` is M, a weight or its transpose, with at least as many rows as columns. `rows` is R and
+    `columns` is C. One of them is the second moment of the layer's inputs, the other that of the
+    gradients of its outputs: the mean of x x' over vectors x (' is the transpose). None stands for
+    the identity. Let R^{1/2} M C^{1/2} = U s V' be the singular value decomposition. The two
+    matrices are R^{1/2} U and C^{1/2} V, with columns scaled to norm 1. The first one is computed
+    as R M C^{1/2} V, so no square root of R is needed.
     """
     weighted = matrix if rows is None else _times(rows, matrix)
     gram = matrix.T @ weighted
@@ -100,10 +101,10 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _damped(moment: Tensor, damping: float) -> Tensor:
-    """A second moment, with `damping` times its mean diagonal entry added to the diagonal.
+    """Add `damping` times the mean diagonal entry of a second moment to its diagonal.
 
-    So it has an inverse. The second moment of vectors x is the mean of x x' (' is the transpose);
-    it may be given as the vector of its diagonal.
+    The result has an inverse. The second moment of vectors x is the mean of x x' (' is the
+    transpose). It may be given, and is then returned, as the vector of its diagonal.
     """
     if moment.ndim == 2:
         return damped(moment, damping)
@@ -112,10 +113,10 @@ def _damped(moment: Tensor, damping: float) -> Tensor:
 
 
 def _root(moment: Tensor) -> Tensor:
-    """A square root L of a second moment: L is lower triangular, and L L' is `moment`.
+    """A lower triangular matrix L with L L' = `moment`; L' is the transpose of L.
 
-    L' is the transpose of L. If `moment` is a vector, it stands for a diagonal matrix, and L is
-    the vector of square roots.
+    `moment` is a second moment, the mean of x x' over vectors x. If it is a vector, it stands for a
+    diagonal matrix, and the result is the vector of its square roots.
     """
     return moment.sqrt() if moment.ndim == 1 else torch.linalg.cholesky(moment)
 
@@ -166,8 +167,8 @@ def _fits_well(matrix: Tensor, fitted: Tensor, inside: Tensor) -> bool:
 
     The module's docstring explains both cuts and the matrices H and K. `fitted` is W after the
     two-sided cut, and `inside` is Q'W, where Q is a basis of the range of W K. The orthogonal cut
-    loses |W|^2 - |Q'W|^2. If this difference is too small to be exact, the answer is no. It is
-    also no if `fitted` holds nan, because H' W K has no inverse.
+    loses |W|^2 - |Q'W|^2. If this difference is too small to be exact, the result is False. It is
+    also False if `fitted` holds nan, because H' W K has no inverse.
     """
     lost, whole, kept = (
         torch.linalg.vector_norm(part, dtype=torch.float64).square()

@@ -1,11 +1,11 @@
 """Low-rank factors of an update, and the cost of losing each of its directions.
 
-An update D is what fine-tuning added to a weight. It is a sum of outer products g x' of output
-gradients g and inputs x; ' is the transpose. So the singular values of D tell how strongly inputs
-and gradients point along its singular vectors. Let C and G be the second moments of x and g, that
-is the means of x x' and g g'. Losing a direction, with the singular value s and the singular
-vectors u and v, costs s^2 (u'G u)(v'C v). Calibration batches measure G and C. Without data,
-(D D')^{1/2} replaces G and (D'D)^{1/2} replaces C. The cost is then s^4.
+An update D is what fine-tuning added to a weight. A direction is a singular value s with its
+singular vectors u and v. Let x be the inputs of the layer, g the gradients of its outputs, and C
+and G the means of x x' and g g' (' is the transpose). Losing the part s u v' of D costs
+s^2 (u'G u)(v'C v). Calibration batches measure C and G. The costs in `importance` are then the
+squared singular values of G^{1/2} D C^{1/2}. D itself is a sum of products g x'. So without data,
+(D D')^{1/2} takes the place of G, and (D'D)^{1/2} that of C. The cost is then s^4.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ class LayerMoments:
     """Second moments of a layer's inputs and output gradients, gathered from batches.
 
     Attributes:
-        inputs: For a linear layer with a bias (which can correct the mean), the covariance of its
-            inputs x, shape (in, in). Without a bias, their second moment, which is the mean of
-            x x' (' is the transpose). For an embedding, the frequencies of its tokens, shape
-            (tokens,).
-        gradients: Second moment of the derivatives of the model's outputs by the layer's outputs,
-            shape (out, out); None if all outputs of the layer count equally.
-        mean: Mean input, shape (in,); None if the layer is not a linear layer with a bias.
+        inputs: The second moment of the inputs x, which is the mean of x x' (' is the transpose),
+            shape (in, in). If `mean` is given, their covariance instead. For an embedding, the
+            frequencies of its tokens, shape (tokens,).
+        gradients: Second moment of the gradients with respect to the layer's outputs (gradients of
+            the model's outputs or of a loss), shape (out, out). None if all outputs of the layer
+            count equally.
+        mean: Mean input, shape (in,), if the layer has a bias, which can correct the mean output;
+            otherwise, or if it was not measured, None.
     """
 
     inputs: Tensor = field(repr=False)
@@ -54,11 +55,11 @@ class LayerMoments:
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """The update (tuned weight - base weight) of one layer as factors: `left @ right` + an error.
+    """Factors whose product approximates the update (tuned weight - base weight) of one layer.
 
     Attributes:
         name: Name of the module in `model.named_modules()`.
-        embedding: Whether the module is an embedding, of shape (tokens, width).
+        embedding: Whether the module is an embedding; its update has the shape (tokens, width).
         left: The left factor, shape (out, rank).
         right: The right factor, shape (rank, in).
         energy: Fraction of the update's squared Frobenius norm that the factors keep.
@@ -72,7 +73,7 @@ class LowRankUpdate:
 
     @property
     def rank(self) -> int:
-        """Number of columns of the left factor, and of rows of the right factor, of the update."""
+        """Rank of the product: the number of columns of `left`, and of rows of `right`."""
         return self.left.shape[1]
 
     @property
@@ -82,7 +83,7 @@ class LowRankUpdate:
 
     @property
     def parameters(self) -> int:
-        """Number of entries of both factors of the update together."""
+        """Number of entries of `left` and `right` together."""
         return self.left.numel() + self.right.numel()
 
     @property
@@ -118,9 +119,9 @@ def importance(update: Tensor, excitation: LayerMoments | None = None) -> Tensor
 def low_rank(
     update: Tensor, rank: int, excitation: LayerMoments | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Factors of the best approximation of an update that has a given rank.
+    """Find the factors of a given rank whose product approximates an update best.
 
-    The factors are balanced: a column of `left` and the same row of `right` have the same norm.
+    The factors are balanced: column i of `left` and row i of `right` have the same norm.
 
     Args:
         update: What fine-tuning added to a weight, or a whole weight, shape (out, in).
@@ -176,8 +177,8 @@ def _roots(excitation: LayerMoments) -> tuple[Tensor | None, Tensor | None]:
 def damped(moment: Tensor, damping: float) -> Tensor:
     """A second moment plus a multiple of the identity I, in float64: C + damping tr(C)/d I.
 
-    The second moment of vectors x is the mean of x x' (' is the transpose). The sum has an inverse,
-    even if the vectors miss some directions.
+    The second moment of vectors x is the mean of x x' (' is the transpose). C may have no inverse,
+    if the vectors do not point in all directions. The result always has one.
 
     Args:
         moment: C, the second moment, shape (d, d).
@@ -218,10 +219,9 @@ def covariance(moment: Tensor, mean: Tensor) -> Tensor:
 
 
 def _divided(vectors: Tensor, root: Tensor | None) -> Tensor:
-    """Undo the product with root': solve root' x = vectors for x.
+    """Solve root' x = vectors for x, where root' is the transpose of a triangular `root`.
 
-    Here root' is the transpose of the triangular matrix `root`. None stands for the identity
-    matrix, and a vector for a diagonal matrix.
+    If `root` is None, it stands for the identity matrix. A vector stands for a diagonal matrix.
     """
     if root is None:
         return vectors

@@ -39,7 +39,7 @@ def measured_moments(
         batches: Keyword arguments of the model; each batch takes one forward and one backward pass.
 
     Returns:
-        The moments of each layer that was called, by its name.
+        A dict from the name of each layer that was called to its `LayerMoments`.
 
     Raises:
         TypeError: If a batch is not a mapping, or `batches` itself is a mapping.
@@ -55,7 +55,7 @@ def measured_moments(
 class TensorNumbers:
     """Gives each tensor a number that stays the same while its values do not change.
 
-    If two layers get inputs of the same number, they get the same input tensor.
+    If two layers get inputs with the same number, they get the same input tensor.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class TensorNumbers:
         self._numbers = count()
 
     def number(self, tensor: Tensor) -> int:
-        """Return the number of a tensor. Its `id` would not do, because Python reuses ids."""
+        """Return the number of a tensor (see `TensorNumbers`). Unlike an `id`, it stays unique."""
         known = self._alive.get(id(tensor))
         if known is None or known[0]() is not tensor or known[1] != version_of(tensor):
             known = self._alive[id(tensor)] = (
@@ -74,7 +74,7 @@ class TensorNumbers:
         return known[2]
 
     def clear(self) -> None:
-        """Forget all tensors; their numbers are never used again."""
+        """Forget all tensors. Later tensors get new numbers; see `TensorNumbers`."""
         self._alive.clear()
 
 
@@ -85,7 +85,7 @@ class Moments:
 
     Args:
         model: The model; it is not changed.
-        sites: Names of the layers (linear layers and embeddings), grouped by shared input.
+        sites: Names of linear layers and embeddings, in groups as the function `sites` returns.
         gradients: Whether output gradients are gathered as well, by a backward pass.
     """
 
@@ -125,7 +125,7 @@ class Moments:
         return slopes | inputs
 
     def measured_moments(self) -> dict[str, LayerMoments]:
-        """The second moments (see `LayerMoments`) of each layer that was called, by its name."""
+        """Map the name of each layer that was called to its second moments; see `LayerMoments`."""
         found = {}
         for name, first in self.leaders.items():
             count, module = int(self.inputs[first].count), self.model.get_submodule(name)
@@ -170,7 +170,7 @@ class Moments:
 
 
 def _kept(result: Tensor, mask: Tensor | None) -> Tensor:
-    """Booleans that are false for padding tokens; all are true if the mask does not fit."""
+    """Booleans, false for padding tokens; all are true if the mask has not one entry per token."""
     lead = result.shape[:-1]
     if mask is not None and mask.shape == lead:
         return mask.bool().to(result.device)
@@ -226,7 +226,8 @@ def sites(model: nn.Module, names: Iterable[str], batch: Batch) -> Sites:
         batch: Keyword arguments of the model.
 
     Returns:
-        The groups of layers. A layer that was not called is a group of its own, at the end.
+        A dict from the first layer of each group to all layers of the group. A layer that was not
+        called is a group of its own, at the end.
     """
     numbers, given = TensorNumbers(), defaultdict[str, list[int]](list)
 

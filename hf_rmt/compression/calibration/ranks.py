@@ -70,7 +70,8 @@ def shared_ranks(
         size: Share of the layers' parameters to keep, in (0, 1].
 
     Returns:
-        The ranks, at least 1; None for a layer whose factors would not be smaller than the layer.
+        The rank of each layer, at least 1; None for a layer that stays dense, because factors would
+        have about as many parameters, or more.
 
     Raises:
         ValueError: If `size` is too small for one direction per layer.
@@ -98,11 +99,11 @@ def shared_ranks(
 def ranks_that_lose(
     lost: float, worth: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, int | None]:
-    """The ranks for the smallest size that loses at most a given part of the importance.
+    """The smallest ranks with which at most a given part of the importance is lost.
 
     A rank is how many directions (singular values with their vectors) a layer keeps. The importance
-    of a direction is the cost of losing it. The size is the share of all parameters that is kept;
-    it is searched in whole percent.
+    of a direction is the cost of losing it. `shared_ranks` gives the ranks for each share of
+    parameters to keep; the smallest share that suffices is taken, in whole percent.
 
     Args:
         lost: The part of the total importance of all layers that may be lost, in [0, 1].

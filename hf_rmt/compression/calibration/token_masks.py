@@ -119,8 +119,8 @@ class TokenMasks:
 def _tokens(module: nn.Module, given: dict[str, Any], around: Tokens) -> Tokens:
     """What is known of the tokens that a called module works on, such as their attention mask.
 
-    It comes from the arguments `given` in the call. If they have no usable mask, it may come from
-    the labels, or from `around`, the tokens of the module that makes the call.
+    All of it comes from the arguments `given` in the call. If they have no usable mask, the mask
+    may come from the labels, or from `around`, the tokens of the module that makes the call.
     """
     states = given.get(STATES)
     has_encoder = DECODER_MASK in _parameters(type(module).forward)
@@ -136,9 +136,10 @@ def _tokens(module: nn.Module, given: dict[str, Any], around: Tokens) -> Tokens:
 
 
 def _before_padding(labels: Any) -> Tensor | None:
-    """A mask that is true up to the last token with a label; None if there are no such labels.
+    """A mask that is true up to the last label of each row; None without a matrix of labels.
 
-    The labels [5, -100, 7, -100] give [true, true, true, false].
+    The labels [5, -100, 7, -100] give [true, true, true, false], as -100 means that there is no
+    label.
     """
     if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
         return None

@@ -1,4 +1,4 @@
-"""Runs the work on processes and threads, with fixed random numbers.
+"""Runs the work on the weights of a model, on several processes and threads.
 
-Autocast and inference mode are switched off for it.
+Random numbers have fixed seeds, and autocast and inference mode are switched off meanwhile.
 """

@@ -99,10 +99,12 @@ def map_over_processes(
     several processes, all work is done before the first outcome is returned.
 
     Args:
-        work: Called with an item, on the process to which the item was given.
+        work: Called with an item, on one process. Returns a plain value, which can be pickled, and
+            a dict of tensors. This pair is the outcome.
         items: What to work on.
         costs: Expected time of each item, in any unit.
-        device: The device for tensors of other processes; the process group must support it.
+        device: The device that receives tensors from other processes; the process group must
+            support it.
         alone: Called with the work and the items if there is only one process; gives the outcomes
             in order.
         doing: What a process does here, such as "ran evaluate", for the error message. By default
@@ -227,7 +229,7 @@ def _room(layout: TensorLayout, device: torch.device | str) -> dict[str, Tensor]
 
 
 def _broadcast(tensors: dict[str, Tensor], owner: int) -> dict[str, Tensor]:
-    """Send tensors to all other processes, or receive them if process `owner` is another one.
+    """Send tensors to the other processes, or receive them if `owner` is another process.
 
     They are sent as bytes, because the backends of torch.distributed do not support every dtype.
     """

@@ -42,7 +42,7 @@ def exchange(value: Any, failure: Failure | None = None) -> list[Any]:
         failure: The error of this process, if it failed.
 
     Returns:
-        The value of each process.
+        The values of all processes, in the order of their ranks.
 
     Raises:
         RuntimeError: On every process, if one process failed. If all processes failed with the same
@@ -95,9 +95,9 @@ def collective(function: F) -> F:
 
 
 def begin_transfers(series: Iterator[Any]) -> Iterator[Any]:
-    """Remember a series of broadcasts that other processes wait for, and return it.
+    """Remember an iterator over broadcasts that other processes wait for, and return it.
 
-    If this process fails, it must still run the series to its end.
+    If this process fails, it must still run the iterator to its end.
     """
     _transfers[:] = [series]
     return series
@@ -110,7 +110,7 @@ def _finish_transfers() -> None:
 
 
 def _said(failure: Failure | None) -> tuple[str, str] | None:
-    """What other processes are told of an error: what this process did, and the message."""
+    """What this process was doing when it failed, and its error as text; None without an error."""
     if failure is None:
         return None
     error, doing = failure

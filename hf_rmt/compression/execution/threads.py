@@ -44,10 +44,10 @@ def is_small(shape: Sequence[int]) -> bool:
 
 @contextmanager
 def suited_threads(shape: Sequence[int]) -> Iterator[None]:
-    """A context in which one thread works on a small weight, and all threads on a large one.
+    """A context in which torch and NumPy use one thread for a small weight, or all for a large one.
 
     Args:
-        shape: Shape of the weight.
+        shape: Shape of the weight; `is_small` decides whether it is small.
     """
     threads = torch.get_num_threads()
     suited = 1 if is_small(shape) else threads
@@ -64,15 +64,15 @@ def suited_threads(shape: Sequence[int]) -> Iterator[None]:
 def layer_map(
     layers: Sequence[nn.Module], settings: CompressionSettings
 ) -> Callable[..., Generator[Any]]:
-    """The function that does work on layers, one after the other or several at the same time.
+    """Make a function that does work on layers, one after the other or several at the same time.
 
     Args:
-        layers: The layer of each item that is worked on later.
+        layers: One layer for each item of the later work, in the order of the items.
         settings: The settings; their method says whether it can work on several weights at a time.
 
     Returns:
-        `map_over_threads` as a function of the work and the items. It works on one item at a time
-        if a layer is not on the CPU, or if the method asks for that.
+        `map_over_threads` with its other arguments set, so that it takes the work and the items. It
+        works on one item at a time if a layer is not on the CPU, or if the method asks for that.
     """
     tensors = chain.from_iterable(layer.parameters() for layer in layers)
     on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
@@ -90,11 +90,12 @@ def map_over_threads(
     *,
     concurrent: bool = True,
 ) -> Generator[Outcome]:
-    """Do a piece of work for each item, as many at a time as torch has threads.
+    """Do the work for each item, for several items at a time if their weights are small.
 
-    Successive small weights are worked on at the same time. The number of their entries together
-    is at most `torch.get_num_threads()` times that of the largest one, and at most `IN_FLIGHT`. A
-    finished item counts too, until its outcome is handed out, because it takes memory until then.
+    Small weights that follow each other are worked on at the same time, each by one thread. Their
+    total number of entries is at most `torch.get_num_threads()` times that of the largest small
+    weight, and at most `IN_FLIGHT`. A finished item counts until its outcome is handed out, because
+    it takes memory until then.
 
     Close the iterator if you stop before its end. Closing cancels work that has not begun, waits
     for work that has begun, and restores the number of threads of torch.
@@ -106,8 +107,8 @@ def map_over_threads(
         concurrent: Whether the work can be done for several items at a time.
 
     Yields:
-        The outcome of each item, in order. An error of the work is raised in its place in that
-        order, when the outcomes before it have been returned.
+        The outcome of each item, in order. If the work on an item fails, its error is raised after
+        the outcomes of the items before it were returned.
     """
     threads = torch.get_num_threads()
     if threads == 1 or not concurrent or not _is_plain_thread():
@@ -149,7 +150,7 @@ def _first(waiting: deque[tuple[int, Future[Outcome]]], threads: int) -> Outcome
 
 @contextmanager
 def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A context with a pool of `threads` threads, on which torch and NumPy start no others.
+    """A context with a pool of `threads` threads; in each, torch and NumPy use only this thread.
 
     At its end, work that has not begun is cancelled, and torch has `threads` threads again.
     """
@@ -167,7 +168,7 @@ def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
 def _prepare(grad: bool) -> None:
     """Set up torch on a new thread of a pool: one thread for torch, and gradients on or off.
 
-    Each thread of Python has these settings of torch for itself.
+    Torch keeps these settings separately for each Python thread.
     """
     torch.get_num_threads()  # on its first call, a thread takes the number that was set last
     torch.set_num_threads(1)

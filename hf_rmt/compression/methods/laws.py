@@ -44,9 +44,9 @@ class PopulationDoubleBulk(SpectralMethod):
 class PowerLawBulk(SpectralMethod):
     """Fits noise whose variances follow a power law between a least and a largest variance.
 
-    The noise has a variance in each direction, that is a unit vector with as many entries as the
-    weight's shorter side. What is fitted is the distribution of the squared singular values of pure
-    noise.
+    A direction is a unit vector with as many entries as the weight's shorter side. The noise has a
+    variance in each direction. What is fitted is the distribution of the squared singular values of
+    pure noise.
     """
 
     name = "power-law"

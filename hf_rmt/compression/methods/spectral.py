@@ -184,8 +184,8 @@ class SpectralMethod(Method):
             )
         if not self.finds_law and settings.recover_spikes:
             raise ValueError(
-                f"recover_spikes=True needs a law of the noise, and method={self.name!r} fits "
-                "none; leave recover_spikes at None"
+                "recover_spikes=True needs a method that fits a law to the noise, and method="
+                f"{self.name!r} fits none; leave recover_spikes at None"
             )
         if settings.stored_spikes == "paying" and noise not in PACKED_KINDS:
             raise ValueError(
@@ -212,13 +212,13 @@ class SpectralMethod(Method):
         return has_matrix(module)
 
     def default_targets(self, layers: Mapping[str, Any], model: Any) -> list[str]:
-        """Names of the layers to compress by default; the help of `TARGET_MODULES` has the rule."""
+        """Names of the layers to compress by default; for the rule see `TARGET_MODULES`."""
         from hf_rmt.compression.targets.blocks import of_blocks
 
         return of_blocks(layers, model)
 
     def why_no_default(self) -> str:
-        """The reason, for an error message, why the default selects no layer."""
+        """A text for an error message: why `default_targets` finds no layer in a model."""
         return (
             "by default all its layers stay dense, because its last layer counts as the head, and "
             "a first convolution as the layer that reads the input"
@@ -244,12 +244,13 @@ class SpectralMethod(Method):
         settings: CompressionSettings,
         kept: Tensor | None = None,
     ) -> Decision:
-        """Decide what happens to a weight whose squared singular values are already split.
+        """Decide what happens to a weight after its singular value decomposition.
 
         Args:
             name: Name of the module in `model.named_modules()`.
             weight: Shape (out, in).
-            found: The values, split into signal and noise, with vectors; see `Decomposition`.
+            found: The singular values, split into signal and noise, with their vectors; see
+                `Decomposition`.
             settings: The method and its options.
             kept: Positions of the directions (singular values with their vectors) to keep, shape
                 (rank,); None for those that `choose_directions` returns.
@@ -277,8 +278,8 @@ class SpectralMethod(Method):
     ) -> CompressionReport:
         """Compress layers of a model in place.
 
-        With calibration, the outputs of the layers on its data change little. Without it, each
-        weight is compressed by itself. `Method.compress_model` explains arguments and result.
+        `calibration` holds batches of data, on which the outputs of the layers shall change little.
+        Without it, only the weights are used. `Method.compress_model` explains all arguments.
         """
         if calibration is not None:
             from hf_rmt.compression.calibration.calibrated import compress_calibrated

@@ -75,7 +75,7 @@ class TruncatedSVD(SpectralMethod):
 
 
 class SparseLowRank(TruncatedSVD):
-    """Keeps the largest directions; rows and columns with small entries keep only some of them.
+    """Keeps the largest directions; in rows and columns with small entries, only some of them.
 
     A direction is a singular value of a weight with its two singular vectors.
     """
@@ -130,11 +130,11 @@ class SparseLowRank(TruncatedSVD):
 def of_rank(settings: CompressionSettings, rank: int) -> CompressionSettings:
     """Settings of the method `svd` that keep `rank` directions of a weight.
 
-    The options that all methods with singular values share are copied from `settings`. Only
-    `recover_spikes` is not copied, because `svd` cannot use it.
+    The options that every `SpectralMethod` has are copied from `settings`, except for
+    `recover_spikes`, which `svd` cannot use.
 
     Args:
-        settings: Settings of a method that looks at the singular values of a weight.
+        settings: Settings of a `SpectralMethod`.
         rank: How many directions (singular values with their vectors) to keep.
     """
     options = {option.name for option in (*SPECTRAL_OPTIONS, *COMMON_OPTIONS)}

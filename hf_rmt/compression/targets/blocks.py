@@ -25,11 +25,11 @@ def of_blocks(layers: Mapping[str, nn.Module], model: nn.Module) -> list[str]:
 
 
 def after_blocks(names: list[str], model: nn.Module) -> list[str]:
-    """The layers of the head: those after the repeated blocks, or all if no block is repeated.
+    """Names of the head's layers: those after the repeated blocks, or all if no block is repeated.
 
-    All are taken from `names`, which has the order of the model. A transformers model may register
-    its head before its body (the model without a head). So all layers outside the body also belong
-    to the head, unless they lie in repeated blocks.
+    `names` has the layers to choose from, in the order of the model. A transformers model may
+    register its head before its body (the model without a head). So all layers outside the body
+    also belong to the head, unless they lie in repeated blocks.
     """
     blocks = [place for place, name in enumerate(names) if in_repeated_block(name, model)]
     last = max(blocks, default=-1)
@@ -43,7 +43,7 @@ def after_blocks(names: list[str], model: nn.Module) -> list[str]:
 
 
 def linears(layers: Mapping[str, nn.Module]) -> list[str]:
-    """The names of the layers that are not convolutions."""
+    """The names of the given layers, without the convolutions."""
     return [name for name, module in layers.items() if not is_convolution(module)]
 
 

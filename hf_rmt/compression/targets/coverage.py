@@ -18,7 +18,9 @@ from hf_rmt.settings import CompressionSettings
 
 
 def kept_plans(model: nn.Module, settings: CompressionSettings) -> list[LayerPlan]:
-    """Plans of the selected layers that are not compressed because of how the model uses them.
+    """Make a `LayerPlan` for each selected layer that has to stay dense (not compressed).
+
+    The reason is how the model uses the layer; the plan states it.
 
     Args:
         model: The model before it is compressed; its tensors may be on the meta device.
@@ -31,7 +33,7 @@ def kept_plans(model: nn.Module, settings: CompressionSettings) -> list[LayerPla
 def with_kept(
     report: CompressionReport, kept: Iterable[LayerPlan], model: nn.Module
 ) -> CompressionReport:
-    """The report with plans of more layers, which are not compressed; in the model's order.
+    """A copy of a report that also lists layers which are not compressed, in the model's order.
 
     Args:
         report: The report on the other layers.

@@ -71,7 +71,7 @@ def register_rule(rule: Rule) -> Rule:
 
 @register_rule
 def read_by_parent(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers whose weight is read by the code of another module; see `weights_read`."""
+    """A `Rule`: it finds layers whose weight another module's code reads; see `weights_read`."""
     found = {}
     for prefix, parent in model.named_modules():
         for path, method in weights_read(parent).items():
@@ -87,7 +87,7 @@ def read_by_parent(model: nn.Module) -> dict[str, LeftDense]:
 
 @register_rule
 def referred_to(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers that are also held by a plain attribute of a module, such as a list.
+    """A `Rule`: it finds layers that a plain attribute of a module, such as a list, also holds.
 
     If such a layer is replaced, the attribute still holds the old layer, and the model would still
     use it.
@@ -106,7 +106,7 @@ def referred_to(model: nn.Module) -> dict[str, LeftDense]:
 
 @register_rule
 def routers(model: nn.Module) -> dict[str, LeftDense]:
-    """The layers that choose among experts (parallel parts of a model), found by their names."""
+    """A `Rule`: it finds, by name, layers that choose among experts (parallel parts of a model)."""
     why = LeftDense(
         Cause.ROUTER,
         "it chooses among experts, and a small error can make it choose another expert",
@@ -130,14 +130,14 @@ def _chooses(name: str, model: nn.Module) -> bool:
 
 @register_rule
 def made_anew(model: nn.Module) -> dict[str, LeftDense]:
-    """Layers whose weight or bias is computed before each call, as by torch's `weight_norm`."""
+    """A `Rule`: it finds layers whose weight or bias is computed anew before each call."""
     why = LeftDense(Cause.MADE_ANEW, MADE_ANEW)
     return {name: why for name, part in model.named_modules() if is_made_anew(part)}
 
 
 @register_rule
 def subclasses(model: nn.Module) -> dict[str, LeftDense]:
-    """Layers of a subclass of `nn.Linear`, which may use its weight in any way."""
+    """A `Rule`: it finds subclasses of `nn.Linear`, which may use the weight in any way."""
     return {
         name: LeftDense(
             Cause.SUBCLASS,
@@ -153,7 +153,7 @@ def subclasses(model: nn.Module) -> dict[str, LeftDense]:
 
 @register_rule
 def carrying(model: nn.Module) -> dict[str, LeftDense]:
-    """Layers with additions that cannot be moved to a new layer; see `why_not_swapped`."""
+    """A `Rule`: it finds layers that cannot be replaced by new ones; see `why_not_swapped`."""
     layers = {
         name: part
         for name, part in model.named_modules()

@@ -29,7 +29,7 @@ def is_selected(name: str, targets: Collection[str] | str) -> bool:
 
 
 def is_covered(name: str, covers: Iterable[str]) -> bool:
-    """Whether a module is one of the named modules, or lies below one of them.
+    """Whether a module is one of the named modules, or lies inside one of them.
 
     Args:
         name: Name of the module in `model.named_modules()`.

@@ -1,4 +1,4 @@
-"""Finds which layers the variables and expressions of a module's code stand for.
+"""Finds which layers the variables in a module's code stand for: after `x = self.up`, x is `up`.
 
 A path is the dotted name of a layer below the module, or of its weight. In a path, `*` stands for
 any name and a final `**` for all layers below. The path of the module itself is empty.
@@ -27,14 +27,14 @@ Known = dict[str, tuple[str, ...]]
 
 
 class Paths:
-    """Knows which layers the variables and expressions of a module's code stand for.
+    """Knows which layers the variables in code stand for: after `x = self.up`, x is `up`.
 
     A path is the dotted name of a layer below the module, or of its weight. In a path, `*` stands
     for any name and a final `**` for all layers below.
 
     Args:
-        known: The paths that are known at the start, by variable, such as those of the function's
-            arguments.
+        known: Paths by the name of the variable, for the variables that are known at the start,
+            such as arguments of a function.
     """
 
     def __init__(self, known: Mapping[str, tuple[str, ...]]) -> None:
@@ -49,9 +49,9 @@ class Paths:
             self.known |= self.given(target.id, value)
 
     def given(self, name: str, value: ast.expr) -> Known:
-        """The entries of `known` for a variable `name` that gets `value`; empty if it is no layer.
+        """What `known` must hold after the assignment `name = value`; empty if it gives no layer.
 
-        For `x = self.up` this is {"x": ("up",)}. If x is a list, the key "x[]" has its layers.
+        After `x = self.up` this is {"x": ("up",)}. If x is a list, the key "x[]" has its layers.
         """
         listed = () if isinstance(value, ast.Name | ast.Attribute) else self.members(value)
         if isinstance(value, ast.Name):
@@ -95,7 +95,10 @@ class Paths:
         return tuple(path for part in (*node.args, *owner) for path in self.members(part))
 
     def of(self, node: ast.expr) -> tuple[str, ...]:
-        """Paths (dotted names) of the layers that an expression stands for; empty if none."""
+        """Paths (dotted names) of the layers that an expression means; empty if it means none.
+
+        For `self.up` this is ("up",).
+        """
         if isinstance(node, ast.Name):
             return self.known.get(node.id, ())
         if isinstance(node, ast.NamedExpr):
@@ -122,9 +125,9 @@ class Paths:
 
 
 def everywhere(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The given paths (dotted names) of modules, and for each the path of all layers below it.
+    """The given paths (dotted names) of modules, and the same paths with `.**` at the end.
 
-    ("mlp",) becomes ("mlp", "mlp.**").
+    ("mlp",) becomes ("mlp", "mlp.**"), where `mlp.**` means all layers below `mlp`.
     """
     below = (f"{path}{BELOW}".lstrip(".") for path in paths)
     return (*filter(None, paths), *below)

@@ -67,8 +67,8 @@ class Reader(ast.NodeVisitor):
 
     Args:
         kind: The class of the module, whose methods the function may call.
-        method: Name of the method of the module; for a function that the method calls, both names,
-            as in "helper in forward".
+        method: Name of the module's method that is read. If it is a function that the method calls,
+            both names, as in "helper in forward".
         names: Global variables that the function sees, by name.
         known: The layers that the arguments of the function stand for; see `Paths`.
     """
@@ -89,8 +89,8 @@ class Reader(ast.NodeVisitor):
     def visit(self, node: ast.AST) -> None:
         """Visit a node of the parsed code. Loop variables of a comprehension are recorded first.
 
-        For example, `[f(x) for x in self.layers]` begins with `f(x)`. To look for reads in it, one
-        must know already which layers `x` stands for.
+        For example, `[f(x) for x in self.layers]` begins with `f(x)`. Before `f(x)` is searched for
+        reads of weights, it must be known which layers `x` stands for.
         """
         for part in getattr(node, "generators", ()):
             self._bind_each(part.target, part.iter)
@@ -158,7 +158,7 @@ class Reader(ast.NodeVisitor):
         self._follow(node)
 
     def visit_Name(self, node: ast.Name) -> None:
-        """Record that the code reads a weight, if a variable in it stands for a weight."""
+        """Record that the code reads a weight, if this variable stands for a weight."""
         if isinstance(node.ctx, ast.Load):
             self._note(self.paths.of(node))
 
@@ -175,9 +175,10 @@ class Reader(ast.NodeVisitor):
             self.generic_visit(node)
 
     def _note(self, paths: tuple[str, ...]) -> None:
-        """Record a read of a weight for each path (dotted name) that ends in ".weight".
+        """Record a read of a weight for each path (see `Paths`) that ends in ".weight".
 
-        In methods other than `forward`, paths that stand for all layers of the module are skipped.
+        In methods other than `forward`, a path that begins with `**` is skipped. It stands for all
+        layers of the module, and a method that saves a model, for example, may read all weights.
         """
         layers = [path.removesuffix(WEIGHT) for path in paths if path.endswith(WEIGHT)]
         if "forward" not in self.method.split(" in "):

@@ -27,8 +27,8 @@ def unregistered_references(model: nn.Module) -> dict[int, str]:
         model: Any module.
 
     Returns:
-        By the `id()` of each such module: the class and the name of an attribute that refers to it,
-        as in `Block.steps`.
+        A dict. The keys are the `id()` of each such module. The values name a class and its
+        attribute that refers to the module, as in `Block.steps`.
     """
     found: dict[int, str] = {}
     for part in model.modules():

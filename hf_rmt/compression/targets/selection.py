@@ -32,7 +32,7 @@ def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list
 
     In a transformers model, tied embeddings (they share a weight) always stay dense (not
     compressed). Heads, the layers after the repeated blocks, stay dense unless the user names them
-    or the method compresses heads by default. Both also hold for transformers models in `model`.
+    or the method compresses heads by default. The same holds for a transformers model in `model`.
 
     Args:
         model: Any module; its tensors may be on the meta device.
@@ -48,9 +48,9 @@ def compressible_layers(model: nn.Module, settings: CompressionSettings) -> list
 
 
 def transformers_models(model: nn.Module) -> dict[str, Any]:
-    """The outermost transformers models inside a module, by name; `""` names the module itself.
+    """A dict from name to outermost transformers model in `model`; `""` names `model` itself.
 
-    They are recognised by their attributes, because this package must work without transformers.
+    Models are recognised by their attributes, because this package works without transformers.
     """
     found: dict[str, Any] = {}
     for name, part in model.named_modules():
@@ -105,14 +105,14 @@ def select_layers(
 
 
 def kept_layers(model: nn.Module, settings: CompressionSettings) -> dict[str, LeftDense]:
-    """The selected layers that are not compressed because of how the model uses them.
+    """Find selected layers that are not compressed, because of how the model uses them.
 
     Args:
         model: Any module; its tensors may be on the meta device.
         settings: The method and its options.
 
     Returns:
-        The reason for each layer, by its name. Layers in `modules_to_not_convert` are left out.
+        A dict from name to reason. Layers in `modules_to_not_convert` are left out.
     """
     held = _held(left_dense(model), settings)
     excepted = settings.modules_to_not_convert or []
@@ -133,7 +133,7 @@ def _tied(
     heads: Collection[str],
     settings: CompressionSettings,
 ) -> dict[str, LeftDense]:
-    """Layers that are not compressed because they share their weight, each with this reason."""
+    """A dict from name to reason, for layers not compressed because they share a weight."""
     shared = _shared_weights(model)
     named = settings.target_modules not in (None, ALL_LINEAR)
     why = LeftDense(Cause.TIED, f"its weight {TIED}")
@@ -146,7 +146,7 @@ def _tied(
 
 
 def _held(found: Mapping[str, LeftDense], settings: CompressionSettings) -> dict[str, LeftDense]:
-    """The reasons in `found` that hold for these settings; see `LeftDense.if_named`."""
+    """The reasons in `found`; if settings name layers, only those with `LeftDense.if_named`."""
     by_name = settings.target_modules not in (None, ALL_LINEAR)
     return {name: why for name, why in found.items() if why.if_named or not by_name}
 
@@ -169,7 +169,7 @@ def _kept_dense(
     shared: Collection[int],
     protected: Collection[str],
 ) -> dict[str, str]:
-    """The reasons why some of the chosen layers are not compressed, by layer name."""
+    """A dict from name to reason, for each layer in `chosen` that must not be compressed."""
     by_name = settings.target_modules not in (None, ALL_LINEAR)
     reasons = {}
     for name in chosen:
@@ -257,7 +257,7 @@ def _check_targets(
 
 
 def _why_refused(target: list[str] | str, model: nn.Module) -> Iterator[str]:
-    """Name and reason, as a text, of each selected module that cannot be compressed."""
+    """For each selected module that cannot be compressed, yield a text: name and reason."""
     held = left_dense(model)
     for name, module in model.named_modules():
         if not name or not is_selected(name, target):
@@ -278,7 +278,7 @@ def _protected_everywhere(model: nn.Module, settings: CompressionSettings) -> se
 
 
 def _protected(model: Any, settings: CompressionSettings) -> set[str]:
-    """Names of a transformers model's layers that share a weight, or are heads not to compress."""
+    """Names of a transformers model's layers not to compress: they share a weight, or are heads."""
     tied = model.all_tied_weights_keys
     names = {key.rpartition(".")[0] for pair in tied.items() for key in pair}
     of_head = settings.target_modules is None and method_of(settings).takes_heads
@@ -292,7 +292,7 @@ def _protected(model: Any, settings: CompressionSettings) -> set[str]:
 
 
 def _heads(model: nn.Module, prefix: str) -> Iterator[str]:
-    """Names of the head's modules: those outside the body named `prefix` and repeated blocks."""
+    """Names of modules outside the body (the module `prefix`) and outside repeated blocks."""
     for name, _ in model.named_modules():
         outside = name.split(".")[0] not in (prefix, "")
         if outside and not in_repeated_block(name, model):

@@ -27,7 +27,7 @@ SETTING_UP = (
 
 
 def weights_read(module: nn.Module) -> dict[str, str]:
-    """The layers inside a module whose weights are read by the module's code.
+    """Find the layers whose weight a module's code reads, as in `self.dt_proj.weight`.
 
     Args:
         module: Any module. Only its own methods are searched, not the methods of its children.

@@ -30,7 +30,8 @@ class ExtractedAdapter:
     """A LoRA adapter in memory: low-rank updates, and the other trained tensors.
 
     Attributes:
-        updates: For each layer its update, what fine-tuning added to the weight, as two factors.
+        updates: The update of each layer, as two low-rank factors. An update is what fine-tuning
+            added to the weight.
         carried: Other tensors of the tuned model, such as biases and heads, by their names in the
             adapter's file.
         modules_to_save: Names of modules that are copied whole, such as new heads and norms.
@@ -46,9 +47,10 @@ class ExtractedAdapter:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """The rank of each layer's update, which is what fine-tuning added to the weight.
+        """The rank of each layer's update, by the name of the layer.
 
-        The rank is 0 if no part of the update is worth the parameters that it takes.
+        An update is what fine-tuning added to the weight. Its rank is 0 if no part of the update is
+        worth the parameters that it takes.
         """
         return {update.name: update.rank for update in self.updates}
 
@@ -92,7 +94,7 @@ class ExtractedAdapter:
         return f"{aligned_table(self.rows())}\n\n{self.summary()}"
 
     def to_json(self) -> str:
-        """JSON text: sizes, and one row per layer under `layers`."""
+        """The sizes of the adapter, and one row per layer under `layers`, as JSON text."""
         payload = {
             "base_model": self.base_model,
             "task_type": self.task_type,

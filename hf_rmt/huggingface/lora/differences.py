@@ -51,7 +51,7 @@ def differences(
 
     Raises:
         ValueError: If a layer exists in one model only, shapes differ, a weight is not finite, or
-            no weight that could get factors differs.
+            the models differ in no weight that could get factors.
     """
     originals = paired(base, tuned)
     matrices, modules, loose = [], list(heads), []
@@ -83,9 +83,10 @@ def differences(
 
 
 def paired(base: nn.Module, tuned: nn.Module) -> dict[str, nn.Module]:
-    """The modules of the base, by their names in the tuned model.
+    """Map the names of modules in the tuned model to the modules of the base model.
 
-    The names of a module in the two models may differ by a prefix.
+    The names of a module in the two models may differ by a prefix. A module that exists in only
+    one of the models is left out.
 
     Raises:
         ValueError: If a numbered block, such as `layer.3`, exists in only one of the models.

@@ -72,10 +72,10 @@ def extract_adapter(
             changed.
         size: Largest number of parameters of the factors, as a fraction of the parameters of the
             matrices that they update; 0.03 if neither threshold nor rank is given.
-        threshold: Fraction of the worth of all directions to keep, 1 for everything. Without
-            calibration, the worth of a direction is the fourth power of its singular value. Useful
-            fractions then lie above 0.99.
-        rank: One rank for all layers, for comparison; it is used instead of size or threshold.
+        threshold: Fraction of the worth of all directions that the kept ones must have; 1 keeps
+            everything. Without calibration, the worth of a direction is the fourth power of its
+            singular value. Useful fractions then lie above 0.99.
+        rank: One rank for all layers, for comparison; pass it instead of size or threshold.
         calibration: Batches of tokenized inputs like those of the task, a hundred sentences or
             more; they make the adapter better at the same size. The second moments (means of the
             products of two entries) of each layer's inputs and gradients are held in memory.
@@ -132,10 +132,10 @@ class _Extraction:
     def ranks(
         self, names: Iterable[str], *, size: float | None, threshold: float | None, rank: int | None
     ) -> dict[str, int]:
-        """Choose the rank of each layer's low-rank factors, by the name of the layer.
+        """Choose the rank of each layer's low-rank factors; `names` are the names of the layers.
 
         `size`, `threshold` and `rank` are those of `extract_adapter`. The factors are computed
-        later.
+        later. The result holds the ranks by the name of the layer.
         """
         shapes = {name: tuple(self.tuned.get_submodule(name).weight.shape) for name in names}
         if rank is not None:

@@ -26,10 +26,10 @@ class CompressedLoraLinear(Linear):
 
     x is the input, W the compressed weight, A and B are the factors of the adapter, s is the scale
     of the adapter, and ' is the transpose. Merging appends A and s B to the low-rank factors of the
-    layer (its signal). So the rank grows by the rank of the adapter. If the larger factors are
-    linearly dependent, the same matrix is written with smaller factors, rounded to the dtype of the
-    layer. This always happens if the rank exceeds the smaller side of W. A ternary layer (entries
-    -1, 0, 1) has no low-rank factors, so its adapter cannot be merged.
+    layer (its signal). So the rank grows by the rank of the adapter. If factors of a smaller rank
+    can hold the same matrix, they are stored instead, rounded to the dtype of the layer. This is
+    always so if the rank exceeds the smaller side of W. A ternary layer (entries -1, 0, 1) has no
+    low-rank factors, so its adapter cannot be merged.
 
     Args:
         base_layer: The compressed layer, or an adapter around it.
@@ -64,7 +64,7 @@ class CompressedLoraLinear(Linear):
 
     @property
     def lora_variants(self) -> dict[Any, Any]:
-        """Only plain LoRA works here, because variants such as DoRA need the dense weight."""
+        """The LoRA variants that work here: only plain LoRA, as others need the dense weight."""
         return {(): None}
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -109,10 +109,10 @@ class CompressedLoraLinear(Linear):
             self._shift_bias(name, -1.0)
 
     def _append(self, name: str, layer: SpikedLinear, rows: Tensor) -> None:
-        """Append the rows of an adapter to the low-rank factors (the signal) of a layer.
+        """Append the rows of the adapter `name` to the low-rank factors (the signal) of a layer.
 
-        If the rows of the factors then depend linearly on each other, the same matrix is written
-        with fewer rows. `name` is the name of the adapter.
+        `_rows` explains the rows. If fewer rows can hold the same matrix, they replace all rows of
+        the factors.
         """
         before = layer.weight.detach()
         factors = torch.cat([before, rows.to(before)])
@@ -194,7 +194,7 @@ def _digest(factors: Tensor) -> str:
 
 
 def _set_factors(layer: SpikedLinear, factors: Tensor) -> None:
-    """Replace the low-rank factors of a layer; the number of rows becomes its rank."""
+    """Replace the low-rank factors of a layer; its rank becomes the number of rows of `factors`."""
     trains = layer.weight.requires_grad
     layer.weight = nn.Parameter(factors.contiguous(), requires_grad=trains)
     layer.rank = len(factors)

@@ -74,7 +74,8 @@ def lora_targets(model: nn.Module) -> dict[str, list[str]]:
 def _takes_lora(model: nn.Module, name: str, layer: Mapping[str, Any]) -> bool:
     """Whether a layer is dense (was not compressed) and PEFT can put an adapter around it.
 
-    `layer` is the record of the layer. It gives the cause for which the layer was not compressed.
+    `layer` is the layer's entry in `RMTConfig.layers`. Its `cause` says why the layer was not
+    compressed.
     """
     if is_compressed(model.get_submodule(name)) or layer.get("cause") in UNFIT:
         return False

@@ -1,1 +1,1 @@
-"""What lies in the folder of a saved model: weights, record, code file, model card, alarm."""
+"""Writes and checks the files of a saved model: weights, config, code and model card."""

@@ -23,9 +23,10 @@ ALARMS = (ALARM, "import hf_rmt")
 
 
 def without_alarm(value: Any) -> Any:
-    """Return an attention implementation, or a dict of them by model part, with None for an alarm.
+    """Replace each alarm in `value` by None, and return the result.
 
-    An alarm is a text in a saved config that stops loading where this package is missing.
+    `value` names an attention implementation, or is a dict from parts of a model to such names. An
+    alarm is a text in a saved config that stops loading where this package is missing.
     """
     if isinstance(value, dict):
         return {key: without_alarm(entry) for key, entry in value.items()}

@@ -1,4 +1,4 @@
-"""Checks and updates before a compressed model is saved, so that its files can be loaded.
+"""Checks a compressed model and updates its record before saving, so that its files load again.
 
 After the compression, layers may have been merged with adapters, made dense (not compressed),
 moved, removed, or changed by another library. The record, the part of config.json that says how
@@ -136,9 +136,9 @@ def _part(model: nn.Module, name: str) -> Any:
 def _is_layer(module: Any, plan: LayerPlan) -> bool:
     """Whether a module can be saved under the name of a recorded layer.
 
-    `plan` is the record of the layer, and `module` is what has its name now (None if nothing has).
-    If the layer was recorded as compressed, the module must be a compressed layer or have a weight
-    that is a matrix.
+    `plan` is the record of the layer. `module` is the module that has its name now, or None. If the
+    layer was recorded as compressed, the module must be a compressed layer or have a weight that is
+    a matrix.
     """
     if module is None or not plan.compressed:
         return module is not None

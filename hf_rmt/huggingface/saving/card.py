@@ -89,9 +89,9 @@ def _plan(model: Any) -> CompressionPlan:
 def card_of(
     model: Any, folder: Path, *, repo_id: str | None = None, token: str | None = None
 ) -> ModelCard:
-    """The generated model card for a folder with saved weights.
+    """Generate the model card for a folder with saved weights.
 
-    `repo_id` is the repository of a push. The network is used only if it is given.
+    `repo_id` is the repository to which the model is pushed. Without it, no network is used.
     """
     config = model.hf_quantizer.quantization_config
     auto, about = auto_class(model), _source_card(source_of(model), token, online=bool(repo_id))
@@ -114,7 +114,7 @@ def card_of(
 
 
 def processor_in(folder: Path) -> str | None:
-    """The Auto class of the tokenizer or image processor in a folder; None if there is none."""
+    """Name of the Auto class of the tokenizer or image processor in a folder, or None."""
     for name, auto in PROCESSORS.items():
         if (folder / name).exists():
             return auto
@@ -140,7 +140,7 @@ def _several(value: Any) -> list[str]:
 
 
 def auto_class(model: Any) -> str:
-    """The Auto class that loads a model with the layers for its task; `AutoModel` if none does."""
+    """Name of the Auto class that loads a model with its task head; `AutoModel` if none does."""
     found = [
         name
         for name in modeling_auto.__all__
@@ -157,9 +157,9 @@ def _loads(auto: Any, model: Any) -> bool:
 
 
 def _plan_as_saved(model: Any) -> CompressionPlan:
-    """What was done to each layer (the plan), with sizes in bits for the model's present dtype.
+    """The plan (what was done to each layer), with the sizes that fit the dtype of the model.
 
-    The plan was made by the compression, and the dtype may have been changed since.
+    The compression made the plan, but the user may have changed the dtype since then.
     """
     return CompressionPlan(tuple(_as_saved(model, layer) for layer in _plan(model)))
 
@@ -178,9 +178,9 @@ def _as_saved(model: Any, layer: LayerPlan) -> LayerPlan:
 
 
 def _sizes(plan: CompressionPlan, folder: Path) -> dict[str, int]:
-    """The size of the saved weights in bytes (`after`), and that of the dense model (`before`).
+    """The bytes of the saved weights, before (`before`) and after (`after`) the compression.
 
-    As in the report, file headers are not counted, because a dense file has another header.
+    File headers are not counted, as in the report, because the two files have different headers.
     """
     after = sum(_tensor_bytes(path) for path in folder.glob("*.safetensors"))
     saved = sum(layer.dense_bits - layer.bits for layer in plan.compressed) // 8
@@ -197,7 +197,7 @@ def _tensor_bytes(path: Path) -> int:
 
 
 def foreign_card(repo_id: str, token: str | None) -> ModelCard | None:
-    """The repository's card; None if there is none or this package generated it."""
+    """The model card of a Hub repository; None if there is none or this package generated it."""
     try:
         card = ModelCard.load(repo_id, token=token)
     except (EntryNotFoundError, RepositoryNotFoundError):

@@ -35,7 +35,7 @@ drawing it takes seconds."""
 
 
 def has_config(folder: Path) -> bool:
-    """Whether a save wrote a config.json into `folder`, so a model and not only an adapter."""
+    """Whether `folder` has a config.json: it has none if only an adapter was saved."""
     return (folder / CONFIG).exists()
 
 
@@ -128,11 +128,11 @@ def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) 
 
 
 def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]:
-    """How the layers of one part of a model were compressed, by their names within this part.
+    """The records in `plan` about the layers of one part of a model, by their names in the part.
 
-    `config` is the config of the part: the modules with this config make up the part. `plan` says
-    how each layer of the model was compressed. In the part `encoder`, the layer `encoder.fc` has
-    the name `fc`.
+    For example, the layer `encoder.fc` has the name `fc` in the part `encoder`. `plan` says how
+    each layer of the whole model was compressed. The part consists of the modules whose config is
+    `config`.
     """
     found: dict[str, Any] = {}
     outer: list[str] = []

@@ -245,8 +245,9 @@ def _fault(tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> str:
 def _faulty_codes(layer: CompressedLayer) -> Iterable[tuple[str, str]]:
     """Yield (name, fault) for each tensor of a layer with values that saving never writes.
 
-    Codes and scales are checked. Codes are small integers that stand for the entries of the noise
-    (see `NoiseStore`) or of a ternary weight (entries -1, 0, 1). A scale is their factor.
+    Integer codes and scales are checked. Codes stand for the entries of the noise (`NoiseStore`
+    explains them and the scales) or of a ternary weight (entries -1, 0, 1). `fault` is the text for
+    an error message.
     """
     packed = layer.weight if isinstance(layer, TernaryLinear) else None
     if packed is not None and packed.dim() == 1 and _most(packed) >= len(TRITS):

@@ -156,7 +156,7 @@ class RemoteConfig:
 
 @cache
 def remote_code() -> str:
-    """The text of the code file, which holds all that is needed to load a compressed model.
+    """The code that is saved with a compressed model, so that it loads without this package.
 
     Returns:
         Python source that imports torch and transformers, but not this package.
@@ -168,7 +168,7 @@ def remote_code() -> str:
 
 @cache
 def version_of_code() -> str:
-    """A digest of the code file; `quantization_config` of a saved model holds this digest."""
+    """A digest of the code from `remote_code`; a saved model's `quantization_config` has it."""
     return hashlib.sha256(_body().encode()).hexdigest()[:16]
 
 
@@ -181,7 +181,8 @@ def _body() -> str:
 def _without_own_imports(source: str) -> str:
     """The source of a module, changed so that many modules can be joined into one file.
 
-    Docstrings of the module and its constants, and imports of this package or __future__, are cut.
+    It lacks the docstrings of the module and of its constants, and all imports of this package and
+    of `__future__`.
     """
     lines = source.splitlines()
     for node in ast.parse(source).body:

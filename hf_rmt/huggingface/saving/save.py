@@ -114,7 +114,7 @@ def _push_to_hub(
 def _given(model: Any, state_dict: dict[str, Any] | None) -> Iterator[None]:
     """A context in which the tensors of `state_dict` are saved, not the model's own tensors.
 
-    They are what the caller passed to `save_pretrained`. None means the model's own tensors.
+    `state_dict` is what the caller passed to `save_pretrained`. None means the model's own tensors.
     """
     model.hf_quantizer.given_state = state_dict
     try:
@@ -124,13 +124,13 @@ def _given(model: Any, state_dict: dict[str, Any] | None) -> Iterator[None]:
 
 
 def _stale(folder: Path, variant: str | None) -> Callable[[str], bool]:
-    """Return a function that says of a file's name whether a new save must remove this file.
+    """Return a function that takes a file's name and says whether a new save must remove the file.
 
-    Such files are the weights of the same variant (such as fp16), their index, and the picture on
-    the generated card.
+    The files to remove are the weights of the same variant (such as fp16), their index, and the
+    picture on the generated card.
 
-    Otherwise a save in one file would leave the shards of an earlier save behind, and a save in
-    shards would leave the one file. transformers would read these old files.
+    If the old weights stayed, a save in one file would lie beside the shards of an earlier save, or
+    shards beside an earlier single file. transformers would read the old weights.
     """
     picture = PICTURE if writes_card(folder) else ""
     middle = rf"\.{re.escape(variant)}" if variant else ""

@@ -82,8 +82,8 @@ def search(
 
     Args:
         model: A model with its weights in memory.
-        evaluate: The metric of a model; higher is better. It must be deterministic and must not
-            change the weights. It gets the model as `compress` would leave it.
+        evaluate: A function that returns the metric of a model; higher is better. It must be
+            deterministic and must not change weights. It gets the model as `compress` leaves it.
         tolerance: How far the metric may fall below the baseline, in the unit of the metric, at
             least 0.
         config: The method and the layers; `noise` must be "drop". None: `RMTConfig(noise="drop")`.
@@ -163,10 +163,10 @@ class _Search:
         )
 
     def _alike(self, fraction: float) -> Removal:
-        """The state in which all layers lose the same fraction of their noise.
+        """The state (see `_Search`) in which all layers lose the same fraction of their noise.
 
-        A state gives a fraction by layer name. A layer that cannot lose this fraction is left out
-        and stays as it is.
+        The result maps layer names to this fraction. A layer that cannot lose exactly this fraction
+        is left out, and loses nothing.
         """
         return {name: fraction for name, grid in self.grids.items() if fraction in grid}
 
@@ -178,16 +178,16 @@ class _Search:
         return fmean(state.get(name, 0.0) for name in self.states.shapes)
 
     def _refined(self, accepted: list[Removal]) -> list[Removal]:
-        """Raise the fraction of noise that is removed from a layer, one layer after the other.
+        """For one layer after the other, find the largest fraction of its noise to remove.
 
-        Each fraction is found by bisection: the metric must stay within the tolerance.
+        The metric must stay within the tolerance. The fraction is found by bisection.
 
         Args:
-            accepted: A list with the state (a fraction for each layer) to begin with, or an empty
-                list.
+            accepted: A list with the state to begin with (see `_Search`), or an empty list.
 
         Returns:
-            The states within the tolerance; each removes more noise than the state before it.
+            The given state, and all states found within the tolerance. Each state removes more
+            noise than the one before it.
         """
         for name, grid in self.grids.items():
             state = accepted[-1] if accepted else {}
@@ -206,12 +206,12 @@ class _Search:
         return accepted
 
     def _checked(self, accepted: list[Removal]) -> tuple[Removal, float]:
-        """Measure accepted states again; return one whose metric holds again, and this metric.
+        """Measure accepted states again; return the first one that passes, and its metric.
 
-        A state says which fraction of its noise each layer loses. A metric holds if it is within
-        the tolerance. The last state, which removes most noise, is measured first. If its metric
-        fails, the later half of the states is left out, and so on. If no state is left, the result
-        is the unchanged model with its metric.
+        A state (see `_Search`) passes if its metric is within the tolerance. The last state, which
+        removes most noise, is measured first. If it fails, the later half of the states is left
+        out, and the last state of the rest is measured. If no state is left, the result is an empty
+        state, which stands for the unchanged model, and the metric of this model.
         """
         while accepted:
             metric = self.log.metric(accepted[-1], again=True)
@@ -224,7 +224,7 @@ class _Search:
         return within(metric, self.baseline, self.tolerance)
 
     def _first_metric(self, removal: Removal) -> float:
-        """The metric of a state that the search measures at its start.
+        """The metric of a state (see `_Search`) that the search measures at its start.
 
         These states are the unchanged model, and those in which all layers lose the same fraction
         of their noise. `_check` made sure that the limit on evaluations allows this.
@@ -236,7 +236,7 @@ class _Search:
 def _check_types(
     model: object, evaluate: object, tolerance: object, fractions: object, most: object
 ) -> list[float]:
-    """Refuse arguments of a wrong type; return the fractions sorted, without duplicates."""
+    """Refuse arguments of `search` of a wrong type; return its fractions, sorted and unique."""
     check_module(model)
     if not callable(evaluate):
         raise TypeError(f"evaluate must be a function of the model, got {evaluate!r}")

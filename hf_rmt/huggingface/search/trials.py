@@ -1,9 +1,9 @@
 """Removes a part of the noise from a model's weights, and measures the metric of the result.
 
-A weight is a sum of a low-rank part, the signal, and the rest, the noise. A trial has a dict with
-the fraction of its noise that each layer loses. The filtered layers are those that `compress` would
-make. Each weight is decomposed once; later trials compute only singular vectors. The model's own
-weights are kept unchanged.
+A weight is a sum of a low-rank part, the signal, and the rest, the noise. A trial is defined by a
+dict. It tells, for each layer, what fraction of its noise is removed. The layers of a trial are the
+same as those that `compress` would make. Each weight is decomposed once; later trials compute only
+singular vectors. The model's own weights are kept unchanged.
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ Removal = dict[str, float]
 
 
 class NoiseStates:
-    """The layers of a model, each as it is or with a fraction of its noise removed.
+    """Removes fractions of the noise from layers of a model, and restores the layers.
+
+    The noise of a weight is the weight minus its low-rank signal.
 
     Attributes:
-        model: The model, in the state that was applied last.
+        model: The model, as the last call of `apply` or `restore` left it.
         plans: For each changed layer, by its name, how it was compressed.
         shapes: The shape (out, in) of each layer's weight, by the name of the layer.
     """
@@ -65,13 +67,13 @@ class NoiseStates:
         self._applied: Removal = {}
 
     def apply(self, removal: Mapping[str, float]) -> Removal:
-        """Remove a part of the noise from layers; other layers get their own weights back.
+        """Remove a part of the noise from layers; all others get their original weights back.
 
         Args:
             removal: The fraction of its noise that each layer loses, by the name of the layer.
 
         Returns:
-            The entries of `removal` for the layers that are changed now.
+            The entries of `removal` whose layers differ from the original ones after this call.
         """
         for name in self.shapes:
             if removal.get(name) != self._applied.get(name):
@@ -80,10 +82,7 @@ class NoiseStates:
         return {name: removal[name] for name in self.shapes if name in self.plans}
 
     def restore(self) -> None:
-        """Put the model's own modules back, with their own weights.
-
-        Each module is in training or evaluation mode as before.
-        """
+        """Put the original modules, weights and training modes (as in `train()`) back."""
         for name in self._originals:
             self._reset(name)
         for module, training in self._modes:
@@ -153,7 +152,7 @@ class NoiseStates:
         return [f for f, rank in ranks.items() if 0 < rank < len(fit.eigenvalues)]
 
     def _put(self, name: str, fraction: float | None) -> None:
-        """Put into the model the layer `name` without the given fraction of its noise.
+        """Put the layer `name`, with this fraction of its noise removed, into the model.
 
         If `fraction` is None, the original layer is put back.
         """
@@ -179,11 +178,11 @@ class NoiseStates:
 
 
 class Log:
-    """Every evaluation of a metric, made now or read from a file.
+    """All evaluations of a metric in one search, made now or read from a file.
 
     Args:
-        evaluate: The metric of a model.
-        states: The model, and how to bring it into a state with some noise removed.
+        evaluate: A function from a model to its metric.
+        states: The object that removes noise from the model.
         most: Largest number of evaluations, including those in the file.
         path: JSON file from which evaluations are read and to which they are written; None for no
             file.
@@ -281,9 +280,9 @@ def _content(path: Path) -> tuple[dict[str, Any], tuple[Evaluation, ...]]:
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
-    """The path of the file of a search; refuse a folder, and a file in a folder that is missing.
+    """Check the path of the file of a search before anything is evaluated, and return it.
 
-    This is checked before anything is evaluated.
+    It must not be a folder, and the folder in which it lies must exist.
     """
     check_path("resume_from", path)
     file = Path(path)

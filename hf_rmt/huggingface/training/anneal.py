@@ -53,17 +53,17 @@ class Anneal:
 
     @classmethod
     def of(cls, given: Any) -> Anneal:
-        """Make an `Anneal` from an `Anneal`, or from two numbers with or without a unit.
+        """Make an `Anneal` from its start and its stop, with or without a unit.
 
         Args:
             given: `(0.2, 0.8)` means parts of the run. `(100, 400)`, two integers, means update
-                steps. `(1, 3, "epochs")` names its unit.
+                steps. `(1, 3, "epochs")` names its unit. An `Anneal` is returned as it is.
 
         Returns:
             The schedule.
 
         Raises:
-            TypeError: If `given` is none of these.
+            TypeError: If `given` has none of these forms.
 
         Examples:
             >>> Anneal.of((100, 400)).unit

@@ -1,4 +1,4 @@
-"""Scales a part of each weight, its noise, down to zero in training; batches decide what stays."""
+"""Shrinks a part of each weight, its noise, to zero in training; the batches tell which part."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class AnnealedFilter:
     times, with the same ranks: half-way and at the end.
 
     Args:
-        settings: The layers, and the rule that finds their ranks if no size is given.
+        settings: Which layers are filtered, and how their ranks are found if no size is given.
         anneal: When the noise begins to shrink, and when it is gone.
         size: Share of the layers' parameters to keep; `"auto"` to find it from the batches; None
-            for the rule of the settings.
+            if the settings decide.
     """
 
     def __init__(self, settings: CompressionSettings, anneal: Anneal, size: Size) -> None:
@@ -74,7 +74,7 @@ class AnnealedFilter:
     def begin(
         self, args: Any, state: Any, model: nn.Module, names: Sequence[str], saved: Any
     ) -> None:
-        """Start a training, or continue one from a checkpoint with the memory `saved`."""
+        """Start a training, or continue one; then `saved` is the `memory` from its checkpoint."""
         self.first, self.last = self.anneal.steps(
             max_steps=state.max_steps, epochs=state.num_train_epochs
         )
@@ -118,7 +118,7 @@ class AnnealedFilter:
             self._windows.step_begins(state.global_step)
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """If it is time, choose what weights keep, or shrink their noise; return numbers to log."""
+        """At planned steps, choose what weights keep or shrink the rest; return numbers to log."""
         assert self._windows is not None
         step = state.global_step
         if self._windows.due(step):
@@ -145,14 +145,14 @@ class AnnealedFilter:
             self._windows.save(args, state.global_step)
 
     def stop(self) -> None:
-        """Stop measuring batches; remove hooks, also those of a training that an error ended."""
+        """Stop measuring batches and remove the hooks; to be called after an error, too."""
         if self._windows is not None:
             self._windows.stop()
 
     def finish(
         self, args: Any, state: Any, model: Any, *, loaded_best: bool
     ) -> CompressionReport | None:
-        """Compress the model after training; None if training ended before ranks were chosen."""
+        """Compress the trained model and return a report; None if no ranks were chosen yet."""
         self.stop()
         if not self.chosen:
             logger.warning(
@@ -199,7 +199,7 @@ class AnnealedFilter:
         self.memory |= {"left": left, "cut_at": step}
 
     def _shrink(self, model: nn.Module, ratio: float) -> float:
-        """Multiply the noise in weights by `ratio`; return the lost share of squared norm."""
+        """Multiply the noise in weights by `ratio`; return the share of squared norm lost."""
 
         def work(name: str) -> WorkResult:
             weight = weight_matrix(model.get_submodule(name))
@@ -254,7 +254,7 @@ class AnnealedFilter:
         }
 
     def _decide(self, name: str, weight: Tensor, settings: CompressionSettings) -> Decision:
-        """The exact low-rank factors of a layer without noise; or why it is not compressed."""
+        """The decision on one layer: its exact low-rank factors, or why it is not compressed."""
         entry = self.chosen[name]
         if entry["rank"] is None:
             cause, phase = Cause(entry["cause"]), entry.get("phase", "")
@@ -267,7 +267,7 @@ class AnnealedFilter:
 
 
 def forget_best(state: Any) -> None:
-    """Forget the best model so far: noise was in its weights, and the final weights have none."""
+    """Clear the best checkpoint from the Trainer's `state`: its weights still contain noise."""
     state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 

@@ -1,6 +1,6 @@
 """Second moments of layers' inputs and output gradients, measured on batches of a training.
 
-A second moment of vectors is the mean of the products of each two of their entries.
+The second moment of vectors x is the matrix of the means of x_i x_j.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ are summed up. For more, only the squares of the entries are, the diagonal of th
 
 
 class BatchMoments:
-    """Sums of products over the tokens of the training batches, gathered by hooks.
+    """Sums the second moments of layers' inputs and output gradients over training batches.
 
-    For each layer, the products of each two entries of an input and of each two entries of an
-    output's gradient are added up in float32. For vectors with more than `WIDEST` entries, only the
+    Hooks add up x x' for the inputs x and g g' for the output gradients g (' is the transpose), for
+    each layer and over tokens, in float32. For vectors with more than `WIDEST` entries, only the
     squares are added up. No extra pass is run, no batch is stored, and the training is not changed.
-    The sums decide which low-rank part each weight keeps. Until then, they hold two to four times
-    as many numbers as the layers. Layers that share an input in one batch may have different inputs
-    in the next, so each layer has sums of its own.
+    The sums decide which low-rank part each weight keeps. Until then, they take two to four times
+    the memory of the layers. Layers that share an input in one batch may have different inputs in
+    the next, so each layer has sums of its own.
 
     Args:
         model: The model that trains, without a wrapper.
@@ -51,8 +51,8 @@ class BatchMoments:
             later, so the model runs without the graph while batches are measured.
 
     Attributes:
-        sums: The sums of each layer, by "NAME KIND". The kinds are `products` (of the inputs),
-            `slopes` (products of the gradients), `tokens` and `batches` (counts).
+        sums: The sums of each layer. A key is "NAME KIND", where KIND is `products` (for x x'),
+            `slopes` (for g g'), or one of the counts `tokens` and `batches`.
         not_finite: Layers that were called, but whose inputs or gradients held nan or inf.
     """
 
@@ -95,7 +95,7 @@ class BatchMoments:
         self._masks.stop()
 
     def hear(self, name: str, layer: nn.Module, entry: Tensor, result: Tensor) -> None:
-        """Add the input `entry` of one call of a layer to the sums of products.
+        """Measure one call of a layer, with the input `entry`, and add the result to `sums`.
 
         The gradient of the output `result` is added when the backward pass computes it. Calls
         without gradients (evaluations) are left out.
@@ -106,7 +106,7 @@ class BatchMoments:
                 self._add(name, layer, entry.detach(), result, mask)
 
     def _add_room(self, name: str) -> None:
-        """Add to `sums` tensors of zeros for the layer `name`, to which `hear` adds."""
+        """Put zeros into `sums` for the layer `name`; `hear` adds to them later."""
         layer: Any = self.model.get_submodule(name)
         (rows, columns), device = matrix_shape(layer), layer.weight.device
         self.sums[f"{name} slopes"] = _room(rows, device)
@@ -117,13 +117,13 @@ class BatchMoments:
     def measured_moments(self) -> dict[str, LayerMoments]:
         """The second moments of each layer over the batches of all processes.
 
-        They are the sums of products of inputs and of output gradients, divided by counts.
+        The second moment of vectors x is the mean of x x' (' is the transpose).
 
         Returns:
-            The moments of each layer that a batch reached, by name. Inputs are averaged over the
-            tokens. Gradients are summed over the tokens of a batch and averaged over batches. They
-            are None if no gradient arrived. Layers with nan or inf in a sum are left out, and
-            `not_finite` names them.
+            The moments of each layer that a batch reached, by name. Those of the inputs are means
+            over tokens. Those of the output gradients are sums over the tokens of a batch, averaged
+            over batches; they are None if no gradient arrived. Layers with nan or inf in a sum are
+            left out, and `not_finite` names them.
         """
         if n_processes() > 1:
             for tensor in self.sums.values():
@@ -195,18 +195,17 @@ def _is_finite(moments: LayerMoments) -> bool:
 
 
 def _room(width: int, device: Any) -> Tensor:
-    """Zeros of shape (width, width), for sums of the products of each two entries of vectors.
+    """Zeros of shape (width, width), to which x x' of vectors x will be added.
 
-    If `width` is above `WIDEST`, the shape is (width,), and only squares of entries will be added.
+    If `width` is above `WIDEST`, the shape is (width,), for the squares of the entries alone.
     """
     return torch.zeros((width, width) if width <= WIDEST else (width,), device=device)
 
 
 def _add_products(total: Tensor, rows: Tensor) -> None:
-    """Add to `total` the products of each two entries of a row, for all rows.
+    """Add `rows.T @ rows` to the matrix `total`, or its diagonal to the vector `total`.
 
-    `total` is a matrix, or only its diagonal. Of a wide matrix, the blocks below the diagonal are
-    left out.
+    If the matrix has more than `BLOCK` columns, blocks below its diagonal are left out.
     """
     width = rows.shape[1]
     if total.ndim == 1:
@@ -222,17 +221,17 @@ def _add_products(total: Tensor, rows: Tensor) -> None:
 
 
 def _symmetric(total: Tensor) -> Tensor:
-    """Fill the part of a symmetric matrix below the diagonal by the part above it.
+    """Make a matrix symmetric: its part above the diagonal replaces the part below.
 
-    `total` is a matrix of sums; a vector, which holds only the diagonal, is returned as it is.
+    A vector, which holds only the diagonal of a matrix, is returned as it is.
     """
     return total if total.ndim == 1 else total.triu() + total.triu(1).T
 
 
 def _patches(layer: Any, images: Tensor) -> Tensor:
-    """The image patches under the kernel, shape (images, positions of the kernel, in k_h k_w).
+    """The image patches under the kernel, shape (images, kernel positions, entries of a patch).
 
-    k_h and k_w are the height and the width of the kernel, and `in` is the number of channels.
+    A patch has channels * kernel height * kernel width entries.
     """
     unfolded = functional.unfold(
         padded(layer, images), layer.kernel_size, dilation=layer.dilation, stride=layer.stride

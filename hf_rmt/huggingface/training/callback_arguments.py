@@ -45,7 +45,7 @@ def check_arguments(config: Any, schedule: Any, size: Any, log: Any) -> None:
 def resolved_schedule(
     config: RMTConfig, target: str, schedule: Any, size: Size, anneal: Any
 ) -> Any:
-    """Find when `RMTCallback` removes noise at once; None if it scales the noise down slowly.
+    """Find when `RMTCallback` drops the noise; None if it scales the noise down slowly.
 
     `RMTCallback` explains the arguments, and what noise is.
 
@@ -135,9 +135,9 @@ def check_same(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the callback that must stay the same when a run is resumed, in one dict.
+    """Collect in one dict all arguments of the callback that a resumed run must not change.
 
-    The fields of the config are among them, by their own names.
+    The fields of the config are entries of this dict, too, under their own names.
     """
     others = {key: arguments[key] for key in arguments if key not in ("config", *FREE)}
     kind = {"kind": "annealed" if arguments["schedule"] is None else "at once"}

@@ -63,8 +63,8 @@ class Choice(NamedTuple):
             has `phase` (the verdict on them, see `SpectrumFit`), `n_spikes` (how many are signal)
             and `upper_edge` (the limit above which an eigenvalue is signal).
         probes: Two thin matrices for each layer with a rank, `<name> left` and `<name> right`. They
-            hold the directions that the layer keeps, as the module's docstring of
-            `hf_rmt.compression.calibration.excited` says.
+            store the directions that the layer keeps; the module
+            `hf_rmt.compression.calibration.excited` explains how.
         share: The number of parameters that will be left, divided by their present number.
     """
 
@@ -200,7 +200,8 @@ def _by_rule(
     """Find the rank of a weight by the method of `settings`; None to leave it uncompressed.
 
     The method looks at the eigenvalues, which are the squared singular values of the weight. The
-    second result is a dict with facts about them. If the rank is None, it also has the reason.
+    second result is a dict of facts about them, with keys as in `Choice.layers`. If the rank is
+    None, the dict also has the `cause` and the `reason`.
     """
     fit = spectrum(weight, settings)
     about: dict[str, Any] = {"phase": str(fit.phase)}

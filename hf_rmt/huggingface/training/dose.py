@@ -131,18 +131,16 @@ class DosedUpdate:
         self._cut: dict[str, Tensor] | None = None
 
     def apply(self, dose: float | Literal["auto"], evaluate: Callable[[], float]) -> Dose:
-        """Scale the update by a number, or by the scale with the best score.
-
-        The update is what training added to the weights.
+        """Scale the update, which is what training added to the weights, by a number.
 
         Args:
-            dose: The number, or `"auto"` to try several scales, for the whole update and for its
-                few large singular values alone.
+            dose: The number. `"auto"` tries several numbers, for the whole update and for its few
+                large singular values alone, and takes what gives the best score.
             evaluate: A function that returns the score of the present model; higher is better.
 
         Returns:
-            What was chosen; the model now has these weights. After an error, it has the weights
-            that training gave it.
+            The `Dose` that was taken; the model now has the scaled update. After an error, the
+            model has the weights that training gave it.
 
         Raises:
             TypeError: If a score is not a number.
@@ -163,9 +161,10 @@ class DosedUpdate:
         return Dose(scale, cut, told)
 
     def _scores(self, evaluate: Callable[[], float]) -> dict[tuple[float, bool], float]:
-        """The score of the model for each scaled update, by (scale, whether only spikes are kept).
+        """Scores of the model, each for one pair (scale, whether only the spikes are kept).
 
-        The update is what training added; its spikes are a few large singular values.
+        Before each score, the update is scaled. It is what training added to the weights, and its
+        spikes are a few large singular values.
         """
         scores = {}
         for spikes in (False, True):

@@ -1,4 +1,4 @@
-"""`RMTCallback` removes the noise from weights during fine-tuning; it logs their eigenvalues."""
+"""`RMTCallback` removes noise from weights during fine-tuning and logs numbers about them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RMTCallback(TrainerCallback, ExportableState):
     and removes the noise at once.
 
     Args:
-        config: The layers, and the rule that finds the rank of a layer if no size is given.
+        config: Which layers to filter, and the rule that finds their ranks if no size is given.
             None: `RMTConfig(noise="drop")` with `size="auto"`. Weights are filtered at once, at the
             times of `schedule`, if the config stores the noise, has `recover_spikes`, or keeps
             single entries of a weight instead of directions.
@@ -72,9 +72,9 @@ class RMTCallback(TrainerCallback, ExportableState):
             the run, two integers mean update steps, and `(1, 3, "epochs")` means epochs. If both
             are equal, the noise is removed at once.
         schedule: When to filter at once, from the weights alone, instead of annealing (scaling down
-            slowly): `"epoch"` after each epoch, `"end"` only at the end, or a number of update
-            steps between two filters. The first filter decides how many directions a layer keeps.
-            None: anneal if that is possible; if not, `"epoch"`.
+            slowly): `"epoch"` after each epoch, `"end"` only at the end, or an integer n: after
+            every n update steps. The first time decides how many directions a layer keeps. None:
+            anneal if that is possible; if not, `"epoch"`.
         dose: A remedy for wrong labels that is applied when training ends, with `target="update"`.
             `"auto"` keeps the part of each layer's update that lies in the leading directions
             (singular vectors) of the early update, the update after a quarter of the training. What
@@ -136,14 +136,16 @@ class RMTCallback(TrainerCallback, ExportableState):
     def published(
         cls, config: RMTConfig | None = None, *, schedule: Schedule = "epoch", **options: Any
     ) -> Self:
-        """The filter of Wu, Zhu & Li (ICML 2025): it removes noise at once, from the weights alone.
+        """Make a callback that filters as Wu, Zhu & Li (ICML 2025) do, by the weights alone.
 
-        From a pretrained transformer it removes two thirds of the energy (the squared norm of the
-        weights), which destroys the model. In this case the first filter logs a warning.
+        It removes all noise at once. In a pretrained transformer, this is two thirds of the energy
+        (the squared norm of the weights), so the model is destroyed. The callback then logs a
+        warning when it removes noise for the first time.
 
         Args:
             config: What to filter. None: `RMTConfig(noise="drop")`.
-            schedule: `"epoch"`, `"end"`, or a number of update steps between two filters.
+            schedule: When to remove noise: `"epoch"` after each epoch, `"end"` only at the end, or
+                an integer n: after every n update steps.
             **options: Other arguments of `RMTCallback`: target, log.
 
         Returns:
@@ -206,7 +208,7 @@ class RMTCallback(TrainerCallback, ExportableState):
             self._log(state, control, self._filter.observe(model))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin to measure inputs and gradients if the next choice of what to keep needs them."""
+        """Measure inputs and gradients if directions (see `RMTCallback`) will be chosen soon."""
         self._filter.step_begins(state)
 
     def on_step_end(
@@ -228,16 +230,16 @@ class RMTCallback(TrainerCallback, ExportableState):
             self._log(state, control, self._filter.observe(model))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Store in a checkpoint's folder the measurements by which the kept parts are chosen."""
+        """Save with a checkpoint what was measured to choose directions (see `RMTCallback`)."""
         self._filter.saved(args, state)
 
     @collective
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        """Remove noise from the trained model, which is the best or the last one.
+        """Remove noise after training from the last model, or from the best one if it was loaded.
 
-        Then make the layers compact, if whole weights were filtered.
+        Then make the layers compact, unless only updates of weights were filtered.
         """
         loaded_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
         report = self._filter.finish(args, state, model, loaded_best=loaded_best)

@@ -64,9 +64,9 @@ class MomentWindows:
         self._moments: BatchMoments | None = None
 
     def gathers(self, step: int) -> bool:
-        """Whether the batches of the next update step are measured, if `step` steps are done.
+        """Whether the next update step is measured, if `step` update steps are done already.
 
-        At most `GATHERED` update steps before each choice of directions are measured.
+        At most `GATHERED` steps are measured before each choice of what parts the weights keep.
         """
         if not self.choices:
             return False
@@ -85,10 +85,10 @@ class MomentWindows:
         return bool(self.choices) and step >= self.choices[0]
 
     def take(self, step: int) -> dict[str, LayerMoments]:
-        """End the measurement; return the second moments of inputs and output gradients, by layer.
+        """End the measurement; return a dict from layer names to moments (see `LayerMoments`).
 
-        They come from the update steps that were measured for the choice that is made now, after
-        update step `step`. The next measurement starts with new sums.
+        After update step `step`, these moments decide which parts the weights keep. The next
+        measurement starts with new sums.
         """
         window = self._opened()
         found, self.not_finite = window.measured_moments(), window.not_finite
@@ -104,9 +104,9 @@ class MomentWindows:
         self._moments = None
 
     def save(self, args: Any, step: int) -> None:
-        """Save in the folder of a checkpoint what this process has measured, if there is anything.
+        """Save what this process has measured, if anything, in the folder of a checkpoint.
 
-        These are the sums of `BatchMoments`, in the checkpoint after update step `step`.
+        The checkpoint is the one after update step `step`. The sums of `BatchMoments` are saved.
         """
         if self._moments is not None:
             save_start(
@@ -118,11 +118,11 @@ class MomentWindows:
     def load(self, args: Any, began: str, step: int) -> None:
         """Load what this process had measured when a checkpoint was saved; warn if that is missing.
 
-        These are the sums of `BatchMoments`.
+        The measurements are the sums of `BatchMoments`.
 
         Args:
             args: `TrainingArguments` of the resumed run.
-            began: Output folder in which the run began.
+            began: Output folder in which the run began; the checkpoint may be there.
             step: Update step of the checkpoint.
         """
         name = MOMENTS_FILE.format(process=args.process_index)
@@ -142,9 +142,9 @@ class MomentWindows:
         )
 
     def _opened(self) -> BatchMoments:
-        """Return the `BatchMoments` that measures the present batches.
+        """Return the `BatchMoments` that measures batches now.
 
-        If there is none, a new one is made, whose sums are zero.
+        If there is none, make one; its sums are zero.
         """
         if self._moments is None:
             tokens = TOKENS_AGAIN if self._start else TOKENS

@@ -39,18 +39,18 @@ weights."""
 
 
 class ScheduledFilter:
-    """Removes noise from weights, or from updates, without a change of shape.
+    """Removes noise from weights, or from updates, at times that a schedule gives.
 
-    An update is what training added to a weight; `RMTCallback` tells what noise is. The first
-    filter decides which ranks are kept.
+    An update is what training added to a weight; `RMTCallback` tells what noise is. During training
+    no weight changes its shape. After training, `finish` can replace layers by compressed ones.
 
     Args:
-        settings: What is filtered, and how the noise is stored.
+        settings: The method that filters, and its options.
         schedule: `"epoch"`, `"end"`, or a number of update steps between two filters.
         target: `"weights"` or `"update"`.
         dose: What happens to the update when training ends. A number scales the whole update.
             `"auto"` keeps the part of each layer's update that lies in the leading singular
-            directions that it had after a quarter of the training. None: the update is filtered.
+            directions that it had after a quarter of the training. None removes noise instead.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ScheduledFilter:
         """Do nothing, because a checkpoint holds everything that is needed."""
 
     def step_ends(self, args: Any, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """If the schedule says so, remove noise before this step is saved; return what to log."""
+        """If the schedule says so, remove noise after this step; return the numbers to log."""
         if self.dose == "auto" and state.global_step == max(1, round(EARLY * state.max_steps)):
             self._keep_early(args, model)
         every = self.schedule if isinstance(self.schedule, int) else None
@@ -102,7 +102,7 @@ class ScheduledFilter:
         return self.filter(state, model) if due else {}
 
     def epoch_ends(self, state: Any, control: Any, model: nn.Module) -> dict[str, float]:
-        """Remove noise if an epoch stopped before its last batch; return what to log."""
+        """At the end of an epoch, remove noise if `step_ends` did not; return numbers to log."""
         due = self.schedule == "epoch" and self.filtered_at != state.global_step
         return self.filter(state, model) if due and not control.should_training_stop else {}
 
@@ -114,7 +114,7 @@ class ScheduledFilter:
         *,
         loaded_best: bool,
     ) -> CompressionReport | None:
-        """Remove noise from the trained model; return a report if layers were made compact.
+        """Remove noise from the trained model; return a report if its layers were compressed.
 
         `loaded_best` tells whether the model is the best checkpoint instead of the last one.
         """
@@ -212,7 +212,8 @@ class ScheduledFilter:
         """Scale the whole update (what training added), or keep only a part of it.
 
         The part lies in the leading singular directions that a layer's update had after a quarter
-        of the training. If the part scores worse on evaluation rows, the trained model stays.
+        of the training. If the model with this part scores worse on evaluation rows than the
+        trained model, the trained model stays.
         """
         if self.dose != "auto":
             DosedUpdate(model, self._parameters(model), self._names).place(self.dose or 1.0)
@@ -250,7 +251,7 @@ class ScheduledFilter:
                 set_matrix(model.get_submodule(name), trained[name])
 
     def _parameters(self, model: nn.Module) -> dict[str, Tensor]:
-        """The values of parameters at the start of training, by their names in the model."""
+        """A dict from names of parameters to their values at the start of training."""
         found = {}
         for name, start in self._start.items():
             if name.startswith(OTHER):

@@ -16,20 +16,19 @@ AVERAGED = ("spikes", "signal_energy", "stable_rank")
 
 
 def spectral_logs(fits: Mapping[str, SpectrumFit | None]) -> dict[str, float]:
-    """Numbers to log, such as `rmt/spikes` (the mean) and `rmt/<name>/spikes` (of one layer).
+    """Make numbers to log: means (`rmt/spikes`) and those of each layer (`rmt/<name>/spikes`).
 
     Args:
-        fits: For each layer, by name, the spectrum of the weight, split into noise and signal. The
-            spectrum is the eigenvalues (squared singular values). None for a layer that is too
-            small.
+        fits: A dict from layer names to spectra, split into noise and signal. A spectrum is the
+            eigenvalues (squared singular values) of the layer's weight. None stands for a layer
+            that is too small.
 
     Returns:
-        spikes (the number of signal eigenvalues), signal_energy and stable_rank, as means over the
-        layers and for each layer. Each layer also has upper_edge, the limit above which an
-        eigenvalue is signal. A mean of this limit over layers of different scales would mean
-        nothing. `SpectrumFit` defines these numbers. Values that are not finite are left out, such
-        as upper_edge if no model of the noise was fitted. `rmt/phases/` counts the layers with each
-        phase, a verdict on a spectrum.
+        A dict from keys to numbers. `spikes` (the number of signal eigenvalues), `signal_energy`
+        and `stable_rank` are given for each layer and as means over the layers. `upper_edge`, the
+        limit above which an eigenvalue is signal, is given only for each layer, because layers have
+        different scales. `SpectrumFit` defines these numbers. Values that are not finite are left
+        out. The keys that begin with `rmt/phases/` count the layers with each `Phase`.
     """
     seen = {name: fit for name, fit in fits.items() if fit is not None}
     layers = {name: _numbers(fit) for name, fit in seen.items()}

@@ -106,7 +106,7 @@ def home(args: Any, saved: Mapping[str, Any] | None) -> tuple[str, str]:
 
     Args:
         args: `TrainingArguments`.
-        saved: The state of the callback in a checkpoint; None for a new run.
+        saved: The state that `RMTCallback` stored in the checkpoint; None for a new run.
 
     Returns:
         Two absolute paths. They are equal if the run goes on in the same folder.

@@ -1,4 +1,4 @@
-"""Which of the selected layers are trained; `RMTCallback` removes noise only from these."""
+"""Finds which of the selected layers are trained; `RMTCallback` filters only these."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_trained(layer: Any) -> bool:
 
 
 def trained_layers(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """The layers that are trained. A warning names the frozen layers, which are left unchanged.
+    """Those of the layers `names` that are trained. A warning lists the others, which are frozen.
 
     Raises:
         ValueError: If all layers are frozen.

@@ -114,10 +114,10 @@ def _count(rows: Any) -> int:
 
 
 def warn_unjudged(why: str) -> None:
-    """Warn that nothing checks whether a filter made the model worse.
+    """Warn that nothing checks whether removing noise from the weights made the model worse.
 
     Args:
-        why: The reason, in words that end the sentence "... is not compared, because".
+        why: The reason, as the words that follow "because" in the warning.
     """
     logger.warning(
         "the filtered model is not compared with the trained one, because %s. So the filter stays "

@@ -73,10 +73,9 @@ def filter_update(
             labels are wrong, the choice is bad.
 
     Returns:
-        What became of the updates. Ranks, energies (squared norms) and bits are those of the
-        updates, not of the weights. An update without signal is dropped as a whole. With a dose,
-        the report says for every layer which share of the update's energy was removed, and gives
-        the dose as reason.
+        A report. Its ranks, energies (squared norms) and bits are those of the updates, not of the
+        weights. An update without signal is dropped as a whole. With a dose, the report says for
+        every layer which share of the update's energy was removed, and gives the dose as reason.
 
     Raises:
         TypeError: If `tuned` is not a module, or `config` is not an `RMTConfig`.
@@ -150,9 +149,9 @@ def _check_told(dose: object, early: object, evaluate: object) -> None:
     if len(given) != (dose == "auto"):
         raise ValueError(
             "dose='auto' needs exactly one of early and evaluate, and no other dose takes them; "
-            f"got dose={dose!r} with {' and '.join(given) or 'neither'}; pass the model after a "
-            "quarter of training as early, or as evaluate a function of the model that returns its "
-            "score on rows it was not trained on"
+            f"got dose={dose!r} with {' and '.join(given) or 'neither'}; pass early=MODEL, the "
+            "model after a quarter of training, or evaluate=FUNCTION, which takes a model and "
+            "returns its score on rows it was not trained on"
         )
 
 
@@ -169,8 +168,8 @@ def _persistent(
     check_agreed(lambda: {"the weights of early": digest(earlier)})
     if _all_equal(starts, earlier):
         raise ValueError(
-            f"base and early are equal in all {len(names)} selected layers; pass a checkpoint from "
-            "about a quarter of the training as early"
+            f"base and early are equal in all {len(names)} selected layers; as early, pass a "
+            "checkpoint from about a quarter of the training"
         )
     layers = [tuned.get_submodule(name) for name in names]
     start_of = dict(zip(names, zip(starts, earlier, strict=True), strict=True))

@@ -1,1 +1,1 @@
-"""The layers: a base class, and the kinds of layers that take the place of dense ones."""
+"""The layers that take the place of dense (not compressed) layers, and their base class."""

@@ -119,8 +119,8 @@ def register_layer(layer: type[CompressedLayer]) -> type[CompressedLayer]:
     Use this as a class decorator.
 
     Args:
-        layer: The class. If several classes have the same kind, the one registered last is tried
-            first.
+        layer: The class. If several classes have the same kind, `compressed_like` takes the one
+            that was registered last, among those that can replace the dense layer.
     """
     _KINDS.setdefault(layer.kind, []).insert(0, layer)
     return layer

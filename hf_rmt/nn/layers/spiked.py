@@ -1,4 +1,4 @@
-"""A linear layer whose weight is a low-rank signal plus noise, which is the rest."""
+"""A linear layer: its weight is a low-rank matrix (the signal) plus the rest (the noise)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SpikedLinear(LaidOutLayer):
     The mark ' means the transpose. The product left right is the signal: the low-rank part of the
     dense weight. The parameter `weight` of shape (rank, in + out) holds right, followed by the
     transpose of left. Its shape never equals that of the dense weight. So a plain linear layer
-    raises an error if it loads the state of this layer.
+    raises an error if it loads the state dict of this layer.
 
     Args:
         in_features: Width of the input.
@@ -107,11 +107,11 @@ class SpikedLinear(LaidOutLayer):
         dtype: torch.dtype | None = None,
         **geometry: Any,
     ) -> Self:
-        """Make the layer whose signal is left @ right and whose noise is the rest of a weight.
+        """Make the layer whose signal is `left @ right` and whose noise is the rest of a weight.
 
-        If the noise is packed (`int8`, `int4` or `ternary`), the factors of any dtype are first
-        rounded to bfloat16, so that they can be saved in 16 bits without loss. The noise then
-        contains the error of this rounding.
+        If the noise is packed (`int8`, `int4` or `ternary`), `left` and `right` are first rounded
+        to bfloat16, so that they can be saved in 16 bits without loss. The noise then contains the
+        error of this rounding. At last, `left` is changed to make up for the rounded noise.
 
         Args:
             left: Shape (out, rank).
@@ -157,12 +157,12 @@ class SpikedLinear(LaidOutLayer):
 
     @classmethod
     def _inputs(cls, columns: int) -> int:
-        """Number of inputs (of a convolution: channels) if the matrix has `columns` columns."""
+        """Number of inputs (or input channels), for a weight matrix with `columns` columns."""
         return columns
 
     @classmethod
     def _geometry(cls, dense: nn.Module) -> dict[str, Any]:
-        """Arguments of the convolution `dense` besides its channels; empty for a linear layer."""
+        """Keyword arguments of the convolution `dense` except the channels; {} if it is linear."""
         return {}
 
     @torch.no_grad()
@@ -235,14 +235,14 @@ class SpikedLinear(LaidOutLayer):
         return layout.forward(self, x, weight, bias)
 
     def _compiled(self, x: Tensor, handle: int) -> Tensor:
-        """Apply the layer to x in a compiled program; `handle` is the number of the layer in it."""
+        """Apply the layer to x in a compiled program, which knows it by its number `handle`."""
         if torch.is_grad_enabled():
             noise = torch.ops.hf_rmt.layout_noise(x, handle, self.out_features)
             return self._signal(x, self.weight, self.bias) + noise
         return torch.ops.hf_rmt.layout_linear(x, self.weight, self.bias, handle, self.out_features)
 
     def unpacked_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply the layer, with this weight and bias, to x; unpack the noise (see `NoiseStore`)."""
+        """Apply the layer to x with the given weight and bias; unpack its noise (`NoiseStore`)."""
         if self._merges(x):
             matrix = merged(weight.to(x.dtype), self.noise, self.in_features, scratch=True)
             return self._act(x, matrix, cast(bias, x.dtype))
@@ -254,23 +254,23 @@ class SpikedLinear(LaidOutLayer):
         return product.add_(NoiseProduct.forward(x, self))  # apply itself takes 50 microseconds
 
     def _act_plainly(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The output for x, by plain operations that every exported graph, as in ONNX, can hold."""
+        """The output for x, computed only by operations that all exported graphs can hold."""
         if self.noise.kind == "drop":
             return self._signal(x, weight, bias)
         noise, (left, right) = self.noise.plain(x.dtype), split_factors(weight, self.in_features)
         return self._act(x, noise + left @ right if self.rank else noise, bias)
 
     def _act_noise(self, x: Tensor) -> Tensor:
-        """The noise part of the weight, applied to x; unpacked piece by piece if possible."""
+        """Multiply x by the noise part of the weight; unpack this part in pieces if possible."""
         product = self.noise.product(x)
         return self._act(x, self.noise.dense(x.dtype, scratch=True)) if product is None else product
 
     def _act(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The output for x of a dense layer with the weight `matrix`, of shape (any, in)."""
+        """Apply a plain linear layer to x. Its weight is `matrix`, of shape (any, in)."""
         return functional.linear(x, matrix, bias)
 
     def _gradient(self, gradient: Tensor, matrix: Tensor, like: torch.Size) -> Tensor:
-        """The gradient of x, of shape `like`, from the gradient of the output `_act(x, matrix)`."""
+        """Gradient with respect to x (shape `like`), given the gradient of `_act(x, matrix)`."""
         return gradient @ matrix
 
     def _signal(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

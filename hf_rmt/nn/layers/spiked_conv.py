@@ -23,10 +23,10 @@ class SpikedConv2d(SpikedLinear):
     """The convolution y = x * (left right + noise) + bias, where * stands for convolution.
 
     The kernel, of height k_h and width k_w, is a matrix of shape (out, in k_h k_w), where in and
-    out are the numbers of channels. Its signal left right has rank r. Two convolutions compute it:
-    the first has the kernel's size and r output channels, the second has the size 1 x 1. The noise
-    is unpacked into a dense kernel. Everything else is as in a `SpikedLinear` with `in_features` =
-    in k_h k_w.
+    out are the numbers of channels. It is a sum of a signal and the rest, the noise. The signal is
+    the product of two factors, `left` and `right`, and has rank r. Two convolutions apply it: the
+    first has the kernel's size and r output channels, the second has the size 1 x 1. The noise is
+    unpacked into a dense kernel. All else is as in a `SpikedLinear` with in k_h k_w input features.
 
     Args:
         in_channels: Channels of the input.
@@ -96,7 +96,7 @@ class SpikedConv2d(SpikedLinear):
 
     @classmethod
     def stands_for(cls, dense: nn.Module) -> bool:
-        """True for `nn.Conv2d` with one group."""
+        """Whether this class can replace a dense layer: an `nn.Conv2d` with one group."""
         return is_plain_convolution(dense)
 
     def empty_dense(self) -> nn.Module:
@@ -130,7 +130,7 @@ class SpikedConv2d(SpikedLinear):
         return self.padding_mode == "zeros" and (left, above) == (right, below)
 
     def _options(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Stride, padding and dilation for `conv2d`; the padding is 0 if `forward` pads."""
+        """Stride, padding and dilation for `conv2d`; padding is 0 if `forward` pads the images."""
         left, _, above, _ = edges(self) if self._pads_inside() else [0, 0, 0, 0]
         return self.stride, (above, left), self.dilation
 

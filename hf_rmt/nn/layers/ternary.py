@@ -31,14 +31,14 @@ class TernaryLinear(CompressedLayer):
     """y = x (s T)' + bias: T is a frozen matrix in {-1, 0, 1}, s a scale, and ' the transpose.
 
     The buffer `weight` holds T, several entries in a byte. It is int8, so that casts of the model
-    do not change it, and a plain linear layer cannot load its shape. In the state dict, and in a
-    loaded layer until its first use, a byte holds five entries: shape (ceil(out in / 5),). In use a
-    byte holds four, which unpack faster: shape (1, ceil(out in / 4)). Only the bias trains; to
-    train the weight, see `LatentTernaryLinear`.
+    do not change it. Its shape is not that of a dense weight, so a plain linear layer cannot load
+    it. In the state dict, and in a loaded layer until its first use, a byte holds five entries:
+    shape (ceil(out in / 5),). In use a byte holds four, which unpack faster: shape
+    (1, ceil(out in / 4)). Only the bias trains; to train the weight, see `LatentTernaryLinear`.
 
     Attributes:
-        step: A `StepBefore` (step function) that is applied to y if the model calls the activation
-            after the layer as a function; otherwise None. `dense` and `to_linear` leave it out.
+        step: None, or a step function (`StepBefore`) that is applied to y, for a model that calls
+            its activation as a function, not as a module. `dense` and `to_linear` leave it out.
 
     Args:
         in_features: Width of the input.
@@ -180,7 +180,7 @@ class TernaryLinear(CompressedLayer):
             seed: Seed of the weights, which are the same on every device.
             layout: How the weight lies in memory, as in `TernaryLinear`.
             device: Device of the layer.
-            dtype: Dtype of the scale.
+            dtype: Dtype of the scale 1 / sqrt(1 - e).
 
         Returns:
             The layer.
@@ -226,7 +226,7 @@ class TernaryLinear(CompressedLayer):
     def to_linear(self) -> nn.Linear:
         """The plain linear layer with this weight and the same bias tensor.
 
-        The step function in `step` is left out; see `TernaryLinear`.
+        If the ternary layer has a step function (see `TernaryLinear.step`), it is left out.
         """
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta")
         linear.weight = nn.Parameter(self.dense())

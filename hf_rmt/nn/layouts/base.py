@@ -167,15 +167,15 @@ class Layout(ABC):
 
 
 class LayoutProduct(torch.autograd.Function):
-    """The noise part of a weight, applied to x by a `Layout`, the form of the weight in memory.
+    """Multiplies inputs x by the noise part of a weight; a `Layout` computes the product.
 
-    The noise part is the weight minus its low-rank signal. The derivatives do not use the layout:
-    they unpack the stored noise (see `NoiseStore`).
+    A layout is the form of a weight in memory. The noise part is the weight minus its low-rank
+    signal. The derivatives do not use the layout: they unpack the stored noise (see `NoiseStore`).
     """
 
     @staticmethod
     def forward(x: Tensor, layer: SpikedLinear, layout: Layout) -> Tensor:
-        """The result of `Layout.noise_product`: the noise part of the weight, applied to x."""
+        """The product of x and the transposed noise matrix, from `Layout.noise_product`."""
         return layout.noise_product(layer, x)
 
     @staticmethod
@@ -216,9 +216,9 @@ def has_rows(layer: SpikedLinear, x: Tensor) -> bool:
 
 
 def signal_state(layer: SpikedLinear, signal: Collection[Tensor]) -> tuple[Any, ...]:
-    """A value that changes if one of the tensors is replaced, or may have been written to.
+    """A value that changes if a tensor in `signal` is replaced, or may have been written to.
 
-    `signal` holds tensors of the low-rank part of the weight, or the bias.
+    These tensors are the factors of the low-rank part of the layer's weight, or the bias.
 
     Fused optimizers and writes through `.data` do not change the version of a tensor, which counts
     writes. So each step of any optimizer changes the value, and so does each call of `train` or
@@ -232,8 +232,8 @@ def signal_state(layer: SpikedLinear, signal: Collection[Tensor]) -> tuple[Any, 
 def _state(layer: SpikedLinear, make: Any, argument: Any, signal: tuple[Tensor, ...]) -> Any:
     """The key of `Layout.keep`: everything on which the kept value of a layer depends.
 
-    Each forward pass computes this key. So it is one flat tuple, and the code reads few objects: to
-    read those that are not in the processor's cache takes more time than the rest of the work.
+    Each forward pass computes this key, so this must be fast. The key is one flat tuple. The code
+    reads few objects: most of the time goes into objects that the processor's cache does not hold.
     """
     store: Any = layer._modules["noise"]  # `layer.noise` takes five times as long
     of_signal = signal_state(layer, signal) if signal else ()
@@ -266,8 +266,7 @@ def signal_bytes(layer: SpikedLinear) -> int:
 def store_bytes(layer: SpikedLinear, *, without_codes: bool = False) -> int:
     """Bytes of the stored noise of a layer; see `NoiseStore`.
 
-    With `without_codes`, the largest buffer does not count, because it is on disk; see
-    `stored_name`.
+    Set `without_codes` if the buffer that `stored_name` names is on disk. It does not count then.
     """
     names = {stored_name(layer)} if without_codes else set()
     return sum(part.nbytes for name, part in layer.noise.named_buffers() if name not in names)

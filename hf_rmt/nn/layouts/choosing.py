@@ -120,8 +120,8 @@ def measure(
 ) -> dict[str, float]:
     """Seconds per call of a layer in each layout, the form of the weight in memory.
 
-    The result holds the seconds by the name of the layout. They are medians. For several numbers of
-    rows (`tokens`), they are geometric means of the medians.
+    The result maps the name of each layout to the median time of a call. `tokens` holds numbers of
+    input rows. If there are several, the result has the geometric mean of their median times.
     """
     from hf_rmt.nn.layouts.placing import place
 
@@ -194,9 +194,9 @@ def _key(layer: SpikedLinear | TernaryLinear, activations: str, tokens: tuple[in
 
 @cache
 def device_name(device: torch.device) -> str:
-    """Model name of a CPU, with the instruction set that torch uses, or of a GPU.
+    """The model name of a CPU or a GPU; for another device its type, such as `mps`.
 
-    For other devices, the result is the type of the device, such as `mps`.
+    For a CPU, the name of the instruction set that torch uses follows.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -1,8 +1,8 @@
 """Layouts in compiled programs: operators that torch.compile calls without tracing into them.
 
-A layout is the form of a weight in memory. It checks the versions of tensors, and keeps its own
-tensors outside of the compiled graph. So the operators get only the number (`handle`) of a layer,
-and run the code of its layout without compilation.
+A layout is the form of a weight in memory (see `Layout`). A layout checks whether tensors changed,
+and keeps its own tensors outside of the compiled graph. So the operators get only the number
+(`handle`) of a layer, and run the code of its layout without compilation.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from hf_rmt.nn.layouts.base import LAYOUTS, Layout, layer_of
 def _layout(layer: Any) -> Layout:
     """The `Layout` of a layer: the object that holds its weight in memory in some form.
 
-    If another thread has just removed it, the result is a new layout `packed`, which works for
-    every layer.
+    If another thread has just removed the layout, the result is a new layout of the kind
+    `packed`, which works for every layer.
     """
     layout: Layout | None = layer.layout_object
     return LAYOUTS["packed"](layer) if layout is None else layout

@@ -63,10 +63,11 @@ class DenseLayout(Layout):
     def _keeps_noise(self, layer: SpikedLinear, weight: Tensor, training: bool) -> bool:
         """Whether the matrix in memory holds only the noise: the weight minus its low-rank signal.
 
-        Otherwise it holds signal plus noise. It holds only the noise in three cases: the signal
-        trains; the next call may have another signal; or writes to the signal may go unnoticed.
-        The argument `weight` holds the factors of the signal. If it is no `Parameter`, it is for
-        one call: a parametrization has computed it, or `functional_call` has replaced it.
+        Otherwise it holds signal plus noise. It holds only the noise in three cases: the signal is
+        being trained; the next call may have another signal; or the layer may not notice that the
+        signal was changed in place. The argument `weight` holds the factors of the signal. If it is
+        no `Parameter`, it is valid for one call only: a parametrization has computed it, or
+        `functional_call` has replaced it.
         """
         passing = type(weight) is Tensor
         if passing and "weight" not in layer._parameters:
@@ -85,7 +86,7 @@ class DenseLayout(Layout):
 
 
 def unpacked(layer: SpikedLinear, dtype: torch.dtype) -> Tensor:
-    """The noise of a `SpikedLinear` as one matrix, shape (out, in), in this dtype."""
+    """The noise of a `SpikedLinear` as one matrix of the given dtype, shape (out, in)."""
     return layer.noise.dense(dtype)
 
 

@@ -1,6 +1,6 @@
 """The layout `fused`, a form of a weight in memory for CUDA: the noise stays in codes.
 
-A Triton kernel decodes the codes (see `NoiseStore`) while it multiplies.
+`NoiseStore` explains the noise and its codes. A Triton kernel decodes them while it multiplies.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class FusedLayout(Layout):
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
         """Why a layer cannot have this layout (form of its weight in memory); empty if it can.
 
-        The layout is impossible for a convolution, for a layer that is not on CUDA, for noise that
-        the kernel cannot decode, and without Triton.
+        The layout is impossible for a convolution, for a layer that is not on CUDA, for noise (see
+        `NoiseStore`) that the kernel cannot decode, and without Triton.
         """
         if isinstance(layer, SpikedConv2d):
             return "its kernel does not support convolutions"
@@ -86,7 +86,7 @@ class FusedLayout(Layout):
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of the codes and scales of the noise, the factors of the signal, and the bias.
+        """Number of bytes of the noise (codes and scales), the factors of the signal, and the bias.
 
         `SpikedLinear` and `NoiseStore` explain these tensors.
         """

@@ -62,8 +62,8 @@ def _scales(
 
     A decoded number times its scale is the weight. A scale is stored as two codes, one in `coarse`
     and one in `fine`; `base` holds the largest scale (see `NoiseStore`). GROUP is the number of
-    weights per scale, and GROUPS the number of scales per coarse code. STEP scale codes stand for a
-    factor of 2.
+    weights per scale, and GROUPS the number of scales per coarse code. If the sum of the two codes
+    is larger by STEP, the scale is half as large.
     """
     group = place // GROUP
     run, number = group // GROUPS, (group % GROUPS).to(tl.int32)
@@ -110,7 +110,7 @@ def _product(
 
 
 def fused_product(x: Tensor, noise: Any) -> Tensor:
-    """The product of x with noise that is stored in codes, which are never unpacked as a whole.
+    """The product of x with the transpose of packed noise, which is never unpacked as a whole.
 
     Args:
         x: Shape (rows, in), float32, bfloat16 or float16, on the device of the noise.

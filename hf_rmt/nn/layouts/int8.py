@@ -92,9 +92,10 @@ class Int8Layout(Layout):
     def _signal(self, layer: SpikedLinear, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any]:
         """The factors of the low-rank signal and the bias, as float32: ((first, second), bias).
 
-        The signal is the part of the weight that maps x to `x @ first @ second`. A part that the
-        layer does not have is None. The tensors are kept until the weight changes, because to make
-        them takes a tenth of the time of a small layer. For a float32 layer they are views.
+        The signal is the part of the weight that maps x to `x @ first @ second`. The pair of
+        factors is None for a layer without a signal. The tensors are kept until the weight or the
+        bias changes, which saves a tenth of the time of a small layer. For a float32 layer they are
+        views of its parameters.
         """
         parts = [part for part in (weight, bias) if part is not None]
         key = signal_state(layer, parts)
@@ -112,7 +113,7 @@ class Int8Layout(Layout):
         self._made.reset()
 
     def prepare(self, layer: SpikedLinear) -> None:
-        """Make the integer matrix of the noise now, before the first use."""
+        """Make the integer matrix of the noise (see `SpikedLinear`) now, before the first use."""
         self._integers(layer)
 
     def _integers(self, layer: SpikedLinear) -> IntegerWeight:
@@ -121,14 +122,14 @@ class Int8Layout(Layout):
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of the layer: integers, scales and sums of rows, signal, bias and stored scales.
+        """Bytes of the layer: integer matrix with row scales and row sums, signal, bias, scales.
 
-        `SpikedLinear` explains the signal, and `NoiseStore` the stored scales.
+        `SpikedLinear` explains the signal. The last scales are those of the `NoiseStore`.
         """
         integers = layer.out_features * (layer.in_features + 12)
         return integers + signal_bytes(layer) + store_bytes(layer, without_codes=True)
 
 
 def integer_weight(layer: SpikedLinear, digits: int) -> IntegerWeight:
-    """The noise of a `SpikedLinear` as an `IntegerWeight`, for inputs of 1 or 2 8-bit digits."""
+    """The noise of a `SpikedLinear` as an `IntegerWeight`, which explains `digits` (1 or 2)."""
     return IntegerWeight(layer.noise.dense(torch.float32), digits=digits)

@@ -70,7 +70,7 @@ class IntegerWeight:
     def product(
         self, rows: Tensor, factors: tuple[Tensor, Tensor] | None, bias: Tensor | None
     ) -> Tensor:
-        """The product rows (first second + W') + bias, where W' is the transpose of this matrix.
+        """Return `rows @ (first @ second + W') + bias`; W' is the transpose of this matrix.
 
         The product is computed for a few rows at a time.
 
@@ -234,7 +234,7 @@ def _prepacked(integers: Tensor, scales: Tensor) -> Any:
 
 @cache
 def saturates() -> bool:
-    """Whether the integer product of fbgemm overflows for numbers up to TOP (127).
+    """Whether the integer product of fbgemm overflows for numbers up to `TOP` (127).
 
     fbgemm is an integer library in torch. Its product overflows on processors without VNNI, the
     instructions for products of bytes.

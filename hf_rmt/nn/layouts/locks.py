@@ -7,10 +7,10 @@ from typing import Any
 
 
 def usable_after_fork(lock: Any) -> Any:
-    """The lock itself, which is free at the start of every process that is forked later.
+    """Make a lock free at the start of every process that is forked later, and return the lock.
 
-    A fork copies only the thread that calls it. So a lock that another thread holds at the fork
-    would stay locked in the new process for ever.
+    A fork copies only the thread that calls it. If another thread holds the lock at the fork, the
+    lock would otherwise stay locked in the new process for ever.
 
     Args:
         lock: A `threading.Lock` or `threading.RLock` that is a global variable of a module.

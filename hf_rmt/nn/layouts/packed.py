@@ -22,7 +22,7 @@ class PackedLayout(Layout):
 
     @classmethod
     def refusal(cls, layer: SpikedLinear, *, activations: str = "int8") -> str:
-        """Always empty: nothing prevents this layout (form of the weight in memory) for a layer."""
+        """An empty string: every layer can have this layout (form of its weight in memory)."""
         return ""
 
     def forward(
@@ -40,7 +40,7 @@ class PackedLayout(Layout):
 
     @staticmethod
     def estimate(layer: SpikedLinear) -> int:
-        """Bytes of the codes and scales of the noise, the factors of the signal, and the bias.
+        """Number of bytes of the noise (codes and scales), the factors of the signal, and the bias.
 
         `SpikedLinear` and `NoiseStore` explain these tensors.
         """

@@ -1,10 +1,10 @@
-"""Parks tensors that only saving needs: moves them from memory to a temporary file.
+"""Moves tensors that are needed only to save a model from memory to a temporary file.
 
-These tensors are the stored noise of weights; see `NoiseStore`. The file is mapped into memory and
-read on use. So a parked tensor is still an ordinary tensor: it can be saved, copied and written to.
-Its pages belong to a temporary file without a name. So they are freed together with the tensor, and
-they count as memory of this process only after they are read. The mapping is private: what a forked
-process writes stays in that process.
+These tensors are the stored noise of weights; see `NoiseStore`. A tensor in such a file is called
+parked. The file is mapped into memory and read on use. So a parked tensor is still an ordinary
+tensor: it can be saved, copied and written to. Its pages belong to a temporary file without a name.
+So they are freed together with the tensor, and they count as memory of this process only after they
+are read. The mapping is private: what a forked process writes stays in that process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def park(tensor: Tensor) -> Tensor:
 
 
 def unpark(tensor: Tensor) -> Tensor:
-    """The inverse of `park`: copies a parked tensor into memory; other tensors stay as they are."""
+    """Copy a tensor that `park` moved to a file into memory; return other tensors unchanged."""
     return tensor.clone() if is_parked(tensor) else tensor
 
 
@@ -162,10 +162,10 @@ def lies_in_a_file(tensor: Tensor) -> bool:
 
 @cache
 def parking_folder() -> Path | None:
-    """The folder for parked tensors, which lies on a disk; None if there is no such folder.
+    """The folder in which `park` makes its files; None if no suitable folder exists.
 
-    The first choice is `cache_folder`. If it cannot be written to or lies in memory, the second
-    choice is the folder for temporary files.
+    The folder must lie on a disk, and not in memory. The first choice is `cache_folder`, and the
+    second one is the folder for temporary files.
     """
     if sys.platform == "win32":  # a file that is mapped cannot be unlinked there
         return None
@@ -182,8 +182,8 @@ def parking_folder() -> Path | None:
 def cache_folder() -> Path:
     """This package's folder for files that can be made again.
 
-    It is the environment variable `HF_RMT_CACHE` if that is set, otherwise `hf_rmt` in the user's
-    cache folder. If the user has no home directory, it is in the folder for temporary files.
+    The environment variable `HF_RMT_CACHE` names it. If that is not set, it is `hf_rmt` in the
+    user's cache folder, or in the folder for temporary files if the user has no home directory.
     """
     own, base = os.environ.get("HF_RMT_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:

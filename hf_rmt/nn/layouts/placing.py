@@ -84,8 +84,8 @@ def _checked_tokens(tokens: Any) -> tuple[int, ...]:
 def refusals(model: nn.Module, layout: str, *, activations: str = "int8") -> str:
     """Why some layers cannot have a layout (form of the weight in memory), in one line of text.
 
-    The text is put behind that of `layout_line`. It is empty if all layers can have the layout, or
-    if `layout` is `fastest` or `smallest`.
+    `set_layout` appends this text to the line of `layout_line`. The text is empty if all layers can
+    have the layout, or if `layout` is `fastest` or `smallest`.
     """
     if layout in CHOICES:
         return ""
@@ -140,7 +140,7 @@ def layout_line(model: nn.Module) -> str:
 
 
 def memory_bytes(layer: SpikedLinear | TernaryLinear) -> int:
-    """Bytes of memory that a layer takes once it has run."""
+    """Bytes of memory that a layer takes after its first forward pass."""
     if isinstance(layer, TernaryLinear):
         return layer.memory_bytes()
     return LAYOUTS[layer.layout].estimate(layer)

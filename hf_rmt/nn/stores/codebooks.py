@@ -3,8 +3,8 @@
 Noise is a weight minus its low-rank signal, see `NoiseStore`. Each group of neighbouring weights is
 divided by its scale. Then a byte stands for one, two or five weights, which are the coordinates of
 a point. The points are chosen so that Gaussian numbers can be rounded to them with little error.
-Noise can be treated so if its singular values are distributed as those of a random matrix. Formulas
-give the points, so they are the same on every machine.
+This suits noise whose singular values are distributed as those of a random matrix. Formulas give
+the points, so they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ of the points for which codes stand. The range of the levels of `int8`, see `LEV
 class Codebook:
     """A codebook: how a group of weights, which share a scale, becomes bytes.
 
+    A search finds the scale of a group. It tries several scales, and keeps the one with the least
+    error. The scale itself is stored as a code.
+
     Attributes:
         points: The values of the bytes, which are weights divided by their scale: for each byte one
             number, or a tuple of `block` numbers.
@@ -92,7 +95,7 @@ class Codebook:
 
     @property
     def run_bytes(self) -> int:
-        """Bytes of the codes of a run, which is `RUN` groups of weights with one scale each."""
+        """Number of bytes for the weights of a run: `RUN` groups of weights with one scale each."""
         return self.run // self.block
 
 
@@ -109,10 +112,10 @@ stands. They are the digits of the byte in base 3, minus 1, the least significan
 def _spiral() -> tuple[tuple[float, float], ...]:
     """The 256 pairs of weights that the bytes of `int4` stand for, as points on a spiral.
 
-    Each point is turned by the golden angle from the point before. The density of the points is
-    proportional to the square root of the Gaussian density. The first point is the origin, so that
-    zeros stay zeros. Coordinates are rounded to 2^-12, so that they do not depend on the
-    mathematics library.
+    `int4` is a kind of `NoiseStore`. Each point is turned by the golden angle from the point
+    before. The density of the points is proportional to the square root of the Gaussian density.
+    The first point is the origin, so that zeros stay zeros. Coordinates are rounded to multiples of
+    2^-12, so that they do not depend on the mathematics library.
     """
     golden = math.pi * (3 - math.sqrt(5))
     points = []

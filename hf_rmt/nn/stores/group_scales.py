@@ -18,7 +18,7 @@ its lower 32 bits."""
 
 
 def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
-    """The codes of the scales of some runs, flat, one byte for each group.
+    """The code of the scale of each group, one byte each, as a flat tensor.
 
     A group is some neighbouring weights with one scale, and a run is `RUN` groups. The code of a
     scale is the coarse code of the run plus the fine code of the group.
@@ -39,15 +39,16 @@ def scale_codes(fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def repeated(grid: Tensor, codes: Tensor, group: int) -> Tensor:
-    """Look up the scale of each group, as a factor for weights of shape (groups, `group`).
+    """Look up the scale of each group, to multiply weights of shape (groups, `group`) by it.
 
     Args:
         grid: The scale for each code.
         codes: Codes of scales, one for each group of weights.
-        group: Number of weights in a group.
+        group: Number of weights in a group, which share one scale.
 
     Returns:
-        Shape (groups, 1), or (groups, `group`) with equal entries in a row, if this is faster.
+        The scales, shape (groups, 1). If it is faster, each scale is repeated along its row, and
+        the shape is (groups, `group`).
     """
     compiling = torch.compiler.is_compiling()
     if group == 8 and codes.device.type == "cpu" and not compiling:

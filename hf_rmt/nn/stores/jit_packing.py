@@ -51,10 +51,10 @@ def can_pack(kind: str, runs: Tensor) -> bool:
 
 
 def best_codes(kind: str, runs: Tensor, start: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-    """The codes of weights, and the fine scale codes of their groups, with the least squared error.
+    """Find the codes of weights and the fine scale codes of groups with the least squared error.
 
     A group is some neighbouring weights with one scale, and a run is `RUN` groups. The code of a
-    scale is the coarse code of the run plus the fine code of the group.
+    scale is the coarse code of the run plus the fine code of the group; see `NoiseStore`.
 
     Args:
         kind: `int8`, `int4` or `ternary`.
@@ -84,7 +84,7 @@ def best_codes(kind: str, runs: Tensor, start: Tensor, coarse: Tensor) -> tuple[
 
 @cache
 def _scales(kind: str) -> Any:
-    """The scale for each scale code, divided by the weight's largest absolute entry, float32."""
+    """The scale for each scale code (see `NoiseStore`) if the largest absolute weight is 1."""
     return np.asarray(SCALES, dtype=np.float32) * np.float32(CODEBOOKS[kind].unit)
 
 
@@ -109,8 +109,8 @@ def _kernel(kind: str) -> Callable[..., None]:
 def _search(kind: str, book: Codebook) -> Callable[..., None]:
     """Make the loop that packs noise as `NoiseStore` stores it.
 
-    For each group of weights, it tries one scale after the other. It stores the scale and the codes
-    with the least squared error.
+    For each group of weights, the loop tries one scale after the other. It stores the codes with
+    the least squared error, and the code of their scale.
     """
     encode: Any = callable_in_loops(_ENCODERS[kind](book))
     group, block, bytes_ = book.group, book.block, book.group // book.block

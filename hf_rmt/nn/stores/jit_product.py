@@ -71,13 +71,13 @@ def can_multiply(codes: Tensor, x: Tensor, columns: int) -> bool:
 def multiply(
     x: Tensor, codes: Tensor, fine: Tensor, coarse: Tensor, base: Tensor, kind: str, rows: int
 ) -> Tensor:
-    """The product of x and a transposed weight, which is stored in codes and scales.
+    """Multiply x by a transposed weight that is stored as codes and scales; see `NoiseStore`.
 
     Args:
         x: Shape (..., in), float32 or narrower.
-        codes: Codes of the whole weight, as `NoiseStore` packs them.
+        codes: Codes of the whole weight.
         fine: Fine codes of the scales, 4 bits for each group of weights with one scale.
-        coarse: Coarse codes of the scales, one byte per run; a run is `RUN` groups.
+        coarse: Coarse codes of the scales, one byte for each `RUN` groups.
         base: The largest scale, as the bits of its float32.
         kind: `int8`, `int4` or `ternary`.
         rows: Number of rows of the weight.
@@ -121,7 +121,7 @@ library.register_fake("hf_rmt::noise_product", _shape)
 
 @cache
 def _kernel(kind: str) -> Callable[..., None]:
-    """The machine code that multiplies by noise of a kind such as `int8`; see `NoiseStore`."""
+    """Compile the loop that multiplies inputs by packed noise (see `NoiseStore`) of this kind."""
     bytes_, floats = np.zeros(0, np.uint8), np.zeros(0, np.float32)
     matrix = np.zeros((0, 0), np.float32)
     example = bytes_, bytes_, bytes_, floats, floats, floats, matrix, matrix, 0, 0
@@ -162,8 +162,8 @@ def _product(book: Codebook) -> Callable[..., None]:
 def _computed(book: Codebook) -> Callable[..., None]:
     """Make a loop that unpacks weights; it computes the value of each code by a formula.
 
-    The code c stands for d + `book.cubic` d^3 with d = c - 128, times the scale of its group of
-    weights.
+    The code c stands for d + k d^3, times the scale of its group of weights. Here d = c - 128, and
+    k is `cubic` of the `Codebook`.
     """
     group, cubic, middle = book.group, np.float32(book.cubic), np.float32(128)
 
@@ -180,10 +180,10 @@ def _computed(book: Codebook) -> Callable[..., None]:
 
 
 def _looked_up(book: Codebook) -> Callable[..., None]:
-    """Make a loop that unpacks weights, and looks them up in a table.
+    """Make a loop that unpacks weights; it looks up the value of each code in a table.
 
-    A code is one byte. The table holds the weights, one or more, for which each code stands. The
-    loop multiplies them by the scale of their group of weights.
+    A code is one byte and stands for one weight or several. The table holds these weights for each
+    code. The loop multiplies them by the scale of their group of weights.
     """
     block, bytes_ = book.block, book.group // book.block
 

@@ -1,9 +1,9 @@
 """Unpacks noise in one pass, by machine code that Numba compiles for this processor.
 
 Noise is a weight minus its low-rank signal; `NoiseStore` explains how it is packed. Torch takes
-several passes over the weights, and looks values up slowly. Here one loop looks up the value of a
-code, multiplies it by the scale of its group of weights and writes the weight. The weights are the
-same as those from torch, bit for bit.
+several passes over the weights, and looks values up slowly. Here one pass finds the value of each
+code, multiplies it by the scale of its group of weights and writes the product. The results are the
+same as those of torch, bit for bit.
 """
 
 # Numba's decorator has no types, and the functions that it compiles need none.
@@ -88,7 +88,7 @@ def _kernel(kind: str) -> Callable[..., None]:
 
 
 def _lookup(book: Codebook) -> Callable[..., None]:
-    """Make a loop that unpacks a `NoiseStore`: it finds the weights of each byte in a table."""
+    """Make a function that unpacks a `NoiseStore`: a table holds the weights of each byte."""
     block, bytes_, half = book.block, book.group // book.block, RUN // 2
 
     def loop(codes, fine, coarse, scales, points, out):
@@ -107,10 +107,10 @@ def _lookup(book: Codebook) -> Callable[..., None]:
 
 
 def _polynomial(book: Codebook) -> Callable[..., None]:
-    """Make a loop that unpacks a `NoiseStore`: it computes the weight of each byte by a formula.
+    """Make a function that unpacks a `NoiseStore`: a formula gives the weight of each byte.
 
-    The inner loops become vector instructions. So this loop takes half of the time that the loop of
-    `_lookup` takes, with AVX2 and with AVX-512.
+    Its inner loops compile to vector instructions. So it takes half of the time that the function
+    from `_lookup` takes, with AVX2 and with AVX-512.
     """
     group, run, half, once = book.group, book.run, RUN // 2, RUNS_AT_ONCE
     cubic, middle = np.float32(book.cubic), np.float32(128)

@@ -33,7 +33,10 @@ part takes 80 to 100 microseconds, and to pass two such parts to threads takes 5
 
 
 def can_read(tensor: Tensor) -> bool:
-    """Whether compiled loops can read a tensor: it lies on the CPU, and Numba works.
+    """Whether loops compiled by Numba can read a tensor.
+
+    They can if Numba works, the tensor lies on the CPU, and torch neither compiles the code nor
+    transforms it, as with `vmap`.
 
     Args:
         tensor: Codes of a packed `NoiseStore`, or weights that are to be packed.
@@ -104,7 +107,7 @@ def _target() -> str:
 
 
 def callable_in_loops(function: Callable[..., None], **options: Any) -> Callable[..., None]:
-    """Make a function callable in compiled loops, and return it.
+    """Make a function callable in loops that Numba compiles, and return it.
 
     Args:
         function: The function. Its machine code is kept on disk with that of the loop.
@@ -142,7 +145,7 @@ def pool(process: int) -> ThreadPoolExecutor:
 
 @cache
 def points(kind: str) -> Any:
-    """The weights, divided by their scale, for which each of the 256 possible bytes stands.
+    """The numbers that each of the 256 possible bytes stands for: weights divided by their scale.
 
     `kind` is a packed kind of `NoiseStore`, such as `int8`. The result is flat float32, with 0 for
     bytes that are never used.
@@ -157,7 +160,7 @@ def points(kind: str) -> Any:
 def scales() -> Any:
     """The scale that each of the 256 scale codes stands for, divided by the largest scale.
 
-    The result is float32.
+    `NoiseStore` explains scales and their codes. The result is float32, shape (256,).
     """
     return np.asarray(SCALES, dtype=np.float32)
 

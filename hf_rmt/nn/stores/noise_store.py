@@ -31,8 +31,8 @@ class NoiseStore(nn.Module):
     pad it to whole runs of 16 groups. `codes` has one byte for 1 (`int8`), 2 (`int4`) or 5
     (`ternary`) weights. The scales of the groups lie on a logarithmic grid: the code of a scale
     is `coarse`, one byte per run, plus `fine`, 4 bits per group. `base` holds the largest scale, as
-    the bits of its float32. All of these are integers, which a cast of the model does not change.
-    `keep` holds the noise itself, `residual`, in the dtype of the model. `drop` holds nothing.
+    the bits of its float32. These four buffers hold integers, which a cast of the model leaves as
+    they are. The kind `keep` holds the noise itself as `residual`, and `drop` holds nothing.
 
     Args:
         kind: One of `NOISE_KINDS`: `drop`, `ternary`, `int4`, `int8` or `keep`.
@@ -146,13 +146,13 @@ class NoiseStore(nn.Module):
     def rows(
         self, start: int, stop: int, dtype: torch.dtype | None = None, *, scratch: bool = False
     ) -> Tensor:
-        """Rows `start` to `stop` (exclusive) of `dense`; the other rows are not unpacked."""
+        """Rows `start` to `stop` (exclusive) of the result of `dense`; only these are unpacked."""
         return self(start, stop, dtype, scratch=scratch)
 
     def forward(
         self, start: int, stop: int, dtype: torch.dtype | None = None, *, scratch: bool = False
     ) -> Tensor:
-        """The same as `rows`. A call of the module runs the hooks that load offloaded buffers."""
+        """Do the work of `rows`, which calls the module so that hooks load offloaded buffers."""
         if self.kind == "drop":
             raise ValueError("noise='drop' stores no noise, so there is nothing to make dense")
         if self.kind == "keep":
@@ -220,7 +220,7 @@ class NoiseStore(nn.Module):
         return multiplier.multiply(x, *stored, self.kind, self.out_features)
 
     def plain(self, dtype: torch.dtype) -> Tensor:
-        """The result of `dense`, by operations that every exported graph can hold."""
+        """The result of `dense`, computed with operations that any exported graph may contain."""
         if self.kind == "keep":
             return self.residual.to(dtype)
         shape = self.out_features, self.in_features

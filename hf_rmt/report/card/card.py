@@ -124,10 +124,10 @@ def _spiked_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str
 
 
 def _recovery_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
-    """The sentence of the card which says that the signal's singular values are free of the noise.
+    """The sentence of the card that says: the signal's singular values were corrected for noise.
 
     The noise is the weight minus its low-rank signal, and increases the signal's singular values.
-    The text is empty if they were not replaced by estimates without noise.
+    The sentence is empty if the method did not correct them.
     """
     recovers = config.get("recover_spikes")
     if recovers is None:
@@ -276,7 +276,11 @@ def _row(layer: LayerPlan) -> dict[str, Any]:
 
 
 def _settings(plan: CompressionPlan, config: Mapping[str, Any]) -> str:
-    """The section of the card with the user's settings; records of the library are left out."""
+    """The section of the card with the user's settings, as JSON; empty if there are none.
+
+    Entries that the library itself adds to `config` (see `RECORDS`) are left out. So is an entry
+    that holds a dict.
+    """
     given = {
         key: value
         for key, value in config.items()

@@ -24,7 +24,7 @@ def choice_words(layers: Sequence[LayerPlan], config: Mapping[str, Any]) -> str:
 
     Args:
         layers: The layers that are stored as low-rank factors and noise (the rest of the weight).
-        config: The settings of the method. If there is an entry `size`, or a true one `calibrated`,
+        config: The settings of the method. If they have an entry `size`, or `calibrated` is true,
             calibration batches decided which directions are kept.
 
     Returns:

@@ -36,7 +36,7 @@ class CardMetadata:
                 )
 
     def entries(self) -> dict[str, Any]:
-        """The entries of the front matter, in the Hub's own names, without the unknown ones."""
+        """The entries of the front matter, by the Hub's names; unknown values are left out."""
         found: dict[str, Any] = {
             "pipeline_tag": self.pipeline_tag,
             "language": list(self.language),

@@ -38,7 +38,7 @@ the height of the axes."""
 
 
 def abscissa(*, square_root: bool, short: bool = False) -> str:
-    """Label of the horizontal axis, with singular values or eigenvalues (their squares)."""
+    """Label of a horizontal axis over singular values, or over eigenvalues (their squares)."""
     if short:
         name = r"singular value $\nu$" if square_root else r"eigenvalue $\lambda$"
         return f"{name}\n(units of the weight{'' if square_root else ', squared'})"
@@ -48,18 +48,19 @@ def abscissa(*, square_root: bool, short: bool = False) -> str:
 
 
 def ordinate(*, square_root: bool) -> str:
-    """Label of the vertical axis: a density over singular values, or over eigenvalues."""
+    """Label of a vertical axis: a density over singular values, or over their squares."""
     return r"density (per $\nu$)" if square_root else r"density (per $\lambda$)"
 
 
 def spectrum_panels(figure: Figure, count: int, columns: int, *, square_root: bool) -> list[Axes]:
-    """Panels that show `count` spectra, in rows; only the left and the lowest panels have labels.
+    """Make empty panels for `count` spectra; only the left and the lowest ones have labels.
 
     Args:
         figure: The figure to draw into.
         count: Number of panels, at least one.
         columns: Number of panels in a row.
-        square_root: Label the axes for singular values, the square roots of the eigenvalues.
+        square_root: Whether the horizontal axes show singular values. If not, they show
+            eigenvalues, the squares of the singular values.
 
     Returns:
         The panels, row by row.
@@ -79,8 +80,8 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
     """Draw one spectrum: its histogram, the law of the noise, the edges of the law and the spikes.
 
     The law is the density that theory predicts for noise, and its edges are the ends of this
-    density. Spikes are values that stand out of the noise. The histogram has the area 1, and the
-    law has the area of the noise in the histogram.
+    density. Spikes are values that stand out of the noise. The area of the histogram is 1. The
+    area under the law is that of the noise in the histogram.
 
     Args:
         axes: Where to draw.
@@ -114,7 +115,7 @@ def draw_spectrum(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root
 def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> float:
     """Draw the law, the density that theory predicts for noise, and the edges, where it ends.
 
-    The law is drawn with the area of the noise in the histogram. Returns the height of the law. If
+    The area under the law is that of the noise in the histogram. Returns the height of the law. If
     the axis shows eigenvalues, returns 0, because the law of eigenvalues may be infinite.
     """
     if fit.noise_law is None:
@@ -130,7 +131,7 @@ def _draw_law(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bo
 
 
 def draw_tail(axes: Axes, fit: SpectrumFit, colours: Palette, *, square_root: bool) -> None:
-    """Draw for each value of a spectrum how many values are at least as large, on log-log axes.
+    """Draw how many values of a spectrum are at least as large as each value, on log-log axes.
 
     Args:
         axes: Where to draw.
@@ -246,7 +247,7 @@ def _note_beyond(axes: Axes, spikes: NDArray[np.float64], limit: float) -> None:
 
 
 def _note(axes: Axes, text: str) -> None:
-    """Write a text into the upper right corner, where a spectrum is low."""
+    """Write a text into the upper right corner, where the bars of a spectrum are low."""
     where = axes.transAxes
     axes.text(0.98, 0.96, text, ha="right", va="top", transform=where, fontsize=SMALL_FONT - 1)
 

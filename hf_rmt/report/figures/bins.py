@@ -58,11 +58,11 @@ class BinnedSpectrum:
 
 
 def positions(eigenvalues: Array, *, square_root: bool) -> Array:
-    """Positions of finite eigenvalues in a figure: the singular values, or the eigenvalues.
+    """The finite eigenvalues of a weight, or their square roots, to be drawn in a figure.
 
     Args:
         eigenvalues: Squared singular values of a weight.
-        square_root: Whether to give singular values and not eigenvalues.
+        square_root: Whether to return the square roots, which are the singular values.
     """
     finite = np.maximum(eigenvalues[np.isfinite(eigenvalues)], 0.0)
     return np.sqrt(finite) if square_root else finite
@@ -71,8 +71,9 @@ def positions(eigenvalues: Array, *, square_root: bool) -> Array:
 def has_long_tail(fit: SpectrumFit, *, square_root: bool) -> bool:
     """Whether the largest value of a spectrum is far above the noise; see `LONG_TAIL`.
 
-    In a figure of the whole spectrum, the noise would then shrink to a line. The answer is False if
-    no law (density that theory predicts for noise) was fitted.
+    A spectrum is the list of a weight's squared singular values, or of its singular values if
+    `square_root` is true. In a figure of the whole spectrum, the noise would then shrink to a line.
+    The answer is False if no law (density that theory predicts for noise) was fitted.
     """
     if fit.noise_law is None:
         return False
@@ -108,17 +109,19 @@ def binned(fit: SpectrumFit, *, square_root: bool) -> BinnedSpectrum:
 def law_curve(
     law: BulkLaw, *, square_root: bool, points: int = CURVE_POINTS
 ) -> tuple[Array, Array]:
-    """The density of a law: f(lambda) over eigenvalues, or 2 nu f(nu^2) over singular values.
+    """The curve of a law, the density that theory predicts for noise.
+
+    If f(x) is the density of eigenvalues (squared singular values), then the density of singular
+    values is 2 x f(x^2).
 
     Args:
-        law: The law, the density f that theory predicts for the eigenvalues lambda = nu^2 of noise.
-            Here nu is a singular value.
-        square_root: Whether to give the density over singular values.
-        points: Number of points in each interval in which the law has eigenvalues.
+        law: The law, which gives the density f.
+        square_root: Whether to return the density of singular values, not of eigenvalues.
+        points: Number of points in each interval in which f is positive.
 
     Returns:
-        Points, which are closer together at the edges of an interval, and the density at them. The
-        density is zero between two intervals.
+        Points, and the density at these points. The points are closer together near the ends of an
+        interval. The density is zero between two intervals.
     """
     steps = np.cos(np.linspace(0.0, np.pi, points))
     edges = np.sqrt(law.bulk_edges)
@@ -132,7 +135,7 @@ def law_curve(
 
 
 def law_misfit(fit: SpectrumFit) -> float:
-    """Share of the noise that would have to move to other bins for the law to hold.
+    """Share of the noise eigenvalues that would have to change bins to follow the law.
 
     The law is the density of eigenvalues that theory predicts for noise. The result is half the sum
     over the bins of |measured share - share under the law|. It is large if the law has a gap (an
@@ -168,9 +171,9 @@ def misfit_note(fit: SpectrumFit) -> str:
 def below_edge(fit: SpectrumFit) -> NDArray[np.bool_]:
     """Which eigenvalues are signal although they lie below the upper edge of the noise law.
 
-    The law is the density that theory predicts for noise, and the upper edge is its end. Such
-    eigenvalues lie in a gap between two intervals of noise eigenvalues, or the count of spikes (the
-    signal eigenvalues) did not converge. The result has one entry for each eigenvalue.
+    The law is the density that theory predicts for noise. It is zero above its upper edge. Signal
+    can lie in a gap between two intervals of noise, or below the edge if the fit has not settled
+    (see `converged` of `SpectrumFit`). The result has one entry for each eigenvalue.
     """
     if fit.noise_law is None:
         return np.zeros(len(fit.eigenvalues), dtype=bool)

@@ -193,9 +193,9 @@ def _draw_line(
     kind: str,
     colours: Palette,
 ) -> None:
-    """Draw the line of one kind of layer, with the colour and the marker number `style`.
+    """Draw the line of one kind of layer; the number `style` selects its colour and its marker.
 
-    A point is (x, y, whether the marker is hollow).
+    `points` are triples (x, y, hollow). If `hollow` is true, the marker of the point is not filled.
     """
     look: dict[str, Any] = {
         "color": colours.of(style),
@@ -211,7 +211,7 @@ def _draw_line(
 
 
 def _tidy(axes: Axes, label: str, values: Sequence[float], colours: Palette) -> None:
-    """Label the vertical axis, start it at 0, and put ticks at whole numbers for whole `values`."""
+    """Label the vertical axis, from 0 up; if all `values` are whole, all ticks are."""
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0.0)
     if all(float(value).is_integer() for value in values):
@@ -222,7 +222,7 @@ def _tidy(axes: Axes, label: str, values: Sequence[float], colours: Palette) -> 
 
 
 def _label_depth(axes: Axes, names: Sequence[str]) -> None:
-    """Put ticks at the blocks, and one tick for the layers that belong to no block."""
+    """Put ticks for blocks on the horizontal axis, and one tick for layers outside of blocks."""
     ticker = matplotlib_part("ticker")
     spots = places(names)
     blocks = [spot.block for spot in spots if spot.block is not None]

@@ -71,7 +71,7 @@ DARK = Palette(
 
 
 def palette(*, dark: bool) -> Palette:
-    """The dark palette or the light one."""
+    """The `Palette` for a dark or for a light background."""
     return DARK if dark else LIGHT
 
 
@@ -96,9 +96,10 @@ def new_figure(width: float, height: float, *, dark: bool) -> Figure:
 
 @contextmanager
 def styled(*, dark: bool) -> Iterator[Palette]:
-    """Use this package's style inside a `with` block, which gets the palette.
+    """Use this package's style for figures inside a `with` block; later, the user's style is back.
 
-    After the block, the user's style is back.
+    Yields:
+        The dark or the light `Palette`.
     """
     colours = palette(dark=dark)
     rules = {
@@ -121,7 +122,7 @@ def styled(*, dark: bool) -> Iterator[Palette]:
 
 
 def finish(axes: Axes, colours: Palette) -> None:
-    """Set the style of the ticks, which are drawn only later, when `styled` has ended."""
+    """Set the style of the ticks. `styled` cannot, because they are drawn after it has ended."""
     axes.tick_params(which="both", colors=colours.ink, labelsize=SMALL_FONT, width=0.8)
     for axis in (axes.xaxis, axes.yaxis):
         axis.get_offset_text().set_color(colours.ink)

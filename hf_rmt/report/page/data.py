@@ -1,4 +1,7 @@
-"""What the HTML page of a report shows, as plain values: layers and their spectra (eigenvalues)."""
+"""What the HTML page of a report shows, as plain values: layers and the spectra of their weights.
+
+The spectrum of a weight is the list of its squared singular values.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +116,7 @@ def spectral_content(layers: Sequence[LayerSpectrum], summary: str) -> dict[str,
     """What the HTML page of an analysis shows.
 
     Args:
-        layers: The spectra (eigenvalues of the weights) of the layers.
+        layers: The spectra (squared singular values of the weights) of the layers.
         summary: One line about all layers.
 
     Returns:
@@ -150,9 +153,9 @@ def compression_content(
 
     Args:
         plan: What happens to which layer.
-        spectra: The spectra (eigenvalues of weights) on which the plan is based, as far as known.
+        spectra: The squared singular values of the weights, for layers where they are known.
         summary: Some lines about all layers.
-        facts: Sizes before and after: a label, the numbers, and a remark for each.
+        facts: Sizes before and after compression. Each fact is a label, the numbers, and a remark.
 
     Returns:
         Plain JSON values, which `page_text` takes.

@@ -1,4 +1,4 @@
-"""Turns a spectrum (eigenvalues of a weight) into a few numbers that a script can draw."""
+"""Turns a spectrum (singular values of a weight) into a few numbers that a script can draw."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def rounded(value: float) -> float | None:
 
 
 def spectrum_record(fit: SpectrumFit) -> dict[str, Any] | None:
-    """The numbers from which a figure of a spectrum over singular values is drawn.
+    """The numbers from which a page draws the spectrum (singular values) of a weight.
 
     They give the bins, the law (the density that theory predicts for noise), the edges (the ends of
     the law), the spikes (values that stand out of the noise) and the curve of counts. This curve
     says, for a singular value, how many singular values are at least as large.
 
     Args:
-        fit: The spectrum of a weight. Without a law there are only the bins and the curve of
-            counts.
+        fit: The spectrum of a weight. If no law was fitted to it, the result has only the bins and
+            the curve of counts.
 
     Returns:
-        Plain values; None if all eigenvalues are 0 or one of them is not finite.
+        A dict of plain values; None if all eigenvalues are 0 or one of them is not finite.
     """
     values = positions(fit.eigenvalues, square_root=True)
     if len(values) < len(fit.eigenvalues) or not values.any():

@@ -139,9 +139,9 @@ def self_consistent(
 ) -> SpectrumFit:
     """Separate spikes (signal eigenvalues) from noise, and return the fit with its verdict.
 
-    The separator gives the law, the predicted distribution of eigenvalues, of the noise alone. The
-    fit holds this law in the form that `SpectrumFit` describes for its attribute `law`.
-    Eigenvalues of 0 are neither noise nor signal.
+    `separator` fits a law to the noise: the distribution that theory predicts for its eigenvalues.
+    The returned fit holds this law in the form that `SpectrumFit` describes for its attribute
+    `law`. Eigenvalues of 0 are neither noise nor signal.
 
     Args:
         separator: Maps descending eigenvalues and N to a `Separation`, as `separate` does.

@@ -8,9 +8,9 @@ estimator, PDBLS, solves (SS) by least squares at real points.
 This module uses complex points z on a curve around the eigenvalues, where s(z) depends more on the
 shape of the density. The s(z) of a law, a density predicted for noise, is compared with that of the
 eigenvalues. Each difference is divided by its standard deviation, which follows from a central
-limit theorem. The first guess uses that (SS) is linear in t, the fraction of the noise that has the
-larger variance: all pairs of variances on a grid are tried at once. If the law from this guess does
-not fit, the solver also starts from two similar variances. The better result is taken.
+limit theorem. The solver starts from a first guess. For it, all pairs of variances on a grid are
+tried, each with the best t (the fraction with the larger variance); (SS) is linear in t. If the law
+that it finds does not fit, it starts again from two similar variances. The better result is taken.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ of noise exceeded 1.6. Fits that took a signal for noise had at least 2.5."""
 
 
 def least_mixing(count: int) -> float:
-    """The smallest fraction of `count` noise eigenvalues that may have a variance of their own.
+    """The smallest fraction of the noise that may have one of the two variances; see `_Problem`.
 
     Args:
         count: Number of noise eigenvalues, at least 1.
@@ -127,7 +127,7 @@ def estimate_bulk(
         precision: Relative tolerance of the solver on parameters and residual.
 
     Returns:
-        The estimate. If all eigenvalues are multiplied by a factor, only its variances change.
+        A `BulkEstimate`. A factor common to all eigenvalues changes only the variances in it.
     """
     scale = float(noise.mean())
     problem = _Problem.of(noise / scale, min(len(noise) / rows, 1.0))
@@ -153,8 +153,8 @@ class _Problem:
 
     s is the transform of a law, s_N that of the noise eigenvalues; see the module `estimation`. In
     the law, a fraction t of the noise has variance sigma_1^2, the rest has sigma_2^2. The vector
-    (t, log sigma_1^2, log sigma_2^2) lies in a box. The unknowns x are the logits of its position
-    in this box, where `lower` is 0 and `upper` is 1.
+    v = (t, log sigma_1^2, log sigma_2^2) lies between the vectors `lower` and `upper`. The unknowns
+    are x = logit((v - lower) / (upper - lower)), a vector without bounds.
     """
 
     points: np.ndarray
@@ -168,11 +168,11 @@ class _Problem:
 
     @classmethod
     def of(cls, noise: Array, aspect_ratio: float) -> _Problem:
-        """Make the equations of `_Problem` from the eigenvalues of noise with N rows.
+        """Make the equations from noise eigenvalues; `_Problem` explains s and s_N.
 
-        The standard deviation of s_N(z) follows, up to a factor of order 1, from N^2 Var s_N(z) =
-        |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2| (Bai & Silverstein 2004, eq. 1.20). Here s' is ds/dz,
-        and * means the complex conjugate.
+        Each equation is divided by the standard deviation of s_N(z). Up to a factor of order 1,
+        N^2 Var s_N(z) = |1 / (z - z*)^2 - |s'|^2 / (s - s*)^2| for a matrix with N rows (Bai &
+        Silverstein 2004, eq. 1.20). Here s' is ds/dz, and * means the complex conjugate.
         """
         z = _contour(noise)
         resolvent = 1 / (noise - z[:, None])
@@ -188,13 +188,13 @@ class _Problem:
         return cls(z, s, slope, deviation, lower, upper, aspect_ratio)
 
     def solve(self, x: Array, precision: float) -> tuple[Array, float, bool]:
-        """Solve the equations from `x`; return unknowns, mean residual, and if it converged."""
+        """Solve from the start `x`; return unknowns, RMS residual and whether it converged."""
         with np.errstate(over="ignore"):  # in the unused covariance, if t is at its bound
             position, residuals, converged = least_squares(self, x, precision)
         return position, float(np.sqrt(np.mean(residuals**2))), converged
 
     def unit_start(self) -> Array:
-        """A start for the solver: the unknowns x (see `_Problem`) for t = 1/2, variances near 1."""
+        """The start x of the solver (see `_Problem`) for t = 1/2 and two variances near 1."""
         apart = np.sqrt(self.aspect_ratio) / 2
         return self._inside(0.5, apart, -apart)
 
@@ -203,7 +203,7 @@ class _Problem:
         return split_parts((s - self.transform) / self.deviation)
 
     def jacobian(self, x: Array) -> Array:
-        """Derivatives of the residuals by the unknowns `x`, shape (equations, unknowns)."""
+        """Derivatives of the residuals with respect to `x`, shape (equations, unknowns)."""
         (mixing, first, second), s = self._model(x)
         high, low = first / (1 + first * s), second / (1 + second * s)
         rise_high, rise_low = mixing * high**2, (1 - mixing) * low**2
@@ -214,7 +214,7 @@ class _Problem:
         return split_parts(columns * weight[:, None]) * chain
 
     def grid_search(self) -> Array:
-        """The unknowns x (see `_Problem`) that fit best among all pairs of variances on a grid."""
+        """The unknowns x (see `_Problem`) of the best fit, where the variances lie on a grid."""
         logs = np.linspace(self.lower[1], self.upper[1], GRID)
         variances = np.exp(logs)
         weight = np.abs(self.slope) / self.deviation
@@ -232,7 +232,7 @@ class _Problem:
         return self._inside(mixing[best], logs[high[best]], logs[low[best]])
 
     def position(self, law: DoubleBulk, scale: float) -> Array:
-        """The unknowns x (see `_Problem`) of `law`, after its variances are divided by `scale`."""
+        """The unknowns x (see `_Problem`) for `law` with its variances divided by `scale`."""
         return self._inside(law.mixing, *np.log(np.array(law.variances) / scale))
 
     def _inside(self, *values: float) -> Array:
@@ -278,7 +278,7 @@ def contour_problem(
         aspect_ratio: c in (0, 1], the columns of the noise divided by its rows.
 
     Returns:
-        z, s(z), row count times standard deviation of s(z), each shape (CONTOUR_POINTS,); and c.
+        z; s(z); the standard deviation of s(z), times the number of rows; and `aspect_ratio`.
     """
     problem = _Problem.of(noise, aspect_ratio)
     return problem.points, problem.transform, problem.deviation, aspect_ratio

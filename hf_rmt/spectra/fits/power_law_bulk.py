@@ -102,7 +102,7 @@ class PowerLawBulk(ContinuousBulk):
 
     @cached_property
     def atoms(self) -> Array:
-        """Noise variances, ascending, that stand for the whole range in numerical integrals."""
+        """The noise variances, ascending, at which numerical integrals are evaluated."""
         middle = np.sqrt(self.variances[0]) * np.sqrt(self.variances[1])
         return np.asarray(middle * np.exp(self.half_width * self._quadrature[0]))
 
@@ -135,7 +135,7 @@ def fit_power_law_bulk(eigenvalues: ArrayLike, shape: tuple[int, int]) -> Spectr
         shape: Shape of the weight; its orientation does not matter.
 
     Returns:
-        The fit. As in `fit_double_bulk`, noise and signal are found in turn until they agree.
+        The fit; see `hf_rmt.spectra`. Signal and noise are found as in `fit_double_bulk`.
 
     Raises:
         TypeError: If the shape is no pair of whole numbers.
@@ -166,7 +166,7 @@ def estimate_power_law(
         precision: Relative tolerance of the solver.
 
     Returns:
-        The estimate.
+        The fitted law, its residual, and whether the solver converged.
     """
     scale = float(noise.mean())
     problem = _Problem(*contour_problem(noise / scale, min(len(noise) / rows, 1.0)))
@@ -197,7 +197,7 @@ class _Problem:
         self._last: tuple[bytes, Model] | None = None
 
     def solve(self, x: Array, precision: float) -> tuple[Array, Array, bool]:
-        """Start the solver at `x`; return the unknowns, the residuals, and whether it converged."""
+        """Start the solver at `x`; return the best x, its residuals, and whether it converged."""
         with np.errstate(all="ignore"):
             position, residuals, converged = least_squares(self, x, precision)
             return position, residuals, converged and _solves(self._transform(position)[-1])
@@ -243,13 +243,13 @@ class _Problem:
         return x
 
     def law(self, x: Array, scale: float) -> PowerLawBulk:
-        """The law that `x` describes (see `_Problem`), with variances multiplied by `scale`."""
+        """The `PowerLawBulk` that `x` describes (see `_Problem`), its variances times `scale`."""
         middle, width, tilt = _shape(x)
         first, second = (float(scale * np.exp(middle + sign * width)) for sign in (1, -1))
         return PowerLawBulk(tilt / width, (first, second), self.aspect_ratio)
 
     def _transform(self, x: Array) -> Model:
-        """The `Model` (a law and its s(z)) at `x`; Newton's method starts from the last s(z)."""
+        """The `Model` at the unknowns `x` (see `_Problem`), found by Newton's method."""
         if self._last is not None and self._last[0] == x.tobytes():
             return self._last[1]
         middle, width, tilt = _shape(x)
@@ -274,7 +274,7 @@ class _Problem:
         return np.full_like(s, np.nan)
 
     def _followed(self, tau: Array, weights: Array) -> np.ndarray:
-        """Find the roots s(z) of (SS), see `estimation`: start far above z and go down to z."""
+        """Solve equation (SS) of `estimation` for s(z): start far above z and go down to z."""
         size = np.abs(self.points) + tau[-1]
         s = -1 / (self.points + 1j * HEIGHTS[0] * size)
         for height in HEIGHTS:
@@ -295,6 +295,6 @@ def _shape(x: Array) -> tuple[float, float, float]:
 
 
 def _tilted(tilt: float, nodes: Array = POSITIONS, quadrature: Array = QUADRATURE) -> Array:
-    """Quadrature weights, of sum 1, for a density that grows like exp(tilt x) on [-1, 1]."""
+    """Quadrature weights, of sum 1, for a density proportional to exp(tilt x) on [-1, 1]."""
     weights = quadrature * np.exp(tilt * nodes - abs(tilt))
     return np.asarray(weights / weights.sum())

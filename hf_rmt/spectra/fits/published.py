@@ -1,4 +1,8 @@
-"""The published estimator PDBLS for noise of two variances, for comparison with `estimation`."""
+"""The published estimator PDBLS: it fits the variances of noise that has two variances.
+
+The module `estimation` has another estimator for the same noise. It also explains the equation
+(SS) that this one solves.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +29,10 @@ def published_bulk(values: Array, rows: int) -> BulkEstimate:
 
     Args:
         values: Eigenvalues, descending, shape (p,).
-        rows: N, at least p.
+        rows: N, the longer side of the weight.
 
     Returns:
-        The estimate of the noise after the initial spikes are removed.
+        The `BulkEstimate` of the noise, from the eigenvalues without the removed spikes.
 
     Source:
         Wu, Zhu & Li, ICML 2025, algorithm 1.
@@ -74,9 +78,10 @@ def initial_spikes(values: Array, rows: int) -> int:
 
 
 def criteria(values: Array, rows: int) -> tuple[Array, Array]:
-    """The information criteria EDA and EDB for k = 1 .. min(int(6 N^0.1), p - 2) spikes.
+    """The values of two information criteria, EDA and EDB, for each number k of spikes.
 
-    Spikes are signal eigenvalues. Arguments, N and p are as for `initial_spikes`.
+    Spikes are signal eigenvalues. k runs from 1 to min(int(6 N^0.1), p - 2), and the k with the
+    smallest value is the best. Arguments, N and p are as for `initial_spikes`.
     """
     columns = len(values)
     log_theta = 2 * (values[:-1] - values[1:])

@@ -39,7 +39,7 @@ def found_spikes(law: BulkLaw, eigenvalues: Array, edge: float, rows: int) -> Ar
         Population spikes, shape (K,). `law.spike_inverse` alone would be too large, because
         among weak signals only those that the noise happened to enlarge exceed the edge. So the
         result is smaller, but at least the largest of `law.critical_points`. For an eigenvalue
-        below the edge the result is `law.spike_inverse`, which is nan within the range of the law.
+        below the edge the result is `law.spike_inverse`, which is nan within `law.bulk_edges`.
 
     Source:
         Paul, Statist. Sinica 17 (2007), theorem 3: the variance of a spike's eigenvalue is

@@ -6,8 +6,8 @@ fluctuation (the distance that chance explains). The eigenvalues beyond the move
 spikes. This is repeated until law and spikes agree. The iteration starts from eigenvalues that are
 certainly spikes, so it finds no more spikes than needed. A few large eigenvalues can be read in two
 ways: as spikes, or as a small bulk of large variance. The iteration finds one reading. The other is
-tried if the result is doubtful: if the law does not fit, if its bulk of larger variance has the
-least size allowed, or if the spikes are as close to each other as the eigenvalues of a bulk.
+tried if the result is doubtful: if the law does not fit, if its bulk of larger variance is as
+small as a fit allows, or if the spikes are as close to each other as the eigenvalues of a bulk.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ Mask = NDArray[np.bool_]
 
 
 class Estimator(Protocol):
-    """Fits a law (a predicted density) to noise eigenvalues, as `estimate_bulk` does."""
+    """Type of functions that, like `estimate_bulk`, fit a law (a density) to noise eigenvalues."""
 
     def __call__(
         self, noise: Array, rows: int, *, start: BulkLaw | None, precision: float
@@ -82,14 +82,14 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class Separation:
-    """A choice of signal, the law fitted to the rest, and the signal that this law finds.
+    """The result of one split of eigenvalues into signal and noise, with the law of the noise.
 
-    A law is the density that theory predicts for noise eigenvalues.
+    A law is the density that theory predicts for noise eigenvalues; see `hf_rmt.spectra`.
 
     Attributes:
         signal: Which of the p eigenvalues were left out of the fit, shape (p,).
         estimate: The law of the remaining eigenvalues.
-        found: Which eigenvalues lie outside of the range of this law, shape (p,).
+        found: Which of all p eigenvalues lie outside of the range of this law, shape (p,).
         converged: Whether `signal` and `found` agree and the solver converged.
         reason: Why `signal` and `found` do not agree; empty if they agree.
     """
@@ -205,9 +205,10 @@ def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
 def _iterate(
     values: Array, rows: int, signal: Mask, estimator: Estimator = estimate_bulk
 ) -> Separation:
-    """Fit the noise and find the signal in turn, starting from `signal`, until nothing changes.
+    """Fit a law (density) to the noise and find the signal by it, in turn, until nothing changes.
 
-    If the signal keeps growing, the result of the first round is returned, with a reason.
+    `signal` marks the signal of the first round. If the signal keeps growing, the result of this
+    round is returned, with a reason.
     """
     limit = most_spikes(len(values))
     now = first = _round(estimator, values, rows, signal)
@@ -250,12 +251,12 @@ def _certain_spikes(values: Array, rows: int) -> Mask:
 
 
 def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
-    """Mark a second choice of signal; return None if there is no such choice.
+    """Mark other eigenvalues as signal than `result` does; None if no other choice makes sense.
 
     The noise of `result` has two variances. If the fit is bad or `_at_floor` is True, the noise of
-    the larger variance becomes signal, as long as it is a small part. Otherwise, the largest
-    eigenvalues become noise if noise of one variance explains them: n eigenvalues of such noise
-    with N rows reach up to (1 + sqrt(n / N))^2 times their mean.
+    the larger variance becomes signal if it is a small part. Otherwise, signal eigenvalues become
+    noise (all but a few of the largest) if noise of one variance explains them: n eigenvalues of
+    such noise with N rows are at most about (1 + sqrt(n / N))^2 times their mean.
     """
     law, floor = result.estimate.law, least_mixing(len(values))
     if not result.adequate or _at_floor(result, len(values)):
@@ -271,11 +272,11 @@ def _other_reading(values: Array, rows: int, result: Separation) -> Mask | None:
 
 
 def _at_floor(result: Separation, count: int) -> bool:
-    """Whether the noise of the larger variance is so small a part that it may be signal.
+    """Whether so little of the noise has the larger variance that this part may be signal.
 
-    The fraction of the noise with the larger variance cannot be less than `least_mixing`. The
-    answer is True if this limit is above 5 % (a small matrix), the fraction is near the limit, and
-    the two variances clearly differ.
+    A fit gives the larger variance to at least the fraction `least_mixing` of the noise. The answer
+    is True if this limit is above 5 % (a small matrix), the fraction is near the limit, and the two
+    variances clearly differ.
     """
     law, floor = result.estimate.law, least_mixing(count)
     small = floor > SMALLEST_SHARE and law.weights[-1] <= PINNED * floor
@@ -285,8 +286,8 @@ def _at_floor(result: Separation, count: int) -> bool:
 def _outside(values: Array, law: BulkLaw, rows: int) -> Mask:
     """Mark the signal: eigenvalues above the noise or in a gap between its two intervals.
 
-    The gap counts only if few eigenvalues lie in it. If the upper interval holds less than half of
-    the eigenvalues that the law predicts there, these are signal too.
+    The gap counts only if few eigenvalues lie in it. If there are less than half as many above the
+    lower interval as the law predicts for the upper one, all of them are signal.
     """
     edges = finite_size_edges(law, rows)
     above = values > edges[-1, 1]

@@ -1,8 +1,9 @@
-"""The population unit bulk (PUB): noise of one variance, which BEMA or a kernel density estimates.
+"""Fits noise of one variance to a weight's eigenvalues, by BEMA or by a kernel density.
 
-BEMA is bulk eigenvalue matching analysis. Both methods are used as published, for comparison. The
-law, the density that theory predicts for noise eigenvalues, is fitted to the whole matrix of N rows
-and p columns. Spikes (signal eigenvalues) are not removed, so the law has the aspect ratio p / N.
+This model of noise is called the population unit bulk (PUB). BEMA is bulk eigenvalue matching
+analysis. Both methods are used as published, for comparison. A law is the density that theory
+predicts for noise eigenvalues. It is fitted to the whole matrix of N rows and p columns, without
+removing the spikes (signal eigenvalues). So the law has the aspect ratio p / N.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def fit_unit_bulk(
     variance 1: sigma^2 = sum q_k lambda_k / sum q_k^2 over 0.2 p <= k <= 0.8 p, where p is the
     number of eigenvalues. The edge of `bema` is the upper end of the law plus the distance that
     chance explains (the Tracy-Widom fluctuation). `kernel` smooths each singular value nu_i by a
-    Gaussian of width (nu_{i+15} - nu_{i-15}) / 2. Least squares fit the density of the law to the
-    smoothed density. The edge of `kernel` is the upper end of the law.
+    Gaussian of width (nu_{i+15} - nu_{i-15}) / 2. The density of the law is fitted to the smoothed
+    density by least squares. The edge of `kernel` is the upper end of the law.
 
     Args:
         eigenvalues: Squared singular values of the weight, shape (min(shape),), in any order.
@@ -97,9 +98,9 @@ def fit_unit_bulk(
 
 
 def _unit_bulk(estimator: str, beta: float, rows: int, values: Array) -> SpectrumFit:
-    """Fit noise of one variance to a whole matrix; eigenvalues above the edge are signal.
+    """Fit noise of one variance to the eigenvalues `values` of a matrix with `rows` rows.
 
-    The edge is the limit that `fit_unit_bulk` describes.
+    `fit_unit_bulk` explains the other arguments and the result.
     """
     if estimator == "bema":
         law, residual = _bema(values, rows)
@@ -179,7 +180,7 @@ def kernel_density(singular_values: Array, points: Array) -> Array:
         points: Where the density is wanted, shape (m,).
 
     Returns:
-        The density, of integral 1 over the whole line, shape (m,).
+        The density at these points, shape (m,). Its integral over the whole line is 1.
     """
     nu, columns = singular_values, len(singular_values)
     ranks = np.arange(columns)

@@ -35,9 +35,9 @@ CLOSE = 1e-12
 class ContinuousBulk(BulkLaw):
     """Law (predicted density) of noise eigenvalues that fill one interval, for many variances.
 
-    The variances of the noise fill a range. The nodes of a numerical integration over this range,
-    called `atoms`, stand for them. A subclass is a frozen dataclass with `atoms`, `weights` and
-    `rescaled`, see `BulkLaw`.
+    The variances of the noise fill a range. For numerical integration, a finite number of them,
+    called `atoms`, stands for this range. A subclass is a frozen dataclass with `atoms`, `weights`
+    and `rescaled`, see `BulkLaw`.
     """
 
     @cached_property
@@ -54,12 +54,12 @@ class ContinuousBulk(BulkLaw):
         return np.array([bottom * self._turn(bottom, 1 - CLOSE, 0.0), right])
 
     def _turn(self, atom: float, near: float, far: float) -> float:
-        """The point between `near` and `far` where the slope g' = `spike_slope` is 0.
+        """Find the point between `near` and `far` where `spike_slope` is 0.
 
-        All three are multiples of `atom`, one of the noise variances `atoms`: 1.5 stands for 1.5
-        times the atom. In this unit the absolute tolerance of the solver suits any atom. If the
-        fraction of the noise that has this variance is nearly 0, the point lies between the atom
-        and `near`. Then `near` is returned.
+        `near`, `far` and the result are in units of `atom`, one of the noise variances `atoms`: 1.5
+        stands for 1.5 times the atom. In this unit the absolute tolerance of the solver suits any
+        atom. If almost none of the noise has this variance, the point lies between the atom and
+        `near`. Then `near` is returned.
         """
 
         def slope(multiple: float) -> float:
@@ -68,11 +68,11 @@ class ContinuousBulk(BulkLaw):
         return near if slope(near) >= 0 else float(brentq(slope, near, far))
 
     def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
-        """Size a that a signal had before noise was added, from an eigenvalue l: g(a) = l.
+        """The size that a signal had before noise was added, from its eigenvalue l with noise.
 
-        g is the function of `spike_forward`. The size is nan for an eigenvalue that is not above
-        the bulk, the interval of noise eigenvalues. Newton's method runs to the right of the bulk,
-        where g is convex. It starts from the eigenvalue, which lies to the right of the root.
+        The size a solves g(a) = l; g is the function of `spike_forward`. The size is nan if l is
+        not above the bulk, the interval of noise eigenvalues. Newton's method runs to the right of
+        the bulk, where g is convex. It starts from l, which lies to the right of the root a.
         """
         x = np.asarray(eigenvalue, dtype=float)
         above = x > self.upper_edge
@@ -124,9 +124,9 @@ class ContinuousBulk(BulkLaw):
 
     @cached_property
     def _curve(self) -> CubicSpline:
-        """The complex root a of g(a) = l for an eigenvalue l, as a spline in the angle of sqrt(l).
+        """A spline that maps an angle to the complex root a of g(a) = l, for an eigenvalue l.
 
-        g is the function of `spike_forward`; the angle is that of `_angle`.
+        The angle is that of `_angle` for sqrt(l), and g is the function of `spike_forward`.
         """
         first, last = self.critical_points
         theta = np.linspace(0.0, np.pi, CURVE_POINTS)

@@ -16,8 +16,8 @@ class DoubleBulk(BulkLaw):
     """Law of the eigenvalues of X'X when a fraction t of the columns of X has variance sigma_1^2.
 
     A law is the distribution that theory predicts. The other columns have variance sigma_2^2. X is
-    the tall matrix of noise, with N rows and p columns; X' is the transpose. An entry of X has the
-    variance of its column divided by N. The eigenvalues fill one interval or two intervals. An
+    the tall matrix of noise, with N rows and p columns; X' is the transpose. The variance of
+    an entry of X is that of its column, divided by N. The eigenvalues fill one or two intervals. An
     eigenvalue in the gap between two intervals is not noise.
 
     Args:

@@ -43,7 +43,7 @@ class Interval:
 
     @classmethod
     def of(cls, pdf: Callable[[Array], Array], lower: float, upper: float) -> Interval:
-        """Make an `Interval` from the density `pdf` of the eigenvalues, by integration."""
+        """Make an `Interval` from the density `pdf` of the eigenvalues in [`lower`, `upper`]."""
         ends = np.sqrt([lower, upper])
         middle, half = float(ends.mean()), float(np.diff(ends)[0] / 2)
         angles = np.linspace(0.0, np.pi, NODES)
@@ -54,12 +54,12 @@ class Interval:
         return cls(middle, half, angles, density, cumulative_simpson(density, x=angles, initial=0))
 
     def mass_up_to(self, x: Array) -> Array:
-        """The fraction of all eigenvalues from the lower end of the interval to x, shape of x."""
+        """For each entry of `x`, the fraction of all eigenvalues that lie in [lower, entry]."""
         cosine = (self.middle - np.sqrt(np.maximum(x, 0.0))) / max(self.half, np.finfo(float).tiny)
         return self._curve(np.arccos(np.clip(cosine, -1.0, 1.0)))
 
     def position_of(self, mass: Array) -> Array:
-        """The x up to which the interval holds the fraction `mass` of all eigenvalues."""
+        """The inverse of `mass_up_to`: the x for which [lower, x] holds the fraction `mass`."""
         low, high = np.zeros(np.shape(mass)), np.full(np.shape(mass), np.pi)
         for _ in range(BISECTIONS):
             angle = (low + high) / 2

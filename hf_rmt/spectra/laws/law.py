@@ -2,8 +2,8 @@
 
 The eigenvalues are those of X'X (X' is the transpose) for X = N^{-1/2} Z diag(tau)^{1/2}, N x p,
 where Z has independent entries of mean 0 and variance 1. The variances tau of the noise take one
-value (Marchenko-Pastur), two values (double bulk), or more. A fraction w_k of them has the value
-tau_k. Everything about such a law follows from one rational function, the spike map
+value (Marchenko-Pastur), two values (double bulk), or more. A fraction w_k of the columns has the
+variance tau_k. Everything about such a law follows from one rational function, the spike map
 
     g(a) = a (1 + c sum_k w_k tau_k / (a - tau_k)),                     c = p / N,
 
@@ -67,7 +67,7 @@ class BulkLaw(ABC):
 
     @abstractmethod
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
-        """A copy with all noise variances times a factor and, if given, a new `aspect_ratio`."""
+        """Copy this law; multiply the variances by `factor`, and set `aspect_ratio` if given."""
 
     def spike_forward(self, alpha: ArrayLike) -> Array:
         """Eigenvalue that a population spike a produces: g(a) = a (1 + c E[tau / (a - tau)]).
@@ -108,10 +108,10 @@ class BulkLaw(ABC):
         return 2.0 * self.aspect_ratio * terms.sum(-1)
 
     def spike_inverse(self, eigenvalue: ArrayLike) -> Array:
-        """Population spike a behind an eigenvalue l: the root of g(a) = l with g'(a) > 0.
+        """Size a of the signal that produces an eigenvalue l: the root of g(a) = l with g'(a) > 0.
 
-        g is the function of `spike_forward`. A population spike is the size of a signal before
-        noise is added. The bulk is the interval, or the two intervals, of noise eigenvalues.
+        This size, before noise is added, is called a population spike. g is the function of
+        `spike_forward`. The bulk is the interval, or the two intervals, of noise eigenvalues.
 
         Args:
             eigenvalue: Eigenvalues above the bulk or in a gap between two intervals, any shape.
@@ -210,9 +210,9 @@ class BulkLaw(ABC):
     def pdf(self, x: ArrayLike) -> Array:
         """Density of the noise eigenvalues at x, same shape as x; 0 outside of `bulk_edges`.
 
-        The density is Im s(x + i0) / (pi c), with the companion transform s and the ratio c of
-        `stieltjes_transform`. If the eigenvalues reach down to 0 (c = 1), the density is infinite
-        at 0.
+        The density is Im s(x + i0) / (pi c), where i0 means the limit from the upper half-plane.
+        `stieltjes_transform` explains the companion transform s and the ratio c. If the
+        eigenvalues reach down to 0 (c = 1), the density is infinite at 0.
         """
         points = np.asarray(x, dtype=float)
         singular = (points == 0) & (self.bulk_edges[0, 0] == 0)
@@ -254,7 +254,7 @@ class BulkLaw(ABC):
         return result
 
     def moment(self, order: int) -> float:
-        """The mean of lambda^k over the noise eigenvalues lambda, k = order >= 0."""
+        """The mean k-th power of the noise eigenvalues, where k = `order` is at least 0."""
         return population_moment(self.atoms, self.weights, self.aspect_ratio, order)
 
     def _upper_root(self, z: ArrayLike) -> NDArray[np.complex128]:

@@ -50,10 +50,10 @@ class MarchenkoPastur(BulkLaw):
 
     @property
     def weights(self) -> Array:
-        """The fraction 1, shape (1,): all columns of the noise have the same variance."""
+        """Shares of the noise columns with each variance in `atoms`: [1.0], as there is one."""
         return np.ones(1)
 
     def rescaled(self, factor: float, *, aspect_ratio: float | None = None) -> Self:
-        """A copy with the noise variance times a factor and, if given, a new `aspect_ratio`."""
+        """A copy with the noise variance times `factor` and, if given, a new `aspect_ratio`."""
         ratio = self.aspect_ratio if aspect_ratio is None else aspect_ratio
         return type(self)(self.variance * factor, ratio)

@@ -108,7 +108,7 @@ def upper_root(z: ArrayLike, atoms: Array, weights: Array, aspect_ratio: float) 
 
 
 def critical_points(atoms: Array, weights: Array, aspect_ratio: float) -> Array:
-    """Real roots a of g'(a) = 0, ascending: two for each interval of the spectrum.
+    """Real roots a of g'(a) = 0, ascending: two for each interval of noise eigenvalues.
 
     g is the spike map, see the docstring of this module.
 
@@ -146,7 +146,7 @@ def _has_gap(atoms: Array, weights: Array, aspect_ratio: float) -> bool:
 
 
 def _scale(points: NDArray[Any], atoms: Array) -> Array:
-    """The number by which z and the variances are divided before g(a) = z is solved, for each z.
+    """For each z, the number that divides z and the variances before g(a) = z is solved.
 
     It is the largest atom (variance), or |z| if powers of z could overflow. Both give the same
     roots a, but with |z| the roots near the atoms are rounded to 0. The docstring of the module
@@ -164,7 +164,7 @@ def _over(atoms: Array, scale: Array) -> Array:
 def _coefficients(
     z: NDArray[Any], atoms: Array, weights: Array, aspect_ratio: float
 ) -> tuple[Complex, ...]:
-    """Coefficients of the polynomial prod (a - tau) (g(a) - z) in a, the highest power first.
+    """Coefficients of the polynomial (g(a) - z) prod(a - tau) in a, the highest power first.
 
     Its roots are the solutions a of g(a) = z. The first coefficient, 1, is left out. The docstring
     of the module defines g and tau. The product is over the variances tau.
@@ -179,9 +179,9 @@ def _coefficients(
 
 
 def _monic_roots(*coefficients: Complex) -> Complex:
-    """Roots of polynomials of degree 2 or, by Cardano's formula, 3, along a new last axis.
+    """Roots of polynomials of degree 2 or 3 (by Cardano's formula), along a new last axis.
 
-    The coefficients begin with that of the second highest power. That of the highest power is 1.
+    The highest power has the coefficient 1, which is not given. The others follow in falling order.
     """
     b, c, *rest = coefficients
     if not rest:
