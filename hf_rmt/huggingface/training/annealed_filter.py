@@ -156,9 +156,8 @@ class AnnealedFilter:
         self.stop()
         if not self.chosen:
             logger.warning(
-                "training ended after step %d, before the step %d after which the callback chooses "
-                "what to keep: the model stays as it was trained; train longer, or let anneal "
-                "start earlier",
+                "training ended after step %d, but RMTCallback chooses what to keep after step "
+                "%d: the model stays as it was trained; train longer, or let anneal start earlier",
                 state.global_step,
                 self.first,
             )
@@ -294,8 +293,8 @@ def _warn_returned(share: float) -> None:
 
 def _warn_mostly_dense(share: float) -> None:
     logger.warning(
-        "size='auto' keeps %.0f %% of the parameters: with less, parts of the weights that matter "
-        "for the loss on the training batches would be lost; to keep only half of the parameters "
-        "anyway, pass size=0.5, and compare the accuracy",
+        "size='auto' keeps %.0f %% of the parameters, because nearly all of them matter; pass "
+        "size=0.5 and compare the accuracy, or train without RMTCallback and store 4 bits a weight "
+        "with hf_rmt.compress(model, RMTConfig(noise='int4'), calibration=batches)",
         100 * share,
     )
