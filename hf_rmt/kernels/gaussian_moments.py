@@ -106,10 +106,10 @@ class GaussianMoments:
 
     @property
     def d1(self) -> float:
-        """The coefficient E[s']^2 of X'X in one layer's kernel; E[s'] is the mean slope.
+        """The squared mean slope of the activation; a coefficient in the kernel of one layer.
 
-        The kernel is the Gram matrix of the outputs of a wide layer. This matrix is approximately
-        d0 I + d1 X'X plus a low-rank part, where the columns of X are the inputs.
+        The kernel is the Gram matrix of the outputs of a wide layer. It is approximately d0 I
+        + d1 X^T X plus a low-rank part, where the columns of X are the inputs.
         """
         return self.m1**2
 

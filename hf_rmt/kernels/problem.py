@@ -74,10 +74,11 @@ class MatchedStep(StepActivation):
 
     @property
     def identity_shift(self) -> float:
-        """What the step activation adds to the diagonal of the Gram matrix of a layer's outputs.
+        """What a layer's kernel (the Gram matrix of its outputs) gains on the diagonal.
 
-        It is one number: the variance of the step's outputs (tau_out^2), minus the variance of the
-        replaced activation's outputs. It acts like the penalty of ridge regression.
+        A step activation, which takes few values, replaces another activation. The result is one
+        number: the variance of the step's outputs, minus that of the replaced activation's. It acts
+        like the penalty of ridge regression.
         """
         return self.moments.variance_slopes[0] - self.target.variance_slopes[0]
 

@@ -71,7 +71,7 @@ def double_bulk_matrix(
 def marchenko_pastur_matrix(
     shape: tuple[int, int], *, variance: float = 1.0, spikes: Sequence[float] = (), seed: Seed
 ) -> Array:
-    """Random matrix with noise of one variance, and with spikes, the variances of a signal.
+    """Random matrix whose noise has one variance; a signal is added, given by `spikes`.
 
     Args:
         shape: Shape of the matrix.

@@ -204,7 +204,7 @@ class _Side:
 
 
 def _rotated(energies: Array, groups: NDArray[np.intp]) -> Array:
-    """Sum `energies` by the number in `groups`: [3, 1, 5] and [0, 1, 0] give [8, 1, 0]."""
+    """The sum of each group, as many as energies: [3, 1, 5] in groups [0, 1, 0] give [8, 1, 0]."""
     result = np.zeros_like(energies)
     np.add.at(result, groups, energies)  # rows of zeros, group -1, add nothing to the last one
     return result

@@ -44,7 +44,8 @@ def excited_directions(weight: Tensor, excitation: LayerMoments) -> tuple[Tensor
     """The directions of a weight, ordered by the cost of losing them.
 
     Let G^{1/2} W C^{1/2} = U s V' be a singular value decomposition. A direction is a column of U
-    with the same column of V. The probes H = G^{1/2} U and K = C^{1/2} V store the directions.
+    with the same column of V. H = G^{1/2} U and K = C^{1/2} V are called probes: `cut` computes
+    from them what is left of W if some directions are kept.
 
     Args:
         weight: W, shape (out, in).

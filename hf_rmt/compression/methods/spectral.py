@@ -50,7 +50,8 @@ def _removal(name: str, value: Any) -> float | dict[str, float]:
         return check_number(name, value)
     if not value:
         raise ValueError(
-            f"{name}={value!r} names no layer, so nothing would be compressed; leave it at 1.0"
+            f"{name}={value!r} names no layer, so nothing would be compressed; pass a fraction for "
+            "each layer, or 1.0 for all layers"
         )
     for layer in value:
         if not isinstance(layer, str):

@@ -127,10 +127,10 @@ class CompressedLoraLinear(Linear):
         self._rewritten[name] = before, _digest(layer.weight)
 
     def _rows(self, name: str, sign: float = 1.0) -> Tensor:
-        """An adapter of rank r as r rows of the layer's factors, shape (r, in + out).
+        """An adapter of rank r in the form of `SpikedLinear.weight`, shape (r, in + out).
 
-        Row i is row i of A, followed by column i of s B. A and B are the factors of the adapter,
-        and s is its scale. With `sign=-1`, the rows stand for the negative of the adapter.
+        The adapter is s B A, where s is its scale. Row i is row i of A, followed by column i of
+        s B. With `sign=-1`, the rows stand for -s B A.
         """
         right: Any = self.lora_A[name].weight
         left: Any = self.lora_B[name].weight

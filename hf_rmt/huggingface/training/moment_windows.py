@@ -66,7 +66,8 @@ class MomentWindows:
     def gathers(self, step: int) -> bool:
         """Whether the next update step is measured, if `step` update steps are done already.
 
-        At most `GATHERED` steps are measured before each choice of what parts the weights keep.
+        The inputs of the layers are measured before each choice of directions (parts of rank one
+        that a weight keeps), in at most `GATHERED` steps.
         """
         if not self.choices:
             return False

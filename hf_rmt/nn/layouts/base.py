@@ -233,7 +233,7 @@ def _state(layer: SpikedLinear, make: Any, argument: Any, signal: tuple[Tensor, 
     """The key of `Layout.keep`: everything on which the kept value of a layer depends.
 
     Each forward pass computes this key, so this must be fast. The key is one flat tuple. The code
-    reads few objects: most of the time goes into objects that the processor's cache does not hold.
+    reads few objects, because objects outside of the processor's cache take long to read.
     """
     store: Any = layer._modules["noise"]  # `layer.noise` takes five times as long
     of_signal = signal_state(layer, signal) if signal else ()

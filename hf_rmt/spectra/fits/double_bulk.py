@@ -90,8 +90,8 @@ def fitted(
         estimator: The function that fits the law; see `Estimator`. If the eigenvalues are scaled,
             the largest one that it gets lies in [1, 2).
         normalise: If True, the eigenvalues are always scaled. If False, they are scaled only if
-            powers of them would overflow. The published estimator needs False, because its result
-            depends on the scale.
+            powers of them would overflow. Pass False if the result of the estimator depends on the
+            scale, as that of Wu, Zhu & Li does.
 
     Returns:
         The fit in the units of the eigenvalues. If no law can be fitted, the verdict `phase` is

@@ -122,7 +122,7 @@ def estimate_bulk(
 
     Args:
         noise: Eigenvalues without the signal, descending, shape (n,), n >= 3, not all zero.
-        rows: N, the number of rows of the noise. If N is less than n, the matrix counts as square.
+        rows: N, the longer side of the matrix of noise. If it is less than n, n is used for it.
         start: A double bulk near the result. If None, a grid of variances is searched.
         precision: Relative tolerance of the solver on parameters and residual.
 

@@ -118,8 +118,8 @@ def separate(values: Array, rows: int) -> Separation:
         rows: N, the longer side of the weight.
 
     Returns:
-        The spikes, and the law (density) of the rest. If the number of spikes keeps growing, these
-        are the spikes of the first round, with a reason.
+        The spikes, and the law (density) of the rest, found in rounds. If each round finds more
+        spikes, the result is that of the first round, and its `reason` says so.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows))
     other = _other_reading(values, rows, result)
@@ -190,8 +190,8 @@ def separate_by(estimator: Estimator, values: Array, rows: int) -> Separation:
         rows: N, the longer side of the weight.
 
     Returns:
-        The spikes, and the law (density) of the rest. If the number of spikes keeps growing, these
-        are the spikes of the first round, with a reason.
+        The spikes, and the law (density) of the rest, found in rounds. If each round finds more
+        spikes, the result is that of the first round, and its `reason` says so.
     """
     result = _iterate(values, rows, _certain_spikes(values, rows), estimator)
     if result.converged and result.adequate:

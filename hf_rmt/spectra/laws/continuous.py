@@ -1,4 +1,6 @@
-"""Laws (predicted densities) of the eigenvalues of noise of many variances, in one interval.
+"""Laws for noise with many variances, whose eigenvalues fill one interval.
+
+A law is the density that theory predicts for the eigenvalues.
 
 For one or two variances, `spike_map` has closed formulas. For many, the edges (ends) of a law and
 the density come from the curve in the complex plane on which the spike map g is real (Silverstein &
@@ -58,8 +60,8 @@ class ContinuousBulk(BulkLaw):
 
         `near`, `far` and the result are in units of `atom`, one of the noise variances `atoms`: 1.5
         stands for 1.5 times the atom. In this unit the absolute tolerance of the solver suits any
-        atom. If almost none of the noise has this variance, the point lies between the atom and
-        `near`. Then `near` is returned.
+        atom. If almost none of the noise has this variance, there is no such point: it lies nearer
+        to the atom than `near`. Then `near` is returned.
         """
 
         def slope(multiple: float) -> float:
