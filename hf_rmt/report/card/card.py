@@ -278,14 +278,9 @@ def _row(layer: LayerPlan) -> dict[str, Any]:
 def _settings(plan: CompressionPlan, config: Mapping[str, Any]) -> str:
     """The section of the card with the user's settings, as JSON; empty if there are none.
 
-    Entries that the library itself adds to `config` (see `RECORDS`) are left out. So is an entry
-    that holds a dict.
+    Entries that the library itself adds to `config` (see `RECORDS`) are left out.
     """
-    given = {
-        key: value
-        for key, value in config.items()
-        if value is not None and key not in RECORDS and not isinstance(value, Mapping)
-    }
+    given = {key: value for key, value in config.items() if not (value is None or key in RECORDS)}
     if not given:
         return ""
     several = len({(layer.kind, layer.noise) for layer in plan.compressed}) > 1

@@ -162,6 +162,11 @@ def test_settings_leave_the_records_out(plan):
     assert "max_rank" not in settings
 
 
+def test_a_setting_of_single_layers_is_on_the_card(plan):
+    text = card(plan, config={**CONFIG, "noise_removal": {"encoder.query": 0.25}})
+    assert '"encoder.query": 0.25' in section(text, "Settings")
+
+
 @pytest.mark.parametrize(
     ("error", "cosine"),
     [(1e-7, "above 0.99999"), (0.0, "of about 1.00000"), (0.02, f"of about {0.98**0.5:.5f}")],
