@@ -39,7 +39,7 @@ there are enough steps, at least `CUTS` cuts are made. Each evaluation and save 
 RETURNED = 0.05
 """If noise again has more than this share of the weights' squared norm after it was all removed,
 then something else writes old weights back, and a warning is logged."""
-MOSTLY_DENSE = 0.9
+MOSTLY_DENSE = 0.75
 """If more than this share of the parameters is kept, little is saved, and a warning is logged."""
 PROBES_FILE = "_rmt_probes-{step}.safetensors"
 

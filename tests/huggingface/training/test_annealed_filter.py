@@ -24,7 +24,7 @@ from hf_rmt.compression.calibration.calibrated import WHOLE
 from hf_rmt.compression.calibration.excited import cut
 from hf_rmt.compression.calibration.low_rank import LayerMoments
 from hf_rmt.compression.calibration.ranks import ranks_that_lose
-from hf_rmt.huggingface.training import choice
+from hf_rmt.huggingface.training import annealed_filter, choice
 from hf_rmt.huggingface.training.annealed_filter import PROBES_FILE
 from hf_rmt.huggingface.training.filter_callback import RMTCallback
 from tests.huggingface.models import tiny_model
@@ -276,3 +276,18 @@ def test_a_text_to_text_model_from_nothing_trains_and_shrinks(tmp_path: Path) ->
     plan = trainer.model.compression_report.plan
     assert plan.parameter_share <= 0.35
     assert all(layer.compressed or layer.reason == WHOLE for layer in plan)
+
+
+@pytest.mark.parametrize(("limit", "warns"), [(0.0, True), (1.0, False)])
+def test_a_share_that_saves_little_is_told_with_what_else_to_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    limit: float,
+    warns: bool,
+) -> None:
+    monkeypatch.setattr(annealed_filter, "MOSTLY_DENSE", limit)
+    fine_tune(tmp_path, RMTCallback())
+    said = [text for text in caplog.messages if "size='auto' keeps" in text]
+    assert len(said) == warns
+    assert all("noise='int4'" in text and "size=0.5" in text for text in said)
