@@ -178,7 +178,7 @@ def ntk_equivalent(
             inputs were of one class.
         order: 1 or 2, as for `conjugate_kernel_equivalent`.
         published: Whether to subtract tau_0^4 b3 from the multiple of I, as published; only with
-            order=1.
+            order=1. `conjugate_kernel_equivalent` explains why the default does not.
 
     Returns:
         The kernel, shape (samples, samples).

@@ -68,9 +68,9 @@ def match_step_activation(
             that meets tau_out exactly.
         step_tau: Scale of the step's argument in the network that has the step; None for `tau`.
         published: Whether to use the step that the published code has in the last layer: b 1{x < r1
-            or r2 < x <= r3 or x > r4} - mean with r4 = r3 + r2 - r1. It needs levels=2. A match
-            exists only if the best fit of the activation by a polynomial of degree 2 has at most
-            0.66 of its variance.
+            or r2 < x <= r3 or x > r4} - mean with r4 = r3 + r2 - r1. It needs levels=2, although
+            it has two values only. A match exists only if the best fit of the activation by a
+            polynomial of degree 2 has at most 0.66 of its variance.
 
     Returns:
         The step, with its moments and its residual (see `MatchedStep`).

@@ -124,8 +124,9 @@ class MatchingProblem:
     def quadratic(self, xi: Array) -> Array:
         """The linear plus the quadratic part of a step activation, at standard normal `xi`.
 
-        All step activations that meet `goal` have the same two parts. Their sum is the polynomial
-        of degree 2 that is nearest to such a step activation in mean square.
+        `goal` holds the moments that the step activation must have (see `MatchingProblem`). They
+        fix these two parts. Their sum is the polynomial of degree 2 that is nearest to the step
+        activation in mean square.
         """
         return self.goal[0] * xi + self.goal[1] * (xi**2 - 1) / 2
 

@@ -146,7 +146,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _given(module: Any) -> set[str]:
-    """Names of attributes, tensors and children that the class of a module gives to it."""
+    """Names of what a module has because of its class; all else was added by the user."""
     given = set(OWN_ATTRIBUTES)
     for kind in type(module).__mro__:
         given |= set(inspect.get_annotations(kind))

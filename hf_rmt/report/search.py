@@ -60,9 +60,9 @@ class SearchReport:
             layer. Layers that stay unchanged are left out. Noise directions are the singular
             directions of a weight that are not signal; `hf_rmt.spectra` explains signal and noise.
         curve: Pairs (fraction, metric), sorted by the fraction: the metric if each layer loses this
-            fraction of its noise. The pair in which layers lose all noise is an exception: layers
-            without a signal lose nothing in it, because nothing would be left of them, and the
-            fraction is the mean over all layers.
+            fraction of its noise. The last pair is an exception: layers with a signal lose all
+            their noise. Layers without a signal lose nothing, or nothing would be left of them. The
+            fraction of this pair is the mean over all layers.
         evaluations: All measurements of the metric, in their order.
         layers: Shape of each layer that was searched, by name.
         plan: What happens to each layer in `removal`.

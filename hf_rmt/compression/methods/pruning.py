@@ -64,7 +64,7 @@ class Pruning(SpectralMethod):
     ) -> Decision:
         """Set entries of a weight to zero; `SpectralMethod.cut` explains arguments and result.
 
-        If several processes run, all of them draw the same random numbers for a layer.
+        Some methods choose the entries at random; then all processes choose the same entries.
         """
         from hf_rmt.compression.decision import Decision, dense_plan
         from hf_rmt.compression.execution.seeding import layer_generator

@@ -49,9 +49,10 @@ class Paths:
             self.known |= self.given(target.id, value)
 
     def given(self, name: str, value: ast.expr) -> Known:
-        """What `known` must hold after the assignment `name = value`; empty if it gives no layer.
+        """The names that stand for layers after the assignment `name = value`, with their paths.
 
-        After `x = self.up` this is {"x": ("up",)}. If x is a list, the key "x[]" has its layers.
+        The result is to be added to `known`; it is empty if `value` stands for no layer. After
+        `x = self.up` it is {"x": ("up",)}. If x is a list, the key "x[]" has its layers.
         """
         listed = () if isinstance(value, ast.Name | ast.Attribute) else self.members(value)
         if isinstance(value, ast.Name):

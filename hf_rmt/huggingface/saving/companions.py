@@ -130,9 +130,9 @@ def _complete_parts(model: Any, config: dict[str, Any], record: dict[str, Any]) 
 def _layers_of(model: Any, config: Any, plan: CompressionPlan) -> dict[str, Any]:
     """The records in `plan` about the layers of one part of a model, by their names in the part.
 
-    For example, the layer `encoder.fc` has the name `fc` in the part `encoder`. `plan` says how
-    each layer of the whole model was compressed. The part consists of the modules whose config is
-    `config`.
+    `plan` says how each layer of the whole model was compressed. A part is a submodule that has
+    `config` as its config. For example, in the part `encoder` the layer `encoder.fc` has the name
+    `fc`.
     """
     found: dict[str, Any] = {}
     outer: list[str] = []

@@ -91,9 +91,10 @@ def choose(
             output gradients, as `BatchMoments` gives them. A layer without gradients stays dense
             (not compressed), because its directions cannot be compared with those of other layers.
         settings: The rule that finds the rank of a layer if no size is given.
-        size: Share to keep of the parameters of all layers with gradients. `"auto"`: the smallest
-            share that loses at most the part `LOST` of the worth of all directions. The worth of a
-            direction is about how much the loss would rise without it. None: use `settings`.
+        size: Share to keep of the parameters of all layers with gradients. The worth of a direction
+            is about how much the loss would rise without it. `"auto"` keeps the smallest share that
+            has at least the fraction 1 - `LOST` of the worth of all directions. None: use
+            `settings`.
         not_finite: Layers that have no moments because batches gave them nan or inf.
 
     Returns:

@@ -211,7 +211,7 @@ def _draw_line(
 
 
 def _tidy(axes: Axes, label: str, values: Sequence[float], colours: Palette) -> None:
-    """Label the vertical axis, from 0 up; if all `values` are whole, all ticks are."""
+    """Label the vertical axis and start it at 0; use whole ticks if all `values` are whole."""
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0.0)
     if all(float(value).is_integer() for value in values):

@@ -24,8 +24,8 @@ class Interval:
 
     Noise eigenvalues fill the interval from lower to upper. The fraction is called the mass. It is
     stored as a function of an angle that stands for x: sqrt(x) = middle - half cos(angle). The mass
-    is a smooth function of this angle, also where the density of the eigenvalues is not: at the
-    ends of the interval, where it falls like a square root, and at 0, where it can be infinite.
+    is a smooth function of this angle. The density of the eigenvalues is not smooth in x: it falls
+    like a square root at the ends of the interval, and can be infinite at 0.
 
     Attributes:
         middle: Middle of the interval of sqrt(x).
