@@ -105,7 +105,7 @@ def test_steps_are_open_to_the_left():
     ("call", "message"),
     [
         (lambda: gaussian_moments("relu", tau=0.0), "tau must be positive and finite, got 0.0"),
-        (lambda: gaussian_moments(lambda x: x.sum(), tau=1.0), "elementwise"),
+        (lambda: gaussian_moments(lambda x: x.sum(), tau=1.0), "vectorise"),
         (lambda: gaussian_moments(np.log, tau=1.0), "finite numbers"),
         (lambda: gaussian_moments(lambda x: np.sin(1e9 * x), tau=1.0), "piecewise smooth"),
         (
@@ -118,7 +118,7 @@ def test_steps_are_open_to_the_left():
         (lambda: gaussian_moments("relu", tau=1.0, degree=-1), "degree must be at least 0, got -1"),
         (lambda: StepActivation((0.0,), (-1.0, 1.0)).moments_at(1e-200), "lie in .* got 1e-200"),
         (lambda: StepActivation((1.0, 1.0), (0.0, 1.0, 2.0)), "ascend"),
-        (lambda: StepActivation((1.0,), (0.0,)), "one height more"),
+        (lambda: StepActivation((1.0,), (0.0,)), "one height for each"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
