@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_rmt.nn import NOISE_KINDS, SpikedLinear, TernaryLinear, stored_bits
 from hf_rmt.nn.layouts import set_layout
+from tests.nn.fitting import losses_of
 
 PACKED = ("ternary", "int4", "int8")
 OUT, IN, RANK = 36, 50, 3
@@ -177,15 +178,8 @@ def test_signal_trains_and_noise_does_not(noise: str) -> None:
     layer = layer_of(noise)
     assert {name for name, _ in layer.named_parameters()} == {"weight", "bias"}
     before = copy.deepcopy(layer.noise.state_dict())
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3)
     x, target = normal(64, IN, seed=8), normal(64, OUT, seed=9)
-    losses = []
-    for _ in range(20):
-        optimizer.zero_grad()
-        loss = (layer(x) - target).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of(layer, x, target, lr=1e-3, steps=20)
     assert losses[-1] < losses[0]
     assert all(torch.equal(before[key], value) for key, value in layer.noise.state_dict().items())
 

@@ -15,6 +15,7 @@ from hf_rmt.nn import NOISE_KINDS, SpikedConv2d, SpikedLinear
 from hf_rmt.nn.counterparts import densify
 from hf_rmt.nn.layouts import LAYOUTS, set_layout
 from hf_rmt.nn.layouts.parking import is_parked
+from tests.nn.fitting import losses_of
 from tests.nn.layouts.layers import IN, OUT, RANK, allowed, distance, layer_of, normal, placed
 
 NAMES = tuple(name for name, kind in LAYOUTS.items() if not kind.by_name_only)
@@ -68,14 +69,7 @@ def test_gradients_are_those_of_the_dense_weight(
 def test_the_signal_trains_and_evaluation_sees_it(noise: str, name: str) -> None:
     layer = placed(noise, name).train()
     x, target = normal(64, IN, seed=8), normal(64, OUT, seed=9)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-4)
-    losses = []
-    for _ in range(5):
-        optimizer.zero_grad()
-        loss = (layer(x) - target).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of(layer, x, target, lr=1e-4, steps=5)
     assert losses[-1] < losses[0]
     layer.eval()
     with torch.no_grad():
