@@ -293,7 +293,7 @@ def _warn_returned(share: float) -> None:
 
 def _warn_mostly_dense(share: float) -> None:
     logger.warning(
-        "size='auto' keeps %.0f %% of the parameters, because nearly all of them matter; pass "
+        "size='auto' keeps %.0f %% of the parameters, because most of them matter; pass "
         "size=0.5 and compare the accuracy, or train without RMTCallback and store 4 bits a weight "
         "with hf_rmt.compress(model, RMTConfig(noise='int4'), calibration=batches)",
         100 * share,

@@ -1,10 +1,12 @@
 """The layout `dense`, a form of a weight in memory: one matrix of the model's dtype.
 
 The matrix is signal plus noise (see `SpikedLinear`), which is the weight of a dense layer. It lies
-in memory row by row, as in `nn.Linear`. oneDNN could bring it into another order in advance. On a
-CPU with AVX-512, with one thread and torch 2.13, products of 2 rows and more then take 0.53 to 1.0
-of the time. But one row can take 1.5 times as long, and the first product with each new number of
-rows takes 1.7 ms longer, which texts of many lengths would feel.
+in memory row by row, as in `nn.Linear`.
+
+oneDNN could bring it into another order in advance. On a CPU with AVX-512, with one thread and
+torch 2.13, products of 2 rows and more then take 0.53 to 1.0 of the time. But one row can take 1.5
+times as long. And the first product with each new number of rows takes 1.7 ms longer, so texts of
+many lengths would be slower at first.
 """
 
 from __future__ import annotations
