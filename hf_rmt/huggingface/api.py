@@ -225,9 +225,7 @@ def _saved_config(path: str | PathLike[str]) -> Any:
         saved = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except OSError as error:
         if Path(path, CONFIG).is_file():
-            raise ValueError(
-                f"{path}: {CONFIG} cannot be read; correct it, or download it again: {error}"
-            ) from error
+            raise _unreadable(path, error) from error
         raise OSError(
             f"{str(path)!r} is neither a folder with a model nor a Hub id that can be reached; "
             f"pass a local folder, or connect to the Hub. {error}"
@@ -238,11 +236,13 @@ def _saved_config(path: str | PathLike[str]) -> Any:
                 f"{path} brings its own Python code, which hf_rmt does not run; load it with "
                 "from_pretrained(..., trust_remote_code=True) and pass the loaded model"
             ) from error
-        raise ValueError(
-            f"{path}: {CONFIG} cannot be read; correct it, or download it again: {error}"
-        ) from error
+        raise _unreadable(path, error) from error
     check_method(path, getattr(saved, "quantization_config", None))
     return saved
+
+
+def _unreadable(path: str | PathLike[str], error: Exception) -> ValueError:
+    return ValueError(f"{path}: {CONFIG} cannot be read; correct it, or download it again: {error}")
 
 
 def _class_of(saved: Any) -> Any:
